@@ -1,0 +1,88 @@
+"""What the commands share: exit statuses, error lines, and the same arguments everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from autoseg import __version__
+from autoseg.errors import AutosegError
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def parser(name: str, does: str) -> argparse.ArgumentParser:
+    """A parser with the options that every command has."""
+    made = argparse.ArgumentParser(prog=name, description=does, allow_abbrev=False)
+    made.add_argument("--version", action="version", version=f"autoseg {__version__}")
+    made.add_argument(
+        "--debug", action="store_true", help="print the traceback of an error, not one line"
+    )
+    return made
+
+
+def add_workspace(to: argparse.ArgumentParser) -> None:
+    """`--workspace`: where raw, preprocessed and models lie."""
+    to.add_argument(
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        help="folder that holds raw/, preprocessed/ and models/ "
+        "(default: $AUTOSEG_WORKSPACE, else the current folder)",
+    )
+
+
+def add_processes(to: argparse.ArgumentParser) -> None:
+    """`--processes`: how many worker processes; never changes a result."""
+    to.add_argument(
+        "--processes",
+        type=at_least_one,
+        default=min(os.cpu_count() or 1, 12),
+        metavar="N",
+        help="worker processes (default: one per core, at most 12: %(default)s); "
+        "results do not depend on it",
+    )
+
+
+def add_device(to: argparse.ArgumentParser) -> None:
+    """`--device`: where the network runs."""
+    to.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best one there)"
+    )
+
+
+def at_least_one(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def run(
+    make_parser: Callable[[], argparse.ArgumentParser],
+    command: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+) -> int:
+    """Parse, run, and turn errors into one line and an exit status."""
+    try:
+        arguments = make_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed help or what is wrong
+        return int(stop.code or 0)
+    try:
+        return command(arguments)
+    except KeyboardInterrupt:
+        status, text = INTERRUPTED, "interrupted; what was finished is kept"
+    except AutosegError as error:
+        status, text = BAD_INPUT, str(error)
+    except Exception as error:
+        status, text = FAILED, f"{error or type(error).__name__}"
+        if not arguments.debug and not isinstance(error, RuntimeError | OSError):
+            text += f" ({type(error).__name__}; run again with --debug for the traceback)"
+    if arguments.debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,22 @@
+"""What a user can get wrong, said in one line."""
+
+from __future__ import annotations
+
+
+class AutosegError(ValueError):
+    """Bad input: the message says what, which file, what was found and what to do.
+
+    The command line prints it as one line and exits with status 2.
+    """
+
+
+class DataError(AutosegError):
+    """A scan, a label map or a data set is missing, broken or inconsistent."""
+
+
+class PlanError(AutosegError):
+    """A plan has an unknown key, an impossible value, or belongs to other data."""
+
+
+class RunError(RuntimeError):
+    """A run failed for a reason that is not the user's input (exit status 1)."""
