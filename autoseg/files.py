@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,19 +91,19 @@ def _unique_keys(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path` for the block, or say who holds it.
+def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` for the block; if it is held, wait for it or say who holds it.
 
     A lock left by a killed process on this machine is taken over.
 
     Raises:
-        RunError: another living process holds the lock.
+        RunError: another living process holds the lock, and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = path.with_name(f"{path.name}.{os.getpid()}")
     mine.write_text(str(os.getpid()))
     try:
-        _take(path, mine, what)
+        _take(path, mine, what, wait)
         try:
             yield
         finally:
@@ -111,18 +112,21 @@ def locked(path: Path, what: str) -> Iterator[None]:
         mine.unlink(missing_ok=True)
 
 
-def _take(path: Path, mine: Path, what: str) -> None:
+def _take(path: Path, mine: Path, what: str, wait: bool) -> None:
     while True:
         try:
             os.link(mine, path)  # appears whole, with its holder's number in it
             return
         except FileExistsError:
             holder = _read_holder(path)
-        if holder is not None and _is_alive(holder):
+        if holder is None or not _is_alive(holder):
+            path.unlink(missing_ok=True)
+        elif wait:
+            time.sleep(0.2)
+        else:
             raise RunError(
                 f"{what} is in use by process {holder}; wait for it, or stop it and delete {path}"
             )
-        path.unlink(missing_ok=True)
 
 
 def _read_holder(path: Path) -> int | None:

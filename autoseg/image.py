@@ -196,7 +196,7 @@ def _must_exist(path: Path) -> None:
         raise DataError(f"{path}: unknown ending; known are {', '.join(ENDINGS)}")
 
 
-def _read_series(folder: Path) -> sitk.Image:
+def _read_series(folder: Path) -> Any:
     """Read the one DICOM series of a folder, its slices in the order of their positions."""
     import SimpleITK as sitk
 

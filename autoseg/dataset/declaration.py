@@ -1,0 +1,293 @@
+"""What a task's `dataset.json` declares, in either dialect, checked field by field.
+
+Two dialects are understood, also mixed: the Medical Segmentation Decathlon's, which nnU-Net v1
+shares (`modality`, `labels` from value to name, a `training` list), and nnU-Net v2's
+(`channel_names`, `labels` from name to value or values, optional `dataset` with explicit paths).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoseg.errors import DataError
+from autoseg.files import read_json
+from autoseg.image import stem_of
+
+FILE_NAME = "dataset.json"
+IGNORE = "ignore"
+LARGEST_LABEL = 65535
+
+
+@dataclass(frozen=True)
+class ListedCase:
+    """A case whose files `dataset.json` names; `images` and `label` as written there.
+
+    `expand` is true for one image name that may stand for CASE_0000, CASE_0001, ... (Decathlon).
+    """
+
+    name: str
+    images: tuple[str, ...]
+    label: str
+    expand: bool
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The checked fields of a `dataset.json`.
+
+    Attributes:
+        path: the file itself.
+        channels: names of the image channels, in order.
+        labels: name -> values that it covers, background included. Without regions in order of
+            value; with regions background first, then as declared, because `regions_class_order`
+            counts in that order.
+        ignore_label: value of voxels that nobody annotated.
+        regions_class_order: the value that each foreground region paints, in painting order.
+        groups: case -> patient.
+        listed: the cases by name, or None where the folders decide.
+        case_count: the declared number of training cases, if any.
+    """
+
+    path: Path
+    channels: tuple[str, ...]
+    labels: dict[str, tuple[int, ...]]
+    ignore_label: int | None
+    regions_class_order: tuple[int, ...] | None
+    groups: dict[str, str]
+    listed: tuple[ListedCase, ...] | None
+    case_count: int | None
+    licence: str | None
+    description: str | None
+
+
+def read_declaration(folder: Path) -> Declaration:
+    """Read and check `folder/dataset.json`.
+
+    Raises:
+        AutosegError: the file is missing or not JSON.
+        DataError: a field is missing, has the wrong type, or contradicts another.
+    """
+    path = folder / FILE_NAME
+    fields = read_json(path)
+    if not isinstance(fields, dict):
+        raise DataError(f"{path}: holds {_kind(fields)}; it must be an object with named fields")
+    labels = _labels(fields, path)
+    ignore_label = _take_ignore_label(labels, path)
+    _check_labels(labels, ignore_label, path)
+    count = fields.get("numTraining")
+    return Declaration(
+        path=path,
+        channels=_channels(fields, path),
+        labels=_in_order(labels),
+        ignore_label=ignore_label,
+        regions_class_order=_regions_class_order(fields, labels, path),
+        groups=_groups(fields, path),
+        listed=_listed(fields, path),
+        case_count=count if _is_whole(count) else None,
+        licence=_text(fields, ("licence", "license"), path),
+        description=_text(fields, ("description",), path),
+    )
+
+
+def _channels(fields: dict[str, Any], path: Path) -> tuple[str, ...]:
+    key = next((key for key in ("channel_names", "modality") if key in fields), None)
+    if key is None:
+        raise DataError(
+            f'{path}: neither "channel_names" nor "modality" is there; '
+            'name the channels, for example "channel_names": {"0": "CT"}'
+        )
+    names = fields[key]
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+        raise DataError(f'{path}: "{key}" must map "0", "1", ... to names; found {_short(names)}')
+    channels = tuple(names[str(i)] for i in range(len(names)))
+    if not channels or not all(isinstance(name, str) and name for name in channels):
+        raise DataError(f'{path}: "{key}" needs a name for each channel; found {_short(names)}')
+    return channels
+
+
+def _labels(fields: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    declared = fields.get("labels")
+    if not isinstance(declared, dict) or not declared:
+        raise DataError(
+            f'{path}: "labels" must map names to values, for example '
+            f'{{"background": 0, "tumour": 1}}; found {_short(declared)}'
+        )
+    if all(isinstance(name, str) for name in declared.values()):
+        return _labels_by_value(declared, path)
+    return {name: _values(name, value, path) for name, value in declared.items()}
+
+
+def _labels_by_value(declared: dict[str, str], path: Path) -> dict[str, tuple[int, ...]]:
+    labels: dict[str, tuple[int, ...]] = {}
+    for value, name in declared.items():
+        if not value.isdecimal():
+            raise DataError(f'{path}: "labels" has the value {value!r}; it must be a whole number')
+        if name in labels:
+            raise DataError(
+                f'{path}: "labels" gives the name {name!r} to {labels[name][0]} and {value}; '
+                "give each value its own name"
+            )
+        labels[name] = _values(name, int(value), path)
+    return labels
+
+
+def _values(name: str, declared: Any, path: Path) -> tuple[int, ...]:
+    values = tuple(declared) if isinstance(declared, list) else (declared,)
+    whole = all(_is_whole(value) and 0 <= value <= LARGEST_LABEL for value in values)
+    if not values or not whole or len(set(values)) < len(values):
+        raise DataError(
+            f"{path}: label {name!r} is {_short(declared)}; it must be a whole number from 0 to "
+            f"{LARGEST_LABEL}, or a list of different ones"
+        )
+    return tuple(sorted(values))
+
+
+def _take_ignore_label(labels: dict[str, tuple[int, ...]], path: Path) -> int | None:
+    values = labels.pop(IGNORE, None)
+    if values is None:
+        return None
+    if len(values) != 1 or any(values[0] in others for others in labels.values()):
+        raise DataError(
+            f"{path}: label 'ignore' covers {list(values)}; it needs one value of its own"
+        )
+    return values[0]
+
+
+def _check_labels(labels: dict[str, tuple[int, ...]], ignore_label: int | None, path: Path) -> None:
+    if (0,) not in labels.values() or ignore_label == 0:
+        raise DataError(f'{path}: no label has the value 0; declare "background": 0')
+    if len(labels) < 2:
+        raise DataError(f'{path}: "labels" has nothing to segment beside the background')
+    names: dict[tuple[int, ...], str] = {}
+    for name, values in labels.items():
+        if values in names:
+            raise DataError(
+                f"{path}: labels {names[values]!r} and {name!r} both have the value "
+                f"{', '.join(map(str, values))}; give each its own"
+            )
+        if 0 in values and len(values) > 1:
+            raise DataError(
+                f"{path}: region {name!r} covers 0, which is the background; take it out"
+            )
+        names[values] = name
+
+
+def has_regions(labels: dict[str, tuple[int, ...]]) -> bool:
+    """Whether a label covers several values, so that labels may overlap."""
+    return any(len(values) > 1 for values in labels.values())
+
+
+def _in_order(labels: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    if has_regions(labels):
+        return dict(sorted(labels.items(), key=lambda item: item[1] != (0,)))
+    return dict(sorted(labels.items(), key=lambda item: item[1]))
+
+
+def _regions_class_order(
+    fields: dict[str, Any], labels: dict[str, tuple[int, ...]], path: Path
+) -> tuple[int, ...] | None:
+    if not has_regions(labels):
+        return None
+    order: Any = fields.get("regions_class_order")
+    declared = {value for values in labels.values() for value in values if value != 0}
+    well_formed = isinstance(order, list) and all(_is_whole(value) for value in order)
+    if not well_formed or len(order) != len(labels) - 1 or not declared.issuperset(order):
+        raise DataError(
+            f'{path}: "regions_class_order" must list {len(labels) - 1} declared values, one for '
+            f"each region in the order of painting; found {_short(order)}"
+        )
+    return tuple(order)
+
+
+def _groups(fields: dict[str, Any], path: Path) -> dict[str, str]:
+    declared = fields.get("groups", {})
+    wrong = DataError(
+        f'{path}: "groups" must map each case to its patient, or each patient to a list of cases; '
+        f"found {_short(declared)}"
+    )
+    if not isinstance(declared, dict):
+        raise wrong
+    if all(isinstance(patient, str) or _is_whole(patient) for patient in declared.values()):
+        return {case: str(patient) for case, patient in declared.items()}
+    groups: dict[str, str] = {}
+    for patient, cases in declared.items():
+        if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+            raise wrong
+        for case in cases:
+            if groups.get(case, patient) != patient:
+                raise DataError(
+                    f'{path}: "groups" puts the case {case} under {groups[case]} and {patient}; '
+                    "a case has one patient"
+                )
+            groups[case] = patient
+    return groups
+
+
+def _listed(fields: dict[str, Any], path: Path) -> tuple[ListedCase, ...] | None:
+    if "dataset" in fields:
+        return _explicit_cases(fields["dataset"], path)
+    if "training" in fields:
+        return _training_list(fields["training"], path)
+    if "modality" in fields and "channel_names" not in fields:
+        raise DataError(
+            f'{path}: "training" is missing; list the cases as '
+            '[{"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}, ...]'
+        )
+    return None
+
+
+def _explicit_cases(declared: Any, path: Path) -> tuple[ListedCase, ...]:
+    if not isinstance(declared, dict):
+        raise DataError(f'{path}: "dataset" must map cases to files; found {_short(declared)}')
+    return tuple(_explicit_case(name, files, path) for name, files in declared.items())
+
+
+def _explicit_case(name: str, files: Any, path: Path) -> ListedCase:
+    images = files.get("images") if isinstance(files, dict) else None
+    label = files.get("label") if isinstance(files, dict) else None
+    if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
+        raise DataError(f'{path}: case {name}: "images" must be a list of paths')
+    if not isinstance(label, str):
+        raise DataError(f'{path}: case {name}: "label" must be a path')
+    if not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise DataError(f"{path}: case {name!r} cannot name a file; rename it")
+    return ListedCase(name, tuple(images), label, expand=False)
+
+
+def _training_list(declared: Any, path: Path) -> tuple[ListedCase, ...]:
+    if not isinstance(declared, list):
+        raise DataError(f'{path}: "training" must be a list of cases; found {_short(declared)}')
+    cases = []
+    for number, files in enumerate(declared):
+        image = files.get("image") if isinstance(files, dict) else None
+        label = files.get("label") if isinstance(files, dict) else None
+        if not isinstance(image, str) or not isinstance(label, str):
+            raise DataError(
+                f'{path}: entry {number} of "training" must be {{"image": PATH, "label": PATH}}; '
+                f"found {_short(files)}"
+            )
+        name = stem_of(Path(image)).removesuffix("_0000")
+        cases.append(ListedCase(name, (image,), label, expand=True))
+    return tuple(cases)
+
+
+def _text(fields: dict[str, Any], keys: tuple[str, ...], path: Path) -> str | None:
+    value = next((fields[key] for key in keys if fields.get(key) is not None), None)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f'{path}: "{keys[0]}" must be text; found {_short(value)}')
+    return value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "text", type(None): "null"}.get(type(value), "a number")
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

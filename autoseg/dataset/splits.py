@@ -1,0 +1,176 @@
+"""Which cases train and which validate, fold by fold."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoseg.errors import DataError
+from autoseg.files import read_json, write_json
+from autoseg.progress import say
+
+FILE_NAME = "splits.json"
+NNUNET_FILE_NAME = "splits_final.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold: the names of the cases, each tuple sorted."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def make_splits(
+    cases: Iterable[str],
+    folds: int = 5,
+    seed: int = 12345,
+    groups: Mapping[str, str] | None = None,
+) -> tuple[Split, ...]:
+    """Divide cases into folds for cross-validation, each case validating once.
+
+    The result depends on the set of names, not on their order nor on the platform. Without groups
+    it is what nnU-Net makes of the same cases and seed (scikit-learn's shuffled KFold). With
+    groups, all cases of a patient fall into the same fold, the largest patients first, each into
+    the fold that has the fewest cases.
+
+    Args:
+        cases: names of the cases.
+        folds: number of folds, at least 2.
+        seed: seed of the shuffle.
+        groups: case -> patient; a case that is not in it is a patient of its own.
+
+    Raises:
+        DataError: there are fewer patients than folds.
+    """
+    units = patients(cases, groups or {})
+    if folds < 2:
+        raise DataError(f"{folds} folds: cross-validation needs at least 2")
+    if len(units) < folds:
+        noun = "patients" if groups else "cases"
+        raise DataError(
+            f"{len(units)} {noun} cannot fill {folds} folds; "
+            "choose fewer folds, add cases, or write splits.json by hand"
+        )
+    order = np.arange(len(units))
+    np.random.RandomState(seed).shuffle(order)  # this stream never changes between releases
+    if groups:
+        dealt = _deal_out([units[i] for i in order], folds)
+    else:
+        dealt = [[units[i][0] for i in part] for part in np.array_split(order, folds)]
+    everybody = {case for unit in units for case in unit}
+    return tuple(
+        Split(train=tuple(sorted(everybody - set(fold))), validation=tuple(sorted(fold)))
+        for fold in dealt
+    )
+
+
+def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The cases patient by patient, sorted; a case without a group is a patient of its own."""
+    together: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
+    for case in cases:
+        together[case in groups, groups.get(case, case)].append(case)
+    return sorted(tuple(sorted(names)) for names in together.values())
+
+
+def _deal_out(units: Sequence[tuple[str, ...]], folds: int) -> list[list[str]]:
+    """Give patient after patient, the largest first, to the fold with the fewest cases."""
+    dealt: list[list[str]] = [[] for _ in range(folds)]
+    for unit in sorted(units, key=len, reverse=True):
+        min(dealt, key=len).extend(unit)
+    return dealt
+
+
+def read_splits(path: Path, cases: Iterable[str]) -> tuple[Split, ...]:
+    """Read splits, autoseg's or nnU-Net's: a JSON list of {"train": [...], "val": [...]}.
+
+    Raises:
+        AutosegError: the file is missing or not JSON.
+        DataError: it has no folds, an unknown case, a case twice in a fold, or an empty side.
+    """
+    folds = read_json(path)
+    if not isinstance(folds, list) or not folds:
+        raise DataError(f'{path}: must be a list of {{"train": [...], "val": [...]}}')
+    known = set(cases)
+    return tuple(_split(fold, known, f"{path}: fold {number}") for number, fold in enumerate(folds))
+
+
+def _split(fold: Any, known: set[str], where: str) -> Split:
+    train, validation = _names(fold, "train", where), _names(fold, "val", where)
+    if unknown := sorted({*train, *validation} - known):
+        raise DataError(
+            f"{where} names {_few(unknown)}, not a case of this task; "
+            "correct the names, or delete the file to have new splits made"
+        )
+    if both := sorted(set(train) & set(validation)):
+        raise DataError(f"{where} has {_few(both)} in train and in val; keep each in one")
+    return Split(tuple(sorted(train)), tuple(sorted(validation)))
+
+
+def _names(fold: Any, side: str, where: str) -> list[str]:
+    names = fold.get(side) if isinstance(fold, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f'{where}: "{side}" must be a list of case names')
+    if not names:
+        raise DataError(f'{where}: "{side}" is empty; it needs at least one case')
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+        raise DataError(f'{where}: "{side}" has {_few(twice)} twice')
+    return names
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest
+
+
+def write_splits(path: Path, splits: Iterable[Split]) -> None:
+    """Write splits in nnU-Net's form, atomically."""
+    write_json(
+        path,
+        [{"train": list(split.train), "val": list(split.validation)} for split in splits],
+    )
+
+
+def load_or_make_splits(
+    folder: Path,
+    task_folder: Path,
+    cases: Sequence[str],
+    folds: int = 5,
+    seed: int = 12345,
+    groups: Mapping[str, str] | None = None,
+) -> tuple[Split, ...]:
+    """The splits to use: those in `folder/splits.json`, else the user's, else new ones.
+
+    The user's are `splits_final.json` in `folder`, or `splits.json` or `splits_final.json` in the
+    raw task's folder. Whatever is used is written to `folder/splits.json` once, so that it stays.
+
+    Raises:
+        DataError: as `read_splits` and `make_splits`.
+    """
+    kept = folder / FILE_NAME
+    candidates = [
+        kept,
+        folder / NNUNET_FILE_NAME,
+        task_folder / FILE_NAME,
+        task_folder / NNUNET_FILE_NAME,
+    ]
+    path = next((path for path in candidates if path.exists()), None)
+    if path is None:
+        splits = make_splits(cases, folds, seed, groups)
+    else:
+        splits = read_splits(path, cases)
+        _tell_left_out(path, splits, cases)
+    if path != kept:
+        write_splits(kept, splits)
+    return splits
+
+
+def _tell_left_out(path: Path, splits: Iterable[Split], cases: Iterable[str]) -> None:
+    named = {case for split in splits for case in (*split.train, *split.validation)}
+    if left_out := sorted(set(cases) - named):
+        say(f"{path} leaves out {_few(left_out)}; delete it to have new splits made")

@@ -1,0 +1,182 @@
+"""What is wrong with a data set, found before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from autoseg.dataset.splits import patients
+from autoseg.errors import DataError
+from autoseg.files import write_json
+
+if TYPE_CHECKING:
+    from autoseg.dataset.task import Case, Task
+    from autoseg.image import Geometry, Image
+
+MOST_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong or odd.
+
+    Attributes:
+        case: the case's name, or "" where the whole set is meant.
+        file: the file, relative to the task's folder where it lies in there, or "".
+        kind: a few words that are the same for the same kind of problem.
+        severity: an error stops planning; a warning is for the user to judge.
+        message: one line saying what was found and what to do.
+    """
+
+    case: str
+    file: str
+    kind: str
+    severity: Literal["error", "warning"]
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All problems of a data set, by severity."""
+
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+
+    @staticmethod
+    def of(problems: Iterable[Problem]) -> Verification:
+        """Sort the problems by severity, otherwise keeping their order."""
+        found = tuple(problems)
+        return Verification(
+            errors=tuple(problem for problem in found if problem.severity == "error"),
+            warnings=tuple(problem for problem in found if problem.severity == "warning"),
+        )
+
+    def raise_errors(self, task: str) -> None:
+        """Stop if there are errors.
+
+        Raises:
+            DataError: one line with the number of errors and the first ten of them.
+        """
+        if not self.errors:
+            return
+        told = [f"{p.case}: {p.message}" if p.case else p.message for p in self.errors]
+        more = len(told) - MOST_NAMED
+        rest = f"; and {more} more" if more > 0 else ""
+        count = "1 error" if len(told) == 1 else f"{len(told)} errors"
+        raise DataError(f"task {task} has {count}: {'; '.join(told[:MOST_NAMED])}{rest}")
+
+
+def shown(path: Path, folder: Path) -> str:
+    """A path as problems show it: relative to the task's folder where it lies in there."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def check_case(
+    task: Task, case: Case, image: Image, voxels: Mapping[int, int], label_geometry: Geometry
+) -> list[Problem]:
+    """Check one loaded case.
+
+    Args:
+        task: what the data set declares.
+        case: the case's files.
+        image: its scan, all channels.
+        voxels: label value -> number of voxels in its label map.
+        label_geometry: the label map's grid.
+    """
+    label_file = shown(case.label, task.folder)
+    problems = []
+    if len(image.array) != len(task.channels):
+        image_file = shown(case.images[0], task.folder)
+        message = f"{len(image.array)} channels; dataset.json declares {len(task.channels)}"
+        problems.append(Problem(case.name, image_file, "channels", "error", message))
+    if differences := image.geometry.differences(label_geometry):
+        kind = "shape" if image.geometry.size != label_geometry.size else "geometry"
+        message = (
+            f"image and label map are not on the same grid: {', '.join(differences)}; "
+            "export them on one grid"
+        )
+        problems.append(Problem(case.name, label_file, kind, "error", message))
+    if undeclared := sorted(set(voxels) - task.declared_values):
+        found = ", ".join(f"{value} in {voxels[value]} voxels" for value in undeclared)
+        message = f"undeclared labels: {found}; declare them in dataset.json or correct them"
+        problems.append(Problem(case.name, label_file, "undeclared label", "error", message))
+    if not set(voxels) - {0, task.ignore_label}:
+        message = "nothing is labelled; check that this is meant"
+        problems.append(Problem(case.name, label_file, "empty label map", "warning", message))
+    return problems
+
+
+def check_task(
+    task: Task,
+    voxels: Mapping[str, Mapping[int, int]],
+    contents: Mapping[str, str],
+    folds: int = 5,
+) -> list[Problem]:
+    """Check a set as a whole; everything found here is a warning.
+
+    Args:
+        task: the data set.
+        voxels: case -> label value -> number of voxels, for the cases that can be used.
+        contents: case -> hash of its image.
+        folds: folds that cross-validation will want.
+    """
+    return [
+        *_too_few_for_folds(task, folds),
+        *_absent_labels(task, voxels),
+        *_duplicates(contents),
+    ]
+
+
+def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
+    count = len(patients([case.name for case in task.cases], task.groups))
+    if count >= folds:
+        return []
+    noun = "patients" if task.groups else "cases"
+    message = f"{count} {noun} for {folds} folds; choose fewer folds or write splits.json"
+    return [Problem("", "", "too few cases", "warning", message)]
+
+
+def _absent_labels(task: Task, voxels: Mapping[str, Mapping[int, int]]) -> list[Problem]:
+    if not voxels:
+        return []
+    there = {value for counts in voxels.values() for value in counts}
+    return [
+        Problem("", "", "absent label", "warning", f"no usable case has the label {name!r}")
+        for name, values in task.labels.items()
+        if not there.intersection(values)
+    ]
+
+
+def _duplicates(contents: Mapping[str, str]) -> list[Problem]:
+    same: defaultdict[str, list[str]] = defaultdict(list)
+    for case, content in contents.items():
+        same[content].append(case)
+    return [
+        Problem(
+            case=cases[0],
+            file="",
+            kind="duplicate image",
+            severity="warning",
+            message=f"the same image as {', '.join(cases[1:])}; keep one, or group them in "
+            "dataset.json, because copies in training and validation flatter the result",
+        )
+        for cases in same.values()
+        if len(cases) > 1
+    ]
+
+
+def problems_table(problems: Sequence[Problem]) -> str:
+    """The problems as lines of aligned text: severity, case, kind, message."""
+    rows = [(p.severity, p.case or "(all)", p.kind, p.message) for p in problems]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows
+    )
+
+
+def write_verification(path: Path, problems: Iterable[Problem]) -> None:
+    """Write the problems as JSON: `{"errors": [...], "warnings": [...]}`."""
+    write_json(path, asdict(Verification.of(problems)))

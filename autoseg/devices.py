@@ -1,0 +1,75 @@
+"""Which device runs the network, and in which precision."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from autoseg.errors import AutosegError
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or the best one that this machine has.
+
+    Raises:
+        AutosegError: unknown or absent.
+    """
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there = [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu"]
+    elif torch.backends.mps.is_available():
+        there = ["mps", "cpu"]
+    wanted = name or there[0]
+    wanted = "cuda:0" if wanted == "cuda" else wanted
+    if wanted not in there:
+        raise AutosegError(f"--device {wanted} is not on this machine; there: {', '.join(there)}")
+    return torch.device(wanted)
+
+
+def autocast_type(device: torch.device, precision: str) -> torch.dtype:
+    """The type the network computes in: bfloat16 where the device has it in hardware."""
+    if precision == "float32":
+        return torch.float32
+    if precision == "bfloat16" or _computes_bfloat16(device):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return _processor_computes_bfloat16()
+    return False
+
+
+def _processor_computes_bfloat16() -> bool:
+    """Ask torch; an older torch that cannot tell is taken for a no."""
+    ask: Any = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    ask_tiles: Any = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return any(question() for question in (ask, ask_tiles) if question is not None)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Run the network in `dtype` within the block; plain float32 if that is the type."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout of 3D tensors that convolutions are fastest in."""
+    # Measured: 1.2 to 1.4 times faster on a CPU with oneDNN; cuDNN's 3D kernels gain in bfloat16.
+    if device.type in ("cpu", "cuda"):
+        return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for logs and for measured plans."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} with {os.cpu_count()} cores, {threads} threads, {device.type}"

@@ -1,0 +1,338 @@
+"""What a data set is like: shapes, spacings, intensities and labels, measured in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.dataset.task import Case, Task
+from autoseg.dataset.verify import Problem, Verification, check_case, check_task, shown
+from autoseg.errors import AutosegError, DataError, RunError
+from autoseg.figures import (
+    CaseFigures,
+    ChannelFigures,
+    Intensities,
+    Sample,
+    count_labels,
+    intensities_from_json,
+    measure,
+    rounded,
+)
+from autoseg.files import read_json, to_json, write_json
+from autoseg.image import Geometry, Image, ending_of, read_image, read_label, stem_of
+from autoseg.progress import progress
+
+__all__ = ["CaseFigures", "ChannelFigures", "Fingerprint", "Intensities", "survey"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a data set is like; the same for any number of processes.
+
+    Attributes:
+        task, channels, labels, ignore_label: as the task declares them.
+        cases: name -> figures of every case without an error, sorted by name.
+        foreground: for each channel the intensities of all cases' foreground voxels (labelled
+            above zero, not ignored), each case weighing the same, as nnU-Net weighs them when it
+            draws equally many voxels from each case; None where no case has foreground. Mean,
+            standard deviation, minimum and maximum are exact; median and percentiles are those of
+            500 quantiles of each case.
+    """
+
+    task: str
+    channels: tuple[str, ...]
+    labels: dict[str, tuple[int, ...]]
+    ignore_label: int | None
+    cases: dict[str, CaseFigures]
+    foreground: tuple[Intensities | None, ...]
+
+    @property
+    def spacings_mm(self) -> NDArray[np.float64]:
+        """Spacing of every case, shape (n, 3), x, y, z."""
+        return np.array([case.spacing_mm for case in self.cases.values()], dtype=np.float64)
+
+    @property
+    def shapes_after_crop(self) -> NDArray[np.int64]:
+        """Shape of every case's box of voxels that are not zero, shape (n, 3), x, y, z."""
+        return np.array([case.shape_after_crop for case in self.cases.values()], dtype=np.int64)
+
+    @property
+    def median_spacing_mm(self) -> tuple[float, float, float]:
+        """Median over the cases, axis by axis."""
+        x, y, z = np.median(self.spacings_mm, axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def relative_size_after_cropping(self) -> float:
+        """Median over the cases of voxels after / before cropping to what is not zero."""
+        shapes = np.array([case.shape for case in self.cases.values()], dtype=np.int64)
+        return float(np.median(self.shapes_after_crop.prod(axis=1) / shapes.prod(axis=1)))
+
+    @property
+    def voxel_shares(self) -> dict[str, float]:
+        """Label name -> its share of all voxels of all cases (regions may overlap)."""
+        total = sum(sum(case.voxels.values()) for case in self.cases.values())
+        return {
+            name: sum(case.voxels.get(v, 0) for case in self.cases.values() for v in values) / total
+            for name, values in self.labels.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for strict JSON."""
+        return {
+            "format": FORMAT,
+            "task": self.task,
+            "channels": list(self.channels),
+            "labels": {name: list(values) for name, values in self.labels.items()},
+            "ignore_label": self.ignore_label,
+            "foreground": [
+                None if pooled is None else asdict(pooled) for pooled in self.foreground
+            ],
+            "cases": {name: case.to_json() for name, case in self.cases.items()},
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Fingerprint:
+        """The inverse of `to_json`."""
+        return Fingerprint(
+            task=values["task"],
+            channels=tuple(values["channels"]),
+            labels={name: tuple(covered) for name, covered in values["labels"].items()},
+            ignore_label=values["ignore_label"],
+            cases={name: CaseFigures.from_json(case) for name, case in values["cases"].items()},
+            foreground=tuple(intensities_from_json(pooled) for pooled in values["foreground"]),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically; equal fingerprints give equal bytes."""
+        write_json(path, self.to_json())
+
+    @staticmethod
+    def load(path: Path) -> Fingerprint:
+        """Read what `save` wrote.
+
+        Raises:
+            AutosegError: the file is missing, not JSON, or not a fingerprint of this version.
+        """
+        values = read_json(path)
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise DataError(
+                f"{path}: not a fingerprint of format {FORMAT} (found {found!r}); "
+                "delete it and plan again"
+            )
+        try:
+            return Fingerprint.from_json(values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: not a whole fingerprint ({error!r}); delete it and plan again"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What one reading of a case gives; figures only if the case has no error."""
+
+    problems: tuple[Problem, ...]
+    figures: CaseFigures | None = None
+    samples: tuple[Sample, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "problems": [asdict(problem) for problem in self.problems],
+            "figures": None if self.figures is None else self.figures.to_json(),
+            "samples": self.samples,
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> _Survey:
+        figures = values["figures"]
+        return _Survey(
+            problems=tuple(Problem(**problem) for problem in values["problems"]),
+            figures=None if figures is None else CaseFigures.from_json(figures),
+            samples=tuple(tuple(sample) for sample in values["samples"]),
+        )
+
+
+def survey(
+    task: Task, processes: int, cache: Path | None = None, folds: int = 5
+) -> tuple[Fingerprint, list[Problem]]:
+    """Read every case once, check it and measure it.
+
+    A case with an error (unreadable, on another grid than its label map, undeclared labels, wrong
+    number of channels) is told among the problems and is not in the fingerprint.
+
+    Args:
+        task: the data set.
+        processes: how many cases are read at a time; the result does not depend on it.
+        cache: folder with one JSON file per case, so that only new and changed cases are read.
+        folds: folds that cross-validation will want; too few cases for them are a warning.
+
+    Raises:
+        RunError: a worker process was killed, most likely for lack of memory.
+    """
+    found = {case.name: _recall(task, case, cache) for case in task.cases}
+    new = [case for case in task.cases if found[case.name] is None]
+    with progress("survey", len(new)) as bar:
+        for case, result in zip(new, _read_all(task, new, processes, cache), strict=True):
+            found[case.name] = result
+            bar.advance(case.name)
+    surveys = {name: result for name, result in found.items() if result is not None}
+    fingerprint = _pool(task, surveys)
+    problems = [problem for result in surveys.values() for problem in result.problems]
+    problems += check_task(
+        task,
+        voxels={name: case.voxels for name, case in fingerprint.cases.items()},
+        contents={name: case.content for name, case in fingerprint.cases.items()},
+        folds=folds,
+    )
+    return fingerprint, problems
+
+
+def _read_all(
+    task: Task, cases: Sequence[Case], processes: int, cache: Path | None
+) -> Iterator[_Survey]:
+    """Survey the cases in their order, several at a time."""
+    # a worker needs no list of cases: it would be sent anew with every one of them
+    work = partial(_read_case, replace(task, cases=(), groups={}), cache=cache)
+    if processes == 1 or len(cases) < 2:
+        yield from map(work, cases)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(cases)), mp_context=context) as pool:
+        try:
+            yield from pool.map(work, cases)
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process that read scans was killed, probably for lack of memory; "
+                f"run again with fewer processes than {processes}"
+            ) from error
+
+
+def _read_case(task: Task, case: Case, cache: Path | None) -> _Survey:
+    """Read, check and measure one case, and keep the result in the cache."""
+    key = _key(task, case)  # before reading: a file that changes meanwhile is read again
+    image, label, unreadable = _load(task, case)
+    if image is None or label is None:  # not kept: the disk or the network may be better next time
+        return _Survey(tuple(unreadable))
+    result = _check_and_measure(task, case, image, *label)
+    if cache is not None:
+        write_json(cache / f"{case.name}.json", {"key": key} | result.to_json())
+    return result
+
+
+def _load(
+    task: Task, case: Case
+) -> tuple[Image | None, tuple[NDArray[np.integer[Any]], Geometry] | None, list[Problem]]:
+    image = label = None
+    problems = []
+    try:
+        image = read_image(case.images)
+    except DataError as error:
+        problems.append(_unreadable(task, case, case.images[0], error))
+    try:
+        label = read_label(case.label)
+    except DataError as error:
+        problems.append(_unreadable(task, case, case.label, error))
+    return image, label, problems
+
+
+def _unreadable(task: Task, case: Case, path: Path, error: DataError) -> Problem:
+    return Problem(case.name, shown(path, task.folder), "unreadable", "error", str(error))
+
+
+def _check_and_measure(
+    task: Task,
+    case: Case,
+    image: Image,
+    label: NDArray[np.integer[Any]],
+    label_geometry: Geometry,
+) -> _Survey:
+    voxels = count_labels(label)
+    problems = tuple(check_case(task, case, image, voxels, label_geometry))
+    if Verification.of(problems).errors:
+        return _Survey(problems)
+    figures, samples = measure(image, label, voxels, task.ignore_label)
+    return _Survey(problems, figures, samples)
+
+
+def _recall(task: Task, case: Case, cache: Path | None) -> _Survey | None:
+    """The cached survey of a case, if its files and the declared labels are still the same."""
+    path = None if cache is None else cache / f"{case.name}.json"
+    if path is None or not path.is_file():
+        return None
+    try:
+        values = read_json(path)
+    except AutosegError:  # damaged: it is made again
+        return None
+    if not isinstance(values, dict) or values.get("key") != _key(task, case):
+        return None
+    return _Survey.from_json(values)
+
+
+def _key(task: Task, case: Case) -> str:
+    """A hash that changes with a case's files (path, size, time) and what the task declares."""
+    files = [file for path in (*case.images, case.label) for file in _files_of(path)]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    declared = [FORMAT, task.channels, sorted(task.declared_values), task.ignore_label]
+    return hashlib.sha256(to_json([declared, stats]).encode()).hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files behind a path: the slices of a DICOM folder, a header and its data, or itself."""
+    if path.is_dir():
+        return sorted(path.iterdir())
+    if ending_of(path) == ".mhd":
+        return sorted(path.parent.glob(f"{stem_of(path)}.*"))
+    return [path] if path.exists() else []
+
+
+def _pool(task: Task, surveys: dict[str, _Survey]) -> Fingerprint:
+    usable = {name: case for name, case in surveys.items() if case.figures is not None}
+    cases = {name: case.figures for name, case in usable.items() if case.figures is not None}
+    foreground = []
+    for channel in range(len(task.channels)):
+        parts = [figures.channels[channel].foreground for figures in cases.values()]
+        samples = [result.samples[channel] for result in usable.values()]
+        foreground.append(_mixture([part for part in parts if part is not None], samples))
+    return Fingerprint(
+        task=task.name,
+        channels=task.channels,
+        labels=task.labels,
+        ignore_label=task.ignore_label,
+        cases=cases,
+        foreground=tuple(foreground),
+    )
+
+
+def _mixture(parts: Sequence[Intensities], samples: Sequence[Sample]) -> Intensities | None:
+    """Pool the foreground of several cases, each weighing the same."""
+    if not parts:
+        return None
+    means = np.array([part.mean for part in parts])
+    mean = float(means.mean())
+    variance = np.mean([part.std**2 for part in parts]) + np.mean((means - mean) ** 2)
+    values = np.concatenate([np.array(sample) for sample in samples])
+    # a sample holds the middles of equal shares, which is Hazen's definition of a quantile
+    low, median, high = np.quantile(values, (0.005, 0.5, 0.995), method="hazen")
+    return Intensities(
+        mean=rounded(mean),
+        std=rounded(float(variance) ** 0.5),
+        min=min(part.min for part in parts),
+        p00_5=rounded(low),
+        median=rounded(median),
+        p99_5=rounded(high),
+        max=max(part.max for part in parts),
+    )

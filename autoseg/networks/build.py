@@ -1,0 +1,18 @@
+"""From a plan to a network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from autoseg.networks.unet import UNet
+from autoseg.planning.plan import Plan
+
+
+def build_network(plan: Plan) -> UNet:
+    """The plan's network, with one output per class (background included)."""
+    return UNet(plan.network, channels=len(plan.channels), classes=len(plan.labels))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """How many numbers training adjusts."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -1,0 +1,148 @@
+"""One 3D U-Net that a plan can shape: plain or residual, with the paper's variants.
+
+Shapes: B batch, C channels, X, Y, Z voxels; stage s has features[s] maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autoseg.planning.plan import Network
+
+Triple = tuple[int, int, int]
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, normalisation and activation (or activation first, as in Keras U-Nets)."""
+
+    def __init__(
+        self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
+    ) -> None:
+        super().__init__(
+            _convolution(plan, inputs, outputs, kernel, stride), *_after(plan, outputs)
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a short cut."""
+
+    def __init__(
+        self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
+    ) -> None:
+        super().__init__()
+        self.first = ConvBlock(plan, inputs, outputs, kernel, stride)
+        self.second = nn.Sequential(
+            _convolution(plan, outputs, outputs, kernel), _normalisation(plan, outputs)
+        )
+        shortcut: list[nn.Module] = []
+        if stride != (1, 1, 1):
+            shortcut.append(nn.AvgPool3d(stride, stride, ceil_mode=True))
+        if inputs != outputs:
+            shortcut.append(nn.Conv3d(inputs, outputs, 1, bias=False))
+            shortcut.append(_normalisation(plan, outputs))
+        self.shortcut = nn.Sequential(*shortcut)
+        self.activation = _activation(plan)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        sum_: Tensor = self.second(self.first(x)) + self.shortcut(x)
+        activated: Tensor = self.activation(sum_)
+        return activated
+
+
+class UNet(nn.Module):
+    """Encoder, decoder and one 1x1x1 head per supervised resolution.
+
+    `forward` takes (B, C, X, Y, Z) and returns logits (B, classes, X, Y, Z). In training mode with
+    deep supervision it returns a list of logits instead, the finest first, each coarser by the
+    stage's stride.
+    """
+
+    def __init__(self, plan: Network, channels: int, classes: int) -> None:
+        super().__init__()
+        features, strides, kernels = plan.features, plan.strides, plan.kernels
+        self.deep_supervision = plan.deep_supervision
+        block = ResidualBlock if plan.residual else ConvBlock
+        self.stem = ConvBlock(plan, channels, features[0], kernels[0]) if plan.residual else None
+
+        self.encoder = nn.ModuleList()
+        inputs = features[0] if plan.residual else channels
+        for stage, outputs in enumerate(features):
+            layers: list[nn.Module] = []
+            stride = strides[stage]
+            if plan.down == "max_pool" and stage > 0:
+                layers.append(nn.MaxPool3d(stride, stride))
+                stride = (1, 1, 1)
+            layers.append(block(plan, inputs, outputs, kernels[stage], stride))
+            for _ in range(plan.blocks_encoder[stage] - 1):
+                layers.append(block(plan, outputs, outputs, kernels[stage]))
+            self.encoder.append(nn.Sequential(*layers))
+            inputs = outputs
+
+        self.up, self.decoder = nn.ModuleList(), nn.ModuleList()  # coarsest first
+        for stage in reversed(range(len(features) - 1)):
+            width, stride = features[stage], strides[stage + 1]
+            self.up.append(nn.ConvTranspose3d(features[stage + 1], width, stride, stride))
+            convolutions = [ConvBlock(plan, 2 * width, width, kernels[stage])]
+            for _ in range(plan.blocks_decoder[stage] - 1):
+                convolutions.append(ConvBlock(plan, width, width, kernels[stage]))
+            self.decoder.append(nn.Sequential(*convolutions))
+
+        supervised = max(1, len(features) - 2) if plan.deep_supervision else 1
+        self.heads = nn.ModuleList(nn.Conv3d(f, classes, 1) for f in features[:supervised])
+        _initialise(self, plan)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:  # noqa: D102
+        if self.stem is not None:
+            x = self.stem(x)
+        skips: list[Tensor] = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+
+        logits: list[Tensor] = []
+        for up, convolutions in zip(self.up, self.decoder, strict=True):
+            x = convolutions(torch.cat([up(x), skips.pop()], dim=1))
+            stage_index = len(skips)
+            wanted = self.training and self.deep_supervision
+            if stage_index == 0 or (wanted and stage_index < len(self.heads)):
+                logits.append(self.heads[stage_index](x))
+        return logits[::-1] if self.training and self.deep_supervision else logits[0]
+
+
+def _convolution(
+    plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
+) -> nn.Conv3d:
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    return nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=plan.convolution_bias)
+
+
+def _normalisation(plan: Network, features: int) -> nn.Module:
+    if plan.norm == "batch":
+        return nn.BatchNorm3d(features, plan.norm_epsilon, plan.norm_momentum)
+    return nn.InstanceNorm3d(features, plan.norm_epsilon, affine=True)
+
+
+def _activation(plan: Network) -> nn.Module:
+    # In place only after the normalisation: batch norm needs its own input for the gradient.
+    in_place = not plan.activation_first
+    return nn.ReLU(in_place) if plan.activation == "relu" else nn.LeakyReLU(0.01, in_place)
+
+
+def _after(plan: Network, features: int) -> Sequence[nn.Module]:
+    layers = [_normalisation(plan, features), _activation(plan)]
+    return layers[::-1] if plan.activation_first else layers
+
+
+def _initialise(network: nn.Module, plan: Network) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            if plan.initialisation == "glorot":
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.kaiming_normal_(module.weight, a=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

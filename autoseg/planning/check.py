@@ -1,0 +1,86 @@
+"""From untrusted values to a checked `Plan`, with errors in the user's words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from autoseg.errors import PlanError
+from autoseg.planning.plan import FORMAT_VERSION, Plan
+
+
+def make_plan(values: Any, where: str) -> Plan:
+    """Check `values` and make the plan.
+
+    Args:
+        values: what a plan file holds, as plain JSON values.
+        where: what to call it in an error, for example the file.
+
+    Raises:
+        PlanError: the first thing that is wrong, with its key, what was found and what is allowed.
+    """
+    if not isinstance(values, dict):
+        raise PlanError(f"{where} is not a plan: it holds {type(values).__name__}, not an object")
+    version = values.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise PlanError(
+            f"{where} has plan format {version}; this autoseg reads format {FORMAT_VERSION}: "
+            "plan the task again"
+        )
+    try:
+        return Plan.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise PlanError(f"{where}: {_in_words(error)}") from None
+
+
+def _in_words(error: ValidationError) -> str:
+    """The first problem, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"] if not _is_tag(part)) or "the plan"
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key {key!r}{_nearest(key)}"
+    elif first["type"] == "missing":
+        text = f"{key} is missing"
+    elif first["type"] == "value_error":
+        text = f"{key}: {first['ctx']['error']}" if first["loc"] else str(first["ctx"]["error"])
+    else:
+        found = repr(first["input"])
+        found = found if len(found) < 60 else f"{found[:57]}..."
+        text = f"{key} is {found}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return text + more
+
+
+def _is_tag(part: int | str) -> bool:
+    """Pydantic puts the kind of a step into the path; the user did not write it there."""
+    return part in _tags()
+
+
+def _nearest(key: str) -> str:
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], _all_keys(), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _parts() -> list[type[BaseModel]]:
+    from autoseg.planning import plan
+
+    found = [value for value in vars(plan).values() if isinstance(value, type)]
+    return [value for value in found if issubclass(value, plan.Part) and value is not plan.Part]
+
+
+def _all_keys() -> list[str]:
+    return sorted({key for part in _parts() for key in part.model_fields})
+
+
+def _tags() -> set[str]:
+    kinds = ("step", "transform", "loss", "optimizer", "schedule")
+    return {
+        part.model_fields[kind].default
+        for part in _parts()
+        for kind in kinds
+        if kind in part.model_fields
+    }

@@ -1,0 +1,287 @@
+"""The rules that choose spacing, patch, network and batch from figures of the data.
+
+They are nnU-Net 2.8.1's (Isensee et al., Nature Methods 2021), so that a plan starts where nnU-Net
+would. Inside, axes are in the planner's order (see `grid`); `_finished` brings everything into
+x, y, z order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoseg.errors import PlanError
+from autoseg.planning.grid import (
+    DataFigures,
+    Grid,
+    coarser,
+    full_grid,
+    in_plane,
+    planner_axes,
+    times,
+)
+from autoseg.planning.normalization import MASK_BELOW, schemes, use_masks
+from autoseg.planning.planners import REFERENCE_BATCH, Planner, find_planner
+from autoseg.planning.topology import (
+    FIRST_FEATURES,
+    MOST_FEATURES,
+    Topology,
+    feature_map_voxels,
+    pool_and_kernels,
+)
+
+__all__ = ["Configuration", "DataFigures", "decide", "planner_axes"]
+
+LARGEST_SIDE = {2: 2048, 3: 256}  # of the first patch, before it is fitted to data and memory
+SMALLEST_BATCH = 2
+LOWRES_COVERAGE = 0.25  # a patch that covers less of the median case calls for a low resolution
+LOWRES_STEP = 1.03
+LOWRES_GAIN = 2  # how many times fewer voxels make a low resolution worth having
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to segment the data; entries per axis are in x, y, z order.
+
+    Attributes:
+        name: "2d", "3d_fullres", "3d_lowres" or "3d_cascade_fullres" (refines 3d_lowres).
+        axes: which axes (0 = x, 1 = y, 2 = z) the entries stand for; "2d" lacks the coarsest one.
+        spacing_mm: target spacing.
+        median_shape: median voxels of the cases after resampling.
+        patch_size: voxels of a training patch.
+        batch_size: patches in a batch.
+        features: feature maps of each stage.
+        strides: per stage and axis.
+        kernels: per stage and axis.
+        blocks_encoder: per stage; residual blocks, or single convolutions.
+        blocks_decoder: convolutions per decoder stage, the finest first; one stage fewer.
+        residual: whether the encoder is residual.
+        batch_dice: whether the Dice loss takes the batch as one volume.
+        normalization: nnU-Net's name of each channel's scheme.
+        use_mask: per channel, whether only the non-zero part is normalized.
+        evidence: attribute name -> the figures that the rule used.
+    """
+
+    name: str
+    axes: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    median_shape: tuple[float, ...]
+    patch_size: tuple[int, ...]
+    batch_size: int
+    features: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+    blocks_encoder: tuple[int, ...]
+    blocks_decoder: tuple[int, ...]
+    residual: bool
+    batch_dice: bool
+    normalization: tuple[str, ...]
+    use_mask: tuple[bool, ...]
+    evidence: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all configurations share."""
+
+    figures: DataFigures
+    planner: Planner
+    memory_gb: float
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A configuration in the making, in the planner's order of axes."""
+
+    grid: Grid
+    first_patch: tuple[float, ...]
+    topology: Topology
+    cost: int
+
+
+def decide(
+    figures: DataFigures, planner: str = "default", memory_gb: float | None = None
+) -> dict[str, Configuration]:
+    """Choose every configuration that makes sense for the data.
+
+    Args:
+        figures: what the data are.
+        planner: "default" (plain U-Net), "resenc_m", "resenc_l" or "resenc_xl" (residual encoder).
+        memory_gb: memory of the graphics card; omitted, what the planner is meant for.
+
+    Returns:
+        "2d" always; "3d_fullres" unless the cases are single slices; "3d_lowres" and
+        "3d_cascade_fullres" if a patch of "3d_fullres" covers too little of a median case.
+
+    Raises:
+        PlanError: the planner is unknown, or the memory is too small for any patch.
+    """
+    chosen = find_planner(planner)
+    task = _Task(figures, chosen, chosen.memory_gb if memory_gb is None else memory_gb)
+    if not 0 < task.memory_gb < math.inf:
+        raise PlanError(f"memory of {memory_gb} GB: give a number above 0")
+    grid = full_grid(figures)
+    found = {"2d": _finished("2d", _draft(in_plane(grid), task), task, low=None)}
+    if grid.median_shape[0] == 1:
+        return found
+    full = _draft(grid, task)
+    low = _low_resolution(full, task)
+    if low is not None:
+        found["3d_lowres"] = _finished("3d_lowres", low, task, low)
+    found["3d_fullres"] = _finished("3d_fullres", full, task, low)
+    if low is not None:
+        found["3d_cascade_fullres"] = replace(found["3d_fullres"], name="3d_cascade_fullres")
+    return found
+
+
+def _draft(grid: Grid, task: _Task) -> _Draft:
+    """Choose the largest patch that fits the data and the memory, and its network."""
+    first = _first_patch(grid)
+    limit = task.planner.limit(len(first), task.memory_gb)
+    topology = pool_and_kernels(grid.spacing_mm, first)
+    while (cost := _cost(topology, task)) > limit:
+        patch = _smaller_patch(grid, topology)
+        if patch is None:
+            raise PlanError(
+                f"memory of {task.memory_gb:g} GB is too small for planner {task.planner.name!r}; "
+                "give more, or choose a smaller planner"
+            )
+        topology = pool_and_kernels(grid.spacing_mm, patch)
+    return _Draft(grid, first, topology, cost)
+
+
+def _first_patch(grid: Grid) -> tuple[float, ...]:
+    """A patch of equal sides in mm, no larger than a median case."""
+    density = 1 / np.array(grid.spacing_mm)
+    dimensions = len(density)
+    voxels = LARGEST_SIDE[dimensions] ** dimensions
+    wished = np.rint(density * (voxels / np.prod(density)) ** (1 / dimensions))
+    return tuple(np.minimum(np.maximum(wished, 1), grid.median_shape).tolist())
+
+
+def _smaller_patch(grid: Grid, topology: Topology) -> list[int] | None:
+    """Take one step off the axis that covers most of a median case; None if no axis can shrink.
+
+    Among equals it is the last one in the planner's order.
+    """
+    patch = list(topology.patch)
+    shrinkable = [axis for axis in range(len(patch)) if patch[axis] > 1]
+    if not shrinkable:
+        return None
+    axis = max(shrinkable, key=lambda axis: (patch[axis] / grid.median_shape[axis], axis))
+    tried = list(patch)
+    tried[axis] -= topology.divisors[axis]
+    patch[axis] -= pool_and_kernels(grid.spacing_mm, tried).divisors[axis]
+    return patch
+
+
+def _cost(topology: Topology, task: _Task) -> int:
+    planner = task.planner
+    return feature_map_voxels(
+        topology,
+        planner.encoder_blocks(topology.stages),
+        planner.decoder_blocks(topology.stages),
+        planner.residual,
+        task.figures.label_count,
+    )
+
+
+def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
+    """Coarsen the spacing until a patch covers enough of a median case.
+
+    Axes less than half as coarse as the coarsest one come first. None if that saves too little.
+    """
+    low = full
+    steps = 0
+    spacing = np.array(full.grid.spacing_mm)
+    while math.prod(low.topology.patch) / low.grid.voxels < LOWRES_COVERAGE:
+        fine = spacing.max() / spacing > 2
+        spacing[fine if fine.any() else slice(None)] *= LOWRES_STEP
+        steps += 1
+        evidence = (
+            f"full resolution coarsened in {steps} steps of {LOWRES_STEP - 1:.0%} until a patch "
+            f"covers {LOWRES_COVERAGE:.0%} of a median case"
+        )
+        low = _draft(coarser(full.grid, spacing, evidence), task)
+    if full.grid.voxels / low.grid.voxels < LOWRES_GAIN:
+        return None
+    return low
+
+
+def _batch(draft: _Draft, task: _Task) -> tuple[int, str]:
+    """What the memory holds, but no more than the planner's share of the data set."""
+    dimensions = len(draft.topology.patch)
+    budget = task.planner.budget(dimensions, task.memory_gb)
+    by_memory = round(budget / draft.cost * REFERENCE_BATCH[dimensions])
+    voxels = draft.grid.voxels * task.figures.cases
+    by_data = round(task.planner.coverage * voxels / math.prod(draft.topology.patch))
+    evidence = (
+        f"{task.memory_gb:g} GB hold {by_memory}; {task.planner.coverage:.0%} of all voxels are "
+        f"{by_data} patches; at least {SMALLEST_BATCH}"
+    )
+    return max(min(by_memory, by_data), SMALLEST_BATCH), evidence
+
+
+def _finished(name: str, draft: _Draft, task: _Task, low: _Draft | None) -> Configuration:
+    """Bring a draft into x, y, z order and add what does not depend on the axes."""
+    grid, topology, figures = draft.grid, draft.topology, task.figures
+    batch_size, batch_evidence = _batch(draft, task)
+    return Configuration(
+        name=name,
+        axes=grid.ascending(grid.axes),
+        spacing_mm=grid.ascending(grid.spacing_mm),
+        median_shape=grid.ascending(grid.median_shape),
+        patch_size=grid.ascending(topology.patch),
+        batch_size=batch_size,
+        features=topology.features,
+        strides=tuple(grid.ascending(stride) for stride in topology.strides),
+        kernels=tuple(grid.ascending(kernel) for kernel in topology.kernels),
+        blocks_encoder=task.planner.encoder_blocks(topology.stages),
+        blocks_decoder=task.planner.decoder_blocks(topology.stages),
+        residual=task.planner.residual,
+        # A small patch of a large case often lacks a label; its own Dice would say little.
+        batch_dice=name == "2d" or (name == "3d_fullres" and low is not None),
+        normalization=schemes(figures.channels),
+        use_mask=use_masks(figures.channels, figures.relative_size_after_cropping),
+        evidence=_evidence(draft, task, low) | {"batch_size": batch_evidence},
+    )
+
+
+def _evidence(draft: _Draft, task: _Task, low: _Draft | None) -> dict[str, str]:
+    """The figures behind each value, in x, y, z order."""
+    grid, topology = draft.grid, draft.topology
+    pooling = (
+        f"spacing {times(grid.ascending(grid.spacing_mm))} mm and patch "
+        f"{times(grid.ascending(topology.patch))}"
+    )
+    network = f"planner {task.planner.name}, {topology.stages} stages"
+    channels = f"channels {', '.join(task.figures.channels)}"
+    cropping = f"relative size after cropping {task.figures.relative_size_after_cropping:.3g}"
+    return {
+        "spacing_mm": grid.evidence,
+        "median_shape": f"median of {task.figures.cases} cases at the target spacing",
+        "patch_size": (
+            f"from {times(grid.ascending(draft.first_patch))}, which spacing and median shape "
+            f"{times(grid.ascending(grid.median_shape))} allow; {draft.cost / 1e6:.4g} million "
+            f"feature values for {task.figures.label_count} labels fit {task.memory_gb:g} GB"
+        ),
+        "features": f"{FIRST_FEATURES}, doubled up to {MOST_FEATURES[len(grid.axes)]}",
+        "strides": pooling,
+        "kernels": pooling,
+        "blocks_encoder": network,
+        "blocks_decoder": network,
+        "residual": f"planner {task.planner.name}",
+        "batch_dice": _batch_dice_evidence(draft, low),
+        "normalization": channels,
+        "use_mask": f"{channels}; {cropping}, the mask is used below {MASK_BELOW:g}",
+    }
+
+
+def _batch_dice_evidence(draft: _Draft, low: _Draft | None) -> str:
+    if len(draft.grid.axes) == 2:
+        return "slices: a batch is one sample"
+    share = math.prod(draft.topology.patch) / draft.grid.voxels
+    there = "there is no 3d_lowres" if low is None else "there is a 3d_lowres"
+    return f"a patch covers {share:.1%} of a median case; {there}"

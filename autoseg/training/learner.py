@@ -1,0 +1,150 @@
+"""What learns: the network with its optimiser, loss and average, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from autoseg.augmentation.pipeline import Batch
+from autoseg.devices import autocast, autocast_type, memory_format
+from autoseg.networks.build import build_network
+from autoseg.planning.plan import Adam, Plan, Sgd
+from autoseg.training.checkpoint import (
+    Tensors,
+    load_optimizer,
+    optimizer_tensors,
+    with_prefix,
+    without_prefix,
+)
+from autoseg.training.losses import build_loss, hard_counts
+
+TensorList = tuple[Tensor, ...] | list[Tensor]
+
+
+class Learner:
+    """The state that a training step changes, on one device."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        torch.manual_seed(plan.training.seed)
+        self.plan = plan
+        self.device = device
+        self.dtype = autocast_type(device, plan.training.precision)
+        self.format = memory_format(device)
+        self.network = build_network(plan).to(device)
+        self.network.to(memory_format=self.format)  # type: ignore[call-overload]
+        self.loss = build_loss(plan)
+        self.optimizer = build_optimizer(plan.training.optimizer, self.network)
+        decay = plan.training.average_decay
+        self.average = None if decay is None else averaged(self.network, decay)
+
+    def step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """One optimiser step; returns the loss and the soft Dice per class, still on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        image, label = self.to_device(batch)
+        self.network.train()
+        with autocast(self.device, self.dtype):
+            outputs = self.network(image)
+        loss, dice = self.loss(outputs, label)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.plan.training.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return loss.detach(), dice
+
+    @torch.inference_mode()
+    def validate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and hard counts (3, classes) of the weights that prediction would use."""
+        image, label = self.to_device(batch)
+        network = self.network if self.average is None else self.average.module
+        network.eval()
+        with autocast(self.device, self.dtype):
+            logits = network(image)
+        loss, _ = self.loss(logits, label)
+        return loss, hard_counts(logits, label)
+
+    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The batch as tensors: image (B, C, X, Y, Z) and label (B, X, Y, Z)."""
+        image = torch.from_numpy(batch["data"]).to(
+            self.device, memory_format=self.format, non_blocking=True
+        )
+        return image, torch.from_numpy(batch["label"]).to(self.device, non_blocking=True)
+
+    def weights(self) -> Tensors:
+        """The weights that prediction uses: the average if the plan keeps one."""
+        network = self.network if self.average is None else self.average.module
+        return dict(network.state_dict())
+
+    def tensors(self) -> Tensors:
+        """Everything that a resumed run needs to continue to the bit."""
+        found = with_prefix("network", self.network.state_dict())
+        found |= optimizer_tensors(self.optimizer)
+        if self.average is not None:
+            found |= with_prefix("average", self.average.state_dict())
+        return found
+
+    def load_tensors(self, tensors: Tensors) -> None:
+        """The reverse of `tensors`."""
+        self.network.load_state_dict(without_prefix("network", tensors))
+        load_optimizer(self.optimizer, tensors)
+        if self.average is not None:
+            self.average.load_state_dict(without_prefix("average", tensors))
+
+
+def build_optimizer(spec: Sgd | Adam, network: nn.Module) -> torch.optim.Optimizer:
+    """The plan's optimiser, fused: one kernel for all parameters."""
+    parameters = list(network.parameters())
+    if isinstance(spec, Sgd):
+        return torch.optim.SGD(
+            parameters,
+            spec.learning_rate,
+            momentum=spec.momentum,
+            nesterov=spec.nesterov and spec.momentum > 0,
+            weight_decay=spec.weight_decay,
+            fused=True,
+        )
+    make = torch.optim.AdamW if spec.decoupled else torch.optim.Adam
+    return make(
+        parameters,
+        spec.learning_rate,
+        betas=spec.betas,
+        eps=spec.epsilon,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights that forgets the random start quickly."""
+
+    def update(average: TensorList, current: TensorList, count: Tensor | int) -> None:
+        if not average[0].is_floating_point():  # counters of batch normalisation
+            torch._foreach_copy_(average, current)
+            return
+        # The mean of the first steps is young: let it follow as fast as its age allows.
+        young = (1 + float(count)) / (10 + float(count))
+        torch._foreach_lerp_(average, current, 1 - min(decay, young))
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+
+
+def dice_of(counts: Tensor) -> list[float | None]:
+    """Dice per class from (3, classes) counts; None for a class that is nowhere."""
+    hits, wrong, missed = counts.double().tolist()
+    return [
+        2 * h / (2 * h + w + m) if h + w + m > 0 else None
+        for h, w, m in zip(hits, wrong, missed, strict=True)
+    ]
+
+
+def mean_foreground(dice: list[float | None] | Mapping[str, float | None]) -> float | None:
+    """The mean over the classes that are there, the first (background) left out."""
+    values = list(dice.values()) if isinstance(dice, Mapping) else dice
+    known = [value for value in values[1:] if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.dataset.task import find_task, read_task
+from autoseg.errors import DataError
+from autoseg.image import read_image
+from tests.dataset.making import HIPPOCAMPUS, MSD, V2, declare, touch, write_4d
+
+TWO_CHANNELS = {"channel_names": {"0": "T1", "1": "T2"}}
+
+
+def test_reads_the_decathlon_layout() -> None:
+    task = read_task(HIPPOCAMPUS)
+    assert task.name == "Task004_Hippocampus"
+    assert task.channels == ("MRI",)
+    assert task.labels == {"background": (0,), "Anterior": (1,), "Posterior": (2,)}
+    assert len(task.cases) == 40
+    assert [case.name for case in task.cases] == sorted(case.name for case in task.cases)
+    assert task.cases[0].name == "hippocampus_003"
+    assert task.licence == "CC-BY-SA 4.0"
+
+
+def test_decathlon_image_in_four_dimensions(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)
+    fields = MSD | {"modality": {"0": "T1", "1": "T2"}}
+    write_4d(declare(tmp_path, fields) / "imagesTr" / "a.nii.gz", array)
+    touch(tmp_path, "labelsTr/a.nii.gz")
+    (case,) = read_task(tmp_path).cases
+    assert (read_image(case.images).array == array).all()
+
+
+@pytest.mark.parametrize("written", ["./imagesTr/a.nii.gz", "imagesTr/a_0000.nii.gz"])
+def test_decathlon_image_stands_for_its_channel_files(tmp_path: Path, written: str) -> None:
+    training = [{"image": written, "label": "labelsTr/a.nii.gz"}]
+    declare(tmp_path, MSD | {"modality": {"0": "T1", "1": "T2"}, "training": training})
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
+    (case,) = read_task(tmp_path).cases
+    assert case.name == "a"
+    assert [path.name for path in case.images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+
+
+def test_reads_the_nnunet_layout_with_mixed_endings(tmp_path: Path) -> None:
+    declare(tmp_path, V2 | TWO_CHANNELS | {"groups": {"p": ["a", "b"]}})
+    touch(tmp_path, "imagesTr/b_0000.nrrd", "imagesTr/b_0001.nii.gz", "labelsTr/b.mha")
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
+    touch(tmp_path, "imagesTr/._a_0000.nii.gz", "labelsTr/notes.txt", "imagesTr/scan_2021.nii")
+    touch(tmp_path, "labelsTr/scan_2021.nii")
+    task = read_task(tmp_path)
+    assert [case.name for case in task.cases] == ["a", "b", "scan_2021"]
+    assert [path.name for path in task.cases[1].images] == ["b_0000.nrrd", "b_0001.nii.gz"]
+    assert task.cases[1].label.name == "b.mha"
+    assert task.groups == {"a": "p", "b": "p"}
+
+
+def test_a_dicom_folder_is_a_channel(tmp_path: Path) -> None:
+    declare(tmp_path, V2)
+    touch(tmp_path, "imagesTr/a_0000/1.dcm", "labelsTr/a.nii.gz")
+    (case,) = read_task(tmp_path).cases
+    assert case.images[0].name == "a_0000"
+
+
+def test_explicit_paths_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCANS", str(tmp_path / "elsewhere"))
+    touch(tmp_path, "elsewhere/x.nrrd", "labels/y.nii.gz")
+    files = {"images": ["$SCANS/x.nrrd"], "label": "../labels/y.nii.gz"}
+    task = read_task(declare(tmp_path / "task", V2 | {"dataset": {"case 1": files}}))
+    assert task.cases[0].name == "case 1"
+    assert all(path.exists() for path in (*task.cases[0].images, task.cases[0].label))
+
+
+def test_missing_files_are_all_told(tmp_path: Path) -> None:
+    folder = tmp_path / "Task904"
+    shutil.copytree(HIPPOCAMPUS, folder)
+    (folder / "imagesTr" / "hippocampus_003.nii.gz").unlink()
+    (folder / "labelsTr" / "hippocampus_008.nii.gz").unlink()
+    task, problems = find_task(folder)
+    assert len(task.cases) == 38
+    assert [(problem.case, problem.file, problem.kind) for problem in problems] == [
+        ("hippocampus_003", "imagesTr/hippocampus_003.nii.gz", "missing image"),
+        ("hippocampus_008", "labelsTr/hippocampus_008.nii.gz", "missing label"),
+    ]
+    with pytest.raises(DataError, match=r"task Task904 has 2 errors: .*_003.*_008") as caught:
+        read_task(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_first_ten_missing_files_are_in_the_message(tmp_path: Path) -> None:
+    declare(tmp_path, V2)
+    touch(tmp_path, *(f"labelsTr/case{i:02d}.nii.gz" for i in range(13)))
+    with pytest.raises(DataError, match=r"13 errors: .*case09.*; and 3 more$"):
+        read_task(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "case"),
+    [
+        (["imagesTr/a_0000.nii.gz"], "missing label", "a"),
+        (["labelsTr/a.nii.gz"], "missing image", "a"),
+        (["imagesTr/a_0000.nii.gz", "imagesTr/a_0000.nrrd", "labelsTr/a.nii"], "ambiguous", "a"),
+        (["imagesTr/a_0000.nii.gz", "labelsTr/a.nrrd", "labelsTr/a.nii"], "ambiguous", "a"),
+        (["imagesTr/a_0000.nii", "imagesTr/a_0001.nii", "labelsTr/a.nii"], "channels", "a"),
+    ],
+)
+def test_files_that_do_not_pair_up(tmp_path: Path, files: list[str], kind: str, case: str) -> None:
+    declare(tmp_path, V2)
+    touch(tmp_path, *files)
+    _, problems = find_task(tmp_path)
+    assert [(problem.kind, problem.case) for problem in problems] == [(kind, case)]
+
+
+def test_a_missing_channel_is_named(tmp_path: Path) -> None:
+    declare(tmp_path, V2 | TWO_CHANNELS)
+    touch(tmp_path, "imagesTr/a_0000.nii", "labelsTr/a.nii")
+    task, (problem,) = find_task(tmp_path)
+    assert task.cases == ()
+    assert problem.file == "imagesTr/a_0001.*"
+
+
+def test_a_case_listed_twice_and_an_unknown_case_in_groups(tmp_path: Path) -> None:
+    declare(tmp_path, MSD | {"training": MSD["training"] * 2, "groups": {"a": "p", "z": "p"}})
+    touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    _, problems = find_task(tmp_path)
+    assert [(problem.case, problem.kind) for problem in problems] == [
+        ("a", "listed twice"),
+        ("z", "groups"),
+    ]
+
+
+def test_a_wrong_number_of_cases_is_a_warning(tmp_path: Path) -> None:
+    declare(tmp_path, V2 | {"numTraining": 2})
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    task, (problem,) = find_task(tmp_path)
+    assert problem.severity == "warning"
+    assert read_task(tmp_path) == task
+
+
+@pytest.mark.parametrize("fields", [V2, MSD | {"training": []}])
+def test_no_cases_at_all(tmp_path: Path, fields: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="no cases; expected imagesTr/CASE_0000"):
+        read_task(declare(tmp_path, fields))

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg import fingerprint
+from autoseg.dataset.task import Task, read_task
+from autoseg.errors import AutosegError, DataError
+from autoseg.figures import Intensities
+from autoseg.fingerprint import Fingerprint, survey
+from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
+
+
+@pytest.fixture(scope="module")
+def hippocampus() -> Task:
+    task = read_task(HIPPOCAMPUS)
+    return replace(task, cases=task.cases[:6])
+
+
+def make_task(folder: Path, count: int = 5) -> Task:
+    """Cases of 6 x 5 x 4 voxels with different noise; case 0 lies 100 above the others."""
+    declare(folder, V2)
+    rng = np.random.default_rng(0)
+    label = np.zeros((6, 5, 4), np.uint8)
+    label[2:4, 2:4, 1:3] = 1
+    for i in range(count):
+        image = rng.integers(1, 50, size=label.shape) + 100 * (i == 0)
+        write_case(folder, f"case{i}", image.astype(np.int16), label)
+    return read_task(folder)
+
+
+def test_golden_fingerprint_of_two_cases(tmp_path: Path) -> None:
+    declare(tmp_path, V2)
+    label = np.zeros((4, 2, 2), np.uint8)
+    label[:2] = 1
+    write_case(tmp_path, "low", np.full((4, 2, 2), 10, np.int16), label)
+    write_case(tmp_path, "many", np.full((8, 2, 2), 30, np.int16), np.ones((8, 2, 2), np.uint8))
+    found, problems = survey(read_task(tmp_path), processes=1)
+
+    # both cases weigh the same, though one has twice the foreground
+    assert found.foreground == (
+        Intensities(mean=20.0, std=10.0, min=10.0, p00_5=10.0, median=20.0, p99_5=30.0, max=30.0),
+    )
+    assert list(found.cases) == ["low", "many"]
+    assert found.shapes_after_crop.tolist() == [[4, 2, 2], [8, 2, 2]]
+    assert found.spacings_mm.tolist() == [[1.0, 1.0, 1.0]] * 2
+    assert found.median_spacing_mm == (1.0, 1.0, 1.0)
+    assert found.relative_size_after_cropping == 1.0
+    assert found.voxel_shares == {"background": 8 / 48, "tumour": 40 / 48}
+    assert [problem.kind for problem in problems] == ["too few cases"]
+
+
+def test_golden_figures_of_real_cases(hippocampus: Task) -> None:
+    found, problems = survey(hippocampus, processes=1)
+    assert problems == []
+    case = found.cases["hippocampus_003"]
+    assert case.shape == case.shape_after_crop == (34, 52, 35)
+    assert case.orientation == "RAS"
+    assert case.voxels == {0: 58527, 1: 1550, 2: 1803}
+    assert case.channels[0].image.mean == 482.645
+    assert case.channels[0].foreground is not None
+    assert case.channels[0].foreground.median == 339.661
+
+
+def test_the_same_bytes_with_any_number_of_processes(hippocampus: Task, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        found, _ = survey(hippocampus, processes)
+        found.save(tmp_path / f"{processes}.json")
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+    assert Fingerprint.load(tmp_path / "1.json") == found
+
+
+def test_pooling_equals_drawing_equally_many_voxels_from_each_case(hippocampus: Task) -> None:
+    from autoseg.image import read_image, read_label
+
+    found, _ = survey(hippocampus, processes=1)
+    rng = np.random.default_rng(0)
+    draws = []
+    for case in hippocampus.cases:
+        inside = read_image(case.images).array[0][read_label(case.label)[0] > 0]
+        draws.append(rng.choice(inside, 20_000))
+    drawn = np.concatenate(draws).astype(np.float64)
+    (pooled,) = found.foreground
+    assert pooled is not None
+    assert pooled.mean == pytest.approx(drawn.mean(), rel=0.02)
+    assert pooled.std == pytest.approx(drawn.std(), rel=0.02)
+    assert pooled.median == pytest.approx(np.median(drawn), rel=0.02)
+    assert pooled.p00_5 == pytest.approx(np.percentile(drawn, 0.5), rel=0.02)
+    assert pooled.p99_5 == pytest.approx(np.percentile(drawn, 99.5), rel=0.02)
+
+
+def test_one_case_pools_to_itself(hippocampus: Task) -> None:
+    found, _ = survey(replace(hippocampus, cases=hippocampus.cases[:1]), processes=1)
+    (case,) = found.cases.values()
+    assert case.channels[0].foreground is not None
+    assert found.foreground == (
+        replace(case.channels[0].foreground, median=pytest.approx(339.661, rel=1e-3)),
+    )
+
+
+def test_broken_cases_become_problems(tmp_path: Path) -> None:
+    make_task(tmp_path, 7)
+    images, labels = tmp_path / "imagesTr", tmp_path / "labelsTr"
+    label = np.ones((6, 5, 4), np.uint8)
+    whole = (images / "case1_0000.nii.gz").read_bytes()
+    (images / "case1_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (labels / "case1.nii.gz").write_bytes(b"")
+    write_scan(labels / "case2.nii.gz", label, origin_mm=(0, 0, 7))
+    write_scan(labels / "case3.nii.gz", label[:5])
+    write_scan(labels / "case4.nii.gz", label * 2)
+    shutil.copy(images / "case5_0000.nii.gz", images / "case6_0000.nii.gz")
+    found, problems = survey(read_task(tmp_path), processes=1)
+    assert list(found.cases) == ["case0", "case5", "case6"]
+    assert [(problem.case, problem.kind, problem.file) for problem in problems] == [
+        ("case1", "unreadable", "imagesTr/case1_0000.nii.gz"),
+        ("case1", "unreadable", "labelsTr/case1.nii.gz"),
+        ("case2", "geometry", "labelsTr/case2.nii.gz"),
+        ("case3", "shape", "labelsTr/case3.nii.gz"),
+        ("case4", "undeclared label", "labelsTr/case4.nii.gz"),
+        ("case5", "duplicate image", ""),
+    ]
+
+
+def test_nothing_usable_is_not_a_crash(tmp_path: Path) -> None:
+    task = make_task(tmp_path, 2)
+    for case in task.cases:
+        case.label.write_bytes(b"")
+    found, problems = survey(task, processes=1)
+    assert found.cases == {}
+    assert found.foreground == (None,)
+    assert [problem.kind for problem in problems] == ["unreadable"] * 2 + ["too few cases"]
+
+
+def test_no_foreground_anywhere(tmp_path: Path) -> None:
+    task = make_task(tmp_path, 5)
+    for case in task.cases:
+        write_scan(case.label, np.zeros((6, 5, 4), np.uint8))
+    found, problems = survey(task, processes=1)
+    assert found.foreground == (None,)
+    assert [problem.kind for problem in problems] == ["empty label map"] * 5 + ["absent label"]
+    assert Fingerprint.from_json(found.to_json()) == found
+
+
+def test_a_second_survey_reads_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, cache = make_task(tmp_path / "task"), tmp_path / "cache"
+    write_scan(task.cases[1].label, np.zeros((6, 5, 4), np.uint8))
+    first = survey(task, 2, cache)
+    monkeypatch.setattr(fingerprint, "read_image", None)
+    assert survey(task, 2, cache) == first
+    assert [problem.case for problem in first[1]] == ["case1"]
+
+
+def test_only_new_and_changed_cases_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = tmp_path / "task", tmp_path / "cache"
+    survey(make_task(folder), 1, cache)
+    image = np.full((6, 5, 4), 7, np.int16)
+    write_case(folder, "case9", image, np.ones((6, 5, 4), np.uint8))
+    write_scan(folder / "imagesTr" / "case2_0000.nii.gz", np.append(image, image, axis=0))
+    (cache / "case3.json").write_text("damaged")
+    task = read_task(folder)
+    read: list[str] = []
+    real = fingerprint._read_case
+    monkeypatch.setattr(
+        fingerprint,
+        "_read_case",
+        lambda t, case, cache: read.append(case.name) or real(t, case, cache),
+    )
+    assert survey(task, 1, cache) == survey(task, 1)
+    assert read[:3] == ["case2", "case3", "case9"]
+    assert read[3:] == [case.name for case in task.cases]
+
+
+def test_a_new_declaration_is_measured_anew(tmp_path: Path) -> None:
+    task, cache = make_task(tmp_path / "task"), tmp_path / "cache"
+    survey(task, 1, cache)
+    ignoring = replace(task, labels={"background": (0,), "cyst": (2,)}, ignore_label=1)
+    assert survey(ignoring, 1, cache) == survey(ignoring, 1)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"format": 1}', '{"format": 99}', "{"])
+def test_what_is_not_a_fingerprint_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "fingerprint.json"
+    path.write_text(text)
+    with pytest.raises(AutosegError, match=r"fingerprint\.json"):
+        Fingerprint.load(path)
+
+
+def test_a_missing_fingerprint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AutosegError, match="is missing"):
+        Fingerprint.load(tmp_path / "fingerprint.json")
+    assert issubclass(DataError, AutosegError)

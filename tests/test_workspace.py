@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoseg.errors import AutosegError
+from autoseg.workspace import ENVIRONMENT_VARIABLE, Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    for name in ("Task001_COVID", "Task002_Heart", "Task002_HeartMR", ".hidden"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+    (tmp_path / "preprocessed" / "Task003_Liver").mkdir(parents=True)
+    return Workspace(tmp_path)
+
+
+def test_the_given_folder_wins_over_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    assert Workspace.find().root == tmp_path
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path / "a"))
+    assert Workspace.find().root == tmp_path / "a"
+    assert Workspace.find(Path("b")).root == tmp_path / "b"
+
+
+def test_paths(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert workspace.raw("T") == tmp_path / "raw" / "T"
+    assert workspace.preprocessed("T") == tmp_path / "preprocessed" / "T"
+    assert workspace.preprocessed("T", "P") == tmp_path / "preprocessed" / "T" / "P"
+    assert workspace.models("T") == tmp_path / "models" / "T"
+    assert workspace.models("T", "P") == tmp_path / "models" / "T" / "P"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("Task001", "Task001_COVID"),
+        ("Task001_COVID", "Task001_COVID"),
+        ("Task002_Heart", "Task002_Heart"),
+        ("Task002_HeartM", "Task002_HeartMR"),
+    ],
+)
+def test_a_unique_beginning_names_a_task(workspace: Workspace, given: str, name: str) -> None:
+    assert workspace.find_task_folder(given) == workspace.root / "raw" / name
+    assert workspace.find_task_name(given) == name
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("Task002", "could be Task002_Heart, Task002_HeartMR; write more"),
+        ("Task009", "was not found in .*; there: Task001_COVID"),
+        ("", "was not found"),
+        (".hid", "was not found"),
+    ],
+)
+def test_what_names_no_task_or_several_is_told(workspace: Workspace, given: str, told: str) -> None:
+    with pytest.raises(AutosegError, match=told):
+        workspace.find_task_folder(given)
+
+
+def test_an_empty_workspace_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AutosegError, match="nothing is there"):
+        Workspace(tmp_path).find_task_folder("Task001")
+
+
+def test_a_task_may_be_a_path(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = workspace.root / "elsewhere" / "Task007"
+    elsewhere.mkdir(parents=True)
+    assert workspace.find_task_folder(str(elsewhere)) == elsewhere
+    assert workspace.find_task_name(str(elsewhere)) == "Task007"
+    monkeypatch.chdir(elsewhere)
+    assert workspace.find_task_folder(".") == elsewhere
+    with pytest.raises(AutosegError, match="there is no folder"):
+        workspace.find_task_folder(str(elsewhere / "missing"))
+
+
+def test_a_planned_task_needs_no_raw_folder(workspace: Workspace) -> None:
+    assert workspace.find_task_name("Task003") == "Task003_Liver"
+
+
+def test_plans_are_found_by_name_or_by_being_the_only_one(workspace: Workspace) -> None:
+    folder = workspace.preprocessed("Task003_Liver")
+    with pytest.raises(AutosegError, match="has no plan in .*; run: autoseg_plan Task003_Liver"):
+        workspace.find_plan_name("Task003_Liver", None)
+    for name in ("small", "large", "unfinished"):
+        (folder / name).mkdir()
+    (folder / "small" / "plan.json").touch()
+    assert workspace.find_plan_name("Task003_Liver", None) == "small"
+    (folder / "large" / "plan.json").touch()
+    assert workspace.find_plan_name("Task003_Liver", "l") == "large"
+    with pytest.raises(AutosegError, match="large, small; choose with --plan NAME"):
+        workspace.find_plan_name("Task003_Liver", None)
+    with pytest.raises(AutosegError, match="plan 'unf' was not found"):
+        workspace.find_plan_name("Task003_Liver", "unf")
+
+
+def test_trained_models_have_a_finished_fold(workspace: Workspace) -> None:
+    for path in ("T/P/fold_0", "T/P/fold_1", "T/Q/fold_0", "S/P/fold_all"):
+        (workspace.root / "models" / path).mkdir(parents=True)
+    for path in ("T/P/fold_0", "T/P/fold_1", "S/P/fold_all"):
+        (workspace.root / "models" / path / "final.safetensors").touch()
+    assert workspace.trained() == [("S", "P"), ("T", "P")]
