@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.dataset.task import Case, Task
 from autoseg.dataset.verify import Problem, Verification, check_case, check_task, shown
-from autoseg.errors import AutosegError, DataError, RunError
+from autoseg.errors import AutosegError, DataError
 from autoseg.figures import (
     CaseFigures,
     ChannelFigures,
@@ -30,7 +27,7 @@ from autoseg.figures import (
 )
 from autoseg.files import read_json, to_json, write_json
 from autoseg.image import Geometry, Image, ending_of, read_image, read_label, stem_of
-from autoseg.progress import progress
+from autoseg.parallel import in_parallel
 
 __all__ = ["CaseFigures", "ChannelFigures", "Fingerprint", "Intensities", "survey"]
 
@@ -185,10 +182,10 @@ def survey(
     """
     found = {case.name: _recall(task, case, cache) for case in task.cases}
     new = [case for case in task.cases if found[case.name] is None]
-    with progress("survey", len(new)) as bar:
-        for case, result in zip(new, _read_all(task, new, processes, cache), strict=True):
-            found[case.name] = result
-            bar.advance(case.name)
+    # a worker needs no list of cases: it would be sent anew with every one of them
+    work = partial(_read_case, replace(task, cases=(), groups={}), cache=cache)
+    for case, result in zip(new, in_parallel(work, new, processes, "survey"), strict=True):
+        found[case.name] = result
     surveys = {name: result for name, result in found.items() if result is not None}
     fingerprint = _pool(task, surveys)
     problems = [problem for result in surveys.values() for problem in result.problems]
@@ -199,26 +196,6 @@ def survey(
         folds=folds,
     )
     return fingerprint, problems
-
-
-def _read_all(
-    task: Task, cases: Sequence[Case], processes: int, cache: Path | None
-) -> Iterator[_Survey]:
-    """Survey the cases in their order, several at a time."""
-    # a worker needs no list of cases: it would be sent anew with every one of them
-    work = partial(_read_case, replace(task, cases=(), groups={}), cache=cache)
-    if processes == 1 or len(cases) < 2:
-        yield from map(work, cases)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(cases)), mp_context=context) as pool:
-        try:
-            yield from pool.map(work, cases)
-        except BrokenProcessPool as error:
-            raise RunError(
-                "a process that read scans was killed, probably for lack of memory; "
-                f"run again with fewer processes than {processes}"
-            ) from error
 
 
 def _read_case(task: Task, case: Case, cache: Path | None) -> _Survey:

@@ -171,8 +171,11 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
     """Read a file or a DICOM folder as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
+    from autoseg.nifti import check_nifti  # it needs this module's endings
+
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     _must_exist(path)
+    check_nifti(path)
     try:
         picture = _read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
     except RuntimeError as error:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,19 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, holder: str) -
     (tmp_path / "lock").write_text(holder)
     with locked(tmp_path / "lock", "it"):
         assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    lock.write_text(str(holder.pid))
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(_take_and_release, lock)
+        assert not waiting.done()
+        holder.communicate(b"\n")
+        assert waiting.result(timeout=60) == str(os.getpid())
+
+
+def _take_and_release(lock: Path) -> str:
+    with locked(lock, "it", wait=True):
+        return lock.read_text()

@@ -114,14 +114,14 @@ def test_channels_on_different_grids_are_told(tmp_path: Path) -> None:
         read_image([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])  # NIfTI: see test_nifti.py
 def test_a_truncated_file_is_told(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     noise = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
     write_scan(path, noise)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="cannot be read .* copy it anew") as caught:
+    with pytest.raises(DataError, match=r"cannot be read .* copy it anew") as caught:
         read_image([path])
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -131,11 +131,11 @@ def test_a_truncated_file_is_told(tmp_path: Path, ending: str) -> None:
 def test_voxels_that_are_not_finite_are_counted(tmp_path: Path, bad: float) -> None:
     array = some_array(np.float32)
     array[0, 0, :2] = bad
-    write_scan(tmp_path / "a.nii.gz", array)
+    write_scan(tmp_path / "a.nrrd", array)
     with pytest.raises(DataError, match="2 voxels are NaN or infinite"):
-        read_image([tmp_path / "a.nii.gz"])
+        read_image([tmp_path / "a.nrrd"])
     with pytest.raises(DataError, match="NaN or infinite"):
-        read_label(tmp_path / "a.nii.gz")
+        read_label(tmp_path / "a.nrrd")
 
 
 def test_two_dimensions_are_refused(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_planned_task_needs_no_raw_folder(workspace: Workspace) -> None:
 
 def test_plans_are_found_by_name_or_by_being_the_only_one(workspace: Workspace) -> None:
     folder = workspace.preprocessed("Task003_Liver")
-    with pytest.raises(AutosegError, match="has no plan in .*; run: autoseg_plan Task003_Liver"):
+    with pytest.raises(AutosegError, match=r"has no plan in .*; run: autoseg_plan Task003_Liver"):
         workspace.find_plan_name("Task003_Liver", None)
     for name in ("small", "large", "unfinished"):
         (folder / name).mkdir()

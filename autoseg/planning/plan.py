@@ -426,6 +426,14 @@ class Plan(Part):
                     f"inference.overlap is {overlap} along {axis}; take 0 to {size - 1}, "
                     "less than the patch"
                 )
+        mirrored = {
+            axis for entry in self.augmentation if isinstance(entry, Mirror) for axis in entry.axes
+        }
+        if untrained := set(self.inference.mirror_axes) - mirrored:
+            raise ValueError(
+                f"inference.mirror_axes has {sorted(untrained)}, along which no mirror transform "
+                "of the augmentation trains the network; take them out, or train with them"
+            )
         for index, step in enumerate(self.preprocessing):
             channel = getattr(step, "channel", None)
             if channel is not None and channel >= len(self.channels):

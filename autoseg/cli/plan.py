@@ -1,0 +1,183 @@
+"""`autoseg_plan TASK`: verify, measure the data, and write the plan."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from autoseg.cli import common
+
+if TYPE_CHECKING:
+    from autoseg.dataset.task import Task
+    from autoseg.dataset.verify import Problem
+    from autoseg.fingerprint import Fingerprint
+    from autoseg.planning.compose import Wishes
+    from autoseg.planning.plan import Plan
+    from autoseg.workspace import Workspace
+
+TIMED_CASES = 4
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = common.parser(
+        "autoseg_plan",
+        "Check a raw task, measure it (fingerprint), and write a plan for it: "
+        "preprocessed/TASK/NAME/plan.json.",
+    )
+    parser.add_argument(
+        "task", metavar="TASK", help="name in raw/, a unique beginning of it, or a folder"
+    )
+    parser.add_argument("--name", default="default", help="name of the plan (default: %(default)s)")
+    parser.add_argument(
+        "--time-budget",
+        metavar="TIME",
+        help="for training one fold, as in 90s, 5m or 1.5h: measures this device and plans for it",
+    )
+    parser.add_argument(
+        "--planner",
+        default="default",
+        choices=["default", "resenc_m", "resenc_l", "resenc_xl"],
+        help="plain or residual-encoder network, as nnU-Net's planners (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="graphics memory to plan for (default: planner's)",
+    )
+    parser.add_argument(
+        "--overrides", type=Path, metavar="FILE", help="JSON5 file with plan values to replace"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="replace one plan value, as in --set sampling.batch_size=4; may be repeated",
+    )
+    parser.add_argument(
+        "--no-reference", action="store_true", help="ignore the reference plan of the task's name"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="print every value with its rule and evidence"
+    )
+    parser.add_argument(
+        "--verify-only", action="store_true", help="check the data, report all problems, and stop"
+    )
+    common.add_device(parser)
+    common.add_processes(parser)
+    common.add_workspace(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `autoseg_plan`."""
+    return common.run(make_parser, _plan, argv)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from autoseg.dataset.splits import load_or_make_splits
+    from autoseg.dataset.task import find_task
+    from autoseg.planning.budget import parse_seconds
+    from autoseg.planning.compose import Wishes
+    from autoseg.progress import say
+    from autoseg.workspace import Workspace
+
+    workspace = Workspace.find(arguments.workspace)
+    seconds = parse_seconds(arguments.time_budget) if arguments.time_budget else None
+    task, problems = find_task(workspace.find_task_folder(arguments.task))
+    fingerprint = _survey(workspace, task, problems, arguments)
+    if fingerprint is None:
+        return common.DONE
+    wishes = Wishes(
+        name=arguments.name,
+        planner=arguments.planner,
+        memory_gb=arguments.memory,
+        reference=not arguments.no_reference,
+        overrides=arguments.overrides,
+        settings=tuple(arguments.settings),
+        seconds=seconds,
+    )
+    plan = _compose(task, fingerprint, wishes, arguments)
+    folder = workspace.preprocessed(task.name, plan.name)
+    fingerprint.save(folder / "fingerprint.json")
+    plan.save(folder / "plan.json")
+    names = [case.name for case in task.cases]
+    load_or_make_splits(
+        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups
+    )
+    if arguments.explain:
+        _explain(plan)
+    say(_in_short(plan))
+    print(folder / "plan.json")
+    return common.DONE
+
+
+def _survey(
+    workspace: Workspace, task: Task, problems: list[Problem], arguments: argparse.Namespace
+) -> Fingerprint | None:
+    """Verify and measure in one pass; None if that was all the user asked for."""
+    from autoseg.dataset.verify import Verification, problems_table, write_verification
+    from autoseg.fingerprint import survey
+    from autoseg.progress import say
+
+    folder = workspace.preprocessed(task.name)
+    fingerprint, found = survey(task, arguments.processes, folder / "cases")
+    problems = [*problems, *found]
+    write_verification(folder / "verification.json", problems)
+    verification = Verification.of(problems)
+    if problems:
+        print(problems_table(problems), file=sys.stderr)
+    counts = f"{len(verification.errors)} errors, {len(verification.warnings)} warnings"
+    say(f"{task.name}: {len(task.cases)} cases, {counts}")
+    verification.raise_errors(task.name)
+    return None if arguments.verify_only else fingerprint
+
+
+def _compose(
+    task: Task, fingerprint: Fingerprint, wishes: Wishes, arguments: argparse.Namespace
+) -> Plan:
+    from autoseg.planning.compose import compose
+
+    if wishes.seconds is None:
+        return compose(fingerprint, wishes, _not_needed, _not_needed)
+
+    import functools
+
+    from autoseg.devices import pick_device
+    from autoseg.planning.budget import expected_work
+    from autoseg.training.timing import Stopwatch
+
+    spread = max(1, len(task.cases) // TIMED_CASES)
+    cases = task.cases[::spread][:TIMED_CASES]
+    workers = max(1, arguments.processes - 1)
+    with Stopwatch(cases, pick_device(arguments.device), workers) as stopwatch:
+        work = functools.partial(expected_work, fingerprint)
+        return compose(fingerprint, wishes, work, stopwatch.measure)
+
+
+def _not_needed(plan: Plan) -> NoReturn:
+    raise AssertionError("a plan without a time budget is not measured")
+
+
+def _explain(plan: Plan) -> None:
+    from autoseg.planning.explain import explain
+
+    explain(plan)
+
+
+def _in_short(plan: Plan) -> str:
+    """The plan in one line."""
+    patch = " x ".join(str(size) for size in plan.sampling.patch_size)
+    spacing = " x ".join(f"{value:.3g}" for value in plan.target_spacing_mm)
+    steps = plan.training.epochs * plan.training.steps_per_epoch
+    return (
+        f"plan {plan.name} ({plan.id}): {spacing} mm, patches of {patch}, batch "
+        f"{plan.sampling.batch_size}, {'-'.join(map(str, plan.network.features))} feature maps, "
+        f"{plan.training.epochs} epochs, {steps} steps"
+    )

@@ -1,0 +1,153 @@
+"""One fold from raw cases to its validation scores: preprocess, train, predict, evaluate."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from autoseg.dataset.splits import Split, load_or_make_splits
+from autoseg.dataset.task import Case, Task, read_task
+from autoseg.errors import AutosegError
+from autoseg.evaluation.evaluate import evaluate_case
+from autoseg.evaluation.summary import CaseScores, Summary
+from autoseg.files import locked
+from autoseg.parallel import in_parallel
+from autoseg.planning.plan import Plan, load_plan
+from autoseg.prediction.batch import output_path, predict_cases
+from autoseg.prediction.model import load_model, trained_folds
+from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.sliding_window import count_tiles
+from autoseg.preprocessing.preprocess import preprocess
+from autoseg.preprocessing.store import CaseStore
+from autoseg.progress import in_words, say
+from autoseg.training.train import Run, train
+from autoseg.workspace import Workspace
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """What to train, and with which means; the means never change the result.
+
+    Attributes:
+        task: the raw task's folder.
+        plan: the plan's name.
+        fold: its number, or `all` to train on every case.
+        started: `time.monotonic()` when the command began: a time budget counts from here.
+    """
+
+    workspace: Workspace
+    task: Path
+    plan: str
+    fold: str
+    device: torch.device
+    processes: int
+    resume: bool
+    started: float
+
+    @property
+    def folder(self) -> Path:
+        """Where this fold's model and results go."""
+        return self.workspace.models(self.task.name, self.plan) / f"fold_{self.fold}"
+
+    @property
+    def plan_folder(self) -> Path:
+        """Where the plan and its preprocessed cases lie."""
+        return self.workspace.preprocessed(self.task.name, self.plan)
+
+
+def run_fold(job: FoldJob) -> Summary | None:
+    """Train a fold and score its validation cases; None for the fold `all`, which has none.
+
+    Raises:
+        AutosegError: the fold does not exist, is finished already, or belongs to another plan.
+        RunError: training failed, or another process works on this fold.
+    """
+    plan = load_plan(job.plan_folder / "plan.json")
+    task = read_task(job.task)
+    split = find_split(plan, task, job.plan_folder, job.fold)
+    cases = {case.name: case for case in task.cases}
+    with locked(job.folder / ".lock", f"fold {job.fold} of {task.name}"):
+        _claim(plan, job)
+        store = CaseStore(job.plan_folder / "cases", plan.preprocessing_id)
+        used = [cases[name] for name in (*split.train, *split.validation)]
+        preprocess(plan, used, store, job.processes)
+        validation = [cases[name] for name in split.validation]
+        run = Run(
+            folder=job.folder,
+            fold=-1 if job.fold == ALL else int(job.fold),
+            device=job.device,
+            workers=max(1, job.processes - 1),
+            resume=job.resume,
+            started=job.started,
+            patches_after=count_patches(plan, store, split.validation),
+        )
+        train(plan, store, split, run)
+        summary = _validate(job, validation) if validation else None
+        say(f"fold {job.fold} took {in_words(time.monotonic() - job.started)}: {job.folder}")
+        return summary
+
+
+def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
+    """The cases of a fold.
+
+    Raises:
+        AutosegError: there is no such fold.
+    """
+    names = [case.name for case in task.cases]
+    if fold == ALL:
+        return Split(tuple(names), ())
+    splits = load_or_make_splits(
+        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups
+    )
+    if not fold.isdigit() or int(fold) >= len(splits):
+        raise AutosegError(
+            f"fold {fold!r} does not exist; there are 0 to {len(splits) - 1}, and {ALL}"
+        )
+    return splits[int(fold)]
+
+
+def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
+    """How many patches the prediction of stored cases takes."""
+    shapes = [store.open(name).label.shape for name in names]
+    patch, overlap = plan.sampling.patch_size, plan.inference.overlap
+    return sum(count_tiles(shape, patch, overlap) for shape in shapes)
+
+
+def _claim(plan: Plan, job: FoldJob) -> None:
+    """Put the plan beside the models, which belong to it from now on."""
+    path = job.folder.parent / "plan.json"
+    trained = trained_folds(path.parent)
+    if trained and load_plan(path).id != plan.id:
+        raise AutosegError(
+            f"{path.parent} holds models of another plan (folds {', '.join(trained)}); plan with "
+            "another --name, or move that folder away"
+        )
+    plan.save(path)
+
+
+def _validate(job: FoldJob, cases: list[Case]) -> Summary:
+    """Predict the validation cases whole, as a user would, and score them."""
+    folder = job.folder / "validation"
+    model = load_model(job.folder.parent, [job.fold], job.device)
+    predictor = Predictor(model, device=str(job.device))
+    inputs = {case.name: case.images for case in cases}
+    outcome = predict_cases(predictor, inputs, folder, overwrite=True)
+    outcome.raise_failures()
+    labels = {name: tuple(values) for name, values in list(model.plan.labels.items())[1:]}
+    score = partial(_score, folder=folder, labels=labels, ignore_label=model.plan.ignore_label)
+    summary = Summary(tuple(in_parallel(score, cases, job.processes, "evaluating")), ())
+    summary.save(folder / "summary.json")
+    return summary
+
+
+def _score(
+    case: Case, folder: Path, labels: dict[str, tuple[int, ...]], ignore_label: int | None
+) -> CaseScores:
+    scores = evaluate_case(case.label, output_path(folder, case.name), labels, ignore_label)
+    return replace(scores, case=case.name)

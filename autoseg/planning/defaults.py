@@ -1,0 +1,170 @@
+"""From a fingerprint to the values of a plan, by rules only: the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from autoseg.errors import PlanError
+from autoseg.planning.rules import Configuration, DataFigures, decide
+
+if TYPE_CHECKING:
+    from autoseg.fingerprint import Fingerprint
+
+Values = dict[str, Any]
+Evidence = dict[str, tuple[str, str]]  # dotted key -> rule, figures
+ANISOTROPY = 3.0
+
+
+def rule_values(
+    fingerprint: Fingerprint, planner: str = "default", memory_gb: float | None = None
+) -> tuple[Values, Evidence]:
+    """The plan that the rules alone choose, as plain values, and why.
+
+    Args:
+        fingerprint: what the data is.
+        planner: `default`, `resenc_m`, `resenc_l` or `resenc_xl`.
+        memory_gb: graphics memory to plan for; the planner's own target if None.
+
+    Raises:
+        PlanError: the labels overlap, which training cannot do yet.
+    """
+    _refuse_overlap(fingerprint.labels)
+    chosen = decide(_figures(fingerprint), planner, memory_gb)
+    configuration = chosen.get("3d_fullres") or chosen["2d"]
+    patch = _in_space(configuration, configuration.patch_size, 1)
+    values: Values = {
+        "task": fingerprint.task,
+        "channels": list(fingerprint.channels),
+        "labels": {name: list(covered) for name, covered in fingerprint.labels.items()},
+        "ignore_label": fingerprint.ignore_label,
+        "target_spacing_mm": _target_spacing(configuration, fingerprint),
+        "preprocessing": _steps(configuration, fingerprint),
+        "sampling": {"patch_size": patch, "batch_size": configuration.batch_size},
+        "augmentation": _augmentation(patch),
+        "network": {
+            "features": list(configuration.features),
+            "strides": [_in_space(configuration, s, 1) for s in configuration.strides],
+            "kernels": [_in_space(configuration, k, 1) for k in configuration.kernels],
+            "blocks_encoder": list(configuration.blocks_encoder),
+            "blocks_decoder": list(configuration.blocks_decoder),
+            "residual": configuration.residual,
+        },
+        "training": {
+            "loss": {"loss": "dice_cross_entropy", "batch_dice": configuration.batch_dice}
+        },
+        "inference": {
+            "overlap": [size // 2 for size in patch],
+            "mirror_axes": [axis for axis in range(3) if patch[axis] > 1],
+        },
+    }
+    return values, _evidence(configuration)
+
+
+def _refuse_overlap(labels: dict[str, tuple[int, ...]]) -> None:
+    seen: dict[int, str] = {}
+    for name, covered in labels.items():
+        for value in covered:
+            if value in seen:
+                raise PlanError(
+                    f"the labels {seen[value]!r} and {name!r} both cover the value {value}; "
+                    "autoseg cannot train overlapping regions yet: declare disjoint labels"
+                )
+            seen[value] = name
+
+
+def _figures(fingerprint: Fingerprint) -> DataFigures:
+    ignored = 0 if fingerprint.ignore_label is None else 1
+    return DataFigures(
+        spacings_mm=fingerprint.spacings_mm,
+        shapes=fingerprint.shapes_after_crop,
+        channels=fingerprint.channels,
+        label_count=len(fingerprint.labels) + ignored,
+        relative_size_after_cropping=fingerprint.relative_size_after_cropping,
+    )
+
+
+def _in_space(configuration: Configuration, entries: Sequence[int], missing: int) -> list[int]:
+    """Entries for x, y, z; a 2d configuration has `missing` along the axis that it lacks."""
+    found = dict(zip(configuration.axes, entries, strict=True))
+    return [int(found.get(axis, missing)) for axis in range(3)]
+
+
+def _target_spacing(configuration: Configuration, fingerprint: Fingerprint) -> list[float]:
+    spacing = list(fingerprint.median_spacing_mm)
+    for axis, value in zip(configuration.axes, configuration.spacing_mm, strict=True):
+        spacing[axis] = float(value)
+    return spacing
+
+
+def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[Values]:
+    """Crop, normalise each channel by its scheme, resample."""
+    steps: list[Values] = [{"step": "crop_to_nonzero"}]
+    for channel, scheme in enumerate(configuration.normalization):
+        steps += _normalisation(channel, scheme, configuration, fingerprint)
+    steps.append({"step": "resample", "anisotropy": ANISOTROPY})
+    return steps
+
+
+def _normalisation(
+    channel: int, scheme: str, configuration: Configuration, fingerprint: Fingerprint
+) -> list[Values]:
+    foreground = fingerprint.foreground[channel]
+    if scheme == "CTNormalization" and foreground is not None:
+        window = [foreground.p00_5, foreground.p99_5]
+        steps: list[Values] = []
+        if window[0] < window[1]:
+            steps.append({"step": "clip", "window": window, "channel": channel})
+        shift = {"mean": foreground.mean, "std": max(foreground.std, 1e-8)}
+        return [*steps, {"step": "z_score", "channel": channel, **shift}]
+    if scheme == "NoNormalization":
+        return []
+    if scheme == "RescaleTo01Normalization":
+        return [{"step": "rescale", "channel": channel}]
+    if scheme == "RGBTo01Normalization":
+        return [{"step": "z_score", "channel": channel, "mean": 0.0, "std": 255.0}]
+    return [{"step": "z_score", "channel": channel, "nonzero": configuration.use_mask[channel]}]
+
+
+def _augmentation(patch: Sequence[int]) -> list[Values]:
+    """nnU-Net's transforms and chances; around the coarse axis alone where the patch is flat."""
+    flat = max(patch) / min(patch) > ANISOTROPY
+    turns = [[-30, 30]] * 3
+    if flat:
+        coarse = patch.index(min(patch))
+        turns = [[-180, 180] if axis == coarse else [0, 0] for axis in range(3)]
+    return [
+        {"transform": "spatial", "rotation_degrees": turns},
+        {"transform": "gaussian_noise"},
+        {"transform": "gaussian_blur"},
+        {"transform": "brightness"},
+        {"transform": "contrast"},
+        {"transform": "low_resolution"},
+        {"transform": "gamma", "probability": 0.1, "invert": True},
+        {"transform": "gamma"},
+        {"transform": "mirror", "axes": [axis for axis in range(3) if patch[axis] > 1]},
+    ]
+
+
+def _evidence(configuration: Configuration) -> Evidence:
+    """Which rule decided which key of the plan, with its figures."""
+    keys = {
+        "spacing_mm": "target_spacing_mm",
+        "patch_size": "sampling.patch_size",
+        "batch_size": "sampling.batch_size",
+        "features": "network.features",
+        "strides": "network.strides",
+        "kernels": "network.kernels",
+        "blocks_encoder": "network.blocks_encoder",
+        "blocks_decoder": "network.blocks_decoder",
+        "residual": "network.residual",
+        "normalization": "preprocessing",
+        "batch_dice": "training.loss.batch_dice",
+    }
+    found = {
+        key: (f"{name.replace('_', ' ')} of the data", configuration.evidence[name])
+        for name, key in keys.items()
+    }
+    found["augmentation"] = ("augmentation by patch shape", configuration.evidence["patch_size"])
+    found["inference.overlap"] = ("half a patch", configuration.evidence["patch_size"])
+    return found

@@ -1,0 +1,151 @@
+"""Layers of plan values: rules < reference plan < time budget < overrides file < --set."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoseg.errors import PlanError
+from autoseg.planning.check import make_plan
+from autoseg.planning.defaults import Evidence, Values
+from autoseg.planning.plan import Plan, Provenance
+
+KINDS = ("step", "transform", "loss", "optimizer", "schedule")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values that replace those of the layers below, and where they come from."""
+
+    source: str
+    values: Values
+    evidence: str = ""
+
+
+def stack(rules: Values, evidence: Evidence, layers: Sequence[Layer], name: str) -> Plan:
+    """The plan of all layers, every value with its provenance.
+
+    Raises:
+        PlanError: a layer has an unknown key, an impossible value, or does not fit the rest.
+    """
+    merged = copy.deepcopy(rules)
+    provenance = {
+        key: Provenance(source=f"rule: {rule}", evidence=figures)
+        for key, (rule, figures) in evidence.items()
+    }
+    for layer in layers:
+        for path in _leaves(layer.values):
+            key = ".".join(path)
+            ruled = _look_up(rules, path)
+            provenance = {k: v for k, v in provenance.items() if not k.startswith(f"{key}.")}
+            provenance[key] = Provenance(
+                source=layer.source, evidence=layer.evidence, rule_value=ruled
+            )
+        merged = merge(merged, layer.values)
+    where = " + ".join(["the rules", *(layer.source for layer in layers)])
+    records = {key: entry.model_dump(mode="json") for key, entry in sorted(provenance.items())}
+    return make_plan(merged | {"name": name, "provenance": records}, where)
+
+
+def merge(below: Values, above: Values) -> Values:
+    """`above` over `below`, object by object; lists and objects of another kind are replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and not _changes_kind(old, value):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _changes_kind(old: Values, new: Values) -> bool:
+    return any(kind in new and new[kind] != old.get(kind) for kind in KINDS)
+
+
+def _leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths to everything that is not an object of plan keys."""
+    for key, value in values.items():
+        whole = key in ("labels", "container", "provenance", "measured")
+        if isinstance(value, dict) and value and not whole:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _look_up(values: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        if not isinstance(values, dict) or key not in values:
+            return None
+        values = values[key]
+    return values
+
+
+def read_layer(path: Path, source: str) -> Layer:
+    """Read a JSON5 file of plan values, written by a person.
+
+    Raises:
+        PlanError: missing, not JSON5, or not an object.
+    """
+    import json5
+
+    try:
+        values = json5.loads(path.read_text(encoding="utf-8"), allow_duplicate_keys=False)
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{path} is not valid JSON5: {error}") from error
+    if not isinstance(values, dict):
+        raise PlanError(f"{path} holds {type(values).__name__}; plan values are an object")
+    return Layer(source, values)
+
+
+def set_layer(settings: Sequence[str], base: Values) -> Layer:
+    """`--set key=value ...` as a layer; values are JSON5, or plain words.
+
+    Args:
+        settings: such as `sampling.batch_size=4` or `preprocessing.0.window=[-1000, 400]`.
+        base: the values so far, in which numbers in a key choose an entry of a list.
+
+    Raises:
+        PlanError: no `=`, or a number that is no entry of the list.
+    """
+    values: Values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise PlanError(f"--set {setting}: write key=value, as in sampling.batch_size=4")
+        added = _nest(key.split("."), _parse(text), merge(base, values), setting)
+        values = merge(values, added)
+    return Layer("--set", values)
+
+
+def _nest(path: list[str], value: Any, base: Any, setting: str) -> Any:
+    """`value` wrapped into the objects and lists of its path."""
+    if not path:
+        return value
+    first, rest = path[0], path[1:]
+    if not isinstance(base, list):
+        inner = base.get(first) if isinstance(base, dict) else None
+        return {first: _nest(rest, value, inner, setting)}
+    if not first.isdigit() or int(first) >= len(base):
+        raise PlanError(
+            f"--set {setting}: {first!r} is no entry of that list; take 0 to {len(base) - 1}"
+        )
+    index = int(first)
+    changed = _nest(rest, value, base[index], setting)
+    if isinstance(changed, dict) and isinstance(base[index], dict):
+        changed = merge(base[index], changed)
+    return [*base[:index], changed, *base[index + 1 :]]
+
+
+def _parse(text: str) -> Any:
+    import json5
+
+    try:
+        return json5.loads(text)
+    except ValueError:
+        return text  # a plain word such as bfloat16

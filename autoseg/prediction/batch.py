@@ -1,0 +1,126 @@
+"""Predict many cases into a folder: whole files only, and one bad case does not stop the rest."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg import __version__
+from autoseg.errors import AutosegError, DataError
+from autoseg.files import read_json, write_json
+from autoseg.image import Geometry, read_image, write_label
+from autoseg.planning.plan import Plan
+from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.predictor import Predictor
+from autoseg.progress import progress, say
+
+RECORD = "predictions.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of every case: name -> its record, or why it failed."""
+
+    predicted: dict[str, dict[str, Any]]
+    skipped: tuple[str, ...]
+    failed: dict[str, str]
+
+    def raise_failures(self) -> None:
+        """Stop if a case failed.
+
+        Raises:
+            DataError: names the first one and how many more there are.
+        """
+        if self.failed:
+            reason = next(iter(self.failed.values()))
+            more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
+            raise DataError(f"{reason}{more}")
+
+
+def output_path(folder: Path, case: str) -> Path:
+    """Where a case's prediction goes."""
+    return folder / f"{case}.nii.gz"
+
+
+def predict_cases(predictor: Predictor, inputs: Inputs, out: Path, overwrite: bool) -> Outcome:
+    """Predict every case that is not there yet; write `predictions.json` beside the label maps."""
+    wanted = [name for name in inputs if overwrite or not output_path(out, name).exists()]
+    skipped = tuple(name for name in inputs if name not in wanted)
+    predicted: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    with progress("predicting", len(wanted)) as bar:
+        for name in wanted:
+            try:
+                predicted[name] = _predict_case(predictor, name, inputs[name], out)
+            except DataError as error:
+                failed[name] = str(error)
+                say(f"skipped {name}: {error}")
+            bar.advance(name)
+    _write_record(predictor, out, predicted)
+    return Outcome(predicted, skipped, failed)
+
+
+def _predict_case(
+    predictor: Predictor, name: str, files: tuple[Path, ...], out: Path
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    image = read_image(files)
+    try:
+        label = predictor.predict(image)
+    except DataError as error:
+        raise DataError(f"{files[0]}: {error}") from error
+    path = output_path(out, name)
+    write_label(path, label, image.geometry)
+    return {
+        "file": path.name,
+        "inputs": [str(file) for file in files],
+        "seconds": round(time.perf_counter() - started, 3),
+        **volumes(label, image.geometry, predictor.plan),
+    }
+
+
+def volumes(label: NDArray[Any], geometry: Geometry, plan: Plan) -> dict[str, Any]:
+    """Volume of each class in ml, and its share of its containers where the plan names them."""
+    counts = np.bincount(label.ravel(), minlength=1)
+    voxel_ml = prod(geometry.spacing_mm) / 1000
+
+    def in_ml(name: str) -> float:
+        covered = [value for value in plan.labels[name] if value < len(counts)]
+        return float(counts[covered].sum() * voxel_ml)
+
+    found = {name: in_ml(name) for name in list(plan.labels)[1:]}
+    shares = {}
+    for name, containers in plan.container.items():
+        whole = sum(in_ml(container) for container in containers) + in_ml(name)
+        shares[name] = round(in_ml(name) / whole, 6) if whole > 0 else None
+    record: dict[str, Any] = {"volume_ml": {name: round(ml, 6) for name, ml in found.items()}}
+    return record | ({"share_of_container": shares} if shares else {})
+
+
+def _write_record(predictor: Predictor, out: Path, predicted: dict[str, dict[str, Any]]) -> None:
+    """Keep the records of cases that an earlier run predicted into the same folder."""
+    path = out / RECORD
+    earlier: dict[str, Any] = {}
+    if path.exists():
+        try:
+            earlier = read_json(path).get("cases", {})
+        except AutosegError:
+            say(f"{path} is damaged; it is written anew")
+    plan = predictor.plan
+    record = {
+        "autoseg": __version__,
+        "task": plan.task,
+        "plan": plan.name,
+        "plan_id": plan.id,
+        "folds": list(predictor.model.folds),
+        "labels": {name: list(values) for name, values in plan.labels.items()},
+        "ignore_label": plan.ignore_label,
+        "cases": dict(sorted((earlier | predicted).items())),
+    }
+    write_json(path, record)

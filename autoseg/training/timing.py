@@ -1,0 +1,73 @@
+"""How long a plan's training steps take on this device, measured with its own data and workers."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from autoseg.augmentation.pipeline import batches
+from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.dataset.task import Case
+from autoseg.planning.budget import Timing
+from autoseg.planning.plan import Plan
+from autoseg.preprocessing.preprocess import preprocess_case
+from autoseg.preprocessing.store import CaseStore
+from autoseg.training.learner import Learner
+
+WARM_UP_STEPS, MEASURED_STEPS = 2, 5
+
+
+class Stopwatch:
+    """Measures plans that share their preprocessing and patches on a few real cases.
+
+    Use as a context manager: the cases lie in a temporary folder.
+    """
+
+    def __init__(self, cases: Sequence[Case], device: torch.device, workers: int) -> None:
+        self.cases, self.device, self.workers = cases, device, workers
+        self.case_seconds = 0.0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Stopwatch:
+        self._folder = tempfile.TemporaryDirectory(prefix="autoseg-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._folder is not None
+        self._folder.cleanup()
+
+    def measure(self, plan: Plan) -> Timing:
+        """Run a few training steps and predictions of a plan."""
+        store = self._prepared(plan)
+        learner = Learner(plan, self.device)
+        names = [case.name for case in self.cases]
+        sampler = PatchSampler(store, names, plan.sampling, plan.training.steps_per_epoch)
+        start = Position(plan.training.seed, 0, 0, 0, 0)
+        with batches(sampler, plan.augmentation, start, self.workers) as stream:
+            times = []
+            for _ in range(WARM_UP_STEPS + MEASURED_STEPS):
+                started = time.perf_counter()
+                loss, _ = learner.step(next(stream), 1e-4)
+                float(loss)  # waits for the device
+                times.append(time.perf_counter() - started)
+            batch = next(stream)
+        learner.validate(batch)
+        started = time.perf_counter()
+        float(learner.validate(batch)[0])
+        predicted = (time.perf_counter() - started) / plan.sampling.batch_size
+        step = sum(times[WARM_UP_STEPS:]) / MEASURED_STEPS
+        return Timing(step, predicted, self.case_seconds)
+
+    def _prepared(self, plan: Plan) -> CaseStore:
+        assert self._folder is not None
+        store = CaseStore(Path(self._folder.name), plan.preprocessing_id)
+        if not self.case_seconds:
+            started = time.perf_counter()
+            for case in self.cases:
+                preprocess_case(plan, store, case)
+            self.case_seconds = (time.perf_counter() - started) / len(self.cases)
+        return store
