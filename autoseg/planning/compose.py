@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoseg.planning.budget import Timing, Work, budget_layer, short_recipe
 from autoseg.planning.defaults import rule_values
-from autoseg.planning.layers import Layer, merge, read_layer, set_layer, stack
+from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
 from autoseg.planning.plan import Plan
 from autoseg.planning.reference import reference_layer
 
@@ -58,6 +58,7 @@ def compose(
         PlanError: a wish cannot be fulfilled; the message names the key.
     """
     rules, evidence = rule_values(fingerprint, wishes.planner, wishes.memory_gb)
+    rules = complete(rules, "the rules")
     reference = reference_layer(fingerprint.task) if wishes.reference else None
     lower = [reference] if reference else []
     users = _users_layers(wishes, rules, lower)

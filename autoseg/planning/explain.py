@@ -18,23 +18,34 @@ def explain(plan: Plan) -> None:
     from rich.table import Table
 
     table = Table(title=f"Plan {plan.name} of {plan.task} (id {plan.id})", box=SIMPLE_HEAD)
-    for heading in ("key", "value", "source", "evidence", "the rules alone"):
+    for heading in ("key", "value", "why", "the rules alone"):
         table.add_column(heading, overflow="fold")
     for row in rows(plan):
         table.add_row(*row)
     console = Console()
     # Without a terminal there is no width to fit: do not cut what a file should hold.
-    Console(width=None if console.is_terminal else 200).print(table)
+    Console(width=None if console.is_terminal else 180).print(table)
 
 
-def rows(plan: Plan) -> list[tuple[str, str, str, str, str]]:
-    """Key, value, source, evidence, and the rules' value where it was replaced."""
+def rows(plan: Plan) -> list[tuple[str, str, str, str]]:
+    """Key, value, reason, and what the rules alone would have chosen where it was replaced."""
     found = []
     for key, value in _leaves(plan.model_dump(mode="json", exclude=set(HIDDEN))):
         why = _provenance(plan, key)
-        ruled = "" if why.rule_value is None else _short(why.rule_value)
-        found.append((key, _short(value), why.source, why.evidence, ruled))
+        reason = f"{why.source}: {why.evidence}" if why.evidence else why.source
+        found.append((key, _short(value), reason, _ruled(why, key)))
     return found
+
+
+def _ruled(why: Provenance, key: str) -> str:
+    """The rules' value; of a list of steps only how many, and only once."""
+    value = why.rule_value
+    if value is None:
+        return ""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        kinds = [next(iter(entry.values())) for entry in value]
+        return ", ".join(map(str, kinds)) if key.endswith(".0") else ""
+    return _short(value)
 
 
 def _leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -50,6 +50,12 @@ def stack(rules: Values, evidence: Evidence, layers: Sequence[Layer], name: str)
     return make_plan(merged | {"name": name, "provenance": records}, where)
 
 
+def complete(values: Values, where: str) -> Values:
+    """The values with every default written out, so that a layer can replace a part of each."""
+    plan = make_plan(values, where)
+    return plan.model_dump(mode="json", exclude={"name", "provenance", "measured"})
+
+
 def merge(below: Values, above: Values) -> Values:
     """`above` over `below`, object by object; lists and objects of another kind are replaced."""
     merged = dict(below)
@@ -63,7 +69,7 @@ def merge(below: Values, above: Values) -> Values:
 
 
 def _changes_kind(old: Values, new: Values) -> bool:
-    return any(kind in new and new[kind] != old.get(kind) for kind in KINDS)
+    return any(isinstance(new.get(k), str) and new[k] != old.get(k) for k in KINDS)
 
 
 def _leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
