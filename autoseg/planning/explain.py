@@ -51,7 +51,7 @@ def _ruled(why: Provenance, key: str) -> str:
 def _leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         whole = f"{path}{key}"
-        if isinstance(value, dict) and value and whole not in ("labels", "container"):
+        if isinstance(value, dict) and value and whole != "labels":
             yield from _leaves(value, f"{whole}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for index, entry in enumerate(value):
@@ -81,4 +81,4 @@ def _short(value: Any) -> str:
 
 
 def _is_flat(value: list[Any]) -> bool:
-    return all(isinstance(entry, int | float) for entry in value)
+    return len(value) > 2 and all(isinstance(entry, int | float) for entry in value)

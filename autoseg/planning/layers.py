@@ -75,7 +75,7 @@ def _changes_kind(old: Values, new: Values) -> bool:
 def _leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Paths to everything that is not an object of plan keys."""
     for key, value in values.items():
-        whole = key in ("labels", "container", "provenance", "measured")
+        whole = key in ("labels", "provenance", "measured")
         if isinstance(value, dict) and value and not whole:
             yield from _leaves(value, (*path, key))
         else:

@@ -352,6 +352,15 @@ class Training(Part):
     )
 
 
+class VolumeShare(Part):
+    """A volume that predictions report as a share, such as infection of lungs and infection."""
+
+    label: int
+    container: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
+        description="labels that, together with `label`, make up the whole"
+    )
+
+
 class Splits(Part):
     """How the cases are parted into folds (a `splits.json` of the user's goes before it)."""
 
@@ -393,10 +402,7 @@ class Plan(Part):
         description="class name -> label values, background included"
     )
     ignore_label: int | None = None
-    container: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict,
-        description="class -> classes that hold it: its volume is reported as a share of them",
-    )
+    shares: tuple[VolumeShare, ...] = ()
     target_spacing_mm: tuple[Positive, Positive, Positive]
     preprocessing: tuple[Step, ...]
     sampling: Sampling
@@ -442,8 +448,11 @@ class Plan(Part):
                     f"{len(self.channels)} channels, counted from 0"
                 )
         values = [value for covered in self.labels.values() for value in covered]
-        if 0 not in values:
-            raise ValueError("labels: no class covers the value 0, the background")
+        if not self.labels or 0 not in next(iter(self.labels.values())):
+            raise ValueError("labels: the first class is the background, which covers the value 0")
+        for share in self.shares:
+            if unknown := sorted({share.label, *share.container} - set(values)):
+                raise ValueError(f"shares: no class covers the label {unknown[0]}")
         return self
 
     @property

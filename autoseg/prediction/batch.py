@@ -15,7 +15,7 @@ from autoseg import __version__
 from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json, write_json
 from autoseg.image import Geometry, read_image, write_label
-from autoseg.planning.plan import Plan
+from autoseg.planning.plan import Plan, VolumeShare
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.predictor import Predictor
 from autoseg.progress import progress, say
@@ -86,21 +86,31 @@ def _predict_case(
 
 
 def volumes(label: NDArray[Any], geometry: Geometry, plan: Plan) -> dict[str, Any]:
-    """Volume of each class in ml, and its share of its containers where the plan names them."""
-    counts = np.bincount(label.ravel(), minlength=1)
+    """Volume of each class in ml, and the shares that the plan names."""
+    highest = max(value for covered in plan.labels.values() for value in covered)
+    counts = np.bincount(label.ravel(), minlength=highest + 1)
     voxel_ml = prod(geometry.spacing_mm) / 1000
+    classes = dict(list(plan.labels.items())[1:])
+    record: dict[str, Any] = {
+        "volume_ml": {
+            name: round(float(counts[list(covered)].sum() * voxel_ml), 6)
+            for name, covered in classes.items()
+        }
+    }
+    if plan.shares:
+        record["share"] = {
+            _name_of(share.label, classes): _share(counts, share) for share in plan.shares
+        }
+    return record
 
-    def in_ml(name: str) -> float:
-        covered = [value for value in plan.labels[name] if value < len(counts)]
-        return float(counts[covered].sum() * voxel_ml)
 
-    found = {name: in_ml(name) for name in list(plan.labels)[1:]}
-    shares = {}
-    for name, containers in plan.container.items():
-        whole = sum(in_ml(container) for container in containers) + in_ml(name)
-        shares[name] = round(in_ml(name) / whole, 6) if whole > 0 else None
-    record: dict[str, Any] = {"volume_ml": {name: round(ml, 6) for name, ml in found.items()}}
-    return record | ({"share_of_container": shares} if shares else {})
+def _share(counts: NDArray[np.intp], share: VolumeShare) -> float | None:
+    whole = int(counts[[share.label, *share.container]].sum())
+    return round(int(counts[share.label]) / whole, 6) if whole else None
+
+
+def _name_of(value: int, classes: dict[str, tuple[int, ...]]) -> str:
+    return next(name for name, covered in classes.items() if value in covered)
 
 
 def _write_record(predictor: Predictor, out: Path, predicted: dict[str, dict[str, Any]]) -> None:

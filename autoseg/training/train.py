@@ -27,6 +27,7 @@ from autoseg.training.schedule import PlateauState, epochs_within, learning_rate
 
 LATEST, BEST, FINAL = "latest.safetensors", "best.safetensors", "final.safetensors"
 SECONDS_BETWEEN_PICTURES = 30
+SETTLED_EPOCHS = 3
 VALIDATION_STREAM = 1_000_000  # keeps the validation patches' random numbers apart
 
 
@@ -244,6 +245,8 @@ def _keep_budget(
 ) -> State:
     """Re-count the epochs where the planned number would miss the budget."""
     step = epoch_seconds / plan.training.steps_per_epoch
+    if state.done < SETTLED_EPOCHS and used < budget / 4:
+        return state  # the first epochs pay for starting up and would mislead
     # A forward pass takes about a third of a training step.
     reserve = 3 + 0.4 * run.patches_after * step / plan.sampling.batch_size
     epochs = epochs_within(budget, used, epoch_seconds, reserve, state.done, state.epochs)
