@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.errors import RunError
-from autoseg.planning.plan import Transform
+from autoseg.planning.transforms import Transform
 
 Batch = dict[str, NDArray[Any]]  # data (B, C, X, Y, Z) float32, label (B, X, Y, Z) int16
 

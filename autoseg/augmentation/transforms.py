@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.planning import plan as plans
+from autoseg.planning import transforms as plans
 
 Triple = tuple[int, int, int]
 BatchTransform = Callable[..., dict[str, NDArray[Any]]]

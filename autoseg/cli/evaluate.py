@@ -124,9 +124,8 @@ def _find_plan(models: Path, task: str, given: str | None) -> str:
 
 def _fold_count(workspace: Workspace, task: str, plan: str) -> int:
     """How many folds the splits have; 0 if the splits are not in this workspace."""
-    folders = (workspace.preprocessed(task, plan), workspace.preprocessed(task))
-    files = [folder / "splits.json" for folder in folders]
-    return next((len(read_json(file)) for file in files if file.is_file()), 0)
+    file = workspace.preprocessed(task, plan) / "splits.json"
+    return len(read_json(file)) if file.is_file() else 0
 
 
 def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -14,7 +12,8 @@ from autoseg.evaluation.labels import Labels, find_labels, labels_in
 from autoseg.evaluation.metrics import count, overlap
 from autoseg.evaluation.summary import CaseScores, Summary, Volumes, combine
 from autoseg.image import ending_of, read_label, stem_of
-from autoseg.progress import progress, say
+from autoseg.parallel import in_parallel
+from autoseg.progress import say
 
 __all__ = ["CaseScores", "Summary", "combine", "evaluate_case", "evaluate_folders"]
 
@@ -80,6 +79,7 @@ def evaluate_folders(
     Raises:
         DataError: a folder is missing or empty, no prediction has a truth, or a pair of files is
             broken or on different grids.
+        RunError: a worker process was killed.
     """
     pairs, missing = _pair(truth, predicted)
     _say_unpaired(truth, predicted)
@@ -89,18 +89,7 @@ def evaluate_folders(
     if labels is None:
         labels = choose_labels(truth, predicted).values
     score = partial(_score, labels=labels, ignore_label=ignore_label)
-    cases = []
-    with progress("evaluate", len(pairs)) as bar:
-        if min(processes, len(pairs)) == 1:
-            for pair in pairs:
-                cases.append(score(pair))
-                bar.advance(cases[-1].case)
-        else:
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=spawn) as pool:
-                for case in pool.map(score, pairs):
-                    cases.append(case)
-                    bar.advance(case.case)
+    cases = in_parallel(score, pairs, processes, "evaluating")
     return Summary(tuple(cases), missing)
 
 

@@ -233,13 +233,18 @@ def _draw_classes(axes: Axes, cut: Array, labels: dict[str, tuple[int, ...]], do
 def _name_sides(axes: Axes, across: int, down: int) -> None:
     top, bottom = SIDES[down] if down == 1 else SIDES[down][::-1]
     left, right = SIDES[across]
-    for x, y, letter in (
-        (0.04, 0.5, left),
-        (0.96, 0.5, right),
-        (0.5, 0.95, top),
-        (0.5, 0.05, bottom),
-    ):
-        axes.text(x, y, letter, color="yellow", ha="center", va="center", transform=axes.transAxes)
+    places = ((0.04, 0.5, left), (0.96, 0.5, right), (0.5, 0.96, top), (0.5, 0.04, bottom))
+    for x, y, letter in places:
+        axes.text(
+            x,
+            y,
+            letter,
+            color="white",
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+            bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 1.5},
+        )
 
 
 def _line(index: int) -> Line:

@@ -57,8 +57,8 @@ def labels_in(paths: Iterable[Path]) -> Labels:
 def _read_predictions(path: Path) -> dict[str, tuple[int, ...]]:
     """The classes in a `predictions.json`; none if there is no such file, or no such key in it."""
     found = read_json(path) if path.is_file() else {}
-    labels = found.get("labels", {}) if isinstance(found, dict) else None
     try:
+        labels = found.get("labels", {})
         return _foreground({name: tuple(map(int, values)) for name, values in labels.items()})
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(

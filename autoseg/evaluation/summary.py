@@ -124,20 +124,25 @@ class Summary:
 
     @staticmethod
     def load(path: Path) -> Summary:
-        """Read what `save` wrote; the means are computed again from the cases.
+        """Read what `save` wrote.
 
         Raises:
             AutosegError: the file is missing, not JSON, or not a summary.
         """
         found = read_json(path)
         try:
-            cases = tuple(_case_from_json(case) for case in found["metric_per_case"])
-            return Summary(cases, tuple(str(name) for name in found["missing"]))
+            return Summary.from_json(found)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} is not a summary of autoseg_evaluate ({type(error).__name__}: {error}); "
                 "evaluate again"
             ) from error
+
+    @staticmethod
+    def from_json(found: Json) -> Summary:
+        """The summary that `to_json` gave; the means are computed again from the cases."""
+        cases = tuple(_case_from_json(case) for case in found["metric_per_case"])
+        return Summary(cases, tuple(found["missing"]))
 
 
 def combine(summaries: Sequence[Summary]) -> Summary:

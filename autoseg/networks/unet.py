@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from autoseg.planning.plan import Network
+from autoseg.planning.network import Network
 
 Triple = tuple[int, int, int]
 

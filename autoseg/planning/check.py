@@ -6,9 +6,10 @@ import difflib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from autoseg.errors import PlanError
+from autoseg.planning.part import Part
 from autoseg.planning.plan import FORMAT_VERSION, Plan
 
 
@@ -65,11 +66,14 @@ def _nearest(key: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _parts() -> list[type[BaseModel]]:
-    from autoseg.planning import plan
-
-    found = [value for value in vars(plan).values() if isinstance(value, type)]
-    return [value for value in found if issubclass(value, plan.Part) and value is not plan.Part]
+def _parts() -> list[type[Part]]:
+    """Every kind of part, however deep below `Part`."""
+    found, waiting = [], [Part]
+    while waiting:
+        kinds = waiting.pop().__subclasses__()
+        found += kinds
+        waiting += kinds
+    return found
 
 
 def _all_keys() -> list[str]:

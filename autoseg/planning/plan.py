@@ -11,175 +11,16 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from autoseg.files import read_json, write_json
+from autoseg.planning.network import Network
+from autoseg.planning.part import Axes, Count, Index, Part, Positive, Share, Size3
+from autoseg.planning.steps import Step
+from autoseg.planning.training import Training
+from autoseg.planning.transforms import Mirror, Transform
 
 FORMAT_VERSION = 1
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[float, float]
-Size3 = tuple[Count, Count, Count]
-Stride = Literal[1, 2]
-
-
-class Part(BaseModel):
-    """A frozen part of a plan that knows all its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-# --- preprocessing: steps in the order in which they are applied ---
-
-
-class CropToNonzero(Part):
-    """Cut the volume to the box in which any channel is not zero."""
-
-    step: Literal["crop_to_nonzero"] = "crop_to_nonzero"
-
-
-class Clip(Part):
-    """Clip one channel's intensities to a window (Hounsfield units for CT)."""
-
-    step: Literal["clip"] = "clip"
-    window: Range
-    channel: Annotated[int, Field(ge=0)] | None = Field(None, description="null: every channel")
-
-    @model_validator(mode="after")
-    def _is_upright(self) -> Self:
-        if self.window[0] >= self.window[1]:
-            raise ValueError(f"the window {list(self.window)} is upside down; write [low, high]")
-        return self
-
-
-class Rescale(Part):
-    """Map each case's own minimum and maximum to a range, optionally rounded to integers."""
-
-    step: Literal["rescale"] = "rescale"
-    range: Range = (0.0, 1.0)
-    whole_numbers: bool = False
-    channel: Annotated[int, Field(ge=0)] | None = None
-
-
-class Resample(Part):
-    """Bring image and labels to the plan's target spacing."""
-
-    step: Literal["resample"] = "resample"
-    image_order: Literal[0, 1, 3] = 3
-    label_order: Literal[0, 1] = 1
-    rounding: Literal["nearest", "down"] = Field(
-        "nearest", description="how size x spacing / target becomes a whole number of voxels"
-    )
-    anisotropy: Positive | None = Field(
-        3.0, description="above this ratio of spacings the coarse axis is resampled by order 0"
-    )
-
-
-class ZScore(Part):
-    """Subtract a mean and divide by a standard deviation.
-
-    Without `mean` and `std` each case's own are taken, inside the non-zero voxels if `nonzero`.
-    """
-
-    step: Literal["z_score"] = "z_score"
-    mean: float | None = None
-    std: Positive | None = None
-    nonzero: bool = False
-    channel: Annotated[int, Field(ge=0)] | None = None
-
-
-Step = Annotated[CropToNonzero | Clip | Rescale | Resample | ZScore, Field(discriminator="step")]
-
-
-# --- augmentation: batchgenerators' transforms in order ---
-
-
-class Spatial(Part):
-    """Rotate, scale and deform about the patch centre, each with its own chance."""
-
-    transform: Literal["spatial"] = "spatial"
-    rotation_probability: Share = 0.2
-    rotation_degrees: tuple[Range, Range, Range] = ((-30, 30), (-30, 30), (-30, 30))
-    scaling_probability: Share = 0.2
-    scaling: Range = (0.7, 1.4)
-    elastic_probability: Share = 0.0
-    elastic_alpha: Range = (0, 900)
-    elastic_sigma: Range = (9, 13)
-    image_order: Literal[0, 1, 3] = 3
-    label_order: Literal[0, 1] = 0
-    border: Literal["constant", "nearest"] = Field(
-        "constant", description="what lies outside the volume: zero, or its border's value"
-    )
-
-
-class Mirror(Part):
-    """Flip along each of the axes (0 = x, 1 = y, 2 = z) with a chance of one half."""
-
-    transform: Literal["mirror"] = "mirror"
-    axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    probability: Share = 1.0
-
-
-class GaussianNoise(Part):
-    """Add Gaussian noise of a random variance."""
-
-    transform: Literal["gaussian_noise"] = "gaussian_noise"
-    probability: Share = 0.1
-    variance: Range = (0, 0.1)
-
-
-class GaussianBlur(Part):
-    """Blur with a random sigma (voxels)."""
-
-    transform: Literal["gaussian_blur"] = "gaussian_blur"
-    probability: Share = 0.2
-    channel_probability: Share = 0.5
-    sigma: Range = (0.5, 1.0)
-
-
-class Brightness(Part):
-    """Multiply all intensities by a random factor."""
-
-    transform: Literal["brightness"] = "brightness"
-    probability: Share = 0.15
-    factor: Range = (0.75, 1.25)
-
-
-class Contrast(Part):
-    """Stretch intensities about their mean by a random factor."""
-
-    transform: Literal["contrast"] = "contrast"
-    probability: Share = 0.15
-    factor: Range = (0.75, 1.25)
-    preserve_range: bool = True
-
-
-class LowResolution(Part):
-    """Simulate a scan of lower resolution: sample down, then up."""
-
-    transform: Literal["low_resolution"] = "low_resolution"
-    probability: Share = 0.25
-    channel_probability: Share = 0.5
-    zoom: Range = (0.5, 1.0)
-
-
-class Gamma(Part):
-    """Gamma correction, on the inverted image if `invert`."""
-
-    transform: Literal["gamma"] = "gamma"
-    probability: Share = 0.3
-    gamma: Range = (0.7, 1.5)
-    invert: bool = False
-    retain_statistics: bool = True
-
-
-Transform = Annotated[
-    Spatial | Mirror | GaussianNoise | GaussianBlur | Brightness | Contrast | LowResolution | Gamma,
-    Field(discriminator="transform"),
-]
 
 
 class Sampling(Part):
@@ -196,162 +37,6 @@ class Sampling(Part):
     )
 
 
-# --- network ---
-
-
-class Network(Part):
-    """A U-Net; stage 0 has the full resolution."""
-
-    features: tuple[Count, ...] = Field(description="feature maps per stage")
-    strides: tuple[tuple[Stride, Stride, Stride], ...] = Field(
-        description="reduction on entering each stage; the first is 1, 1, 1"
-    )
-    kernels: tuple[tuple[Literal[1, 3], Literal[1, 3], Literal[1, 3]], ...]
-    blocks_encoder: tuple[Count, ...] = Field(description="convolutions or residual blocks a stage")
-    blocks_decoder: tuple[Count, ...] = Field(description="convolutions a stage, finest first")
-    residual: bool = False
-    down: Literal["strided", "max_pool"] = "strided"
-    norm: Literal["instance", "batch"] = "instance"
-    norm_momentum: Share = Field(0.1, description="in torch's sense, for batch normalisation")
-    norm_epsilon: Positive = 1e-5
-    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
-    activation_first: bool = Field(False, description="activation before the normalisation")
-    convolution_bias: bool = True
-    initialisation: Literal["he", "glorot"] = Field(
-        "he", description="He's normal or Glorot's uniform distribution of the first weights"
-    )
-    deep_supervision: bool = True
-
-    @model_validator(mode="after")
-    def _stages_agree(self) -> Self:
-        stages = len(self.features)
-        if stages < 2:
-            raise ValueError("a U-Net has at least two stages; give features for each")
-        for key in ("strides", "kernels", "blocks_encoder"):
-            if len(getattr(self, key)) != stages:
-                raise ValueError(
-                    f"{key} has {len(getattr(self, key))} entries for {stages} stages of features"
-                )
-        if len(self.blocks_decoder) != stages - 1:
-            raise ValueError(f"blocks_decoder needs {stages - 1} entries, one less than features")
-        if self.strides[0] != (1, 1, 1):
-            raise ValueError("the first stage keeps the full resolution: its stride is 1, 1, 1")
-        return self
-
-    @property
-    def reduction(self) -> tuple[int, int, int]:
-        """Voxels of the finest stage per voxel of the coarsest, along x, y, z."""
-        x, y, z = np.prod(self.strides, axis=0)
-        return int(x), int(y), int(z)
-
-
-# --- training ---
-
-
-class DiceCrossEntropy(Part):
-    """Soft Dice loss (1 - Dice, mean over foreground classes) plus cross-entropy."""
-
-    loss: Literal["dice_cross_entropy"] = "dice_cross_entropy"
-    batch_dice: bool = Field(False, description="pool the counts over the batch, not per sample")
-    smooth: float = Field(1e-5, ge=0)
-    background: bool = Field(False, description="count the background as a class of the Dice part")
-
-
-class TverskyCrossEntropy(Part):
-    """Tversky loss (number of classes minus the sum of indices) plus cross-entropy."""
-
-    loss: Literal["tversky_cross_entropy"] = "tversky_cross_entropy"
-    alpha: float = Field(0.5, ge=0, description="weight of false negatives")
-    beta: float = Field(0.5, ge=0, description="weight of false positives")
-    smooth: float = Field(1e-6, ge=0)
-
-
-Loss = Annotated[DiceCrossEntropy | TverskyCrossEntropy, Field(discriminator="loss")]
-
-
-class Sgd(Part):
-    """Stochastic gradient descent."""
-
-    optimizer: Literal["sgd"] = "sgd"
-    learning_rate: Positive = 1e-2
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    nesterov: bool = True
-    weight_decay: float = Field(3e-5, ge=0)
-
-
-class Adam(Part):
-    """Adam; with `decoupled` weight decay it is AdamW."""
-
-    optimizer: Literal["adam"] = "adam"
-    learning_rate: Positive = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    epsilon: Positive = 1e-8
-    weight_decay: float = Field(0.0, ge=0)
-    decoupled: bool = False
-
-
-Optimizer = Annotated[Sgd | Adam, Field(discriminator="optimizer")]
-
-
-class Polynomial(Part):
-    """Learning rate x (1 - progress) ** exponent."""
-
-    schedule: Literal["polynomial"] = "polynomial"
-    exponent: Positive = 0.9
-
-
-class Cosine(Part):
-    """Linear warm-up, then half a cosine down to zero."""
-
-    schedule: Literal["cosine"] = "cosine"
-    warmup: Share = Field(0.05, description="share of the training")
-
-
-class Plateau(Part):
-    """Lower the learning rate when the training loss stops falling."""
-
-    schedule: Literal["plateau"] = "plateau"
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    patience_epochs: Count = 15
-    min_delta: float = Field(1e-4, ge=0)
-    cooldown_epochs: int = Field(1, ge=0)
-    floor: float = Field(1e-5, ge=0)
-
-
-Schedule = Annotated[Polynomial | Cosine | Plateau, Field(discriminator="schedule")]
-
-
-class Training(Part):
-    """How the network's weights are found."""
-
-    seed: Annotated[int, Field(ge=0)] = 12345
-    epochs: Count = 1000
-    steps_per_epoch: Count = 250
-    validation_steps: int = Field(50, ge=0, description="batches of the monitored validation loss")
-    augment_validation: bool = False
-    seconds: Positive | None = Field(
-        None,
-        description="budget of one fold from start to finish; the epochs are re-counted while it "
-        "runs only where they would miss it by more than a tenth",
-    )
-    early_stopping_epochs: Count | None = Field(
-        None, description="stop after so many epochs without a lower training loss"
-    )
-    loss: Loss = DiceCrossEntropy()
-    optimizer: Optimizer = Sgd()
-    schedule: Schedule = Polynomial()
-    gradient_clip: Positive | None = 12.0
-    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay a step of the exponential moving average of the weights"
-    )
-    precision: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="auto: bfloat16 autocast where the device computes it fast"
-    )
-    keep: Literal["last", "best_training_loss"] = Field(
-        "last", description="which weights prediction uses"
-    )
-
-
 class VolumeShare(Part):
     """A volume that predictions report as a share, such as infection of lungs and infection."""
 
@@ -365,7 +50,7 @@ class Splits(Part):
     """How the cases are parted into folds (a `splits.json` of the user's goes before it)."""
 
     folds: Annotated[int, Field(ge=2)] = 5
-    seed: Annotated[int, Field(ge=0)] = 12345
+    seed: Index = 12345
 
 
 class Inference(Part):
@@ -375,12 +60,7 @@ class Inference(Part):
         description="voxels that neighbouring patches share along x, y, z"
     )
     weighting: Literal["gaussian", "uniform"] = "gaussian"
-    mirror_axes: tuple[Literal[0, 1, 2], ...] = Field(
-        (), description="axes on which --tta may mirror"
-    )
-
-
-# --- provenance and the whole ---
+    mirror_axes: Axes = Field((), description="axes on which --tta may mirror")
 
 
 class Provenance(Part):

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.image import Geometry, Image
-from autoseg.planning.plan import Clip, CropToNonzero, Plan, Resample, Rescale, ZScore
+from autoseg.planning.plan import Plan
+from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.resample import (
     Shape3,
     axis_orders,

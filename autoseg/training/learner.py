@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 from autoseg.augmentation.pipeline import Batch
 from autoseg.devices import autocast, autocast_type, memory_format
 from autoseg.networks.build import build_network
-from autoseg.planning.plan import Adam, Plan, Sgd
+from autoseg.planning.plan import Plan
+from autoseg.planning.training import Adam, Sgd
 from autoseg.training.checkpoint import (
     Tensors,
     load_optimizer,

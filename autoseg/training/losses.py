@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoseg.planning.plan import DiceCrossEntropy, Plan, TverskyCrossEntropy
+from autoseg.planning.plan import Plan
+from autoseg.planning.training import DiceCrossEntropy, TverskyCrossEntropy
 from autoseg.preprocessing.steps import IGNORED
 
 SPACE = (2, 3, 4)

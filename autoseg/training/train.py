@@ -17,7 +17,8 @@ from autoseg.augmentation.pipeline import Batch, batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.dataset.splits import Split
 from autoseg.errors import AutosegError, RunError
-from autoseg.planning.plan import Plan, Plateau
+from autoseg.planning.plan import Plan
+from autoseg.planning.training import Plateau
 from autoseg.preprocessing.store import CaseStore
 from autoseg.progress import in_words, say
 from autoseg.training.checkpoint import load_checkpoint, save_checkpoint
