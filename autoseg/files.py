@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import AutosegError, RunError
+
+# Within strings JSON writes a line break as two characters: a real one is always layout.
+PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")
 
 
 @contextmanager
@@ -49,8 +53,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON (no NaN), indented, with the same bytes for the same value."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Strict JSON (no NaN) for people: indented, lists of plain values on one line.
+
+    The same value gives the same bytes.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return PLAIN_LIST.sub(_on_one_line, text) + "\n"
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    lines = found[1].split("\n")
+    return f"[{' '.join(line.strip() for line in lines)}]"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -97,11 +110,15 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     A lock left by a killed process on this machine is taken over.
 
     Raises:
+        AutosegError: the folder is not writable.
         RunError: another living process holds the lock, and `wait` is false.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     mine = path.with_name(f"{path.name}.{os.getpid()}")
-    mine.write_text(str(os.getpid()))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text(str(os.getpid()))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     try:
         _take(path, mine, what, wait)
         try:
@@ -120,6 +137,7 @@ def _take(path: Path, mine: Path, what: str, wait: bool) -> None:
         except FileExistsError:
             holder = _read_holder(path)
         if holder is None or not _is_alive(holder):
+            path.with_name(f"{path.name}.{holder}").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         elif wait:
             time.sleep(0.2)

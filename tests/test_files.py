@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -155,3 +156,17 @@ def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path) -> None
 def _take_and_release(lock: Path) -> str:
     with locked(lock, "it", wait=True):
         return lock.read_text()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_json_for_people_keeps_every_value(value: Any) -> None:
+    assert json.loads(to_json(value)) == value
+
+
+def test_plain_lists_stand_on_one_line() -> None:
+    assert to_json({"size": [1, 2, 3]}) == '{\n  "size": [1, 2, 3]\n}\n'

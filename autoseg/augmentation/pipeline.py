@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +49,7 @@ class BatchLoader:
 
         self.thread_id = thread_id
         threadpool_limits(limits=1)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -71,6 +75,14 @@ class BatchLoader:
         return {"data": np.stack(images), "label": np.stack(labels)}
 
 
+def _end_with_parent() -> None:
+    """End this worker when the training process was killed and could not end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 @contextmanager
 def batches(
     sampler: PatchSampler, transforms: tuple[Transform, ...], first: Position, workers: int
@@ -92,10 +104,31 @@ def batches(
     stream = MultiThreadedAugmenter(
         loader, None, workers, num_cached_per_queue=2, seeds=list(range(workers)), wait_time=0.005
     )
+    stream._start()
+    done = threading.Event()
+    threading.Thread(target=_end_with_worker, args=(stream, done), daemon=True).start()
     try:
         yield _watched(stream)
     finally:
+        done.set()
         stream._finish()
+
+
+def _end_with_worker(stream: Any, done: threading.Event) -> None:
+    """When a worker dies before the stream is done, end the others and the stream.
+
+    batchgenerators looks for dead workers only between two batches: where the system killed one in
+    the midst of sending a batch, it would wait for the other half for ever.
+    """
+    workers, queues = list(stream._processes), list(stream._queues)
+    multiprocessing.connection.wait([worker.sentinel for worker in workers])
+    if done.is_set():
+        return
+    for worker in workers:
+        worker.kill()
+    for queue in queues:
+        queue._writer.close()  # ours was the last: whoever reads meets the end
+    stream.abort_event.set()
 
 
 def _watched(stream: Any) -> Iterator[Batch]:

@@ -1,11 +1,12 @@
 """The plan's augmentation as batchgenerators' transforms.
 
-Their random numbers come from numpy's global generator; `seeded` sets it for one sample and puts it
-back, so that a sample depends on its position only.
+Their random numbers come from the global generators of numpy and Python; `seeded` sets both for one
+sample and puts them back, so that a sample depends on its position only.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,11 @@ class Augmenter:
         self.patch_size = patch_size
         spatial = [spec for spec in specs if isinstance(spec, plans.Spatial)]
         self.draw_size = _with_margin(patch_size, spatial[0]) if spatial else patch_size
-        self.transforms = [_build(spec, patch_size) for spec in specs]
+        self.transforms = [
+            _build(spec, patch_size)
+            for spec in specs
+            if not (isinstance(spec, plans.Mirror) and not spec.axes)  # mirrors nothing
+        ]
 
     def __call__(
         self, image: NDArray[np.float32], label: NDArray[np.int16], rng: np.random.Generator
@@ -51,19 +56,23 @@ class Augmenter:
 
 @contextmanager
 def seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Let numpy's global generator continue from `rng` for the block."""
-    before = np.random.get_state()
+    """Let the global generators of numpy and Python continue from `rng` for the block."""
+    before, before_python = np.random.get_state(), random.getstate()
     np.random.seed(rng.integers(2**32, size=4, dtype=np.uint32))
+    random.seed(int(rng.integers(2**63)))  # batchgenerators draws the variance of noise from it
     try:
         yield
     finally:
         np.random.set_state(before)
+        random.setstate(before_python)
 
 
 def _with_margin(patch_size: Triple, spatial: plans.Spatial) -> Triple:
-    """The box that holds the patch, turned and enlarged as far as the plan allows.
+    """The box that holds the patch, turned about any one axis and enlarged as far as the plan allows.
 
-    At most the patch's diagonal: beyond it no rotation can reach.
+    Turned about several axes at once, a few corner voxels reach beyond it; a box for them too would
+    be twice as large. The margin is the same on both sides, so that the patch's own voxels stay
+    voxels of the box.
     """
     half = np.asarray(patch_size) / 2
     reach = half.copy()
@@ -71,7 +80,7 @@ def _with_margin(patch_size: Triple, spatial: plans.Spatial) -> Triple:
         corners = np.array(np.meshgrid(*[[-h, h] for h in half])).reshape(3, -1)
         for axis, (low, high) in enumerate(spatial.rotation_degrees):
             most = min(max(abs(low), abs(high)), 90.0)
-            for degrees in np.linspace(0, most, 7):
+            for degrees in np.linspace(0, most, 91):
                 turned = np.abs(_rotation(axis, degrees) @ corners).max(axis=1)
                 reach = np.maximum(reach, turned)
         reach = np.minimum(reach, np.linalg.norm(half))
@@ -80,8 +89,8 @@ def _with_margin(patch_size: Triple, spatial: plans.Spatial) -> Triple:
     if spatial.elastic_probability > 0:
         reach = reach + 8
     flat = np.asarray(patch_size) == 1
-    size = np.where(flat, 1, 2 * np.ceil(reach - 1e-9).astype(int))
-    x, y, z = np.maximum(size, patch_size)
+    margin = np.where(flat, 0, np.ceil(reach - half - 1e-9))
+    x, y, z = patch_size + 2 * margin
     return int(x), int(y), int(z)
 
 
@@ -136,6 +145,7 @@ def _build(spec: plans.Transform, patch_size: Triple) -> Any:
                 order_downsample=0,
                 order_upsample=3,
                 p_per_sample=spec.probability,
+                ignore_axes=[axis for axis in range(3) if patch_size[axis] == 1],
             )
         case plans.Gamma():
             return GammaTransform(
@@ -151,8 +161,12 @@ def _build_spatial(spec: plans.Spatial, patch_size: Triple) -> Any:
     from batchgenerators.transforms.spatial_transforms import SpatialTransform
 
     angles = [tuple(np.deg2rad(limits)) for limits in spec.rotation_degrees]
-    return SpatialTransform(
-        patch_size,
+    flat = [axis for axis in range(3) if patch_size[axis] == 1]
+    in_plane = len(flat) == 1
+    if in_plane:  # batchgenerators' only angle in two dimensions is the first
+        angles = [angles[flat[0]]] * 3
+    transform = SpatialTransform(
+        [size for size in patch_size if size > 1] if in_plane else patch_size,
         do_elastic_deform=spec.elastic_probability > 0,
         alpha=spec.elastic_alpha,
         sigma=spec.elastic_sigma,
@@ -171,3 +185,16 @@ def _build_spatial(spec: plans.Spatial, patch_size: Triple) -> Any:
         border_mode_seg=spec.border,
         random_crop=False,  # the sampler has already chosen where
     )
+    return _InPlane(transform, flat[0]) if in_plane else transform
+
+
+class _InPlane:
+    """Transforms patches that are one voxel thick in their plane: beyond it lies nothing."""
+
+    def __init__(self, transform: BatchTransform, flat_axis: int) -> None:
+        self.transform, self.axis = transform, 2 + flat_axis
+
+    def __call__(self, **batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        slices = {name: array.squeeze(self.axis) for name, array in batch.items()}
+        turned = self.transform(**slices)
+        return {name: np.expand_dims(array, self.axis) for name, array in turned.items()}

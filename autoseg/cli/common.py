@@ -57,7 +57,7 @@ def add_device(to: argparse.ArgumentParser) -> None:
 
 def at_least_one(text: str) -> int:
     """An argparse type: a whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
 
@@ -79,7 +79,7 @@ def run(
     except AutosegError as error:
         status, text = BAD_INPUT, str(error)
     except Exception as error:
-        status, text = FAILED, f"{error or type(error).__name__}"
+        status, text = FAILED, str(error) or type(error).__name__
         if not arguments.debug and not isinstance(error, RuntimeError | OSError):
             text += f" ({type(error).__name__}; run again with --debug for the traceback)"
     if arguments.debug:

@@ -156,10 +156,14 @@ def _write_report(
     facts = {
         **facts,
         "cases": str(len(summary.cases)),
-        "missing cases": ", ".join(summary.missing) or "none",
+        "missing cases": str(len(summary.missing)),
         "foreground mean Dice": number(summary.foreground_mean()),
         "made by": f"autoseg {__version__}",
     }
     path = out / "report.html"
     write_report(path, title, summary, pictures, facts, tables or {})
     print(f"report: {path}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

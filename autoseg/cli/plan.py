@@ -127,7 +127,7 @@ def _survey(
     from autoseg.progress import say
 
     folder = workspace.preprocessed(task.name)
-    fingerprint, found = survey(task, arguments.processes, folder / "cases")
+    fingerprint, found = survey(task, arguments.processes, folder / ".survey")
     problems = [*problems, *found]
     write_verification(folder / "verification.json", problems)
     verification = Verification.of(problems)
@@ -181,3 +181,7 @@ def _in_short(plan: Plan) -> str:
         f"{plan.sampling.batch_size}, {'-'.join(map(str, plan.network.features))} feature maps, "
         f"{plan.training.epochs} epochs, {steps} steps"
     )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -98,3 +98,7 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
         )
     names = ", ".join(f"-t {task} -p {plan}" for task, plan in trained)
     raise AutosegError(f"several models are trained; choose one: {names}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

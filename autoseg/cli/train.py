@@ -73,8 +73,12 @@ def _folds(words: Sequence[str]) -> list[str]:
     from autoseg.errors import AutosegError
 
     folds = list(words[1:]) if words[0] == "fold" else list(words)
-    bad = [fold for fold in folds if fold != "all" and not fold.isdigit()]
+    bad = [fold for fold in folds if fold != "all" and not fold.isdecimal()]
     if bad or not folds:
         found = " ".join(words)
         raise AutosegError(f"folds {found!r}: write `fold 0`, `fold 0 1 2` or `fold all`")
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -83,18 +83,19 @@ def evaluate_folders(
     """
     pairs, missing = _pair(truth, predicted)
     _say_unpaired(truth, predicted)
-    named = find_labels(truth, predicted)
-    if ignore_label is None and named:
+    if ignore_label is None and (named := find_labels(truth, predicted)):
         ignore_label = named.ignore
     if labels is None:
-        labels = choose_labels(truth, predicted).values
+        labels = choose_labels(truth, predicted, ignore_label).values
     score = partial(_score, labels=labels, ignore_label=ignore_label)
     cases = in_parallel(score, pairs, processes, "evaluating")
     return Summary(tuple(cases), missing)
 
 
-def choose_labels(truth: Path, predicted: Path) -> Labels:
+def choose_labels(truth: Path, predicted: Path, ignore: int | None = None) -> Labels:
     """The classes that `find_labels` finds, else one for every integer in the label maps.
+
+    In the second case background and the value `ignore` make no class.
 
     Raises:
         DataError: all label maps are empty, or one cannot be read.
@@ -102,7 +103,7 @@ def choose_labels(truth: Path, predicted: Path) -> Labels:
     if named := find_labels(truth, predicted):
         return named
     pairs, _ = _pair(truth, predicted)
-    found = labels_in(path for pair in pairs for path in pair)
+    found = labels_in((path for pair in pairs for path in pair), ignore)
     if not found.values:
         raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
     return found

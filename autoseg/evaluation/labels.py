@@ -46,12 +46,12 @@ def find_labels(truth: Path, predicted: Path) -> Labels | None:
     return Labels(of_model or _foreground(declared.labels), declared.ignore_label)
 
 
-def labels_in(paths: Iterable[Path]) -> Labels:
-    """One class for every integer above 0 that the label maps hold, named after it."""
+def labels_in(paths: Iterable[Path], ignore: int | None = None) -> Labels:
+    """One class for every integer that the label maps hold, named after it, but 0 and `ignore`."""
     found: set[int] = set()
     for path in paths:
         found.update(int(value) for value in np.unique(read_label(path)[0]))
-    return Labels({str(value): (value,) for value in sorted(found - {0})})
+    return Labels({str(value): (value,) for value in sorted(found - {0, ignore})}, ignore)
 
 
 def _read_predictions(path: Path) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from autoseg.files import locked
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction.batch import output_path, predict_cases
-from autoseg.prediction.model import load_model, trained_folds
+from autoseg.prediction.model import load_model
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.preprocessing.preprocess import preprocess
@@ -28,6 +28,7 @@ from autoseg.training.train import Run, train
 from autoseg.workspace import Workspace
 
 ALL = "all"
+NUMBER_OF_ALL = 999_999  # seeds the fold `all`, which no number of folds reaches
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def run_fold(job: FoldJob) -> Summary | None:
         validation = [cases[name] for name in split.validation]
         run = Run(
             folder=job.folder,
-            fold=-1 if job.fold == ALL else int(job.fold),
+            fold=NUMBER_OF_ALL if job.fold == ALL else int(job.fold),
             device=job.device,
             workers=max(1, job.processes - 1),
             resume=job.resume,
@@ -105,7 +106,7 @@ def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
     splits = load_or_make_splits(
         folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups
     )
-    if not fold.isdigit() or int(fold) >= len(splits):
+    if not fold.isdecimal() or int(fold) >= len(splits):
         raise AutosegError(
             f"fold {fold!r} does not exist; there are 0 to {len(splits) - 1}, and {ALL}"
         )
@@ -122,10 +123,10 @@ def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
 def _claim(plan: Plan, job: FoldJob) -> None:
     """Put the plan beside the models, which belong to it from now on."""
     path = job.folder.parent / "plan.json"
-    trained = trained_folds(path.parent)
-    if trained and load_plan(path).id != plan.id:
+    begun = sorted({file.parent.name for file in path.parent.glob("fold_*/*.safetensors")})
+    if begun and load_plan(path).id != plan.id:
         raise AutosegError(
-            f"{path.parent} holds models of another plan (folds {', '.join(trained)}); plan with "
+            f"{path.parent} holds models of another plan ({', '.join(begun)}); plan with "
             "another --name, or move that folder away"
         )
     plan.save(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Timing:
     step_seconds: float
     patch_seconds: float
     case_seconds: float
+    device: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def parse_seconds(text: str) -> float:
     if found:
         number, unit = found.groups()
         seconds = float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
-    if seconds < 20:
+    if not 20 <= seconds < inf:
         raise PlanError(f"--time-budget {text!r}: write at least 20s, as in 90s, 5m or 1.5h")
     return seconds
 
@@ -97,23 +98,15 @@ def budget_layer(
     Raises:
         PlanError: not even the narrowest network can take a step in that time.
     """
-    tried: list[dict[str, Any]] = []
+    tried: dict[tuple[tuple[int, ...], int], dict[str, Any]] = {}
 
     def attempt(features: Sequence[int], batch_size: int) -> int:
         """Measure one choice; returns the steps that it has time for."""
         trial = build(_layer(plan, features, batch_size, seconds, steps=1))
-        timing = measure(trial)
-        spent = START_SECONDS + work.cases * timing.case_seconds
-        spent += work.patches * timing.patch_seconds
-        steps = int((AIM * seconds - spent) / timing.step_seconds)
-        say(
-            f"{features[0]} to {features[-1]} feature maps, batch {batch_size}: "
-            f"{timing.step_seconds:.2f} s a step, time for {max(0, steps)} steps"
-        )
-        figures = {name: float(f"{value:.3g}") for name, value in asdict(timing).items()}
-        chosen = {"features": list(features), "batch_size": batch_size}
-        tried.append(chosen | figures | {"steps": steps})
-        return steps
+        chosen = (trial.network.features, trial.sampling.batch_size)  # the user's own, if set
+        if chosen not in tried:
+            tried[chosen] = _try(trial, seconds, work, measure)
+        return int(tried[chosen]["steps"])
 
     batch_size = min(2, plan.sampling.batch_size)
     features, steps = _widest(plan, lambda maps: attempt(maps, batch_size))
@@ -128,8 +121,28 @@ def budget_layer(
             f"preparing {work.cases} cases; give more time"
         )
     layer = _layer(plan, features, batch_size, seconds, steps)
-    measured = {"seconds": seconds, "tried": tried}
+    measured = {"seconds": seconds, "tried": list(tried.values())}
     return Layer(layer.source, layer.values | {"measured": measured}, f"{steps} steps fit")
+
+
+def _try(
+    trial: Plan, seconds: float, work: Work, measure: Callable[[Plan], Timing]
+) -> dict[str, Any]:
+    """The figures of one choice, and the steps that it has time for."""
+    features, batch_size = trial.network.features, trial.sampling.batch_size
+    timing = measure(trial)
+    spent = START_SECONDS + work.cases * timing.case_seconds
+    spent += work.patches * timing.patch_seconds
+    steps = int((AIM * seconds - spent) / timing.step_seconds)
+    say(
+        f"{features[0]} to {features[-1]} feature maps, batch {batch_size}: "
+        f"{timing.step_seconds:.2f} s a step, time for {max(0, steps)} steps"
+    )
+    figures = {
+        name: float(f"{value:.3g}") if isinstance(value, float) else value
+        for name, value in asdict(timing).items()
+    }
+    return {"features": list(features), "batch_size": batch_size, **figures, "steps": steps}
 
 
 def _widest(plan: Plan, attempt: Callable[[list[int]], int]) -> tuple[list[int], int]:

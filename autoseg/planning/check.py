@@ -12,6 +12,9 @@ from autoseg.errors import PlanError
 from autoseg.planning.part import Part
 from autoseg.planning.plan import FORMAT_VERSION, Plan
 
+LISTS_OF_KINDS = (("preprocessing",), ("augmentation",))
+KINDS = (("training", "loss"), ("training", "optimizer"), ("training", "schedule"))
+
 
 def make_plan(values: Any, where: str) -> Plan:
     """Check `values` and make the plan.
@@ -33,6 +36,8 @@ def make_plan(values: Any, where: str) -> Plan:
         )
     try:
         return Plan.model_validate_json(json.dumps(values), strict=True)
+    except RecursionError:
+        raise PlanError(f"{where} is nested too deeply to be a plan") from None
     except ValidationError as error:
         raise PlanError(f"{where}: {_in_words(error)}") from None
 
@@ -41,7 +46,7 @@ def _in_words(error: ValidationError) -> str:
     """The first problem, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"] if not _is_tag(part)) or "the plan"
+    key = ".".join(map(str, _without_kind(first["loc"]))) or "the plan"
     if first["type"] == "extra_forbidden":
         text = f"unknown key {key!r}{_nearest(key)}"
     elif first["type"] == "missing":
@@ -56,9 +61,9 @@ def _in_words(error: ValidationError) -> str:
     return text + more
 
 
-def _is_tag(part: int | str) -> bool:
-    """Pydantic puts the kind of a step into the path; the user did not write it there."""
-    return part in _tags()
+def _without_kind(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Pydantic puts the kind of a step into the path, third; the user did not write it there."""
+    return path[:2] + path[3:] if path[:1] in LISTS_OF_KINDS or path[:2] in KINDS else path
 
 
 def _nearest(key: str) -> str:
@@ -78,13 +83,3 @@ def _parts() -> list[type[Part]]:
 
 def _all_keys() -> list[str]:
     return sorted({key for part in _parts() for key in part.model_fields})
-
-
-def _tags() -> set[str]:
-    kinds = ("step", "transform", "loss", "optimizer", "schedule")
-    return {
-        part.model_fields[kind].default
-        for part in _parts()
-        for kind in kinds
-        if kind in part.model_fields
-    }

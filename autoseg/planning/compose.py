@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.planning.budget import Timing, Work, budget_layer, short_recipe
+from autoseg.planning.check import make_plan
 from autoseg.planning.defaults import rule_values
 from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
 from autoseg.planning.plan import Plan
@@ -48,6 +49,8 @@ def compose(
 ) -> Plan:
     """The plan: rules < reference plan < time budget < overrides file < settings.
 
+    A short time budget also changes the rules' recipe, below the reference plan.
+
     Args:
         fingerprint: what the data is.
         wishes: what the user asks for.
@@ -59,8 +62,7 @@ def compose(
     """
     rules, evidence = rule_values(fingerprint, wishes.planner, wishes.memory_gb)
     rules = complete(rules, "the rules")
-    reference = reference_layer(fingerprint.task) if wishes.reference else None
-    lower = [reference] if reference else []
+    lower = _lower_layers(fingerprint.task, wishes, make_plan(rules, "the rules"))
     users = _users_layers(wishes, rules, lower)
 
     def build(*layers: Layer) -> Plan:
@@ -69,13 +71,17 @@ def compose(
     plan = build(*lower)
     if wishes.seconds is None:
         return plan
-    if recipe := short_recipe(plan, wishes.seconds):
-        lower.insert(0, recipe)
-        plan = build(*lower)
     budget = budget_layer(
         wishes.seconds, plan, work(plan), lambda layer: build(*lower, layer), measure
     )
     return build(*lower, budget)
+
+
+def _lower_layers(task: str, wishes: Wishes, ruled: Plan) -> list[Layer]:
+    """What stands between the rules and the user's own values, but for the time budget."""
+    recipe = None if wishes.seconds is None else short_recipe(ruled, wishes.seconds)
+    reference = reference_layer(task) if wishes.reference else None
+    return [layer for layer in (recipe, reference) if layer is not None]
 
 
 def _users_layers(wishes: Wishes, rules: dict[str, object], lower: list[Layer]) -> list[Layer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autoseg.errors import PlanError
@@ -31,7 +32,7 @@ def rule_values(
     """
     _refuse_overlap(fingerprint.labels)
     chosen = decide(_figures(fingerprint), planner, memory_gb)
-    configuration = chosen.get("3d_fullres") or chosen["2d"]
+    configuration = _with_two_stages(chosen.get("3d_fullres") or chosen["2d"])
     patch = _in_space(configuration, configuration.patch_size, 1)
     values: Values = {
         "task": fingerprint.task,
@@ -81,6 +82,22 @@ def _figures(fingerprint: Fingerprint) -> DataFigures:
         channels=fingerprint.channels,
         label_count=len(fingerprint.labels) + ignored,
         relative_size_after_cropping=fingerprint.relative_size_after_cropping,
+    )
+
+
+def _with_two_stages(configuration: Configuration) -> Configuration:
+    """A U-Net has at least two stages: scans too small for the rules' second get one anyhow."""
+    if len(configuration.features) > 1:
+        return configuration
+    patch, (first,) = configuration.patch_size, configuration.features
+    return replace(
+        configuration,
+        patch_size=tuple(size + size % 2 if size > 1 else 1 for size in patch),
+        features=(first, 2 * first),
+        strides=(*configuration.strides, tuple(min(size, 2) for size in patch)),
+        kernels=(*configuration.kernels, (3,) * len(patch)),
+        blocks_encoder=configuration.blocks_encoder * 2,
+        blocks_decoder=(1 if configuration.residual else 2,),
     )
 
 

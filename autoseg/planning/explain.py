@@ -17,14 +17,15 @@ def explain(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    # Names and figures may hold brackets and colons: they are text, not rich's markup.
     table = Table(title=f"Plan {plan.name} of {plan.task} (id {plan.id})", box=SIMPLE_HEAD)
     for heading in ("key", "value", "why", "the rules alone"):
         table.add_column(heading, overflow="fold")
     for row in rows(plan):
         table.add_row(*row)
-    console = Console()
     # Without a terminal there is no width to fit: do not cut what a file should hold.
-    Console(width=None if console.is_terminal else 180).print(table)
+    width = None if Console().is_terminal else 180
+    Console(width=width, markup=False, emoji=False).print(table)
 
 
 def rows(plan: Plan) -> list[tuple[str, str, str, str]]:

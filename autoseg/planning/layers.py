@@ -14,6 +14,8 @@ from autoseg.planning.defaults import Evidence, Values
 from autoseg.planning.plan import Plan, Provenance
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
+WHOLE = ("labels", "measured")  # objects with the user's own keys: replaced, not merged
+NOT_IN_LAYERS = {"name": "--name", "provenance": "the planner"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ def stack(rules: Values, evidence: Evidence, layers: Sequence[Layer], name: str)
         for key, (rule, figures) in evidence.items()
     }
     for layer in layers:
+        _refuse_foreign_keys(layer)
         for path in _leaves(layer.values):
             key = ".".join(path)
             ruled = _look_up(rules, path)
@@ -46,8 +49,18 @@ def stack(rules: Values, evidence: Evidence, layers: Sequence[Layer], name: str)
             )
         merged = merge(merged, layer.values)
     where = " + ".join(["the rules", *(layer.source for layer in layers)])
-    records = {key: entry.model_dump(mode="json") for key, entry in sorted(provenance.items())}
+    records = {
+        key: entry.model_dump(mode="json")
+        for key, entry in sorted(provenance.items())
+        if _exists(merged, key)  # a value of a replaced optimizer is no longer there
+    }
     return make_plan(merged | {"name": name, "provenance": records}, where)
+
+
+def _refuse_foreign_keys(layer: Layer) -> None:
+    for key, owner in NOT_IN_LAYERS.items():
+        if key in layer.values:
+            raise PlanError(f"{layer.source}: {key} comes from {owner}; take it out")
 
 
 def complete(values: Values, where: str) -> Values:
@@ -57,29 +70,41 @@ def complete(values: Values, where: str) -> Values:
 
 
 def merge(below: Values, above: Values) -> Values:
-    """`above` over `below`, object by object; lists and objects of another kind are replaced."""
+    """`above` over `below`, object by object.
+
+    Lists, labels, and objects of another kind (adam for sgd) are replaced.
+    """
     merged = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and not _changes_kind(old, value):
-            merged[key] = merge(old, value)
+        if key not in WHOLE and _can_merge(merged.get(key), value):
+            merged[key] = merge(merged[key], value)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
 
 
-def _changes_kind(old: Values, new: Values) -> bool:
-    return any(isinstance(new.get(k), str) and new[k] != old.get(k) for k in KINDS)
+def _can_merge(old: Any, new: Any) -> bool:
+    """Are both objects, and of the same kind?"""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return False
+    return not any(isinstance(new.get(k), str) and new[k] != old.get(k) for k in KINDS)
 
 
 def _leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Paths to everything that is not an object of plan keys."""
     for key, value in values.items():
-        whole = key in ("labels", "provenance", "measured")
-        if isinstance(value, dict) and value and not whole:
+        if isinstance(value, dict) and key not in WHOLE:
             yield from _leaves(value, (*path, key))
         else:
             yield (*path, key)
+
+
+def _exists(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def _look_up(values: Any, path: Sequence[str]) -> Any:
@@ -136,16 +161,22 @@ def _nest(path: list[str], value: Any, base: Any, setting: str) -> Any:
     first, rest = path[0], path[1:]
     if not isinstance(base, list):
         inner = base.get(first) if isinstance(base, dict) else None
-        return {first: _nest(rest, value, inner, setting)}
-    if not first.isdigit() or int(first) >= len(base):
-        raise PlanError(
-            f"--set {setting}: {first!r} is no entry of that list; take 0 to {len(base) - 1}"
-        )
-    index = int(first)
+        nested = _nest(rest, value, inner, setting)
+        if first in WHOLE and rest and isinstance(inner, dict):
+            nested = inner | nested
+        return {first: nested}
+    index = _index(first, len(base), setting)
     changed = _nest(rest, value, base[index], setting)
-    if isinstance(changed, dict) and isinstance(base[index], dict):
+    if _can_merge(base[index], changed):
         changed = merge(base[index], changed)
     return [*base[:index], changed, *base[index + 1 :]]
+
+
+def _index(text: str, length: int, setting: str) -> int:
+    if text.isdecimal() and int(text) < length:
+        return int(text)
+    there = f"take 0 to {length - 1}" if length else "the list is empty"
+    raise PlanError(f"--set {setting}: {text!r} is no entry of that list; {there}")
 
 
 def _parse(text: str) -> Any:
@@ -153,5 +184,5 @@ def _parse(text: str) -> Any:
 
     try:
         return json5.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text  # a plain word such as bfloat16

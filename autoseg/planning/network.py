@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from autoseg.planning.part import Count, Part, Positive, Share
@@ -55,5 +55,5 @@ class Network(Part):
     @property
     def reduction(self) -> tuple[int, int, int]:
         """Voxels of the finest stage per voxel of the coarsest, along x, y, z."""
-        x, y, z = np.prod(self.strides, axis=0)
-        return int(x), int(y), int(z)
+        x, y, z = (prod(axis) for axis in zip(*self.strides, strict=True))
+        return x, y, z

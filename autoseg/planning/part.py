@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _is_upright(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"{list(limits)} is upside down; write [low, high]")
+    return limits
+
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Range = tuple[float, float]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+LabelValue = Annotated[int, Field(ge=0, lt=2**16)]
+NotNegative = Annotated[float, Field(ge=0)]
+Range = Annotated[tuple[float, float], AfterValidator(_is_upright)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_is_upright)]
+NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_is_upright)]
 Size3 = tuple[Count, Count, Count]
 Axes = tuple[Literal[0, 1, 2], ...]
 

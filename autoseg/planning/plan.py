@@ -15,12 +15,13 @@ from pydantic import Field, model_validator
 
 from autoseg.files import read_json, write_json
 from autoseg.planning.network import Network
-from autoseg.planning.part import Axes, Count, Index, Part, Positive, Share, Size3
+from autoseg.planning.part import Axes, Count, LabelValue, Part, Positive, Seed, Share, Size3
 from autoseg.planning.steps import Step
 from autoseg.planning.training import Training
 from autoseg.planning.transforms import Mirror, Transform
 
 FORMAT_VERSION = 1
+TAKEN_NAMES = ("cases",)  # folders beside those of the plans
 
 
 class Sampling(Part):
@@ -50,7 +51,7 @@ class Splits(Part):
     """How the cases are parted into folds (a `splits.json` of the user's goes before it)."""
 
     folds: Annotated[int, Field(ge=2)] = 5
-    seed: Index = 12345
+    seed: Seed = 12345
 
 
 class Inference(Part):
@@ -76,12 +77,12 @@ class Plan(Part):
 
     format_version: Literal[1] = 1
     task: str
-    name: str = "default"
+    name: str = Field("default", pattern=r"^\w[\w.-]*$", description="a folder name")
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
-    labels: dict[str, tuple[int, ...]] = Field(
+    labels: dict[str, Annotated[tuple[LabelValue, ...], Field(min_length=1)]] = Field(
         description="class name -> label values, background included"
     )
-    ignore_label: int | None = None
+    ignore_label: LabelValue | None = None
     shares: tuple[VolumeShare, ...] = ()
     target_spacing_mm: tuple[Positive, Positive, Positive]
     preprocessing: tuple[Step, ...]
@@ -98,6 +99,15 @@ class Plan(Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.name in TAKEN_NAMES:
+            raise ValueError(f"name: {self.name!r} is the name of another folder; choose another")
+        self._check_patch()
+        self._check_mirroring()
+        self._check_channels()
+        self._check_labels()
+        return self
+
+    def _check_patch(self) -> None:
         patch, reduction = self.sampling.patch_size, self.network.reduction
         for axis, size, factor in zip("xyz", patch, reduction, strict=True):
             if size % factor:
@@ -112,6 +122,8 @@ class Plan(Part):
                     f"inference.overlap is {overlap} along {axis}; take 0 to {size - 1}, "
                     "less than the patch"
                 )
+
+    def _check_mirroring(self) -> None:
         mirrored = {
             axis for entry in self.augmentation if isinstance(entry, Mirror) for axis in entry.axes
         }
@@ -120,6 +132,8 @@ class Plan(Part):
                 f"inference.mirror_axes has {sorted(untrained)}, along which no mirror transform "
                 "of the augmentation trains the network; take them out, or train with them"
             )
+
+    def _check_channels(self) -> None:
         for index, step in enumerate(self.preprocessing):
             channel = getattr(step, "channel", None)
             if channel is not None and channel >= len(self.channels):
@@ -127,13 +141,27 @@ class Plan(Part):
                     f"preprocessing.{index}.channel is {channel}, but there are "
                     f"{len(self.channels)} channels, counted from 0"
                 )
-        values = [value for covered in self.labels.values() for value in covered]
+
+    def _check_labels(self) -> None:
         if not self.labels or 0 not in next(iter(self.labels.values())):
             raise ValueError("labels: the first class is the background, which covers the value 0")
+        if len(self.labels) < 2:
+            raise ValueError("labels: there is nothing to find besides the background")
+        values = [value for covered in self.labels.values() for value in covered]
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise ValueError(f"labels: the value {twice[0]} stands there twice; keep one")
+        if self.ignore_label in values:
+            raise ValueError(
+                f"ignore_label is {self.ignore_label}, which a class of labels covers; a value "
+                "is either learnt or ignored"
+            )
         for share in self.shares:
+            if share.label in share.container:
+                raise ValueError(
+                    f"shares: the label {share.label} is in its own container; leave it out there"
+                )
             if unknown := sorted({share.label, *share.container} - set(values)):
                 raise ValueError(f"shares: no class covers the label {unknown[0]}")
-        return self
 
     @property
     def id(self) -> str:
@@ -156,7 +184,8 @@ class Plan(Part):
 
 
 def _digest(values: dict[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    # Keys stay in their order: that of the labels decides the classes' indices.
+    text = json.dumps(values, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -164,7 +193,7 @@ def load_plan(path: Path) -> Plan:
     """Read and check a plan file.
 
     Raises:
-        PlanError: it is not a plan, or was changed by hand without its id.
+        PlanError: it is not a plan. The id in it is for people only: it is counted anew.
     """
     from autoseg.planning.check import make_plan
 

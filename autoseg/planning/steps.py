@@ -23,9 +23,9 @@ class Clip(Part):
     channel: Index | None = Field(None, description="null: every channel")
 
     @model_validator(mode="after")
-    def _is_upright(self) -> Self:
-        if self.window[0] >= self.window[1]:
-            raise ValueError(f"the window {list(self.window)} is upside down; write [low, high]")
+    def _is_open(self) -> Self:
+        if self.window[0] == self.window[1]:
+            raise ValueError(f"the window {list(self.window)} is empty; write [low, high]")
         return self
 
 

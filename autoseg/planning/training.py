@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.planning.part import Count, Index, Part, Positive, Share
+from autoseg.planning.part import Count, Part, Positive, Seed, Share
 
 
 class DiceCrossEntropy(Part):
@@ -85,7 +85,7 @@ Schedule = Annotated[Polynomial | Cosine | Plateau, Field(discriminator="schedul
 class Training(Part):
     """How the network's weights are found."""
 
-    seed: Index = 12345
+    seed: Seed = 12345
     epochs: Count = 1000
     steps_per_epoch: Count = 250
     validation_steps: int = Field(50, ge=0, description="batches of the monitored validation loss")

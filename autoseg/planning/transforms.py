@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.planning.part import Axes, Part, Range, Share
+from autoseg.planning.part import Axes, NotNegativeRange, Part, PositiveRange, Range, Share
 
 
 class Spatial(Part):
@@ -16,10 +16,10 @@ class Spatial(Part):
     rotation_probability: Share = 0.2
     rotation_degrees: tuple[Range, Range, Range] = ((-30, 30), (-30, 30), (-30, 30))
     scaling_probability: Share = 0.2
-    scaling: Range = (0.7, 1.4)
+    scaling: PositiveRange = (0.7, 1.4)
     elastic_probability: Share = 0.0
-    elastic_alpha: Range = (0, 900)
-    elastic_sigma: Range = (9, 13)
+    elastic_alpha: NotNegativeRange = (0, 900)
+    elastic_sigma: PositiveRange = (9, 13)
     image_order: Literal[0, 1, 3] = 3
     label_order: Literal[0, 1] = 0
     border: Literal["constant", "nearest"] = Field(
@@ -40,7 +40,7 @@ class GaussianNoise(Part):
 
     transform: Literal["gaussian_noise"] = "gaussian_noise"
     probability: Share = 0.1
-    variance: Range = (0, 0.1)
+    variance: NotNegativeRange = (0, 0.1)
 
 
 class GaussianBlur(Part):
@@ -49,7 +49,7 @@ class GaussianBlur(Part):
     transform: Literal["gaussian_blur"] = "gaussian_blur"
     probability: Share = 0.2
     channel_probability: Share = 0.5
-    sigma: Range = (0.5, 1.0)
+    sigma: PositiveRange = (0.5, 1.0)
 
 
 class Brightness(Part):
@@ -57,7 +57,7 @@ class Brightness(Part):
 
     transform: Literal["brightness"] = "brightness"
     probability: Share = 0.15
-    factor: Range = (0.75, 1.25)
+    factor: PositiveRange = (0.75, 1.25)
 
 
 class Contrast(Part):
@@ -65,7 +65,7 @@ class Contrast(Part):
 
     transform: Literal["contrast"] = "contrast"
     probability: Share = 0.15
-    factor: Range = (0.75, 1.25)
+    factor: PositiveRange = (0.75, 1.25)
     preserve_range: bool = True
 
 
@@ -75,7 +75,7 @@ class LowResolution(Part):
     transform: Literal["low_resolution"] = "low_resolution"
     probability: Share = 0.25
     channel_probability: Share = 0.5
-    zoom: Range = (0.5, 1.0)
+    zoom: PositiveRange = (0.5, 1.0)
 
 
 class Gamma(Part):
@@ -83,7 +83,7 @@ class Gamma(Part):
 
     transform: Literal["gamma"] = "gamma"
     probability: Share = 0.3
-    gamma: Range = (0.7, 1.5)
+    gamma: PositiveRange = (0.7, 1.5)
     invert: bool = False
     retain_statistics: bool = True
 

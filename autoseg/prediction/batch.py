@@ -49,21 +49,37 @@ def output_path(folder: Path, case: str) -> Path:
 
 
 def predict_cases(predictor: Predictor, inputs: Inputs, out: Path, overwrite: bool) -> Outcome:
-    """Predict every case that is not there yet; write `predictions.json` beside the label maps."""
+    """Predict every case that is not there yet; write `predictions.json` beside the label maps.
+
+    Raises:
+        AutosegError: an output would replace a scan, or the cases that are there already were
+            predicted by another plan.
+    """
+    _protect_scans(inputs, out)
     wanted = [name for name in inputs if overwrite or not output_path(out, name).exists()]
     skipped = tuple(name for name in inputs if name not in wanted)
+    earlier = _earlier_records(predictor.plan, out, skipped)
     predicted: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     with progress("predicting", len(wanted)) as bar:
         for name in wanted:
             try:
                 predicted[name] = _predict_case(predictor, name, inputs[name], out)
+                # After each case: a run that is stopped keeps the records of what it has done.
+                _write_record(predictor, out, earlier | predicted)
             except DataError as error:
                 failed[name] = str(error)
                 say(f"skipped {name}: {error}")
             bar.advance(name)
-    _write_record(predictor, out, predicted)
+    _write_record(predictor, out, earlier | predicted)
     return Outcome(predicted, skipped, failed)
+
+
+def _protect_scans(inputs: Inputs, out: Path) -> None:
+    for name, files in inputs.items():
+        path = output_path(out, name)
+        if path.resolve() in [file.resolve() for file in files]:
+            raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
 
 
 def _predict_case(
@@ -99,13 +115,13 @@ def volumes(label: NDArray[Any], geometry: Geometry, plan: Plan) -> dict[str, An
     }
     if plan.shares:
         record["share"] = {
-            _name_of(share.label, classes): _share(counts, share) for share in plan.shares
+            _name_of(share.label, plan.labels): _share(counts, share) for share in plan.shares
         }
     return record
 
 
 def _share(counts: NDArray[np.intp], share: VolumeShare) -> float | None:
-    whole = int(counts[[share.label, *share.container]].sum())
+    whole = int(counts[sorted({share.label, *share.container})].sum())
     return round(int(counts[share.label]) / whole, 6) if whole else None
 
 
@@ -113,15 +129,27 @@ def _name_of(value: int, classes: dict[str, tuple[int, ...]]) -> str:
     return next(name for name, covered in classes.items() if value in covered)
 
 
-def _write_record(predictor: Predictor, out: Path, predicted: dict[str, dict[str, Any]]) -> None:
-    """Keep the records of cases that an earlier run predicted into the same folder."""
+def _earlier_records(plan: Plan, out: Path, skipped: tuple[str, ...]) -> dict[str, Any]:
+    """The records of cases that an earlier run of this plan predicted into the same folder."""
     path = out / RECORD
-    earlier: dict[str, Any] = {}
-    if path.exists():
-        try:
-            earlier = read_json(path).get("cases", {})
-        except AutosegError:
-            say(f"{path} is damaged; it is written anew")
+    if not path.exists():
+        return {}
+    try:
+        record = read_json(path)
+    except AutosegError:
+        say(f"{path} is damaged; it is written anew")
+        return {}
+    if record.get("plan_id") == plan.id:
+        return dict(record.get("cases", {}))
+    if skipped:
+        raise AutosegError(
+            f"{path} says that the predictions there are of plan {record.get('plan_id')}, not of "
+            f"this model's {plan.id}; choose another -o, or --overwrite them"
+        )
+    return {}
+
+
+def _write_record(predictor: Predictor, out: Path, cases: dict[str, Any]) -> None:
     plan = predictor.plan
     record = {
         "autoseg": __version__,
@@ -131,6 +159,6 @@ def _write_record(predictor: Predictor, out: Path, predicted: dict[str, dict[str
         "folds": list(predictor.model.folds),
         "labels": {name: list(values) for name, values in plan.labels.items()},
         "ignore_label": plan.ignore_label,
-        "cases": dict(sorted((earlier | predicted).items())),
+        "cases": dict(sorted(cases.items())),
     }
-    write_json(path, record)
+    write_json(out / RECORD, record)

@@ -19,7 +19,7 @@ def find_inputs(path: Path, channels: tuple[str, ...]) -> Inputs:
     holds all channels, may leave the number out. A DICOM series is a folder of its own.
 
     Raises:
-        DataError: nothing is there, or two files claim to be the same case.
+        DataError: nothing is there, a channel is missing, or two files claim to be the same case.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
@@ -30,15 +30,24 @@ def find_inputs(path: Path, channels: tuple[str, ...]) -> Inputs:
             "with one DICOM series each"
         )
     found: dict[str, dict[int, Path]] = {}
+    stems = {stem_of(file) for file in files}
     for file in files:
-        numbered = CHANNEL.match(stem_of(file))
-        name, channel = stem_of(file), 0
-        if numbered:
-            name, channel = numbered["case"], int(numbered["channel"])
+        name, channel = _case_and_channel(stem_of(file), stems, len(channels))
         twin = found.setdefault(name, {}).setdefault(channel, file)
         if twin != file:
             raise DataError(f"{file} and {twin.name} are the same case; rename or remove one")
     return {name: _in_order(name, by_channel, channels) for name, by_channel in found.items()}
+
+
+def _case_and_channel(stem: str, stems: set[str], channels: int) -> tuple[str, int]:
+    """A number that no channel has belongs to the name (`scan_2021`), unless CASE_0000 is there."""
+    numbered = CHANNEL.match(stem)
+    if not numbered:
+        return stem, 0
+    case, channel = numbered["case"], int(numbered["channel"])
+    if channel >= channels and f"{case}_0000" not in stems:
+        return stem, 0
+    return case, channel
 
 
 def _in_order(name: str, files: dict[int, Path], channels: tuple[str, ...]) -> tuple[Path, ...]:
@@ -60,7 +69,8 @@ def _is_series(path: Path) -> bool:
     """Is this a folder of DICOM slices? They often have no ending: look for the `DICM` mark."""
     if not path.is_dir():
         return False
-    first = next((entry for entry in sorted(path.iterdir()) if entry.is_file()), None)
+    entries = (entry for entry in sorted(path.iterdir()) if not entry.name.startswith("."))
+    first = next((entry for entry in entries if entry.is_file()), None)
     if first is None:
         return False
     with first.open("rb") as file:

@@ -69,5 +69,6 @@ def _sources(
             yield slice(row, stop), first, held[:, first - held_from : last - held_from]
             row = stop
         if row < len(needs):
-            keep = min(low for low, _ in needs[row:])
+            # The next plane that is needed may lie beyond this slab, where planes are skipped.
+            keep = min(available, *(low for low, _ in needs[row:]))
             held, held_from = held[:, keep - held_from :], keep

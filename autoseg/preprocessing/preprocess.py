@@ -28,6 +28,7 @@ def preprocess(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: i
     if not (missing := _missing(cases, store)):
         return 0
     with locked(store.folder / ".lock", "the case store", wait=True):
+        store.remove_leftovers()
         missing = _missing(cases, store)  # another run may have been faster
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.errors import PlanError
 from autoseg.image import Geometry, Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
@@ -32,6 +33,7 @@ class Prepared:
         geometry: the grid of the file.
         box: start and stop along x, y, z of the part of that grid that was kept.
         spacing_mm: voxel spacing of `image`.
+        nonzero: where any channel of the scan was not zero before the steps; None if no step asks.
     """
 
     image: NDArray[np.float32]
@@ -39,6 +41,7 @@ class Prepared:
     geometry: Geometry
     box: tuple[tuple[int, int], ...]
     spacing_mm: tuple[float, float, float]
+    nonzero: NDArray[np.bool_] | None = None
 
     @property
     def box_shape(self) -> Shape3:
@@ -48,13 +51,19 @@ class Prepared:
 
 
 def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = None) -> Prepared:
-    """Apply the plan's steps to a scan and, if there is one, to its label map (x, y, z)."""
+    """Apply the plan's steps to a scan and, if there is one, to its label map (x, y, z).
+
+    Raises:
+        PlanError: the plan crops after it has resampled.
+    """
+    masked = any(isinstance(step, ZScore) and step.nonzero for step in plan.preprocessing)
     prepared = Prepared(
         image=image.array.astype(np.float32),  # a copy: the steps below work in place
         label=None if label is None else to_classes(plan, label),
         geometry=image.geometry,
         box=tuple((0, size) for size in image.geometry.size),
         spacing_mm=image.geometry.spacing_mm,
+        nonzero=(image.array != 0).any(axis=0) if masked else None,
     )
     for step in plan.preprocessing:
         match step:
@@ -69,7 +78,8 @@ def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = N
             case Resample():
                 prepared = _resample(prepared, step, plan)
             case ZScore():
-                inside = (prepared.image != 0).any(axis=0) if step.nonzero else None
+                # Not asked of the image as it is now: the steps before have moved its zeros.
+                inside = prepared.nonzero if step.nonzero else None
                 for channel in _channels(prepared, step.channel):
                     _z_score(channel, step, inside)
     return prepared
@@ -92,6 +102,8 @@ def _channels(prepared: Prepared, channel: int | None) -> NDArray[np.float32]:
 
 
 def _crop(prepared: Prepared) -> Prepared:
+    if prepared.image.shape[1:] != prepared.box_shape:  # the box is one of the file's own voxels
+        raise PlanError("preprocessing: crop_to_nonzero comes after resample; put it before")
     occupied = (prepared.image != 0).any(axis=0)
     if not occupied.any():  # an empty scan has no box: keep it whole
         return prepared
@@ -102,6 +114,7 @@ def _crop(prepared: Prepared) -> Prepared:
 
     box = get_bbox_from_mask(occupied)
     slices = bounding_box_to_slice(box)
+    nonzero = prepared.nonzero
     offsets = [start for start, _ in prepared.box]
     return replace(
         prepared,
@@ -111,6 +124,7 @@ def _crop(prepared: Prepared) -> Prepared:
             (int(start + offset), int(stop + offset))
             for (start, stop), offset in zip(box, offsets, strict=True)
         ),
+        nonzero=None if nonzero is None else np.ascontiguousarray(nonzero[slices]),
     )
 
 
@@ -118,7 +132,8 @@ def _rescale(channel: NDArray[np.float32], step: Rescale) -> None:
     low, high = float(channel.min()), float(channel.max())
     start, stop = step.range
     channel -= low
-    channel *= (stop - start) / max(high - low, 1e-8)
+    channel /= (high - low) or 1.0  # one value only: it becomes `start`
+    channel *= stop - start
     channel += start
     if step.whole_numbers:
         np.rint(channel, out=channel)
@@ -133,7 +148,10 @@ def _resample(prepared: Prepared, step: Resample, plan: Plan) -> Prepared:
     if label is not None:
         orders = axis_orders(step.label_order, spacing, target, step.anisotropy)
         label = resample_label(label, shape, orders)
-    return replace(prepared, image=image, label=label, spacing_mm=target)
+    nonzero = prepared.nonzero
+    if nonzero is not None:
+        nonzero = resample_label(nonzero, shape, (0, 0, 0))
+    return replace(prepared, image=image, label=label, spacing_mm=target, nonzero=nonzero)
 
 
 def _z_score(channel: NDArray[np.float32], step: ZScore, inside: NDArray[np.bool_] | None) -> None:
@@ -141,4 +159,4 @@ def _z_score(channel: NDArray[np.float32], step: ZScore, inside: NDArray[np.bool
     values = channel[where]
     mean = float(values.mean(dtype=np.float64)) if step.mean is None else step.mean
     std = float(values.std(dtype=np.float64)) if step.std is None else step.std
-    channel[where] = (values - mean) / max(std, 1e-8)
+    channel[where] = (values - mean) / (std or 1.0)  # one value only: it becomes 0

@@ -23,6 +23,7 @@ from autoseg.preprocessing.steps import Prepared
 
 LOCATIONS_PER_CLASS = 5000
 BLOCK_BYTES = 128 * 1024
+LEFTOVER = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class CaseStore:
         except AutosegError:
             return False
         return bool(
-            record.get("preprocessing_id") == self.preprocessing_id
+            isinstance(record, dict)
+            and record.get("preprocessing_id") == self.preprocessing_id
             and record.get("source") == [list(pair) for pair in source]
         )
 
@@ -65,12 +67,12 @@ class CaseStore:
         """Compress a case and put it in place of an older one."""
         assert case.label is not None
         import blosc2
+        from safetensors import SafetensorError
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".tmp-{os.getpid()}-{name}"
+        temporary = self.folder / f"{LEFTOVER}{os.getpid()}-{name}"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
         try:
+            temporary.mkdir(parents=True)
             _compress(blosc2, temporary / "image.b2nd", case.image)
             _compress(blosc2, temporary / "label.b2nd", case.label)
             _save_foreground(temporary / "foreground.safetensors", case.label)
@@ -85,13 +87,18 @@ class CaseStore:
             target = self.folder / name
             shutil.rmtree(target, ignore_errors=True)
             temporary.replace(target)
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
             raise AutosegError(
                 f"cannot store case {name} in {self.folder}: {error}; make space or choose "
                 "another --workspace"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Delete what a killed run left half written; nobody may be writing meanwhile."""
+        for folder in self.folder.glob(f"{LEFTOVER}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def open(self, name: str) -> StoredCase:
         """Open a case for reading patches."""

@@ -63,14 +63,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """The reverse of `optimizer_tensors`."""
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            entries.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict(
-        {"state": entries, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+            like = parameters[int(index)]
+            entries.setdefault(int(index), {})[key] = _laid_out_like(like, tensor)
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The same values in the parameter's memory layout, which fused optimisers rely on."""
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> Tensors:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.files import replacing, write_text
-from autoseg.progress import in_words
 
 
 @dataclass(frozen=True)
@@ -25,19 +24,17 @@ class Epoch:
     validation_loss: float | None = None
     validation_dice: dict[str, float | None] = field(default_factory=dict)
 
-    def line(self, seconds_left: float) -> str:
-        """The epoch as a line for the user."""
-        parts = [f"epoch {self.epoch + 1}/{self.epochs}", f"loss {self.training_loss:.3f}"]
+    def note(self) -> str:
+        """The epoch in short, for the user to watch."""
+        parts = [f"loss {self.training_loss:.3f}"]
         if self.validation_loss is not None:
             parts.append(f"validation {self.validation_loss:.3f}")
         shown: Mapping[str, float | None] = self.validation_dice or self.training_dice
-        known = {name: value for name, value in list(shown.items())[1:] if value is not None}
+        known = [value for value in list(shown.values())[1:] if value is not None]
         if known:
-            mean = sum(known.values()) / len(known)
-            each = f" ({' '.join(f'{value:.2f}' for value in known.values())})"
-            parts.append(f"Dice {mean:.3f}{each if 1 < len(known) <= 8 else ''}")
+            each = f" ({' '.join(f'{value:.2f}' for value in known)})"
+            parts.append(f"Dice {sum(known) / len(known):.3f}{each if 1 < len(known) <= 8 else ''}")
         parts.append(f"rate {self.learning_rate:.1e}")
-        parts.append(f"{in_words(seconds_left)} left")
         return "  ".join(parts)
 
 

@@ -12,6 +12,7 @@ import torch
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.dataset.task import Case
+from autoseg.devices import describe
 from autoseg.planning.budget import Timing
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess_case
@@ -60,7 +61,7 @@ class Stopwatch:
         float(learner.validate(batch)[0])
         predicted = (time.perf_counter() - started) / plan.sampling.batch_size
         step = sum(times[WARM_UP_STEPS:]) / MEASURED_STEPS
-        return Timing(step, predicted, self.case_seconds)
+        return Timing(step, predicted, self.case_seconds, describe(self.device))
 
     def _prepared(self, plan: Plan) -> CaseStore:
         assert self._folder is not None

@@ -20,7 +20,7 @@ from autoseg.errors import AutosegError, RunError
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Plateau
 from autoseg.preprocessing.store import CaseStore
-from autoseg.progress import in_words, say
+from autoseg.progress import in_words, progress, say
 from autoseg.training.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.training.history import Epoch, draw_progress, from_json, to_json, write_log
 from autoseg.training.learner import Learner, dice_of
@@ -30,6 +30,7 @@ LATEST, BEST, FINAL = "latest.safetensors", "best.safetensors", "final.safetenso
 SECONDS_BETWEEN_PICTURES = 30
 SETTLED_EPOCHS = 3
 VALIDATION_STREAM = 1_000_000  # keeps the validation patches' random numbers apart
+ALL_CASES_STREAM = 999_999  # the number, as a seed, of the fold of all cases
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,12 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     names = list(plan.labels)
 
     with ExitStack() as stack:
-        first = Position(training.seed, run.fold, state.done, 0, 0)
+        seeded = run.fold if run.fold >= 0 else ALL_CASES_STREAM
+        first = Position(training.seed, seeded, state.done, 0, 0)
         stream = stack.enter_context(batches(sampler, plan.augmentation, first, run.workers))
         validation = _Validation(plan, store, split, run.fold)
+        name = f"training {run.folder.name.replace('_', ' ')}"
+        bar = stack.enter_context(progress(name, state.epochs, state.done, every_seconds=0))
 
         while state.done < state.epochs and not _is_stale(state, plan):
             epoch_started = time.monotonic()
@@ -123,6 +127,7 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
                 seconds=time.monotonic() - epoch_started,
             )
             state = _after_epoch(plan, learner, run, state, epoch, target)
+            bar.advance(epoch.note(), state.epochs)
     _finish(plan, learner, run, state)
     return state
 
@@ -210,7 +215,7 @@ class _Validation:
 def _after_epoch(
     plan: Plan, learner: Learner, run: Run, state: State, epoch: Epoch, progress: float
 ) -> State:
-    """Update the state, save it, and tell the user."""
+    """Update the state and save it."""
     training = plan.training
     state = replace(state, history=[*state.history, epoch], progress=progress)
     if isinstance(training.schedule, Plateau):
@@ -229,7 +234,6 @@ def _after_epoch(
     saved = replace(state, seconds=used)
     save_checkpoint(run.folder / LATEST, learner.tensors(), saved.to_json())
     write_log(run.folder / "log.jsonl", state.history)
-    say(epoch.line(epoch_seconds * (state.epochs - state.done)))
     _draw_now_and_then(run.folder / "progress.png", state)
     return state
 

@@ -90,7 +90,9 @@ def test_equals_scikit_learn(
     flat = [np.isin(array, values).ravel() for array in (truth, prediction)]
     expected: dict[str, Any] = {
         "dice": reference.f1_score(*flat, zero_division=np.nan),
-        "iou": reference.jaccard_score(*flat, zero_division=0) if flat[0].any() or flat[1].any() else None,
+        "iou": reference.jaccard_score(*flat, zero_division=0)
+        if flat[0].any() or flat[1].any()
+        else None,
         "sensitivity": reference.recall_score(*flat, zero_division=np.nan),
         "specificity": reference.recall_score(*flat, pos_label=False, zero_division=np.nan),
         "precision": reference.precision_score(*flat, zero_division=np.nan),
@@ -110,7 +112,9 @@ def test_equals_scikit_learn(
 def test_dice_is_symmetric_and_iou_follows_from_it(
     truth: NDArray[np.uint8], prediction: NDArray[np.uint8]
 ) -> None:
-    there, back = (overlap(count(*pair, (1,))) for pair in [(truth, prediction), (prediction, truth)])
+    there, back = (
+        overlap(count(*pair, (1,))) for pair in [(truth, prediction), (prediction, truth)]
+    )
     assert there.dice == back.dice
     assert there.sensitivity == back.precision
     if there.dice is not None:

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoseg.cli.evaluate import main
+from autoseg.evaluation.summary import Summary
+from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus
+
+TRUTH, IMAGES = str(HIPPOCAMPUS / "labelsTr"), str(HIPPOCAMPUS / "imagesTr")
+WRITTEN = {"summary.json", "table.md", "table.csv", "dice.png", "report.html"}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from autoseg.cli.evaluate import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *arguments]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_two_folders_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = shifted_hippocampus(tmp_path / "p", (1, 0, 2))
+    out = tmp_path / "out"
+    assert main(["-g", TRUTH, "-p", str(tmp_path / "p"), "-i", IMAGES, "-o", str(out)]) == 0
+    pictures = [f"overlay_{names[place]}.png" for place in (2, 0, 1)]
+    assert {path.name for path in out.iterdir()} == WRITTEN | set(pictures)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["case", "Anterior", "Posterior", "mean"]
+    assert lines[2].split() == [names[1], "1.0000", "1.0000", "1.0000"]
+    assert [s for s in lines if s.startswith("picture:")] == [
+        f"picture: {out / name}" for name in pictures
+    ]
+    assert lines[-1] == f"report: {out / 'report.html'}"
+    summary = Summary.load(out / "summary.json")
+    assert [c.case for c in summary.cases] == names
+    assert len(summary.missing) == 37
+
+
+def test_as_a_command_beside_the_predictions(tmp_path: Path) -> None:
+    shifted_hippocampus(tmp_path, (0,))
+    done = run("-g", TRUTH, "-p", str(tmp_path), "--processes", "1")
+    assert done.returncode == 0, done.stderr
+    assert WRITTEN.issubset(path.name for path in tmp_path.iterdir())
+    assert f"summary: {tmp_path / 'summary.json'}" in done.stdout
+    assert "39 of 40 cases have no prediction" in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from autoseg.cli.evaluate import main; status = main(['--help']); "
+        "print(status, [m for m in ('torch', 'SimpleITK', 'matplotlib', 'scipy') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either TASK, or both -g"),
+        (["-g", "x"], "give either TASK, or both -g"),
+        (["Task004", "-g", "x", "-p", "y"], "give either TASK or -g and -p"),
+        (["Task004", "-o", "x"], "give either TASK or -g and -p"),
+        (["-g", "x", "-p", "y", "--plan", "z"], "go with TASK"),
+        (["-g", "x", "-p", "y", "-i", "nowhere"], "nowhere: no such folder"),
+        (["-g", "nowhere", "-p", "y"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_scan_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (name,) = shifted_hippocampus(tmp_path / "p", (0,))
+    (tmp_path / "i").mkdir()
+    assert main(["-g", TRUTH, "-p", str(tmp_path / "p"), "-i", str(tmp_path / "i")]) == 2
+    assert f"holds no scan of {name}" in capsys.readouterr().err
+    assert (tmp_path / "p" / "summary.json").is_file()
+
+
+def save_fold(root: Path, plan: str, fold: int, **tenths: int) -> None:
+    scores = tuple(case(name, x=(n, 10 - n, 10 - n, n)) for name, n in tenths.items())
+    folder = root / "models" / "Task001_X" / plan / f"fold_{fold}" / "validation"
+    Summary(scores).save(folder / "summary.json")
+
+
+def test_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_fold(tmp_path, "plan", 0, a=2, b=4, c=9)
+    save_fold(tmp_path, "plan", 1, d=8)
+    splits = tmp_path / "preprocessed" / "Task001_X" / "plan" / "splits.json"
+    splits.parent.mkdir(parents=True)
+    splits.write_text("[{}, {}, {}]")
+    assert main(["Task001", "--workspace", str(tmp_path)]) == 0
+    out = tmp_path / "models" / "Task001_X" / "plan" / "cross_validation"
+    assert {path.name for path in out.iterdir()} == WRITTEN
+    printed = capsys.readouterr().out
+    assert "mean of the medians" in printed
+    assert "missing folds: 2" in printed
+    assert len(Summary.load(out / "summary.json").cases) == 4
+    assert "0.5750 ± 0.3304" in (out / "report.html").read_text()
+    assert "## Dice of the folds" in (out / "table.md").read_text()
+
+
+def test_a_task_with_several_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_fold(tmp_path, "big", 0, a=2)
+    save_fold(tmp_path, "small", 0, a=4)
+    workspace = ["--workspace", str(tmp_path)]
+    assert main(["Task001", *workspace]) == 2
+    assert "has the plans big, small; choose with --plan NAME" in capsys.readouterr().err
+    assert main(["Task001", "--plan", "other", *workspace]) == 2
+    assert "plan 'other' has no validated fold; there: big, small" in capsys.readouterr().err
+    assert main(["Task001", "--plan", "small", *workspace]) == 0
+
+
+def test_a_task_that_is_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "raw" / "Task001_X").mkdir(parents=True)
+    assert main(["Task001", "--workspace", str(tmp_path)]) == 2
+    assert "Task001_X has no validated fold" in capsys.readouterr().err

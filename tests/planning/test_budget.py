@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.errors import PlanError
+from autoseg.planning.budget import (
+    START_SECONDS,
+    Timing,
+    Work,
+    budget_layer,
+    expected_work,
+    parse_seconds,
+    short_recipe,
+)
+from autoseg.planning.layers import Layer, complete, stack
+from autoseg.planning.plan import Plan
+from autoseg.prediction.sliding_window import count_tiles
+from tests.making import TINY, tiny_plan
+from tests.planning.making import fingerprint
+
+NETWORK = TINY["network"] | {"features": [32, 64]}
+RULES = complete(TINY | {"network": NETWORK, "sampling": {"patch_size": [8] * 3, "batch_size": 8}}, "")
+WORK = Work(cases=10, patches=50)
+
+
+def build(*layers: Layer) -> Plan:
+    return stack(RULES, {}, layers, "default")
+
+
+def device(seconds: float, seen: list[Plan] | None = None) -> Callable[[Plan], Timing]:
+    """A device that needs so many seconds a step and feature map (of the first stage) and patch."""
+
+    def measure(plan: Plan) -> Timing:
+        if seen is not None:
+            seen.append(plan)
+        step = seconds * plan.network.features[0] * plan.sampling.batch_size
+        return Timing(step, step / 5, 0.5, "fake")
+
+    return measure
+
+
+def plan_for(budget: float, seconds: float, work: Work = WORK) -> Plan:
+    return build(budget_layer(budget, build(), work, build, device(seconds)))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90.0),
+        ("90s", 90.0),
+        ("5m", 300.0),
+        ("1.5h", 5400.0),
+        ("2d", 172800.0),
+        (" 20 ", 20.0),
+        ("0.5m", 30.0),
+    ],
+)
+def test_seconds(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "m", "5 min", "5mm", "-5m", "1e3", ".5h", "1,5h", "19s", "0", "nan", "inf", "9" * 400],
+)
+def test_bad_seconds(text: str) -> None:
+    with pytest.raises(PlanError, match=r"--time-budget .*write at least 20s, as in 90s, 5m"):
+        parse_seconds(text)
+
+
+@given(st.floats(30, 40_000), st.floats(1e-6, 1.0), st.integers(1, 40), st.integers(0, 300))
+@settings(deadline=None, max_examples=100)
+def test_what_is_planned_fits_the_budget(
+    budget: float, seconds: float, cases: int, patches: int
+) -> None:
+    work = Work(cases, patches)
+    try:
+        plan = plan_for(budget, seconds, work)
+    except PlanError as error:
+        narrowest = seconds * 8 * 2
+        spent = START_SECONDS + cases * 0.5 + patches * narrowest / 5
+        assert 0.95 * budget - spent < narrowest, error
+        return
+    timing = device(seconds)(plan)
+    steps = plan.training.epochs * plan.training.steps_per_epoch
+    used = START_SECONDS + cases * timing.case_seconds + patches * timing.patch_seconds
+    assert used + steps * timing.step_seconds <= budget
+    assert plan.training.seconds == budget
+    assert 1 <= plan.training.epochs <= 30
+    assert set(plan.network.features) <= set(range(8, 65, 8))
+
+
+def test_width_falls_with_the_budget() -> None:
+    widths = [plan_for(budget, 0.004).network.features for budget in (36_000, 1200, 120, 30)]
+    assert widths[0] == (32, 64)
+    assert widths[-1] == (8, 16)
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) >= 3
+
+
+def test_the_batch_grows_on_a_fast_device_up_to_the_rules() -> None:
+    batches = [plan_for(600, seconds).sampling.batch_size for seconds in (1e-3, 2e-4, 1e-5)]
+    assert batches[0] == 2
+    assert batches == sorted(batches)
+    assert batches[-1] == 8
+
+
+def test_a_batch_of_one_stays() -> None:
+    rules = RULES | {"sampling": RULES["sampling"] | {"batch_size": 1}}
+
+    def of_one(*layers: Layer) -> Plan:
+        return stack(rules, {}, layers, "default")
+
+    layer = budget_layer(600, of_one(), WORK, of_one, device(1e-6))
+    assert of_one(layer).sampling.batch_size == 1
+
+
+def test_nothing_is_measured_twice_and_everything_is_recorded() -> None:
+    seen: list[Plan] = []
+    layer = budget_layer(600, build(), WORK, build, device(1e-5, seen))
+    chosen = [(plan.network.features, plan.sampling.batch_size) for plan in seen]
+    assert len(set(chosen)) == len(chosen)
+    tried = layer.values["measured"]["tried"]
+    assert [(tuple(t["features"]), t["batch_size"]) for t in tried] == chosen
+    assert all(t["device"] == "fake" and t["case_seconds"] == 0.5 for t in tried)
+    assert layer.values["measured"]["seconds"] == 600
+
+
+def test_too_small_a_budget() -> None:
+    with pytest.raises(PlanError, match="30 s leaves no time for training on this device after"):
+        plan_for(30, 0.001, Work(cases=50, patches=0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "changes"),
+    [
+        ((8, 8, 8), (1, 1, 1), {}),
+        ((20, 30, 11), (1, 1, 1), {}),
+        ((9, 12, 5), (2.0, 1.0, 3.0), {"inference": {"overlap": [0, 7, 3]}}),
+        ((3, 3, 3), (1, 1, 1), {}),
+    ],
+)
+def test_expected_patches_are_those_that_prediction_takes(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], changes: dict[str, Any]
+) -> None:
+    plan = tiny_plan(splits={"folds": 3}, **changes)
+    data = fingerprint(shape=shape, spacing_mm=spacing, cases=6)
+    resampled = [round(n * s) for n, s in zip(shape, spacing, strict=True)]
+    one = count_tiles(resampled, plan.sampling.patch_size, plan.inference.overlap)
+    assert expected_work(data, plan) == Work(6, 2 * one)
+
+
+def test_the_short_recipe_is_for_short_runs() -> None:
+    assert short_recipe(tiny_plan(), 12 * 3600) is None
+    layer = short_recipe(tiny_plan(), 60)
+    assert layer is not None
+    plan = stack(RULES, {}, [layer], "default")
+    assert plan.training.optimizer.optimizer == "adam"
+    assert plan.inference.mirror_axes == ()
+
+
+def test_flat_patches_turn_in_their_plane_only() -> None:
+    network = TINY["network"] | {"strides": [[1, 1, 1], [2, 2, 1]]}
+    flat = tiny_plan(
+        sampling={"patch_size": [16, 16, 4]}, inference={"overlap": [8, 8, 2]}, network=network
+    )
+    layer = short_recipe(flat, 60)
+    assert layer is not None
+    assert layer.values["augmentation"][0]["rotation_degrees"] == [[0, 0], [0, 0], [-20, 20]]

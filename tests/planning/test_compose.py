@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from autoseg.errors import PlanError
+from autoseg.files import to_json
+from autoseg.planning import reference
+from autoseg.planning.budget import Timing, Work
+from autoseg.planning.compose import Wishes, compose
+from autoseg.planning.plan import Plan
+from autoseg.planning.training import Adam, Cosine, Sgd
+from tests.planning.making import fingerprint
+
+
+def never(plan: Plan) -> NoReturn:
+    raise AssertionError("measured without a budget")
+
+
+def planned(*settings: str, **wishes: Any) -> Plan:
+    return compose(fingerprint(), Wishes(settings=settings, **wishes), never, never)
+
+
+def timed(*settings: str, seconds: float = 300, **wishes: Any) -> Plan:
+    """A plan for a device on which a step takes as long as it has feature maps times patches."""
+
+    def measure(plan: Plan) -> Timing:
+        step = plan.network.features[0] * plan.sampling.batch_size / 500
+        return Timing(step, 0.01, 0.1, "an abacus")
+
+    chosen = Wishes(settings=settings, seconds=seconds, **wishes)
+    return compose(fingerprint(), chosen, lambda plan: Work(6, 10), measure)
+
+
+@pytest.fixture
+def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    monkeypatch.setattr(reference, "plans_folder", lambda: folder)
+    return folder / "Task001_Tiny.json5"
+
+
+def test_without_a_budget_nothing_is_measured_and_bytes_are_the_same() -> None:
+    assert to_json(planned().to_json()) == to_json(planned().to_json())
+    assert planned().measured == {}
+    assert planned().training.seconds is None
+
+
+def test_the_name_is_the_users() -> None:
+    assert planned(name="mine").name == "mine"
+    with pytest.raises(PlanError, match=r"name is '\.\./mine'"):
+        planned(name="../mine")
+    with pytest.raises(PlanError, match="name comes from --name"):
+        planned("name=mine")
+
+
+def test_each_layer_wins_over_those_below(references: Path, tmp_path: Path) -> None:
+    references.write_text("{sampling: {batch_size: 3}, training: {epochs: 3, seed: 3}}")
+    overrides = tmp_path / "mit Leerzeichen.json5"
+    overrides.write_text("{training: {epochs: 4, steps_per_epoch: 4}, splits: {folds: 4}}")
+    plan = planned("splits.folds=6", "training.seed=6", overrides=overrides)
+    found = (
+        plan.sampling.batch_size,
+        plan.training.epochs,
+        plan.training.steps_per_epoch,
+        plan.splits.folds,
+        plan.training.seed,
+    )
+    assert found == (3, 4, 4, 6, 6)
+    sources = {key: why.source for key, why in plan.provenance.items()}
+    assert sources["sampling.batch_size"] == "reference plan Task001_Tiny.json5"
+    assert sources["training.epochs"] == "overrides mit Leerzeichen.json5"
+    assert sources["splits.folds"] == sources["training.seed"] == "--set"
+    assert sources["sampling.patch_size"] == "rule: patch size of the data"
+    assert plan.provenance["sampling.batch_size"].rule_value == 2
+    assert plan.provenance["training.epochs"].rule_value == 1000
+
+
+def test_the_reference_can_be_left_out(references: Path) -> None:
+    references.write_text("{training: {epochs: 3}}")
+    assert planned().training.epochs == 3
+    assert planned(reference=False).training.epochs == 1000
+
+
+def test_settings_of_list_entries_see_the_layers_below(references: Path, tmp_path: Path) -> None:
+    references.write_text("{preprocessing: [{step: 'clip', window: [0, 1], channel: 0}]}")
+    plan = planned("preprocessing.0.window=[-1000,400]")
+    assert [step.model_dump() for step in plan.preprocessing] == [
+        {"step": "clip", "window": (-1000, 400), "channel": 0}
+    ]
+    overrides = tmp_path / "o.json5"
+    overrides.write_text("{preprocessing: [{step: 'z_score'}]}")
+    plan = planned("preprocessing.0.nonzero=true", overrides=overrides)
+    assert [step.step for step in plan.preprocessing] == ["z_score"]
+
+
+def test_every_layer_is_named_in_an_error(references: Path, tmp_path: Path) -> None:
+    references.write_text("{}")
+    overrides = tmp_path / "o.json5"
+    overrides.write_text("{sampling: {patch_size: [8, 8, 8]}}")
+    with pytest.raises(PlanError) as caught:
+        planned("inference.overlap=[8,4,4]", overrides=overrides)
+    told = "the rules + reference plan Task001_Tiny.json5 + overrides o.json5 + --set: "
+    assert str(caught.value).startswith(told)
+
+
+def test_another_planner_and_more_memory() -> None:
+    assert planned(planner="resenc_m").network.residual
+    assert planned(memory_gb=80).sampling.batch_size > planned(memory_gb=8).sampling.batch_size
+    with pytest.raises(PlanError, match="no planner"):
+        planned(planner="huge")
+
+
+# --- with a time budget ---
+
+
+def test_a_short_budget_changes_recipe_and_length() -> None:
+    plan = timed()
+    assert isinstance(plan.training.optimizer, Adam)
+    assert isinstance(plan.training.schedule, Cosine)
+    assert plan.training.seconds == 300
+    assert plan.measured["seconds"] == 300
+    assert plan.measured["tried"][-1]["device"] == "an abacus"
+    assert plan.provenance["training.epochs"].source == "time budget of 5 min 00 s"
+    assert plan.provenance["training.epochs"].rule_value == 1000
+
+
+def test_the_same_figures_give_the_same_plan() -> None:
+    assert to_json(timed().to_json()) == to_json(timed().to_json())
+
+
+def test_a_long_budget_keeps_the_rules_recipe() -> None:
+    plan = timed(seconds=24 * 3600)
+    assert plan.training.optimizer == Sgd()
+    assert plan.augmentation == planned().augmentation
+    assert plan.training.seconds == 24 * 3600
+
+
+def test_the_budget_wins_over_the_reference(references: Path) -> None:
+    references.write_text("{training: {epochs: 999, optimizer: {optimizer: 'sgd'}}}")
+    plan = timed()
+    assert plan.training.epochs != 999
+    assert isinstance(plan.training.optimizer, Sgd)  # the published recipe, in less time
+
+
+def test_the_users_values_win_over_the_budget(tmp_path: Path) -> None:
+    overrides = tmp_path / "o.json5"
+    overrides.write_text("{sampling: {batch_size: 4}}")
+    plan = timed("training.steps_per_epoch=7", "network.features.0=24", overrides=overrides)
+    assert plan.sampling.batch_size == 4
+    assert plan.training.steps_per_epoch == 7
+    assert plan.network.features[0] == 24
+    (tried,) = plan.measured["tried"]  # one choice is left: measured once, told as it was
+    assert (tried["features"], tried["batch_size"]) == (list(plan.network.features), 4)
+    assert tried["step_seconds"] == pytest.approx(24 * 4 / 500)
+
+
+def test_settings_of_list_entries_see_the_recipe_of_the_budget() -> None:
+    plan = timed("augmentation.3.gamma=[0.9,1.1]")
+    transforms = [entry.transform for entry in plan.augmentation]
+    assert transforms == [entry.transform for entry in timed().augmentation]
+    assert plan.augmentation[3].model_dump()["gamma"] == (0.9, 1.1)
+
+
+def test_a_budget_that_leaves_no_time() -> None:
+    with pytest.raises(PlanError, match=r"20 s leaves no time .* 6 cases; give more time"):
+        compose(
+            fingerprint(),
+            Wishes(seconds=20),
+            lambda plan: Work(6, 10),
+            lambda plan: Timing(1.0, 1.0, 5.0, "an abacus"),
+        )

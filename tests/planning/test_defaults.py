@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.errors import PlanError
+from autoseg.planning.check import make_plan
+from autoseg.planning.defaults import rule_values
+from tests.planning.making import FOREGROUND, LABELS, fingerprint
+
+
+def steps(**figures: Any) -> list[dict[str, Any]]:
+    values, _ = rule_values(fingerprint(**figures))
+    found: list[dict[str, Any]] = values["preprocessing"]
+    return found
+
+
+RESAMPLE = {"step": "resample", "anisotropy": 3.0}
+CROP = {"step": "crop_to_nonzero"}
+
+
+def test_ct_is_clipped_and_scaled_by_the_figures_of_all_cases() -> None:
+    assert steps() == [
+        CROP,
+        {"step": "clip", "window": [-958.5, 271.0], "channel": 0},
+        {"step": "z_score", "channel": 0, "mean": -81.5, "std": 140.25},
+        RESAMPLE,
+    ]
+
+
+def test_other_channels_are_scaled_case_by_case() -> None:
+    assert steps(channels=("MRI",)) == [
+        CROP,
+        {"step": "z_score", "channel": 0, "nonzero": False},
+        RESAMPLE,
+    ]
+
+
+def test_only_the_nonzero_part_counts_where_cropping_removed_a_quarter() -> None:
+    assert steps(channels=("T1", "CT"), shape_after_crop=(40, 56, 24)) == [
+        CROP,
+        {"step": "z_score", "channel": 0, "nonzero": True},
+        {"step": "clip", "window": [-958.5, 271.0], "channel": 1},
+        {"step": "z_score", "channel": 1, "mean": -81.5, "std": 140.25},
+        RESAMPLE,
+    ]
+
+
+def test_special_channels() -> None:
+    assert steps(channels=("noNorm", "rescale_to_0_1", "rgb_to_0_1"))[1:-1] == [
+        {"step": "rescale", "channel": 1},
+        {"step": "z_score", "channel": 2, "mean": 0.0, "std": 255.0},
+    ]
+
+
+def test_ct_without_foreground_is_scaled_case_by_case() -> None:
+    assert steps(foreground=None)[1] == {"step": "z_score", "channel": 0, "nonzero": False}
+
+
+def test_constant_ct_has_no_window() -> None:
+    constant = replace(FOREGROUND, std=0.0, p00_5=7.0, p99_5=7.0)
+    assert steps(foreground=constant)[1:-1] == [
+        {"step": "z_score", "channel": 0, "mean": -81.5, "std": 1e-8}
+    ]
+
+
+def test_patch_network_and_overlap() -> None:
+    values, evidence = rule_values(fingerprint())
+    plan = make_plan(values, "the rules")
+    assert plan.sampling.patch_size == (40, 56, 48)
+    assert plan.inference.overlap == (20, 28, 24)
+    assert plan.inference.mirror_axes == (0, 1, 2)
+    assert plan.target_spacing_mm == (1.0, 1.0, 1.5)
+    assert plan.network.features[:3] == (32, 64, 128)
+    assert "1 x 1 x 1.5 mm" in evidence["target_spacing_mm"][1]
+    for key in evidence:
+        inner: Any = values
+        for part in key.split("."):
+            inner = inner[part]
+
+
+def test_one_slice_gets_a_flat_patch() -> None:
+    values, _ = rule_values(fingerprint(shape=(64, 64, 1), spacing_mm=(1.0, 1.0, 5.0)))
+    plan = make_plan(values, "the rules")
+    assert plan.sampling.patch_size == (64, 64, 1)
+    assert plan.inference.overlap == (32, 32, 0)
+    assert plan.inference.mirror_axes == (0, 1)
+    assert plan.target_spacing_mm == (1.0, 1.0, 5.0)
+    assert {stride[2] for stride in plan.network.strides} == {1}
+    assert {kernel[2] for kernel in plan.network.kernels} == {1}
+    spatial = plan.augmentation[0].model_dump()
+    assert spatial["rotation_degrees"] == ((0, 0), (0, 0), (-180, 180))
+
+
+def test_a_slice_along_x() -> None:
+    values, _ = rule_values(fingerprint(shape=(1, 64, 48), spacing_mm=(5.0, 1.0, 1.0)))
+    plan = make_plan(values, "the rules")
+    assert plan.sampling.patch_size == (1, 64, 48)
+    assert plan.target_spacing_mm == (5.0, 1.0, 1.0)
+
+
+def test_the_ignore_label_is_carried_on() -> None:
+    values, _ = rule_values(fingerprint(ignore_label=9))
+    assert values["ignore_label"] == 9
+    assert make_plan(values, "the rules").labels == LABELS
+
+
+def test_overlapping_regions_are_refused() -> None:
+    labels = {"background": (0,), "whole": (1, 2), "core": (2,)}
+    with pytest.raises(PlanError, match="'whole' and 'core' both cover the value 2"):
+        rule_values(fingerprint(labels=labels))
+
+
+@given(
+    st.tuples(*[st.integers(1, 90)] * 3),
+    st.tuples(*[st.floats(0.3, 8)] * 3),
+    st.sampled_from(["default", "resenc_m", "resenc_xl"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_rules_always_make_a_whole_plan(shape: Any, spacing: Any, planner: str) -> None:
+    values, _ = rule_values(fingerprint(shape=shape, spacing_mm=spacing), planner)
+    plan = make_plan(values, "the rules")
+    assert plan.network.residual == (planner != "default")
+    assert all(o == p // 2 for o, p in zip(plan.inference.overlap, plan.sampling.patch_size, strict=True))

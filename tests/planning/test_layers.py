@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoseg.errors import PlanError
+from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
+from autoseg.planning.plan import Plan
+from autoseg.planning.training import Adam, Sgd, TverskyCrossEntropy
+from tests.making import TINY
+
+STEPS = [
+    {"step": "clip", "window": [-100, 100]},
+    {"step": "z_score"},
+]
+RULES = complete(merge(TINY, {"preprocessing": STEPS}), "the rules")
+EVIDENCE = {
+    "sampling.batch_size": ("batch size of the data", "6 cases"),
+    "training.loss.batch_dice": ("batch dice of the data", "small"),
+}
+
+
+def stacked(*values: dict[str, Any]) -> Plan:
+    layers = [Layer(f"layer {number}", value) for number, value in enumerate(values)]
+    return stack(RULES, EVIDENCE, layers, "default")
+
+
+def set_values(*texts: str, base: dict[str, Any] = RULES) -> dict[str, Any]:
+    return set_layer(texts, base).values
+
+
+def test_higher_layers_win() -> None:
+    plan = stacked(
+        {"sampling": {"batch_size": 3}, "training": {"epochs": 4}},
+        {"sampling": {"batch_size": 5}},
+    )
+    assert (plan.sampling.batch_size, plan.training.epochs) == (5, 4)
+    assert plan.sampling.patch_size == (8, 8, 8)
+
+
+def test_provenance_names_the_last_source_and_the_rules_value() -> None:
+    plan = stacked({"sampling": {"batch_size": 3}}, {"sampling": {"batch_size": 5}})
+    found = plan.provenance["sampling.batch_size"]
+    assert (found.source, found.rule_value) == ("layer 1", 2)
+    assert plan.provenance["training.loss.batch_dice"].source == "rule: batch dice of the data"
+    assert plan.provenance["training.loss.batch_dice"].evidence == "small"
+
+
+def test_a_replaced_whole_replaces_the_provenance_of_its_parts() -> None:
+    plan = stacked({"preprocessing": []}, {"training": {"loss": {"batch_dice": True}}})
+    assert plan.provenance["preprocessing"].rule_value == RULES["preprocessing"]
+    assert plan.provenance["training.loss.batch_dice"].source == "layer 1"
+
+
+def test_another_kind_replaces_all_values_of_the_old_one() -> None:
+    plan = stacked(
+        {"training": {"optimizer": {"momentum": 0.5}}},
+        {"training": {"optimizer": {"optimizer": "adam"}}},
+    )
+    assert plan.training.optimizer == Adam()
+    assert "training.optimizer.momentum" not in plan.provenance
+    plan = stacked({"training": {"loss": {"loss": "tversky_cross_entropy", "alpha": 0.3}}})
+    assert plan.training.loss == TverskyCrossEntropy(alpha=0.3)
+    assert "training.loss.batch_dice" not in plan.provenance
+
+
+def test_the_same_kind_is_merged() -> None:
+    plan = stacked(
+        {"training": {"optimizer": {"momentum": 0.5}}},
+        {"training": {"optimizer": {"optimizer": "sgd", "learning_rate": 1}}},
+    )
+    assert plan.training.optimizer == Sgd(momentum=0.5, learning_rate=1.0)
+
+
+def test_labels_are_replaced_as_a_whole() -> None:
+    plan = stacked({"labels": {"background": [0], "both": [1, 2]}})
+    assert plan.labels == {"background": (0,), "both": (1, 2)}
+    assert plan.provenance["labels"].rule_value == RULES["labels"]
+
+
+@pytest.mark.parametrize("key", ["name", "provenance"])
+def test_what_no_layer_may_set(key: str) -> None:
+    with pytest.raises(PlanError, match=f"^layer 0: {key} comes from"):
+        stacked({key: "x"})
+
+
+def test_errors_name_the_layers_and_the_key() -> None:
+    with pytest.raises(PlanError, match=r"the rules \+ layer 0: unknown key 'sampling.batch'"):
+        stacked({"sampling": {"batch": 1}})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sampling.batch_size": 4},
+        {"sampling.batch_size.x": 4},
+        {"sampling": 5},
+        {"sampling": {"batch_size": {"x": {}}}},
+        {"training": []},
+        {"augmentation": {"0": {"transform": "mirror"}}},
+        {"labels": None},
+        {"labels": {"": {}}},
+        {"": 1},
+    ],
+)
+def test_nonsense_is_a_plan_error(values: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match=r"^the rules \+ layer 0"):
+        stacked(values)
+
+
+def test_an_empty_object_changes_nothing() -> None:
+    plan = stacked({"training": {}, "sampling": {}})
+    assert plan == stacked()
+    assert plan.provenance["sampling.batch_size"].source == "rule: batch size of the data"
+
+
+json_values = st.recursive(
+    st.integers() | st.text(max_size=3) | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner),
+    max_leaves=8,
+)
+objects = st.dictionaries(st.sampled_from("abc"), json_values)
+
+
+@given(objects, objects)
+def test_merge_keeps_its_inputs_and_lets_the_upper_one_win(
+    below: dict[str, Any], above: dict[str, Any]
+) -> None:
+    before = repr((below, above))
+    merged = merge(below, above)
+    assert repr((below, above)) == before
+    assert merged.keys() == below.keys() | above.keys()
+    assert merge(merged, above) == merged
+    assert merge(below, {}) == below
+    assert merge({}, above) == above
+
+
+# --- files ---
+
+
+def test_json5_with_comments(tmp_path: Path) -> None:
+    path = tmp_path / "Änderung (1).json5"
+    text = "// why\n{sampling: {batch_size: 4,}, /* and */ training: {keep: 'last'}}"
+    path.write_text(text, encoding="utf-8")
+    assert read_layer(path, "mine") == Layer(
+        "mine", {"sampling": {"batch_size": 4}, "training": {"keep": "last"}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{a: 1, a: 2}", "is not valid JSON5: .*a"),
+        ("{a: 1", "is not valid JSON5"),
+        ("", "is not valid JSON5"),
+        ("[" * 5000, "is not valid JSON5"),
+        ("[1]", "holds list; plan values are an object"),
+        ("null", "holds NoneType"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "o.json5"
+    path.write_text(text)
+    with pytest.raises(PlanError, match=rf"o\.json5 {told}"):
+        read_layer(path, "o")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="cannot read .*gone"):
+        read_layer(tmp_path / "gone.json5", "o")
+    with pytest.raises(PlanError, match="cannot read"):
+        read_layer(tmp_path, "o")
+    (tmp_path / "latin.json5").write_bytes(b"{a: '\xe4'}")
+    with pytest.raises(PlanError, match="not valid JSON5"):
+        read_layer(tmp_path / "latin.json5", "o")
+
+
+# --- key=value ---
+
+
+def test_set_values() -> None:
+    assert set_values("sampling.batch_size=4", "training.precision=bfloat16") == {
+        "sampling": {"batch_size": 4},
+        "training": {"precision": "bfloat16"},
+    }
+    assert set_values("training.seconds=null") == {"training": {"seconds": None}}
+    assert set_values("network.features=[4, 8,]") == {"network": {"features": [4, 8]}}
+    assert set_values("a.b=x=y") == {"a": {"b": "x=y"}}
+    assert set_values() == {}
+
+
+def test_set_an_entry_of_a_list() -> None:
+    assert set_values("preprocessing.0.window=[-1000,400]")["preprocessing"] == [
+        RULES["preprocessing"][0] | {"window": [-1000, 400]},
+        RULES["preprocessing"][1],
+    ]
+    strides = set_values("network.strides.1.2=1")["network"]["strides"]
+    assert strides == [[1, 1, 1], [2, 2, 1]]
+
+
+def test_several_entries_of_a_list() -> None:
+    found = set_values("preprocessing.0.window=[0,1]", "preprocessing.1.nonzero=true")
+    assert found["preprocessing"][0]["window"] == [0, 1]
+    assert found["preprocessing"][1]["nonzero"] is True
+    assert RULES["preprocessing"][1]["nonzero"] is False
+
+
+def test_another_kind_of_entry_replaces_it() -> None:
+    found = set_values("preprocessing.0={step: 'z_score', nonzero: true}")
+    assert found["preprocessing"][0] == {"step": "z_score", "nonzero": True}
+    assert stacked(found).preprocessing[0].step == "z_score"
+
+
+def test_set_one_label() -> None:
+    plan = stacked(set_values("labels.organ=[1, 3]", "labels.new one=[4]"))
+    assert plan.labels == {"background": (0,), "organ": (1, 3), "tumour": (2,), "new one": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sampling.batch_size", "write key=value, as in sampling.batch_size=4"),
+        ("=4", "write key=value"),
+        ("", "write key=value"),
+        ("preprocessing.2.window=1", "'2' is no entry of that list; take 0 to 1"),
+        ("preprocessing.-1.window=1", "'-1' is no entry of that list; take 0 to 1"),
+        ("preprocessing.clip.window=1", "'clip' is no entry of that list; take 0 to 1"),
+        ("preprocessing.².window=1", "'²' is no entry of that list; take 0 to 1"),
+        ("shares.0.label=1", "'0' is no entry of that list; the list is empty"),
+    ],
+)
+def test_bad_settings(text: str, told: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        set_values(text)
+    assert str(caught.value) == f"--set {text}: {told}" or told == "write key=value"
+    assert told in str(caught.value)
+
+
+@given(st.text(max_size=12), st.sampled_from(["sampling.batch_size", "preprocessing.0", "labels"]))
+def test_any_text_is_a_value_or_a_plan_error(text: str, key: str) -> None:
+    try:
+        plan = stacked(set_values(f"{key}={text}"))
+    except PlanError:
+        return
+    assert isinstance(plan, Plan)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autoseg.planning.plan import Inference
+from autoseg.prediction.sliding_window import (
+    Slab,
+    Triple,
+    count_tiles,
+    predict_slabs,
+    tile_starts,
+    weight_map,
+)
+
+PATCH = (6, 4, 5)
+SHAPES = st.tuples(*[st.integers(1, 15)] * 3)
+WEIGHTINGS = ["gaussian", "uniform"]
+
+
+def softmax_of_values(patches: Tensor) -> Tensor:
+    """A network that looks at each voxel alone."""
+    return torch.softmax(torch.cat([patches, -patches, patches * 0.5], dim=1), dim=1)
+
+
+def how(overlap: Triple, weighting: str = "gaussian") -> Inference:
+    return Inference.model_validate({"overlap": overlap, "weighting": weighting})
+
+
+def slabs_of(image: NDArray[np.float32], inference: Inference, patch: Triple = PATCH) -> list[Slab]:
+    return list(predict_slabs(softmax_of_values, image, patch, inference, 3))
+
+
+def joined(slabs: list[Slab]) -> NDArray[Any]:
+    return np.concatenate([planes for _, planes in slabs], axis=1)
+
+
+@st.composite
+def axes(draw: st.DrawFn) -> tuple[int, int, int]:
+    patch = draw(st.integers(1, 200))
+    return draw(st.integers(1, 1000)), patch, draw(st.integers(0, patch - 1))
+
+
+@given(axes())
+def test_tiles_cover_the_axis_and_overlap_enough(axis: tuple[int, int, int]) -> None:
+    size, patch, overlap = axis
+    starts = tile_starts(size, patch, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == max(0, size - patch)
+    steps = np.diff(starts)
+    assert (steps > 0).all()
+    assert (steps <= patch - overlap).all()
+    if len(starts) > 1:
+        assert steps.max() - steps.min() <= 1  # evenly spread
+        assert (len(starts) - 2) * (patch - overlap) < size - patch  # no tile too many
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "overlap", "expected"),
+    [
+        (262, 160, 80, [0, 51, 102]),  # the paper's patches on its 262 x 262 x 111 voxels
+        (111, 80, 40, [0, 31]),
+        (160, 160, 80, [0]),
+        (161, 160, 80, [0, 1]),
+        (5, 8, 4, [0]),
+        (10, 4, 0, [0, 3, 6]),
+        (12, 4, 0, [0, 4, 8]),
+        (6, 4, 3, [0, 1, 2]),
+    ],
+)
+def test_tile_starts(size: int, patch: int, overlap: int, expected: list[int]) -> None:
+    assert tile_starts(size, patch, overlap) == expected
+
+
+def test_count_of_tiles_is_the_count_of_patches() -> None:
+    seen: list[torch.Size] = []
+
+    def count(patches: Tensor) -> Tensor:
+        seen.append(patches.shape)
+        return softmax_of_values(patches)
+
+    image = np.zeros((2, 13, 9, 3), np.float32)
+    list(predict_slabs(lambda p: count(p[:, :1]), image, PATCH, how((3, 2, 1)), 3))
+    assert len(seen) == count_tiles((13, 9, 3), PATCH, (3, 2, 1)) == 4 * 4 * 1
+    assert set(seen) == {torch.Size((1, 1, *PATCH))}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=SHAPES,
+    overlap=st.tuples(*[st.integers(0, size - 1) for size in PATCH]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_tiles_of_a_pointwise_network_equal_the_whole_volume(
+    weighting: str, shape: Triple, overlap: Triple, seed: int
+) -> None:
+    image = np.random.default_rng(seed).normal(size=(1, *shape)).astype(np.float32)
+    whole = softmax_of_values(torch.from_numpy(image)[None])[0].numpy()
+    got = joined(slabs_of(image, how(overlap, weighting)))
+    assert got.shape == whole.shape
+    assert np.abs(got - whole).max() <= 1e-5
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_overlapping_patches_are_averaged_by_their_weights(weighting: str) -> None:
+    """A network that answers by the place in the patch, against a loop in float64."""
+    shape, overlap = (14, 7, 9), (4, 1, 3)
+    answer = torch.rand(3, *PATCH, generator=torch.Generator().manual_seed(0))
+    slabs = predict_slabs(
+        lambda patches: answer[None],
+        np.zeros((1, *shape), np.float32),
+        PATCH,
+        how(overlap, weighting),
+        3,
+    )
+    weights = weight_map(PATCH, weighting).double().numpy()
+    sums, totals = np.zeros((3, *shape)), np.zeros(shape)
+    xs, ys, zs = (tile_starts(*axis) for axis in zip(shape, PATCH, overlap, strict=True))
+    for x in xs:
+        for y in ys:
+            for z in zs:
+                box = (slice(x, x + 6), slice(y, y + 4), slice(z, z + 5))
+                sums[:, *box] += answer.double().numpy() * weights
+                totals[box] += weights
+    assert joined(list(slabs)) == pytest.approx(sums / totals, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SHAPES, st.tuples(*[st.integers(0, size - 1) for size in PATCH]))
+def test_slabs_come_in_order_cover_x_and_stay_thin(shape: Triple, overlap: Triple) -> None:
+    slabs = slabs_of(np.zeros((1, *shape), np.float32), how(overlap))
+    following = 0
+    for start, planes in slabs:
+        assert start == following
+        assert planes.shape[0] == 3
+        assert 1 <= planes.shape[1] <= PATCH[0]
+        assert planes.shape[2:] == shape[1:]
+        following = start + planes.shape[1]
+    assert following == shape[0]
+
+
+def test_memory_holds_a_patch_length_of_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    zeros = torch.zeros
+
+    def watched(*shape: int) -> Tensor:
+        asked.append(shape)
+        return zeros(*shape)
+
+    monkeypatch.setattr(torch, "zeros", watched)
+    slabs_of(np.zeros((1, 40, 7, 8), np.float32), how((3, 2, 2)))
+    assert asked == [(3, 6, 7, 8), (6, 7, 8)]
+
+
+def test_a_yielded_slab_is_not_written_to_again() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 20, 6, 6)).astype(np.float32)
+    copies, slabs = [], []
+    for slab in predict_slabs(softmax_of_values, image, PATCH, how((3, 2, 2)), 3):
+        copies.append(slab[1].copy())
+        slabs.append(slab[1])
+    assert all((copy == slab).all() for copy, slab in zip(copies, slabs, strict=True))
+
+
+def test_short_axes_are_padded_by_zeros_on_both_sides() -> None:
+    seen: list[Tensor] = []
+
+    def look(patches: Tensor) -> Tensor:
+        seen.append(patches)
+        return softmax_of_values(patches)
+
+    list(predict_slabs(look, np.ones((1, 3, 4, 2), np.float32), PATCH, how((0, 0, 0)), 3))
+    expected = np.zeros((1, 1, 6, 4, 5), np.float32)
+    expected[:, :, 1:4, :, 1:3] = 1
+    assert (seen[0].numpy() == expected).all()
+
+
+def test_arrays_need_not_be_contiguous() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 9, 8, 7)).astype(np.float32)
+    turned = image.transpose(0, 3, 2, 1)[:, ::-1]
+    got = joined(slabs_of(turned, how((2, 2, 2))))
+    assert (got == joined(slabs_of(np.ascontiguousarray(turned), how((2, 2, 2))))).all()
+
+
+@given(st.tuples(*[st.integers(1, 24)] * 3))
+def test_gaussian_weights(patch: Triple) -> None:
+    weights = weight_map(patch, "gaussian")
+    assert weights.shape == patch
+    assert float(weights.max()) == 1
+    assert float(weights.min()) > 0.99e-4
+    assert torch.equal(weights, weights.flip((0, 1, 2)))
+
+
+def test_gaussian_weights_fall_by_their_sigma() -> None:
+    weights = weight_map((33, 1, 1), "gaussian")[:, 0, 0]
+    distance = torch.arange(-16, 17).double()
+    expected = torch.exp(-0.5 * (distance / (33 / 8)) ** 2)
+    assert weights.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_uniform_weights() -> None:
+    assert torch.equal(weight_map((2, 3, 4), "uniform"), torch.ones(2, 3, 4))

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg import parallel
+from autoseg.dataset.task import Case, read_task
+from autoseg.errors import AutosegError, DataError
+from autoseg.image import read_image, read_label
+from autoseg.planning.plan import Plan
+from autoseg.preprocessing.preprocess import preprocess
+from autoseg.preprocessing.steps import prepare
+from autoseg.preprocessing.store import CaseStore
+from tests.dataset.making import HIPPOCAMPUS, write_4d, write_case, write_scan
+from tests.making import tiny_plan
+
+STEPS = [{"step": "crop_to_nonzero"}, {"step": "z_score"}, {"step": "resample"}]
+PLAN = tiny_plan(preprocessing=STEPS, target_spacing_mm=[1.0, 1.3, 0.8])
+
+
+def make_cases(folder: Path, *names: str) -> list[Case]:
+    for seed, name in enumerate(names):
+        rng = np.random.default_rng(seed)
+        image = rng.normal(100, 30, (8, 9, 10)).astype(np.float32)
+        write_case(folder, name, image, rng.integers(0, 3, (8, 9, 10)).astype(np.uint8))
+    return [
+        Case(name, (folder / f"imagesTr/{name}_0000.nii.gz",), folder / f"labelsTr/{name}.nii.gz")
+        for name in names
+    ]
+
+
+def store_in(folder: Path, plan: Plan = PLAN) -> CaseStore:
+    return CaseStore(folder / "cases", plan.preprocessing_id)
+
+
+def contents(store: CaseStore) -> dict[str, bytes]:
+    files = sorted(path for path in store.folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(store.folder)): path.read_bytes() for path in files}
+
+
+def test_stores_what_the_steps_make_of_real_scans(tmp_path: Path) -> None:
+    cases = list(read_task(HIPPOCAMPUS).cases[:2])
+    store = store_in(tmp_path)
+    assert preprocess(PLAN, cases, store, processes=1) == 2
+    for case in cases:
+        expected = prepare(PLAN, read_image(case.images), read_label(case.label)[0])
+        stored = store.open(case.name)
+        assert (stored.image[:] == expected.image).all()
+        assert (stored.label[:] == expected.label).all()
+        assert sorted(stored.foreground) == [1, 2]
+
+
+def test_the_second_call_does_nothing(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path, "a", "Größe 2")
+    store = store_in(tmp_path)
+    assert preprocess(PLAN, cases, store, processes=1) == 2
+    before = {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")}
+    assert preprocess(PLAN, cases, store, processes=1) == 0
+    assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")} == before
+    assert sorted(path.name for path in store.folder.iterdir()) == ["Größe 2", "a"]
+
+
+def test_only_changed_cases_are_made_again(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path, "a", "b")
+    store = store_in(tmp_path)
+    preprocess(PLAN, cases, store, processes=1)
+    status = cases[1].label.stat()
+    os.utime(cases[1].label, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert preprocess(PLAN, cases, store, processes=1) == 1
+    other = tiny_plan(preprocessing=STEPS[:1])
+    assert preprocess(other, cases, store_in(tmp_path, other), processes=1) == 2
+
+
+def test_two_processes_give_the_same_bytes_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = make_cases(tmp_path, "a", "b", "c")
+    one, two = store_in(tmp_path / "one"), store_in(tmp_path / "two")
+    preprocess(PLAN, cases, one, processes=1)
+    monkeypatch.setattr(parallel, "WORKER_START_SECONDS", 0.0)
+    assert preprocess(PLAN, cases, two, processes=2) == 3
+    assert len(contents(one)) == 12
+    assert contents(one) == contents(two)
+
+
+def test_an_unreadable_case_is_named_and_the_others_stay(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path, "a", "bad one", "c")
+    whole = cases[1].images[0].read_bytes()
+    cases[1].images[0].write_bytes(whole[: len(whole) // 2])
+    store = store_in(tmp_path)
+    with pytest.raises(DataError, match="bad one_0000"):
+        preprocess(PLAN, cases, store, processes=1)
+    assert sorted(path.name for path in store.folder.iterdir()) == ["a"]  # no lock, no litter
+    cases[1].images[0].write_bytes(whole)
+    assert preprocess(PLAN, cases, store, processes=1) == 2
+
+
+def test_an_unreadable_case_is_named_by_a_worker_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = make_cases(tmp_path, "a", "bad one")
+    cases[1].images[0].write_bytes(b"")
+    monkeypatch.setattr(parallel, "WORKER_START_SECONDS", 0.0)
+    with pytest.raises(DataError, match="bad one_0000"):
+        preprocess(PLAN, cases, store_in(tmp_path), processes=2)
+
+
+def test_a_label_on_another_grid_is_refused(tmp_path: Path) -> None:
+    (case,) = make_cases(tmp_path, "a")
+    write_scan(case.label, np.zeros((8, 9, 10), np.uint8), spacing_mm=(1, 1, 2))
+    with pytest.raises(DataError, match=r"labelsTr/a\.nii\.gz: not on its image's grid: spacing"):
+        preprocess(PLAN, [case], store_in(tmp_path), processes=1)
+
+
+def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
+    (case,) = make_cases(tmp_path, "a")
+    write_4d(case.images[0], np.ones((2, 8, 9, 10), np.float32))
+    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: has 2 channels, the plan 1"):
+        preprocess(PLAN, [case], store_in(tmp_path), processes=1)
+
+
+def test_leftovers_of_a_killed_run_go(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path, "a")
+    store = store_in(tmp_path)
+    (store.folder / ".tmp-99-a").mkdir(parents=True)
+    preprocess(PLAN, cases, store, processes=1)
+    assert [path.name for path in store.folder.iterdir()] == ["a"]
+
+
+def test_a_workspace_without_room_is_told_in_one_line(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path, "a")
+    store = store_in(tmp_path)
+    store.folder.mkdir()
+    (store.folder / "a").touch()  # stands where the case should go
+    with pytest.raises(AutosegError, match="cannot store case a"):
+        preprocess(PLAN, cases, store, processes=1)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import io
+import sys
+import time
+
+import pytest
+
+from autoseg.progress import in_words, progress, say
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-3, "0 s"),
+        (0.4, "0 s"),
+        (8.2, "8 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (11_400, "3 h 10 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_seconds_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+def test_say_leaves_standard_output_to_results(capsys: pytest.CaptureFixture[str]) -> None:
+    say("Größe: 3 µm")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "Größe: 3 µm\n")
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_lines_are_rare_and_the_last_step_always_has_one(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("reading", 6) as bar:
+        for _ in range(6):
+            clock.seconds += 4
+            bar.advance()
+    assert lines(capsys) == ["reading: 3/6  12 s left", "reading: 6/6"]
+
+
+def test_lines_tell_the_note_and_the_time_left(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("training", 10, every_seconds=0) as bar:
+        clock.seconds += 20
+        bar.advance("loss 0.5")
+    assert lines(capsys) == ["training: 1/10  loss 0.5  3 min 00 s left"]
+
+
+def test_steps_done_before_do_not_speed_up_the_guess(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("training", 10, done=8, every_seconds=0) as bar:
+        clock.seconds += 7
+        bar.advance()
+    assert lines(capsys) == ["training: 9/10  7 s left"]
+
+
+def test_the_number_of_steps_may_be_corrected(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("training", 10, every_seconds=0) as bar:
+        clock.seconds += 1
+        bar.advance(total=3)
+        clock.seconds += 1
+        bar.advance()
+    assert lines(capsys) == ["training: 1/3  2 s left", "training: 2/3  1 s left"]
+
+
+def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("reading", 0):
+        pass
+    assert lines(capsys) == []
+
+
+def test_a_terminal_gets_a_bar_with_the_note_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("reading", 5, done=2) as bar:
+        bar.advance()
+        bar.advance("case [red] 7", total=4)
+    shown = terminal.getvalue()
+    assert "reading" in shown
+    assert "4/4" in shown
+    assert "case [red] 7" in shown  # not taken for a colour
+
+
+def test_an_error_ends_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(ValueError, match="broken"), progress("reading", 5):
+        raise ValueError("broken")
+    with progress("again", 1) as bar:  # rich allows one live bar at a time
+        bar.advance()
+    assert "1/1" in terminal.getvalue()
