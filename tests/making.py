@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autoseg.image import Geometry
 from autoseg.planning.check import make_plan
 from autoseg.planning.layers import merge
 from autoseg.planning.plan import Plan
+from autoseg.preprocessing.steps import Prepared
+from autoseg.preprocessing.store import CaseStore
 
 TINY: dict[str, Any] = {
     "task": "Task001_Tiny",
@@ -40,3 +46,27 @@ def grid(size: Sequence[int], spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> 
     x, y, z = size
     dx, dy, dz = spacing_mm
     return Geometry((x, y, z), (dx, dy, dz), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+
+
+def store_case(store: CaseStore, name: str, image: NDArray[Any], label: NDArray[Any]) -> None:
+    """Write a prepared case: image (channel, x, y, z) and class indices (x, y, z)."""
+    where = grid(label.shape)
+    box = tuple((0, size) for size in label.shape)
+    prepared = Prepared(
+        image.astype(np.float32), label.astype(np.int16), where, box, where.spacing_mm
+    )
+    store.write(name, prepared, [])
+
+
+def tiny_store(folder: Path, plan: Plan, cases: int = 4, size: int = 12) -> CaseStore:
+    """A store of cases `case_0`, `case_1`, ...: bright boxes of each class in noise."""
+    store = CaseStore(folder, plan.preprocessing_id)
+    for number in range(cases):
+        rng = np.random.default_rng(number)
+        label = np.zeros((size, size, size), np.int16)
+        for index in range(1, len(plan.labels)):
+            x, y, z = rng.integers(0, size - 4, size=3)
+            label[x : x + 4, y : y + 4, z : z + 4] = index
+        image = label + rng.normal(0, 0.3, (len(plan.channels), *label.shape))
+        store_case(store, f"case_{number}", image, label)
+    return store

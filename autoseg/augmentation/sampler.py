@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,9 @@ class PatchSampler:
         self.sampling = sampling
         self.steps_per_epoch = steps_per_epoch
         self._open: dict[str, StoredCase] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # open files cannot travel to a worker
 
     def draw(self, at: Position, size: Triple) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """The patch at a position, `size` voxels large, zero where it reaches beyond the case.

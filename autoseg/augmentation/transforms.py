@@ -68,7 +68,7 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
 
 
 def _with_margin(patch_size: Triple, spatial: plans.Spatial) -> Triple:
-    """The box that holds the patch, turned about any one axis and enlarged as far as the plan allows.
+    """The box that holds the patch, enlarged and turned about one axis as far as the plan allows.
 
     Turned about several axes at once, a few corner voxels reach beyond it; a box for them too would
     be twice as large. The margin is the same on both sides, so that the patch's own voxels stay

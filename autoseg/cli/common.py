@@ -74,15 +74,21 @@ def run(
         return int(stop.code or 0)
     try:
         return command(arguments)
-    except KeyboardInterrupt:
-        status, text = INTERRUPTED, "interrupted; what was finished is kept"
-    except AutosegError as error:
-        status, text = BAD_INPUT, str(error)
-    except Exception as error:
-        status, text = FAILED, str(error) or type(error).__name__
-        if not arguments.debug and not isinstance(error, RuntimeError | OSError):
-            text += f" ({type(error).__name__}; run again with --debug for the traceback)"
-    if arguments.debug:
-        traceback.print_exc()
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    return status
+    except (Exception, KeyboardInterrupt) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        status, text = _in_words(error, arguments.debug)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        return status
+
+
+def _in_words(error: BaseException, debug: bool) -> tuple[int, str]:
+    """Exit status and what to say."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; what was finished is kept"
+    if isinstance(error, AutosegError):
+        return BAD_INPUT, str(error)
+    text = str(error) or type(error).__name__
+    if not debug and not isinstance(error, RuntimeError | OSError):
+        text += f" ({type(error).__name__}; run again with --debug for the traceback)"
+    return FAILED, text

@@ -81,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from autoseg.dataset.splits import load_or_make_splits
     from autoseg.dataset.task import find_task
     from autoseg.planning.budget import parse_seconds
     from autoseg.planning.compose import Wishes
@@ -105,12 +104,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     plan = _compose(task, fingerprint, wishes, arguments)
     folder = workspace.preprocessed(task.name, plan.name)
+    _split(task, plan, folder)
     fingerprint.save(folder / "fingerprint.json")
     plan.save(folder / "plan.json")
-    names = [case.name for case in task.cases]
-    load_or_make_splits(
-        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups
-    )
     if arguments.explain:
         _explain(plan)
     say(_in_short(plan))
@@ -137,6 +133,22 @@ def _survey(
     say(f"{task.name}: {len(task.cases)} cases, {counts}")
     verification.raise_errors(task.name)
     return None if arguments.verify_only else fingerprint
+
+
+def _split(task: Task, plan: Plan, folder: Path) -> None:
+    """Write the plan's splits, in place of those that an earlier plan of this name made."""
+    from autoseg.dataset.splits import load_or_make_splits, remake_splits
+    from autoseg.errors import AutosegError
+    from autoseg.planning.plan import load_plan
+
+    names = [case.name for case in task.cases]
+    folds, seed = plan.splits.folds, plan.splits.seed
+    try:
+        earlier = load_plan(folder / "plan.json").splits
+    except AutosegError:  # there is none, or none that this version reads
+        earlier = plan.splits
+    remake_splits(folder, names, task.groups, (earlier.folds, earlier.seed), (folds, seed))
+    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups)
 
 
 def _compose(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.errors import DataError
+from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json, write_json
 from autoseg.progress import say
 
@@ -168,6 +168,34 @@ def load_or_make_splits(
     if path != kept:
         write_splits(kept, splits)
     return splits
+
+
+def remake_splits(
+    folder: Path,
+    cases: Sequence[str],
+    groups: Mapping[str, str],
+    earlier: tuple[int, int],
+    wanted: tuple[int, int],
+) -> None:
+    """Make `folder/splits.json` anew if an earlier plan made it; the user's own splits stay.
+
+    Args:
+        folder: the plan's.
+        cases: names of the cases.
+        groups: case -> patient.
+        earlier: folds and seed of the earlier plan.
+        wanted: folds and seed of the new one.
+
+    Raises:
+        DataError: there are fewer patients than folds.
+    """
+    kept = folder / FILE_NAME
+    try:
+        theirs = read_splits(kept, cases) != make_splits(cases, *earlier, groups)
+    except AutosegError:  # missing, damaged, or of other cases
+        return
+    if not theirs:
+        write_splits(kept, make_splits(cases, *wanted, groups))
 
 
 def _tell_left_out(path: Path, splits: Iterable[Split], cases: Iterable[str]) -> None:

@@ -21,7 +21,6 @@ from autoseg.planning.training import Training
 from autoseg.planning.transforms import Mirror, Transform
 
 FORMAT_VERSION = 1
-TAKEN_NAMES = ("cases",)  # folders beside those of the plans
 
 
 class Sampling(Part):
@@ -99,11 +98,9 @@ class Plan(Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.name in TAKEN_NAMES:
-            raise ValueError(f"name: {self.name!r} is the name of another folder; choose another")
         self._check_patch()
         self._check_mirroring()
-        self._check_channels()
+        self._check_steps()
         self._check_labels()
         return self
 
@@ -133,7 +130,10 @@ class Plan(Part):
                 "of the augmentation trains the network; take them out, or train with them"
             )
 
-    def _check_channels(self) -> None:
+    def _check_steps(self) -> None:
+        order = [step.step for step in self.preprocessing]
+        if "resample" in order and "crop_to_nonzero" in order[order.index("resample") :]:
+            raise ValueError("preprocessing: crop_to_nonzero comes after resample; put it before")
         for index, step in enumerate(self.preprocessing):
             channel = getattr(step, "channel", None)
             if channel is not None and channel >= len(self.channels):

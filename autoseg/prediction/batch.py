@@ -58,7 +58,7 @@ def predict_cases(predictor: Predictor, inputs: Inputs, out: Path, overwrite: bo
     _protect_scans(inputs, out)
     wanted = [name for name in inputs if overwrite or not output_path(out, name).exists()]
     skipped = tuple(name for name in inputs if name not in wanted)
-    earlier = _earlier_records(predictor.plan, out, skipped)
+    earlier = _earlier_records(predictor, out, skipped)
     predicted: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     with progress("predicting", len(wanted)) as bar:
@@ -115,22 +115,29 @@ def volumes(label: NDArray[Any], geometry: Geometry, plan: Plan) -> dict[str, An
     }
     if plan.shares:
         record["share"] = {
-            _name_of(share.label, plan.labels): _share(counts, share) for share in plan.shares
+            _name_of(share.label, plan.labels): _share(counts, share, plan) for share in plan.shares
         }
     return record
 
 
-def _share(counts: NDArray[np.intp], share: VolumeShare) -> float | None:
-    whole = int(counts[sorted({share.label, *share.container})].sum())
-    return round(int(counts[share.label]) / whole, 6) if whole else None
+def _share(counts: NDArray[np.intp], share: VolumeShare, plan: Plan) -> float | None:
+    part = _voxels(counts, {share.label}, plan)
+    whole = part + _voxels(counts, set(share.container), plan)
+    return round(part / whole, 6) if whole else None
+
+
+def _voxels(counts: NDArray[np.intp], labels: set[int], plan: Plan) -> int:
+    """Voxels of the classes of these labels; a prediction holds one value for a whole class."""
+    classes = [covered for covered in plan.labels.values() if labels & set(covered)]
+    return sum(int(counts[list(covered)].sum()) for covered in classes)
 
 
 def _name_of(value: int, classes: dict[str, tuple[int, ...]]) -> str:
     return next(name for name, covered in classes.items() if value in covered)
 
 
-def _earlier_records(plan: Plan, out: Path, skipped: tuple[str, ...]) -> dict[str, Any]:
-    """The records of cases that an earlier run of this plan predicted into the same folder."""
+def _earlier_records(predictor: Predictor, out: Path, skipped: tuple[str, ...]) -> dict[str, Any]:
+    """The records of cases that an earlier run predicted in the same way into the same folder."""
     path = out / RECORD
     if not path.exists():
         return {}
@@ -139,14 +146,24 @@ def _earlier_records(plan: Plan, out: Path, skipped: tuple[str, ...]) -> dict[st
     except AutosegError:
         say(f"{path} is damaged; it is written anew")
         return {}
-    if record.get("plan_id") == plan.id:
+    differing = [key for key, value in _origin(predictor).items() if record.get(key) != value]
+    if not differing:
         return dict(record.get("cases", {}))
     if skipped:
         raise AutosegError(
-            f"{path} says that the predictions there are of plan {record.get('plan_id')}, not of "
-            f"this model's {plan.id}; choose another -o, or --overwrite them"
+            f"{out}: the predictions there have another {' and '.join(differing)} than this run "
+            f"(see {path.name}); choose another -o, or --overwrite them"
         )
     return {}
+
+
+def _origin(predictor: Predictor) -> dict[str, Any]:
+    """What decides a prediction, besides the scan."""
+    return {
+        "plan_id": predictor.plan.id,
+        "folds": list(predictor.model.folds),
+        "mirrored": len(predictor.flips) > 1,
+    }
 
 
 def _write_record(predictor: Predictor, out: Path, cases: dict[str, Any]) -> None:
@@ -155,8 +172,7 @@ def _write_record(predictor: Predictor, out: Path, cases: dict[str, Any]) -> Non
         "autoseg": __version__,
         "task": plan.task,
         "plan": plan.name,
-        "plan_id": plan.id,
-        "folds": list(predictor.model.folds),
+        **_origin(predictor),
         "labels": {name: list(values) for name, values in plan.labels.items()},
         "ignore_label": plan.ignore_label,
         "cases": dict(sorted(cases.items())),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import PlanError
 from autoseg.image import Geometry, Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
@@ -51,11 +50,7 @@ class Prepared:
 
 
 def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = None) -> Prepared:
-    """Apply the plan's steps to a scan and, if there is one, to its label map (x, y, z).
-
-    Raises:
-        PlanError: the plan crops after it has resampled.
-    """
+    """Apply the plan's steps to a scan and, if there is one, to its label map (x, y, z)."""
     masked = any(isinstance(step, ZScore) and step.nonzero for step in plan.preprocessing)
     prepared = Prepared(
         image=image.array.astype(np.float32),  # a copy: the steps below work in place
@@ -102,8 +97,6 @@ def _channels(prepared: Prepared, channel: int | None) -> NDArray[np.float32]:
 
 
 def _crop(prepared: Prepared) -> Prepared:
-    if prepared.image.shape[1:] != prepared.box_shape:  # the box is one of the file's own voxels
-        raise PlanError("preprocessing: crop_to_nonzero comes after resample; put it before")
     occupied = (prepared.image != 0).any(axis=0)
     if not occupied.any():  # an empty scan has no box: keep it whole
         return prepared

@@ -209,7 +209,13 @@ class _Validation:
                 loss, count = learner.validate(next(stream))
                 losses.append(loss)
                 counts.append(count)
-        return float(torch.stack(losses).mean()), dice_of(torch.stack(counts).sum(0).cpu())
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the validation loss became NaN or infinite in epoch {epoch + 1}; look for odd "
+                "intensities in the validation cases"
+            )
+        return loss, dice_of(torch.stack(counts).sum(0).cpu())
 
 
 def _after_epoch(
@@ -241,7 +247,7 @@ def _after_epoch(
 def _draw_now_and_then(path: Path, state: State) -> None:
     """Drawing takes half a second: short epochs share a picture."""
     age = time.time() - path.stat().st_mtime if path.exists() else math.inf
-    if age > SECONDS_BETWEEN_PICTURES or state.done >= state.epochs:
+    if age > SECONDS_BETWEEN_PICTURES:
         draw_progress(path, state.history)
 
 
@@ -274,6 +280,9 @@ def _finish(plan: Plan, learner: Learner, run: Run, state: State) -> None:
     if plan.training.keep == "best_training_loss":
         weights, found = load_checkpoint(run.folder / BEST)
         epoch = found["epoch"]
+    # Again: an interrupted run may have saved its last epoch and no more.
+    write_log(run.folder / "log.jsonl", state.history)
+    draw_progress(run.folder / "progress.png", state.history)
     save_checkpoint(
         run.folder / FINAL, weights, {"plan_id": plan.id, "fold": run.fold, "epoch": epoch}
     )

@@ -203,7 +203,7 @@ def test_a_missing_key_is_named() -> None:
 
 @pytest.mark.parametrize("values", [[], None, "plan", 3])
 def test_other_json_is_no_plan(values: Any) -> None:
-    with pytest.raises(PlanError, match="^x is not a plan: it holds .*, not an object$"):
+    with pytest.raises(PlanError, match=r"^x is not a plan: it holds .*, not an object$"):
         make_plan(values, "x")
 
 
@@ -221,7 +221,7 @@ def test_deep_nesting_is_refused() -> None:
         make_plan(TINY | {"measured": {"deep": deep}}, "x")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../up", ".hidden", "a b", "cases"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../up", ".hidden", "a b", "a\n"])
 def test_a_name_must_be_a_plain_folder(name: str) -> None:
     assert "name" in refused({"name": name})
 
@@ -245,6 +245,13 @@ BAD: list[Any] = [-1, 0, 1, 3, 10**30, -(10**30), 1e308, -0.5, math.nan, math.in
 BAD += ["", "adam", "\ud800", [], [0], [[1, 1, 1]], [3, 2], {}, {"step": "clip"}, {"a": {}}]
 
 
+def plan_or_message(values: Any) -> Plan | str:
+    try:
+        return make_plan(values, "changed")
+    except PlanError as error:
+        return str(error)
+
+
 @given(st.sampled_from(paths(VALID)), st.sampled_from([*BAD, "delete"]))
 @settings(deadline=None, max_examples=1500)
 def test_any_change_gives_a_plan_or_a_plan_error(path: tuple[Any, ...], value: Any) -> None:
@@ -256,12 +263,10 @@ def test_any_change_gives_a_plan_or_a_plan_error(path: tuple[Any, ...], value: A
         del inner[path[-1]]
     else:
         inner[path[-1]] = value
-    try:
-        plan = make_plan(values, "changed")
-    except PlanError as error:
-        assert str(error).startswith("changed")
-        assert "\n" not in str(error)
-        return
-    assert isinstance(plan, Plan)
-    assert len(plan.id) == 12
-    assert make_plan(plan.model_dump(mode="json"), "again") == plan
+    made = plan_or_message(values)
+    if isinstance(made, Plan):
+        assert len(made.id) == 12
+        assert make_plan(made.model_dump(mode="json"), "again") == made
+    else:
+        assert made.startswith("changed")
+        assert "\n" not in made

@@ -108,7 +108,7 @@ def test_every_layer_is_named_in_an_error(references: Path, tmp_path: Path) -> N
 
 def test_another_planner_and_more_memory() -> None:
     assert planned(planner="resenc_m").network.residual
-    assert planned(memory_gb=80).sampling.batch_size > planned(memory_gb=8).sampling.batch_size
+    assert planned(memory_gb=0.2).sampling.patch_size < planned().sampling.patch_size
     with pytest.raises(PlanError, match="no planner"):
         planned(planner="huge")
 

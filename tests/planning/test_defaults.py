@@ -125,4 +125,6 @@ def test_rules_always_make_a_whole_plan(shape: Any, spacing: Any, planner: str) 
     values, _ = rule_values(fingerprint(shape=shape, spacing_mm=spacing), planner)
     plan = make_plan(values, "the rules")
     assert plan.network.residual == (planner != "default")
-    assert all(o == p // 2 for o, p in zip(plan.inference.overlap, plan.sampling.patch_size, strict=True))
+    assert all(
+        o == p // 2 for o, p in zip(plan.inference.overlap, plan.sampling.patch_size, strict=True)
+    )

@@ -170,7 +170,7 @@ def test_bad_files(tmp_path: Path, text: str, told: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="cannot read .*gone"):
+    with pytest.raises(PlanError, match=r"cannot read .*gone"):
         read_layer(tmp_path / "gone.json5", "o")
     with pytest.raises(PlanError, match="cannot read"):
         read_layer(tmp_path, "o")

@@ -75,7 +75,7 @@ def test_a_plan_survives_its_file(plan: Plan, tmp_path: Path) -> None:
     assert (loaded.id, loaded.preprocessing_id) == (plan.id, plan.preprocessing_id)
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
-    assert list(json.loads(path.read_text()))[0] == "id"
+    assert next(iter(json.loads(path.read_text()))) == "id"
 
 
 def test_names_in_any_script_survive(tmp_path: Path) -> None:

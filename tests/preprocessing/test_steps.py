@@ -13,6 +13,7 @@ from skimage.transform import resize
 from autoseg.errors import PlanError
 from autoseg.image import Geometry, Image
 from autoseg.planning.plan import Plan
+from autoseg.preprocessing.resample import resample_image, resample_label
 from autoseg.preprocessing.steps import IGNORED, Prepared, prepare, to_classes
 from tests.making import grid, tiny_plan
 
@@ -186,9 +187,8 @@ def test_crop_twice_counts_from_the_files_corner() -> None:
 
 
 def test_a_crop_after_resampling_is_refused() -> None:
-    late = steps({"step": "resample"}, {"step": "crop_to_nonzero"}, target_spacing_mm=[2, 2, 2])
     with pytest.raises(PlanError, match="crop_to_nonzero comes after resample"):
-        prepare(late, scan(noise(1, 8, 8, 8)))
+        steps({"step": "resample"}, {"step": "crop_to_nonzero"})
 
 
 def reference_resampled(prepared: Prepared, shape: Any) -> NDArray[Any]:
@@ -209,10 +209,25 @@ def test_resample_brings_image_and_label_to_the_target_spacing() -> None:
     assert prepared.spacing_mm == (1.5, 1.5, 1.0)
     before = prepare(steps(**TWO), image)
     assert prepared.image == pytest.approx(reference_resampled(before, (6, 10, 22)), abs=5e-3)
-    assert prepared.label is not None
-    assert prepared.label.shape == (6, 10, 22)
+    expected = resample_label(label, (6, 10, 22), (1, 1, 1))
+    assert np.array_equal(np.asarray(prepared.label), expected)
     assert prepared.box_shape == (9, 10, 11)  # of the file, as prediction needs it
     assert prepared.geometry == image.geometry
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("anisotropy", [3.0, None])
+def test_resample_keeps_the_plans_orders(order: int, anisotropy: float | None) -> None:
+    """Slices of 4 mm: not interpolated across, unless the plan says so."""
+    image = scan(noise(1, 9, 8, 5), (1.0, 1.0, 4.0))
+    label = np.random.default_rng(1).integers(0, 3, (9, 8, 5))
+    step = {"step": "resample", "image_order": 3, "label_order": order, "anisotropy": anisotropy}
+    prepared = prepare(steps(step, target_spacing_mm=[1.5, 1.0, 2.0]), image, label)
+    across = 0 if anisotropy else 3
+    expected = resample_image(image.array, (6, 8, 10), (3, 3, across))
+    assert (prepared.image == expected).all()
+    classes = resample_label(label, (6, 8, 10), (order, order, 0 if anisotropy else order))
+    assert np.array_equal(np.asarray(prepared.label), classes)
 
 
 def test_the_order_of_the_steps_counts() -> None:

@@ -1,0 +1,205 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.planning.plan import Sampling
+from autoseg.preprocessing.store import CaseStore
+from tests.making import store_case, tiny_plan, tiny_store
+
+
+def position(**changes):
+    values = {"seed": 7, "fold": 0, "epoch": 0, "batch": 0, "place": 0}
+    return Position(**(values | changes))
+
+
+def positions(sampler, epochs, fold=0):
+    return [
+        position(fold=fold, epoch=epoch, batch=batch, place=place)
+        for epoch in range(epochs)
+        for batch in range(sampler.steps_per_epoch)
+        for place in range(sampler.sampling.batch_size)
+    ]
+
+
+def sampler_of(folder, cases, steps=3, **sampling):
+    """`cases`: name -> (image (x, y, z), label)."""
+    store = CaseStore(folder, "id")
+    for name, (image, label) in cases.items():
+        store_case(store, name, image[None], label)
+    return PatchSampler(store, list(cases), Sampling(**sampling), steps)
+
+
+def one_voxel(shape, voxel):
+    label = np.zeros(shape, np.int16)
+    label[tuple(voxel)] = 1
+    return np.ones(shape), label
+
+
+def numbered(count):
+    return {f"c{i}": (np.full((4, 4, 4), i), np.zeros((4, 4, 4))) for i in range(count)}
+
+
+def test_random_numbers_depend_on_every_part_of_the_position():
+    base = position().rng().random(4)
+    assert np.array_equal(position().rng().random(4), base)
+    for key in ("seed", "fold", "epoch", "batch", "place"):
+        assert not np.array_equal(position(**{key: 8}).rng().random(4), base)
+
+
+@pytest.mark.parametrize(("cases", "batch_size", "steps"), [(5, 2, 3), (3, 4, 2), (1, 2, 2)])
+def test_each_case_comes_once_before_any_comes_again(tmp_path, cases, batch_size, steps):
+    size = (4, 4, 4)
+    sampler = sampler_of(tmp_path, numbered(cases), steps, patch_size=size, batch_size=batch_size)
+    found = [int(sampler.draw(at, size)[0][0, 0, 0, 0]) for at in positions(sampler, epochs=5)]
+    rounds = [found[i : i + cases] for i in range(0, len(found) - cases + 1, cases)]
+    assert len(rounds) >= 5
+    assert all(sorted(round_) == list(range(cases)) for round_ in rounds)
+    if cases > 1:
+        assert len({tuple(round_) for round_ in rounds}) > 1  # shuffled anew
+
+
+def test_order_of_the_cases_does_not_matter(tmp_path):
+    plan = tiny_plan()
+    store = tiny_store(tmp_path, plan)
+    names = [f"case_{i}" for i in range(4)]
+    first = PatchSampler(store, names, plan.sampling, 2)
+    second = PatchSampler(store, names[::-1], plan.sampling, 2)
+    for at in reversed(positions(first, epochs=2)):  # nor does the order of asking
+        for one, other in zip(first.draw(at, (8, 8, 8)), second.draw(at, (8, 8, 8)), strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_folds_and_epochs_differ(tmp_path):
+    plan = tiny_plan()
+    sampler = PatchSampler(tiny_store(tmp_path, plan), ["case_0"], plan.sampling, 2)
+    drawn = [
+        sampler.draw(at, (8, 8, 8))[0].tobytes()
+        for fold in range(3)
+        for at in positions(sampler, epochs=2, fold=fold)
+    ]
+    assert len(set(drawn)) > len(drawn) // 2  # a few may agree by chance
+
+
+axes = st.tuples(st.integers(1, 9), st.integers(0, 12), st.integers(0, 100))
+
+
+@given(st.tuples(axes, axes, axes), st.integers(0, 1000))
+@settings(deadline=None, max_examples=60)
+def test_forced_patches_hold_foreground_and_stay_inside(tmp_path_factory, kinds, seed):
+    patch = [size for size, _, _ in kinds]
+    shape = [size + extra for size, extra, _ in kinds]
+    voxel = [place % n for (_, _, place), n in zip(kinds, shape, strict=True)]
+    cases = {"a": one_voxel(shape, voxel)}
+    folder = tmp_path_factory.mktemp("store")
+    sampler = sampler_of(folder, cases, patch_size=patch, batch_size=1, foreground_share=1)
+    image, label = sampler.draw(position(seed=seed), tuple(patch))
+    assert image.shape == (1, *patch)
+    assert label.shape == tuple(patch)
+    assert label.sum() == 1
+    assert image.min() == 1  # nothing from beyond the case
+
+
+@pytest.mark.parametrize("size", [5, 6, 7])
+@pytest.mark.parametrize("patch", [4, 5])
+def test_every_place_inside_is_drawn_and_no_other(tmp_path, size, patch):
+    image = np.broadcast_to(np.arange(1, size + 1)[:, None, None], (size, 2, 2))
+    cases = {"a": (image, np.zeros((size, 2, 2)))}
+    box = (patch, 2, 2)
+    sampler = sampler_of(tmp_path, cases, 100, patch_size=box, batch_size=1, foreground_share=0)
+    first = {int(sampler.draw(at, box)[0][0, 0, 0, 0]) for at in positions(sampler, epochs=1)}
+    assert first == set(range(1, size - patch + 2))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "share", "forced"),  # nnU-Net's: place >= round(size * (1 - share))
+    [(2, 0.33, [1]), (3, 0.5, [2]), (5, 0.33, [3, 4]), (2, 0, []), (2, 1, [0, 1])],
+)
+def test_last_patches_of_a_batch_are_forced(tmp_path, batch_size, share, forced):
+    cases = {"a": one_voxel((24, 24, 24), (23, 0, 23))}
+    sampler = sampler_of(
+        tmp_path, cases, 40, patch_size=(4, 4, 4), batch_size=batch_size, foreground_share=share
+    )
+    hits = np.zeros(batch_size)
+    for at in positions(sampler, epochs=1):
+        hits[at.place] += sampler.draw(at, (4, 4, 4))[1].any()
+    assert [place for place in range(batch_size) if hits[place] == 40] == forced
+    assert all(hits[place] < 5 for place in range(batch_size) if place not in forced)
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0, 0, 0.05), (0.5, 0.4, 0.6), (1, 1, 1)])
+def test_each_patch_is_forced_by_chance(tmp_path, share, low, high):
+    cases = {"a": one_voxel((24, 24, 24), (0, 23, 12))}
+    sampler = sampler_of(
+        tmp_path,
+        cases,
+        200,
+        patch_size=(4, 4, 4),
+        batch_size=2,
+        foreground_share=share,
+        foreground_mode="chance",
+    )
+    hits = [sampler.draw(at, (4, 4, 4))[1].any() for at in positions(sampler, epochs=1)]
+    assert low <= np.mean(hits) <= high
+    assert low <= np.mean(hits[::2]) <= high  # the first place as often as the second
+
+
+def test_every_class_is_chosen_alike(tmp_path):
+    label = np.zeros((24, 24, 24), np.int16)
+    label[:12] = 1  # a large class
+    label[23, 23, 23] = 3  # and a single voxel; class 2 is nowhere
+    sampler = sampler_of(
+        tmp_path,
+        {"a": (np.ones(label.shape), label)},
+        200,
+        patch_size=(4, 4, 4),
+        batch_size=1,
+        foreground_share=1,
+    )
+    rare = [(sampler.draw(at, (4, 4, 4))[1] == 3).any() for at in positions(sampler, epochs=1)]
+    assert 0.4 < np.mean(rare) < 0.6
+
+
+def test_a_case_without_foreground_gives_random_patches(tmp_path):
+    cases = {"a": (np.ones((9, 9, 9)), np.zeros((9, 9, 9)))}
+    sampler = sampler_of(tmp_path, cases, patch_size=(4, 4, 4), batch_size=1, foreground_share=1)
+    image, label = sampler.draw(position(), (4, 4, 4))
+    assert image.min() == 1
+    assert not label.any()
+
+
+def test_a_smaller_case_lies_in_the_middle_of_zeros(tmp_path):
+    cases = {"a": (np.full((4, 7, 12), 5.0), np.ones((4, 7, 12)))}
+    sampler = sampler_of(tmp_path, cases, patch_size=(8, 8, 8), batch_size=1)
+    image, label = sampler.draw(position(), (8, 8, 8))
+    inside = np.zeros((8, 8, 8), bool)
+    inside[2:6, 1:8] = True
+    assert np.array_equal(image[0], np.where(inside, 5, 0))
+    assert np.array_equal(label, inside)
+    assert image.dtype == np.float32
+    assert label.dtype == np.int16
+
+
+@pytest.mark.parametrize("patch", [(4, 4, 4), (5, 3, 1)])
+def test_a_margin_lies_evenly_around_the_patch(tmp_path, patch):
+    rng = np.random.default_rng(0)
+    cases = {"a": (rng.normal(size=(9, 9, 9)), rng.integers(0, 3, (9, 9, 9)))}
+    sampler = sampler_of(tmp_path, cases, patch_size=patch, batch_size=2)
+    x, y, z = patch
+    for at in positions(sampler, epochs=2):
+        image, label = sampler.draw(at, patch)
+        wide_image, wide_label = sampler.draw(at, (x + 4, y + 6, z + 10))
+        middle = (slice(2, 2 + x), slice(3, 3 + y), slice(5, 5 + z))
+        assert np.array_equal(wide_image[(slice(None), *middle)], image)
+        assert np.array_equal(wide_label[middle], label)
+
+
+def test_ignored_voxels_stay_ignored(tmp_path: Path):
+    cases = {"a": (np.ones((6, 6, 6)), np.full((6, 6, 6), -1))}
+    sampler = sampler_of(tmp_path, cases, patch_size=(8, 8, 8), batch_size=1)
+    label = sampler.draw(position(), (8, 8, 8))[1]
+    assert (label[1:7, 1:7, 1:7] == -1).all()
+    assert label.sum() == -216

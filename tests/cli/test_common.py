@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from autoseg import __version__
+from autoseg.cli import common, evaluate, plan, predict, train
+from autoseg.errors import AutosegError, DataError, PlanError, RunError
+
+COMMANDS = {
+    "autoseg_plan": plan,
+    "autoseg_train": train,
+    "autoseg_predict": predict,
+    "autoseg_evaluate": evaluate,
+}
+
+
+def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def command(arguments: argparse.Namespace) -> int:
+        raise error
+
+    return command
+
+
+def make_parser() -> argparse.ArgumentParser:
+    return common.parser("autoseg_test", "Tests.")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (AutosegError("bad\n  input"), 2, "error: bad input"),
+        (DataError("a.nii is damaged"), 2, "error: a.nii is damaged"),
+        (PlanError("unknown key"), 2, "error: unknown key"),
+        (RunError("the loss became NaN"), 1, "error: the loss became NaN"),
+        (OSError(28, "No space left"), 1, "error: [Errno 28] No space left"),
+        (RuntimeError(), 1, "error: RuntimeError"),
+        (
+            KeyError("x"),
+            1,
+            "error: 'x' (KeyError; run again with --debug for the traceback)",
+        ),
+        (
+            AssertionError(),
+            1,
+            "error: AssertionError (AssertionError; run again with --debug for the traceback)",
+        ),
+        (KeyboardInterrupt(), 130, "error: interrupted; what was finished is kept"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(
+    error: BaseException, status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert common.run(make_parser, raising(error), []) == status
+    assert capsys.readouterr() == ("", f"{told}\n")
+
+
+def test_debug_prints_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert common.run(make_parser, raising(DataError("broken")), ["--debug"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "error: broken"
+    assert any("in command" in line for line in lines)
+
+
+def test_a_command_returns_its_status() -> None:
+    assert common.run(make_parser, lambda arguments: 0, []) == 0
+    assert common.run(make_parser, lambda arguments: 2, []) == 2
+
+
+@pytest.mark.parametrize(("name", "module"), COMMANDS.items())
+def test_help_and_version(
+    name: str, module: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: {name} ")
+    assert "--debug" in printed
+    assert module.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"autoseg {__version__}\n"
+
+
+@pytest.mark.parametrize(("name", "module"), COMMANDS.items())
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["a", "0", "--process", "2"]])
+def test_unknown_options_are_refused(
+    name: str, module: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module.main(arguments) == 2
+    assert f"{name}: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", "²", ""])
+def test_processes_are_whole_numbers(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["Task", f"--processes={number}"]) == 2
+    assert f"{number!r} is not a whole number from 1" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from autoseg.cli import evaluate, plan, predict, train\n"
+        "for module in (evaluate, plan, predict, train):\n"
+        "    assert module.main(['--help']) == 0\n"
+        "heavy = ('torch', 'SimpleITK', 'numpy', 'scipy', 'matplotlib', 'pydantic', 'rich')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_a_module_to_run(name: str) -> None:
+    module = name.replace("autoseg_", "autoseg.cli.")
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"autoseg {__version__}\n")

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoseg.cli.plan import main
+from autoseg.fingerprint import Fingerprint
+from autoseg.planning.plan import load_plan
+from autoseg.workspace import ENVIRONMENT_VARIABLE
+from tests.cli.making import settings, write_ct
+from tests.dataset.making import HIPPOCAMPUS
+
+PLANNED = {"plan.json", "fingerprint.json", "splits.json"}
+ONE = ["--processes", "1"]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "Arbeit für Zoë"
+    write_ct(root / "raw" / "Task007_Würfel klein")
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(root))
+    return root
+
+
+@pytest.fixture
+def task(workspace: Path) -> Path:
+    return workspace / "preprocessed" / "Task007_Würfel klein"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that tells what is wrong."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line.removeprefix("error: ")
+
+
+def test_a_plan_is_written(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["Task007", *ONE]) == 0
+    assert names(task / "default") == PLANNED
+    printed = capsys.readouterr()
+    assert printed.out == f"{task / 'default' / 'plan.json'}\n"
+    plan = load_plan(task / "default" / "plan.json")
+    assert plan.task == "Task007_Würfel klein"
+    assert plan.id in printed.err
+    fingerprint = Fingerprint.load(task / "default" / "fingerprint.json")
+    assert fingerprint.labels == plan.labels == {"background": (0,), "tumour": (1,)}
+    assert len(json.loads((task / "default" / "splits.json").read_text())) == 5
+
+
+def test_the_same_task_gives_the_same_bytes(task: Path) -> None:
+    assert main(["Task007", "--name", "a", *ONE]) == 0
+    shutil.rmtree(task / ".survey")
+    assert main(["Task007", "--name", "b", "--processes", "2"]) == 0
+    for file in ("fingerprint.json", "splits.json"):
+        assert (task / "a" / file).read_bytes() == (task / "b" / file).read_bytes()
+    first, second = (json.loads((task / name / "plan.json").read_text()) for name in "ab")
+    for plan in (first, second):
+        del plan["name"], plan["id"]
+    assert first == second
+
+
+def test_values_of_file_and_line(task: Path, tmp_path: Path) -> None:
+    overrides = tmp_path / "eigene Werte.json5"
+    overrides.write_text("{training: {epochs: 3, /* more */ seed: 3}}")
+    values = settings("training.seed=4", "preprocessing.1.window=[-1000,400]")
+    assert main(["Task007", "--overrides", str(overrides), *values, *ONE]) == 0
+    plan = load_plan(task / "default" / "plan.json")
+    assert (plan.training.epochs, plan.training.seed) == (3, 4)
+    assert plan.preprocessing[1].model_dump()["window"] == (-1000, 400)
+    assert plan.provenance["training.epochs"].source == "overrides eigene Werte.json5"
+
+
+def test_explain(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["Task007", "--explain", *settings("training.epochs=3"), *ONE]) == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "training.epochs" in line]
+    assert line.split() == ["training.epochs", "3", "--set", "1000"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["Task9"], "task 'Task9' was not found in"),
+        (["Task9"], "there: Task007_Würfel klein"),
+        (["no/such/folder"], "there is no folder"),
+        (["Task007", "--overrides", "gone.json5"], "cannot read gone.json5"),
+        (["Task007", "--set", "sampling.batchsize=1"], "did you mean 'batch_size'"),
+        (["Task007", "--set", "sampling.batch_size"], "write key=value"),
+        (["Task007", "--set", "splits.folds=9"], "5 cases cannot fill 9 folds"),
+        (["Task007", "--name", "../other"], "name is '../other'"),
+        (["Task007", "--time-budget", "soon"], "--time-budget 'soon': write at least 20s"),
+        (["Task007", "--memory", "-1"], "memory of -1.0 GB: give a number above 0"),
+        (["Task007", "--memory", "nan"], "memory of nan GB"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_no_plan(
+    task: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, *ONE]) == 2
+    assert told in error_of(capsys)
+    assert names(task) <= {"verification.json", ".survey"}
+    assert names(task.parent) <= {task.name}
+
+
+def test_a_bad_wish_keeps_the_earlier_plan(task: Path) -> None:
+    assert main(["Task007", *ONE]) == 0
+    before = {path.name: path.read_bytes() for path in (task / "default").iterdir()}
+    assert main(["Task007", *settings("splits.folds=9"), *ONE]) == 2
+    assert main(["Task007", *settings("training.epochs=0"), *ONE]) == 2
+    after = {path.name: path.read_bytes() for path in (task / "default").iterdir()}
+    assert after == before
+
+
+def test_an_ambiguous_beginning(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workspace / "raw" / "Task007_Other").mkdir()
+    assert main(["Task007", *ONE]) == 2
+    assert "could be Task007_Other, Task007_Würfel klein; write more" in error_of(capsys)
+
+
+def test_a_path_is_a_task_too(workspace: Path, tmp_path: Path) -> None:
+    folder = write_ct(tmp_path / "anderswo" / "Aufgabe é")
+    assert main([f"{folder}/", *ONE]) == 0
+    assert names(workspace / "preprocessed" / "Aufgabe é" / "default") == PLANNED
+
+
+def test_the_given_workspace_wins(task: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_ct(other / "raw" / "Task007_B")
+    assert main(["Task007", "--workspace", str(other), *ONE]) == 0
+    assert names(other / "preprocessed" / "Task007_B" / "default") == PLANNED
+    assert not task.exists()
+
+
+def test_other_folds_replace_those_of_the_earlier_plan(task: Path) -> None:
+    path = task / "default" / "splits.json"
+    assert main(["Task007", *ONE]) == 0
+    assert main(["Task007", *settings("splits.folds=3"), *ONE]) == 0
+    assert len(json.loads(path.read_text())) == 3
+    before = path.read_bytes()
+    assert main(["Task007", *settings("splits.folds=3", "splits.seed=1"), *ONE]) == 0
+    assert path.read_bytes() != before
+
+
+def test_the_users_folds_stay(task: Path) -> None:
+    assert main(["Task007", *ONE]) == 0
+    mine = [{"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]}]
+    (task / "default" / "splits.json").write_text(json.dumps(mine))
+    assert main(["Task007", *settings("splits.folds=3"), *ONE]) == 0
+    assert json.loads((task / "default" / "splits.json").read_text()) == mine
+
+
+def test_a_damaged_earlier_plan_is_replaced(task: Path) -> None:
+    assert main(["Task007", *ONE]) == 0
+    (task / "default" / "plan.json").write_text("{")
+    assert main(["Task007", *ONE]) == 0
+    assert load_plan(task / "default" / "plan.json").name == "default"
+
+
+def test_verify_only(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["Task007", "--verify-only", *ONE]) == 0
+    assert names(task) == {"verification.json", ".survey"}
+    assert json.loads((task / "verification.json").read_text()) == {"errors": [], "warnings": []}
+    assert "5 cases, 0 errors, 0 warnings" in capsys.readouterr().err
+
+
+def test_all_missing_files_are_reported(
+    workspace: Path, task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = workspace / "raw" / task.name
+    (raw / "imagesTr" / "case_1_0000.nii.gz").unlink()
+    (raw / "labelsTr" / "case_3.nii.gz").unlink()
+    (raw / "labelsTr" / "case_4.nii.gz").write_bytes(b"half a file")
+    assert main(["Task007", "--verify-only", *ONE]) == 2
+    printed = capsys.readouterr().err
+    for case in ("case_1", "case_3", "case_4"):
+        assert any(line.split()[:2] == ["error", case] for line in printed.splitlines()), printed
+    assert "has 3 errors" in printed.splitlines()[-1]
+    written = json.loads((task / "verification.json").read_text())
+    assert [entry["case"] for entry in written["errors"]] == ["case_1", "case_3", "case_4"]
+    assert main(["Task007", *ONE]) == 2
+    assert not (task / "default").exists()
+
+
+def test_the_installed_command(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("autoseg_plan")
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "autoseg.cli.plan"]
+    command = [*start, str(HIPPOCAMPUS), "--workspace", str(tmp_path), *ONE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "preprocessed" / "Task004_Hippocampus" / "default" / "plan.json"
+    assert done.stdout == f"{path}\n"
+    assert load_plan(path).sampling.patch_size == (40, 56, 40)
+    assert "\r" not in done.stderr  # no progress bar where nobody watches

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoseg.cli.predict import main
+from autoseg.workspace import ENVIRONMENT_VARIABLE
+from tests.making import tiny_plan
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "Arbeit für Zoë"
+    (root / "in").mkdir(parents=True)
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(root))
+    monkeypatch.chdir(root)
+    return root
+
+
+def pretend_trained(workspace: Path, task: str, plan: str) -> Path:
+    """A model folder whose weights are no weights."""
+    folder = workspace / "models" / task / plan
+    tiny_plan(task=task, name=plan).save(folder / "plan.json")
+    (folder / "fold_0").mkdir()
+    (folder / "fold_0" / "final.safetensors").write_bytes(b"no weights")
+    return folder
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["-i", "in", "-o", "out", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert not Path("out").exists()
+    return line.removeprefix("error: ")
+
+
+def test_without_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = f"no trained model fits in {workspace / 'models'}; run autoseg_train first"
+    assert error_of(capsys).startswith(told)
+
+
+def test_several_models_are_listed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task, plan in (("Task001_A", "default"), ("Task001_A", "5m"), ("Task002_B", "default")):
+        pretend_trained(workspace, task, plan)
+    assert error_of(capsys) == (
+        "several models are trained; choose one: "
+        "-t Task001_A -p 5m, -t Task001_A -p default, -t Task002_B -p default"
+    )
+    assert "choose one: -t Task001_A -p 5m, -t Task001_A -p d" in error_of(capsys, "-t", "Task001")
+    assert "Task001_A, Task002_B; write more" in error_of(capsys, "-t", "Task")
+    assert "no trained model fits" in error_of(capsys, "-t", "Task002", "-p", "5m")
+
+
+def test_the_only_model_is_taken_and_its_damage_told(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pretend_trained(workspace, "Task001_A", "default")
+    assert f"{folder / 'fold_0' / 'final.safetensors'} is damaged" in error_of(capsys)
+    pretend_trained(workspace, "Task002_B", "default")
+    assert "Task002_B/default/fold_0" in error_of(capsys, "-t", "Task002")
+    assert "Task001_A/default/fold_0" in error_of(capsys, "-m", str(folder))
+
+
+def test_folds_that_are_not_there(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretend_trained(workspace, "Task001_A", "default")
+    assert "has no finished fold 1, all; there: 0" in error_of(capsys, "-f", "0", "1", "all")
+
+
+def test_a_model_folder_names_everything(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "leave out -t and -p" in error_of(capsys, "-m", "in", "-t", "Task001")
+    assert "in is no model folder: it has no plan.json" in error_of(capsys, "-m", "in")
+
+
+def test_input_and_output_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-i", "in"]) == 2
+    assert "required: -o/--output" in capsys.readouterr().err

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoseg.cli.plan import main as plan_task
+from autoseg.dataset.splits import Split
+from autoseg.dataset.task import read_task
+from autoseg.errors import AutosegError, PlanError, RunError
+from autoseg.experiments.fold import FoldJob, count_patches, find_split, run_fold
+from autoseg.files import locked
+from autoseg.planning.plan import load_plan
+from autoseg.prediction.sliding_window import count_tiles
+from autoseg.workspace import Workspace
+from tests.cli.making import settings, write_ct
+from tests.making import tiny_plan, tiny_store
+
+NAMES = tuple(f"case_{number}" for number in range(5))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    write_ct(tmp_path / "raw" / "Task001_Würfel")
+    assert plan_task(["Task001", "--workspace", str(tmp_path), "--processes", "1"]) == 0
+    return Workspace(tmp_path)
+
+
+def job(workspace: Workspace, fold: str = "0") -> FoldJob:
+    return FoldJob(
+        workspace=workspace,
+        task=workspace.raw("Task001_Würfel"),
+        plan="default",
+        fold=fold,
+        device=torch.device("cpu"),
+        processes=1,
+        resume=False,
+        started=time.monotonic(),
+    )
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_folders(workspace: Workspace) -> None:
+    made = job(workspace, "all")
+    assert made.folder == workspace.root / "models/Task001_Würfel/default/fold_all"
+    assert made.plan_folder == workspace.root / "preprocessed/Task001_Würfel/default"
+
+
+def test_folds_are_those_of_the_plan(workspace: Workspace) -> None:
+    task = read_task(workspace.raw("Task001_Würfel"))
+    folder = job(workspace).plan_folder
+    plan = load_plan(folder / "plan.json")
+    splits = [find_split(plan, task, folder, str(fold)) for fold in range(5)]
+    assert sorted(name for split in splits for name in split.validation) == list(NAMES)
+    for split in splits:
+        assert sorted((*split.train, *split.validation)) == list(NAMES)
+    assert find_split(plan, task, folder, "all") == Split(NAMES, ())
+
+
+@pytest.mark.parametrize("fold", ["5", "-1", "x", "", "²", "0.0"])
+def test_other_folds_do_not_exist(workspace: Workspace, fold: str) -> None:
+    task = read_task(workspace.raw("Task001_Würfel"))
+    folder = job(workspace).plan_folder
+    plan = load_plan(folder / "plan.json")
+    with pytest.raises(AutosegError, match="does not exist; there are 0 to 4, and all"):
+        find_split(plan, task, folder, fold)
+
+
+def test_patches_of_stored_cases_are_counted(tmp_path: Path) -> None:
+    plan = tiny_plan()
+    store = tiny_store(tmp_path, plan, cases=3, size=13)
+    one = count_tiles((13, 13, 13), (8, 8, 8), (4, 4, 4))
+    assert one == 27  # starts at 0, 2 or 3, and 5
+    assert count_patches(plan, store, ("case_0", "case_2")) == 2 * one
+    assert count_patches(plan, store, ()) == 0
+
+
+@pytest.mark.parametrize("weights", ["final.safetensors", "latest.safetensors"])
+def test_models_of_another_plan_are_left_alone(workspace: Workspace, weights: str) -> None:
+    models = job(workspace).folder.parent
+    tiny_plan().save(models / "plan.json")
+    (models / "fold_1").mkdir()
+    (models / "fold_1" / weights).write_bytes(b"")
+    before = (models / "plan.json").read_bytes()
+    with pytest.raises(AutosegError, match=r"holds models of another plan \(fold_1\); plan with"):
+        run_fold(job(workspace))
+    assert (models / "plan.json").read_bytes() == before
+    assert [path.name for path in files_below(models)] == [weights, "plan.json"]
+
+
+def test_a_fold_is_trained_by_one_process(workspace: Workspace) -> None:
+    made = job(workspace)
+    with (
+        locked(made.folder / ".lock", "somebody's fold"),
+        pytest.raises(RunError, match="fold 0 of Task001_Würfel is in use by process"),
+    ):
+        run_fold(made)
+
+
+def test_a_plan_that_was_spoilt_by_hand(workspace: Workspace) -> None:
+    path = job(workspace).plan_folder / "plan.json"
+    path.write_text(path.read_text().replace('"batch_size": 2', '"batch_size": 0'))
+    with pytest.raises(PlanError, match=r"plan\.json: sampling\.batch_size is 0"):
+        run_fold(job(workspace))
+    assert not job(workspace).folder.exists()
+
+
+def test_planning_anew_is_seen(workspace: Workspace) -> None:
+    arguments = ["Task001", "--workspace", str(workspace.root), "--processes", "1"]
+    assert plan_task([*arguments, *settings("splits.folds=2")]) == 0
+    with pytest.raises(AutosegError, match="fold '3' does not exist; there are 0 to 1"):
+        run_fold(job(workspace, "3"))

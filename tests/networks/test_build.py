@@ -1,0 +1,40 @@
+import torch
+
+from autoseg.networks.build import build_network, count_parameters
+from autoseg.planning.reference import reference_layer
+from tests.making import tiny_plan
+
+CLASSES = {"background": [0], "left": [1], "right": [2], "infection": [3]}
+
+
+def paper_plan():
+    layer = reference_layer("Task001_COVID")
+    assert layer is not None
+    values = dict(layer.values)
+    return tiny_plan(labels=CLASSES, **values)
+
+
+def test_the_papers_network_has_its_number_of_parameters():
+    plan = paper_plan()
+    assert (len(plan.channels), len(plan.labels)) == (1, 4)
+    with torch.device("meta"):  # counts without memory
+        assert count_parameters(build_network(plan)) == 22_581_316
+
+
+def test_counts_only_what_training_adjusts():
+    network = build_network(tiny_plan(network={"norm": "batch"}))
+    by_hand = 0
+    by_hand += (27 * 1 * 2 + 2) + 2 * 2  # convolution with bias, normalisation
+    by_hand += (27 * 2 * 4 + 4) + 2 * 4
+    by_hand += 8 * 4 * 2 + 2  # transposed convolution
+    by_hand += (27 * 4 * 2 + 2) + 2 * 2
+    by_hand += 2 * 3 + 3  # head
+    assert count_parameters(network) == by_hand
+    network.heads[0].requires_grad_(False)
+    assert count_parameters(network) == by_hand - 9
+
+
+def test_one_input_per_channel_and_one_output_per_class():
+    network = build_network(tiny_plan(channels=["CT", "PET"], labels=CLASSES))
+    assert network.encoder[0][0][0].in_channels == 2
+    assert network.heads[0].out_channels == 4

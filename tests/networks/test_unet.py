@@ -1,0 +1,173 @@
+import pytest
+import torch
+from torch import nn
+
+from autoseg.networks.build import build_network
+from tests.making import tiny_plan
+
+
+def network_of(channels=1, **network):
+    torch.manual_seed(0)
+    names = [f"channel {number}" for number in range(channels)]
+    return build_network(tiny_plan(channels=names, network=network))
+
+
+def three_stages(**others):
+    stages = {
+        "features": [2, 3, 4],
+        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+        "kernels": [[3, 3, 3]] * 3,
+        "blocks_encoder": [1, 2, 1],
+        "blocks_decoder": [2, 1],
+    }
+    return stages | others
+
+
+def image(channels=1, shape=(8, 8, 8), batch=2):
+    torch.manual_seed(1)
+    return torch.randn(batch, channels, *shape)
+
+
+VARIANTS = {
+    "plain": {},
+    "residual": {"residual": True},
+    "max pool": {"down": "max_pool"},
+    "residual max pool": {"residual": True, "down": "max_pool"},
+    "batch norm": {"norm": "batch"},
+    "activation first": {"norm": "batch", "activation_first": True, "activation": "relu"},
+    "residual activation first": {"residual": True, "activation_first": True},
+    "no bias": {"convolution_bias": False},
+    "glorot": {"initialisation": "glorot"},
+    "no deep supervision": {"deep_supervision": False},
+    "flat kernels": {"kernels": [[3, 3, 1], [3, 3, 1], [3, 3, 3]]},
+    "anisotropic": {"strides": [[1, 1, 1], [2, 2, 1], [2, 1, 2]]},
+    "anisotropic residual": {"strides": [[1, 1, 1], [2, 2, 1], [1, 1, 1]], "residual": True},
+    "anisotropic max pool": {"strides": [[1, 1, 1], [2, 2, 1], [2, 1, 2]], "down": "max_pool"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_variant_has_an_output_per_class_and_gradients_everywhere(variant, channels):
+    network = network_of(channels, **three_stages(**VARIANTS[variant]))
+    network.train()
+    outputs = network(image(channels))
+    finest = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+    assert finest.shape == (2, 3, 8, 8, 8)
+    loss = sum(output.square().mean() for output in ([outputs] if finest is outputs else outputs))
+    loss.backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    # A bias before a normalisation has no effect; everything else has.
+    weights = [p for n, p in network.named_parameters() if n.endswith("weight")]
+    assert all(weight.grad.abs().sum() > 0 for weight in weights)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluation_gives_one_tensor(variant):
+    network = network_of(**three_stages(**VARIANTS[variant])).eval()
+    with torch.no_grad():
+        output = network(image(batch=1))
+    assert isinstance(output, torch.Tensor)
+    assert output.shape == (1, 3, 8, 8, 8)
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_deep_supervision_leaves_out_the_two_coarsest_stages(stages):
+    network = network_of(
+        features=[2] * stages,
+        strides=[[1, 1, 1]] + [[2, 2, 1]] * (stages - 1),
+        kernels=[[3, 3, 3]] * stages,
+        blocks_encoder=[1] * stages,
+        blocks_decoder=[1] * (stages - 1),
+    )
+    outputs = network.train()(image())
+    shapes = [tuple(output.shape[2:]) for output in outputs]
+    assert shapes == [(8 >> s, 8 >> s, 8) for s in range(max(1, stages - 2))]
+
+
+def test_supervised_outputs_begin_with_what_evaluation_gives():
+    network = network_of(**three_stages(norm="instance")).train()
+    outputs = network(image())
+    assert isinstance(outputs, list)
+    assert torch.allclose(network.eval()(image()), outputs[0], atol=1e-6)
+
+
+def test_coarser_heads_see_coarser_stages():
+    network = network_of(
+        features=[2, 3, 4, 5],
+        strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 1, 1]],
+        kernels=[[3, 3, 3]] * 4,
+        blocks_encoder=[1] * 4,
+        blocks_decoder=[1] * 3,
+    )
+    assert [head.in_channels for head in network.heads] == [2, 3]
+
+
+def test_order_of_normalisation_and_activation():
+    usual = network_of(norm="batch").encoder[0][0]
+    assert [type(layer) for layer in usual] == [nn.Conv3d, nn.BatchNorm3d, nn.LeakyReLU]
+    keras = network_of(norm="batch", activation_first=True, activation="relu").encoder[0][0]
+    assert [type(layer) for layer in keras] == [nn.Conv3d, nn.ReLU, nn.BatchNorm3d]
+
+
+def test_normalisation_takes_the_numbers_of_the_plan():
+    network = network_of(norm="batch", norm_momentum=0.01, norm_epsilon=1e-3)
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm3d)]
+    assert len(norms) == 3
+    assert {(norm.momentum, norm.eps, norm.affine) for norm in norms} == {(0.01, 1e-3, True)}
+    running = norms[0].running_mean.clone()
+    network.train()(image())
+    first = network.encoder[0][0][0](image())
+    expected = 0.99 * running + 0.01 * first.mean((0, 2, 3, 4))
+    assert torch.allclose(norms[0].running_mean, expected, atol=1e-6)
+    instance = network_of(norm_epsilon=1e-3).encoder[0][0][1]
+    assert isinstance(instance, nn.InstanceNorm3d)
+    assert (instance.eps, instance.affine, instance.track_running_stats) == (1e-3, True, False)
+
+
+def test_first_weights_follow_the_plan():
+    sizes = {"features": [16, 32]}
+    he = network_of(**sizes, initialisation="he").encoder[1][0][0].weight
+    fan_in = 16 * 27
+    assert he.std().item() == pytest.approx((2 / (1 + 0.01**2) / fan_in) ** 0.5, rel=0.05)
+    glorot = network_of(**sizes, initialisation="glorot").encoder[1][0][0].weight
+    limit = (6 / (16 * 27 + 32 * 27)) ** 0.5
+    assert glorot.abs().max().item() == pytest.approx(limit, rel=0.01)
+    assert glorot.abs().max() <= limit
+    for kind in ("he", "glorot"):
+        network = network_of(initialisation=kind)
+        biases = [m.bias for m in network.modules() if isinstance(m, nn.Conv3d)]
+        assert all(not bias.any() for bias in biases)
+
+
+def test_bias_follows_the_plan():
+    convolutions = network_of(convolution_bias=False).encoder[0][0]
+    assert convolutions[0].bias is None
+    assert network_of().encoder[0][0][0].bias is not None
+
+
+def test_residual_short_cut_by_hand():
+    block = network_of(**three_stages(residual=True)).encoder[1][0].eval()
+    x = torch.randn(1, 2, 4, 4, 4)
+    pooled = nn.functional.avg_pool3d(x, 2)
+    short = block.shortcut[2](nn.functional.conv3d(pooled, block.shortcut[1].weight))
+    expected = nn.functional.leaky_relu(block.second(block.first(x)) + short, 0.01)
+    assert torch.allclose(block(x), expected, atol=1e-6)
+
+
+def test_a_flat_patch_passes():
+    flat = three_stages(
+        strides=[[1, 1, 1], [2, 2, 1], [2, 2, 1]], kernels=[[3, 3, 1]] * 3, norm="batch"
+    )
+    outputs = network_of(**flat).train()(image(shape=(8, 12, 1)))
+    assert outputs[0].shape == (2, 3, 8, 12, 1)
+
+
+def test_a_voxel_reaches_only_its_sample_in_the_batch():
+    network = network_of(**three_stages()).eval()
+    both = image()
+    changed = both.clone()
+    changed[1] += 1
+    assert torch.equal(network(both)[0], network(changed)[0])

@@ -1,0 +1,155 @@
+"""The paper's values, written out once more: those of `plans/` must not drift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoseg.networks.build import build_network, count_parameters
+from autoseg.planning import reference
+from autoseg.planning.compose import Wishes, compose
+from autoseg.planning.plan import Plan
+from autoseg.planning.reference import plans_folder, reference_layer
+from tests.planning.making import fingerprint
+from tests.planning.test_compose import never
+
+LABELS = {"background": (0,), "left lung": (1,), "right lung": (2,), "infection": (3,)}
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    data = fingerprint(
+        task="Task001_COVID", labels=LABELS, shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5)
+    )
+    return compose(data, Wishes(), never, never)
+
+
+def test_preprocessing(plan: Plan) -> None:
+    assert plan.target_spacing_mm == (1.58, 1.58, 2.70)
+    assert [step.model_dump() for step in plan.preprocessing] == [
+        {"step": "clip", "window": (-1250, 250), "channel": None},
+        {"step": "rescale", "range": (0, 255), "whole_numbers": True, "channel": None},
+        {
+            "step": "resample",
+            "image_order": 3,
+            "label_order": 1,
+            "rounding": "down",
+            "anisotropy": None,
+        },
+        {"step": "z_score", "mean": None, "std": None, "nonzero": False, "channel": None},
+    ]
+
+
+def test_batches(plan: Plan) -> None:
+    assert plan.sampling.patch_size == (160, 160, 80)
+    assert plan.sampling.batch_size == 2
+    assert plan.sampling.foreground_share == 0  # random crops
+    assert plan.training.steps_per_epoch == 150
+
+
+def test_augmentation(plan: Plan) -> None:
+    assert [entry.model_dump() for entry in plan.augmentation] == [
+        {"transform": "mirror", "axes": (0, 1, 2), "probability": 1},
+        {
+            "transform": "contrast",
+            "probability": 0.15,
+            "factor": (0.3, 3.0),
+            "preserve_range": True,
+        },
+        {"transform": "brightness", "probability": 0.15, "factor": (0.5, 2)},
+        {
+            "transform": "gamma",
+            "probability": 0.15,
+            "gamma": (0.7, 1.5),
+            "invert": False,
+            "retain_statistics": True,
+        },
+        {"transform": "gaussian_noise", "probability": 0.15, "variance": (0, 0.05)},
+        {
+            "transform": "spatial",
+            "rotation_probability": 0.15,
+            "rotation_degrees": ((-15, 15), (-15, 15), (-15, 15)),
+            "scaling_probability": 0.15,
+            "scaling": (0.85, 1.25),
+            "elastic_probability": 0.15,
+            "elastic_alpha": (0, 900),
+            "elastic_sigma": (9, 13),
+            "image_order": 3,
+            "label_order": 0,
+            "border": "constant",
+        },
+    ]
+
+
+def test_network(plan: Plan) -> None:
+    network = plan.network
+    assert network.features == (32, 64, 128, 256, 512)
+    assert network.strides == ((1, 1, 1), *[(2, 2, 2)] * 4)
+    assert network.kernels == ((3, 3, 3),) * 5
+    assert (network.blocks_encoder, network.blocks_decoder) == ((2,) * 5, (2,) * 4)
+    assert (network.residual, network.down, network.deep_supervision) == (False, "max_pool", False)
+    assert (network.norm, network.norm_momentum) == ("batch", 0.01)
+    assert (network.activation, network.activation_first) == ("relu", True)
+    assert count_parameters(build_network(plan)) == pytest.approx(22.6e6, rel=0.002)
+
+
+def test_loss_and_optimizer(plan: Plan) -> None:
+    training = plan.training
+    assert training.loss.model_dump() == {
+        "loss": "tversky_cross_entropy",
+        "alpha": 0.5,
+        "beta": 0.5,
+        "smooth": 1e-6,
+    }
+    optimizer = training.optimizer
+    assert (optimizer.optimizer, optimizer.learning_rate) == ("adam", 1e-3)
+    assert optimizer.weight_decay == 0
+    assert training.gradient_clip is None
+
+
+def test_schedule(plan: Plan) -> None:
+    training = plan.training
+    assert training.schedule.model_dump() == {
+        "schedule": "plateau",
+        "factor": 0.1,
+        "patience_epochs": 15,
+        "min_delta": 1e-4,
+        "cooldown_epochs": 1,
+        "floor": 1e-5,
+    }
+    assert (training.epochs, training.early_stopping_epochs) == (1000, 100)
+    assert (training.keep, training.average_decay) == ("best_training_loss", None)
+    assert training.augment_validation
+    assert training.validation_steps > 0
+
+
+def test_folds_inference_and_the_share_of_the_infection(plan: Plan) -> None:
+    assert plan.splits.folds == 5
+    assert plan.inference.overlap == (80, 80, 40)
+    assert (plan.inference.weighting, plan.inference.mirror_axes) == ("uniform", ())
+    assert [share.model_dump() for share in plan.shares] == [{"label": 3, "container": (1, 2)}]
+
+
+def test_what_the_paper_decides_is_marked_as_its(plan: Plan) -> None:
+    assert plan.provenance["sampling.patch_size"].source == "reference plan Task001_COVID.json5"
+    assert plan.provenance["training.optimizer.optimizer"].rule_value == "sgd"
+    assert plan.labels == LABELS
+
+
+def test_only_the_exact_name_matches() -> None:
+    assert reference_layer("Task001_COVID") is not None
+    for other in ("Task001", "Task001_COVID2", "task001_covid ", "../plans/Task001_COVID.json5"):
+        assert reference_layer(other) is None
+
+
+def test_the_folder_of_a_checkout_or_of_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (plans_folder() / "Task001_COVID.json5").is_file()
+    module = tmp_path / "autoseg" / "planning" / "reference.py"
+    module.parent.mkdir(parents=True)
+    monkeypatch.setattr(reference, "__file__", str(module))
+    assert plans_folder() == tmp_path / "plans"
+    (tmp_path / "autoseg" / "plans").mkdir()
+    assert plans_folder() == tmp_path / "autoseg" / "plans"

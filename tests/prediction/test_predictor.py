@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from skimage.transform import resize
+
+from autoseg.errors import DataError
+from autoseg.image import Image
+from autoseg.prediction.predictor import Predictor
+from autoseg.preprocessing.steps import prepare
+from tests.making import grid, tiny_plan
+from tests.prediction.making import Pointwise, Sided, model_of, save_model
+
+ALL_AXES = {"overlap": [4, 4, 4], "mirror_axes": [0, 1, 2]}
+LABELS = {"background": [0], "organ": [3, 4], "tumour": [7]}
+
+
+def scan(array: Any, spacing_mm: Any = (1.0, 1.0, 1.0)) -> Image:
+    values = np.asarray(array, np.float32)
+    return Image(values, grid(values.shape[1:], spacing_mm))
+
+
+def classes(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """A scan whose values are the classes that `Pointwise` finds in it, a little off."""
+    rng = np.random.default_rng(seed)
+    wobbling = rng.integers(0, 3, shape) + rng.uniform(-0.4, 0.4, shape)
+    return wobbling.astype(np.float32)
+
+
+def patches(seed: int = 0, size: tuple[int, int, int] = (8, 8, 8)) -> torch.Tensor:
+    return torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (1, 1, 1), (3, 9, 17), (20, 5, 8)])
+def test_classes_come_back_as_the_values_of_the_task(shape: tuple[int, int, int]) -> None:
+    array = classes(1, *shape)
+    plan = tiny_plan(labels=LABELS)
+    got = Predictor(model_of(plan, Pointwise()), device="cpu").predict(scan(array))
+    assert got.dtype == np.uint8
+    assert (got == np.array([0, 3, 7])[np.rint(array[0]).astype(int)]).all()
+
+
+def test_values_above_255_need_two_bytes() -> None:
+    plan = tiny_plan(labels={"background": [0], "organ": [255], "tumour": [256]})
+    array = classes(1, 9, 8, 7)
+    got = Predictor(model_of(plan, Pointwise()), device="cpu").predict(scan(array))
+    assert got.dtype == np.uint16
+    assert (got == np.array([0, 255, 256])[np.rint(array[0]).astype(int)]).all()
+
+
+def test_a_crop_is_put_back_where_it_was_cut() -> None:
+    array = np.zeros((1, 14, 13, 12), np.float32)
+    array[:, 3:9, 2:12, 5:6] = classes(1, 6, 10, 1)
+    plan = tiny_plan(preprocessing=[{"step": "crop_to_nonzero"}])
+    got = Predictor(model_of(plan, Pointwise()), device="cpu").predict(scan(array))
+    assert (got == np.rint(array[0])).all()
+
+
+def test_outside_the_crop_there_is_background_whatever_the_network_says() -> None:
+    array = np.zeros((1, 10, 10, 10), np.float32)
+    array[:, 2:5, 3:9, 4:8] = 1
+    plan = tiny_plan(preprocessing=[{"step": "crop_to_nonzero"}], labels=LABELS)
+    always_tumour = Pointwise(shift=9.0)
+    got = Predictor(model_of(plan, always_tumour), device="cpu").predict(scan(array))
+    assert (got[2:5, 3:9, 4:8] == 7).all()
+    assert np.count_nonzero(got) == 3 * 6 * 4
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_empty_and_constant_scans(value: float) -> None:
+    steps = [{"step": "crop_to_nonzero"}, {"step": "z_score"}, {"step": "resample"}]
+    plan = tiny_plan(preprocessing=steps, target_spacing_mm=[2, 1, 0.5])
+    image = scan(np.full((1, 7, 6, 5), value))
+    got = Predictor(model_of(plan, Pointwise()), device="cpu").predict(image)
+    assert got.shape == (7, 6, 5)
+    assert (got == 0).all()  # after the z-score every voxel is 0
+
+
+@pytest.mark.parametrize("target", [[1.6, 0.7, 1.0], [0.5, 2.0, 3.0], [3.0, 1.0, 1.0]])
+def test_a_resampled_scan_is_segmented_on_its_own_grid(target: list[float]) -> None:
+    array = np.zeros((1, 15, 14, 13), np.float32)
+    array[:, 1:14, 2:13, 1:12] = classes(1, 13, 11, 11) * 3
+    steps = [{"step": "crop_to_nonzero"}, {"step": "resample", "anisotropy": None}]
+    plan = tiny_plan(preprocessing=steps, target_spacing_mm=target)
+    network, image = Pointwise(), scan(array)
+    low = torch.from_numpy(prepare(plan, image).image)[None]
+    shares = torch.softmax(network(low), dim=1)[0].double().numpy()
+    wide = np.stack(
+        [resize(s, (13, 11, 11), order=1, mode="edge", anti_aliasing=False) for s in shares]
+    )
+    ranked = np.sort(wide, axis=0)
+    clear = ranked[-1] - ranked[-2] > 1e-4
+    got = Predictor(model_of(plan, network), device="cpu").predict(image)
+    assert (got[1:14, 2:13, 1:12] == wide.argmax(axis=0))[clear].all()
+    assert clear.mean() > 0.9
+    got[1:14, 2:13, 1:12] = 0
+    assert not got.any()
+
+
+@pytest.mark.parametrize("axes", [[], [2], [0, 1], [0, 1, 2]])
+def test_mirroring_is_the_mean_over_all_flips(axes: list[int]) -> None:
+    plan = tiny_plan(inference={"mirror_axes": axes})
+    network, batch = Sided(), patches(size=(8, 6, 4))
+    flips: list[tuple[int, ...]] = [()]
+    for axis in axes:
+        flips += [(*flip, axis + 2) for flip in flips]
+    assert len(flips) == 2 ** len(axes)
+    expected = sum(
+        torch.softmax(network(batch.flip(flip)).double(), dim=1).flip(flip) for flip in flips
+    ) / len(flips)
+    got = Predictor(model_of(plan, network), device="cpu", mirror=True).probabilities(batch)
+    assert torch.allclose(got.double(), torch.as_tensor(expected), atol=1e-6)
+    plain = Predictor(model_of(plan, network), device="cpu").probabilities(batch)
+    assert torch.allclose(plain, torch.softmax(network(batch), dim=1), atol=1e-6)
+    assert torch.allclose(plain, got, atol=1e-3) == (not axes)
+
+
+def test_an_ensemble_is_the_mean_of_the_probabilities_not_of_the_logits() -> None:
+    networks = [Pointwise(slope=1), Pointwise(slope=2, shift=-1), Pointwise(shift=0.5)]
+    batch = patches()
+    expected = sum(torch.softmax(network(batch).double(), dim=1) for network in networks) / 3
+    got = Predictor(model_of(tiny_plan(), *networks), device="cpu").probabilities(batch)
+    assert torch.allclose(got.double(), torch.as_tensor(expected), atol=1e-6)
+    mixed = torch.softmax(sum(network(batch) for network in networks) / 3, dim=1)
+    assert not torch.allclose(got, mixed, atol=1e-2)
+
+
+def test_an_ensemble_may_be_mirrored_too() -> None:
+    plan = tiny_plan(inference=ALL_AXES)
+    batch = patches()
+    each = [
+        Predictor(model_of(plan, network), device="cpu", mirror=True).probabilities(batch)
+        for network in (Sided(), Pointwise())
+    ]
+    both = Predictor(model_of(plan, Sided(), Pointwise()), device="cpu", mirror=True)
+    assert torch.allclose(both.probabilities(batch), (each[0] + each[1]) / 2, atol=1e-6)
+
+
+def test_probabilities_sum_to_one_in_bfloat16_too() -> None:
+    plan = tiny_plan(training={"precision": "bfloat16"})
+    got = Predictor(model_of(plan, Pointwise()), device="cpu").probabilities(patches())
+    assert got.dtype is torch.float32
+    assert torch.allclose(got.sum(dim=1), torch.ones(1, 8, 8, 8), atol=1e-5)
+
+
+@pytest.mark.parametrize(("has", "needs"), [(1, 2), (2, 1)])
+def test_another_number_of_channels_is_refused(has: int, needs: int) -> None:
+    channels = ["CT", "MRI"][:needs]
+    predictor = Predictor(model_of(tiny_plan(channels=channels), Pointwise()), device="cpu")
+    message = f"the scan has {has} channels, the model needs {needs}: {', '.join(channels)}"
+    with pytest.raises(DataError, match=message):
+        predictor.predict(scan(np.zeros((has, 8, 8, 8))))
+
+
+def test_channels_keep_their_order() -> None:
+    plan = tiny_plan(channels=["CT", "MRI"])
+    array = np.concatenate([classes(1, 8, 8, 8), classes(1, 8, 8, 8, seed=1)])
+    got = Predictor(model_of(plan, Pointwise()), device="cpu").predict(scan(array))
+    assert (got == np.rint(array[0])).all()  # the network looks at the first alone
+
+
+def test_a_real_network_from_its_folder_gives_the_same_twice(tmp_path: Path) -> None:
+    plan = tiny_plan(preprocessing=[{"step": "z_score"}], inference=ALL_AXES)
+    folder = save_model(plan, tmp_path / "Modèle 1", "0", "1")
+    image = scan(np.random.default_rng(0).normal(size=(1, 11, 9, 6)))
+    predictor = Predictor(folder, device="cpu", mirror=True)
+    first = predictor.predict(image)
+    assert first.shape == (11, 9, 6)
+    assert len(np.unique(first)) > 1
+    assert (predictor.predict(image) == first).all()
+    assert (Predictor(folder, device="cpu", mirror=True).predict(image) == first).all()
+    assert Predictor(folder, folds=["1"], device="cpu").model.folds == ("1",)

@@ -1,0 +1,95 @@
+"""The walls between the rooms: what each may not import, at any depth of a file."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import autoseg
+
+PACKAGE = Path(autoseg.__file__).parent
+ROOMS = sorted(
+    path.stem
+    for path in PACKAGE.iterdir()
+    if path.suffix == ".py" or (path / "__init__.py").exists()
+)
+
+FORBIDDEN = {
+    "image": {"dataset", "planning"},
+    "dataset": {"planning"},
+    "fingerprint": {"planning", "devices"},
+    "planning": {"training", "prediction", "augmentation", "networks", "torch"},
+    "preprocessing": {"networks", "training", "prediction"},
+    "augmentation": {"networks", "training", "prediction"},
+    "networks": {"dataset", "preprocessing", "augmentation", "training", "prediction"},
+    "training": {"prediction", "evaluation", "experiments"},
+    "evaluation": {"networks", "training"},
+}
+
+
+def imported(text: str, package: str) -> Iterator[str]:
+    """Whole names of all modules that a file imports; `if TYPE_CHECKING:` counts as well."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: 1 - node.level or None] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def rooms_of(names: Iterator[str]) -> set[str]:
+    """Rooms of autoseg, and the top names of other packages."""
+    parts = [name.split(".") for name in names]
+    return {
+        part[1] if part[0] == "autoseg" and len(part) > 1 else part[0] for part in parts if part
+    }
+
+
+def imports_of(room: str) -> dict[str, set[str]]:
+    """File -> what it imports, for all files of a room."""
+    file = PACKAGE / f"{room}.py"
+    files = [file] if file.is_file() else sorted((PACKAGE / room).rglob("*.py"))
+    found = {}
+    for path in files:
+        package = ".".join(["autoseg", *path.parent.relative_to(PACKAGE).parts])
+        found[path.name] = rooms_of(imported(path.read_text(encoding="utf-8"), package))
+    return found
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_keeps_its_walls(room: str) -> None:
+    found = imports_of(room)
+    assert found
+    broken = {name: rooms & FORBIDDEN[room] for name, rooms in found.items()}
+    assert {name: rooms for name, rooms in broken.items() if rooms} == {}
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "cli"])
+def test_nothing_below_the_commands_imports_them(room: str) -> None:
+    assert not any({"cli", "argparse"} & rooms for rooms in imports_of(room).values())
+
+
+def test_the_check_sees_every_form_of_import() -> None:
+    text = """
+import autoseg.cli.plan
+from autoseg import training
+def f():
+    from autoseg.networks import build
+    from ..prediction import batch
+    from . import rules
+    import torch.nn as nn
+"""
+    assert rooms_of(imported(text, "autoseg.planning")) == {
+        "autoseg",
+        "cli",
+        "training",
+        "networks",
+        "prediction",
+        "planning",
+        "torch",
+    }
