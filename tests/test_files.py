@@ -28,9 +28,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(path, "old")
     with pytest.raises(KeyError), replacing(path) as temporary:  # noqa: PT012
         temporary.write_text("half of the n")
-        assert path.read_text() == "old"
+        assert path.read_text(encoding="utf-8") == "old"
         raise KeyError
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -139,7 +139,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, holder: str) -
         holder = str(finished.pid)
     (tmp_path / "lock").write_text(holder)
     with locked(tmp_path / "lock", "it"):
-        assert (tmp_path / "lock").read_text() == str(os.getpid())
+        assert (tmp_path / "lock").read_text(encoding="utf-8") == str(os.getpid())
 
 
 def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path) -> None
 
 def _take_and_release(lock: Path) -> str:
     with locked(lock, "it", wait=True):
-        return lock.read_text()
+        return lock.read_text(encoding="utf-8")
 
 
 @given(

@@ -55,6 +55,13 @@ def add_device(to: argparse.ArgumentParser) -> None:
     )
 
 
+def spawn_workers() -> None:
+    """Let batchgenerators start its workers afresh: a fork would copy torch's threads midway."""
+    import multiprocessing
+
+    multiprocessing.set_start_method("spawn", force=True)
+
+
 def at_least_one(text: str) -> int:
     """An argparse type: a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -159,6 +159,8 @@ def _compose(
     if wishes.seconds is None:
         return compose(fingerprint, wishes, _not_needed, _not_needed)
 
+    common.spawn_workers()
+
     import functools
 
     from autoseg.devices import pick_device

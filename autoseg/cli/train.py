@@ -42,10 +42,7 @@ def _train(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     folds = _folds(arguments.folds)
 
-    import multiprocessing
-
-    # Workers must not inherit torch's threads, which a fork would copy in any state.
-    multiprocessing.set_start_method("spawn", force=True)
+    common.spawn_workers()
 
     from autoseg.devices import pick_device
     from autoseg.evaluation.tables import print_table

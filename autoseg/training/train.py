@@ -143,13 +143,19 @@ def _begin(plan: Plan, learner: Learner, run: Run) -> State:
             f"{run.folder} holds a run already; continue it with --resume, or move it away"
         )
     tensors, values = load_checkpoint(path)
-    state = State.from_json(values)
-    if state.plan_id != plan.id:
+    if values.get("plan_id", plan.id) != plan.id:
         raise AutosegError(
-            f"{path} was made by plan {state.plan_id}, but plan.json is {plan.id}; "
+            f"{path} was made by plan {values['plan_id']}, but plan.json is {plan.id}; "
             "restore that plan, or give the new one another --name"
         )
-    learner.load_tensors(tensors)
+    try:
+        state = State.from_json(values)
+        learner.load_tensors(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise AutosegError(
+            f"{path} cannot be resumed; another version of autoseg wrote it: move {run.folder} "
+            "away and train anew"
+        ) from error
     say(f"resuming after epoch {state.done} of {state.epochs}")
     return state
 
@@ -209,13 +215,13 @@ class _Validation:
                 loss, count = learner.validate(next(stream))
                 losses.append(loss)
                 counts.append(count)
-        loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
             raise RunError(
                 f"the validation loss became NaN or infinite in epoch {epoch + 1}; look for odd "
                 "intensities in the validation cases"
             )
-        return loss, dice_of(torch.stack(counts).sum(0).cpu())
+        return mean, dice_of(torch.stack(counts).sum(0).cpu())
 
 
 def _after_epoch(

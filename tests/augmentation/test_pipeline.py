@@ -107,6 +107,7 @@ def test_a_worker_killed_while_it_sends_ends_the_stream(tmp_path):
     with batches(sampler, (), START, workers=1) as stream:
         next(stream)
         victim = multiprocessing.active_children()[0]
+        assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
         with pytest.raises(RunError, match="worker ended"):
             list(islice(stream, 50))

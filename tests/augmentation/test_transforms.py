@@ -1,4 +1,6 @@
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,18 +42,17 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def sample(size, channels=2, seed=0):
+def sample(size: Sequence[int], channels: int = 2, seed: int = 0) -> Any:
     x, y, z = size
     label = rng(seed).integers(-1, 3, (x, y, z)).astype(np.int16)
     image = label + rng(seed).normal(0, 0.3, (channels, x, y, z))
     return image.astype(np.float32), label
 
 
-def turning(axis, low, high, **others):
-    degrees = [(0, 0)] * 3
-    degrees[axis] = (low, high)
-    others = {"scaling_probability": 0, "image_order": 1} | others
-    return Spatial(rotation_probability=1, rotation_degrees=tuple(degrees), **others)
+def turning(axis: int, low: float, high: float, **others: Any) -> Spatial:
+    degrees = [(low, high) if other == axis else (0.0, 0.0) for other in range(3)]
+    values = {"scaling_probability": 0, "image_order": 1, "rotation_probability": 1} | others
+    return Spatial.model_validate({"rotation_degrees": degrees} | values)
 
 
 def middle(array, size):
@@ -65,10 +66,12 @@ def middle(array, size):
 def test_every_transform_keeps_the_patch_shape_and_the_labels(spec, patch):
     augmenter = Augmenter((spec,), patch)
     for seed in range(4):
-        image, label = augmenter(*sample(augmenter.draw_size, seed=seed), rng(seed))
+        drawn, drawn_label = sample(augmenter.draw_size, seed=seed)
+        image, label = augmenter(drawn, drawn_label, rng(seed))
         assert image.shape == (2, *patch)
         assert label.shape == patch
-        assert (image.dtype, label.dtype) == (np.float32, np.int16)
+        assert image.dtype == np.float32
+        assert label.dtype == np.int16
         assert image.flags.c_contiguous
         assert label.flags.c_contiguous
         assert np.isfinite(image).all()
@@ -88,12 +91,12 @@ def test_intensity_transforms_change_the_image_alone(spec):
 @pytest.mark.parametrize("spec", INTENSITY + SPATIAL, ids=lambda spec: spec.transform)
 def test_the_given_random_numbers_decide_alone(spec):
     augmenter = Augmenter((spec,), (8, 8, 8))
-    drawn = sample(augmenter.draw_size)
+    image, label = sample(augmenter.draw_size)
     results = []
     for number in range(2):
         np.random.seed(number)
         random.seed(number)
-        results.append(augmenter(*drawn, rng(3)))
+        results.append(augmenter(image, label, rng(3)))
     assert np.array_equal(results[0][0], results[1][0])
     assert np.array_equal(results[0][1], results[1][1])
 
@@ -176,26 +179,21 @@ def test_a_turn_by_nothing_gives_the_middle_voxel_by_voxel(patch):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_turn_goes_about_the_named_axis(axis, flat):
-    size = [9, 9, 9]
-    if flat:
-        size[axis] = 1
-    image, label = sample(size)
-    turned_image, turned_label = Augmenter((turning(axis, 90, 90),), tuple(size))(
-        image, label, rng()
-    )
-    plane = [other for other in range(3) if other != axis]
-    ways = [np.rot90(label, k, plane) for k in (1, -1)]
+    x, y, z = (1 if flat and other == axis else 9 for other in range(3))
+    image, label = sample((x, y, z))
+    augmenter = Augmenter((turning(axis, 90, 90),), (x, y, z))
+    turned_image, turned_label = augmenter(image, label, rng())
+    first, second = (other for other in range(3) if other != axis)
+    ways = [np.rot90(label, k, (first, second)) for k in (1, -1)]
     found = [np.array_equal(turned_label, way) for way in ways]
     assert found.count(True) == 1
-    k = 1 if found[0] else -1
-    expected = np.rot90(image, k, [1 + other for other in plane])
+    expected = np.rot90(image, 1 if found[0] else -1, (1 + first, 1 + second))
     assert np.allclose(turned_image, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("flat", [0, 1, 2])
 def test_nothing_leaves_the_plane_of_a_flat_patch(flat):
-    patch = [8, 8, 8]
-    patch[flat] = 1
+    x, y, z = (1 if axis == flat else 8 for axis in range(3))
     spec = Spatial(
         rotation_probability=1,
         scaling_probability=1,
@@ -203,12 +201,12 @@ def test_nothing_leaves_the_plane_of_a_flat_patch(flat):
         elastic_alpha=(0, 200),
         image_order=1,
     )
-    augmenter = Augmenter((spec,), tuple(patch))
+    augmenter = Augmenter((spec,), (x, y, z))
     assert augmenter.draw_size[flat] == 1
     ones = np.ones((2, *augmenter.draw_size), np.float32)
     for seed in range(10):
         image, label = augmenter(ones, ones[0].astype(np.int16), rng(seed))
-        assert image.shape == (2, *patch)
+        assert image.shape == (2, x, y, z)
         assert image.min() > 0.999
         assert label.min() == 1
 
@@ -226,14 +224,14 @@ def test_the_border_is_zero_or_the_nearest_voxel():
 def test_mirrors_only_the_named_axes_image_and_label_alike(axes):
     image, label = sample((4, 5, 6))
     augmenter = Augmenter((Mirror(axes=axes),), (4, 5, 6))
-    flips = [[axis for axis in axes if bits >> axis & 1] for bits in range(8)]
+    flips = [tuple(axis for axis in axes if bits >> axis & 1) for bits in range(8)]
     expected = {np.flip(label, flip).tobytes(): flip for flip in flips}
     found = set()
     for seed in range(60):
         mirrored, mirrored_label = augmenter(image, label, rng(seed))
         flip = expected[mirrored_label.tobytes()]
-        assert np.array_equal(mirrored, np.flip(image, [1 + axis for axis in flip]))
-        found.add(tuple(flip))
+        assert np.array_equal(mirrored, np.flip(image, tuple(1 + axis for axis in flip)))
+        found.add(flip)
     assert len(found) == 2 ** len(axes)
 
 

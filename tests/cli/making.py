@@ -27,7 +27,7 @@ def settings(*values: str) -> list[str]:
 
 def copy_hippocampus(task: Path, cases: int) -> list[str]:
     """Copy the first training cases as a task of their own; returns their names."""
-    declared = json.loads((HIPPOCAMPUS / "dataset.json").read_text())
+    declared = json.loads((HIPPOCAMPUS / "dataset.json").read_text(encoding="utf-8"))
     declared["training"] = declared["training"][:cases]
     declare(task, declared | {"numTraining": cases, "test": [], "numTest": 0})
     for entry in declared["training"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def files_below(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("Arbeit für Zoë")
     cases = copy_hippocampus(root / "raw" / "Task004_Hippocampus", 6)
     made = Trained(root, cases)
@@ -62,12 +61,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     arguments = ["Task004", *made.where, "--processes", "1", *settings(*TINY, *patch)]
     assert plan.main(arguments) == 0
     assert made.train("fold", "0") == 0
-    yield made
+    return made
 
 
 def test_training_leaves_whole_files_only(trained: Trained) -> None:
     assert {path.name for path in trained.fold.iterdir()} == FOLD_FILES
-    log = [json.loads(line) for line in (trained.fold / "log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)
+        for line in (trained.fold / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [entry["epoch"] for entry in log] == [0, 1]
     assert all(entry["validation_loss"] is not None for entry in log)
     plans = [folder / "plan.json" for folder in (trained.fold.parent, _planned(trained))]
@@ -80,7 +82,7 @@ def _planned(trained: Trained) -> Path:
 
 
 def test_the_validation_cases_are_scored_whole(trained: Trained) -> None:
-    split = json.loads((_planned(trained) / "splits.json").read_text())[0]
+    split = json.loads((_planned(trained) / "splits.json").read_text(encoding="utf-8"))[0]
     summary = Summary.load(trained.fold / "validation" / "summary.json")
     assert [case.case for case in summary.cases] == split["val"]
     for name in split["val"]:
@@ -143,7 +145,7 @@ def test_new_scans_keep_name_and_grid_and_are_scored(
         label, geometry = read_label(out / f"{name}.nii.gz")
         assert geometry == read_label(HIPPOCAMPUS / "labelsTs" / f"{name}.nii.gz")[1]
         assert label.shape == geometry.size
-    record = json.loads((out / "predictions.json").read_text())
+    record = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
     assert record["plan_id"] == load_plan(trained.fold.parent / "plan.json").id
     assert sorted(record["cases"]) == names
 
@@ -185,7 +187,7 @@ def test_the_papers_plan_on_a_phantom(tmp_path: Path, capsys: pytest.CaptureFixt
     assert made.provenance["training.loss.loss"].source == "reference plan Task001_COVID.json5"
     assert made.provenance["network.features"].source == "overrides small.json5"
     kept = tmp_path / "preprocessed" / "Task001_COVID" / "default" / "cases"
-    case = json.loads((kept / "coronacases_0" / "case.json").read_text())
+    case = json.loads((kept / "coronacases_0" / "case.json").read_text(encoding="utf-8"))
     assert case["shape"] == [91, 91, 59]  # floor(24 x 6 / 1.58), floor(20 x 8 / 2.7)
     assert {path.name for path in (folder / "fold_all").iterdir()} == {
         *(FOLD_FILES - {"validation"}),
@@ -197,7 +199,7 @@ def test_the_papers_plan_on_a_phantom(tmp_path: Path, capsys: pytest.CaptureFixt
     label, geometry = read_label(tmp_path / "out" / "coronacases_1.nii.gz")
     assert geometry.size == label.shape == (24, 24, 20)
     assert geometry.spacing_mm == (6.0, 6.0, 8.0)
-    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
     found = record["cases"]["coronacases_1"]
     counts = np.bincount(label.ravel(), minlength=4)
     whole = int(counts[1:].sum())

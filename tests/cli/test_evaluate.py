@@ -106,8 +106,8 @@ def test_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mean of the medians" in printed
     assert "missing folds: 2" in printed
     assert len(Summary.load(out / "summary.json").cases) == 4
-    assert "0.5750 ± 0.3304" in (out / "report.html").read_text()
-    assert "## Dice of the folds" in (out / "table.md").read_text()
+    assert "0.5750 ± 0.3304" in (out / "report.html").read_text(encoding="utf-8")
+    assert "## Dice of the folds" in (out / "table.md").read_text(encoding="utf-8")
 
 
 def test_a_task_with_several_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def test_a_plan_is_written(task: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert plan.id in printed.err
     fingerprint = Fingerprint.load(task / "default" / "fingerprint.json")
     assert fingerprint.labels == plan.labels == {"background": (0,), "tumour": (1,)}
-    assert len(json.loads((task / "default" / "splits.json").read_text())) == 5
+    assert len(json.loads((task / "default" / "splits.json").read_text(encoding="utf-8"))) == 5
 
 
 def test_the_same_task_gives_the_same_bytes(task: Path) -> None:
@@ -61,7 +61,9 @@ def test_the_same_task_gives_the_same_bytes(task: Path) -> None:
     assert main(["Task007", "--name", "b", "--processes", "2"]) == 0
     for file in ("fingerprint.json", "splits.json"):
         assert (task / "a" / file).read_bytes() == (task / "b" / file).read_bytes()
-    first, second = (json.loads((task / name / "plan.json").read_text()) for name in "ab")
+    first, second = (
+        json.loads((task / name / "plan.json").read_text(encoding="utf-8")) for name in "ab"
+    )
     for plan in (first, second):
         del plan["name"], plan["id"]
     assert first == second
@@ -143,7 +145,7 @@ def test_other_folds_replace_those_of_the_earlier_plan(task: Path) -> None:
     path = task / "default" / "splits.json"
     assert main(["Task007", *ONE]) == 0
     assert main(["Task007", *settings("splits.folds=3"), *ONE]) == 0
-    assert len(json.loads(path.read_text())) == 3
+    assert len(json.loads(path.read_text(encoding="utf-8"))) == 3
     before = path.read_bytes()
     assert main(["Task007", *settings("splits.folds=3", "splits.seed=1"), *ONE]) == 0
     assert path.read_bytes() != before
@@ -154,7 +156,7 @@ def test_the_users_folds_stay(task: Path) -> None:
     mine = [{"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]}]
     (task / "default" / "splits.json").write_text(json.dumps(mine))
     assert main(["Task007", *settings("splits.folds=3"), *ONE]) == 0
-    assert json.loads((task / "default" / "splits.json").read_text()) == mine
+    assert json.loads((task / "default" / "splits.json").read_text(encoding="utf-8")) == mine
 
 
 def test_a_damaged_earlier_plan_is_replaced(task: Path) -> None:
@@ -167,7 +169,10 @@ def test_a_damaged_earlier_plan_is_replaced(task: Path) -> None:
 def test_verify_only(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["Task007", "--verify-only", *ONE]) == 0
     assert names(task) == {"verification.json", ".survey"}
-    assert json.loads((task / "verification.json").read_text()) == {"errors": [], "warnings": []}
+    assert json.loads((task / "verification.json").read_text(encoding="utf-8")) == {
+        "errors": [],
+        "warnings": [],
+    }
     assert "5 cases, 0 errors, 0 warnings" in capsys.readouterr().err
 
 
@@ -183,7 +188,7 @@ def test_all_missing_files_are_reported(
     for case in ("case_1", "case_3", "case_4"):
         assert any(line.split()[:2] == ["error", case] for line in printed.splitlines()), printed
     assert "has 3 errors" in printed.splitlines()[-1]
-    written = json.loads((task / "verification.json").read_text())
+    written = json.loads((task / "verification.json").read_text(encoding="utf-8"))
     assert [entry["case"] for entry in written["errors"]] == ["case_1", "case_3", "case_4"]
     assert main(["Task007", *ONE]) == 2
     assert not (task / "default").exists()

@@ -111,7 +111,7 @@ def test_problems_are_written_and_tabulated(tmp_path: Path) -> None:
         Problem("a", "f", "shape", "error", "different"),
     ]
     write_verification(tmp_path / "verification.json", problems)
-    written = json.loads((tmp_path / "verification.json").read_text())
+    written = json.loads((tmp_path / "verification.json").read_text(encoding="utf-8"))
     assert [entry["kind"] for entry in written["errors"]] == ["shape"]
     assert [entry["case"] for entry in written["warnings"]] == [""]
     assert problems_table(problems).splitlines() == [

@@ -52,7 +52,7 @@ def test_svg_is_the_same_twice(tmp_path: Path) -> None:
     for out in outs:
         overlay([path], path, path, out, {"x": (1,)}, "a")
     assert outs[0].read_bytes() == outs[1].read_bytes()
-    text = outs[0].read_text()
+    text = outs[0].read_text(encoding="utf-8")
     assert "<svg" in text
     assert COLOURS[0].lower() in text
 
@@ -130,4 +130,4 @@ def test_box_plot(tmp_path: Path) -> None:
     assert pixels.shape[0] == 600
     assert pixels[..., :3].std() > 0.05
     box_plot(Summary((case("a", x=(0, 0, 0, 8)),)), tmp_path / "dice.svg")  # no Dice at all
-    assert "<svg" in (tmp_path / "dice.svg").read_text()
+    assert "<svg" in (tmp_path / "dice.svg").read_text(encoding="utf-8")

@@ -32,7 +32,7 @@ def test_report_stands_alone(tmp_path: Path) -> None:
         box_plot(three_cases(), picture)
     out = tmp_path / "report.html"
     write_report(out, "A title", three_cases(), pictures, {"task": "lung"}, {"More": [("h",)]})
-    text = out.read_text()
+    text = out.read_text(encoding="utf-8")
     found = Tags(text)
     assert len(found.sources) == 3
     assert [source.split(";")[0] for source in found.sources] == [
@@ -50,7 +50,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     summary = Summary((case("<script>", x=(1, 0, 0, 1)),))
     write_report(out, "<b>", summary, [], {"<i>": "</dl>"})
-    found = Tags(out.read_text())
+    found = Tags(out.read_text(encoding="utf-8"))
     assert not {"script", "b", "i"} & set(found.tags)
 
 
@@ -59,6 +59,6 @@ def test_tables_are_written(tmp_path: Path, folder: str) -> None:
     paths = write_tables(tmp_path / folder, three_cases(), {"Folds": [("fold", "x"), ("0", "1")]})
     assert [p.name for p in paths] == ["summary.json", "table.md", "table.csv", "dice.png"]
     assert all(path.stat().st_size for path in paths)
-    headings = [s for s in paths[1].read_text().splitlines() if s.startswith("#")]
+    headings = [s for s in paths[1].read_text(encoding="utf-8").splitlines() if s.startswith("#")]
     assert headings == ["## Folds", "## Mean of every metric", "## Dice"]
     assert Summary.load(paths[0]) == three_cases()

@@ -59,7 +59,7 @@ def test_json() -> None:
 def test_json_has_null_and_no_nan(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     Summary((case("empty", lesion=(0, 0, 0, 8)),)).save(path)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "NaN" not in text
     found = json.loads(text)
     assert found["mean"]["lesion"]["Dice"] is None

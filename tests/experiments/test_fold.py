@@ -104,7 +104,7 @@ def test_a_fold_is_trained_by_one_process(workspace: Workspace) -> None:
 
 def test_a_plan_that_was_spoilt_by_hand(workspace: Workspace) -> None:
     path = job(workspace).plan_folder / "plan.json"
-    path.write_text(path.read_text().replace('"batch_size": 2', '"batch_size": 0'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"batch_size": 2', '"batch_size": 0'))
     with pytest.raises(PlanError, match=r"plan\.json: sampling\.batch_size is 0"):
         run_fold(job(workspace))
     assert not job(workspace).folder.exists()

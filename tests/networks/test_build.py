@@ -30,11 +30,12 @@ def test_counts_only_what_training_adjusts():
     by_hand += (27 * 4 * 2 + 2) + 2 * 2
     by_hand += 2 * 3 + 3  # head
     assert count_parameters(network) == by_hand
-    network.heads[0].requires_grad_(False)
+    network.heads.requires_grad_(False)
     assert count_parameters(network) == by_hand - 9
 
 
 def test_one_input_per_channel_and_one_output_per_class():
     network = build_network(tiny_plan(channels=["CT", "PET"], labels=CLASSES))
-    assert network.encoder[0][0][0].in_channels == 2
-    assert network.heads[0].out_channels == 4
+    weights = network.state_dict()
+    assert weights["encoder.0.0.0.weight"].shape == (2, 2, 3, 3, 3)
+    assert weights["heads.0.weight"].shape == (4, 2, 1, 1, 1)

@@ -75,7 +75,7 @@ def test_a_plan_survives_its_file(plan: Plan, tmp_path: Path) -> None:
     assert (loaded.id, loaded.preprocessing_id) == (plan.id, plan.preprocessing_id)
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
-    assert next(iter(json.loads(path.read_text()))) == "id"
+    assert next(iter(json.loads(path.read_text(encoding="utf-8")))) == "id"
 
 
 def test_names_in_any_script_survive(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_reduction_of_many_stages_is_exact() -> None:
 def test_half_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     tiny_plan().save(path)
-    whole = path.read_text()
+    whole = path.read_text(encoding="utf-8")
     for cut in (0, 1, len(whole) // 2, len(whole) - 3):
         path.write_text(whole[:cut])
         with pytest.raises(AutosegError, match=r"plan\.json is not valid JSON"):

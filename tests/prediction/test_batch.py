@@ -192,7 +192,7 @@ def test_a_run_that_is_stopped_keeps_the_records_of_what_it_has_done(
 def test_predictions_of_another_plan_are_not_taken_for_ours(scans: Path, out: Path) -> None:
     predict(scans, out)
     other = tiny_plan(labels=LABELS, training={"seed": 1})
-    with pytest.raises(AutosegError, match="another plan_id than this run.*choose another -o"):
+    with pytest.raises(AutosegError, match=r"another plan_id than this run.*choose another -o"):
         predict(scans, out, plan=other)
     (scans / "a_0000.nii.gz").unlink()
     predict(scans, out, overwrite=True, plan=other)

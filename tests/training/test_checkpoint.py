@@ -30,7 +30,8 @@ OPTIMIZERS = [
 def network_and_optimizer(spec, seed=0):
     torch.manual_seed(seed)
     plan = tiny_plan(training={"optimizer": spec})
-    network = build_network(plan).to(memory_format=torch.channels_last_3d)
+    network = build_network(plan)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network, build_optimizer(plan.training.optimizer, network)
 
 
@@ -142,7 +143,7 @@ def test_what_json_lacks_is_refused_before_anything_is_lost(tmp_path):
 def test_weights_of_another_network_are_refused(tmp_path):
     network = build_network(tiny_plan())
     other = build_network(tiny_plan(network={"features": [3, 4]}))
-    with pytest.raises(AutosegError, match="does not fit the plan's network: .*size mismatch"):
+    with pytest.raises(AutosegError, match=r"does not fit the plan.s network: .*size mismatch"):
         load_weights(network, other.state_dict(), tmp_path / "a")
 
 

@@ -76,22 +76,26 @@ def test_gradients_are_clipped_by_their_norm(clip):
 
 
 def test_the_average_follows_its_formula():
-    network = nn.Sequential(nn.Linear(2, 1, bias=False), nn.BatchNorm1d(1))
+    linear, norm = nn.Linear(2, 1, bias=False), nn.BatchNorm1d(1)
+    network = nn.Sequential(linear, norm)
     decay = 0.5
     average = averaged(network, decay)
     expected = None
     for count in range(8):
-        with torch.no_grad():
-            network[0].weight.copy_(torch.tensor([[count**2, -count]]))
-            network[1].running_mean.fill_(3 * count)
-            network[1].num_batches_tracked.fill_(count)
-        average.update_parameters(network)
         now = np.array([count**2, -count, 3 * count], float)
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor(now[None, :2]))
+        norm.load_state_dict(
+            norm.state_dict()
+            | {"running_mean": torch.tensor(now[2:]), "num_batches_tracked": torch.tensor(count)}
+        )
+        average.update_parameters(network)
         keep = min(decay, (1 + count) / (10 + count))
         expected = now if expected is None else keep * expected + (1 - keep) * now
-        found = [*average.module[0].weight[0].tolist(), average.module[1].running_mean.item()]
+        state = average.module.state_dict()
+        found = [*state["0.weight"][0].tolist(), state["1.running_mean"].item()]
         assert found == pytest.approx(expected.tolist(), rel=1e-5)
-        assert average.module[1].num_batches_tracked == count
+        assert state["1.num_batches_tracked"] == count
 
 
 def test_prediction_and_validation_use_the_average():

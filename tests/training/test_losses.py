@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def perfect(target, classes=3):
     return torch.nn.functional.one_hot(target.long(), classes).movedim(-1, 1).float() * 50
 
 
-def plain(logits, target):
+def plain(logits: torch.Tensor, target: torch.Tensor) -> list[tuple[Any, Any]]:
     """Per sample: lists of (share of each class, true class) of its known voxels, in float64."""
     samples = []
     for sample, truth in zip(logits.double().numpy(), target.numpy(), strict=True):
@@ -78,7 +80,8 @@ def test_dice_and_cross_entropy_equal_their_definition(batch_dice, background, i
     samples = plain(logits, target)
     parts = samples
     if batch_dice:
-        parts = [tuple(np.concatenate(column) for column in zip(*samples, strict=True))]
+        shares, truth = zip(*samples, strict=True)
+        parts = [(np.concatenate(shares), np.concatenate(truth))]
     per_class = np.mean(
         [[plain_dice(*part, index, smooth) for index in range(3)] for part in parts], axis=0
     )
@@ -120,6 +123,7 @@ def test_what_is_ignored_has_no_effect(make):
     loss, _ = make()(other, target)
     assert loss.item() == pytest.approx(make()(logits, target)[0].item(), rel=1e-6)
     loss.backward()
+    assert other.grad is not None
     assert not other.grad.movedim(1, -1)[target == IGNORED].any()
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import torch
 
 from autoseg.dataset.task import read_task
@@ -18,4 +20,4 @@ def test_measures_real_cases_and_leaves_nothing_behind():
         assert timing.step_seconds > 0
         assert timing.patch_seconds > 0
     assert first.case_seconds == second.case_seconds > 0  # cases are prepared once
-    assert not torch.os.path.exists(folder)
+    assert not Path(folder).exists()

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg import fingerprint, parallel
+from autoseg import parallel
 from autoseg.dataset.task import Task, read_task
 from autoseg.errors import AutosegError
-from autoseg.figures import Intensities
-from autoseg.fingerprint import Fingerprint, survey
+from autoseg.fingerprint import Fingerprint, survey, surveying
+from autoseg.fingerprint.figures import Intensities
 from autoseg.image import Image, read_image, read_label, stem_of
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
 
@@ -157,7 +157,7 @@ def test_a_second_survey_reads_no_scan(tmp_path: Path, monkeypatch: pytest.Monke
     task, cache = make_task(tmp_path / "task"), tmp_path / "cache"
     write_scan(task.cases[1].label, np.zeros((6, 5, 4), np.uint8))
     first = survey(task, 2, cache)
-    monkeypatch.setattr(fingerprint, "read_image", None)
+    monkeypatch.setattr(surveying, "read_image", None)
     assert survey(task, 2, cache) == first
     assert [problem.case for problem in first[1]] == ["case1"]
 
@@ -178,7 +178,7 @@ def test_only_new_and_changed_cases_are_read(
         read.append(stem_of(paths[0]).removesuffix("_0000"))
         return read_image(paths)
 
-    monkeypatch.setattr(fingerprint, "read_image", noting)
+    monkeypatch.setattr(surveying, "read_image", noting)
     assert survey(task, 1, cache) == survey(task, 1)
     assert read[:3] == ["case2", "case3", "case9"]
     assert read[3:] == [case.name for case in task.cases]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from autoseg.figures import (
+from autoseg.fingerprint.figures import (
     SAMPLE_SIZE,
     CaseFigures,
     Intensities,

@@ -1,0 +1,7 @@
+"""What a data set is like, measured in one pass over its files."""
+
+from autoseg.fingerprint.figures import CaseFigures, ChannelFigures, Intensities
+from autoseg.fingerprint.fingerprint import Fingerprint
+from autoseg.fingerprint.surveying import survey
+
+__all__ = ["CaseFigures", "ChannelFigures", "Fingerprint", "Intensities", "survey"]

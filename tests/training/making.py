@@ -1,0 +1,47 @@
+"""A tiny run of training, made by the tests that use it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoseg.dataset.splits import Split
+from autoseg.planning.plan import Plan
+from autoseg.preprocessing.store import CaseStore
+from autoseg.training.train import Run, State, train
+from tests.making import tiny_plan, tiny_store
+
+SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
+
+
+def training_plan(norm: str = "batch", **training: Any) -> Plan:
+    """Four epochs of two steps, with a little augmentation."""
+    few = {"epochs": 4, "steps_per_epoch": 2, "validation_steps": 1}
+    return tiny_plan(
+        network={"norm": norm},
+        augmentation=[{"transform": "gaussian_noise", "probability": 0.5}, {"transform": "mirror"}],
+        training=few | training,
+    )
+
+
+def store_of(folder: Path, plan: Plan) -> CaseStore:
+    """The four cases of `SPLIT`."""
+    return tiny_store(folder / "cases", plan)
+
+
+def start(
+    plan: Plan, store: CaseStore, folder: Path, split: Split = SPLIT, **changes: Any
+) -> State:
+    """Train in this process."""
+    values = {"fold": 0, "workers": 0, "resume": False, "started": time.monotonic()} | changes
+    return train(plan, store, split, Run(folder=folder, device=torch.device("cpu"), **values))
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The log without what a clock says."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]

@@ -1,0 +1,168 @@
+"""A run that was interrupted and resumed equals one that was not, to the bit."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from autoseg.errors import AutosegError
+from autoseg.training import train as module
+from autoseg.training.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.training.train import BEST, FINAL, LATEST
+from tests.training.making import log_of, start, store_of, training_plan
+
+SGD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+ADAM = {"optimizer": "adam", "learning_rate": 1e-2}
+PLATEAU = {"schedule": "plateau", "patience_epochs": 1, "min_delta": 10.0, "cooldown_epochs": 0}
+RECIPES: dict[str, dict[str, Any]] = {
+    "polynomial": {"schedule": {"schedule": "polynomial"}, "optimizer": SGD},
+    "cosine": {
+        "schedule": {"schedule": "cosine", "warmup": 0.5},
+        "optimizer": ADAM | {"decoupled": True, "weight_decay": 0.1},
+        "average_decay": 0.9,
+    },
+    "plateau": {
+        "schedule": PLATEAU,
+        "optimizer": ADAM,
+        "keep": "best_training_loss",
+        "augment_validation": True,
+    },
+    "budget": {"seconds": 1e6, "optimizer": SGD, "average_decay": 0.5},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):  # they take longer than the training
+    monkeypatch.setattr(module, "draw_progress", lambda path, _: path.touch())
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+def interrupt(monkeypatch, after, saved):
+    """Stop the run when epoch `after` + 1 is about to be saved, or when it has been."""
+    count = 0
+
+    def save_or_stop(path, tensors, state):
+        nonlocal count
+        count += path.name == LATEST
+        if path.name == LATEST and count > after and not saved:
+            raise Stop
+        save_checkpoint(path, tensors, state)
+        if path.name == LATEST and count == after and saved:
+            raise Stop
+
+    monkeypatch.setattr(module, "save_checkpoint", save_or_stop)
+
+
+def assert_same_run(found, expected):
+    assert log_of(found) == log_of(expected)
+    for name in (LATEST, FINAL, BEST):
+        assert (found / name).exists() == (expected / name).exists()
+        if (expected / name).exists():
+            tensors, state = load_checkpoint(found / name)
+            other, other_state = load_checkpoint(expected / name)
+            assert tensors.keys() == other.keys()
+            assert all(torch.equal(tensors[key], other[key]) for key in other)
+            if name != LATEST:  # its history has the seconds
+                assert state == other_state
+
+
+@pytest.mark.parametrize(
+    ("recipe", "after", "saved"),
+    [*((recipe, 2, True) for recipe in RECIPES), ("cosine", 2, False), ("plateau", 4, True)],
+)
+def test_a_resumed_run_continues_to_the_bit(tmp_path, monkeypatch, recipe, after, saved):
+    plan = training_plan(**RECIPES[recipe])
+    if recipe == "budget":  # time is not to decide here
+        monkeypatch.setattr(module, "epochs_within", lambda *_: 4)
+    store = store_of(tmp_path, plan)
+    whole = start(plan, store, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        interrupt(patched, after, saved)
+        with pytest.raises(Stop):
+            start(plan, store, tmp_path / "parts")
+    assert not (tmp_path / "parts" / FINAL).exists()
+    resumed = start(plan, store, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert resumed.done == whole.done == 4
+    assert resumed.progress == whole.progress == pytest.approx(1)
+    assert resumed.plateau == whole.plateau
+    assert (tmp_path / "parts" / "progress.png").exists()
+
+
+def test_interrupted_twice(tmp_path, monkeypatch):
+    plan = training_plan(**RECIPES["cosine"])
+    store = store_of(tmp_path, plan)
+    start(plan, store, tmp_path / "whole")
+    for resume in (False, True):
+        with monkeypatch.context() as patched:
+            interrupt(patched, after=1, saved=True)
+            with pytest.raises(Stop):
+                start(plan, store, tmp_path / "parts", resume=resume)
+    start(plan, store, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    plan = training_plan(keep="best_training_loss")
+    store = store_of(tmp_path, plan)
+    folder = tmp_path / "run"
+    first = start(plan, store, folder)
+    before = {name: load_checkpoint(folder / name) for name in (FINAL, BEST)}
+    log = (folder / "log.jsonl").read_bytes()
+    again = start(plan, store, folder, resume=True)
+    assert again.history == first.history
+    assert (folder / "log.jsonl").read_bytes() == log
+    for name, (tensors, state) in before.items():
+        found, found_state = load_checkpoint(folder / name)
+        assert found_state == state
+        assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+
+
+def test_resume_without_a_run_begins_one(tmp_path):
+    plan = training_plan(epochs=1)
+    assert start(plan, store_of(tmp_path, plan), tmp_path / "run", resume=True).done == 1
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path):
+    plan = training_plan(epochs=1)
+    store = store_of(tmp_path, plan)
+    start(plan, store, tmp_path / "run")
+    before = (tmp_path / "run" / LATEST).read_bytes()
+    with pytest.raises(AutosegError, match="holds a run already; continue it with --resume"):
+        start(plan, store, tmp_path / "run")
+    assert (tmp_path / "run" / LATEST).read_bytes() == before
+
+
+def test_a_run_of_another_plan_is_not_resumed(tmp_path):
+    plan, other = training_plan(epochs=1), training_plan(epochs=2)
+    store = store_of(tmp_path, plan)
+    start(plan, store, tmp_path / "run")
+    with pytest.raises(AutosegError, match=f"made by plan {plan.id}, but plan.json is {other.id}"):
+        start(other, store, tmp_path / "run", resume=True)
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    plan = training_plan(epochs=1)
+    store = store_of(tmp_path, plan)
+    start(plan, store, tmp_path / "run")
+    path = tmp_path / "run" / LATEST
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(AutosegError, match=r"latest\.safetensors is damaged"):
+        start(plan, store, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("missing", ["network.heads.0.weight", "plan_id", "history"])
+def test_a_checkpoint_of_another_version_is_told(tmp_path, missing):
+    plan = training_plan(epochs=1, optimizer=ADAM)
+    store = store_of(tmp_path, plan)
+    start(plan, store, tmp_path / "run")
+    path = tmp_path / "run" / LATEST
+    tensors, state = load_checkpoint(path)
+    tensors.pop(missing, None)
+    state.pop(missing, None)
+    save_checkpoint(path, tensors, state)
+    with pytest.raises(AutosegError, match=r"latest\.safetensors cannot be resumed; another"):
+        start(plan, store, tmp_path / "run", resume=True)

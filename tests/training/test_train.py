@@ -1,0 +1,252 @@
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.dataset.splits import Split
+from autoseg.errors import RunError
+from autoseg.training import train as module
+from autoseg.training.checkpoint import load_checkpoint
+from autoseg.training.history import Epoch, draw_progress, write_log
+from autoseg.training.schedule import PlateauState
+from autoseg.training.train import BEST, FINAL, LATEST, State
+from tests.making import store_case
+from tests.training.making import SPLIT, log_of, start, store_of, training_plan
+
+FAST = {"optimizer": "adam", "learning_rate": 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):  # they take longer than the training
+    monkeypatch.setattr(module, "draw_progress", lambda path, _: path.touch())
+
+
+def test_a_run_leaves_weights_log_and_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "draw_progress", draw_progress)
+    plan = training_plan()
+    folder = tmp_path / "fold_0 é"
+    state = start(plan, store_of(tmp_path, plan), folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        FINAL,
+        LATEST,
+        "log.jsonl",
+        "progress.png",
+    ]
+    weights, about = load_checkpoint(folder / FINAL)
+    assert about == {"plan_id": plan.id, "fold": 0, "epoch": 3}
+    latest, saved = load_checkpoint(folder / LATEST)
+    assert all(torch.equal(latest[f"network.{name}"], weights[name]) for name in weights)
+    assert State.from_json(saved).history == state.history
+    log = log_of(folder)
+    assert [line["epoch"] for line in log] == [0, 1, 2, 3]
+    assert list(log[0]["training_dice"]) == list(plan.labels)
+    assert all(line["validation_loss"] > 0 for line in log)
+    with Image.open(folder / "progress.png") as picture:
+        assert picture.format == "PNG"
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_learning_rates_follow_the_schedule(tmp_path):
+    plan = training_plan(optimizer=FAST, schedule={"schedule": "polynomial", "exponent": 1.0})
+    start(plan, store_of(tmp_path, plan), tmp_path / "run")
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "run")]
+    assert rates == pytest.approx([1e-2 * (1 - share) for share in (1 / 8, 3 / 8, 5 / 8, 7 / 8)])
+
+
+def test_a_plateau_lowers_the_rate(tmp_path):
+    schedule = {"schedule": "plateau", "patience_epochs": 1, "min_delta": 10, "cooldown_epochs": 0}
+    plan = training_plan(optimizer=FAST, schedule=schedule | {"floor": 1e-4})
+    start(plan, store_of(tmp_path, plan), tmp_path / "run")
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "run")]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
+
+
+def test_training_learns(tmp_path):
+    plan = training_plan(optimizer=FAST, epochs=12, steps_per_epoch=4)
+    state = start(plan, store_of(tmp_path, plan), tmp_path / "run")
+    assert state.history[-1].training_loss < 0.8 * state.history[0].training_loss
+
+
+def test_folds_see_other_patches(tmp_path):
+    plan = training_plan(epochs=1)
+    store = store_of(tmp_path, plan)
+    first = [start(plan, store, tmp_path / f"fold_{k}", fold=k).history[0] for k in (0, 1)]
+    assert first[0].training_loss != first[1].training_loss
+
+
+def test_all_cases_without_validation(tmp_path):
+    plan = training_plan(epochs=1)
+    everything = Split((*SPLIT.train, *SPLIT.validation), ())
+    state = start(plan, store_of(tmp_path, plan), tmp_path / "fold_all", everything, fold=999_999)
+    assert state.history[0].validation_loss is None
+    assert log_of(tmp_path / "fold_all")[0]["validation_dice"] == {}
+
+
+def test_validation_patches_stay_the_same_unless_augmented(tmp_path):
+    losses = {}
+    for augmented in (False, True):
+        # So slow that the weights stay as they are; batch norm would still follow the data.
+        still = {"optimizer": "sgd", "learning_rate": 1e-30, "weight_decay": 0.0}
+        plan = training_plan(
+            norm="instance", optimizer=still, augment_validation=augmented, epochs=2
+        )
+        state = start(plan, store_of(tmp_path, plan), tmp_path / str(augmented))
+        losses[augmented] = [epoch.validation_loss for epoch in state.history]
+    assert losses[False][0] == losses[False][1]
+    assert losses[True][0] != losses[True][1]
+
+
+def spoil(store, name, value=np.inf):
+    label = np.ones((12, 12, 12), np.int16)
+    store_case(store, name, np.full((1, 12, 12, 12), value), label)
+
+
+def test_an_infinite_loss_names_epoch_and_batch(tmp_path):
+    plan = training_plan(steps_per_epoch=1, validation_steps=0)
+    split = Split(("case_0", "case_1", "case_2", "case_3"), ())
+    store = store_of(tmp_path, plan)
+    sampler = PatchSampler(store, split.train, plan.sampling, steps_per_epoch=1)
+    second = Position(plan.training.seed, 0, epoch=1, batch=0, place=0)
+    spoil(store, sampler._case(second).name)
+    with pytest.raises(RunError, match="NaN or infinite in epoch 2, batch 1; lower"):
+        start(plan, store, tmp_path / "run", split)
+    assert [line["epoch"] for line in log_of(tmp_path / "run")] == [0]
+    assert not (tmp_path / "run" / FINAL).exists()
+
+
+def test_an_infinite_loss_names_the_batch_of_a_longer_epoch(tmp_path):
+    plan = training_plan(steps_per_epoch=2, validation_steps=0)
+    split = Split(("case_0", "case_1", "case_2", "case_3"), ())
+    store = store_of(tmp_path, plan)
+    sampler = PatchSampler(store, split.train, plan.sampling, steps_per_epoch=2)
+    last = Position(plan.training.seed, 0, epoch=0, batch=1, place=1)
+    spoil(store, sampler._case(last).name)
+    with pytest.raises(RunError, match="NaN or infinite in epoch 1, batch 2; lower"):
+        start(plan, store, tmp_path / "run", split)
+
+
+def test_an_infinite_validation_loss_is_told(tmp_path):
+    plan = training_plan()
+    store = store_of(tmp_path, plan)
+    spoil(store, "case_3")
+    with pytest.raises(RunError, match="validation loss became NaN or infinite in epoch 1; look"):
+        start(plan, store, tmp_path / "run")
+
+
+def falling_then_rising(losses):
+    """Replace an epoch's mean loss, not what it learns."""
+    given = iter(losses)
+    epoch = module._epoch
+
+    def replaced(*arguments):
+        _, dice, rate = epoch(*arguments)
+        return next(given), dice, rate
+
+    return replaced
+
+
+def test_early_stopping(tmp_path, monkeypatch):
+    plan = training_plan(epochs=9, early_stopping_epochs=3)
+    losses = [3.0, 1.0, 2.0, 1.0, 1.5, 0.1, 0.1]
+    monkeypatch.setattr(module, "_epoch", falling_then_rising(losses))
+    state = start(plan, store_of(tmp_path, plan), tmp_path / "run")
+    assert [epoch.training_loss for epoch in state.history] == losses[:5]
+    assert (state.best_epoch, state.best_loss) == (1, 1.0)
+    assert load_checkpoint(tmp_path / "run" / FINAL)[1]["epoch"] == 4
+
+
+def test_the_best_weights_are_kept(tmp_path, monkeypatch):
+    plan = training_plan(keep="best_training_loss", optimizer=FAST)
+    seen = []
+    draw = module._draw_now_and_then
+
+    def remember(path, state):
+        tensors, _ = load_checkpoint(path.parent / LATEST)
+        seen.append(tensors["network.heads.0.weight"])
+        draw(path, state)
+
+    monkeypatch.setattr(module, "_draw_now_and_then", remember)
+    monkeypatch.setattr(module, "_epoch", falling_then_rising([3.0, 1.0, 2.0, 1.0]))
+    start(plan, store_of(tmp_path, plan), tmp_path / "run")
+    weights, about = load_checkpoint(tmp_path / "run" / FINAL)
+    assert about["epoch"] == 1
+    assert load_checkpoint(tmp_path / "run" / BEST)[1] == {"epoch": 1}
+    assert torch.equal(weights["heads.0.weight"], seen[1])
+    assert not torch.equal(weights["heads.0.weight"], seen[3])
+
+
+class Clock:
+    """Seconds that pass only while an epoch is trained."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now = 0.0
+        epoch = module._epoch
+
+        def slow(*arguments):
+            self.now += seconds
+            return epoch(*arguments)
+
+        monkeypatch.setattr(module, "_epoch", slow)
+        stopped = SimpleNamespace(monotonic=lambda: self.now, time=lambda: 0.0)
+        monkeypatch.setattr(module, "time", stopped)
+
+
+@pytest.mark.parametrize("planned", [4, 9, 40])
+def test_epochs_are_recounted_for_the_budget(tmp_path, monkeypatch, planned):
+    clock = Clock(monkeypatch, seconds=10)
+    plan = training_plan(epochs=planned, steps_per_epoch=1, seconds=100.0)
+    state = start(plan, store_of(tmp_path, plan), tmp_path / "run", started=0.0)
+    assert state.done == state.epochs == 9  # 90 s, and 3 s for what follows
+    assert clock.now == 90
+    assert state.progress == pytest.approx(1)  # the schedule came to its end
+
+
+def test_a_planned_number_that_fits_the_budget_stays(tmp_path, monkeypatch):
+    Clock(monkeypatch, seconds=10)
+    plan = training_plan(epochs=4, steps_per_epoch=1, seconds=45.0)
+    assert start(plan, store_of(tmp_path, plan), tmp_path / "run", started=0.0).done == 4
+
+
+def test_a_budget_counts_what_earlier_starts_used(tmp_path, monkeypatch):
+    plan = training_plan(epochs=9, steps_per_epoch=1, seconds=100.0)
+    store = store_of(tmp_path, plan)
+    clock = Clock(monkeypatch, seconds=10)
+
+    def stop_after_four(path, history):
+        write_log(path, history)
+        if len(history) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_log", stop_after_four)
+        with pytest.raises(KeyboardInterrupt):
+            start(plan, store, tmp_path / "run", started=0.0)
+    clock.now = 5000.0  # the next morning, and 25 seconds to start
+    state = start(plan, store, tmp_path / "run", resume=True, started=4975.0)
+    assert state.done == 6  # 40 s before, 25 s to start, 3 s for what follows: 2 epochs fit
+    assert clock.now == 5020.0
+
+
+EPOCH = Epoch(0, 3, 0.1, 1.0, {"a": 0.5}, 2.0, None, {"a": None})
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        State("id", 3, PlateauState(0.1)),
+        State("id", 3, PlateauState(0.1, 0.5, 2, 1), 0.1 + 0.2, 0.7, 1, 12.5, [EPOCH]),
+        State("id", 3, PlateauState(0.1), history=[EPOCH, replace(EPOCH, epoch=1)]),
+    ],
+)
+def test_state_comes_back_from_strict_json(state):
+    text = json.dumps(state.to_json(), allow_nan=False)
+    found = State.from_json(json.loads(text))
+    assert found == state
+    assert found.done == len(state.history)
+    assert math.isinf(found.best_loss) == math.isinf(state.best_loss)
