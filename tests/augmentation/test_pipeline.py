@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 from itertools import islice
+from multiprocessing.connection import wait
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.errors import RunError
+from autoseg.preprocessing.store import CaseStore
 from tests.making import tiny_plan, tiny_store
 
 AUGMENTATION = [
@@ -97,17 +99,29 @@ def test_fold_and_seed_make_other_batches(tmp_path):
     assert len(drawn) == 3
 
 
+class Counted(PatchSampler):
+    """Leaves a file for each sample that it has drawn."""
+
+    def draw(self, at, size):
+        drawn = super().draw(at, size)
+        (self.store.folder / f"drawn {at.epoch} {at.batch} {at.place}").touch()
+        return drawn
+
+
 @dying
 @pytest.mark.timeout(100)
 def test_a_worker_killed_while_it_sends_ends_the_stream(tmp_path):
     # Batches larger than a pipe holds: the dead worker leaves half of one in it.
-    _, sampler = make(
-        tmp_path, sampling={"patch_size": [32, 32, 32]}, inference={"overlap": [0, 0, 0]}
-    )
+    large = {"patch_size": [32, 32, 32], "batch_size": 2}
+    plan, _ = make(tmp_path, sampling=large, inference={"overlap": [0, 0, 0]})
+    sampler = Counted(CaseStore(tmp_path, ""), ["case_0"], plan.sampling, steps_per_epoch=100)
     with batches(sampler, (), START, workers=1) as stream:
         next(stream)
-        victim = multiprocessing.active_children()[0]
+        (victim,) = multiprocessing.active_children()
         assert victim.pid is not None
+        # The eighth batch is made when all queues are full, and the sixth waits in the pipe.
+        while not (tmp_path / "drawn 0 7 1").exists():
+            assert not wait([victim.sentinel], timeout=0.05)
         os.kill(victim.pid, signal.SIGKILL)
         with pytest.raises(RunError, match="worker ended"):
             list(islice(stream, 50))

@@ -114,12 +114,12 @@ def test_a_probability_of_zero_changes_nothing(key):
 
 
 def test_seeded_puts_the_global_generators_back_even_after_an_error():
-    before, before_python = np.random.get_state()[1].copy(), random.getstate()
+    before, before_python = np.random.get_state(legacy=False)["state"]["key"], random.getstate()
     with pytest.raises(KeyError), seeded(rng()):  # noqa: PT012
         np.random.random(5)
         random.random()
         raise KeyError
-    assert np.array_equal(np.random.get_state()[1], before)
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], before)
     assert random.getstate() == before_python
 
 
@@ -163,6 +163,11 @@ def test_the_margin_is_even_and_no_larger_than_the_diagonal(patch):
     assert (drawn >= patch).all()
     assert not ((drawn - patch) % 2).any()
     assert (drawn < np.linalg.norm(patch) + 2).all()
+
+
+def test_the_margin_of_a_long_patch_is_exact():
+    augmenter = Augmenter((turning(2, -180, 180),), (640, 265, 8))  # its diagonal is 692.7 voxels
+    assert augmenter.draw_size == (694, 693, 8)
 
 
 @given(patches)
