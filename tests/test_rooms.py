@@ -25,6 +25,7 @@ FORBIDDEN = {
     "preprocessing": {"networks", "training", "prediction"},
     "augmentation": {"networks", "training", "prediction"},
     "networks": {"dataset", "preprocessing", "augmentation", "training", "prediction"},
+    "prediction": {"training"},
     "training": {"prediction", "evaluation", "experiments"},
     "evaluation": {"networks", "training"},
 }

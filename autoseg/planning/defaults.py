@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from autoseg.errors import PlanError
@@ -50,6 +51,7 @@ def rule_values(
             "blocks_encoder": list(configuration.blocks_encoder),
             "blocks_decoder": list(configuration.blocks_decoder),
             "residual": configuration.residual,
+            "norm": _norm(configuration),
         },
         "training": {
             "loss": {"loss": "dice_cross_entropy", "batch_dice": configuration.batch_dice}
@@ -99,6 +101,12 @@ def _with_two_stages(configuration: Configuration) -> Configuration:
         blocks_encoder=configuration.blocks_encoder * 2,
         blocks_decoder=(1 if configuration.residual else 2,),
     )
+
+
+def _norm(configuration: Configuration) -> str:
+    """Instance normalisation; a coarsest stage of one voxel leaves it nothing to normalise by."""
+    reduction = tuple(prod(along) for along in zip(*configuration.strides, strict=True))
+    return "batch" if configuration.patch_size == reduction else "instance"
 
 
 def _in_space(configuration: Configuration, entries: Sequence[int], missing: int) -> list[int]:

@@ -99,6 +99,7 @@ class Plan(Part):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self._check_patch()
+        self._check_bottleneck()
         self._check_mirroring()
         self._check_steps()
         self._check_labels()
@@ -119,6 +120,13 @@ class Plan(Part):
                     f"inference.overlap is {overlap} along {axis}; take 0 to {size - 1}, "
                     "less than the patch"
                 )
+
+    def _check_bottleneck(self) -> None:
+        if self.network.norm == "instance" and self.sampling.patch_size == self.network.reduction:
+            raise ValueError(
+                "the network's coarsest stage is a single voxel, which instance normalisation "
+                "cannot normalise; enlarge sampling.patch_size, or take fewer stages"
+            )
 
     def _check_mirroring(self) -> None:
         mirrored = {

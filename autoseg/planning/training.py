@@ -65,7 +65,7 @@ class Cosine(Part):
     """Linear warm-up, then half a cosine down to zero."""
 
     schedule: Literal["cosine"] = "cosine"
-    warmup: Share = Field(0.05, description="share of the training")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the training")
 
 
 class Plateau(Part):

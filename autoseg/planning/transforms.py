@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.planning.part import Axes, NotNegativeRange, Part, PositiveRange, Range, Share
+from autoseg.planning.part import (
+    Axes,
+    FactorRange,
+    NotNegativeRange,
+    Part,
+    PositiveRange,
+    Range,
+    Share,
+)
 
 
 class Spatial(Part):
@@ -16,7 +24,7 @@ class Spatial(Part):
     rotation_probability: Share = 0.2
     rotation_degrees: tuple[Range, Range, Range] = ((-30, 30), (-30, 30), (-30, 30))
     scaling_probability: Share = 0.2
-    scaling: PositiveRange = (0.7, 1.4)
+    scaling: FactorRange = (0.7, 1.4)
     elastic_probability: Share = 0.0
     elastic_alpha: NotNegativeRange = (0, 900)
     elastic_sigma: PositiveRange = (9, 13)
@@ -65,7 +73,7 @@ class Contrast(Part):
 
     transform: Literal["contrast"] = "contrast"
     probability: Share = 0.15
-    factor: PositiveRange = (0.75, 1.25)
+    factor: FactorRange = (0.75, 1.25)
     preserve_range: bool = True
 
 
@@ -83,7 +91,7 @@ class Gamma(Part):
 
     transform: Literal["gamma"] = "gamma"
     probability: Share = 0.3
-    gamma: PositiveRange = (0.7, 1.5)
+    gamma: FactorRange = (0.7, 1.5)
     invert: bool = False
     retain_statistics: bool = True
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from autoseg.checkpoint import load_checkpoint, load_weights
 from autoseg.errors import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet
 from autoseg.planning.plan import Plan, load_plan
-from autoseg.training.checkpoint import load_checkpoint, load_weights
 
 FINAL = "final.safetensors"
 

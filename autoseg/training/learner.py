@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from autoseg.augmentation.pipeline import Batch
-from autoseg.devices import autocast, autocast_type, memory_format
-from autoseg.networks.build import build_network
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Adam, Sgd
-from autoseg.training.checkpoint import (
+from autoseg.checkpoint import (
     Tensors,
     load_optimizer,
     optimizer_tensors,
     with_prefix,
     without_prefix,
 )
+from autoseg.devices import autocast, autocast_type, memory_format
+from autoseg.networks.build import build_network
+from autoseg.planning.plan import Plan
+from autoseg.planning.training import Adam, Sgd
 from autoseg.training.losses import build_loss, hard_counts
 
 TensorList = tuple[Tensor, ...] | list[Tensor]

@@ -53,6 +53,28 @@ class PlateauState:
         return replace(state, learning_rate=lower, waited=0, cooldown=spec.cooldown_epochs)
 
 
+class Pace:
+    """How long an epoch takes by the clock, checkpoints and all, judged by the latest half."""
+
+    def __init__(self, started: float) -> None:
+        self._times = [started]
+
+    @property
+    def ticks(self) -> int:
+        """How many epochs have ended."""
+        return len(self._times) - 1
+
+    def tick(self, now: float) -> None:
+        """An epoch has ended."""
+        self._times.append(now)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Mean over the latest half, at least five; without the first, slow one where possible."""
+        first = max(min(1, self.ticks - 1), self.ticks - max(5, self.ticks // 2))
+        return (self._times[-1] - self._times[first]) / (self.ticks - first)
+
+
 def epochs_within(
     budget: float, used: float, epoch_seconds: float, reserve: float, done: int, planned: int
 ) -> int:

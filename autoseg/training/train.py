@@ -6,31 +6,30 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoseg.augmentation.pipeline import Batch, batches
 from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.dataset.splits import Split
 from autoseg.errors import AutosegError, RunError
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Plateau
 from autoseg.preprocessing.store import CaseStore
 from autoseg.progress import in_words, progress, say
-from autoseg.training.checkpoint import load_checkpoint, save_checkpoint
-from autoseg.training.history import Epoch, draw_progress, from_json, to_json, write_log
-from autoseg.training.learner import Learner, dice_of
-from autoseg.training.schedule import PlateauState, epochs_within, learning_rate_factor
+from autoseg.training.history import Epoch, draw_progress, write_log
+from autoseg.training.learner import Learner
+from autoseg.training.schedule import Pace, PlateauState, epochs_within, learning_rate_factor
+from autoseg.training.state import State
+from autoseg.training.validation import Validation
 
 LATEST, BEST, FINAL = "latest.safetensors", "best.safetensors", "final.safetensors"
 SECONDS_BETWEEN_PICTURES = 30
-SETTLED_EPOCHS = 3
-VALIDATION_STREAM = 1_000_000  # keeps the validation patches' random numbers apart
-ALL_CASES_STREAM = 999_999  # the number, as a seed, of the fold of all cases
+SETTLED_EPOCHS = 3  # the first ones pay for starting up and would mislead
 
 
 @dataclass(frozen=True)
@@ -53,42 +52,6 @@ class Run:
     patches_after: int = 0
 
 
-@dataclass(frozen=True)
-class State:
-    """What a run knows between two epochs, besides tensors."""
-
-    plan_id: str
-    epochs: int  # in all
-    plateau: PlateauState
-    progress: float = 0.0
-    best_loss: float = math.inf
-    best_epoch: int = -1
-    seconds: float = 0.0  # used by earlier starts of this run
-    history: list[Epoch] = field(default_factory=list)
-
-    @property
-    def done(self) -> int:
-        """How many epochs are finished."""
-        return len(self.history)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; infinity, which JSON lacks, becomes null."""
-        values = asdict(self) | {"history": to_json(self.history)}
-        values["best_loss"] = None if math.isinf(self.best_loss) else self.best_loss
-        values["plateau"]["best"] = None if math.isinf(self.plateau.best) else self.plateau.best
-        return values
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> State:
-        """The reverse of `to_json`."""
-        plateau = dict(values["plateau"])
-        plateau["best"] = math.inf if plateau["best"] is None else plateau["best"]
-        best = math.inf if values["best_loss"] is None else values["best_loss"]
-        history = from_json(values["history"])
-        changed = {"plateau": PlateauState(**plateau), "best_loss": best, "history": history}
-        return State(**(values | changed))
-
-
 def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     """Train one fold and leave `final.safetensors`, `log.jsonl` and `progress.png` in its folder.
 
@@ -103,15 +66,18 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     sampler = PatchSampler(store, split.train, plan.sampling, training.steps_per_epoch)
     names = list(plan.labels)
 
+    if _is_finished(state, plan):
+        _finish(plan, learner, run, state)
+        return state
     with ExitStack() as stack:
-        seeded = run.fold if run.fold >= 0 else ALL_CASES_STREAM
-        first = Position(training.seed, seeded, state.done, 0, 0)
+        first = Position(training.seed, run.fold, state.done, 0, 0)
         stream = stack.enter_context(batches(sampler, plan.augmentation, first, run.workers))
-        validation = _Validation(plan, store, split, run.fold)
+        validation = Validation(plan, store, split, run.fold)
         name = f"training {run.folder.name.replace('_', ' ')}"
         bar = stack.enter_context(progress(name, state.epochs, state.done, every_seconds=0))
+        pace = Pace(time.monotonic())
 
-        while state.done < state.epochs and not _is_stale(state, plan):
+        while not _is_finished(state, plan):
             epoch_started = time.monotonic()
             target = state.progress + (1 - state.progress) / (state.epochs - state.done)
             loss, dice, rate = _epoch(learner, stream, state, target)
@@ -126,7 +92,8 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
                 validation_dice=dict(zip(names, counts, strict=True)) if counts else {},
                 seconds=time.monotonic() - epoch_started,
             )
-            state = _after_epoch(plan, learner, run, state, epoch, target)
+            pace.tick(time.monotonic())
+            state = _after_epoch(plan, learner, run, state, epoch, target, pace)
             bar.advance(epoch.note(), state.epochs)
     _finish(plan, learner, run, state)
     return state
@@ -191,41 +158,14 @@ def _epoch(
     return float(values.mean()), torch.stack(dice).float().mean(0).cpu().tolist(), rate
 
 
-class _Validation:
-    """The same patches of the validation cases after every epoch, or none."""
-
-    def __init__(self, plan: Plan, store: CaseStore, split: Split, fold: int) -> None:
-        self.plan, self.fold = plan, fold
-        self.steps = plan.training.validation_steps if split.validation else 0
-        self.sampler = (
-            PatchSampler(store, split.validation, plan.sampling, self.steps) if self.steps else None
-        )
-
-    def after(self, learner: Learner, epoch: int) -> tuple[float | None, list[float | None]]:
-        """Mean loss, and Dice per class over all patches."""
-        if self.sampler is None:
-            return None, []
-        training = self.plan.training
-        transforms = self.plan.augmentation if training.augment_validation else ()
-        drawn = epoch if training.augment_validation else 0
-        first = Position(training.seed, VALIDATION_STREAM + self.fold, drawn, 0, 0)
-        losses, counts = [], []
-        with batches(self.sampler, transforms, first, workers=0) as stream:
-            for _ in range(self.steps):
-                loss, count = learner.validate(next(stream))
-                losses.append(loss)
-                counts.append(count)
-        mean = float(torch.stack(losses).mean())
-        if not math.isfinite(mean):
-            raise RunError(
-                f"the validation loss became NaN or infinite in epoch {epoch + 1}; look for odd "
-                "intensities in the validation cases"
-            )
-        return mean, dice_of(torch.stack(counts).sum(0).cpu())
-
-
 def _after_epoch(
-    plan: Plan, learner: Learner, run: Run, state: State, epoch: Epoch, progress: float
+    plan: Plan,
+    learner: Learner,
+    run: Run,
+    state: State,
+    epoch: Epoch,
+    progress: float,
+    pace: Pace,
 ) -> State:
     """Update the state and save it."""
     training = plan.training
@@ -238,11 +178,9 @@ def _after_epoch(
         if training.keep == "best_training_loss":
             save_checkpoint(run.folder / BEST, learner.weights(), {"epoch": epoch.epoch})
     used = state.seconds + time.monotonic() - run.started
-    # The first epoch pays for starting up; later ones tell what an epoch costs.
-    recent = [e.seconds for e in state.history[1:][-5:]] or [epoch.seconds]
-    epoch_seconds = sum(recent) / len(recent)
-    if training.seconds is not None:
-        state = _keep_budget(training.seconds, plan, run, state, used, epoch_seconds)
+    settled = pace.ticks >= SETTLED_EPOCHS or (training.seconds and used > training.seconds / 4)
+    if training.seconds is not None and settled:
+        state = _keep_budget(training.seconds, plan, run, state, used, pace.epoch_seconds)
     saved = replace(state, seconds=used)
     save_checkpoint(run.folder / LATEST, learner.tensors(), saved.to_json())
     write_log(run.folder / "log.jsonl", state.history)
@@ -262,8 +200,6 @@ def _keep_budget(
 ) -> State:
     """Re-count the epochs where the planned number would miss the budget."""
     step = epoch_seconds / plan.training.steps_per_epoch
-    if state.done < SETTLED_EPOCHS and used < budget / 4:
-        return state  # the first epochs pay for starting up and would mislead
     # A forward pass takes about a third of a training step.
     reserve = 3 + 0.4 * run.patches_after * step / plan.sampling.batch_size
     epochs = epochs_within(budget, used, epoch_seconds, reserve, state.done, state.epochs)
@@ -275,8 +211,10 @@ def _keep_budget(
     return replace(state, epochs=epochs)
 
 
-def _is_stale(state: State, plan: Plan) -> bool:
-    """Has the training loss not fallen for as long as the plan waits?"""
+def _is_finished(state: State, plan: Plan) -> bool:
+    """Are all epochs done, or has the training loss not fallen for as long as the plan waits?"""
+    if state.done >= state.epochs:
+        return True
     wait = plan.training.early_stopping_epochs
     return wait is not None and state.done > 0 and state.done - 1 - state.best_epoch >= wait
 

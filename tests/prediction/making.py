@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from autoseg.checkpoint import save_checkpoint
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import Plan
 from autoseg.prediction.model import FINAL, Model
-from autoseg.training.checkpoint import save_checkpoint
 
 
 class Pointwise(nn.Module):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoseg.checkpoint import save_checkpoint
 from autoseg.errors import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.prediction.model import FINAL, load_model, trained_folds
-from autoseg.training.checkpoint import save_checkpoint
 from tests.making import tiny_plan
 from tests.prediction.making import save_model
 

@@ -12,7 +12,8 @@ import torch
 from autoseg.dataset.splits import Split
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import CaseStore
-from autoseg.training.train import Run, State, train
+from autoseg.training.state import State
+from autoseg.training.train import Run, train
 from tests.making import tiny_plan, tiny_store
 
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))

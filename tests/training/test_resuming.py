@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.errors import AutosegError
 from autoseg.training import train as module
-from autoseg.training.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.training.train import BEST, FINAL, LATEST
 from tests.training.making import log_of, start, store_of, training_plan
 

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.checkpoint import load_checkpoint
 from autoseg.dataset.splits import Split
 from autoseg.errors import RunError
 from autoseg.training import train as module
-from autoseg.training.checkpoint import load_checkpoint
 from autoseg.training.history import Epoch, draw_progress, write_log
 from autoseg.training.schedule import PlateauState
-from autoseg.training.train import BEST, FINAL, LATEST, State
+from autoseg.training.state import State
+from autoseg.training.train import BEST, FINAL, LATEST
 from tests.making import store_case
 from tests.training.making import SPLIT, log_of, start, store_of, training_plan
 

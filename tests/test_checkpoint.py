@@ -4,10 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from autoseg.errors import AutosegError
-from autoseg.networks.build import build_network
-from autoseg.training import checkpoint
-from autoseg.training.checkpoint import (
+from autoseg import checkpoint
+from autoseg.checkpoint import (
     load_checkpoint,
     load_optimizer,
     load_weights,
@@ -16,6 +14,8 @@ from autoseg.training.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from autoseg.errors import AutosegError
+from autoseg.networks.build import build_network
 from autoseg.training.learner import build_optimizer
 from tests.making import tiny_plan
 
