@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 GEOMETRY_TOLERANCE_MM = 1e-2
+DIRECTION_TOLERANCE = 1e-3  # of the products of direction cosines
+
+
+class VoxelError(DataError):
+    """A file that can be read holds values that a scan or a label map cannot have."""
 
 
 @dataclass(frozen=True)
@@ -90,35 +95,38 @@ def read_image(paths: Sequence[Path]) -> Image:
     A single 4D file is read as its channels. All channels must lie on the same grid.
 
     Raises:
-        DataError: a file is missing, unreadable, not three-dimensional, holds NaN or infinity, or
-            the channels lie on different grids.
+        DataError: a file is missing, unreadable, not three-dimensional, or the channels lie on
+            different grids; a VoxelError for NaN or infinity.
     """
     channels: list[NDArray[np.float32]] = []
     geometry: Geometry | None = None
     for path in paths:
-        array, found = _read(path)
+        values, found = _read(path)
         if geometry is not None and (wrong := geometry.differences(found)):
             raise DataError(
                 f"{path}: not on the grid of {paths[0].name}: {', '.join(wrong)}; "
                 "resample the channels onto one grid"
             )
         geometry = geometry or found
-        values = array.astype(np.float32, copy=False)
+        values = values.astype(np.float32, copy=False)
         if not np.isfinite(values).all():
-            raise DataError(
+            raise VoxelError(
                 f"{path}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite; "
                 "replace them, for example by the value of air"
             )
         channels.extend(values)
     assert geometry is not None, "a scan has at least one channel"
-    return Image(np.stack(channels), geometry)
+    # One channel stays a view: turning a large scan's memory round takes longer than reading it.
+    array = channels[0][np.newaxis] if len(channels) == 1 else np.stack(channels)
+    return Image(array, geometry)
 
 
 def read_label(path: Path) -> tuple[NDArray[np.integer[Any]], Geometry]:
     """Read a label map as integers of shape (x, y, z), with its grid.
 
     Raises:
-        DataError: as `read_image`, or a value that is not a whole number from 0 to 65535.
+        DataError: as `read_image`; a VoxelError for a value that is not a whole number from 0 to
+            65535.
     """
     array, geometry = _read(path)
     if len(array) != 1:
@@ -126,14 +134,19 @@ def read_label(path: Path) -> tuple[NDArray[np.integer[Any]], Geometry]:
     values = array[0]
     if not np.issubdtype(values.dtype, np.integer):
         if not np.isfinite(values).all():
-            raise DataError(f"{path}: the label map holds NaN or infinite values")
+            raise VoxelError(f"{path}: the label map holds NaN or infinite values")
         whole = np.rint(values)
         if not np.array_equal(whole, values):
-            odd = values[whole != values].flat[0]
-            raise DataError(f"{path}: {odd:g} is not a label; labels are whole numbers")
+            odd = values[whole != values]
+            raise VoxelError(
+                f"{path}: {odd.size} voxels are not whole numbers, such as {odd.flat[0]:g}, "
+                "which is not a label: resample label maps by nearest neighbour"
+            )
         values = whole
     if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to 65535")
+        raise VoxelError(
+            f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to 65535"
+        )
     dtype = np.uint8 if values.max() < 256 else np.uint16
     return cast("NDArray[np.integer[Any]]", values.astype(dtype)), geometry
 
@@ -171,13 +184,14 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
     """Read a file or a DICOM folder as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
+    from autoseg.dicom import read_series
     from autoseg.nifti import check_nifti  # it needs this module's endings
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     _must_exist(path)
     check_nifti(path)
     try:
-        picture = _read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+        picture = read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
     array = sitk.GetArrayFromImage(picture)
@@ -189,7 +203,7 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
         raise DataError(
             f"{path}: has {picture.GetDimension()} dimensions; a scan has 3 (or 4 with channels)"
         )
-    return np.ascontiguousarray(array.transpose(0, 3, 2, 1)), _geometry(picture, path)
+    return array.transpose(0, 3, 2, 1), _geometry(picture, path)
 
 
 def _must_exist(path: Path) -> None:
@@ -199,39 +213,33 @@ def _must_exist(path: Path) -> None:
         raise DataError(f"{path}: unknown ending; known are {', '.join(ENDINGS)}")
 
 
-def _read_series(folder: Path) -> Any:
-    """Read the one DICOM series of a folder, its slices in the order of their positions."""
-    import SimpleITK as sitk
-
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise DataError(f"{folder}: holds {len(series)} DICOM series; give a folder with one")
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(names)
-    return reader.Execute()
-
-
 def _geometry(picture: sitk.Image | sitk.ImageFileReader, path: Path) -> Geometry:
     dimensions = picture.GetDimension()
     direction = np.reshape(picture.GetDirection(), (dimensions, dimensions))
     if dimensions not in (3, 4):
         raise DataError(f"{path}: has {dimensions} dimensions; a scan has 3 (or 4 with channels)")
+    upright = direction[:3, :3]
+    if np.abs(upright @ upright.T - np.eye(3)).max() > DIRECTION_TOLERANCE:
+        raise _sheared(path)
     sizes, spacing = picture.GetSize()[:3], picture.GetSpacing()[:3]
     return Geometry(
         size=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         origin_mm=tuple(picture.GetOrigin()[:3]),
-        direction=tuple(float(value) for value in direction[:3, :3].ravel()),
+        direction=tuple(float(value) for value in upright.ravel()),
+    )
+
+
+def _sheared(path: Path) -> DataError:
+    return DataError(
+        f"{path}: its direction matrix is sheared (not orthonormal), which ITK "
+        "refuses; write a rigid sform/qform, or resample it onto an orthonormal grid"
     )
 
 
 def _unreadable(path: Path, error: RuntimeError) -> DataError:
     text = str(error)
     if "orthonormal" in text:
-        return DataError(
-            f"{path}: its direction matrix is sheared (not orthonormal), which ITK "
-            "refuses; write a rigid sform/qform, or resample it onto an orthonormal grid"
-        )
+        return _sheared(path)
     reason = text.strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
     return DataError(f"{path}: cannot be read ({reason}); it may be truncated: copy it anew")

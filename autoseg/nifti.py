@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
-from autoseg.image import ending_of
+from autoseg.image import VoxelError, ending_of
 
 FLOAT_TYPES = {"16": "f4", "64": "f8"}  # NIfTI's code -> NumPy's
 HEADER_SIZES = (348, 540)  # NIfTI-1, NIfTI-2; the first number in the file
@@ -39,7 +39,7 @@ def check_nifti(path: Path) -> None:
     unpacked and looked at, chunk by chunk. Other files, and what ITK itself refuses, pass.
 
     Raises:
-        DataError: the file is truncated, or holds NaN or infinity.
+        DataError: the file is truncated; a VoxelError if it holds NaN or infinity.
     """
     if ending_of(path) not in (".nii", ".nii.gz") or not path.is_file():
         return
@@ -50,7 +50,7 @@ def check_nifti(path: Path) -> None:
     if end < layout.end:
         raise DataError(f"{path}: cannot be read (its end is missing): copy it anew")
     if bad:
-        raise DataError(
+        raise VoxelError(
             f"{path}: {bad} voxels are NaN or infinite; replace them, "
             "for example by the value of air"
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autoseg.errors import DataError
 from autoseg.image import (
     Geometry,
+    VoxelError,
     ending_of,
     read_geometry,
     read_image,
@@ -132,10 +133,22 @@ def test_voxels_that_are_not_finite_are_counted(tmp_path: Path, bad: float) -> N
     array = some_array(np.float32)
     array[0, 0, :2] = bad
     write_scan(tmp_path / "a.nrrd", array)
-    with pytest.raises(DataError, match="2 voxels are NaN or infinite"):
+    with pytest.raises(VoxelError, match="2 voxels are NaN or infinite"):
         read_image([tmp_path / "a.nrrd"])
-    with pytest.raises(DataError, match="NaN or infinite"):
+    with pytest.raises(VoxelError, match="NaN or infinite"):
         read_label(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("tilt", [0.0005, 0.2])
+def test_a_sheared_grid_is_told_in_every_format(tmp_path: Path, tilt: float) -> None:
+    path = tmp_path / "a.nrrd"
+    write_scan(path, some_array(), direction=(1, 0, 0, 0, 1, tilt, 0, 0, (1 - tilt**2) ** 0.5))
+    if tilt < 0.001:
+        assert read_geometry(path).direction[5] == pytest.approx(tilt)
+        return
+    for read in (lambda: read_image([path]), lambda: read_label(path), lambda: read_geometry(path)):
+        with pytest.raises(DataError, match="sheared"):
+            read()
 
 
 def test_two_dimensions_are_refused(tmp_path: Path) -> None:
@@ -150,13 +163,17 @@ def test_two_dimensions_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [(0.5, "0.5 is not a label"), (-1.0, "labels -1 to 104"), (70000.0, "allowed: 0 to 65535")],
+    [
+        (0.5, "1 voxels are not whole numbers, such as 0.5, which is not a label"),
+        (-1.0, "labels -1 to 104"),
+        (70000.0, "allowed: 0 to 65535"),
+    ],
 )
 def test_what_is_no_label_is_told(tmp_path: Path, value: float, told: str) -> None:
     array = some_array(np.float32)
     array[0, 0, 0] = value
     write_scan(tmp_path / "a.nii.gz", array)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(VoxelError, match=told):
         read_label(tmp_path / "a.nii.gz")
 
 
@@ -186,40 +203,6 @@ def test_missing_and_unknown_files_are_told(tmp_path: Path) -> None:
         read_image([tmp_path / "a.png"])
     with pytest.raises(DataError, match="holds 0 DICOM series"):
         read_image([tmp_path])
-
-
-def test_a_dicom_folder_is_read_in_the_order_of_its_positions(tmp_path: Path) -> None:
-    array = some_array()
-    write_series(tmp_path, array)
-    image = read_image([tmp_path])
-    assert (image.array[0] == array).all()
-    assert image.geometry.spacing_mm == pytest.approx((0.7, 1.25, 3.0))
-    assert image.geometry.origin_mm == pytest.approx((1.0, 2.0, 30.0))
-
-
-def write_series(folder: Path, array: NDArray[np.int16]) -> None:
-    """Write a CT series whose file names run against its positions."""
-    import SimpleITK as sitk
-
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for z in range(array.shape[2]):
-        slice_ = sitk.GetImageFromArray(np.ascontiguousarray(array[:, :, z].T))
-        slice_.SetSpacing((0.7, 1.25))
-        for tag, value in {
-            "0008|0060": "CT",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
-            "0008|0018": f"1.2.3.{z + 1}",
-            "0020|000d": "1.2.4",
-            "0020|000e": "1.2.5",
-            "0020|0032": f"1\\2\\{30 + 3 * z}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0020|0013": str(z + 1),
-            "0018|0050": "3",
-        }.items():
-            slice_.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{100 - z}.dcm"))
-        writer.Execute(slice_)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,23 @@ def make_parser() -> argparse.ArgumentParser:
         help="replace one plan value, as in --set sampling.batch_size=4; may be repeated",
     )
     parser.add_argument(
-        "--no-reference", action="store_true", help="ignore the reference plan of the task's name"
+        "--config",
+        choices=["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"],
+        help="configuration to plan (default: the recommended one); another than that becomes the "
+        "plan NAME-CONFIG",
+    )
+    references = parser.add_mutually_exclusive_group()
+    references.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="take this reference plan, as in Task001_COVID.no_augmentation (default: the one of "
+        "the task's name, if there is one)",
+    )
+    references.add_argument("--no-reference", action="store_true", help="plan by the rules alone")
+    parser.add_argument(
+        "--skip-bad-cases",
+        action="store_true",
+        help="go on without the cases that have errors; training leaves them out, too",
     )
     parser.add_argument(
         "--explain", action="store_true", help="print every value with its rule and evidence"
@@ -81,26 +97,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from autoseg.dataset.task import find_task
+    from autoseg.dataset.task import find_task, without
     from autoseg.planning.budget import parse_seconds
-    from autoseg.planning.compose import Wishes
+    from autoseg.planning.compose import Wishes, other_configurations
+    from autoseg.planning.explain import citations
     from autoseg.progress import say
     from autoseg.workspace import Workspace
 
     workspace = Workspace.find(arguments.workspace)
     seconds = parse_seconds(arguments.time_budget) if arguments.time_budget else None
     task, problems = find_task(workspace.find_task_folder(arguments.task))
-    fingerprint = _survey(workspace, task, problems, arguments)
+    fingerprint, skipped = _survey(workspace, task, problems, arguments)
     if fingerprint is None:
         return common.DONE
+    task = without(task, skipped)
     wishes = Wishes(
         name=arguments.name,
+        configuration=arguments.config,
         planner=arguments.planner,
         memory_gb=arguments.memory,
-        reference=not arguments.no_reference,
+        use_reference=not arguments.no_reference,
+        reference=arguments.reference,
         overrides=arguments.overrides,
         settings=tuple(arguments.settings),
         seconds=seconds,
+        regions_class_order=task.regions_class_order,
+        skipped_cases=skipped,
     )
     plan = _compose(task, fingerprint, wishes, arguments)
     folder = workspace.preprocessed(task.name, plan.name)
@@ -110,15 +132,28 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         _explain(plan)
     say(_in_short(plan))
+    if others := other_configurations(fingerprint, wishes, plan):
+        option = "--no-reference --config NAME" if citations(plan) else "--config NAME"
+        say(f"by the rules also possible, with {option}: {'; '.join(others)}")
     print(folder / "plan.json")
     return common.DONE
 
 
 def _survey(
     workspace: Workspace, task: Task, problems: list[Problem], arguments: argparse.Namespace
-) -> Fingerprint | None:
-    """Verify and measure in one pass; None if that was all the user asked for."""
-    from autoseg.dataset.verify import Verification, problems_table, write_verification
+) -> tuple[Fingerprint | None, tuple[str, ...]]:
+    """Verify and measure in one pass.
+
+    Returns:
+        the fingerprint, None if the user asked for no more than verification; and the names of the
+        bad cases to go on without.
+    """
+    from autoseg.dataset.verify import (
+        Verification,
+        errors_by_case,
+        problems_table,
+        write_verification,
+    )
     from autoseg.fingerprint import survey
     from autoseg.progress import say
 
@@ -131,8 +166,16 @@ def _survey(
         print(problems_table(problems), file=sys.stderr)
     counts = f"{len(verification.errors)} errors, {len(verification.warnings)} warnings"
     say(f"{task.name}: {len(task.cases)} cases, {counts}")
-    verification.raise_errors(task.name)
-    return None if arguments.verify_only else fingerprint
+    if arguments.verify_only or not arguments.skip_bad_cases:
+        verification.raise_errors(task.name)
+        return None if arguments.verify_only else fingerprint, ()
+    bad = errors_by_case(problems)
+    Verification.of(bad.pop("", ())).raise_errors(task.name)  # of no case: nothing to skip
+    if not fingerprint.cases:
+        verification.raise_errors(task.name)
+    if bad:
+        say(f"going on without {len(bad)} of the cases, which have errors: {', '.join(bad)}")
+    return fingerprint, tuple(bad)
 
 
 def _split(task: Task, plan: Plan, folder: Path) -> None:
@@ -189,9 +232,10 @@ def _in_short(plan: Plan) -> str:
     """The plan in one line."""
     patch = " x ".join(str(size) for size in plan.sampling.patch_size)
     spacing = " x ".join(f"{value:.3g}" for value in plan.target_spacing_mm)
+    grid = f"{spacing} mm" if plan.resamples else "each scan's own voxel size"
     steps = plan.training.epochs * plan.training.steps_per_epoch
     return (
-        f"plan {plan.name} ({plan.id}): {spacing} mm, patches of {patch}, batch "
+        f"plan {plan.name} ({plan.id}): {grid}, patches of {patch}, batch "
         f"{plan.sampling.batch_size}, {'-'.join(map(str, plan.network.features))} feature maps, "
         f"{plan.training.epochs} epochs, {steps} steps"
     )

@@ -7,11 +7,12 @@ shares (`modality`, `labels` from value to name, a `training` list), and nnU-Net
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import DataError
+from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json
 from autoseg.image import stem_of
 
@@ -46,6 +47,7 @@ class Declaration:
         ignore_label: value of voxels that nobody annotated.
         regions_class_order: the value that each foreground region paints, in painting order.
         groups: case -> patient.
+        group_pattern: regular expression that finds the patient in a case's name, if any.
         listed: the cases by name, or None where the folders decide.
         case_count: the declared number of training cases, if any.
     """
@@ -56,6 +58,7 @@ class Declaration:
     ignore_label: int | None
     regions_class_order: tuple[int, ...] | None
     groups: dict[str, str]
+    group_pattern: str | None
     listed: tuple[ListedCase, ...] | None
     case_count: int | None
     licence: str | None
@@ -70,20 +73,35 @@ def read_declaration(folder: Path) -> Declaration:
         DataError: a field is missing, has the wrong type, or contradicts another.
     """
     path = folder / FILE_NAME
-    fields = read_json(path)
+    if not path.exists():
+        raise AutosegError(
+            f"{path} is missing; write it with channel_names and labels, beside imagesTr and "
+            "labelsTr (or give each case a folder with imaging.nii.gz and segmentation.nii.gz)"
+        )
+    return declaration_of(read_json(path), path)
+
+
+def declaration_of(fields: Any, path: Path) -> Declaration:
+    """Check the content of a `dataset.json`; `path` is named in messages.
+
+    Raises:
+        DataError: as `read_declaration`.
+    """
     if not isinstance(fields, dict):
         raise DataError(f"{path}: holds {_kind(fields)}; it must be an object with named fields")
     labels = _labels(fields, path)
     ignore_label = _take_ignore_label(labels, path)
     _check_labels(labels, ignore_label, path)
     count = fields.get("numTraining")
+    pattern = _group_pattern(fields, path)
     return Declaration(
         path=path,
         channels=_channels(fields, path),
         labels=_in_order(labels),
         ignore_label=ignore_label,
         regions_class_order=_regions_class_order(fields, labels, path),
-        groups=_groups(fields, path),
+        groups=_groups(fields, path) if pattern is None else {},
+        group_pattern=pattern,
         listed=_listed(fields, path),
         case_count=count if _is_whole(count) else None,
         licence=_text(fields, ("licence", "license"), path),
@@ -201,10 +219,27 @@ def _regions_class_order(
     return tuple(order)
 
 
+def _group_pattern(fields: dict[str, Any], path: Path) -> str | None:
+    declared = fields.get("groups")
+    if not isinstance(declared, dict) or set(declared) != {"pattern"}:
+        return None
+    pattern = declared["pattern"]
+    if not isinstance(pattern, str):  # the cases of a patient called "pattern"
+        return None
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise DataError(
+            f'{path}: "groups" has the pattern {pattern!r}, which is no regular expression: {error}'
+        ) from error
+    return pattern
+
+
 def _groups(fields: dict[str, Any], path: Path) -> dict[str, str]:
     declared = fields.get("groups", {})
     wrong = DataError(
-        f'{path}: "groups" must map each case to its patient, or each patient to a list of cases; '
+        f'{path}: "groups" must map each case to its patient, or each patient to a list of cases, '
+        f'or be {{"pattern": REGULAR_EXPRESSION}}; '
         f"found {_short(declared)}"
     )
     if not isinstance(declared, dict):

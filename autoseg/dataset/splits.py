@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from autoseg.dataset.stratification import Classes, Unit, stratified
 from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json, write_json
 from autoseg.progress import say
@@ -31,6 +32,7 @@ def make_splits(
     folds: int = 5,
     seed: int = 12345,
     groups: Mapping[str, str] | None = None,
+    classes: Classes | None = None,
 ) -> tuple[Split, ...]:
     """Divide cases into folds for cross-validation, each case validating once.
 
@@ -39,11 +41,18 @@ def make_splits(
     groups, all cases of a patient fall into the same fold, the largest patients first, each into
     the fold that has the fewest cases.
 
+    With classes, patients are then exchanged between folds, as few as it takes, until every fold
+    validates every class that enough patients have (`stratified`). Nothing changes where that is so
+    already, as it is where every case has every class.
+
+    With as many folds as patients this is leave-one-out.
+
     Args:
         cases: names of the cases.
         folds: number of folds, at least 2.
         seed: seed of the shuffle.
         groups: case -> patient; a case that is not in it is a patient of its own.
+        classes: case -> names of the classes that occur in it.
 
     Raises:
         DataError: there are fewer patients than folds.
@@ -62,15 +71,18 @@ def make_splits(
     if groups:
         dealt = _deal_out([units[i] for i in order], folds)
     else:
-        dealt = [[units[i][0] for i in part] for part in np.array_split(order, folds)]
+        dealt = [[units[i] for i in part] for part in np.array_split(order, folds)]
+    if classes:
+        dealt = stratified(dealt, classes)
+    validation = [sorted(case for unit in fold for case in unit) for fold in dealt]
     everybody = {case for unit in units for case in unit}
     return tuple(
-        Split(train=tuple(sorted(everybody - set(fold))), validation=tuple(sorted(fold)))
-        for fold in dealt
+        Split(train=tuple(sorted(everybody - set(fold))), validation=tuple(fold))
+        for fold in validation
     )
 
 
-def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[tuple[str, ...]]:
+def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[Unit]:
     """The cases patient by patient, sorted; a case without a group is a patient of its own."""
     together: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
     for case in cases:
@@ -78,11 +90,11 @@ def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[tuple[str,
     return sorted(tuple(sorted(names)) for names in together.values())
 
 
-def _deal_out(units: Sequence[tuple[str, ...]], folds: int) -> list[list[str]]:
+def _deal_out(units: Sequence[Unit], folds: int) -> list[list[Unit]]:
     """Give patient after patient, the largest first, to the fold with the fewest cases."""
-    dealt: list[list[str]] = [[] for _ in range(folds)]
+    dealt: list[list[Unit]] = [[] for _ in range(folds)]
     for unit in sorted(units, key=len, reverse=True):
-        min(dealt, key=len).extend(unit)
+        min(dealt, key=lambda fold: sum(map(len, fold))).append(unit)
     return dealt
 
 
@@ -143,6 +155,7 @@ def load_or_make_splits(
     folds: int = 5,
     seed: int = 12345,
     groups: Mapping[str, str] | None = None,
+    classes: Classes | None = None,
 ) -> tuple[Split, ...]:
     """The splits to use: those in `folder/splits.json`, else the user's, else new ones.
 
@@ -161,7 +174,7 @@ def load_or_make_splits(
     ]
     path = next((path for path in candidates if path.exists()), None)
     if path is None:
-        splits = make_splits(cases, folds, seed, groups)
+        splits = make_splits(cases, folds, seed, groups, classes)
     else:
         splits = read_splits(path, cases)
         _tell_left_out(path, splits, cases)
@@ -176,6 +189,7 @@ def remake_splits(
     groups: Mapping[str, str],
     earlier: tuple[int, int],
     wanted: tuple[int, int],
+    classes: Classes | None = None,
 ) -> None:
     """Make `folder/splits.json` anew if an earlier plan made it; the user's own splits stay.
 
@@ -185,17 +199,18 @@ def remake_splits(
         groups: case -> patient.
         earlier: folds and seed of the earlier plan.
         wanted: folds and seed of the new one.
+        classes: case -> names of the classes that occur in it.
 
     Raises:
         DataError: there are fewer patients than folds.
     """
     kept = folder / FILE_NAME
     try:
-        theirs = read_splits(kept, cases) != make_splits(cases, *earlier, groups)
+        theirs = read_splits(kept, cases) != make_splits(cases, *earlier, groups, classes)
     except AutosegError:  # missing, damaged, or of other cases
         return
     if not theirs:
-        write_splits(kept, make_splits(cases, *wanted, groups))
+        write_splits(kept, make_splits(cases, *wanted, groups, classes))
 
 
 def _tell_left_out(path: Path, splits: Iterable[Split], cases: Iterable[str]) -> None:

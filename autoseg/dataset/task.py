@@ -1,30 +1,19 @@
-"""A raw task: a folder with `dataset.json`, scans and label maps."""
+"""A raw task: a folder with scans and label maps, described by a `dataset.json`."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.dataset.declaration import Declaration, ListedCase, read_declaration
-from autoseg.dataset.verify import Problem, Verification, shown
-from autoseg.errors import DataError
-from autoseg.image import ENDINGS, ending_of, stem_of
+from autoseg.dataset.case import Case
+from autoseg.dataset.case_folders import declare_case_folders, find_case_folders, in_case_folders
+from autoseg.dataset.declaration import Declaration, read_declaration
+from autoseg.dataset.layouts import find_cases
+from autoseg.dataset.verify import Problem, Verification
 
-IMAGES, LABELS = "imagesTr", "labelsTr"
-CHANNEL_NUMBER = re.compile(r"_(\d{4})$")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan and its label map; `images` is one file per channel, or one file with all."""
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path
+__all__ = ["Case", "Task", "find_task", "read_task", "without"]
 
 
 @dataclass(frozen=True)
@@ -61,30 +50,50 @@ class Task:
         return values if self.ignore_label is None else values | {self.ignore_label}
 
 
-def read_task(folder: Path) -> Task:
+def read_task(
+    folder: Path,
+    labels: Mapping[str, Sequence[int]] | None = None,
+    skip: Collection[str] = (),
+) -> Task:
     """Read a task whose files are all there.
+
+    Args:
+        folder: the task's.
+        labels: as for `find_task`.
+        skip: cases to leave out, with whatever is wrong with them.
 
     Raises:
         AutosegError: `dataset.json` is missing or not JSON.
         DataError: `dataset.json` is wrong, or files are missing (the first ten are named).
     """
-    task, problems = find_task(folder)
-    Verification.of(problems).raise_errors(task.name)
-    return task
+    task, problems = find_task(folder, labels)
+    Verification.of(p for p in problems if p.case not in skip).raise_errors(task.name)
+    return without(task, skip)
 
 
-def find_task(folder: Path) -> tuple[Task, list[Problem]]:
+def find_task(
+    folder: Path, labels: Mapping[str, Sequence[int]] | None = None
+) -> tuple[Task, list[Problem]]:
     """Read a task with the cases whose files are all there, and tell what is wrong with the rest.
+
+    Args:
+        folder: the task's.
+        labels: name -> values, background included, where nothing declares any (as a plan knows
+            them); without them such a task's label maps are read to find out.
 
     Raises:
         AutosegError: `dataset.json` is missing or not JSON.
         DataError: `dataset.json` is wrong, or there is no case at all.
     """
     folder = folder.resolve()
-    declared = read_declaration(folder)
-    cases, problems = find_cases(folder, declared)
-    known = {case.name for case in cases}
-    problems += _unknown_in_groups(declared, known | {problem.case for problem in problems})
+    if in_case_folders(folder):
+        declared, odd = declare_case_folders(folder, labels)
+        cases, problems = find_case_folders(folder, len(declared.channels))
+        problems = [*odd, *problems]
+    else:
+        declared = read_declaration(folder)
+        cases, problems = find_cases(folder, declared)
+    groups, unmatched = _groups(declared, cases, problems)
     task = Task(
         name=folder.name,
         folder=folder,
@@ -93,140 +102,48 @@ def find_task(folder: Path) -> tuple[Task, list[Problem]]:
         ignore_label=declared.ignore_label,
         regions_class_order=declared.regions_class_order,
         cases=cases,
-        groups={case: who for case, who in sorted(declared.groups.items()) if case in known},
+        groups=groups,
         licence=declared.licence,
         description=declared.description,
     )
-    return task, problems
+    return task, [*problems, *unmatched]
 
 
-def find_cases(folder: Path, declared: Declaration) -> tuple[tuple[Case, ...], list[Problem]]:
-    """The cases whose files are all there, sorted by name, and what is wrong with the others.
-
-    Raises:
-        DataError: there is no case at all.
-    """
-    if declared.listed is None:
-        cases, problems = _cases_in_folders(folder, len(declared.channels))
-    else:
-        cases, problems = _listed_cases(folder, declared.listed, len(declared.channels))
-    if not cases and not problems:
-        raise DataError(
-            f"{declared.path}: no cases; expected {IMAGES}/CASE_0000.nii.gz and "
-            f"{LABELS}/CASE.nii.gz beside it (endings: {', '.join(ENDINGS)})"
-        )
-    if not problems and declared.case_count not in (None, len(cases)):
-        message = f"dataset.json declares numTraining {declared.case_count}; found {len(cases)}"
-        problems.append(Problem("", declared.path.name, "count", "warning", message))
-    return tuple(sorted(cases, key=lambda case: case.name)), problems
+def without(task: Task, names: Collection[str]) -> Task:
+    """The task without the cases of these names; names that it does not have change nothing."""
+    return replace(
+        task,
+        cases=tuple(case for case in task.cases if case.name not in names),
+        groups={case: who for case, who in task.groups.items() if case not in names},
+    )
 
 
-def _unknown_in_groups(declared: Declaration, known: set[str]) -> list[Problem]:
-    return [
-        Problem(case, declared.path.name, "groups", "error", 'is in "groups", but is not a case')
-        for case in sorted(set(declared.groups) - known)
+def _groups(
+    declared: Declaration, cases: Sequence[Case], problems: Sequence[Problem]
+) -> tuple[dict[str, str], list[Problem]]:
+    """Case -> patient, and what in "groups" fits no case."""
+    names = [case.name for case in cases]
+    if declared.group_pattern is not None:
+        return _groups_by_pattern(declared, declared.group_pattern, names)
+    known = {*names, *(problem.case for problem in problems)}
+    unknown = sorted(set(declared.groups) - known)
+    return {name: declared.groups[name] for name in names if name in declared.groups}, [
+        Problem(name, declared.path.name, "groups", "error", 'is in "groups", but is not a case')
+        for name in unknown
     ]
 
 
-def _listed_cases(
-    folder: Path, listed: tuple[ListedCase, ...], channels: int
-) -> tuple[list[Case], list[Problem]]:
-    cases: list[Case] = []
-    problems: list[Problem] = []
-    times = Counter(entry.name for entry in listed)
-    for entry in listed:
-        images = tuple(_resolve(folder, image) for image in entry.images)
-        if entry.expand:
-            images = _expand(images[0], channels)
-        case = Case(entry.name, images, _resolve(folder, entry.label))
-        missing = _missing(case, folder)
-        problems += missing
-        if not missing and times[case.name] == 1:
-            cases.append(case)
-    problems += [
-        Problem(name, "", "listed twice", "error", f"dataset.json lists it {count} times")
-        for name, count in times.items()
-        if count > 1
-    ]
-    return cases, problems
-
-
-def _resolve(folder: Path, written: str) -> Path:
-    return folder / os.path.expandvars(written)
-
-
-def _expand(image: Path, channels: int) -> tuple[Path, ...]:
-    """The files of a Decathlon image: itself, or CASE_0000, CASE_0001, ... beside it."""
-    stem, ending = stem_of(image), ending_of(image)
-    if not stem.endswith("_0000"):
-        first = image.with_name(f"{stem}_0000{ending}")
-        if image.exists() or not first.exists():
-            return (image,)
-    name = stem.removesuffix("_0000")
-    return tuple(image.with_name(f"{name}_{i:04d}{ending}") for i in range(channels))
-
-
-def _missing(case: Case, folder: Path) -> list[Problem]:
-    kinds = [*((image, "image") for image in case.images), (case.label, "label")]
-    return [
-        _missing_file(case.name, kind, shown(path, folder))
-        for path, kind in kinds
-        if not path.exists()
-    ]
-
-
-def _missing_file(case: str, kind: str, file: str) -> Problem:
-    return Problem(case, file, f"missing {kind}", "error", f"{file} is missing")
-
-
-def _cases_in_folders(folder: Path, channels: int) -> tuple[list[Case], list[Problem]]:
-    """Pair imagesTr/CASE_XXXX with labelsTr/CASE; the endings may differ from file to file."""
-    images, labels = _by_stem(folder / IMAGES), _by_stem(folder / LABELS)
-    problems = [*_ambiguous(images, folder), *_ambiguous(labels, folder)]
-    cases = []
-    used: set[str] = set()
-    for name, label in labels.items():
-        stems = [name] if name in images else [f"{name}_{i:04d}" for i in range(channels)]
-        used.update(stems)
-        missing = [stem for stem in stems if stem not in images]
-        problems += [_missing_file(name, "image", f"{IMAGES}/{stem}.*") for stem in missing]
-        if not missing and all(len(files) == 1 for files in (label, *(images[s] for s in stems))):
-            cases.append(Case(name, tuple(images[stem][0] for stem in stems), label[0]))
-    problems += _without_label(images.keys() - used, set(labels), channels)
-    return cases, sorted(problems, key=lambda problem: (problem.case, problem.file))
-
-
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    """The scans in a folder by stem; a folder in it may be a DICOM series."""
-    found: defaultdict[str, list[Path]] = defaultdict(list)
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in paths:
-        if not path.name.startswith(".") and (path.is_dir() or ending_of(path)):
-            found[path.name if path.is_dir() else stem_of(path)].append(path)
-    return dict(found)
-
-
-def _ambiguous(found: dict[str, list[Path]], folder: Path) -> list[Problem]:
-    return [
-        Problem(
-            case=CHANNEL_NUMBER.sub("", stem),
-            file=shown(paths[0], folder),
-            kind="ambiguous",
-            severity="error",
-            message=f"{' and '.join(path.name for path in paths)} stand for the same; keep one",
-        )
-        for stem, paths in found.items()
-        if len(paths) > 1
-    ]
-
-
-def _without_label(stems: Iterable[str], labelled: set[str], channels: int) -> list[Problem]:
-    problems = {}
-    for stem in sorted(stems):
-        name = CHANNEL_NUMBER.sub("", stem)
-        if name in labelled:
-            message = f"{IMAGES}/{stem}.* is a channel beyond the {channels} in dataset.json"
-            problems[stem] = Problem(name, f"{IMAGES}/{stem}", "channels", "error", message)
-        else:
-            problems[name] = _missing_file(name, "label", f"{LABELS}/{name}.*")
-    return list(problems.values())
+def _groups_by_pattern(
+    declared: Declaration, pattern: str, names: Sequence[str]
+) -> tuple[dict[str, str], list[Problem]]:
+    """The patient is what the pattern matches in the name, or its first group."""
+    found = {name: re.search(pattern, name) for name in names}
+    groups = {
+        name: (match[1] if match.re.groups else None) or match[0]
+        for name, match in found.items()
+        if match
+    }
+    if groups or not names:
+        return groups, []
+    message = f'the pattern {pattern!r} in "groups" fits no case\'s name, as {names[0]}; correct it'
+    return {}, [Problem("", declared.path.name, "groups", "error", message)]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from autoseg.dataset.splits import patients
 from autoseg.errors import DataError
 from autoseg.files import write_json
 
 if TYPE_CHECKING:
-    from autoseg.dataset.task import Case, Task
+    from autoseg.dataset.case import Case
+    from autoseg.dataset.task import Task
     from autoseg.image import Geometry, Image
 
 MOST_NAMED = 10
@@ -69,6 +68,17 @@ class Verification:
         raise DataError(f"task {task} has {count}: {'; '.join(told[:MOST_NAMED])}{rest}")
 
 
+def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]]:
+    """The cases that cannot be used, sorted by name, each with its errors.
+
+    Errors that belong to no case are under "": nothing is mended by leaving cases out.
+    """
+    found: dict[str, list[Problem]] = {}
+    for problem in Verification.of(problems).errors:
+        found.setdefault(problem.case, []).append(problem)
+    return {case: tuple(found[case]) for case in sorted(found)}
+
+
 def shown(path: Path, folder: Path) -> str:
     """A path as problems show it: relative to the task's folder where it lies in there."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
@@ -107,65 +117,6 @@ def check_case(
         message = "nothing is labelled; check that this is meant"
         problems.append(Problem(case.name, label_file, "empty label map", "warning", message))
     return problems
-
-
-def check_task(
-    task: Task,
-    voxels: Mapping[str, Mapping[int, int]],
-    contents: Mapping[str, str],
-    folds: int = 5,
-) -> list[Problem]:
-    """Check a set as a whole; everything found here is a warning.
-
-    Args:
-        task: the data set.
-        voxels: case -> label value -> number of voxels, for the cases that can be used.
-        contents: case -> hash of its image.
-        folds: folds that cross-validation will want.
-    """
-    return [
-        *_too_few_for_folds(task, folds),
-        *_absent_labels(task, voxels),
-        *_duplicates(contents),
-    ]
-
-
-def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
-    count = len(patients([case.name for case in task.cases], task.groups))
-    if count >= folds:
-        return []
-    noun = "patients" if task.groups else "cases"
-    message = f"{count} {noun} for {folds} folds; choose fewer folds or write splits.json"
-    return [Problem("", "", "too few cases", "warning", message)]
-
-
-def _absent_labels(task: Task, voxels: Mapping[str, Mapping[int, int]]) -> list[Problem]:
-    if not voxels:
-        return []
-    there = {value for counts in voxels.values() for value in counts}
-    return [
-        Problem("", "", "absent label", "warning", f"no usable case has the label {name!r}")
-        for name, values in task.labels.items()
-        if not there.intersection(values)
-    ]
-
-
-def _duplicates(contents: Mapping[str, str]) -> list[Problem]:
-    same: defaultdict[str, list[str]] = defaultdict(list)
-    for case, content in contents.items():
-        same[content].append(case)
-    return [
-        Problem(
-            case=cases[0],
-            file="",
-            kind="duplicate image",
-            severity="warning",
-            message=f"the same image as {', '.join(cases[1:])}; keep one, or group them in "
-            "dataset.json, because copies in training and validation flatter the result",
-        )
-        for cases in same.values()
-        if len(cases) > 1
-    ]
 
 
 def problems_table(problems: Sequence[Problem]) -> str:

@@ -16,6 +16,7 @@ from autoseg.evaluation.evaluate import evaluate_case
 from autoseg.evaluation.summary import CaseScores, Summary
 from autoseg.files import locked
 from autoseg.parallel import in_parallel
+from autoseg.planning.executable import check_executable
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.model import load_model
@@ -70,7 +71,8 @@ def run_fold(job: FoldJob) -> Summary | None:
         RunError: training failed, or another process works on this fold.
     """
     plan = load_plan(job.plan_folder / "plan.json")
-    task = read_task(job.task)
+    check_executable(plan)
+    task = read_task(job.task, plan.labels, plan.skipped_cases)
     split = find_split(plan, task, job.plan_folder, job.fold)
     cases = {case.name: case for case in task.cases}
     with locked(job.folder / ".lock", f"fold {job.fold} of {task.name}"):

@@ -2,6 +2,7 @@
 
 from autoseg.fingerprint.figures import CaseFigures, ChannelFigures, Intensities
 from autoseg.fingerprint.fingerprint import Fingerprint
+from autoseg.fingerprint.labels import LabelFigures
 from autoseg.fingerprint.surveying import survey
 
-__all__ = ["CaseFigures", "ChannelFigures", "Fingerprint", "Intensities", "survey"]
+__all__ = ["CaseFigures", "ChannelFigures", "Fingerprint", "Intensities", "LabelFigures", "survey"]

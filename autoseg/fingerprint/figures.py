@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.dataset.scales import scale_of
+from autoseg.fingerprint.labels import LabelFigures, measure_labels
+from autoseg.fingerprint.rounding import rounded
 from autoseg.image import Image
 
-SIGNIFICANT_DIGITS = 6
 SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
 SAMPLE_SIZE = 500
 SAMPLE_FRACTIONS = tuple((i + 0.5) / SAMPLE_SIZE for i in range(SAMPLE_SIZE))
@@ -37,8 +39,15 @@ class Intensities:
 
 @dataclass(frozen=True)
 class ChannelFigures:
-    """One channel: all its voxels, and its foreground (None if the case has none)."""
+    """One channel.
 
+    Attributes:
+        scale: what its intensities can be: `hounsfield`, `0..255`, `0..1` or `other`.
+        image: all its voxels.
+        foreground: its labelled voxels; None if the case has none.
+    """
+
+    scale: str
     image: Intensities
     foreground: Intensities | None
 
@@ -49,12 +58,13 @@ class CaseFigures:
 
     Attributes:
         shape: voxels along x, y, z.
-        spacing_mm: along x, y, z, rounded to six significant digits.
+        spacing_mm: along x, y, z, exactly as the header has it.
         orientation: where the x, y and z axes point, as ITK names it; no rotation is "LPS".
         shape_after_crop: the box around all voxels that are not zero in every channel.
         channels: intensities, channel by channel.
         voxels: label value -> number of voxels.
-        content: SHA-256 of the image array (float32; channel, x, y, z).
+        labels: name -> volume, pieces and extent, for every label but the background.
+        content: SHA-256 of the image array (float32; z, y, x, channel).
     """
 
     shape: tuple[int, int, int]
@@ -63,6 +73,7 @@ class CaseFigures:
     shape_after_crop: tuple[int, int, int]
     channels: tuple[ChannelFigures, ...]
     voxels: dict[int, int]
+    labels: dict[str, LabelFigures]
     content: str
 
     def to_json(self) -> dict[str, Any]:
@@ -80,12 +91,14 @@ class CaseFigures:
             shape_after_crop=_three(values["shape_after_crop"]),
             channels=tuple(
                 ChannelFigures(
+                    scale=channel["scale"],
                     image=Intensities(**channel["image"]),
                     foreground=intensities_from_json(channel["foreground"]),
                 )
                 for channel in values["channels"]
             ),
             voxels={int(value): count for value, count in values["voxels"].items()},
+            labels={name: _label_from_json(label) for name, label in values["labels"].items()},
             content=values["content"],
         )
 
@@ -99,23 +112,25 @@ def intensities_from_json(values: dict[str, float] | None) -> Intensities | None
     return None if values is None else Intensities(**values)
 
 
+def _label_from_json(values: dict[str, Any]) -> LabelFigures:
+    extent = values["extent_mm"]
+    return LabelFigures(
+        volume_ml=values["volume_ml"],
+        components=values["components"],
+        extent_mm=None if extent is None else _three(extent),
+    )
+
+
 def _three(values: Sequence[Any]) -> tuple[Any, Any, Any]:
     x, y, z = values
     return x, y, z
-
-
-def count_labels(label: NDArray[np.integer[Any]]) -> dict[int, int]:
-    """Label value -> number of voxels, for the values that occur in a label map (x, y, z)."""
-    counts = np.zeros(int(label.max()) + 1, dtype=np.int64)
-    for plane in label:  # plane by plane: bincount copies what it counts as int64
-        counts += np.bincount(plane.ravel(), minlength=len(counts))
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
 def measure(
     image: Image,
     label: NDArray[np.integer[Any]],
     voxels: dict[int, int],
+    labels: Mapping[str, Sequence[int]],
     ignore_label: int | None,
 ) -> tuple[CaseFigures, tuple[Sample, ...]]:
     """Measure one case.
@@ -124,6 +139,7 @@ def measure(
         image: the scan.
         label: its label map of the same shape (x, y, z).
         voxels: what `count_labels` found.
+        labels: name -> values that it covers, background included.
         ignore_label: value that is no foreground although it is above zero.
 
     Returns:
@@ -135,31 +151,29 @@ def measure(
         foreground &= label != ignore_label
     channels, samples = [], []
     for channel in image.array:
-        inside = np.sort(channel[foreground])
+        inside = np.sort(channel.T[foreground.T])  # .T: in the order in which memory holds a file
         samples.append(_sample(inside))
+        intensities = channel.ravel(order="K")
+        whole = _summary(intensities, _partitioned(intensities))
         channels.append(
             ChannelFigures(
-                image=_summary(channel.ravel(), _partitioned(channel.ravel())),
+                scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
+                image=whole,
                 foreground=_summary(inside, inside) if inside.size else None,
             )
         )
     geometry = image.geometry
-    spacing_x, spacing_y, spacing_z = (rounded(mm) for mm in geometry.spacing_mm)
     figures = CaseFigures(
         shape=geometry.size,
-        spacing_mm=(spacing_x, spacing_y, spacing_z),
+        spacing_mm=geometry.spacing_mm,
         orientation=orientation_of(geometry.direction),
         shape_after_crop=shape_of_content(image.array),
         channels=tuple(channels),
         voxels=voxels,
-        content=hashlib.sha256(np.ascontiguousarray(image.array).data).hexdigest(),
+        labels=measure_labels(label, labels, geometry.spacing_mm),
+        content=hashlib.sha256(np.ascontiguousarray(image.array.T).data).hexdigest(),
     )
     return figures, tuple(samples)
-
-
-def rounded(value: float) -> float:
-    """Round to six significant digits, so that JSON stays the same."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
 def orientation_of(direction: Sequence[float]) -> str:

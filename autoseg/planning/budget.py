@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, inf, prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoseg.errors import PlanError
 from autoseg.planning.defaults import ANISOTROPY, Values
 from autoseg.planning.layers import Layer
+from autoseg.planning.part import Size3
 from autoseg.planning.plan import Plan
+from autoseg.planning.topology import pool_and_kernels
 from autoseg.progress import in_words, say
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 AIM = 0.95  # of the budget; the run itself corrects what the measurement missed
 START_SECONDS = 8.0  # importing, starting workers, the first slow steps
 EPOCHS = 30
-STEPS_WORTH_AN_EPOCH = 10  # each epoch ends with a validation and a checkpoint
+SHORTEST_EPOCH = 3.0  # seconds: each ends with a validation and a checkpoint
+SHRINKAGE, SMALLEST_SIDE = 0.7, 24  # of a patch, along each axis
 # Share of the rules' feature maps, and the steps that it takes to do better than the one before.
 # Measured on the Hippocampus set: in 1 minute 16 maps reach more than 8 (Dice 0.849 and 0.826), in
 # 4 minutes 16 more than 24 (0.883 and 0.871).
@@ -80,93 +83,147 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a budget chooses of a plan: feature maps as a share of the plan's, patch, batch."""
+
+    share: float
+    patch_size: Size3
+    batch_size: int
+
+
 def budget_layer(
     seconds: float,
     plan: Plan,
-    work: Work,
+    work: Callable[[Plan], Work],
     build: Callable[[Layer], Plan],
     measure: Callable[[Plan], Timing],
 ) -> Layer:
     """Choose network width, batch size and schedule so that a run uses the time well.
 
+    Where a patch of the rules leaves too few steps, a smaller one is chosen, too.
+
     Args:
         seconds: for one fold's `autoseg_train`, from start to finish.
         plan: the plan without a budget.
-        work: what the run does besides.
+        work: what a run of a plan does besides.
         build: makes the plan of a layer, with the user's own values on top.
         measure: times a plan on the device at hand.
 
     Raises:
-        PlanError: not even the narrowest network can take a step in that time.
+        PlanError: not even the smallest choice can take a step in that time.
     """
-    tried: dict[tuple[tuple[int, ...], int], dict[str, Any]] = {}
+    tried: dict[str, Trial] = {}
 
-    def attempt(features: Sequence[int], batch_size: int) -> int:
-        """Measure one choice; returns the steps that it has time for."""
-        trial = build(_layer(plan, features, batch_size, seconds, steps=1))
-        chosen = (trial.network.features, trial.sampling.batch_size)  # the user's own, if set
-        if chosen not in tried:
-            tried[chosen] = _try(trial, seconds, work, measure)
-        return int(tried[chosen]["steps"])
+    def attempt(choice: Choice) -> Trial:
+        """Measure one choice, or recall it where the user's own values leave no other."""
+        chosen = build(_layer(plan, choice, seconds, steps=1, epochs=1))
+        known = chosen.model_dump_json(include={"network", "sampling"})
+        if known not in tried:
+            tried[known] = _try(chosen, seconds, work(chosen), measure)
+        return tried[known]
 
-    batch_size = min(2, plan.sampling.batch_size)
-    features, steps = _widest(plan, lambda maps: attempt(maps, batch_size))
-    while steps > PLENTY_OF_STEPS and 2 * batch_size <= plan.sampling.batch_size:
-        more = attempt(features, 2 * batch_size)
-        if more < PLENTY_OF_STEPS:
-            break
-        steps, batch_size = more, 2 * batch_size
-    if steps < 1:
+    choice, trial = _choose(plan, attempt)
+    if trial.steps < 1:
         raise PlanError(
             f"a budget of {in_words(seconds)} leaves no time for training on this device after "
-            f"preparing {work.cases} cases; give more time"
+            "preparing the cases; give more time"
         )
-    layer = _layer(plan, features, batch_size, seconds, steps)
-    measured = {"seconds": seconds, "tried": list(tried.values())}
-    return Layer(layer.source, layer.values | {"measured": measured}, f"{steps} steps fit")
+    epochs = max(1, min(EPOCHS, trial.steps, int(trial.training_seconds / SHORTEST_EPOCH)))
+    layer = _layer(plan, choice, seconds, trial.steps, epochs)
+    measured = {"seconds": seconds, "tried": [entry.figures for entry in tried.values()]}
+    return Layer(layer.source, layer.values | {"measured": measured}, f"{trial.steps} steps fit")
 
 
-def _try(
-    trial: Plan, seconds: float, work: Work, measure: Callable[[Plan], Timing]
-) -> dict[str, Any]:
-    """The figures of one choice, and the steps that it has time for."""
-    features, batch_size = trial.network.features, trial.sampling.batch_size
-    timing = measure(trial)
+@dataclass(frozen=True)
+class Trial:
+    """A measured choice: the steps that fit, the seconds that they take, and what to record."""
+
+    steps: int
+    training_seconds: float
+    figures: Values
+
+
+def _try(chosen: Plan, seconds: float, work: Work, measure: Callable[[Plan], Timing]) -> Trial:
+    timing = measure(chosen)
     spent = START_SECONDS + work.cases * timing.case_seconds
     spent += work.patches * timing.patch_seconds
-    steps = int((AIM * seconds - spent) / timing.step_seconds)
+    steps = max(0, int((AIM * seconds - spent) / timing.step_seconds))
+    features, sampling = chosen.network.features, chosen.sampling
+    patch = " x ".join(map(str, sampling.patch_size))
     say(
-        f"{features[0]} to {features[-1]} feature maps, batch {batch_size}: "
-        f"{timing.step_seconds:.2f} s a step, time for {max(0, steps)} steps"
+        f"{features[0]} to {features[-1]} feature maps, {sampling.batch_size} patches of {patch}: "
+        f"{timing.step_seconds:.2f} s a step, time for {steps} steps"
     )
     figures = {
-        name: float(f"{value:.3g}") if isinstance(value, float) else value
-        for name, value in asdict(timing).items()
+        "features": list(features),
+        "patch_size": list(sampling.patch_size),
+        "batch_size": sampling.batch_size,
+        "steps": steps,
     }
-    return {"features": list(features), "batch_size": batch_size, **figures, "steps": steps}
+    for name, value in asdict(timing).items():
+        figures[name] = float(f"{value:.3g}") if isinstance(value, float) else value
+    return Trial(steps, steps * timing.step_seconds, figures)
 
 
-def _widest(plan: Plan, attempt: Callable[[list[int]], int]) -> tuple[list[int], int]:
-    """The widest network that has the steps it needs, and how many it has.
+def _choose(plan: Plan, attempt: Callable[[Choice], Trial]) -> tuple[Choice, Trial]:
+    """Start at the likely width; shrink the patch, then the width, until enough steps fit.
 
-    The search starts at the likely width and goes up while that pays, else down: slow networks are
-    measured only where they may be chosen.
+    If they fit at once, widen the network, then enlarge the batch, while that pays: slow choices
+    are measured only where they may be taken.
     """
     index = LIKELY_WIDTH
-    features = _narrowed(plan.network.features, WIDTHS[index][0])
-    steps = attempt(features)
-    while index > 0 and steps < WIDTHS[index][1]:
+    patch = plan.sampling.patch_size
+    choice = Choice(WIDTHS[index][0], patch, min(2, plan.sampling.batch_size))
+    trial = attempt(choice)
+    while trial.steps < WIDTHS[index][1] and (smaller := _smaller(plan, choice.patch_size)):
+        choice = replace(choice, patch_size=smaller)
+        trial = attempt(choice)
+    while index > 0 and trial.steps < WIDTHS[index][1]:
         index -= 1
-        features = _narrowed(plan.network.features, WIDTHS[index][0])
-        steps = attempt(features)
-    while LIKELY_WIDTH <= index < len(WIDTHS) - 1 and steps >= WIDTHS[index + 1][1]:
-        index += 1
-        wider = _narrowed(plan.network.features, WIDTHS[index][0])
-        more = attempt(wider)
-        if more < WIDTHS[index][1]:
+        choice = replace(choice, share=WIDTHS[index][0])
+        trial = attempt(choice)
+    while index + 1 < len(WIDTHS) and trial.steps >= WIDTHS[index + 1][1]:
+        wider = replace(choice, share=WIDTHS[index + 1][0])
+        slower = attempt(wider)
+        if slower.steps < WIDTHS[index + 1][1]:
             break
-        features, steps = wider, more
-    return features, steps
+        index, choice, trial = index + 1, wider, slower
+    while trial.steps > PLENTY_OF_STEPS and 2 * choice.batch_size <= plan.sampling.batch_size:
+        larger = replace(choice, batch_size=2 * choice.batch_size)
+        slower = attempt(larger)
+        if slower.steps < PLENTY_OF_STEPS:
+            break
+        choice, trial = larger, slower
+    return choice, trial
+
+
+def _smaller(plan: Plan, patch: Size3) -> Size3 | None:
+    """A patch of about a third of the voxels that strides can divide; None below the smallest."""
+    shrunk = [max(min(size, SMALLEST_SIDE), round(SHRINKAGE * size)) for size in patch]
+    x, y, z = pool_and_kernels(plan.target_spacing_mm, shrunk).patch
+    return (x, y, z) if x * y * z < 0.9 * prod(patch) else None
+
+
+def _network(plan: Plan, choice: Choice) -> Values:
+    """The plan's network narrowed; for another patch with the stages that its size allows."""
+    features = plan.network.features
+    if choice.patch_size == plan.sampling.patch_size:
+        return {"features": _narrowed(features, choice.share)}
+    topology = pool_and_kernels(plan.target_spacing_mm, choice.patch_size)
+    flat = [size == 1 for size in choice.patch_size]
+    kernels = [
+        [1 if thin else width for thin, width in zip(flat, kernel, strict=True)]
+        for kernel in topology.kernels
+    ]
+    stages = min(len(topology.strides), len(features))
+    return {
+        "features": _narrowed(features[:stages], choice.share),
+        "strides": [list(stride) for stride in topology.strides[:stages]],
+        "kernels": kernels[:stages],
+        "blocks_encoder": list(plan.network.blocks_encoder[:stages]),
+        "blocks_decoder": list(plan.network.blocks_decoder[: stages - 1]),
+    }
 
 
 def _narrowed(features: Sequence[int], share: float) -> list[int]:
@@ -174,13 +231,10 @@ def _narrowed(features: Sequence[int], share: float) -> list[int]:
     return [max(8, round(count * share / 8) * 8) for count in features]
 
 
-def _layer(
-    plan: Plan, features: Sequence[int], batch_size: int, seconds: float, steps: int
-) -> Layer:
-    epochs = max(1, min(EPOCHS, steps // STEPS_WORTH_AN_EPOCH))
+def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) -> Layer:
     values: Values = {
-        "network": {"features": list(features)},
-        "sampling": {"batch_size": batch_size},
+        "network": _network(plan, choice),
+        "sampling": {"batch_size": choice.batch_size},
         "training": {
             "epochs": epochs,
             "steps_per_epoch": max(1, steps // epochs),
@@ -189,6 +243,9 @@ def _layer(
             "early_stopping_epochs": None,
         },
     }
+    if choice.patch_size != plan.sampling.patch_size:
+        values["sampling"]["patch_size"] = list(choice.patch_size)
+        values["inference"] = {"overlap": [size // 2 for size in choice.patch_size]}
     if seconds < SHORT:
         # About a twentieth of the steps, but never fewer than a hundred, are averaged.
         values["training"] |= {

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoseg.errors import PlanError
 from autoseg.planning.budget import Timing, Work, budget_layer, short_recipe
 from autoseg.planning.check import make_plan
-from autoseg.planning.defaults import rule_values
+from autoseg.planning.defaults import LEFT_OUT, Evidence, Values, configurations, rule_values
+from autoseg.planning.executable import check_executable
 from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
-from autoseg.planning.plan import Plan
-from autoseg.planning.reference import reference_layer
+from autoseg.planning.own_rules import patch_layer, strides_without_patch, whole_case_layer
+from autoseg.planning.plan import CASCADE, Plan
+from autoseg.planning.planners import find_planner
+from autoseg.planning.reference import Reference, find_reference
+from autoseg.planning.rules import Configuration
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
@@ -24,21 +29,38 @@ class Wishes:
 
     Attributes:
         name: of the plan, a folder name.
+        configuration: `2d`, `3d_lowres`, ...; the recommended one if None.
         planner: rules for plain or residual networks of several sizes.
         memory_gb: graphics memory to plan for.
-        reference: use the reference plan of the task's name, if there is one.
+        use_reference: use a reference plan: that of `reference`, else of the task's name, if any.
+        reference: name of a reference plan.
         overrides: a JSON5 file of plan values.
         settings: `key=value` texts.
         seconds: time budget of one fold.
+        regions_class_order: as the task declares it, for labels that overlap.
+        skipped_cases: cases to leave out.
     """
 
     name: str = "default"
+    configuration: str | None = None
     planner: str = "default"
     memory_gb: float | None = None
-    reference: bool = True
+    use_reference: bool = True
+    reference: str | None = None
     overrides: Path | None = None
     settings: tuple[str, ...] = ()
     seconds: float | None = None
+    regions_class_order: tuple[int, ...] | None = None
+    skipped_cases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What the rules alone choose, and why."""
+
+    values: Values
+    evidence: Evidence
+    name: str
 
 
 def compose(
@@ -49,7 +71,8 @@ def compose(
 ) -> Plan:
     """The plan: rules < reference plan < time budget < overrides file < settings.
 
-    A short time budget also changes the rules' recipe, below the reference plan.
+    A short time budget also changes the rules' recipe, below the reference plan. Where a layer
+    gives the network and none the patch, our own rule chooses it.
 
     Args:
         fingerprint: what the data is.
@@ -60,31 +83,85 @@ def compose(
     Raises:
         PlanError: a wish cannot be fulfilled; the message names the key.
     """
-    rules, evidence = rule_values(fingerprint, wishes.planner, wishes.memory_gb)
-    rules = complete(rules, "the rules")
-    lower = _lower_layers(fingerprint.task, wishes, make_plan(rules, "the rules"))
-    users = _users_layers(wishes, rules, lower)
+    reference = find_reference(fingerprint.task, wishes.reference) if wishes.use_reference else None
+    rules = _rules(fingerprint, wishes, reference)
+    recipe = None
+    if wishes.seconds is not None:
+        recipe = short_recipe(make_plan(rules.values, "the rules"), wishes.seconds)
+    lower = [] if recipe is None else [recipe]
+    lower += [] if reference is None else reference.layers
+    users = _users_layers(wishes, rules.values, lower)
 
     def build(*layers: Layer) -> Plan:
-        return stack(rules, evidence, [*layers, *users], wishes.name)
+        return stack(rules.values, rules.evidence, [*layers, *users], rules.name)
 
+    if (strides := strides_without_patch([*lower, *users])) is not None:
+        trial = build(whole_case_layer(fingerprint, strides), *lower)
+        memory_gb = wishes.memory_gb or find_planner(wishes.planner).memory_gb
+        lower = [patch_layer(trial, fingerprint, memory_gb), *lower]
     plan = build(*lower)
     if wishes.seconds is None:
         return plan
-    budget = budget_layer(
-        wishes.seconds, plan, work(plan), lambda layer: build(*lower, layer), measure
-    )
+    check_executable(plan)
+    budget = budget_layer(wishes.seconds, plan, work, lambda layer: build(*lower, layer), measure)
     return build(*lower, budget)
 
 
-def _lower_layers(task: str, wishes: Wishes, ruled: Plan) -> list[Layer]:
-    """What stands between the rules and the user's own values, but for the time budget."""
-    recipe = None if wishes.seconds is None else short_recipe(ruled, wishes.seconds)
-    reference = reference_layer(task) if wishes.reference else None
-    return [layer for layer in (recipe, reference) if layer is not None]
+def other_configurations(fingerprint: Fingerprint, wishes: Wishes, plan: Plan) -> list[str]:
+    """In a few words each, what the rules would make of the configurations that were not chosen."""
+    found = configurations(fingerprint, wishes.planner, wishes.memory_gb)
+    return [_in_words(other) for name, other in found.items() if name != plan.configuration]
 
 
-def _users_layers(wishes: Wishes, rules: dict[str, object], lower: list[Layer]) -> list[Layer]:
+def _in_words(configuration: Configuration) -> str:
+    if configuration.name == CASCADE:
+        return f"{CASCADE} (refines 3d_lowres; cannot be trained yet)"
+    spacing = " x ".join(f"{value:.3g}" for value in configuration.spacing_mm)
+    patch = " x ".join(map(str, configuration.patch_size))
+    return (
+        f"{configuration.name} ({spacing} mm, patches of {patch}, batch {configuration.batch_size})"
+    )
+
+
+def _rules(fingerprint: Fingerprint, wishes: Wishes, reference: Reference | None) -> _Rules:
+    there = configurations(fingerprint, wishes.planner, wishes.memory_gb)
+    recommended = next(iter(there))
+    configuration = there[_choose(there, wishes.configuration, reference)]
+    values, evidence = rule_values(fingerprint, configuration)
+    if configuration.name == CASCADE:
+        values["previous_stage"] = f"{wishes.name}-3d_lowres"
+    values["regions_class_order"] = wishes.regions_class_order
+    if wishes.skipped_cases:
+        values["skipped_cases"] = wishes.skipped_cases
+        evidence["skipped_cases"] = (LEFT_OUT, "verification.json says why")
+    own = configuration.name in (recommended, reference and reference.configuration)
+    name = wishes.name if own else f"{wishes.name}-{configuration.name}"
+    return _Rules(complete(values, "the rules"), evidence, name)
+
+
+def _choose(
+    there: Mapping[str, Configuration], wished: str | None, reference: Reference | None
+) -> str:
+    """The name of the configuration to plan.
+
+    Raises:
+        PlanError: it is not there, or not the one that the reference plan is made for.
+    """
+    fixed = reference.configuration if reference else None
+    if reference and fixed and wished not in (None, fixed):
+        raise PlanError(
+            f"--config {wished}: the reference plan {reference.name} is made for {fixed}; "
+            "take --no-reference to plan another configuration by the rules"
+        )
+    chosen = wished or fixed or next(iter(there))
+    if chosen not in there:
+        raise PlanError(
+            f"configuration {chosen!r} makes no sense for these data; there: {', '.join(there)}"
+        )
+    return chosen
+
+
+def _users_layers(wishes: Wishes, rules: Values, lower: list[Layer]) -> list[Layer]:
     layers = []
     if wishes.overrides is not None:
         layers.append(read_layer(wishes.overrides, f"overrides {wishes.overrides.name}"))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from autoseg.errors import PlanError
 from autoseg.planning.rules import Configuration, DataFigures, decide
 
 if TYPE_CHECKING:
@@ -16,12 +15,13 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 Evidence = dict[str, tuple[str, str]]  # dotted key -> rule, figures
 ANISOTROPY = 3.0
+DECLARED, LEFT_OUT = "as declared", "bad cases are left out"
 
 
-def rule_values(
+def configurations(
     fingerprint: Fingerprint, planner: str = "default", memory_gb: float | None = None
-) -> tuple[Values, Evidence]:
-    """The plan that the rules alone choose, as plain values, and why.
+) -> dict[str, Configuration]:
+    """Every configuration that makes sense for the data, the recommended one first.
 
     Args:
         fingerprint: what the data is.
@@ -29,17 +29,29 @@ def rule_values(
         memory_gb: graphics memory to plan for; the planner's own target if None.
 
     Raises:
-        PlanError: the labels overlap, which training cannot do yet.
+        PlanError: the planner is unknown, or the memory too small for any patch.
     """
-    _refuse_overlap(fingerprint.labels)
-    chosen = decide(_figures(fingerprint), planner, memory_gb)
-    configuration = _with_two_stages(chosen.get("3d_fullres") or chosen["2d"])
+    found = decide(_figures(fingerprint), planner, memory_gb)
+    recommended = "3d_fullres" if "3d_fullres" in found else "2d"
+    return {recommended: found[recommended]} | found
+
+
+def rule_values(fingerprint: Fingerprint, configuration: Configuration) -> tuple[Values, Evidence]:
+    """The plan that the rules alone choose, as plain values, and why.
+
+    Args:
+        fingerprint: what the data is.
+        configuration: one of those that `configurations` found for it.
+    """
+    configuration = _with_two_stages(configuration)
     patch = _in_space(configuration, configuration.patch_size, 1)
     values: Values = {
         "task": fingerprint.task,
+        "configuration": configuration.name,
         "channels": list(fingerprint.channels),
         "labels": {name: list(covered) for name, covered in fingerprint.labels.items()},
         "ignore_label": fingerprint.ignore_label,
+        "regions_class_order": None,
         "target_spacing_mm": _target_spacing(configuration, fingerprint),
         "preprocessing": _steps(configuration, fingerprint),
         "sampling": {"patch_size": patch, "batch_size": configuration.batch_size},
@@ -62,18 +74,6 @@ def rule_values(
         },
     }
     return values, _evidence(configuration)
-
-
-def _refuse_overlap(labels: dict[str, tuple[int, ...]]) -> None:
-    seen: dict[int, str] = {}
-    for name, covered in labels.items():
-        for value in covered:
-            if value in seen:
-                raise PlanError(
-                    f"the labels {seen[value]!r} and {name!r} both cover the value {value}; "
-                    "autoseg cannot train overlapping regions yet: declare disjoint labels"
-                )
-            seen[value] = name
 
 
 def _figures(fingerprint: Fingerprint) -> DataFigures:
@@ -173,23 +173,23 @@ def _augmentation(patch: Sequence[int]) -> list[Values]:
 
 def _evidence(configuration: Configuration) -> Evidence:
     """Which rule decided which key of the plan, with its figures."""
-    keys = {
-        "spacing_mm": "target_spacing_mm",
-        "patch_size": "sampling.patch_size",
-        "batch_size": "sampling.batch_size",
-        "features": "network.features",
-        "strides": "network.strides",
-        "kernels": "network.kernels",
-        "blocks_encoder": "network.blocks_encoder",
-        "blocks_decoder": "network.blocks_decoder",
-        "residual": "network.residual",
-        "normalization": "preprocessing",
-        "batch_dice": "training.loss.batch_dice",
+    rules = {
+        "target_spacing_mm": ("spacing_mm", "median voxel size"),
+        "sampling.patch_size": ("patch_size", "largest patch for data and memory"),
+        "sampling.batch_size": ("batch_size", "largest batch for data and memory"),
+        "network.features": ("features", "width by stage"),
+        "network.strides": ("strides", "halve the fine axes first"),
+        "network.kernels": ("kernels", "across an axis once it is not much coarser"),
+        "network.blocks_encoder": ("blocks_encoder", "blocks by stage"),
+        "network.blocks_decoder": ("blocks_decoder", "blocks by stage"),
+        "network.residual": ("residual", "kind of network"),
+        "preprocessing": ("normalization", "by the kind of each channel"),
+        "training.loss.batch_dice": ("batch_dice", "where a patch sees little of a case"),
     }
-    found = {
-        key: (f"{name.replace('_', ' ')} of the data", configuration.evidence[name])
-        for name, key in keys.items()
-    }
+    found = {key: (rule, configuration.evidence[name]) for key, (name, rule) in rules.items()}
+    for key in ("channels", "labels", "ignore_label", "regions_class_order"):
+        found[key] = (DECLARED, "")
+    found["configuration"] = ("3d_fullres where there are slices to stack", "")
     found["augmentation"] = ("augmentation by patch shape", configuration.evidence["patch_size"])
     found["inference.overlap"] = ("half a patch", configuration.evidence["patch_size"])
     return found

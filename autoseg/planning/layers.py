@@ -15,7 +15,13 @@ from autoseg.planning.plan import Plan, Provenance
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
 WHOLE = ("labels", "measured")  # objects with the user's own keys: replaced, not merged
-NOT_IN_LAYERS = {"name": "--name", "provenance": "the planner"}
+NOT_IN_LAYERS = {
+    "name": "--name",
+    "provenance": "the planner",
+    "configuration": "--config",
+    "previous_stage": "--config",
+    "skipped_cases": "--skip-bad-cases",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def stack(rules: Values, evidence: Evidence, layers: Sequence[Layer], name: str)
         _refuse_foreign_keys(layer)
         for path in _leaves(layer.values):
             key = ".".join(path)
-            ruled = _look_up(rules, path)
+            ruled = value_at(rules, path)
             provenance = {k: v for k, v in provenance.items() if not k.startswith(f"{key}.")}
             provenance[key] = Provenance(
                 source=layer.source, evidence=layer.evidence, rule_value=ruled
@@ -107,7 +113,8 @@ def _exists(values: Any, key: str) -> bool:
     return True
 
 
-def _look_up(values: Any, path: Sequence[str]) -> Any:
+def value_at(values: Any, path: Sequence[str]) -> Any:
+    """The value at a path of keys; None if it is not there."""
     for key in path:
         if not isinstance(values, dict) or key not in values:
             return None

@@ -16,11 +16,13 @@ from pydantic import Field, model_validator
 from autoseg.files import read_json, write_json
 from autoseg.planning.network import Network
 from autoseg.planning.part import Axes, Count, LabelValue, Part, Positive, Seed, Share, Size3
-from autoseg.planning.steps import Step
+from autoseg.planning.steps import Resample, Step
 from autoseg.planning.training import Training
 from autoseg.planning.transforms import Mirror, Transform
 
 FORMAT_VERSION = 1
+CASCADE = "3d_cascade_fullres"
+ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
 
 
 class Sampling(Part):
@@ -77,11 +79,21 @@ class Plan(Part):
     format_version: Literal[1] = 1
     task: str
     name: str = Field("default", pattern=r"^\w[\w.-]*$", description="a folder name")
+    configuration: ConfigurationName = "3d_fullres"
+    previous_stage: str | None = Field(
+        None, description="the plan whose segmentation a cascade refines"
+    )
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
     labels: dict[str, Annotated[tuple[LabelValue, ...], Field(min_length=1)]] = Field(
         description="class name -> label values, background included"
     )
     ignore_label: LabelValue | None = None
+    regions_class_order: tuple[LabelValue, ...] | None = Field(
+        None, description="the value that each class but the background paints; later ones win"
+    )
+    skipped_cases: tuple[str, ...] = Field(
+        (), description="bad cases that neither planning nor training uses"
+    )
     shares: tuple[VolumeShare, ...] = ()
     target_spacing_mm: tuple[Positive, Positive, Positive]
     preprocessing: tuple[Step, ...]
@@ -103,6 +115,9 @@ class Plan(Part):
         self._check_mirroring()
         self._check_steps()
         self._check_labels()
+        self._check_regions()
+        self._check_shares()
+        self._check_stage()
         return self
 
     def _check_patch(self) -> None:
@@ -156,20 +171,57 @@ class Plan(Part):
         if len(self.labels) < 2:
             raise ValueError("labels: there is nothing to find besides the background")
         values = [value for covered in self.labels.values() for value in covered]
-        if twice := sorted({value for value in values if values.count(value) > 1}):
-            raise ValueError(f"labels: the value {twice[0]} stands there twice; keep one")
+        for name, covered in self.labels.items():
+            if twice := sorted({value for value in covered if covered.count(value) > 1}):
+                raise ValueError(f"labels: the value {twice[0]} stands twice in {name!r}; keep one")
         if self.ignore_label in values:
             raise ValueError(
                 f"ignore_label is {self.ignore_label}, which a class of labels covers; a value "
                 "is either learnt or ignored"
             )
+
+    def _check_regions(self) -> None:
+        if self.regions_class_order is None:
+            if found := find_overlap(self.labels):
+                first, second, value = found
+                raise ValueError(
+                    f"labels: {first!r} and {second!r} both cover the value {value}; give "
+                    "regions_class_order, the value that each class paints, or keep them apart"
+                )
+            return
+        order, classes = self.regions_class_order, len(self.labels) - 1
+        if len(order) != classes:
+            raise ValueError(
+                f"regions_class_order has {len(order)} values for {classes} classes besides the "
+                "background; give one for each"
+            )
+        if unknown := sorted(set(order) - self._values() | ({0} & set(order))):
+            raise ValueError(f"regions_class_order: no class covers the value {unknown[0]}")
+
+    def _check_shares(self) -> None:
+        values = self._values()
         for share in self.shares:
             if share.label in share.container:
                 raise ValueError(
                     f"shares: the label {share.label} is in its own container; leave it out there"
                 )
-            if unknown := sorted({share.label, *share.container} - set(values)):
+            if unknown := sorted({share.label, *share.container} - values):
                 raise ValueError(f"shares: no class covers the label {unknown[0]}")
+
+    def _check_stage(self) -> None:
+        if (self.configuration == CASCADE) != (self.previous_stage is not None):
+            raise ValueError(
+                f"previous_stage is {self.previous_stage!r} in a plan of {self.configuration}; "
+                f"{CASCADE} names the plan that it refines, the others none"
+            )
+
+    def _values(self) -> set[int]:
+        return {value for covered in self.labels.values() for value in covered}
+
+    @property
+    def resamples(self) -> bool:
+        """Whether the cases are brought to the target spacing."""
+        return any(isinstance(step, Resample) for step in self.preprocessing)
 
     @property
     def id(self) -> str:
@@ -189,6 +241,17 @@ class Plan(Part):
     def save(self, path: Path) -> None:
         """Write the plan, atomically."""
         write_json(path, self.to_json())
+
+
+def find_overlap(labels: dict[str, tuple[int, ...]]) -> tuple[str, str, int] | None:
+    """Two classes and a value that both cover, if there are any."""
+    seen: dict[int, str] = {}
+    for name, covered in labels.items():
+        for value in covered:
+            if value in seen and seen[value] != name:
+                return seen[value], name, value
+            seen[value] = name
+    return None
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = N
     """Apply the plan's steps to a scan and, if there is one, to its label map (x, y, z)."""
     masked = any(isinstance(step, ZScore) and step.nonzero for step in plan.preprocessing)
     prepared = Prepared(
-        image=image.array.astype(np.float32),  # a copy: the steps below work in place
+        image=np.array(image.array, np.float32, order="C"),  # a copy: the steps work in place
         label=None if label is None else to_classes(plan, label),
         geometry=image.geometry,
         box=tuple((0, size) for size in image.geometry.size),

@@ -19,7 +19,8 @@ from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.learner import Learner
 
-WARM_UP_STEPS, MEASURED_STEPS = 2, 5
+WARM_UP_STEPS, MOST_STEPS = 2, 7
+ENOUGH_SECONDS = 8.0
 
 
 class Stopwatch:
@@ -49,8 +50,8 @@ class Stopwatch:
         sampler = PatchSampler(store, names, plan.sampling, plan.training.steps_per_epoch)
         start = Position(plan.training.seed, 0, 0, 0, 0)
         with batches(sampler, plan.augmentation, start, self.workers) as stream:
-            times = []
-            for _ in range(WARM_UP_STEPS + MEASURED_STEPS):
+            times: list[float] = []
+            while len(times) < MOST_STEPS and (len(times) < 2 or sum(times) < ENOUGH_SECONDS):
                 started = time.perf_counter()
                 loss, _ = learner.step(next(stream), 1e-4)
                 float(loss)  # waits for the device
@@ -60,7 +61,8 @@ class Stopwatch:
         started = time.perf_counter()
         float(learner.validate(batch)[0])
         predicted = (time.perf_counter() - started) / plan.sampling.batch_size
-        step = sum(times[WARM_UP_STEPS:]) / MEASURED_STEPS
+        settled = times[min(WARM_UP_STEPS, len(times) - 1) :]
+        step = sum(settled) / len(settled)
         return Timing(step, predicted, self.case_seconds, describe(self.device))
 
     def _prepared(self, plan: Plan) -> CaseStore:

@@ -179,7 +179,8 @@ def _after_epoch(
             save_checkpoint(run.folder / BEST, learner.weights(), {"epoch": epoch.epoch})
     used = state.seconds + time.monotonic() - run.started
     settled = pace.ticks >= SETTLED_EPOCHS or (training.seconds and used > training.seconds / 4)
-    if training.seconds is not None and settled:
+    # After the last epoch the learning rate is at its end: more epochs would learn nothing.
+    if training.seconds is not None and settled and state.done < state.epochs:
         state = _keep_budget(training.seconds, plan, run, state, used, pace.epoch_seconds)
     saved = replace(state, seconds=used)
     save_checkpoint(run.folder / LATEST, learner.tensors(), saved.to_json())

@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from autoseg.cli.plan import main
+from autoseg.cli.plan import main, make_parser
 from autoseg.fingerprint import Fingerprint
-from autoseg.planning.plan import load_plan
+from autoseg.planning.plan import ConfigurationName, load_plan
 from autoseg.workspace import ENVIRONMENT_VARIABLE
 from tests.cli.making import settings, write_ct
 from tests.dataset.making import HIPPOCAMPUS
@@ -83,8 +84,9 @@ def test_values_of_file_and_line(task: Path, tmp_path: Path) -> None:
 def test_explain(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["Task007", "--explain", *settings("training.epochs=3"), *ONE]) == 0
     printed = capsys.readouterr().out
-    (line,) = [line for line in printed.splitlines() if "training.epochs" in line]
-    assert line.split() == ["training.epochs", "3", "--set", "1000"]
+    lines = printed.splitlines()
+    (key,) = [number for number, line in enumerate(lines) if "training.epochs" in line]
+    assert lines[key - 1].split() == ["epochs", "3", "the", "rules", "alone:", "1000", "--set"]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,9 @@ def test_explain(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["Task007", "--time-budget", "soon"], "--time-budget 'soon': write at least 20s"),
         (["Task007", "--memory", "-1"], "memory of -1.0 GB: give a number above 0"),
         (["Task007", "--memory", "nan"], "memory of nan GB"),
+        (["Task007", "--config", "3d_lowres"], "'3d_lowres' makes no sense for these data"),
+        (["Task007", "--reference", "Task9"], "there is no reference plan 'Task9'"),
+        (["Task007", "--set", "target_spacing_mm=[1,1,0]"], "target_spacing_mm.2 is 0"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_leaves_no_plan(
@@ -191,6 +196,64 @@ def test_all_missing_files_are_reported(
     written = json.loads((task / "verification.json").read_text(encoding="utf-8"))
     assert [entry["case"] for entry in written["errors"]] == ["case_1", "case_3", "case_4"]
     assert main(["Task007", *ONE]) == 2
+    assert not (task / "default").exists()
+
+
+def test_another_configuration_is_another_plan(
+    task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["Task007", *ONE]) == 0
+    assert "with --config NAME: 2d (1 x 1 mm, patches of 16 x 16" in capsys.readouterr().err
+    assert main(["Task007", "--config", "2d", *ONE]) == 0
+    assert "with --config NAME: 3d_fullres (1 x 1 x 1 mm" in capsys.readouterr().err
+    plans = [load_plan(task / name / "plan.json") for name in ("default", "default-2d")]
+    assert [plan.configuration for plan in plans] == ["3d_fullres", "2d"]
+    assert [plan.sampling.patch_size for plan in plans] == [(16, 16, 16), (16, 16, 1)]
+
+
+def test_every_configuration_can_be_chosen() -> None:
+    (action,) = [a for a in make_parser()._actions if "--config" in a.option_strings]
+    assert action.choices == list(get_args(ConfigurationName))
+
+
+def test_reference_and_no_reference_exclude_each_other(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["Task007", "--reference", "Task001_COVID", "--no-reference"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_bad_cases_are_skipped_where_asked(
+    workspace: Path, task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = workspace / "raw" / task.name
+    (raw / "imagesTr" / "case_1_0000.nii.gz").unlink()
+    (raw / "labelsTr" / "case_4.nii.gz").write_bytes(b"half a file")
+    folds = settings("splits.folds=3")
+    assert main(["Task007", "--skip-bad-cases", *folds, *ONE]) == 0
+    told = "going on without 2 of the cases, which have errors: case_1, case_4"
+    assert told in capsys.readouterr().err
+    plan = load_plan(task / "default" / "plan.json")
+    assert plan.skipped_cases == ("case_1", "case_4")
+    fingerprint = Fingerprint.load(task / "default" / "fingerprint.json")
+    assert list(fingerprint.cases) == ["case_0", "case_2", "case_3"]
+    splits = json.loads((task / "default" / "splits.json").read_text(encoding="utf-8"))
+    assert sorted(name for fold in splits for name in fold["val"]) == list(fingerprint.cases)
+    assert main(["Task007", "--skip-bad-cases", "--verify-only", *ONE]) == 2
+
+
+def test_nothing_is_skipped_where_all_is_well(task: Path) -> None:
+    assert main(["Task007", "--skip-bad-cases", *ONE]) == 0
+    assert load_plan(task / "default" / "plan.json").skipped_cases == ()
+
+
+def test_all_cases_bad_is_an_error(
+    workspace: Path, task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (workspace / "raw" / task.name / "imagesTr").iterdir():
+        path.write_bytes(b"half a file")
+    assert main(["Task007", "--skip-bad-cases", *ONE]) == 2
+    assert "has 5 errors" in error_of(capsys)
     assert not (task / "default").exists()
 
 

@@ -46,6 +46,16 @@ def test_groups_are_read_in_both_directions(tmp_path: Path, groups: dict[str, An
     assert declared.groups == {"a": "p", "b": "p", "c": "7"}
 
 
+def test_groups_by_a_pattern(tmp_path: Path) -> None:
+    fields = V2 | {"groups": {"pattern": r"radiopaedia_\d+_\d+"}}
+    declared = read_declaration(declare(tmp_path, fields))
+    assert declared.group_pattern == r"radiopaedia_\d+_\d+"
+    assert declared.groups == {}
+    named = read_declaration(declare(tmp_path, V2 | {"groups": {"pattern": ["a"], "p": ["b"]}}))
+    assert named.group_pattern is None
+    assert named.groups == {"a": "pattern", "b": "p"}
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
@@ -74,6 +84,7 @@ def test_groups_are_read_in_both_directions(tmp_path: Path, groups: dict[str, An
         (V2 | {"groups": ["a"]}, '"groups" must map'),
         (V2 | {"groups": {"p": ["a"], "b": "q"}}, '"groups" must map'),
         (V2 | {"groups": {"p": ["a"], "q": ["a"]}}, "puts the case a under p and q"),
+        (V2 | {"groups": {"pattern": "(a"}}, "'(a', which is no regular expression"),
         (V2 | {"licence": 4}, '"licence" must be text'),
         (V2 | {"dataset": []}, '"dataset" must map'),
         (V2 | {"dataset": {"a": {"images": "x", "label": "y"}}}, '"images" must be a list'),

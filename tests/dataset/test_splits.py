@@ -15,6 +15,7 @@ from autoseg.dataset.splits import (
     make_splits,
     patients,
     read_splits,
+    remake_splits,
     write_splits,
 )
 from autoseg.errors import DataError
@@ -81,6 +82,15 @@ def test_without_groups_the_folds_are_those_of_nnunet(count: int) -> None:
     ]
 
 
+def test_leave_one_out() -> None:
+    splits = make_splits(CASES, len(CASES))
+    assert sorted(split.validation for split in splits) == [(case,) for case in CASES]
+    assert is_a_partition(splits, CASES)
+    groups = {case: f"patient{i // 3}" for i, case in enumerate(CASES)}
+    by_patient = make_splits(CASES, 4, groups=groups)
+    assert sorted(split.validation for split in by_patient) == patients(CASES, groups)
+
+
 def test_too_few_cases_or_patients() -> None:
     with pytest.raises(DataError, match="4 cases cannot fill 5 folds; choose fewer folds"):
         make_splits(CASES[:4])
@@ -134,6 +144,15 @@ def test_new_splits_are_written_once(tmp_path: Path) -> None:
     made = load_or_make_splits(tmp_path, tmp_path / "task", CASES, folds=3, seed=1)
     assert made == make_splits(CASES, 3, 1)
     assert load_or_make_splits(tmp_path, tmp_path / "task", CASES, folds=4, seed=2) == made
+
+
+def test_classes_decide_over_new_splits_and_remade_ones(tmp_path: Path) -> None:
+    rare = make_splits(CASES, 3)[0].validation[:3]
+    classes = {case: {"rare"} if case in rare else set() for case in CASES}
+    made = load_or_make_splits(tmp_path, tmp_path / "task", CASES, folds=3, classes=classes)
+    assert made == make_splits(CASES, 3, classes=classes) != make_splits(CASES, 3)
+    remake_splits(tmp_path, CASES, {}, (3, 12345), (2, 1), classes)
+    assert read_splits(tmp_path / "splits.json", CASES) == make_splits(CASES, 2, 1, None, classes)
 
 
 def test_cases_that_the_splits_leave_out_are_told(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.dataset.task import find_task, read_task
+from autoseg.dataset.task import find_task, read_task, without
 from autoseg.errors import DataError
 from autoseg.image import read_image
 from tests.dataset.making import HIPPOCAMPUS, MSD, V2, declare, touch, write_4d
@@ -64,6 +64,16 @@ def test_a_dicom_folder_is_a_channel(tmp_path: Path) -> None:
     assert case.images[0].name == "a_0000"
 
 
+def test_dicom_folders_in_the_decathlon_layout_and_by_path(tmp_path: Path) -> None:
+    training = [{"image": "./imagesTr/p.1", "label": "./labelsTr/p.1.nrrd"}]
+    touch(tmp_path, "imagesTr/p.1/1.dcm", "labelsTr/p.1.nrrd")
+    (case,) = read_task(declare(tmp_path, MSD | {"training": training})).cases
+    assert (case.name, case.images) == ("p.1", (tmp_path / "imagesTr" / "p.1",))
+    files = {"images": ["imagesTr/p.1"], "label": "labelsTr/p.1.nrrd"}
+    (case,) = read_task(declare(tmp_path, V2 | {"dataset": {"a": files}})).cases
+    assert case.images == (tmp_path / "imagesTr" / "p.1",)
+
+
 def test_explicit_paths_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCANS", str(tmp_path / "elsewhere"))
     touch(tmp_path, "elsewhere/x.nrrd", "labels/y.nii.gz")
@@ -87,6 +97,50 @@ def test_missing_files_are_all_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"task Task904 has 2 errors: .*_003.*_008") as caught:
         read_task(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_the_dirty_set_is_understood_and_can_be_used(tmp_path: Path) -> None:
+    folder = declare(tmp_path, V2 | {"numTraining": 9})
+    touch(folder, *(f"imagesTr/h_{i}_0000.nii.gz" for i in ("001", "003", "118")))
+    touch(folder, *(f"labelsTr/h_{i}.nii.gz" for i in ("001", "003", "010", "281")))
+    task, problems = find_task(folder)
+    assert [(problem.case, problem.file) for problem in problems] == [
+        ("h_010", "imagesTr/h_010_0000.*"),
+        ("h_118", "labelsTr/h_118.*"),
+        ("h_281", "imagesTr/h_281_0000.*"),
+    ]
+    assert read_task(folder, skip=["h_010", "h_118", "h_281"]) == task
+    assert len(task.cases) == 2
+
+
+def test_a_task_without_some_cases(tmp_path: Path) -> None:
+    declare(tmp_path, V2 | {"groups": {"p": ["a", "b"], "q": ["c"]}})
+    touch(
+        tmp_path, *(f"imagesTr/{i}_0000.nii" for i in "abc"), *(f"labelsTr/{i}.nii" for i in "abc")
+    )
+    task = without(read_task(tmp_path), {"a", "nobody"})
+    assert [case.name for case in task.cases] == ["b", "c"]
+    assert task.groups == {"b": "p", "c": "q"}
+    assert read_task(tmp_path, skip={"a"}) == task
+
+
+@pytest.mark.parametrize(
+    ("pattern", "patient"),
+    [(r"radiopaedia_\d+_\d+", "radiopaedia_10_85902"), (r"^([a-z]+_\d+)_", "radiopaedia_10")],
+)
+def test_patients_by_a_pattern_in_the_name(tmp_path: Path, pattern: str, patient: str) -> None:
+    declare(tmp_path, V2 | {"groups": {"pattern": pattern}})
+    names = ["coronacases_001", "radiopaedia_10_85902_1", "radiopaedia_10_85902_3"]
+    touch(tmp_path, *(f"imagesTr/{name}_0000.nii" for name in names))
+    touch(tmp_path, *(f"labelsTr/{name}.nii" for name in names))
+    assert read_task(tmp_path).groups == dict.fromkeys(names[1:], patient)
+
+
+def test_a_pattern_that_fits_no_case(tmp_path: Path) -> None:
+    declare(tmp_path, V2 | {"groups": {"pattern": "patient"}})
+    touch(tmp_path, "imagesTr/a_0000.nii", "labelsTr/a.nii")
+    with pytest.raises(DataError, match=r"the pattern 'patient' .* fits no case's name, as a;"):
+        read_task(tmp_path)
 
 
 def test_only_the_first_ten_missing_files_are_in_the_message(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from autoseg.dataset.verify import (
     Problem,
     Verification,
     check_case,
-    check_task,
+    errors_by_case,
     problems_table,
     write_verification,
 )
@@ -86,25 +86,6 @@ def test_the_wrong_number_of_channels() -> None:
     assert "2 channels; dataset.json declares 1" in problem.message
 
 
-def test_a_sound_set_has_no_problems() -> None:
-    assert check_task(TASK, dict.fromkeys("abcde", USUAL), {name: name for name in "abcde"}) == []
-
-
-def test_problems_of_the_whole_set() -> None:
-    task = replace(TASK, groups=dict.fromkeys("ab", "p"))
-    voxels = {name: {0: 64} for name in "abcde"}
-    found = check_task(task, voxels, {"a": "x", "b": "y", "c": "x", "d": "z", "e": "x"})
-    assert {problem.severity for problem in found} == {"warning"}
-    assert [(problem.kind, problem.case) for problem in found] == [
-        ("too few cases", ""),
-        ("absent label", ""),
-        ("duplicate image", "a"),
-    ]
-    assert "4 patients for 5 folds" in found[0].message
-    assert "'tumour'" in found[1].message
-    assert "the same image as c, e" in found[2].message
-
-
 def test_problems_are_written_and_tabulated(tmp_path: Path) -> None:
     problems = [
         Problem("", "", "too few cases", "warning", "3 cases for 5 folds"),
@@ -128,3 +109,17 @@ def test_only_errors_stop() -> None:
         Verification.of([warning, replace(warning, severity="error", message="bad")]).raise_errors(
             "Task001"
         )
+
+
+def test_bad_cases_are_those_with_errors() -> None:
+    bad = Problem("b", "f", "shape", "error", "different")
+    problems = [
+        replace(bad, kind="geometry"),
+        Problem("a", "", "empty", "warning", "nothing is labelled"),
+        replace(bad, case="a"),
+        bad,
+        replace(bad, case=""),
+    ]
+    assert list(errors_by_case(problems)) == ["", "a", "b"]
+    assert errors_by_case(problems)["b"] == (replace(bad, kind="geometry"), bad)
+    assert errors_by_case([]) == {}

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +14,15 @@ from autoseg.dataset.task import read_task
 from autoseg.errors import AutosegError, PlanError, RunError
 from autoseg.experiments.fold import FoldJob, count_patches, find_split, run_fold
 from autoseg.files import locked
+from autoseg.image import read_label
 from autoseg.planning.plan import load_plan
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.workspace import Workspace
-from tests.cli.making import settings, write_ct
+from tests.cli.making import TINY, settings, write_ct
 from tests.making import tiny_plan, tiny_store
 
 NAMES = tuple(f"case_{number}" for number in range(5))
+SMALL = [*TINY[1:], "network.features=[4,8,8]"]
 
 
 @pytest.fixture
@@ -115,3 +119,54 @@ def test_planning_anew_is_seen(workspace: Workspace) -> None:
     assert plan_task([*arguments, *settings("splits.folds=2")]) == 0
     with pytest.raises(AutosegError, match="fold '3' does not exist; there are 0 to 1"):
         run_fold(job(workspace, "3"))
+
+
+def test_skipped_cases_are_not_needed(workspace: Workspace) -> None:
+    raw = workspace.raw("Task001_Würfel")
+    (raw / "imagesTr" / "case_2_0000.nii.gz").unlink()
+    arguments = ["Task001", "--workspace", str(workspace.root), "--processes", "1"]
+    (job(workspace).plan_folder / "splits.json").unlink()
+    assert plan_task([*arguments, "--skip-bad-cases", *settings(*SMALL)]) == 0
+    summary = run_fold(job(workspace, "0"))
+    assert summary is not None
+    names = {case.case for case in summary.cases}
+    assert names
+    assert "case_2" not in names
+    assert not list((job(workspace).plan_folder / "cases").glob("case_2*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {
+                "labels": {"background": [0], "whole": [1, 2], "core": [2]},
+                "regions_class_order": [1, 2],
+            },
+            r"plan default: the regions 'whole' and 'core' overlap \(value 2\); autoseg cannot",
+        ),
+        (
+            {"configuration": "3d_cascade_fullres", "previous_stage": "default-3d_lowres"},
+            "plan default: a 3d_cascade_fullres refines default-3d_lowres, which autoseg cannot",
+        ),
+    ],
+)
+def test_a_plan_for_a_later_autoseg_ends_with_one_line(
+    workspace: Workspace, change: dict[str, Any], told: str
+) -> None:
+    tiny_plan(**change).save(job(workspace).plan_folder / "plan.json")
+    with pytest.raises(PlanError, match=told):
+        run_fold(job(workspace))
+    assert not job(workspace).folder.exists()
+
+
+def test_slices_are_trained_and_predicted(workspace: Workspace) -> None:
+    arguments = ["Task001", "--workspace", str(workspace.root), "--processes", "1"]
+    assert plan_task([*arguments, "--config", "2d", *settings(*SMALL)]) == 0
+    made = replace(job(workspace), plan="default-2d")
+    summary = run_fold(made)
+    assert summary is not None
+    assert load_plan(made.plan_folder / "plan.json").sampling.patch_size[2] == 1
+    for case in summary.cases:
+        predicted = read_label(made.folder / "validation" / f"{case.case}.nii.gz")[0]
+        assert predicted.shape == (16, 16, 16)

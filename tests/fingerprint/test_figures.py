@@ -13,12 +13,12 @@ from autoseg.fingerprint.figures import (
     SAMPLE_SIZE,
     CaseFigures,
     Intensities,
-    count_labels,
     measure,
     orientation_of,
-    rounded,
     shape_of_content,
 )
+from autoseg.fingerprint.labels import LabelFigures, count_labels
+from autoseg.fingerprint.rounding import rounded
 from autoseg.image import Geometry, Image
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -39,14 +39,22 @@ def test_golden_figures_of_a_handmade_case() -> None:
     label = np.zeros((4, 3, 2), np.uint8)
     label[1:3, 1, :] = [[1, 1], [2, 9]]
     voxels = count_labels(label)
-    figures, samples = measure(image_of(array, (0.97656251, 1.0, 3.0)), label, voxels, 9)
+    spacing_mm = (0.97656251, 1.0, 3.0)
+    labels = {"background": (0,), "a": (1,), "b": (2,), "c": (3,)}
+    figures, samples = measure(image_of(array, spacing_mm), label, voxels, labels, 9)
 
     assert figures.shape == (4, 3, 2)
-    assert figures.spacing_mm == (0.976563, 1.0, 3.0)
+    assert figures.spacing_mm == spacing_mm
     assert figures.orientation == "LPS"
     assert figures.shape_after_crop == (3, 1, 2)
     assert figures.voxels == {0: 20, 1: 2, 2: 1, 9: 1}
+    assert figures.labels == {
+        "a": LabelFigures(volume_ml=0.00585938, components=1, extent_mm=(0.976563, 1.0, 6.0)),
+        "b": LabelFigures(volume_ml=0.00292969, components=1, extent_mm=(0.976563, 1.0, 3.0)),
+        "c": LabelFigures(volume_ml=0.0, components=0, extent_mm=None),
+    }
     first, second = figures.channels
+    assert (first.scale, second.scale) == ("0..255", "other")
     assert first.foreground == Intensities(
         mean=20.0, std=8.16497, min=10.0, p00_5=10.1, median=20.0, p99_5=29.9, max=30.0
     )
@@ -64,7 +72,7 @@ def test_golden_figures_of_a_handmade_case() -> None:
 def test_no_foreground() -> None:
     array = np.ones((1, 2, 2, 2), np.float32)
     label = np.full((2, 2, 2), 3, np.uint8)
-    figures, samples = measure(image_of(array), label, {3: 8}, 3)
+    figures, samples = measure(image_of(array), label, {3: 8}, {"background": (0,)}, 3)
     assert figures.channels[0].foreground is None
     assert samples == ((),)
 
@@ -79,7 +87,9 @@ def test_no_foreground() -> None:
 )
 def test_figures_equal_numpy(case: tuple[NDArray[np.float32], NDArray[np.uint8]]) -> None:
     array, label = case
-    figures, _ = measure(image_of(array[np.newaxis]), label, count_labels(label), None)
+    figures, _ = measure(
+        image_of(array[np.newaxis]), label, count_labels(label), {"background": (0,)}, None
+    )
     for found, values in (
         (figures.channels[0].image, array.ravel()),
         (figures.channels[0].foreground, array[label > 0]),
@@ -94,12 +104,6 @@ def test_figures_equal_numpy(case: tuple[NDArray[np.float32], NDArray[np.uint8]]
         expected = np.percentile(exact, [0, 0.5, 50, 99.5, 100])
         quantiles = [found.min, found.p00_5, found.median, found.p99_5, found.max]
         assert quantiles == pytest.approx(expected, rel=1e-5, abs=1e-30)
-
-
-@given(hnp.arrays(np.uint16, shapes, elements=st.integers(0, 300)))
-def test_labels_are_counted(label: NDArray[np.uint16]) -> None:
-    values, counts = np.unique(label, return_counts=True)
-    assert count_labels(label) == dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 @given(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import astuple, replace
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from autoseg import parallel
-from autoseg.dataset.task import Task, read_task
-from autoseg.errors import AutosegError
+from autoseg.dataset.task import Task, find_task, read_task, without
+from autoseg.dataset.verify import errors_by_case
 from autoseg.fingerprint import Fingerprint, survey, surveying
 from autoseg.fingerprint.figures import Intensities
+from autoseg.fingerprint.labels import LabelFigures
 from autoseg.image import Image, read_image, read_label, stem_of
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
 
@@ -25,7 +27,7 @@ def hippocampus() -> Task:
 
 def make_task(folder: Path, count: int = 5) -> Task:
     """Cases of 6 x 5 x 4 voxels with different noise; case 0 lies 100 above the others."""
-    declare(folder, V2)
+    declare(folder, V2 | {"channel_names": {"0": "MRI"}})
     rng = np.random.default_rng(0)
     label = np.zeros((6, 5, 4), np.uint8)
     label[2:4, 2:4, 1:3] = 1
@@ -50,10 +52,11 @@ def test_golden_fingerprint_of_two_cases(tmp_path: Path) -> None:
     assert list(found.cases) == ["low", "many"]
     assert found.shapes_after_crop.tolist() == [[4, 2, 2], [8, 2, 2]]
     assert found.spacings_mm.tolist() == [[1.0, 1.0, 1.0]] * 2
+    assert found.presence == dict.fromkeys(("low", "many"), frozenset({"tumour"}))
     assert found.median_spacing_mm == (1.0, 1.0, 1.0)
     assert found.relative_size_after_cropping == 1.0
     assert found.voxel_shares == {"background": 8 / 48, "tumour": 40 / 48}
-    assert [problem.kind for problem in problems] == ["too few cases"]
+    assert [problem.kind for problem in problems] == ["too few cases", "intensity scale"]
 
 
 def test_golden_figures_of_real_cases(hippocampus: Task) -> None:
@@ -63,6 +66,11 @@ def test_golden_figures_of_real_cases(hippocampus: Task) -> None:
     assert case.shape == case.shape_after_crop == (34, 52, 35)
     assert case.orientation == "RAS"
     assert case.voxels == {0: 58527, 1: 1550, 2: 1803}
+    assert case.labels == {
+        "Anterior": LabelFigures(volume_ml=1.55, components=1, extent_mm=(22.0, 17.0, 14.0)),
+        "Posterior": LabelFigures(volume_ml=1.803, components=1, extent_mm=(20.0, 25.0, 21.0)),
+    }
+    assert case.channels[0].scale == "other"
     assert case.channels[0].image.mean == 482.645
     assert case.channels[0].foreground is not None
     assert case.channels[0].foreground.median == 339.661
@@ -133,6 +141,54 @@ def test_broken_cases_become_problems(tmp_path: Path) -> None:
     ]
 
 
+def test_what_can_be_read_but_not_be_true(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    image = np.ones((6, 5, 4), np.float32)
+    image[0, 0, 0] = np.nan
+    write_scan(task.cases[0].images[0], image)
+    write_scan(task.cases[1].label, np.full((6, 5, 4), 0.5, np.float32))
+    found, problems = survey(task, processes=1)
+    assert list(found.cases) == ["case2", "case3", "case4"]
+    assert [(problem.case, problem.kind) for problem in problems] == [
+        ("case0", "impossible values"),
+        ("case1", "impossible values"),
+    ]
+    assert "1 voxels are NaN" in problems[0].message
+    assert "120 voxels are not whole numbers, such as 0.5" in problems[1].message
+
+
+def test_scales_and_spacings_of_a_mixed_ct_set(tmp_path: Path) -> None:
+    declare(tmp_path, V2)
+    label = np.zeros((6, 5, 4), np.uint8)
+    label[2:] = 1
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        low, high = [(-1000, 400), (0, 256)][i % 2]
+        spacing_mm = (1.0, 1.0, 1.5 if i else 6.0)
+        image = rng.integers(low, high, size=label.shape).astype(np.int16)
+        write_scan(tmp_path / "imagesTr" / f"case{i}_0000.nii.gz", image, spacing_mm)
+        write_scan(tmp_path / "labelsTr" / f"case{i}.nii.gz", label, spacing_mm)
+    found, problems = survey(read_task(tmp_path), processes=1)
+    scales = [case.channels[0].scale for case in found.cases.values()]
+    assert scales == ["hounsfield", "0..255"] * 3
+    assert [(problem.case, problem.kind) for problem in problems] == [
+        ("", "intensity scale"),
+        ("case0", "spacing outlier"),
+    ]
+    assert "case0, case2, case4) and 0..255" in problems[0].message
+
+
+def test_going_on_without_the_bad_cases(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "task", 7)
+    task.cases[3].label.write_bytes(b"")
+    found, problems = survey(task, 1, tmp_path / "cache")
+    bad = errors_by_case(problems)
+    assert list(bad) == ["case3"]
+    rest = without(task, bad)
+    assert survey(rest, 1, tmp_path / "cache") == (found, [])
+    assert [case.name for case in rest.cases] == list(found.cases)
+
+
 def test_nothing_usable_is_not_a_crash(tmp_path: Path) -> None:
     task = make_task(tmp_path, 2)
     for case in task.cases:
@@ -187,18 +243,25 @@ def test_only_new_and_changed_cases_are_read(
 def test_a_new_declaration_is_measured_anew(tmp_path: Path) -> None:
     task, cache = make_task(tmp_path / "task"), tmp_path / "cache"
     survey(task, 1, cache)
+    renamed = replace(task, labels={"background": (0,), "cyst": (1,)})
+    assert survey(renamed, 1, cache)[0].presence["case0"] == {"cyst"}
     ignoring = replace(task, labels={"background": (0,), "cyst": (2,)}, ignore_label=1)
     assert survey(ignoring, 1, cache) == survey(ignoring, 1)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"format": 1}', '{"format": 99}', "{"])
-def test_what_is_not_a_fingerprint_is_told(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "fingerprint.json"
-    path.write_text(text)
-    with pytest.raises(AutosegError, match=r"fingerprint\.json"):
-        Fingerprint.load(path)
+SHARED = Path(os.environ.get("AUTOSEG_TEST_DATA", HIPPOCAMPUS.parents[3] / "shared" / "data"))
 
 
-def test_a_missing_fingerprint_is_told(tmp_path: Path) -> None:
-    with pytest.raises(AutosegError, match="is missing"):
-        Fingerprint.load(tmp_path / "fingerprint.json")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="$AUTOSEG_TEST_DATA names no folder of tasks")
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("Task904_HippocampusDirty", ["missing image", "missing label", "missing image"]),
+        ("Task011_SarcomaMR", []),
+    ],
+)
+def test_real_sets(name: str, kinds: list[str]) -> None:
+    task, problems = find_task(SHARED / name)
+    found, more = survey(task, processes=1)
+    assert [problem.kind for problem in [*problems, *more]] == kinds
+    assert list(found.cases) == [case.name for case in task.cases]

@@ -1,17 +1,17 @@
 import torch
 
 from autoseg.networks.build import build_network, count_parameters
-from autoseg.planning.reference import reference_layer
+from autoseg.planning.reference import find_reference
 from tests.making import tiny_plan
 
 CLASSES = {"background": [0], "left": [1], "right": [2], "infection": [3]}
 
 
 def paper_plan():
-    layer = reference_layer("Task001_COVID")
-    assert layer is not None
-    values = dict(layer.values)
-    return tiny_plan(labels=CLASSES, **values)
+    reference = find_reference("Task001_COVID")
+    assert reference is not None
+    (layer,) = reference.layers
+    return tiny_plan(labels=CLASSES, **layer.values)
 
 
 def test_the_papers_network_has_its_number_of_parameters():

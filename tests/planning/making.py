@@ -25,7 +25,7 @@ def fingerprint(
     cases: int = 6,
 ) -> Fingerprint:
     """A data set of equal cases."""
-    channel = ChannelFigures(FOREGROUND, foreground)
+    channel = ChannelFigures("hounsfield", FOREGROUND, foreground)
     case = CaseFigures(
         shape=shape,
         spacing_mm=spacing_mm,
@@ -33,6 +33,7 @@ def fingerprint(
         shape_after_crop=shape_after_crop or shape,
         channels=(channel,) * len(channels),
         voxels={0: 90_000, 1: 10_000, 2: 500},
+        labels={},
         content="0" * 64,
     )
     return Fingerprint(

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.errors import PlanError
+from autoseg.networks.build import build_network
 from autoseg.planning.budget import (
     START_SECONDS,
     Timing,
@@ -17,7 +20,7 @@ from autoseg.planning.budget import (
     parse_seconds,
     short_recipe,
 )
-from autoseg.planning.layers import Layer, complete, stack
+from autoseg.planning.layers import Layer, complete, merge, stack
 from autoseg.planning.plan import Plan
 from autoseg.prediction.sliding_window import count_tiles
 from tests.making import TINY, tiny_plan
@@ -46,7 +49,7 @@ def device(seconds: float, seen: list[Plan] | None = None) -> Callable[[Plan], T
 
 
 def plan_for(budget: float, seconds: float, work: Work = WORK) -> Plan:
-    return build(budget_layer(budget, build(), work, build, device(seconds)))
+    return build(budget_layer(budget, build(), lambda _: work, build, device(seconds)))
 
 
 @pytest.mark.parametrize(
@@ -118,13 +121,13 @@ def test_a_batch_of_one_stays() -> None:
     def of_one(*layers: Layer) -> Plan:
         return stack(rules, {}, layers, "default")
 
-    layer = budget_layer(600, of_one(), WORK, of_one, device(1e-6))
+    layer = budget_layer(600, of_one(), lambda _: WORK, of_one, device(1e-6))
     assert of_one(layer).sampling.batch_size == 1
 
 
 def test_nothing_is_measured_twice_and_everything_is_recorded() -> None:
     seen: list[Plan] = []
-    layer = budget_layer(600, build(), WORK, build, device(1e-5, seen))
+    layer = budget_layer(600, build(), lambda _: WORK, build, device(1e-5, seen))
     chosen = [(plan.network.features, plan.sampling.batch_size) for plan in seen]
     assert len(set(chosen)) == len(chosen)
     tried = layer.values["measured"]["tried"]
@@ -136,6 +139,38 @@ def test_nothing_is_measured_twice_and_everything_is_recorded() -> None:
 def test_too_small_a_budget() -> None:
     with pytest.raises(PlanError, match="30 s leaves no time for training on this device after"):
         plan_for(30, 0.001, Work(cases=50, patches=0))
+
+
+def test_a_slow_device_gets_smaller_patches_that_the_network_divides() -> None:
+    stages = {
+        "features": [32, 64, 128, 256],
+        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+        "kernels": [[3, 3, 3]] * 4,
+        "blocks_encoder": [2] * 4,
+        "blocks_decoder": [2] * 3,
+    }
+    changes = {"sampling": {"patch_size": [64, 112, 128]}, "inference": {"overlap": [32, 56, 64]}}
+    rules = complete(merge(RULES, changes | {"network": RULES["network"] | stages}), "the rules")
+
+    def large(*layers: Layer) -> Plan:
+        return stack(rules, {}, layers, "default")
+
+    def measure(plan: Plan) -> Timing:
+        return Timing(1e-6 * math.prod(plan.sampling.patch_size), 0.1, 0.1, "fake")
+
+    plans = []
+    for seconds in (3600, 60, 40):
+        layer = budget_layer(seconds, large(), lambda _: WORK, large, measure)
+        plans.append(large(layer))
+    volumes = [math.prod(plan.sampling.patch_size) for plan in plans]
+    assert plans[0].sampling.patch_size == (64, 112, 128)
+    assert volumes[0] > volumes[1] > volumes[2]
+    assert all(min(plan.sampling.patch_size) >= 24 for plan in plans)
+    for plan in plans:
+        assert plan.inference.overlap == tuple(n // 2 for n in plan.sampling.patch_size)
+    with torch.inference_mode():
+        logits = build_network(plans[2])(torch.zeros(1, 1, *plans[2].sampling.patch_size))
+    assert logits[0].shape[2:] == plans[2].sampling.patch_size
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,42 @@ def refused(change: dict[str, Any]) -> str:
         ),
         (
             {"labels": {"background": [0], "a": [1, 2], "b": [2]}},
-            "labels: the value 2 stands there twice; keep one",
+            "labels: 'a' and 'b' both cover the value 2; give regions_class_order, the value that "
+            "each class paints, or keep them apart",
+        ),
+        (
+            {"labels": {"background": [0], "a": [1, 1]}},
+            "labels: the value 1 stands twice in 'a'; keep one",
+        ),
+        (
+            {"regions_class_order": [1]},
+            "regions_class_order has 1 values for 2 classes besides the background; give one for "
+            "each",
+        ),
+        (
+            {"regions_class_order": [1, 3]},
+            "regions_class_order: no class covers the value 3",
+        ),
+        (
+            {"regions_class_order": [0, 1]},
+            "regions_class_order: no class covers the value 0",
+        ),
+        (
+            {"configuration": "3d_cascade_fullres"},
+            "previous_stage is None in a plan of 3d_cascade_fullres; 3d_cascade_fullres names the "
+            "plan that it refines, the others none",
+        ),
+        (
+            {"previous_stage": "default-3d_lowres"},
+            "previous_stage is 'default-3d_lowres' in a plan of 3d_fullres",
+        ),
+        (
+            {"configuration": "4d"},
+            "configuration is '4d': input should be '2d', '3d_lowres', '3d_fullres' or",
+        ),
+        (
+            {"target_spacing_mm": [1, -0.5, 1]},
+            "target_spacing_mm.1 is -0.5: input should be greater than 0",
         ),
         (
             {"ignore_label": 2},

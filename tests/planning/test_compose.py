@@ -9,7 +9,7 @@ from autoseg.errors import PlanError
 from autoseg.files import to_json
 from autoseg.planning import reference
 from autoseg.planning.budget import Timing, Work
-from autoseg.planning.compose import Wishes, compose
+from autoseg.planning.compose import Wishes, compose, other_configurations
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Adam, Cosine, Sgd
 from tests.planning.making import fingerprint
@@ -73,7 +73,7 @@ def test_each_layer_wins_over_those_below(references: Path, tmp_path: Path) -> N
     assert sources["sampling.batch_size"] == "reference plan Task001_Tiny.json5"
     assert sources["training.epochs"] == "overrides mit Leerzeichen.json5"
     assert sources["splits.folds"] == sources["training.seed"] == "--set"
-    assert sources["sampling.patch_size"] == "rule: patch size of the data"
+    assert sources["sampling.patch_size"] == "rule: largest patch for data and memory"
     assert plan.provenance["sampling.batch_size"].rule_value == 2
     assert plan.provenance["training.epochs"].rule_value == 1000
 
@@ -81,7 +81,7 @@ def test_each_layer_wins_over_those_below(references: Path, tmp_path: Path) -> N
 def test_the_reference_can_be_left_out(references: Path) -> None:
     references.write_text("{training: {epochs: 3}}")
     assert planned().training.epochs == 3
-    assert planned(reference=False).training.epochs == 1000
+    assert planned(use_reference=False).training.epochs == 1000
 
 
 def test_settings_of_list_entries_see_the_layers_below(references: Path, tmp_path: Path) -> None:
@@ -165,10 +165,112 @@ def test_settings_of_list_entries_see_the_recipe_of_the_budget() -> None:
 
 
 def test_a_budget_that_leaves_no_time() -> None:
-    with pytest.raises(PlanError, match=r"20 s leaves no time .* 6 cases; give more time"):
+    with pytest.raises(PlanError, match=r"20 s leaves no time .* cases; give more time"):
         compose(
             fingerprint(),
             Wishes(seconds=20),
             lambda plan: Work(6, 10),
             lambda plan: Timing(1.0, 1.0, 5.0, "an abacus"),
         )
+
+
+# --- configurations, regions, skipped cases ---
+
+LARGE = fingerprint(shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5))
+
+
+def large(configuration: str | None, **wishes: Any) -> Plan:
+    return compose(LARGE, Wishes(configuration=configuration, **wishes), never, never)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "name"),
+    [
+        (None, "default"),
+        ("3d_fullres", "default"),
+        ("2d", "default-2d"),
+        ("3d_lowres", "default-3d_lowres"),
+        ("3d_cascade_fullres", "default-3d_cascade_fullres"),
+    ],
+)
+def test_a_configuration_is_a_plan_of_its_own(configuration: str | None, name: str) -> None:
+    plan = large(configuration)
+    assert plan.name == name
+    assert plan.configuration == (configuration or "3d_fullres")
+    cascade = configuration == "3d_cascade_fullres"
+    assert plan.previous_stage == ("default-3d_lowres" if cascade else None)
+
+
+def test_the_cascade_refines_the_low_resolution_of_the_same_name() -> None:
+    plan = large("3d_cascade_fullres", name="mine")
+    assert plan.previous_stage == large("3d_lowres", name="mine").name == "mine-3d_lowres"
+
+
+def test_the_only_configuration_of_single_slices_keeps_the_name() -> None:
+    slices = fingerprint(shape=(64, 64, 1))
+    plan = compose(slices, Wishes(), never, never)
+    assert (plan.configuration, plan.name) == ("2d", "default")
+
+
+def test_a_configuration_that_the_data_do_not_allow() -> None:
+    with pytest.raises(PlanError, match=r"'3d_lowres' makes no sense .*; there: 3d_fullres, 2d$"):
+        planned(configuration="3d_lowres")
+
+
+def test_the_others_are_told_in_a_few_words() -> None:
+    assert other_configurations(LARGE, Wishes(), large(None)) == [
+        "2d (0.8 x 0.8 mm, patches of 512 x 512, batch 12)",
+        "3d_lowres (1.44 x 1.44 x 2.71 mm, patches of 192 x 192 x 64, batch 2)",
+        "3d_cascade_fullres (refines 3d_lowres; cannot be trained yet)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "owner"),
+    [
+        ("configuration=2d", "--config"),
+        ("previous_stage=a", "--config"),
+        ("skipped_cases=[]", "--skip-bad-cases"),
+    ],
+)
+def test_what_has_an_option_of_its_own(key: str, owner: str) -> None:
+    with pytest.raises(PlanError, match=f"comes from {owner}"):
+        planned(key)
+
+
+REGIONS = {"background": (0,), "whole": (1, 2), "core": (2,)}
+
+
+def test_overlapping_regions_are_carried_on_but_not_timed() -> None:
+    data = fingerprint(labels=REGIONS)
+    plan = compose(data, Wishes(regions_class_order=(1, 2)), never, never)
+    assert (plan.labels, plan.regions_class_order) == (REGIONS, (1, 2))
+    with pytest.raises(PlanError, match=r"'whole' and 'core' overlap \(value 2\); autoseg cannot"):
+        compose(data, Wishes(regions_class_order=(1, 2), seconds=99), never, never)
+
+
+def test_overlap_needs_an_order_of_painting() -> None:
+    with pytest.raises(PlanError, match=r"'whole' and 'core' both cover the value 2; give reg"):
+        compose(fingerprint(labels=REGIONS), Wishes(), never, never)
+
+
+def test_skipped_cases_are_written_down() -> None:
+    plan = planned(skipped_cases=("case_1", "case_4"))
+    assert plan.skipped_cases == ("case_1", "case_4")
+    assert plan.provenance["skipped_cases"].source == "rule: bad cases are left out"
+    assert plan.id != planned().id
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("target_spacing_mm=[1,0,1]", r"--set: target_spacing_mm\.1 is 0: input should be greater"),
+        ("target_spacing_mm.2=-1", r"target_spacing_mm\.2 is -1: input should be greater than 0"),
+        ("preprocessing.1.window=[250,-1250]", r"window: \[250\.0, -1250\.0\] is upside down"),
+        ("sampling.patch_size=[40,56,50]", "is 50 along z, which .* cannot divide; take 48 or 56"),
+        ("network.feature=[1]", "unknown key 'network.feature'; did you mean 'features'"),
+    ],
+)
+def test_settings_that_cannot_be(setting: str, told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        planned(setting)

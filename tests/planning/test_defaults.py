@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.errors import PlanError
+from autoseg.fingerprint import Fingerprint
 from autoseg.planning.check import make_plan
-from autoseg.planning.defaults import rule_values
+from autoseg.planning.defaults import Evidence, Values, configurations
+from autoseg.planning.defaults import rule_values as rule_values_of
 from tests.planning.making import FOREGROUND, LABELS, fingerprint
+
+
+def rule_values(
+    data: Fingerprint, planner: str = "default", configuration: str | None = None
+) -> tuple[Values, Evidence]:
+    """What the rules choose for a configuration, the recommended one if none is named."""
+    there = configurations(data, planner)
+    return rule_values_of(data, there[configuration or next(iter(there))])
 
 
 def steps(**figures: Any) -> list[dict[str, Any]]:
@@ -109,10 +118,29 @@ def test_the_ignore_label_is_carried_on() -> None:
     assert make_plan(values, "the rules").labels == LABELS
 
 
-def test_overlapping_regions_are_refused() -> None:
-    labels = {"background": (0,), "whole": (1, 2), "core": (2,)}
-    with pytest.raises(PlanError, match="'whole' and 'core' both cover the value 2"):
-        rule_values(fingerprint(labels=labels))
+@pytest.mark.parametrize(
+    ("configuration", "patch", "batch_dice"),
+    [
+        ("2d", (512, 512, 1), True),
+        ("3d_lowres", (192, 192, 64), False),
+        ("3d_fullres", (192, 192, 64), True),
+        ("3d_cascade_fullres", (192, 192, 64), True),
+    ],
+)
+def test_every_configuration_of_a_large_scan(
+    configuration: str, patch: tuple[int, int, int], batch_dice: bool
+) -> None:
+    data = fingerprint(shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5))
+    values, _ = rule_values(data, configuration=configuration)
+    assert values["configuration"] == configuration
+    assert tuple(values["sampling"]["patch_size"]) == patch
+    assert values["training"]["loss"]["batch_dice"] == batch_dice
+    assert (values["target_spacing_mm"][0] > 0.8) == (configuration == "3d_lowres")
+
+
+def test_the_recommended_configuration_comes_first() -> None:
+    assert list(configurations(fingerprint())) == ["3d_fullres", "2d"]
+    assert list(configurations(fingerprint(shape=(64, 64, 1)))) == ["2d"]
 
 
 @given(

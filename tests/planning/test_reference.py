@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from autoseg.errors import PlanError
 from autoseg.networks.build import build_network, count_parameters
 from autoseg.planning import reference
 from autoseg.planning.compose import Wishes, compose
 from autoseg.planning.plan import Plan
-from autoseg.planning.reference import plans_folder, reference_layer
+from autoseg.planning.reference import find_reference, plans_folder, reference_names
 from tests.planning.making import fingerprint
 from tests.planning.test_compose import never
 
@@ -138,9 +139,9 @@ def test_what_the_paper_decides_is_marked_as_its(plan: Plan) -> None:
 
 
 def test_only_the_exact_name_matches() -> None:
-    assert reference_layer("Task001_COVID") is not None
+    assert find_reference("Task001_COVID") is not None
     for other in ("Task001", "Task001_COVID2", "task001_covid ", "../plans/Task001_COVID.json5"):
-        assert reference_layer(other) is None
+        assert find_reference(other) is None
 
 
 def test_the_folder_of_a_checkout_or_of_an_installed_package(
@@ -153,3 +154,102 @@ def test_the_folder_of_a_checkout_or_of_an_installed_package(
     assert plans_folder() == tmp_path / "plans"
     (tmp_path / "autoseg" / "plans").mkdir()
     assert plans_folder() == tmp_path / "autoseg" / "plans"
+
+
+# --- variants and names ---
+
+VARIANTS = {
+    "Task001_COVID.no_augmentation": {"augmentation"},
+    "Task001_COVID.no_preprocessing": {"preprocessing"},
+    "Task001_COVID.no_augmentation_no_preprocessing": {"augmentation", "preprocessing"},
+}
+
+
+def variant(name: str) -> Plan:
+    data = fingerprint(
+        task="Task001_COVID", labels=LABELS, shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5)
+    )
+    return compose(data, Wishes(reference=name), never, never)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_differs_from_the_papers_plan_in_what_its_name_says(
+    name: str, plan: Plan
+) -> None:
+    without = {"provenance", *VARIANTS[name]}
+    made = variant(name)
+    assert made.model_dump(exclude=without) == plan.model_dump(exclude=without)
+    for key in VARIANTS[name]:
+        assert getattr(made, key) == ()
+        assert made.provenance[key].source.startswith(f"reference plan {name.split('_no_pre')[0]}")
+        assert made.provenance[key].rule_value  # the rules would not have left it out
+    assert made.provenance["network.features"].source == "reference plan Task001_COVID.json5"
+    assert made.provenance["network.features"].evidence.startswith("Müller et al. 2021")
+
+
+def test_every_value_of_the_reference_plan_has_a_source(plan: Plan) -> None:
+    published = [key for key, why in plan.provenance.items() if "reference plan" in why.source]
+    assert len(published) > 50
+    for key in published:
+        assert "10.1016/j.imu.2021.100681" in plan.provenance[key].evidence
+
+
+def test_a_reference_plan_of_another_name_can_be_chosen() -> None:
+    wishes = Wishes(reference="Task001_COVID")
+    made = compose(fingerprint(labels=LABELS), wishes, never, never)
+    assert made.task == "Task001_Tiny"
+    assert made.network.features == (32, 64, 128, 256, 512)
+
+
+def test_an_unknown_name_is_told_with_what_is_there() -> None:
+    assert set(VARIANTS) < set(reference_names())
+    with pytest.raises(PlanError, match=r"no reference plan 'Task002'.*there: Task001_COVID, Task"):
+        find_reference("Task001_Tiny", "Task002")
+
+
+def test_a_reference_plan_is_for_one_configuration() -> None:
+    wishes = Wishes(configuration="2d", reference="Task001_COVID")
+    told = "--config 2d: the reference plan Task001_COVID is made for 3d_fullres; take --no-ref"
+    with pytest.raises(PlanError, match=told):
+        compose(fingerprint(labels=LABELS), wishes, never, never)
+
+
+@pytest.fixture
+def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(reference, "plans_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def test_a_variant_wins_over_what_it_extends(plans: Path) -> None:
+    (plans / "a.json5").write_text("{training: {epochs: 3, seed: 3}, configuration: '2d'}")
+    (plans / "b.json5").write_text("{extends: 'a', training: {seed: 4}}")
+    (plans / "c.json5").write_text("{extends: 'b', splits: {folds: 2}}")
+    found = find_reference("Task", "c")
+    assert found is not None
+    assert [layer.source for layer in found.layers] == [
+        f"reference plan {name}.json5" for name in "abc"
+    ]
+    assert found.configuration == "2d"
+    made = compose(fingerprint(), Wishes(reference="c"), never, never)
+    assert (made.training.epochs, made.training.seed, made.splits.folds) == (3, 4, 2)
+    assert made.configuration == "2d"
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"a": "{extends: 'a'}"}, "reference plans extend each other: a -> a"),
+        (
+            {"a": "{extends: 'b'}", "b": "{extends: 'c'}", "c": "{extends: 'b'}"},
+            "reference plans extend each other: a -> b -> c -> b",
+        ),
+        ({"a": "{extends: 'gone'}"}, r"no reference plan 'gone', which a extends, .*there: a$"),
+        ({"a": "{extends: 3}"}, r"reference plan a\.json5: extends is 3; it must be text"),
+        ({"a": "{extends: '../a'}"}, r"no reference plan '\.\./a'"),
+    ],
+)
+def test_what_extends_wrongly_is_refused(plans: Path, files: dict[str, str], told: str) -> None:
+    for name, text in files.items():
+        (plans / f"{name}.json5").write_text(text)
+    with pytest.raises(PlanError, match=told):
+        find_reference("Task", "a")

@@ -1,0 +1,161 @@
+"""How much memory a training step keeps: weights, gradients, optimiser, and activations.
+
+Per batch, in bytes, with n patches, f maps and v voxels at each stage, 4 bytes a float32 value and
+2 a bfloat16 one:
+
+    weights      4 x parameters, as much for the gradients, and for an average of the weights
+    optimiser    4 x parameters for a momentum, 8 x for Adam's two
+    activations  n x value bytes x (sum of what backward needs again)
+
+Backward needs of every convolution with normalisation and activation two tensors of f x v: the
+normalisation's input and the activated output, which is the next convolution's input. A decoder
+stage adds its concatenated input (2 f x v), a max pooling its output and 8 bytes an index, the
+short cut of a residual block its pooled and its convolved input. The loss keeps three float32
+tensors of classes x v at each supervised stage.
+
+Not counted is what lives for a moment only: gradients of activations, the convolutions' workspaces
+and the allocator's spare blocks. `own_rules` leaves room for these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from autoseg.planning.network import Network
+from autoseg.planning.plan import Plan
+from autoseg.planning.training import Adam, Optimizer
+
+FLOAT, HALF, INDEX = 4, 2, 8  # bytes
+GB = 2**30  # as graphics cards count
+LOSS_TENSORS = 3
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that one training step keeps."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them, in bytes."""
+        return self.parameters + self.gradients + self.optimizer + self.average + self.activations
+
+    @property
+    def total_gb(self) -> float:
+        """All of them, in units of 2^30 bytes."""
+        return self.total / GB
+
+
+def training_memory(plan: Plan, patch_size: Triple | None = None) -> TrainingMemory:
+    """What training a plan keeps in memory.
+
+    Args:
+        plan: its precision `auto` counts as float32, because the device may be one without
+            bfloat16.
+        patch_size: in place of the plan's own, a multiple of the network's strides.
+    """
+    patch = patch_size or plan.sampling.patch_size
+    values = FLOAT * parameter_count(plan.network, len(plan.channels), len(plan.labels))
+    value_bytes = HALF if plan.training.precision == "bfloat16" else FLOAT
+    one = _activations(plan.network, len(plan.channels), len(plan.labels), patch, value_bytes)
+    weights_cast = values // 2 if value_bytes == HALF else 0
+    return TrainingMemory(
+        parameters=values + weights_cast,
+        gradients=values,
+        optimizer=values * _states(plan.training.optimizer),
+        average=0 if plan.training.average_decay is None else values,
+        activations=plan.sampling.batch_size * one,
+    )
+
+
+def parameter_count(network: Network, channels: int, classes: int) -> int:
+    """How many numbers training adjusts; exactly those of the built network."""
+    bias = int(network.convolution_bias)
+    count = 0
+    for inputs, outputs, kernel in _convolutions(network, channels):
+        count += (inputs * prod(kernel) + bias) * outputs + 2 * outputs
+    for inputs, outputs in _shortcuts(network):
+        count += inputs * outputs + 2 * outputs
+    for stage, width in enumerate(network.features[:-1]):
+        count += width * (network.features[stage + 1] * prod(network.strides[stage + 1]) + 1)
+    heads = network.features[: _supervised(network)]
+    return count + sum((width + 1) * classes for width in heads)
+
+
+def _states(optimizer: Optimizer) -> int:
+    """Values that the optimiser keeps for each parameter."""
+    if isinstance(optimizer, Adam):
+        return 2
+    return 1 if optimizer.momentum > 0 else 0
+
+
+def _supervised(network: Network) -> int:
+    return max(1, len(network.features) - 2) if network.deep_supervision else 1
+
+
+def _convolutions(network: Network, channels: int) -> list[tuple[int, int, Triple]]:
+    """Inputs, outputs and kernel of every convolution that a normalisation follows."""
+    features, kernels = network.features, network.kernels
+    found: list[tuple[int, int, Triple]] = []
+    inputs = channels
+    if network.residual:
+        found.append((channels, features[0], kernels[0]))
+        inputs = features[0]
+    for stage, width in enumerate(features):
+        count = network.blocks_encoder[stage] * (2 if network.residual else 1)
+        found.append((inputs, width, kernels[stage]))
+        found += [(width, width, kernels[stage])] * (count - 1)
+        inputs = width
+    for stage, width in enumerate(features[:-1]):
+        found.append((2 * width, width, kernels[stage]))
+        found += [(width, width, kernels[stage])] * (network.blocks_decoder[stage] - 1)
+    return found
+
+
+def _shortcuts(network: Network) -> list[tuple[int, int]]:
+    """Inputs and outputs of the convolutions in short cuts: where the width changes."""
+    if not network.residual:
+        return []
+    pairs = zip(network.features, network.features[1:], strict=False)
+    return [(inputs, outputs) for inputs, outputs in pairs if inputs != outputs]
+
+
+def _activations(
+    network: Network, channels: int, classes: int, patch: Triple, value_bytes: int
+) -> int:
+    """Bytes that backward needs again, for one patch."""
+    supervised = _supervised(network)
+    voxels = prod(patch)
+    total = channels * voxels * value_bytes
+    for stage, width in enumerate(network.features):
+        voxels //= prod(network.strides[stage])
+        tensors = 2 * network.blocks_encoder[stage] * (2 if network.residual else 1)
+        if network.residual and stage == 0:
+            tensors += 2  # the stem
+        if stage < len(network.features) - 1:
+            tensors += 2 + 2 * network.blocks_decoder[stage]
+        total += tensors * width * voxels * value_bytes
+        if stage > 0:
+            total += _on_the_way_down(network, stage, value_bytes) * voxels
+        if stage < supervised:
+            total += LOSS_TENSORS * classes * voxels * FLOAT
+    return total
+
+
+def _on_the_way_down(network: Network, stage: int, value_bytes: int) -> int:
+    """Bytes a voxel that entering a stage keeps besides its convolutions."""
+    inputs, width = network.features[stage - 1], network.features[stage]
+    kept = 0
+    if network.down == "max_pool":
+        kept += inputs * (value_bytes + INDEX)
+    if network.residual and inputs != width:
+        shrunk = network.down == "strided" and network.strides[stage] != (1, 1, 1)
+        kept += ((inputs if shrunk else 0) + width) * value_bytes
+    return kept

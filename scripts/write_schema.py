@@ -1,0 +1,14 @@
+"""Write the JSON Schema of plans to plans/schema.json: run it when the plan has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoseg.files import write_json
+from autoseg.planning.schema import plan_schema
+
+PATH = Path(__file__).resolve().parent.parent / "plans" / "schema.json"
+
+if __name__ == "__main__":
+    write_json(PATH, plan_schema())
+    print(PATH)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from autoseg.devices import autocast
+from autoseg.networks.build import build_network, count_parameters
+from autoseg.planning.layers import merge
+from autoseg.planning.memory import parameter_count, training_memory
+from autoseg.planning.plan import Plan
+from autoseg.training.learner import build_optimizer
+from autoseg.training.losses import build_loss
+from tests.making import tiny_plan
+
+PLAIN = {
+    "features": [8, 16, 32],
+    "strides": [[1, 1, 1], [2, 2, 1], [2, 2, 2]],
+    "kernels": [[3, 3, 1], [3, 3, 3], [3, 3, 3]],
+    "blocks_encoder": [2, 2, 2],
+    "blocks_decoder": [2, 2],
+}
+PAPER = {
+    "down": "max_pool",
+    "norm": "batch",
+    "activation": "relu",
+    "activation_first": True,
+    "deep_supervision": False,
+}
+RESIDUAL = {"residual": True, "blocks_encoder": [1, 3, 4], "blocks_decoder": [1, 1]}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "paper": PAPER,
+    "residual": RESIDUAL,
+    "residual with pooling": RESIDUAL | {"down": "max_pool"},
+    "no bias": {"convolution_bias": False},
+    "five stages": {
+        "features": [4, 8, 16, 16, 16],
+        "strides": [[1, 1, 1], *[[2, 2, 2]] * 3, [2, 1, 1]],
+        "kernels": [[3, 3, 3]] * 5,
+        "blocks_encoder": [2] * 5,
+        "blocks_decoder": [2, 2, 1, 1],
+    },
+}
+OPTIMIZERS = ({"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}, {"optimizer": "adam"})
+
+
+def plan_of(network: dict[str, Any], **changes: Any) -> Plan:
+    values = {
+        "channels": ["CT", "PET"],
+        "sampling": {"patch_size": [32, 24, 16]},
+        "network": PLAIN | network,
+    }
+    return tiny_plan(**merge(values, changes))
+
+
+def measured_activations(plan: Plan) -> int:
+    """Bytes of all tensors that autograd keeps for backward, those of the weights left out."""
+    network, loss = build_network(plan).train(), build_loss(plan)
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held: its address must not be used again
+        return tensor
+
+    shape = (plan.sampling.batch_size, *plan.sampling.patch_size)
+    image = torch.randn(shape[0], len(plan.channels), *shape[1:])
+    label = torch.randint(0, len(plan.labels), shape).short()
+    dtype = torch.bfloat16 if plan.training.precision == "bfloat16" else torch.float32
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        with autocast(torch.device("cpu"), dtype):
+            outputs = network(image)
+        loss(outputs, label)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_activations_are_those_that_autograd_keeps(name: str, precision: str) -> None:
+    plan = plan_of(NETWORKS[name], training={"precision": precision})
+    expected = training_memory(plan)
+    # Under autocast the lower copies of the weights are kept for backward, too.
+    cast = expected.parameters - 4 * parameter_count(plan.network, 2, 3)
+    within = 0.03 if precision == "float32" else 0.25
+    assert expected.activations + cast == pytest.approx(measured_activations(plan), rel=within)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_weights_gradients_and_the_optimizer(name: str, optimizer: dict[str, Any]) -> None:
+    plan = plan_of(NETWORKS[name], training={"optimizer": optimizer, "average_decay": 0.9})
+    network = build_network(plan)
+    assert parameter_count(plan.network, 2, 3) == count_parameters(network)
+    made = build_optimizer(plan.training.optimizer, network)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    states = [
+        entry for state in made.state.values() for entry in state.values() if torch.is_tensor(entry)
+    ]
+    expected = training_memory(plan)
+    assert expected.parameters == expected.gradients == expected.average
+    assert expected.parameters == sum(p.nbytes for p in network.parameters())
+    assert expected.optimizer == sum(entry.nbytes for entry in states if entry.dim() > 0)
+
+
+def test_memory_grows_with_batch_and_patch() -> None:
+    plan = plan_of({})
+    two, four = plan, plan_of({}, sampling={"batch_size": 4})
+    assert training_memory(four).activations == 2 * training_memory(two).activations
+    larger = training_memory(plan, (64, 24, 16))
+    assert larger.activations == 2 * training_memory(plan).activations
+    assert larger.parameters == training_memory(plan).parameters
+    assert larger.total_gb == pytest.approx(larger.total / 2**30)

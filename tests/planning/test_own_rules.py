@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.errors import PlanError
+from autoseg.fingerprint import Fingerprint
+from autoseg.planning import reference
+from autoseg.planning.compose import Wishes, compose
+from autoseg.planning.memory import training_memory
+from autoseg.planning.own_rules import KEPT_SHARE, SOURCE, largest_patch, median_grid
+from autoseg.planning.reference import plans_folder
+from tests.making import tiny_plan
+from tests.planning.making import fingerprint
+from tests.planning.test_compose import never
+
+HEADERS = Path(__file__).parents[1] / "data" / "covid20_headers.csv"
+LABELS = {"background": (0,), "left lung": (1,), "right lung": (2,), "infection": (3,)}
+PATCH = "    patch_size: [160, 160, 80],\n"
+NETWORK = (
+    "network={features: [8, 16], strides: [[1, 1, 1], [2, 2, 2]], kernels: [[3, 3, 3], [3, 3, 3]],"
+    " blocks_encoder: [2, 2], blocks_decoder: [2]}"
+)
+
+
+def covid() -> Fingerprint:
+    """The 20 scans of Ma et al. 2020, by their real headers."""
+    with HEADERS.open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    data = fingerprint(task="Task001_COVID", labels=LABELS, cases=1)
+    (case,) = data.cases.values()
+    cases = {}
+    for line in lines:
+        x, y, z = (int(line[f"size_{axis}"]) for axis in "xyz")
+        dx, dy, dz = (float(line[f"spacing_{axis}_mm"]) for axis in "xyz")
+        cases[line["case"]] = replace(
+            case, shape=(x, y, z), shape_after_crop=(x, y, z), spacing_mm=(dx, dy, dz)
+        )
+    return replace(data, cases=cases)
+
+
+@pytest.fixture
+def without_patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's plan without its patch: the rule has to find it."""
+    text = (plans_folder() / "Task001_COVID.json5").read_text(encoding="utf-8")
+    assert text.count(PATCH) == 1
+    (tmp_path / "Task001_COVID.json5").write_text(text.replace(PATCH, ""), encoding="utf-8")
+    monkeypatch.setattr(reference, "plans_folder", lambda: tmp_path)
+
+
+@pytest.mark.usefixtures("without_patch")
+def test_the_rule_arrives_at_the_papers_patch_by_itself() -> None:
+    wishes = Wishes(memory_gb=24, settings=("training.precision='float32'",))
+    plan = compose(covid(), wishes, never, never)
+    spacing, shape = median_grid(plan, covid())
+    assert (spacing, shape) == ((1.58, 1.58, 2.70), (267, 254, 103.5))
+    assert plan.sampling.patch_size == (160, 160, 80)
+    assert plan.inference.overlap == (80, 80, 40)
+    why = plan.provenance["sampling.patch_size"]
+    assert why.source == SOURCE
+    assert "267 x 254 x 103.5 at 1.58 x 1.58 x 2.7 mm" in why.evidence
+    assert "a batch of 2 keeps 7.27 GB" in why.evidence
+
+
+@pytest.mark.usefixtures("without_patch")
+@pytest.mark.parametrize(
+    ("memory_gb", "patch"),
+    [(11, (112, 112, 64)), (16, (128, 128, 80)), (32, (176, 176, 96)), (1000, (256, 240, 96))],
+)
+def test_other_cards(memory_gb: float, patch: tuple[int, int, int]) -> None:
+    wishes = Wishes(memory_gb=memory_gb, settings=("training.precision='float32'",))
+    assert compose(covid(), wishes, never, never).sampling.patch_size == patch
+
+
+def test_half_the_bytes_give_a_larger_patch() -> None:
+    def side(precision: str) -> int:
+        wishes = Wishes(settings=(NETWORK, f"training.precision='{precision}'"), memory_gb=0.5)
+        plan = compose(fingerprint(shape=(300, 300, 300)), wishes, never, never)
+        return plan.sampling.patch_size[0]
+
+    assert side("bfloat16") > side("float32")
+
+
+def test_a_given_patch_or_network_of_the_rules_is_left_alone() -> None:
+    wishes = Wishes(settings=(NETWORK, "sampling.patch_size=[8,8,8]", "inference.overlap=[4,4,4]"))
+    plan = compose(fingerprint(), wishes, never, never)
+    assert plan.sampling.patch_size == (8, 8, 8)
+    assert compose(fingerprint(), Wishes(), never, never).sampling.patch_size == (40, 56, 48)
+
+
+def test_a_given_overlap_stays() -> None:
+    wishes = Wishes(settings=(NETWORK, "inference.overlap=[2,2,2]"))
+    plan = compose(fingerprint(), wishes, never, never)
+    assert plan.inference.overlap == (2, 2, 2)
+    assert plan.provenance["sampling.patch_size"].source == SOURCE
+
+
+def test_what_is_wrong_with_the_strides_is_told_as_such() -> None:
+    wishes = Wishes(settings=("network.strides=7",))
+    with pytest.raises(PlanError, match=r"network\.strides is 7"):
+        compose(fingerprint(), wishes, never, never)
+
+
+def test_too_little_memory() -> None:
+    with pytest.raises(PlanError, match=r"no patch .* fits 1e-06 GB and cases of 9 x 9 x 9 voxels"):
+        largest_patch(tiny_plan(), (1, 1, 1), (9, 9, 9), 1e-6)
+
+
+sizes = st.tuples(*[st.integers(3, 400)] * 3)
+spacings = st.tuples(*[st.floats(0.3, 6)] * 3)
+
+
+@given(spacings, sizes, st.floats(0.005, 2), st.sampled_from([1, 2]))
+@settings(deadline=None, max_examples=100)
+def test_what_the_rule_promises(spacing: Any, shape: Any, memory_gb: float, flat: int) -> None:
+    plan = tiny_plan(
+        network={"strides": [[1, 1, 1], [2, 2, flat]]}, sampling={"patch_size": [8] * 3}
+    )
+    patch = largest_patch(plan, spacing, shape, memory_gb)
+    assert training_memory(plan, patch).total <= KEPT_SHARE * memory_gb * 2**30
+    factors = plan.network.reduction
+    for size, factor, most in zip(patch, factors, shape, strict=True):
+        assert size % factor == 0
+        assert size <= max(most, factor)
+    # Sides are equal in mm: none is longer than another would be with one more step.
+    steps = [factor * mm for factor, mm in zip(factors, spacing, strict=True)]
+    counts = [size // factor for size, factor in zip(patch, factors, strict=True)]
+    longest = max((n * step for n, step in zip(counts, steps, strict=True) if n > 1), default=0)
+    for n, step, factor, most in zip(counts, steps, factors, shape, strict=True):
+        assert (n + 1) * factor > most or (n + 1) * step * (1 + 1e-6) > longest
