@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def write_series(
     import SimpleITK as sitk
 
     folder.mkdir(parents=True, exist_ok=True)
+    before = locale.setlocale(locale.LC_ALL)
     places = positions_mm or [30 + 3 * z for z in range(array.shape[2])]
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -36,3 +38,5 @@ def write_series(
             slice_.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{100 - z}.dcm"))
         writer.Execute(slice_)
+    # GDCM's writer leaves the process in the locale "C", in which Python opens text as ASCII.
+    locale.setlocale(locale.LC_ALL, before)

@@ -126,7 +126,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     plan = _compose(task, fingerprint, wishes, arguments)
     folder = workspace.preprocessed(task.name, plan.name)
-    _split(task, plan, folder)
+    _split(task, plan, fingerprint, folder)
     fingerprint.save(folder / "fingerprint.json")
     plan.save(folder / "plan.json")
     if arguments.explain:
@@ -178,20 +178,22 @@ def _survey(
     return fingerprint, tuple(bad)
 
 
-def _split(task: Task, plan: Plan, folder: Path) -> None:
+def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
     """Write the plan's splits, in place of those that an earlier plan of this name made."""
     from autoseg.dataset.splits import load_or_make_splits, remake_splits
     from autoseg.errors import AutosegError
     from autoseg.planning.plan import load_plan
 
     names = [case.name for case in task.cases]
+    classes = fingerprint.presence
     folds, seed = plan.splits.folds, plan.splits.seed
     try:
         earlier = load_plan(folder / "plan.json").splits
     except AutosegError:  # there is none, or none that this version reads
         earlier = plan.splits
-    remake_splits(folder, names, task.groups, (earlier.folds, earlier.seed), (folds, seed))
-    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups)
+    before = (earlier.folds, earlier.seed)
+    remake_splits(folder, names, task.groups, before, (folds, seed), classes)
+    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
 
 
 def _compose(

@@ -15,6 +15,7 @@ from autoseg.errors import AutosegError
 from autoseg.evaluation.evaluate import evaluate_case
 from autoseg.evaluation.summary import CaseScores, Summary
 from autoseg.files import locked
+from autoseg.fingerprint import Fingerprint
 from autoseg.parallel import in_parallel
 from autoseg.planning.executable import check_executable
 from autoseg.planning.plan import Plan, load_plan
@@ -105,8 +106,9 @@ def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
     names = [case.name for case in task.cases]
     if fold == ALL:
         return Split(tuple(names), ())
+    classes = Fingerprint.load(folder / "fingerprint.json").presence
     splits = load_or_make_splits(
-        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups
+        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
     )
     if not fold.isdecimal() or int(fold) >= len(splits):
         raise AutosegError(
