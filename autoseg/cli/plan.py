@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autoseg.dataset.verify import Problem
     from autoseg.fingerprint import Fingerprint
     from autoseg.planning.compose import Wishes
-    from autoseg.planning.plan import Plan
+    from autoseg.planning.plan import Plan, Splits
     from autoseg.workspace import Workspace
 
 TIMED_CASES = 4
@@ -180,20 +180,27 @@ def _survey(
 
 def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
     """Write the plan's splits, in place of those that an earlier plan of this name made."""
-    from autoseg.dataset.splits import load_or_make_splits, remake_splits
+    from autoseg.dataset.splits import Recipe, load_or_make_splits, remake_splits
+
+    names = tuple(case.name for case in task.cases)
+    folds, seed, classes = plan.splits.folds, plan.splits.seed, fingerprint.presence
+    if earlier := _earlier_plan(folder):
+        splits, data = earlier
+        before = Recipe(tuple(data.cases), splits.folds, splits.seed, task.groups, data.presence)
+        remake_splits(folder, before, Recipe(names, folds, seed, task.groups, classes))
+    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
+
+
+def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
+    """What an earlier plan of this name made its splits from; None if there is none to read."""
     from autoseg.errors import AutosegError
+    from autoseg.fingerprint import Fingerprint
     from autoseg.planning.plan import load_plan
 
-    names = [case.name for case in task.cases]
-    classes = fingerprint.presence
-    folds, seed = plan.splits.folds, plan.splits.seed
     try:
-        earlier = load_plan(folder / "plan.json").splits
-    except AutosegError:  # there is none, or none that this version reads
-        earlier = plan.splits
-    before = (earlier.folds, earlier.seed)
-    remake_splits(folder, names, task.groups, before, (folds, seed), classes)
-    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
+        return load_plan(folder / "plan.json").splits, Fingerprint.load(folder / "fingerprint.json")
+    except AutosegError:
+        return None
 
 
 def _compose(

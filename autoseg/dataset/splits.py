@@ -183,34 +183,35 @@ def load_or_make_splits(
     return splits
 
 
-def remake_splits(
-    folder: Path,
-    cases: Sequence[str],
-    groups: Mapping[str, str],
-    earlier: tuple[int, int],
-    wanted: tuple[int, int],
-    classes: Classes | None = None,
-) -> None:
-    """Make `folder/splits.json` anew if an earlier plan made it; the user's own splits stay.
+@dataclass(frozen=True)
+class Recipe:
+    """What splits are made from: the arguments of `make_splits`."""
 
-    Args:
-        folder: the plan's.
-        cases: names of the cases.
-        groups: case -> patient.
-        earlier: folds and seed of the earlier plan.
-        wanted: folds and seed of the new one.
-        classes: case -> names of the classes that occur in it.
+    cases: tuple[str, ...]
+    folds: int
+    seed: int
+    groups: Mapping[str, str]
+    classes: Classes
+
+    def make(self) -> tuple[Split, ...]:
+        """The splits."""
+        groups = {case: who for case, who in self.groups.items() if case in set(self.cases)}
+        return make_splits(self.cases, self.folds, self.seed, groups, self.classes)
+
+
+def remake_splits(folder: Path, earlier: Recipe, wanted: Recipe) -> None:
+    """Make `folder/splits.json` anew if an earlier plan made it; the user's own splits stay.
 
     Raises:
         DataError: there are fewer patients than folds.
     """
     kept = folder / FILE_NAME
     try:
-        theirs = read_splits(kept, cases) != make_splits(cases, *earlier, groups, classes)
+        theirs = read_splits(kept, earlier.cases) != earlier.make()
     except AutosegError:  # missing, damaged, or of other cases
         return
     if not theirs:
-        write_splits(kept, make_splits(cases, *wanted, groups, classes))
+        write_splits(kept, wanted.make())
 
 
 def _tell_left_out(path: Path, splits: Iterable[Split], cases: Iterable[str]) -> None:

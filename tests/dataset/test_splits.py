@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.dataset.splits import (
+    Recipe,
     Split,
     load_or_make_splits,
     make_splits,
@@ -151,8 +153,21 @@ def test_classes_decide_over_new_splits_and_remade_ones(tmp_path: Path) -> None:
     classes = {case: {"rare"} if case in rare else set() for case in CASES}
     made = load_or_make_splits(tmp_path, tmp_path / "task", CASES, folds=3, classes=classes)
     assert made == make_splits(CASES, 3, classes=classes) != make_splits(CASES, 3)
-    remake_splits(tmp_path, CASES, {}, (3, 12345), (2, 1), classes)
+    before = Recipe(tuple(CASES), 3, 12345, {}, classes)
+    remake_splits(tmp_path, before, replace(before, folds=2, seed=1))
     assert read_splits(tmp_path / "splits.json", CASES) == make_splits(CASES, 2, 1, None, classes)
+
+
+def test_remade_splits_follow_the_cases_but_the_users_own_stay(tmp_path: Path) -> None:
+    before = Recipe(tuple(CASES), 3, 1, {}, {})
+    fewer = replace(before, cases=tuple(CASES[2:]))
+    write_splits(tmp_path / "splits.json", before.make())
+    remake_splits(tmp_path, before, fewer)
+    assert read_splits(tmp_path / "splits.json", CASES) == fewer.make()
+    mine = make_splits(CASES, 2, 77)
+    write_splits(tmp_path / "splits.json", mine)
+    remake_splits(tmp_path, before, fewer)
+    assert read_splits(tmp_path / "splits.json", CASES) == mine
 
 
 def test_cases_that_the_splits_leave_out_are_told(
