@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from autoseg.cli import common
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from autoseg.dataset.task import find_task, without
     from autoseg.planning.budget import parse_seconds
-    from autoseg.planning.compose import Wishes, other_configurations
+    from autoseg.planning.compose import Wishes, other_configurations, other_plans
     from autoseg.planning.explain import citations
     from autoseg.progress import say
     from autoseg.workspace import Workspace
@@ -128,6 +128,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     folder = workspace.preprocessed(task.name, plan.name)
     _split(task, plan, fingerprint, folder)
     fingerprint.save(folder / "fingerprint.json")
+    for other in other_plans(fingerprint, wishes, plan):
+        other.save(folder / "other_configurations" / f"{other.name}.json")
     plan.save(folder / "plan.json")
     if arguments.explain:
         _explain(plan)
@@ -206,10 +208,10 @@ def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
 def _compose(
     task: Task, fingerprint: Fingerprint, wishes: Wishes, arguments: argparse.Namespace
 ) -> Plan:
-    from autoseg.planning.compose import compose
+    from autoseg.planning.compose import compose, compose_unmeasured
 
     if wishes.seconds is None:
-        return compose(fingerprint, wishes, _not_needed, _not_needed)
+        return compose_unmeasured(fingerprint, wishes)
 
     common.spawn_workers()
 
@@ -225,10 +227,6 @@ def _compose(
     with Stopwatch(cases, pick_device(arguments.device), workers) as stopwatch:
         work = functools.partial(expected_work, fingerprint)
         return compose(fingerprint, wishes, work, stopwatch.measure)
-
-
-def _not_needed(plan: Plan) -> NoReturn:
-    raise AssertionError("a plan without a time budget is not measured")
 
 
 def _explain(plan: Plan) -> None:

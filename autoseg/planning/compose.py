@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from autoseg.errors import PlanError
 from autoseg.planning.budget import Timing, Work, budget_layer, short_recipe
@@ -107,10 +107,32 @@ def compose(
     return build(*lower, budget)
 
 
+def compose_unmeasured(fingerprint: Fingerprint, wishes: Wishes) -> Plan:
+    """`compose` without a time budget, which needs no measurement."""
+    return compose(fingerprint, wishes, _not_needed, _not_needed)
+
+
 def other_configurations(fingerprint: Fingerprint, wishes: Wishes, plan: Plan) -> list[str]:
     """In a few words each, what the rules would make of the configurations that were not chosen."""
     found = configurations(fingerprint, wishes.planner, wishes.memory_gb)
     return [_in_words(other) for name, other in found.items() if name != plan.configuration]
+
+
+def other_plans(fingerprint: Fingerprint, wishes: Wishes, plan: Plan) -> list[Plan]:
+    """The plans that the rules alone would make of the configurations that were not chosen."""
+    found = configurations(fingerprint, wishes.planner, wishes.memory_gb)
+    by_rules = replace(
+        wishes, use_reference=False, reference=None, overrides=None, settings=(), seconds=None
+    )
+    return [
+        compose_unmeasured(fingerprint, replace(by_rules, configuration=name))
+        for name in found
+        if name != plan.configuration
+    ]
+
+
+def _not_needed(plan: Plan) -> NoReturn:
+    raise AssertionError("a plan without a time budget is not measured")
 
 
 def _in_words(configuration: Configuration) -> str:

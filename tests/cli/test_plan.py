@@ -16,7 +16,7 @@ from autoseg.workspace import ENVIRONMENT_VARIABLE
 from tests.cli.making import settings, write_ct
 from tests.dataset.making import HIPPOCAMPUS
 
-PLANNED = {"plan.json", "fingerprint.json", "splits.json"}
+PLANNED = {"plan.json", "fingerprint.json", "splits.json", "other_configurations"}
 ONE = ["--processes", "1"]
 
 
@@ -119,10 +119,10 @@ def test_what_is_wrong_is_one_line_and_leaves_no_plan(
 
 def test_a_bad_wish_keeps_the_earlier_plan(task: Path) -> None:
     assert main(["Task007", *ONE]) == 0
-    before = {path.name: path.read_bytes() for path in (task / "default").iterdir()}
+    before = {path.name: path.read_bytes() for path in (task / "default").glob("*.json")}
     assert main(["Task007", *settings("splits.folds=9"), *ONE]) == 2
     assert main(["Task007", *settings("training.epochs=0"), *ONE]) == 2
-    after = {path.name: path.read_bytes() for path in (task / "default").iterdir()}
+    after = {path.name: path.read_bytes() for path in (task / "default").glob("*.json")}
     assert after == before
 
 
@@ -267,3 +267,12 @@ def test_the_installed_command(tmp_path: Path) -> None:
     assert done.stdout == f"{path}\n"
     assert load_plan(path).sampling.patch_size == (40, 56, 40)
     assert "\r" not in done.stderr  # no progress bar where nobody watches
+
+
+def test_the_other_configurations_are_planned_too(task: Path) -> None:
+    assert main(["Task007", *ONE]) == 0
+    other = load_plan(task / "default" / "other_configurations" / "default-2d.json")
+    assert other.configuration == "2d"
+    assert 1 in other.sampling.patch_size
+    assert main(["Task007", "--config", "2d", *ONE]) == 0
+    assert load_plan(task / "default-2d" / "plan.json") == other
