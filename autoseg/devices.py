@@ -61,7 +61,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 def memory_format(device: torch.device) -> torch.memory_format:
     """The layout of 3D tensors that convolutions are fastest in."""
-    # Measured: 1.2 to 1.4 times faster on a CPU with oneDNN; cuDNN's 3D kernels gain in bfloat16.
+    # Training steps on a CPU in bfloat16: 1.25 times faster with batch, 1.06 times with instance
+    # normalisation. Not measured on a graphics card.
     if device.type in ("cpu", "cuda"):
         return torch.channels_last_3d
     return torch.contiguous_format
