@@ -20,3 +20,11 @@ class PlanError(AutosegError):
 
 class RunError(RuntimeError):
     """A run failed for a reason that is not the user's input (exit status 1)."""
+
+
+class Stopped(RunError):  # noqa: N818
+    """A signal ended the run, which has saved its state (exit status 128 + the signal's number)."""
+
+    def __init__(self, text: str, signal_number: int) -> None:
+        super().__init__(text)
+        self.status = 128 + signal_number

@@ -72,9 +72,12 @@ def _times(size: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Image:
-    """One scan: `array` of shape (channel, x, y, z), float32, and its grid."""
+    """One scan: `array` of shape (channel, x, y, z) and its grid.
 
-    array: NDArray[np.float32]
+    The values are float32, or in their file's own small integers if the reader was asked for them.
+    """
+
+    array: NDArray[Any]
     geometry: Geometry
 
 
@@ -89,16 +92,30 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(ending_of(path))]
 
 
-def read_image(paths: Sequence[Path]) -> Image:
+def files_of(path: Path) -> list[Path]:
+    """The files behind a path: the slices of a DICOM folder, a header and its data, or itself."""
+    if path.is_dir():
+        return sorted(path.iterdir())
+    if ending_of(path) == ".mhd":
+        return sorted(path.parent.glob(f"{stem_of(path)}.*"))
+    return [path] if path.exists() else []
+
+
+def read_image(paths: Sequence[Path], own_type: bool = False) -> Image:
     """Read one scan; each path is one channel (a file, or a folder with one DICOM series).
 
     A single 4D file is read as its channels. All channels must lie on the same grid.
+
+    Args:
+        paths: the files.
+        own_type: leave integers of up to 16 bits as they are, which float32 holds exactly, instead
+            of turning them into float32: half the memory, and quicker.
 
     Raises:
         DataError: a file is missing, unreadable, not three-dimensional, or the channels lie on
             different grids; a VoxelError for NaN or infinity.
     """
-    channels: list[NDArray[np.float32]] = []
+    channels: list[NDArray[Any]] = []
     geometry: Geometry | None = None
     for path in paths:
         values, found = _read(path)
@@ -108,8 +125,9 @@ def read_image(paths: Sequence[Path]) -> Image:
                 "resample the channels onto one grid"
             )
         geometry = geometry or found
-        values = values.astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
+        if not (own_type and values.dtype.kind in "iu" and values.itemsize <= 2):
+            values = values.astype(np.float32, copy=False)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise VoxelError(
                 f"{path}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite; "
                 "replace them, for example by the value of air"
@@ -148,7 +166,7 @@ def read_label(path: Path) -> tuple[NDArray[np.integer[Any]], Geometry]:
             f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to 65535"
         )
     dtype = np.uint8 if values.max() < 256 else np.uint16
-    return cast("NDArray[np.integer[Any]]", values.astype(dtype)), geometry
+    return cast("NDArray[np.integer[Any]]", values.astype(dtype, copy=False)), geometry
 
 
 def read_geometry(path: Path) -> Geometry:

@@ -34,22 +34,40 @@ class Progress(Protocol):
         ...
 
 
-class _Lines:
-    def __init__(self, job: str, total: int, done: int, every_seconds: float) -> None:
-        self.job, self.total, self.done, self.first = job, total, done, done
-        self.every_seconds = every_seconds
-        self.started = self.last_line = time.monotonic()
+class _Steps:
+    """Which step a job is at, and how long the others will take at the pace of its latest half."""
 
-    def advance(self, note: str = "", total: int | None = None) -> None:
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self.times = [time.monotonic()]
+
+    def advance(self, total: int | None) -> None:
         self.done += 1
         self.total = total or self.total
+        self.times.append(time.monotonic())
+
+    def seconds_left(self) -> float:
+        seen = len(self.times) - 1
+        first = seen // 2  # what was slow at the beginning, such as starting up, is forgotten
+        step = (self.times[-1] - self.times[first]) / (seen - first)
+        return step * (self.total - self.done)
+
+
+class _Lines:
+    def __init__(self, job: str, total: int, done: int, every_seconds: float) -> None:
+        self.job, self.every_seconds = job, every_seconds
+        self.steps = _Steps(total, done)
+        self.last_line = time.monotonic()
+
+    def advance(self, note: str = "", total: int | None = None) -> None:
+        self.steps.advance(total)
+        done, total = self.steps.done, self.steps.total
         now = time.monotonic()
-        if self.done < self.total and now - self.last_line < self.every_seconds:
+        if done < total and now - self.last_line < self.every_seconds:
             return
         self.last_line = now
-        left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
-        left_text = f"  {in_words(left)} left" if self.done < self.total else ""
-        say(f"{self.job}: {self.done}/{self.total}{'  ' + note if note else ''}{left_text}")
+        left = f"  {in_words(self.steps.seconds_left())} left" if done < total else ""
+        say(f"{self.job}: {done}/{total}{'  ' + note if note else ''}{left}")
 
 
 @contextmanager
@@ -58,27 +76,50 @@ def progress(
 ) -> Iterator[Progress]:
     """Show the progress of `job` through `total` steps, of which `done` are there already.
 
-    Without a terminal a line is written at most every `every_seconds`.
+    Without a terminal a line is written at most every `every_seconds`. On a terminal the latest
+    note stands below the bar, where a long one takes no room from it.
     """
     if not sys.stderr.isatty() or total == 0:
         yield _Lines(job, total, done, every_seconds)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    with _bar(job, total, done) as bar:
+        yield bar
+
+
+@contextmanager
+def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        """Counts down to the end; rich's own column forgets steps of more than 30 seconds."""
+
+        def render(self, task: Task) -> Text:
+            end = task.fields["end"]
+            if end is None or task.finished:
+                return Text()
+            return Text(f"{in_words(end - time.monotonic())} left")
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),  # names of cases may have [brackets]
-        TimeRemainingColumn(),
+        TimeLeft(),
     )
-    with RichProgress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(job, total=total, completed=done, note="")
+    steps = _Steps(total, done)
+    bar = RichProgress(*columns)
+    task = bar.add_task(job, total=total, completed=done, end=None)
+    with Live(bar, console=Console(stderr=True), refresh_per_second=2) as live:
 
-        class _Bar:
+        class Bar:
             def advance(self, note: str = "", total: int | None = None) -> None:
-                bar.update(task, advance=1, note=note, total=total)
+                steps.advance(total)
+                end = time.monotonic() + steps.seconds_left()
+                bar.update(task, completed=steps.done, total=steps.total, end=end)
+                # Text, not a string: names of cases may have [brackets].
+                live.update(Group(bar, Text(note)) if note else bar, refresh=True)
 
-        yield _Bar()
+        yield Bar()

@@ -36,6 +36,17 @@ TINY: dict[str, Any] = {
 }
 
 
+REGIONS: dict[str, Any] = {
+    "labels": {"background": [0], "whole": [1, 2, 4], "core": [2, 4], "enhancing": [4]},
+    "regions_class_order": [1, 2, 4],
+}
+CASCADE: dict[str, Any] = {
+    "name": "tiny-3d_cascade_fullres",
+    "configuration": "3d_cascade_fullres",
+    "previous_stage": "tiny-3d_lowres",
+}
+
+
 def tiny_plan(**changes: Any) -> Plan:
     """A plan for 8 x 8 x 8 patches of one channel; objects are merged, lists replaced."""
     return make_plan(merge(TINY, changes), "the tiny plan")

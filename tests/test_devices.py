@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.devices import autocast, autocast_type, describe, memory_format, pick_device
+from autoseg.devices import (
+    autocast,
+    autocast_type,
+    describe,
+    fast_convolutions,
+    memory_format,
+    pick_device,
+)
 from autoseg.errors import AutosegError
 
 CPU = torch.device("cpu")
@@ -65,6 +72,8 @@ def test_an_absent_device_is_an_error_that_lists_those_there(
         (False, True, "auto", torch.bfloat16),
         (True, True, "float32", torch.float32),
         (False, False, "bfloat16", torch.bfloat16),
+        (True, False, "float16", torch.bfloat16),  # float16 is for CUDA
+        (False, False, "float16", torch.float32),
     ],
 )
 def test_precision_on_a_processor(
@@ -97,6 +106,7 @@ def test_precision_on_a_graphics_card(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert autocast_type(CUDA, "auto") is expected
     assert autocast_type(CUDA, "float32") is torch.float32
+    assert autocast_type(CUDA, "float16") is torch.float16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -107,6 +117,16 @@ def test_autocast_lasts_for_its_block_and_warns_of_nothing(dtype: torch.dtype) -
         with autocast(CPU, dtype):
             assert layer(values).dtype is dtype
     assert layer(values).dtype is torch.float32
+
+
+def test_convolutions_are_timed_within_the_block_and_on_cuda_only() -> None:
+    before = torch.backends.cudnn.benchmark
+    with fast_convolutions(CPU):
+        assert torch.backends.cudnn.benchmark == before
+    with pytest.raises(KeyboardInterrupt), fast_convolutions(CUDA):
+        assert torch.backends.cudnn.benchmark
+        raise KeyboardInterrupt
+    assert torch.backends.cudnn.benchmark == before
 
 
 def test_layout_of_volumes() -> None:

@@ -108,6 +108,24 @@ def test_vector_voxels_are_channels(tmp_path: Path) -> None:
     assert (read_image([tmp_path / "a.nrrd"]).array == array).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [
+        (np.int16, np.int16),
+        (np.uint16, np.uint16),
+        (np.uint8, np.uint8),
+        (np.int32, np.float32),  # float32 does not hold all of them
+        (np.float64, np.float32),
+    ],
+)
+def test_small_integers_stay_as_they_are_if_asked(tmp_path: Path, dtype: Any, kept: Any) -> None:
+    write_scan(tmp_path / "a.nrrd", some_array(dtype))
+    image = read_image([tmp_path / "a.nrrd"], own_type=True)
+    assert image.array.dtype == kept
+    assert (image.array[0] == some_array()).all()
+    assert read_image([tmp_path / "a.nrrd"]).array.dtype == np.float32
+
+
 def test_channels_on_different_grids_are_told(tmp_path: Path) -> None:
     write_scan(tmp_path / "a.nii.gz", some_array())
     write_scan(tmp_path / "b.nii.gz", some_array(), origin_mm=(0, 0, 5))

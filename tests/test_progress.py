@@ -88,6 +88,15 @@ def test_steps_done_before_do_not_speed_up_the_guess(
     assert lines(capsys) == ["training: 9/10  7 s left"]
 
 
+def test_a_slow_start_is_soon_forgotten(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("training", 100, every_seconds=0) as bar:
+        for seconds in (60, 2, 2, 2):
+            clock.seconds += seconds
+            bar.advance()
+    lefts = [line.split("  ")[1] for line in lines(capsys)]
+    assert lefts == ["1 h 39 min left", "3 min 16 s left", "3 min 14 s left", "3 min 12 s left"]
+
+
 def test_the_number_of_steps_may_be_corrected(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +126,25 @@ def test_a_terminal_gets_a_bar_with_the_note_as_it_is(monkeypatch: pytest.Monkey
     assert "reading" in shown
     assert "4/4" in shown
     assert "case [red] 7" in shown  # not taken for a colour
+
+
+def test_a_long_note_takes_no_room_from_the_bar_and_slow_steps_have_their_time_left(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("TERM", "xterm")
+    note = "loss 0.512  validation 0.623  Dice 0.750 (left lung 0.95, right lung 0.94)  rate 1e-03"
+    with progress("training fold 0", 1000, done=3) as bar:
+        for _ in range(3):
+            clock.seconds += 360
+            bar.advance(note)
+    shown = terminal.getvalue()
+    last = shown[shown.rindex("training fold 0") :]
+    assert "6/1000" in last.splitlines()[0]
+    assert "99 h 24 min left" in last.splitlines()[0]
+    assert note.split()[-1] in last  # the end of the note, on a line below
 
 
 def test_an_error_ends_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

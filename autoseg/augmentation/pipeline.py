@@ -1,28 +1,32 @@
-"""The stream of training batches, made by batchgenerators' worker processes."""
+"""The stream of training batches, made in worker processes or in this one."""
 
 from __future__ import annotations
 
-import multiprocessing.connection
-import os
-import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter
-from autoseg.errors import RunError
+from autoseg.augmentation.workers import live_with_parent, worker_stream
+from autoseg.errors import AutosegError, RunError
 from autoseg.planning.transforms import Transform
 
+# For a cascade the label is (B, 2, X, Y, Z): the second one is its previous stage.
 Batch = dict[str, NDArray[Any]]  # data (B, C, X, Y, Z) float32, label (B, X, Y, Z) int16
+Failure = dict[str, str]  # what a worker sends in place of a batch
 
 
 class BatchLoader:
-    """Every `workers`-th batch of a run, from a first epoch on, for ever.
+    """Every `workers`-th batch of a run, from a first epoch and batch on, for ever.
 
     batchgenerators copies it into each worker process and tells it its number there; taking the
     workers in turn gives the batches in order, whatever their number.
@@ -34,110 +38,117 @@ class BatchLoader:
         transforms: tuple[Transform, ...],
         first: Position,
         workers: int,
+        places: range | None = None,
     ) -> None:
         self.sampler = sampler
         self.transforms = transforms
         self.first = first
         self.workers = max(1, workers)
+        self.places = range(sampler.sampling.batch_size) if places is None else places
         self.thread_id = 0
         self.made = 0
         self._augmenter: Augmenter | None = None
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called by batchgenerators in each worker."""
-        from threadpoolctl import threadpool_limits
+        import blosc2
 
         self.thread_id = thread_id
-        threadpool_limits(limits=1)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        blosc2.set_nthreads(1)
+        live_with_parent()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Failure]:
         return self
 
-    def __next__(self) -> Batch:
-        if self._augmenter is None:
-            self._augmenter = Augmenter(self.transforms, self.sampler.sampling.patch_size)
-        index = self.made * self.workers + self.thread_id
+    def __next__(self) -> Batch | Failure:
+        """The next batch; an exception as text, which batchgenerators would print and forget."""
+        index = self.first.batch + self.made * self.workers + self.thread_id
         self.made += 1
         epochs, batch = divmod(index, self.sampler.steps_per_epoch)
         at = replace(self.first, epoch=self.first.epoch + epochs, batch=batch)
-        return self._make(at)
+        try:
+            with _one_thread():
+                return self._make(at)
+        except Exception as error:
+            return {"failed": _in_words(error, at), "traceback": traceback.format_exc()}
 
     def _make(self, at: Position) -> Batch:
-        assert self._augmenter is not None
+        if self._augmenter is None:
+            self._augmenter = Augmenter(self.transforms, self.sampler.sampling.patch_size)
         images, labels = [], []
-        for place in range(self.sampler.sampling.batch_size):
+        for place in self.places:
             here = replace(at, place=place)
-            patch = self.sampler.draw(here, self._augmenter.draw_size)
-            image, label = self._augmenter(*patch, here.rng().spawn(1)[0])
+            drawn = self._augmenter.draw(here.rng().spawn(1)[0])
+            patch = self.sampler.draw(here, drawn.box_size, drawn.border)
+            image, label = drawn(*patch)
             images.append(image)
             labels.append(label)
         return {"data": np.stack(images), "label": np.stack(labels)}
 
 
-def _end_with_parent() -> None:
-    """End this worker when the training process was killed and could not end it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 @contextmanager
 def batches(
-    sampler: PatchSampler, transforms: tuple[Transform, ...], first: Position, workers: int
+    sampler: PatchSampler,
+    transforms: tuple[Transform, ...],
+    first: Position,
+    workers: int,
+    places: range | None = None,
 ) -> Iterator[Iterator[Batch]]:
-    """Open the stream that starts at `first`'s epoch; its workers end with the block.
+    """Open the stream that starts at `first`'s epoch and batch; its workers end with the block.
 
     Args:
         sampler: draws the patches.
         transforms: the plan's augmentation.
-        first: seed, fold and epoch to start from.
+        first: seed, fold, epoch and batch to start from.
         workers: processes; 0 makes the batches in this process. The batches do not depend on it.
+        places: the samples of each batch to make, all if None: each process of a distributed run
+            makes its own, the same ones that a single process would.
+
+    Raises:
+        RunError: from the stream, when a batch cannot be made or a worker has died: why.
     """
-    loader = BatchLoader(sampler, transforms, first, workers)
+    loader = BatchLoader(sampler, transforms, first, workers, places)
     if workers == 0:
-        yield loader
+        yield _checked(loader)
         return
-    from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+    with worker_stream(loader, workers) as stream:
+        yield _checked(stream)
 
-    stream = MultiThreadedAugmenter(
-        loader, None, workers, num_cached_per_queue=2, seeds=list(range(workers)), wait_time=0.005
+
+def _checked(stream: Iterator[Batch | Failure]) -> Iterator[Batch]:
+    """The batches, and the first failure as a RunError."""
+    for item in stream:
+        if "failed" in item:
+            error = RunError(str(item["failed"]))
+            error.add_note(str(item["traceback"]))  # shown by --debug
+            raise error
+        yield item  # type: ignore[misc]
+
+
+def _in_words(error: Exception, at: Position) -> str:
+    if isinstance(error, AutosegError | RunError):
+        return str(error)
+    where = f"epoch {at.epoch + 1}, batch {at.batch + 1}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory to make {where}; use fewer --processes"
+    return (
+        f"cannot make {where}: {error} ({type(error).__name__}; "
+        "run again with --debug for the traceback)"
     )
-    stream._start()
-    done = threading.Event()
-    threading.Thread(target=_end_with_worker, args=(stream, done), daemon=True).start()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one core: a worker for each is there, and sums come out alike everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        yield _watched(stream)
+        with _threadpools().limit(limits=1):
+            yield
     finally:
-        done.set()
-        stream._finish()
+        torch.set_num_threads(before)
 
 
-def _end_with_worker(stream: Any, done: threading.Event) -> None:
-    """When a worker dies before the stream is done, end the others and the stream.
-
-    batchgenerators looks for dead workers only between two batches: where the system killed one in
-    the midst of sending a batch, it would wait for the other half for ever.
-    """
-    workers, queues = list(stream._processes), list(stream._queues)
-    multiprocessing.connection.wait([worker.sentinel for worker in workers])
-    if done.is_set():
-        return
-    for worker in workers:
-        worker.kill()
-    for queue in queues:
-        queue._writer.close()  # ours was the last: whoever reads meets the end
-    stream.abort_event.set()
-
-
-def _watched(stream: Any) -> Iterator[Batch]:
-    """The stream, with a dead worker explained."""
-    while True:
-        try:
-            yield next(stream)
-        except RuntimeError as error:
-            raise RunError(
-                "an augmentation worker ended; its own message stands above. With no message there "
-                "the system killed it, most often because memory ran out: use fewer --processes"
-            ) from error
+@lru_cache(maxsize=1)
+def _threadpools() -> ThreadpoolController:
+    return ThreadpoolController()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.planning.plan import Sampling
-from autoseg.preprocessing.store import CaseStore, StoredCase
+from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
 
 Triple = tuple[int, int, int]
+Border = Literal["constant", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -49,48 +50,80 @@ class PatchSampler:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # open files cannot travel to a worker
 
-    def draw(self, at: Position, size: Triple) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-        """The patch at a position, `size` voxels large, zero where it reaches beyond the case.
+    def draw(
+        self, at: Position, size: Triple, border: Border = "constant"
+    ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+        """The patch at a position, `size` voxels large.
+
+        Where it reaches beyond the case, it is zero, or for the border `nearest` the case's
+        nearest voxel.
 
         Returns:
-            image (channel, *size) and label (*size).
+            image (channel, *size) and label (*size); for a cascade label (2, *size), the second of
+            which is the previous stage's segmentation.
         """
-        from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-
         rng = at.rng()
         case = self._case(at)
         centre = self._centre(case, at, rng)
         box = [[c - s // 2, c - s // 2 + s] for c, s in zip(centre, size, strict=True)]
-        return crop_and_pad_nd(case.image, box), crop_and_pad_nd(case.label, box)
+        image, label = _cut(case.image, box, border), _cut(case.label, box, border)
+        if case.previous is not None:
+            label = np.stack([label, _cut(case.previous, box, border)])
+        return image, label
 
-    def _case(self, at: Position) -> StoredCase:
+    def name_at(self, at: Position) -> str:
+        """The case that the patch at a position comes from."""
         batches = at.epoch * self.steps_per_epoch + at.batch
         round_, index = divmod(batches * self.sampling.batch_size + at.place, len(self.cases))
         key = (at.seed, at.fold, round_)
         order = np.random.default_rng(np.random.SeedSequence(key)).permutation(len(self.cases))
-        name = self.cases[order[index]]
+        return self.cases[int(order[index])]
+
+    def _case(self, at: Position) -> StoredCase:
+        name = self.name_at(at)
         if name not in self._open:
             self._open[name] = self.store.open(name)
         return self._open[name]
 
     def _centre(self, case: StoredCase, at: Position, rng: np.random.Generator) -> list[int]:
-        """A foreground voxel where the plan wants one, else a random voxel; within the border."""
+        """A foreground voxel where the plan wants one, else a random voxel; within the border.
+
+        Foreground is a voxel of a class that is chosen evenly among those of the case. Where voxels
+        are ignored, a random voxel is one that is not: a patch of ignored voxels teaches nothing.
+        """
         shape, patch = case.label.shape, self.sampling.patch_size
         centre = [_within(rng, n, p) for n, p in zip(shape, patch, strict=True)]
+        voxels = case.annotated
         if self._wants_foreground(at, rng) and case.foreground:
             classes = sorted(case.foreground)
             voxels = case.foreground[classes[rng.integers(len(classes))]]
-            voxel = voxels[rng.integers(len(voxels))]
-            centre = [
-                _nearest_within(int(v), n, p) for v, n, p in zip(voxel, shape, patch, strict=True)
-            ]
-        return centre
+        if voxels is None:
+            return centre
+        voxel = voxels[rng.integers(len(voxels))]
+        return [_nearest_within(int(v), n, p) for v, n, p in zip(voxel, shape, patch, strict=True)]
 
     def _wants_foreground(self, at: Position, rng: np.random.Generator) -> bool:
         share, size = self.sampling.foreground_share, self.sampling.batch_size
         if self.sampling.foreground_mode == "chance":
             return bool(rng.random() < share)
         return at.place >= round(size * (1 - share))
+
+
+def _cut(array: StoredArray, box: Sequence[Sequence[int]], border: Border) -> NDArray[Any]:
+    """A box of the last three axes, which may reach beyond the array."""
+    if border == "constant":
+        from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+
+        cut: NDArray[Any] = crop_and_pad_nd(array, box)
+        return cut
+    sizes = array.shape[-3:]
+    inside = [slice(max(0, start), stop) for start, stop in box]
+    beyond = [
+        (max(0, -start), max(0, stop - size))
+        for (start, stop), size in zip(box, sizes, strict=True)
+    ]
+    leading = [(0, 0)] * (len(array.shape) - 3)
+    return np.pad(array[(..., *inside)], [*leading, *beyond], mode="edge")
 
 
 def _within(rng: np.random.Generator, size: int, patch: int) -> int:

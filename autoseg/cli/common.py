@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from autoseg import __version__
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, Stopped
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -80,19 +84,44 @@ def run(
     except SystemExit as stop:  # argparse has printed help or what is wrong
         return int(stop.code or 0)
     try:
-        return command(arguments)
+        with _ended_cleanly():
+            return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug:
             traceback.print_exc()
         status, text = _in_words(error, arguments.debug)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        print_error(text)
         return status
+
+
+def print_error(text: str) -> None:
+    """One line that begins with `error:`."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: locks are released and workers end, too."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped("stopped by SIGTERM; what was finished is kept", number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread alone
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _in_words(error: BaseException, debug: bool) -> tuple[int, str]:
     """Exit status and what to say."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; what was finished is kept"
+    if isinstance(error, Stopped):
+        return error.status, str(error)
     if isinstance(error, AutosegError):
         return BAD_INPUT, str(error)
     text = str(error) or type(error).__name__

@@ -134,6 +134,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         _explain(plan)
     say(_in_short(plan))
+    if plan.previous_stage is not None:
+        say(
+            f"it refines {plan.previous_stage}: plan that with the same options and --config "
+            f"3d_lowres, and train all its folds (autoseg_train {task.name} fold "
+            f"{' '.join(map(str, range(plan.splits.folds)))} --plan {plan.previous_stage}) first"
+        )
     if others := other_configurations(fingerprint, wishes, plan):
         option = "--no-reference --config NAME" if citations(plan) else "--config NAME"
         say(f"by the rules also possible, with {option}: {'; '.join(others)}")
@@ -238,7 +244,7 @@ def _explain(plan: Plan) -> None:
 def _in_short(plan: Plan) -> str:
     """The plan in one line."""
     patch = " x ".join(str(size) for size in plan.sampling.patch_size)
-    spacing = " x ".join(f"{value:.3g}" for value in plan.target_spacing_mm)
+    spacing = " x ".join("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)
     grid = f"{spacing} mm" if plan.resamples else "each scan's own voxel size"
     steps = plan.training.epochs * plan.training.steps_per_epoch
     return (

@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoseg.cli import common
+
+if TYPE_CHECKING:
+    from autoseg.experiments.fold import FoldJob
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,7 +32,23 @@ def make_parser() -> argparse.ArgumentParser:
         help="which folds, as in `fold 0`, `0`, `fold 0 1 2` or `fold all` (every case, no scores)",
     )
     parser.add_argument("--plan", metavar="NAME", help="which plan, if the task has several")
-    parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue a run that was interrupted, or whose plan has got more epochs",
+    )
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="MODEL",
+        help="begin with the weights of this trained model: models/TASK/PLAN, a fold_K in it, or a "
+        ".safetensors file with its plan.json beside",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also write event files into fold_K/tensorboard",
+    )
     common.add_device(parser)
     common.add_processes(parser)
     common.add_workspace(parser)
@@ -44,25 +66,67 @@ def _train(arguments: argparse.Namespace) -> int:
 
     common.spawn_workers()
 
-    from autoseg.devices import pick_device
-    from autoseg.evaluation.tables import print_table
-    from autoseg.experiments.fold import FoldJob, run_fold
+    from autoseg.experiments.fold import FoldJob
+    from autoseg.training.distributed import joined
     from autoseg.workspace import Workspace
 
     workspace = Workspace.find(arguments.workspace)
     task = workspace.find_task_folder(arguments.task)
     plan = workspace.find_plan_name(task.name, arguments.plan)
-    device = pick_device(arguments.device)
-    for fold in folds:
-        job = FoldJob(
-            workspace, task, plan, fold, device, arguments.processes, arguments.resume, started
-        )
-        summary = run_fold(job)
-        if summary is not None:
-            print_table(summary)
-        print(job.folder)
-        started = time.monotonic()
+    with joined(arguments.device) as (group, device):
+        jobs = [
+            FoldJob(
+                workspace=workspace,
+                task=task,
+                plan=plan,
+                fold=fold,
+                device=device,
+                processes=arguments.processes,
+                resume=arguments.resume,
+                started=started,
+                group=group,
+                pretrained=arguments.pretrained,
+                tensorboard=arguments.tensorboard,
+            )
+            for fold in folds
+        ]
+        _run_all(jobs)
     return common.DONE
+
+
+def _run_all(jobs: Sequence[FoldJob]) -> None:
+    """One fold after the other; one that fails does not keep the others from their training."""
+    from autoseg.errors import AutosegError, RunError, Stopped
+    from autoseg.experiments.fold import check_fold
+
+    if len(jobs) == 1 or jobs[0].group.is_shared:  # processes that share a fold fail together
+        for job in jobs:
+            _run(job)
+        return
+    for job in jobs:
+        check_fold(job)
+    failed = []
+    for job in jobs:
+        try:
+            _run(replace(job, started=time.monotonic()) if job is not jobs[0] else job)
+        except Stopped:
+            raise
+        except (AutosegError, RunError) as error:
+            common.print_error(f"fold {job.fold}: {error}")
+            failed.append(job.fold)
+    if failed:
+        raise RunError(f"folds that failed: {', '.join(failed)}; their messages stand above")
+
+
+def _run(job: FoldJob) -> None:
+    from autoseg.evaluation.tables import print_table
+    from autoseg.experiments.fold import run_fold
+
+    summary = run_fold(job)
+    if summary is not None:
+        print_table(summary)
+    if job.group.leads:
+        print(job.folder)
 
 
 def _folds(words: Sequence[str]) -> list[str]:

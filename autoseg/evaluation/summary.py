@@ -110,10 +110,10 @@ class Summary:
         found = {label: {m: self.statistic(label, m) for m in METRICS} for label in self.labels}
         overall = {metric: self._over_labels(metric) for metric in METRICS}
         return {
-            "foreground_mean": _means(overall),
-            "mean": {label: _means(of) for label, of in found.items()},
-            "std": {label: {m: s.std for m, s in of.items()} for label, of in found.items()},
-            "median": {label: {m: s.median for m, s in of.items()} for label, of in found.items()},
+            "foreground_mean": _figures(overall, "mean"),
+            "mean": {label: _figures(of, "mean") for label, of in found.items()},
+            "std": {label: _figures(of, "std") for label, of in found.items()},
+            "median": {label: _figures(of, "median") for label, of in found.items()},
             "metric_per_case": [_case_to_json(case) for case in self.cases],
             "missing": list(self.missing),
         }
@@ -172,10 +172,11 @@ def value_of(scores: Overlap, metric: str) -> float | None:
     return value
 
 
-def _means(of: dict[str, Statistic]) -> Json:
-    means: Json = {metric: statistic.mean for metric, statistic in of.items()}
-    means["n"] = {metric: statistic.n for metric, statistic in of.items()}
-    return means
+def _figures(of: dict[str, Statistic], figure: str) -> Json:
+    """One figure of each metric, and beside it how many numbers it is of."""
+    figures: Json = {metric: getattr(statistic, figure) for metric, statistic in of.items()}
+    figures["n"] = {metric: statistic.n for metric, statistic in of.items()}
+    return figures
 
 
 def _case_to_json(case: CaseScores) -> Json:

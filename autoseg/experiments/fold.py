@@ -14,19 +14,28 @@ from autoseg.dataset.task import Case, Task, read_task
 from autoseg.errors import AutosegError
 from autoseg.evaluation.evaluate import evaluate_case
 from autoseg.evaluation.summary import CaseScores, Summary
+from autoseg.experiments.cascade import claim_segmentations
+from autoseg.experiments.claim import claim
 from autoseg.files import locked
 from autoseg.fingerprint import Fingerprint
+from autoseg.networks.build import build_network
 from autoseg.parallel import in_parallel
-from autoseg.planning.executable import check_executable
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.model import load_model
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.preprocessing.preprocess import preprocess
+from autoseg.preprocessing.previous import add_previous
 from autoseg.preprocessing.store import CaseStore
 from autoseg.progress import in_words, say
-from autoseg.training.train import Run, train
+from autoseg.training.distributed import ALONE, Group
+from autoseg.training.events import check_tensorboard
+from autoseg.training.pretrained import read_pretrained
+from autoseg.training.run import Run
+from autoseg.training.saving import LATEST
+from autoseg.training.train import train
+from autoseg.training.transfer import transfer
 from autoseg.workspace import Workspace
 
 ALL = "all"
@@ -35,13 +44,16 @@ NUMBER_OF_ALL = 999_999  # seeds the fold `all`, which no number of folds reache
 
 @dataclass(frozen=True)
 class FoldJob:
-    """What to train, and with which means; the means never change the result.
+    """What to train, and with which means; of these only `pretrained` changes the result.
 
     Attributes:
         task: the raw task's folder.
         plan: the plan's name.
         fold: its number, or `all` to train on every case.
         started: `time.monotonic()` when the command began: a time budget counts from here.
+        group: the processes that train the fold together; the first does all else.
+        pretrained: a trained model whose weights a new run begins with.
+        tensorboard: whether to write event files for TensorBoard, too.
     """
 
     workspace: Workspace
@@ -52,6 +64,9 @@ class FoldJob:
     processes: int
     resume: bool
     started: float
+    group: Group = ALONE
+    pretrained: Path | None = None
+    tensorboard: bool = False
 
     @property
     def folder(self) -> Path:
@@ -65,36 +80,81 @@ class FoldJob:
 
 
 def run_fold(job: FoldJob) -> Summary | None:
-    """Train a fold and score its validation cases; None for the fold `all`, which has none.
+    """Train a fold and score its validation cases.
+
+    Returns:
+        the scores; None for the fold `all`, which has none, and where another process leads.
 
     Raises:
-        AutosegError: the fold does not exist, is finished already, or belongs to another plan.
+        AutosegError: the fold does not exist, is begun already, or belongs to another plan.
         RunError: training failed, or another process works on this fold.
     """
-    plan = load_plan(job.plan_folder / "plan.json")
-    check_executable(plan)
-    task = read_task(job.task, plan.labels, plan.skipped_cases)
+    plan, task = _read(job)
+    job.group.places(plan.sampling.batch_size)
+    if not job.group.leads:
+        _help(plan, task, job)
+        return None
+    _check_means(plan, job)
     split = find_split(plan, task, job.plan_folder, job.fold)
     cases = {case.name: case for case in task.cases}
     with locked(job.folder / ".lock", f"fold {job.fold} of {task.name}"):
-        _claim(plan, job)
+        claim(plan, job.folder.parent, job.fold, job.resume)
         store = CaseStore(job.plan_folder / "cases", plan.preprocessing_id)
-        used = [cases[name] for name in (*split.train, *split.validation)]
+        names = (*split.train, *split.validation)
+        previous = claim_segmentations(job.workspace, plan, task, names)
+        used = [cases[name] for name in names]
         preprocess(plan, used, store, job.processes)
+        if previous is not None:
+            add_previous(plan, store, used, previous, job.processes)
         validation = [cases[name] for name in split.validation]
-        run = Run(
-            folder=job.folder,
-            fold=NUMBER_OF_ALL if job.fold == ALL else int(job.fold),
-            device=job.device,
-            workers=max(1, job.processes - 1),
-            resume=job.resume,
-            started=job.started,
-            patches_after=count_patches(plan, store, split.validation),
-        )
-        train(plan, store, split, run)
-        summary = _validate(job, validation) if validation else None
+        job.group.wait()
+        _train(plan, store, split, job)
+        summary = _validate(job, validation, previous) if validation else None
         say(f"fold {job.fold} took {in_words(time.monotonic() - job.started)}: {job.folder}")
         return summary
+
+
+def check_fold(job: FoldJob) -> None:
+    """Raise an AutosegError now if the fold does not exist, rather than after training others."""
+    plan, task = _read(job)
+    _check_means(plan, job)
+    find_split(plan, task, job.plan_folder, job.fold)
+
+
+def _check_means(plan: Plan, job: FoldJob) -> None:
+    """Raise an AutosegError now, rather than after preprocessing."""
+    if job.tensorboard:
+        check_tensorboard()
+    if job.pretrained is not None and not (job.resume and (job.folder / LATEST).exists()):
+        transfer(read_pretrained(job.pretrained), plan, build_network(plan))
+
+
+def _read(job: FoldJob) -> tuple[Plan, Task]:
+    plan = load_plan(job.plan_folder / "plan.json")
+    return plan, read_task(job.task, plan.labels, plan.skipped_cases)
+
+
+def _help(plan: Plan, task: Task, job: FoldJob) -> None:
+    """Train with the leading process, once it has prepared the cases."""
+    job.group.wait()
+    split = find_split(plan, task, job.plan_folder, job.fold)
+    _train(plan, CaseStore(job.plan_folder / "cases", plan.preprocessing_id), split, job)
+
+
+def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> None:
+    run = Run(
+        folder=job.folder,
+        fold=NUMBER_OF_ALL if job.fold == ALL else int(job.fold),
+        device=job.device,
+        workers=max(1, job.processes // job.group.size - 1),
+        resume=job.resume,
+        started=job.started,
+        patches_after=count_patches(plan, store, split.validation),
+        group=job.group,
+        pretrained=job.pretrained,
+        tensorboard=job.tensorboard,
+    )
+    train(plan, store, split, run)
 
 
 def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
@@ -124,25 +184,13 @@ def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
     return sum(count_tiles(shape, patch, overlap) for shape in shapes)
 
 
-def _claim(plan: Plan, job: FoldJob) -> None:
-    """Put the plan beside the models, which belong to it from now on."""
-    path = job.folder.parent / "plan.json"
-    begun = sorted({file.parent.name for file in path.parent.glob("fold_*/*.safetensors")})
-    if begun and load_plan(path).id != plan.id:
-        raise AutosegError(
-            f"{path.parent} holds models of another plan ({', '.join(begun)}); plan with "
-            "another --name, or move that folder away"
-        )
-    plan.save(path)
-
-
-def _validate(job: FoldJob, cases: list[Case]) -> Summary:
+def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None) -> Summary:
     """Predict the validation cases whole, as a user would, and score them."""
     folder = job.folder / "validation"
     model = load_model(job.folder.parent, [job.fold], job.device)
     predictor = Predictor(model, device=str(job.device))
     inputs = {case.name: case.images for case in cases}
-    outcome = predict_cases(predictor, inputs, folder, overwrite=True)
+    outcome = predict_cases(predictor, inputs, folder, overwrite=True, previous=previous)
     outcome.raise_failures()
     labels = {name: tuple(values) for name, values in list(model.plan.labels.items())[1:]}
     score = partial(_score, folder=folder, labels=labels, ignore_label=model.plan.ignore_label)

@@ -27,7 +27,7 @@ from autoseg.fingerprint.figures import (
 from autoseg.fingerprint.fingerprint import FORMAT, Fingerprint
 from autoseg.fingerprint.labels import count_labels
 from autoseg.fingerprint.rounding import rounded
-from autoseg.image import Geometry, Image, VoxelError, ending_of, read_image, read_label, stem_of
+from autoseg.image import Geometry, Image, VoxelError, files_of, read_image, read_label
 from autoseg.parallel import in_parallel
 
 
@@ -167,19 +167,10 @@ def _recall(task: Task, case: Case, cache: Path | None) -> _Survey | None:
 
 def _key(task: Task, case: Case) -> str:
     """A hash that changes with a case's files (path, size, time) and what the task declares."""
-    files = [file for path in (*case.images, case.label) for file in _files_of(path)]
+    files = [file for path in (*case.images, case.label) for file in files_of(path)]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     declared = [FORMAT, task.channels, list(task.labels.items()), task.ignore_label]
     return hashlib.sha256(to_json([declared, stats]).encode()).hexdigest()
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The files behind a path: the slices of a DICOM folder, a header and its data, or itself."""
-    if path.is_dir():
-        return sorted(path.iterdir())
-    if ending_of(path) == ".mhd":
-        return sorted(path.parent.glob(f"{stem_of(path)}.*"))
-    return [path] if path.exists() else []
 
 
 def _pool(task: Task, surveys: dict[str, _Survey]) -> Fingerprint:

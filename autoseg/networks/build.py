@@ -9,8 +9,8 @@ from autoseg.planning.plan import Plan
 
 
 def build_network(plan: Plan) -> UNet:
-    """The plan's network, with one output per class (background included)."""
-    return UNet(plan.network, channels=len(plan.channels), classes=len(plan.labels))
+    """The plan's network: one output per class, background included, or one per region."""
+    return UNet(plan.network, channels=plan.input_channels, classes=plan.classes.outputs)
 
 
 def count_parameters(network: nn.Module) -> int:

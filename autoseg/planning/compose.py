@@ -11,7 +11,6 @@ from autoseg.errors import PlanError
 from autoseg.planning.budget import Timing, Work, budget_layer, short_recipe
 from autoseg.planning.check import make_plan
 from autoseg.planning.defaults import LEFT_OUT, Evidence, Values, configurations, rule_values
-from autoseg.planning.executable import check_executable
 from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
 from autoseg.planning.own_rules import patch_layer, strides_without_patch, whole_case_layer
 from autoseg.planning.plan import CASCADE, Plan
@@ -102,7 +101,11 @@ def compose(
     plan = build(*lower)
     if wishes.seconds is None:
         return plan
-    check_executable(plan)
+    if plan.previous_stage is not None:
+        raise PlanError(
+            f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "
+            "plan it without, and --set training.epochs or training.seconds"
+        )
     budget = budget_layer(wishes.seconds, plan, work, lambda layer: build(*lower, layer), measure)
     return build(*lower, budget)
 
@@ -137,7 +140,7 @@ def _not_needed(plan: Plan) -> NoReturn:
 
 def _in_words(configuration: Configuration) -> str:
     if configuration.name == CASCADE:
-        return f"{CASCADE} (refines 3d_lowres; cannot be trained yet)"
+        return f"{CASCADE} (refines 3d_lowres, which is trained first)"
     spacing = " x ".join(f"{value:.3g}" for value in configuration.spacing_mm)
     patch = " x ".join(map(str, configuration.patch_size))
     return (

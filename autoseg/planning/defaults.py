@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from autoseg.planning.plan import CASCADE
 from autoseg.planning.rules import Configuration, DataFigures, decide
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 Evidence = dict[str, tuple[str, str]]  # dotted key -> rule, figures
 ANISOTROPY = 3.0
+LONG_SLICE = 1.5  # times as long as wide
 DECLARED, LEFT_OUT = "as declared", "bad cases are left out"
 
 
@@ -52,10 +54,10 @@ def rule_values(fingerprint: Fingerprint, configuration: Configuration) -> tuple
         "labels": {name: list(covered) for name, covered in fingerprint.labels.items()},
         "ignore_label": fingerprint.ignore_label,
         "regions_class_order": None,
-        "target_spacing_mm": _target_spacing(configuration, fingerprint),
+        "target_spacing_mm": _target_spacing(configuration),
         "preprocessing": _steps(configuration, fingerprint),
         "sampling": {"patch_size": patch, "batch_size": configuration.batch_size},
-        "augmentation": _augmentation(patch),
+        "augmentation": _augmentation(configuration, patch),
         "network": {
             "features": list(configuration.features),
             "strides": [_in_space(configuration, s, 1) for s in configuration.strides],
@@ -115,11 +117,10 @@ def _in_space(configuration: Configuration, entries: Sequence[int], missing: int
     return [int(found.get(axis, missing)) for axis in range(3)]
 
 
-def _target_spacing(configuration: Configuration, fingerprint: Fingerprint) -> list[float]:
-    spacing = list(fingerprint.median_spacing_mm)
-    for axis, value in zip(configuration.axes, configuration.spacing_mm, strict=True):
-        spacing[axis] = float(value)
-    return spacing
+def _target_spacing(configuration: Configuration) -> list[float | None]:
+    """Slices keep their distance: it is none of the axes of a 2d configuration."""
+    found = dict(zip(configuration.axes, configuration.spacing_mm, strict=True))
+    return [float(found[axis]) if axis in found else None for axis in range(3)]
 
 
 def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[Values]:
@@ -151,15 +152,13 @@ def _normalisation(
     return [{"step": "z_score", "channel": channel, "nonzero": configuration.use_mask[channel]}]
 
 
-def _augmentation(patch: Sequence[int]) -> list[Values]:
-    """nnU-Net's transforms and chances; around the coarse axis alone where the patch is flat."""
-    flat = max(patch) / min(patch) > ANISOTROPY
-    turns = [[-30, 30]] * 3
-    if flat:
-        coarse = patch.index(min(patch))
-        turns = [[-180, 180] if axis == coarse else [0, 0] for axis in range(3)]
+def _augmentation(configuration: Configuration, patch: Sequence[int]) -> list[Values]:
+    """nnU-Net's transforms and chances."""
+    previous: list[Values] = []
+    if configuration.name == CASCADE:
+        previous = [{"transform": "previous_morphology"}, {"transform": "previous_removal"}]
     return [
-        {"transform": "spatial", "rotation_degrees": turns},
+        {"transform": "spatial", "rotation_degrees": _turns(configuration, patch)},
         {"transform": "gaussian_noise"},
         {"transform": "gaussian_blur"},
         {"transform": "brightness"},
@@ -168,7 +167,24 @@ def _augmentation(patch: Sequence[int]) -> list[Values]:
         {"transform": "gamma", "probability": 0.1, "invert": True},
         {"transform": "gamma"},
         {"transform": "mirror", "axes": [axis for axis in range(3) if patch[axis] > 1]},
+        *previous,
     ]
+
+
+def _turns(configuration: Configuration, patch: Sequence[int]) -> list[list[int]]:
+    """How far to turn about each axis: about the coarse one alone where the patch is flat.
+
+    A long slice is turned little: turned further, it would leave its patch.
+    """
+    slices = len(configuration.axes) == 2
+    if not slices and max(patch) / min(patch) <= ANISOTROPY:
+        return [[-30, 30]] * 3
+    coarse, most = patch.index(min(patch)), 180
+    if slices:
+        (coarse,) = {0, 1, 2} - set(configuration.axes)
+        short, long = sorted(configuration.patch_size)
+        most = 15 if long / short > LONG_SLICE else 180
+    return [[-most, most] if axis == coarse else [0, 0] for axis in range(3)]
 
 
 def _evidence(configuration: Configuration) -> Evidence:

@@ -7,12 +7,12 @@ the patch must follow. It is the largest whose
 * sides are as equal in millimetres as these multiples allow: each is the largest multiple within
   the same length L, and L is as large as the memory allows,
 * sides are not longer than a median case, rounded down (an axis that is whole stops growing),
-* training keeps no more than `KEPT_SHARE` of the memory (see `memory`).
+* training takes no more than `USABLE_SHARE` of the memory (see `memory`).
 
 In a formula, with spacing s, reduction r and median shape m along each axis:
 
     side(L) = r x clip(floor(L / (s x r)), 1, max(1, floor(m / r)))
-    L       = the largest with  kept(side(L)) <= KEPT_SHARE x memory
+    L       = the largest with  peak(side(L)) <= USABLE_SHARE x memory
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from autoseg.planning.steps import CropToNonzero, Resample
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
 
-# The rest is for gradients of activations, workspaces of convolutions and the allocator. Calibrated
-# on one published choice: 160 x 160 x 80 on 24 GB (Müller et al. 2021), which 0.31 to 0.36 give.
-KEPT_SHARE = 1 / 3
+# Half is left free: libraries differ by nearly as much in what the same step takes, and a card serves
+# its screen and others, too. 0.45 to 0.53 give the one published choice that the rule can be held
+# against: 160 x 160 x 80 on 24 GB (Müller et al. 2021).
+USABLE_SHARE = 0.5
 SOURCE = "own rule: largest patch for a given network"
 
 
@@ -71,11 +72,11 @@ def patch_layer(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Layer
     """
     spacing, shape = median_grid(plan, fingerprint)
     patch = largest_patch(plan, spacing, shape, memory_gb)
-    kept = training_memory(plan, patch).total_gb
+    peak = training_memory(plan, patch).peak_gb
     evidence = (
         f"multiples of {times(plan.network.reduction)}, equal sides in mm, within the median shape "
-        f"{times(shape)} at {times(spacing)} mm; a batch of {plan.sampling.batch_size} keeps "
-        f"{kept:.3g} GB, a third of {memory_gb:g} GB may be kept"
+        f"{times(shape)} at {times(spacing)} mm; a batch of {plan.sampling.batch_size} takes "
+        f"{peak:.3g} GB, half of {memory_gb:g} GB may be used"
     )
     return _layer(patch, evidence)
 
@@ -104,7 +105,7 @@ def largest_patch(
         x, y, z = (k * r for k, r in zip(counts, factors, strict=True))
         if plan.network.norm == "instance" and prod(counts) == 1:
             continue
-        if training_memory(plan, (x, y, z)).total > KEPT_SHARE * memory_gb * GB:
+        if training_memory(plan, (x, y, z)).peak > USABLE_SHARE * memory_gb * GB:
             break
         best = (x, y, z)
     if best is None:
@@ -127,10 +128,13 @@ def median_grid(
     resample = next((step for step in plan.preprocessing if isinstance(step, Resample)), None)
     if resample is None:
         return fingerprint.median_spacing_mm, tuple(np.median(shapes, axis=0).tolist())
-    exact = shapes * fingerprint.spacings_mm / np.asarray(plan.target_spacing_mm)
+    spacings = fingerprint.spacings_mm
+    targets = np.array([plan.target_spacing_of(spacing) for spacing in spacings.tolist()])
+    exact = shapes * spacings / targets
     # A size that is whole but for the rounding of floats is not rounded down.
     whole = np.floor(exact + 1e-6) if resample.rounding == "down" else np.rint(exact)
-    return plan.target_spacing_mm, tuple(np.median(np.maximum(whole, 1), axis=0).tolist())
+    median_mm = plan.target_spacing_of(fingerprint.median_spacing_mm)
+    return median_mm, tuple(np.median(np.maximum(whole, 1), axis=0).tolist())
 
 
 def _layer(patch: Sequence[int], evidence: str) -> Layer:

@@ -33,6 +33,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_is_upright)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_is_upright)]
 FactorRange = Annotated[PositiveRange, AfterValidator(_reaches_one)]
 NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_is_upright)]
+CountRange = Annotated[tuple[Count, Count], AfterValidator(_is_upright)]
 Size3 = tuple[Count, Count, Count]
 Axes = tuple[Literal[0, 1, 2], ...]
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from autoseg.files import read_json, write_json
+from autoseg.planning.classes import Classes, check_labels, check_regions, classes_of, values_of
 from autoseg.planning.network import Network
 from autoseg.planning.part import Axes, Count, LabelValue, Part, Positive, Seed, Share, Size3
 from autoseg.planning.steps import Resample, Step
 from autoseg.planning.training import Training
-from autoseg.planning.transforms import Mirror, Transform
+from autoseg.planning.transforms import Mirror, PreviousMorphology, PreviousRemoval, Transform
 
 FORMAT_VERSION = 1
 CASCADE = "3d_cascade_fullres"
@@ -95,7 +97,9 @@ class Plan(Part):
         (), description="bad cases that neither planning nor training uses"
     )
     shares: tuple[VolumeShare, ...] = ()
-    target_spacing_mm: tuple[Positive, Positive, Positive]
+    target_spacing_mm: tuple[Positive | None, Positive | None, Positive | None] = Field(
+        description="voxel size for the network; null: each scan keeps its own along that axis"
+    )
     preprocessing: tuple[Step, ...]
     sampling: Sampling
     augmentation: tuple[Transform, ...]
@@ -115,7 +119,6 @@ class Plan(Part):
         self._check_mirroring()
         self._check_steps()
         self._check_labels()
-        self._check_regions()
         self._check_shares()
         self._check_stage()
         return self
@@ -166,40 +169,16 @@ class Plan(Part):
                 )
 
     def _check_labels(self) -> None:
-        if not self.labels or 0 not in next(iter(self.labels.values())):
-            raise ValueError("labels: the first class is the background, which covers the value 0")
-        if len(self.labels) < 2:
-            raise ValueError("labels: there is nothing to find besides the background")
-        values = [value for covered in self.labels.values() for value in covered]
-        for name, covered in self.labels.items():
-            if twice := sorted({value for value in covered if covered.count(value) > 1}):
-                raise ValueError(f"labels: the value {twice[0]} stands twice in {name!r}; keep one")
-        if self.ignore_label in values:
+        check_labels(self.labels, self.ignore_label)
+        check_regions(self.labels, self.regions_class_order)
+        if self.regions_class_order and getattr(self.training.loss, "background", False):
             raise ValueError(
-                f"ignore_label is {self.ignore_label}, which a class of labels covers; a value "
-                "is either learnt or ignored"
+                "training.loss.background: with regions the background is no output of the "
+                "network; leave it out"
             )
-
-    def _check_regions(self) -> None:
-        if self.regions_class_order is None:
-            if found := find_overlap(self.labels):
-                first, second, value = found
-                raise ValueError(
-                    f"labels: {first!r} and {second!r} both cover the value {value}; give "
-                    "regions_class_order, the value that each class paints, or keep them apart"
-                )
-            return
-        order, classes = self.regions_class_order, len(self.labels) - 1
-        if len(order) != classes:
-            raise ValueError(
-                f"regions_class_order has {len(order)} values for {classes} classes besides the "
-                "background; give one for each"
-            )
-        if unknown := sorted(set(order) - self._values() | ({0} & set(order))):
-            raise ValueError(f"regions_class_order: no class covers the value {unknown[0]}")
 
     def _check_shares(self) -> None:
-        values = self._values()
+        values = values_of(self.labels)
         for share in self.shares:
             if share.label in share.container:
                 raise ValueError(
@@ -214,14 +193,35 @@ class Plan(Part):
                 f"previous_stage is {self.previous_stage!r} in a plan of {self.configuration}; "
                 f"{CASCADE} names the plan that it refines, the others none"
             )
-
-    def _values(self) -> set[int]:
-        return {value for covered in self.labels.values() for value in covered}
+        if self.previous_stage is None:
+            for index, entry in enumerate(self.augmentation):
+                if isinstance(entry, PreviousMorphology | PreviousRemoval):
+                    raise ValueError(
+                        f"augmentation.{index}: {entry.transform} changes a previous stage's "
+                        f"segmentation, which only a {CASCADE} has; take it out"
+                    )
 
     @property
     def resamples(self) -> bool:
         """Whether the cases are brought to the target spacing."""
         return any(isinstance(step, Resample) for step in self.preprocessing)
+
+    def target_spacing_of(self, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+        """The spacing that a scan of this spacing is resampled to."""
+        pairs = zip(self.target_spacing_mm, spacing_mm, strict=True)
+        x, y, z = (own if target is None else target for target, own in pairs)
+        return x, y, z
+
+    @property
+    def classes(self) -> Classes:
+        """What the network learns to tell apart."""
+        return classes_of(self.labels, self.regions_class_order)
+
+    @property
+    def input_channels(self) -> int:
+        """Maps that the network takes: of the image, and one of each part of a previous stage."""
+        previous = 0 if self.previous_stage is None else len(self.classes.parts) - 1
+        return len(self.channels) + previous
 
     @property
     def id(self) -> str:
@@ -232,7 +232,8 @@ class Plan(Part):
     def preprocessing_id(self) -> str:
         """The same for the values that decide what a preprocessed case looks like."""
         keys = {"channels", "labels", "ignore_label", "target_spacing_mm", "preprocessing"}
-        return _digest(self.model_dump(mode="json", include=keys))
+        values = self.model_dump(mode="json", include=keys)
+        return _digest(values | ({"regions": True} if self.classes.are_regions else {}))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; its id comes first, for people who compare files."""
@@ -241,17 +242,6 @@ class Plan(Part):
     def save(self, path: Path) -> None:
         """Write the plan, atomically."""
         write_json(path, self.to_json())
-
-
-def find_overlap(labels: dict[str, tuple[int, ...]]) -> tuple[str, str, int] | None:
-    """Two classes and a value that both cover, if there are any."""
-    seen: dict[int, str] = {}
-    for name, covered in labels.items():
-        for value in covered:
-            if value in seen and seen[value] != name:
-                return seen[value], name, value
-            seen[value] = name
-    return None
 
 
 def _digest(values: dict[str, Any]) -> str:

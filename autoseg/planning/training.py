@@ -105,9 +105,12 @@ class Training(Part):
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="decay a step of the exponential moving average of the weights"
     )
-    precision: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="auto: bfloat16 autocast where the device computes it fast"
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="auto: bfloat16 autocast where the device computes it fast, else float32; "
+        "float16 (with a scaled loss) is for CUDA, other devices take what auto means there",
     )
+    compile: bool = Field(False, description="compile the network with torch.compile")
     keep: Literal["last", "best_training_loss"] = Field(
         "last", description="which weights prediction uses"
     )

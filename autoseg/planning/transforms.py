@@ -8,6 +8,7 @@ from pydantic import Field
 
 from autoseg.planning.part import (
     Axes,
+    CountRange,
     FactorRange,
     NotNegativeRange,
     Part,
@@ -96,7 +97,32 @@ class Gamma(Part):
     retain_statistics: bool = True
 
 
+class PreviousMorphology(Part):
+    """Grow, shrink, open or close each class of a cascade's previous segmentation by a ball."""
+
+    transform: Literal["previous_morphology"] = "previous_morphology"
+    probability: Share = 0.4
+    radius: CountRange = Field((1, 8), description="of the ball, in voxels")
+
+
+class PreviousRemoval(Part):
+    """Remove one connected component of each class of a cascade's previous segmentation."""
+
+    transform: Literal["previous_removal"] = "previous_removal"
+    probability: Share = 0.2
+    largest_share: Share = Field(0.15, description="components above this share of the patch stay")
+
+
 Transform = Annotated[
-    Spatial | Mirror | GaussianNoise | GaussianBlur | Brightness | Contrast | LowResolution | Gamma,
+    Spatial
+    | Mirror
+    | GaussianNoise
+    | GaussianBlur
+    | Brightness
+    | Contrast
+    | LowResolution
+    | Gamma
+    | PreviousMorphology
+    | PreviousRemoval,
     Field(discriminator="transform"),
 ]

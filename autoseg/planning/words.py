@@ -89,6 +89,7 @@ WORDS = {
     "training.gradient_clip": ("longest gradient", ""),
     "training.average_decay": ("decay of the averaged weights", ""),
     "training.precision": ("number format", ""),
+    "training.compile": ("network compiled before training", ""),
     "training.keep": ("weights that prediction uses", ""),
     "splits.folds": ("folds", ""),
     "splits.seed": ("seed of their shuffle", ""),
@@ -130,6 +131,8 @@ def value_of(key: str, value: Any, channels: Sequence[str]) -> str:
         whole = ", ".join(map(str, [value["label"], *value["container"]]))
         return f"label {value['label']} as a part of labels {whole}"
     _, unit = WORDS[key]
+    if key == "target_spacing_mm":
+        return " x ".join("each scan's own" if mm is None else f"{mm:.6g}" for mm in value) + " mm"
     if key == "inference.mirror_axes":
         return ", ".join("xyz"[axis] for axis in value) or "none"
     if unit == "share":

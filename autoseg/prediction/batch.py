@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from autoseg import __version__
 from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json, write_json
-from autoseg.image import Geometry, read_image, write_label
+from autoseg.image import Geometry, read_image, read_label, write_label
 from autoseg.planning.plan import Plan, VolumeShare
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.predictor import Predictor
@@ -48,8 +49,21 @@ def output_path(folder: Path, case: str) -> Path:
     return folder / f"{case}.nii.gz"
 
 
-def predict_cases(predictor: Predictor, inputs: Inputs, out: Path, overwrite: bool) -> Outcome:
+def predict_cases(
+    predictor: Predictor,
+    inputs: Inputs,
+    out: Path,
+    overwrite: bool,
+    previous: Mapping[str, Path] | None = None,
+) -> Outcome:
     """Predict every case that is not there yet; write `predictions.json` beside the label maps.
+
+    Args:
+        predictor: a loaded model.
+        inputs: case -> its files.
+        out: folder for the label maps.
+        overwrite: predict what is there already, too.
+        previous: for a cascade, case -> the label map of its previous stage, where it is there.
 
     Raises:
         AutosegError: an output would replace a scan, or the cases that are there already were
@@ -58,20 +72,22 @@ def predict_cases(predictor: Predictor, inputs: Inputs, out: Path, overwrite: bo
     _protect_scans(inputs, out)
     wanted = [name for name in inputs if overwrite or not output_path(out, name).exists()]
     skipped = tuple(name for name in inputs if name not in wanted)
-    earlier = _earlier_records(predictor, out, skipped)
+    origin = _origin(predictor, known=previous is not None)
+    earlier = _earlier_records(origin, out, skipped)
     predicted: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     with progress("predicting", len(wanted)) as bar:
         for name in wanted:
             try:
-                predicted[name] = _predict_case(predictor, name, inputs[name], out)
+                before = previous[name] if previous else None
+                predicted[name] = _predict_case(predictor, name, inputs[name], out, before)
                 # After each case: a run that is stopped keeps the records of what it has done.
-                _write_record(predictor, out, earlier | predicted)
+                _write_record(predictor.plan, origin, out, earlier | predicted)
             except DataError as error:
                 failed[name] = str(error)
                 say(f"skipped {name}: {error}")
             bar.advance(name)
-    _write_record(predictor, out, earlier | predicted)
+    _write_record(predictor.plan, origin, out, earlier | predicted)
     return Outcome(predicted, skipped, failed)
 
 
@@ -83,12 +99,12 @@ def _protect_scans(inputs: Inputs, out: Path) -> None:
 
 
 def _predict_case(
-    predictor: Predictor, name: str, files: tuple[Path, ...], out: Path
+    predictor: Predictor, name: str, files: tuple[Path, ...], out: Path, previous: Path | None
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    image = read_image(files)
+    image = read_image(files, own_type=True)
     try:
-        label = predictor.predict(image)
+        label = predictor.predict(image, None if previous is None else read_label(previous)[0])
     except DataError as error:
         raise DataError(f"{files[0]}: {error}") from error
     path = output_path(out, name)
@@ -128,15 +144,19 @@ def _share(counts: NDArray[np.intp], share: VolumeShare, plan: Plan) -> float | 
 
 def _voxels(counts: NDArray[np.intp], labels: set[int], plan: Plan) -> int:
     """Voxels of the classes of these labels; a prediction holds one value for a whole class."""
+    if plan.classes.are_regions:  # it holds the values of regions, in which classes overlap
+        return int(counts[list(labels)].sum())
     classes = [covered for covered in plan.labels.values() if labels & set(covered)]
     return sum(int(counts[list(covered)].sum()) for covered in classes)
 
 
 def _name_of(value: int, classes: dict[str, tuple[int, ...]]) -> str:
-    return next(name for name, covered in classes.items() if value in covered)
+    """The class of a value; of regions the smallest one."""
+    covering = [name for name, covered in classes.items() if value in covered]
+    return min(covering, key=lambda name: len(classes[name]))
 
 
-def _earlier_records(predictor: Predictor, out: Path, skipped: tuple[str, ...]) -> dict[str, Any]:
+def _earlier_records(origin: dict[str, Any], out: Path, skipped: tuple[str, ...]) -> dict[str, Any]:
     """The records of cases that an earlier run predicted in the same way into the same folder."""
     path = out / RECORD
     if not path.exists():
@@ -146,7 +166,7 @@ def _earlier_records(predictor: Predictor, out: Path, skipped: tuple[str, ...]) 
     except AutosegError:
         say(f"{path} is damaged; it is written anew")
         return {}
-    differing = [key for key, value in _origin(predictor).items() if record.get(key) != value]
+    differing = [key for key, value in origin.items() if record.get(key) != value]
     if not differing:
         return dict(record.get("cases", {}))
     if skipped:
@@ -157,22 +177,24 @@ def _earlier_records(predictor: Predictor, out: Path, skipped: tuple[str, ...]) 
     return {}
 
 
-def _origin(predictor: Predictor) -> dict[str, Any]:
-    """What decides a prediction, besides the scan."""
-    return {
+def _origin(predictor: Predictor, known: bool) -> dict[str, Any]:
+    """What decides a prediction, besides the scan and a previous stage that is known."""
+    origin: dict[str, Any] = {
         "plan_id": predictor.plan.id,
         "folds": list(predictor.model.folds),
         "mirrored": len(predictor.flips) > 1,
     }
+    if not known and predictor.previous is not None:
+        origin["previous_stage"] = _origin(predictor.previous, known=False)
+    return origin
 
 
-def _write_record(predictor: Predictor, out: Path, cases: dict[str, Any]) -> None:
-    plan = predictor.plan
+def _write_record(plan: Plan, origin: dict[str, Any], out: Path, cases: dict[str, Any]) -> None:
     record = {
         "autoseg": __version__,
         "task": plan.task,
         "plan": plan.name,
-        **_origin(predictor),
+        **origin,
         "labels": {name: list(values) for name, values in plan.labels.items()},
         "ignore_label": plan.ignore_label,
         "cases": dict(sorted(cases.items())),

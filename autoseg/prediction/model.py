@@ -9,11 +9,13 @@ import torch
 
 from autoseg.checkpoint import load_checkpoint, load_weights
 from autoseg.errors import AutosegError
+from autoseg.files import read_json, write_json
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet
 from autoseg.planning.plan import Plan, load_plan
 
 FINAL = "final.safetensors"
+PREVIOUS = "previous_stage.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,42 @@ def load_model(folder: Path, folds: list[str] | None, device: torch.device) -> M
         _load_network(plan, folder / f"fold_{fold}" / FINAL, device) for fold in wanted
     )
     return Model(folder, plan, tuple(wanted), networks)
+
+
+def save_previous(folder: Path, previous: Plan) -> None:
+    """Write beside a cascade's models which plan made the segmentations that they refine."""
+    write_json(folder / PREVIOUS, {"plan": previous.name, "plan_id": previous.id})
+
+
+def load_previous(model: Model, device: torch.device) -> Model:
+    """All finished folds of the model that a cascade refines, from the folder beside it.
+
+    Raises:
+        AutosegError: it is not there, or another plan trained it than the cascade was trained on.
+    """
+    folder = model.folder.parent / str(model.plan.previous_stage)
+    if not folder.is_dir():
+        raise AutosegError(
+            f"{model.folder} refines {model.plan.previous_stage}, whose models are missing: put "
+            f"them into {folder}"
+        )
+    previous = load_model(folder, None, device)
+    check_previous(model.folder, previous.plan)
+    return previous
+
+
+def check_previous(folder: Path, previous: Plan) -> None:
+    """Refuse another previous stage than that of the models that are there.
+
+    Raises:
+        AutosegError: it has another plan than `save_previous` wrote down.
+    """
+    wanted = read_json(folder / PREVIOUS).get("plan_id")
+    if wanted != previous.id:
+        raise AutosegError(
+            f"{folder} refines plan {wanted} of {previous.name}, but that is {previous.id} now; "
+            "put the models of that plan back, or train the cascade anew"
+        )
 
 
 def _load_network(plan: Plan, path: Path, device: torch.device) -> UNet:

@@ -1,6 +1,8 @@
 """From slabs of probabilities to a label map on the scan's own grid.
 
-Probabilities are interpolated linearly and compared class by class, a few planes at a time.
+Probabilities are interpolated linearly and compared class by class, a few planes at a time. Of
+classes the most probable wins; regions are painted in order wherever they are more probable than
+not.
 """
 
 from __future__ import annotations
@@ -18,36 +20,55 @@ PLANES_AT_ONCE = 16
 
 
 def segment(
-    slabs: Iterable[Slab], low_shape: Shape3, native_shape: Shape3, dtype: Any = np.uint8
+    slabs: Iterable[Slab],
+    low_shape: Shape3,
+    native_shape: Shape3,
+    dtype: Any = np.uint8,
+    regions: bool = False,
 ) -> NDArray[Any]:
-    """The most probable class of every voxel of the native grid.
+    """The class of every voxel of the native grid.
 
     Args:
         slabs: consecutive planes of probabilities (classes, planes, y, z), from x = 0 on.
         low_shape: the whole shape that the slabs make up.
         native_shape: the shape to return.
         dtype: an unsigned integer type that can hold the number of classes.
+        regions: the probabilities are those of regions that may overlap.
 
     Returns:
-        class indices of shape `native_shape`; ties go to the smaller index.
+        shape `native_shape`. Of classes the index of the most probable one; ties go to the smaller
+        index. Of regions 1 + the index of the last one above 0.5, or 0 where none is.
     """
     out = np.zeros(native_shape, dtype)
     if low_shape == native_shape:
         for start, planes in slabs:
-            out[start : start + planes.shape[1]] = planes.argmax(axis=0)
+            _choose(planes, out[start : start + planes.shape[1]], regions)
         return out
     operator = axis_operator(low_shape[0], native_shape[0], 1)
     for rows, first, planes in _sources(slabs, operator):
-        shape = (planes.shape[1], *native_shape[1:])
+        shape = (planes.shape[1], native_shape[1], native_shape[2])
         mix = operator[rows, first : first + planes.shape[1]]
-        best = np.full((len(mix), *native_shape[1:]), -np.inf, np.float32)
-        for index, plane in enumerate(planes):
-            wide = apply_operators(plane, shape, (1, 1, 1))
-            share = (mix @ wide.reshape(len(wide), -1)).reshape(best.shape)
-            wins = share > best
-            best[wins] = share[wins]
-            out[rows][wins] = index
+        _choose(_widened(planes, mix, shape), out[rows], regions)
     return out
+
+
+def _widened(
+    planes: NDArray[np.float32], mix: NDArray[np.float32], shape: Shape3
+) -> Iterator[NDArray[np.float32]]:
+    """Each class's probabilities on some native planes, one class at a time."""
+    for plane in planes:
+        wide = apply_operators(plane, shape, (1, 1, 1))
+        yield (mix @ wide.reshape(len(wide), -1)).reshape(len(mix), *shape[1:])
+
+
+def _choose(shares: Iterable[NDArray[np.float32]], out: NDArray[Any], regions: bool) -> None:
+    """Write the chosen class of every voxel into `out`, which is 0 so far."""
+    best = np.full(out.shape, 0.5 if regions else -np.inf, np.float32)
+    for index, share in enumerate(shares, start=int(regions)):
+        wins = share > best
+        out[wins] = index
+        if not regions:
+            best[wins] = share[wins]
 
 
 def _sources(

@@ -21,6 +21,7 @@ from autoseg.planning.plan import Inference
 Triple = tuple[int, int, int]
 Slab = tuple[int, NDArray[np.float32]]  # first x plane, probabilities (classes, planes, Y, Z)
 GAUSSIAN_SIGMA = 1 / 8  # of the patch, as in nnU-Net
+VOXELS_AT_ONCE = 1 << 18  # small patches, such as slices, go through the network together
 
 
 def tile_starts(size: int, patch: int, overlap: int) -> list[int]:
@@ -59,7 +60,7 @@ def predict_slabs(
     """Slide over a scan and yield its finished planes, in the order of x.
 
     Args:
-        probabilities: maps patches (1, channel, *patch) to (1, classes, *patch) on the CPU.
+        probabilities: maps patches (B, channel, *patch) to (B, classes, *patch) on the CPU.
         image: the preprocessed scan (channel, x, y, z).
         patch: patch size.
         inference: overlap and weighting.
@@ -99,12 +100,14 @@ def _padded_slabs(
     weights = weight_map(patch, inference.weighting)
     sums = torch.zeros(classes, patch[0], *image.shape[2:])
     totals = torch.zeros(patch[0], *image.shape[2:])
+    boxes = [(slice(y, y + patch[1]), slice(z, z + patch[2])) for y in ys for z in zs]
+    at_once = max(1, VOXELS_AT_ONCE // math.prod(patch))
     for index, x in enumerate(xs):
-        for y in ys:
-            for z in zs:
-                box = (slice(y, y + patch[1]), slice(z, z + patch[2]))
-                tile = volume[None, :, x : x + patch[0], *box]
-                sums[:, :, *box].addcmul_(probabilities(tile)[0], weights)
+        for first in range(0, len(boxes), at_once):
+            some = boxes[first : first + at_once]
+            tiles = torch.stack([volume[:, x : x + patch[0], *box] for box in some])
+            for box, found in zip(some, probabilities(tiles), strict=True):
+                sums[:, :, *box].addcmul_(found, weights)
                 totals[:, *box] += weights
         following = xs[index + 1] if index + 1 < len(xs) else x + patch[0]
         done = following - x

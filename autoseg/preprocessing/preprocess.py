@@ -8,15 +8,16 @@ from functools import partial
 from autoseg.dataset.task import Case
 from autoseg.errors import DataError
 from autoseg.files import locked
-from autoseg.image import read_image, read_label
+from autoseg.image import files_of, read_image, read_label
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
-from autoseg.preprocessing.steps import prepare
+from autoseg.preprocessing.steps import Prepared, prepare
 from autoseg.preprocessing.store import CaseStore
+from autoseg.progress import say
 
 
 def preprocess(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: int) -> int:
-    """Bring every case into the store that is not there yet; several runs may call it at once.
+    """Bring every case into the store that is not there whole; several runs may call it at once.
 
     Returns:
         how many cases were preprocessed.
@@ -25,18 +26,32 @@ def preprocess(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: i
         DataError: a case that cannot be read, by name.
         RunError: a worker process was killed, usually for want of memory.
     """
-    if not (missing := _missing(cases, store)):
+    if not (missing := _missing(cases, store, processes)):
         return 0
     with locked(store.folder / ".lock", "the case store", wait=True):
         store.remove_leftovers()
-        missing = _missing(cases, store)  # another run may have been faster
+        missing = _missing(missing, store, processes)  # another run may have been faster
+        for case in missing:
+            if _is_there(case, store):
+                say(f"{store.folder / case.name} is damaged; it is preprocessed anew")
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)
 
 
 def preprocess_case(plan: Plan, store: CaseStore, case: Case) -> None:
-    """Read, prepare and store one case."""
-    image = read_image(case.images)
+    """Read, prepare and store one case.
+
+    Single-threaded: each process has its own case, and the same bytes come out of any number.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        prepared = _prepare(plan, case)
+        store.write(case.name, prepared, _source(case), plan.classes.members)
+
+
+def _prepare(plan: Plan, case: Case) -> Prepared:
+    image = read_image(case.images, own_type=True)
     label, geometry = read_label(case.label)
     if wrong := image.geometry.differences(geometry):
         raise DataError(
@@ -46,13 +61,22 @@ def preprocess_case(plan: Plan, store: CaseStore, case: Case) -> None:
         raise DataError(
             f"{case.images[0]}: has {len(image.array)} channels, the plan {len(plan.channels)}"
         )
-    store.write(case.name, prepare(plan, image, label), _source(case))
+    return prepare(plan, image, label)
 
 
-def _missing(cases: Sequence[Case], store: CaseStore) -> list[Case]:
-    return [case for case in cases if not store.has(case.name, _source(case))]
+def _missing(cases: Sequence[Case], store: CaseStore, processes: int) -> list[Case]:
+    """The cases that are not there, and those whose files are damaged."""
+    there = [case.name for case in cases if _is_there(case, store)]
+    whole = in_parallel(store.is_whole, there, processes, "checking stored cases")
+    good = {name for name, is_whole in zip(there, whole, strict=True) if is_whole}
+    return [case for case in cases if case.name not in good]
+
+
+def _is_there(case: Case, store: CaseStore) -> bool:
+    return store.has(case.name, _source(case))
 
 
 def _source(case: Case) -> list[tuple[int, int]]:
-    found = [path.stat() for path in (*case.images, case.label)]
-    return [(status.st_size, status.st_mtime_ns) for status in found]
+    """Size and time of change of every raw file of a case."""
+    files = [file for path in (*case.images, case.label) for file in files_of(path)]
+    return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]

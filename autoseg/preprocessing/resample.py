@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.preprocessing.channel import Channel
+
 Shape3 = tuple[int, int, int]
 
 
@@ -31,42 +33,56 @@ def axis_operator(size: int, new_size: int, order: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(operator, dtype=np.float32)
 
 
-def resample_image(
-    image: NDArray[np.float32], shape: Shape3, orders: Sequence[int]
-) -> NDArray[np.float32]:
-    """Resample an image of shape (channel, x, y, z) to (channel, *shape).
+def resample_channel(channel: Channel, shape: Shape3, orders: Sequence[int]) -> Channel:
+    """Resample a channel to a number of voxels along x, y, z by splines of order 0, 1 or 3.
 
-    Args:
-        image: the channels.
-        shape: the new number of voxels along x, y, z.
-        orders: the order of the spline along x, y, z (0, 1 or 3).
-
-    Values stay within each channel's own range, as in scikit-image.
+    Values stay within the channel's own range, as in scikit-image. Two axes are resampled a few
+    planes at a time, so that of the old resolution only the last axis is ever held as floats.
     """
-    if image.shape[1:] == tuple(shape):
-        return image
-    out = np.empty((len(image), *shape), np.float32)
-    for channel, resampled in zip(image, out, strict=True):
-        values = apply_operators(channel, shape, orders)
-        np.clip(values, channel.min(), channel.max(), out=resampled)
-    return out
+    if channel.shape == shape:
+        return channel
+    first, second, last = most_shrinking_first(channel.shape, shape)
+    between = list(shape)
+    between[last] = channel.shape[last]
+    middle = np.empty_like(channel.stored, np.float32, shape=between)
+    for where, slab in channel.slabs(last):
+        flat = resample_axis(slab, first, shape[first], orders[first])
+        middle[where] = resample_axis(flat, second, shape[second], orders[second])
+    values = resample_axis(middle, last, shape[last], orders[last])
+    low, high = channel.limits()
+    return Channel(np.clip(values, low, high, out=values))
 
 
 def apply_operators(
     volume: NDArray[np.float32], shape: Shape3, orders: Sequence[int]
 ) -> NDArray[np.float32]:
     """Apply the three axis operators to a volume (x, y, z), the most shrinking axis first."""
-    gain = [new / old for new, old in zip(shape, volume.shape, strict=True)]
-    for axis in np.argsort(gain, kind="stable"):
-        if volume.shape[axis] != shape[axis]:
-            operator = axis_operator(volume.shape[axis], shape[axis], orders[axis])
-            volume = _apply(operator, volume, int(axis))
+    for axis in most_shrinking_first(volume.shape, shape):
+        volume = resample_axis(volume, axis, shape[axis], orders[axis])
     return volume
+
+
+def most_shrinking_first(shape: Sequence[int], new_shape: Sequence[int]) -> Shape3:
+    """The axes in the order that leaves the least to compute."""
+    gain = [new / old for new, old in zip(new_shape, shape, strict=True)]
+    first, second, last = (int(axis) for axis in np.argsort(gain, kind="stable"))
+    return first, second, last
+
+
+def resample_axis(
+    volume: NDArray[np.float32], axis: int, size: int, order: int
+) -> NDArray[np.float32]:
+    """Resample one axis of a volume (x, y, z) to `size` voxels."""
+    if volume.shape[axis] == size:
+        return volume
+    return _apply(axis_operator(volume.shape[axis], size, order), volume, axis)
 
 
 def _apply(
     operator: NDArray[np.float32], volume: NDArray[np.float32], axis: int
 ) -> NDArray[np.float32]:
+    if is_turned(volume):
+        return _apply(operator, volume.T, 2 - axis).T
     x, y, z = volume.shape
     if axis == 0:
         return (operator @ volume.reshape(x, y * z)).reshape(-1, y, z)
@@ -76,29 +92,9 @@ def _apply(
     return (volume.reshape(x * y, z) @ operator.T).reshape(x, y, -1)
 
 
-def resample_label(label: NDArray[Any], shape: Shape3, orders: Sequence[int]) -> NDArray[Any]:
-    """Resample a label map (x, y, z): each value's mask on its own, then the largest wins.
-
-    With order 0 along every axis the nearest voxel is taken. Ties go to the smaller value.
-    """
-    if label.shape == tuple(shape):
-        return label
-    if not any(orders):
-        indices = [_nearest(old, new) for old, new in zip(label.shape, shape, strict=True)]
-        return label[np.ix_(*indices)]
-    best = np.full(shape, -np.inf, np.float32)
-    out = np.zeros(shape, label.dtype)
-    for value in np.unique(label):
-        share = apply_operators((label == value).astype(np.float32), shape, orders)
-        wins = share > best + 1e-6  # rounding must not decide a tie
-        best[wins] = share[wins]
-        out[wins] = value
-    return out
-
-
-def _nearest(size: int, new_size: int) -> NDArray[np.intp]:
-    nearest: NDArray[np.intp] = np.argmax(axis_operator(size, new_size, 0), axis=1)
-    return nearest
+def is_turned(volume: NDArray[Any]) -> bool:
+    """Do x neighbours lie closer together in memory than z neighbours, as read from a file?"""
+    return bool(volume.strides[0] < volume.strides[2])
 
 
 def resampled_shape(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,9 @@ from numpy.typing import NDArray
 from autoseg.image import Geometry, Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
-from autoseg.preprocessing.resample import (
-    Shape3,
-    axis_orders,
-    resample_image,
-    resample_label,
-    resampled_shape,
-)
+from autoseg.preprocessing.channel import Channel
+from autoseg.preprocessing.resample import Shape3, axis_orders, resample_channel, resampled_shape
+from autoseg.preprocessing.resample_label import resample_label
 
 IGNORED = -1
 
@@ -28,11 +25,10 @@ class Prepared:
 
     Attributes:
         image: float32, (channel, x, y, z).
-        label: int16, (x, y, z): the class's index in the plan, `IGNORED` where it doesn't count.
+        label: int16, (x, y, z): the index of a part of `Plan.classes`, `IGNORED` where unknown.
         geometry: the grid of the file.
         box: start and stop along x, y, z of the part of that grid that was kept.
         spacing_mm: voxel spacing of `image`.
-        nonzero: where any channel of the scan was not zero before the steps; None if no step asks.
     """
 
     image: NDArray[np.float32]
@@ -40,7 +36,6 @@ class Prepared:
     geometry: Geometry
     box: tuple[tuple[int, int], ...]
     spacing_mm: tuple[float, float, float]
-    nonzero: NDArray[np.bool_] | None = None
 
     @property
     def box_shape(self) -> Shape3:
@@ -49,41 +44,54 @@ class Prepared:
         return x, y, z
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A case between two steps.
+
+    Attributes:
+        channels: the scan.
+        label: class indices (x, y, z), as in `Prepared`.
+        box: start and stop of the part of the file's grid that was kept.
+        spacing_mm: voxel spacing now.
+        nonzero: where any channel of the scan was not zero before the steps; None if no step asks.
+    """
+
+    channels: tuple[Channel, ...]
+    label: NDArray[np.int16] | None
+    box: tuple[tuple[int, int], ...]
+    spacing_mm: tuple[float, float, float]
+    nonzero: NDArray[np.bool_] | None
+
+
 def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = None) -> Prepared:
     """Apply the plan's steps to a scan and, if there is one, to its label map (x, y, z)."""
     masked = any(isinstance(step, ZScore) and step.nonzero for step in plan.preprocessing)
-    prepared = Prepared(
-        image=np.array(image.array, np.float32, order="C"),  # a copy: the steps work in place
+    channels = tuple(Channel(values) for values in image.array)
+    now = _Case(
+        channels=channels,
         label=None if label is None else to_classes(plan, label),
-        geometry=image.geometry,
         box=tuple((0, size) for size in image.geometry.size),
         spacing_mm=image.geometry.spacing_mm,
-        nonzero=(image.array != 0).any(axis=0) if masked else None,
+        nonzero=_any_nonzero(channels) if masked else None,
     )
     for step in plan.preprocessing:
         match step:
             case CropToNonzero():
-                prepared = _crop(prepared)
-            case Clip():
-                for channel in _channels(prepared, step.channel):
-                    np.clip(channel, *step.window, out=channel)
-            case Rescale():
-                for channel in _channels(prepared, step.channel):
-                    _rescale(channel, step)
+                now = _crop(now)
             case Resample():
-                prepared = _resample(prepared, step, plan)
-            case ZScore():
-                # Not asked of the image as it is now: the steps before have moved its zeros.
-                inside = prepared.nonzero if step.nonzero else None
-                for channel in _channels(prepared, step.channel):
-                    _z_score(channel, step, inside)
-    return prepared
+                now = _resample(now, step, plan)
+            case Clip() | Rescale() | ZScore():
+                now = _change(now, step)
+    out = np.empty((len(now.channels), *now.channels[0].shape), np.float32)
+    for channel, values in zip(now.channels, out, strict=True):
+        channel.values(out=values)
+    return Prepared(out, now.label, image.geometry, now.box, now.spacing_mm)
 
 
 def to_classes(plan: Plan, label: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
-    """Turn label values into class indices (0, 1, ... in the plan's order)."""
+    """Turn label values into the indices of the plan's parts: its classes, or values of regions."""
     table = np.zeros(65536, np.int16)
-    for index, values in enumerate(plan.labels.values()):
+    for index, values in enumerate(plan.classes.parts):
         table[list(values)] = index
     if plan.ignore_label is not None:
         table[plan.ignore_label] = IGNORED
@@ -91,15 +99,17 @@ def to_classes(plan: Plan, label: NDArray[np.integer[Any]]) -> NDArray[np.int16]
     return classes
 
 
-def _channels(prepared: Prepared, channel: int | None) -> NDArray[np.float32]:
-    """The channels that a step is for, as views."""
-    return prepared.image if channel is None else prepared.image[channel : channel + 1]
+def _any_nonzero(channels: tuple[Channel, ...]) -> NDArray[np.bool_]:
+    found = channels[0].nonzero()
+    for channel in channels[1:]:
+        found |= channel.nonzero()
+    return found
 
 
-def _crop(prepared: Prepared) -> Prepared:
-    occupied = (prepared.image != 0).any(axis=0)
+def _crop(now: _Case) -> _Case:
+    occupied = _any_nonzero(now.channels)
     if not occupied.any():  # an empty scan has no box: keep it whole
-        return prepared
+        return now
     from acvl_utils.cropping_and_padding.bounding_boxes import (
         bounding_box_to_slice,
         get_bbox_from_mask,
@@ -107,49 +117,86 @@ def _crop(prepared: Prepared) -> Prepared:
 
     box = get_bbox_from_mask(occupied)
     slices = bounding_box_to_slice(box)
-    nonzero = prepared.nonzero
-    offsets = [start for start, _ in prepared.box]
+    offsets = [start for start, _ in now.box]
     return replace(
-        prepared,
-        image=np.ascontiguousarray(prepared.image[(slice(None), *slices)]),
-        label=None if prepared.label is None else np.ascontiguousarray(prepared.label[slices]),
+        now,
+        channels=tuple(channel.cut(slices) for channel in now.channels),
+        label=None if now.label is None else now.label[slices],
         box=tuple(
             (int(start + offset), int(stop + offset))
             for (start, stop), offset in zip(box, offsets, strict=True)
         ),
-        nonzero=None if nonzero is None else np.ascontiguousarray(nonzero[slices]),
+        nonzero=None if now.nonzero is None else now.nonzero[slices],
     )
 
 
-def _rescale(channel: NDArray[np.float32], step: Rescale) -> None:
-    low, high = float(channel.min()), float(channel.max())
-    start, stop = step.range
-    channel -= low
-    channel /= (high - low) or 1.0  # one value only: it becomes `start`
-    channel *= stop - start
-    channel += start
-    if step.whole_numbers:
-        np.rint(channel, out=channel)
-
-
-def _resample(prepared: Prepared, step: Resample, plan: Plan) -> Prepared:
-    target, spacing = plan.target_spacing_mm, prepared.spacing_mm
-    shape = resampled_shape(prepared.image.shape[1:], spacing, target, step.rounding)
+def _resample(now: _Case, step: Resample, plan: Plan) -> _Case:
+    spacing = now.spacing_mm
+    target = plan.target_spacing_of(spacing)
+    shape = resampled_shape(now.channels[0].shape, spacing, target, step.rounding)
     orders = axis_orders(step.image_order, spacing, target, step.anisotropy)
-    image = resample_image(prepared.image, shape, orders)
-    label = prepared.label
+    channels = tuple(resample_channel(channel, shape, orders) for channel in now.channels)
+    label = now.label
     if label is not None:
         orders = axis_orders(step.label_order, spacing, target, step.anisotropy)
         label = resample_label(label, shape, orders)
-    nonzero = prepared.nonzero
+    nonzero = now.nonzero
     if nonzero is not None:
         nonzero = resample_label(nonzero, shape, (0, 0, 0))
-    return replace(prepared, image=image, label=label, spacing_mm=target, nonzero=nonzero)
+    return replace(now, channels=channels, label=label, spacing_mm=target, nonzero=nonzero)
 
 
-def _z_score(channel: NDArray[np.float32], step: ZScore, inside: NDArray[np.bool_] | None) -> None:
-    where = slice(None) if inside is None or not inside.any() else inside
-    values = channel[where]
-    mean = float(values.mean(dtype=np.float64)) if step.mean is None else step.mean
-    std = float(values.std(dtype=np.float64)) if step.std is None else step.std
-    channel[where] = (values - mean) / (std or 1.0)  # one value only: it becomes 0
+def _change(now: _Case, step: Clip | Rescale | ZScore) -> _Case:
+    """A step of single voxels, for the channels that it is for."""
+    channels = list(now.channels)
+    for index, channel in enumerate(channels):
+        if step.channel in (None, index):
+            match step:
+                case Clip():
+                    channels[index] = channel.then(partial(_clip, step.window))
+                case Rescale():
+                    channels[index] = channel.then(partial(_rescale, step, channel.limits()))
+                case ZScore():
+                    channels[index] = _z_score(channel, step, now.nonzero)
+    return replace(now, channels=tuple(channels))
+
+
+def _clip(window: tuple[float, float], values: NDArray[np.float32]) -> None:
+    np.clip(values, *window, out=values)
+
+
+def _rescale(step: Rescale, limits: tuple[float, float], values: NDArray[np.float32]) -> None:
+    low, high = limits
+    start, stop = step.range
+    values -= low
+    values /= (high - low) or 1.0  # one value only: it becomes `start`
+    values *= stop - start
+    values += start
+    if step.whole_numbers:
+        np.rint(values, out=values)
+
+
+def _z_score(channel: Channel, step: ZScore, nonzero: NDArray[np.bool_] | None) -> Channel:
+    # Not asked of the image as it is now: the steps before have moved its zeros.
+    if step.nonzero and nonzero is not None and nonzero.any():
+        values = channel.values()
+        inside = values[nonzero]
+        mean, std = _figures(Channel(inside.reshape(-1, 1, 1)), step)
+        _standardize(mean, std, inside)
+        values[nonzero] = inside
+        return Channel(values)
+    return channel.then(partial(_standardize, *_figures(channel, step)))
+
+
+def _figures(channel: Channel, step: ZScore) -> tuple[float, float]:
+    """The mean and the standard deviation: the plan's, or else the channel's own."""
+    mean, std = step.mean, step.std
+    if mean is None or std is None:
+        own_mean, own_std = channel.mean_and_std()
+        mean, std = (own_mean if mean is None else mean), (own_std if std is None else std)
+    return mean, std
+
+
+def _standardize(mean: float, std: float, values: NDArray[np.float32]) -> None:
+    values -= mean
+    values /= std or 1.0  # one value only: it becomes 0

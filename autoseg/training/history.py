@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object an epoch, and the picture that is drawn from it."""
+"""The log of a run: one JSON object an epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoseg.files import replacing, write_text
+from autoseg.files import write_text
+
+MOST_CLASSES_IN_A_NOTE = 6
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,30 @@ class Epoch:
     validation_loss: float | None = None
     validation_dice: dict[str, float | None] = field(default_factory=dict)
 
+    @property
+    def foreground_dice(self) -> Mapping[str, float | None]:
+        """Dice of each class but the background: of validation patches, else of training ones."""
+        known: Mapping[str, float | None] = self.validation_dice or self.training_dice
+        return dict(list(known.items())[1:])
+
+    @property
+    def mean_dice(self) -> float | None:
+        """The mean of `foreground_dice` over the classes that are there."""
+        known = [value for value in self.foreground_dice.values() if value is not None]
+        return sum(known) / len(known) if known else None
+
     def note(self) -> str:
-        """The epoch in short, for the user to watch."""
+        """The epoch in short, for the user to watch: every class while there are few."""
         parts = [f"loss {self.training_loss:.3f}"]
         if self.validation_loss is not None:
             parts.append(f"validation {self.validation_loss:.3f}")
-        shown: Mapping[str, float | None] = self.validation_dice or self.training_dice
-        known = [value for value in list(shown.values())[1:] if value is not None]
-        if known:
-            each = f" ({' '.join(f'{value:.2f}' for value in known)})"
-            parts.append(f"Dice {sum(known) / len(known):.3f}{each if 1 < len(known) <= 8 else ''}")
+        if self.mean_dice is not None:
+            each = self.foreground_dice
+            listed = len(each) <= MOST_CLASSES_IN_A_NOTE
+            alone = f" {next(iter(each))}" if len(each) == 1 else ""
+            parts.append(f"Dice{alone} {self.mean_dice:.3f}")
+            if listed and len(each) > 1:
+                parts[-1] += f" ({', '.join(f'{n} {_short(v)}' for n, v in each.items())})"
         parts.append(f"rate {self.learning_rate:.1e}")
         return "  ".join(parts)
 
@@ -54,31 +70,5 @@ def from_json(values: list[dict[str, Any]]) -> list[Epoch]:
     return [Epoch(**value) for value in values]
 
 
-def draw_progress(path: Path, epochs: list[Epoch]) -> None:
-    """Losses, Dice and learning rate over the epochs, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, dice, rate = figure.subplots(3, 1, sharex=True)
-    x = [epoch.epoch + 1 for epoch in epochs]
-    losses.plot(x, [epoch.training_loss for epoch in epochs], label="training")
-    if any(epoch.validation_loss is not None for epoch in epochs):
-        losses.plot(x, [epoch.validation_loss for epoch in epochs], "--", label="validation")
-    losses.set_ylabel("loss")
-    losses.legend()
-    shown = [epoch.validation_dice or epoch.training_dice for epoch in epochs]
-    for name in list(shown[-1])[1:]:
-        dice.plot(x, [values.get(name) for values in shown], label=name)
-    where = "validation patches" if epochs[-1].validation_dice else "training patches"
-    dice.set_ylabel(f"Dice on {where}")
-    dice.set_ylim(0, 1)
-    if len(shown[-1]) <= 9:
-        dice.legend()
-    rate.plot(x, [epoch.learning_rate for epoch in epochs])
-    rate.set_ylabel("learning rate")
-    rate.set_yscale("log" if min(epoch.learning_rate for epoch in epochs) > 0 else "linear")
-    rate.set_xlabel("epoch")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

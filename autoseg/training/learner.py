@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from autoseg.augmentation.pipeline import Batch
@@ -18,46 +19,78 @@ from autoseg.checkpoint import (
 )
 from autoseg.devices import autocast, autocast_type, memory_format
 from autoseg.networks.build import build_network
+from autoseg.networks.previous import with_masks
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Adam, Sgd
-from autoseg.training.losses import build_loss, hard_counts
+from autoseg.training.compiling import compiled, failures_told
+from autoseg.training.distributed import ALONE, Group, share_batch_norm
+from autoseg.training.losses import build_loss
 
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 class Learner:
-    """The state that a training step changes, on one device."""
+    """The state that a training step changes, on one device.
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
+    A step never waits for the device: losses, clipping and the scaling of a float16 loss stay.
+
+    Args:
+        plan: network, loss, optimiser, precision.
+        device: where everything lies.
+        group: the processes that share each batch; they keep the same weights.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, group: Group = ALONE) -> None:
         torch.manual_seed(plan.training.seed)
         self.plan = plan
         self.device = device
+        self.group = group
         self.dtype = autocast_type(device, plan.training.precision)
         self.format = memory_format(device)
-        self.network = build_network(plan).to(device)
-        self.network.to(memory_format=self.format)  # type: ignore[call-overload]
+        self.network = build_network(plan)
+        if group.is_shared:
+            share_batch_norm(self.network, group)
+        self.network.to(device, memory_format=self.format)  # type: ignore[call-overload]
+        # Compiled or not, the network keeps its own names of weights.
+        self.forward = compiled(self.network) if plan.training.compile else self.network
         self.loss = build_loss(plan)
+        self.shared_loss = build_loss(plan, group.sum)
+        self.scaler = GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.optimizer = build_optimizer(plan.training.optimizer, self.network)
         decay = plan.training.average_decay
         self.average = None if decay is None else averaged(self.network, decay)
 
     def step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """One optimiser step; returns the loss and the soft Dice per class, still on the device."""
+        """One optimiser step; returns the loss and the soft Dice per class, still on the device.
+
+        Where processes share the batch, both are this process's; their means are the batch's.
+
+        Raises:
+            RunError: the network could not be compiled.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         image, label = self.to_device(batch)
         self.network.train()
-        with autocast(self.device, self.dtype):
-            outputs = self.network(image)
-        loss, dice = self.loss(outputs, label)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, dice = self._gradients(image, label)
         if self.plan.training.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.network)
         return loss.detach(), dice
+
+    def _gradients(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        with failures_told():
+            with autocast(self.device, self.dtype):
+                outputs = self.forward(image)
+            loss, dice = self.shared_loss(outputs, label)
+            self.scaler.scale(loss).backward()
+        self.group.average_gradients(self.network)
+        return loss, dice
 
     @torch.inference_mode()
     def validate(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -68,14 +101,20 @@ class Learner:
         with autocast(self.device, self.dtype):
             logits = network(image)
         loss, _ = self.loss(logits, label)
-        return loss, hard_counts(logits, label)
+        return loss, self.loss.hard_counts(logits, label)
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The batch as tensors: image (B, C, X, Y, Z) and label (B, X, Y, Z)."""
-        image = torch.from_numpy(batch["data"]).to(
-            self.device, memory_format=self.format, non_blocking=True
-        )
-        return image, torch.from_numpy(batch["label"]).to(self.device, non_blocking=True)
+        """The batch as tensors: what the network takes (B, C, X, Y, Z), and label (B, X, Y, Z)."""
+        image, label = (torch.from_numpy(batch[key]) for key in ("data", "label"))
+        if self.device.type == "cuda":  # the copy of pageable memory would wait for the device
+            image, label = image.pin_memory(), label.pin_memory()
+        image = image.to(self.device, memory_format=self.format, non_blocking=True)
+        label = label.to(self.device, non_blocking=True)
+        if self.plan.previous_stage is not None:
+            label, previous = label.unbind(1)
+            parts = len(self.plan.classes.parts) - 1
+            image = with_masks(image, previous, parts).to(memory_format=self.format)
+        return image, label
 
     def weights(self) -> Tensors:
         """The weights that prediction uses: the average if the plan keeps one."""
@@ -86,6 +125,7 @@ class Learner:
         """Everything that a resumed run needs to continue to the bit."""
         found = with_prefix("network", self.network.state_dict())
         found |= optimizer_tensors(self.optimizer)
+        found |= with_prefix("scaler", scaler_tensors(self.scaler))
         if self.average is not None:
             found |= with_prefix("average", self.average.state_dict())
         return found
@@ -94,8 +134,22 @@ class Learner:
         """The reverse of `tensors`."""
         self.network.load_state_dict(without_prefix("network", tensors))
         load_optimizer(self.optimizer, tensors)
+        load_scaler(self.scaler, without_prefix("scaler", tensors))
         if self.average is not None:
             self.average.load_state_dict(without_prefix("average", tensors))
+
+
+def scaler_tensors(scaler: GradScaler) -> Tensors:
+    """The scale of a float16 loss and the steps since it changed; nothing for other precisions."""
+    state = scaler.state_dict()
+    return {key: torch.tensor(state[key]) for key in ("scale", "_growth_tracker") if key in state}
+
+
+def load_scaler(scaler: GradScaler, tensors: Tensors) -> None:
+    """The reverse of `scaler_tensors`."""
+    if scaler.is_enabled():
+        found = {key: tensor.item() for key, tensor in tensors.items()}
+        scaler.load_state_dict(scaler.state_dict() | found)
 
 
 def build_optimizer(spec: Sgd | Adam, network: nn.Module) -> torch.optim.Optimizer:

@@ -1,4 +1,7 @@
-"""Losses of a plan. Shapes: logits (B, N, X, Y, Z), target (B, X, Y, Z) with class indices."""
+"""Losses of a plan.
+
+Shapes: logits (B, N, X, Y, Z), target (B, X, Y, Z) with the indices of a preprocessed label map.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,39 @@ from torch.nn import functional
 
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import DiceCrossEntropy, TverskyCrossEntropy
-from autoseg.preprocessing.steps import IGNORED
+from autoseg.training.comparison import (
+    ClassComparison,
+    RegionComparison,
+    Total,
+    alone,
+    build_comparison,
+)
 
 SPACE = (2, 3, 4)
+Comparison = ClassComparison | RegionComparison
 
 
-def build_loss(plan: Plan) -> Loss:
-    """The plan's loss, for one output or for the list that deep supervision gives."""
-    spec = plan.training.loss
+def build_loss(plan: Plan, total: Total = alone) -> Loss:
+    """The plan's loss, for one output or for the list that deep supervision gives.
+
+    Args:
+        plan: its labels say what is compared.
+        total: the sum over the processes that share a batch (see `training.distributed`).
+    """
+    spec, comparison = plan.training.loss, build_comparison(plan.classes, total)
     if isinstance(spec, DiceCrossEntropy):
-        return Loss(DiceCrossEntropyLoss(spec))
-    return Loss(TverskyCrossEntropyLoss(spec))
+        return Loss(DiceCrossEntropyLoss(spec, comparison))
+    return Loss(TverskyCrossEntropyLoss(spec, comparison))
 
 
 class Loss(nn.Module):
     """A loss over all resolutions: weights 1, 1/2, 1/4, ... scaled to a sum of one.
 
-    Returns the loss, and the soft Dice per class of the finest resolution for the log.
+    Returns the loss, and for the log the soft Dice at the finest resolution of each class,
+    background first.
     """
 
-    def __init__(self, single: nn.Module) -> None:
+    def __init__(self, single: DiceCrossEntropyLoss | TverskyCrossEntropyLoss) -> None:
         super().__init__()
         self.single = single
 
@@ -43,7 +59,11 @@ class Loss(nn.Module):
             loss, _ = self.single(output.float(), shrink(target, output.shape[2:]))
             total = total + loss / 2**level
         weights = sum(1 / 2**level for level in range(len(outputs)))
-        return total / weights, dice
+        return total / weights, self.single.comparison.per_class(dice, outputs[0], target)
+
+    def hard_counts(self, logits: Tensor, target: Tensor) -> Tensor:
+        """True positives, false positives and false negatives of each class: (3, classes)."""
+        return self.single.comparison.hard_counts(logits, target)
 
 
 def shrink(target: Tensor, shape: Sequence[int]) -> Tensor:
@@ -53,32 +73,38 @@ def shrink(target: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class DiceCrossEntropyLoss(nn.Module):
-    """1 - mean soft Dice over the (foreground) classes, plus cross-entropy."""
+    """1 - mean soft Dice over the (foreground) classes or regions, plus cross-entropy."""
 
-    def __init__(self, spec: DiceCrossEntropy) -> None:
+    def __init__(self, spec: DiceCrossEntropy, comparison: Comparison) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.comparison = spec, comparison
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        shares, truth, entropy = compare(logits, target)
+        shares, truth, entropy = self.comparison(logits, target)
         space = (0, *SPACE) if self.spec.batch_dice else SPACE
         both = (shares * truth).sum(space)
         either = shares.sum(space) + truth.sum(space)
+        if self.spec.batch_dice:
+            both, either = self.comparison.total(torch.stack([both, either]))
         smooth = self.spec.smooth
         dice = (2 * both + smooth) / (either + smooth).clamp_min(1e-8)  # (N,) or (B, N)
-        counted = dice if self.spec.background else dice[..., 1:]
-        return 1 - counted.mean() + entropy, _per_class(dice.detach())
+        skipped = self.comparison.has_background and not self.spec.background
+        counted = dice[..., 1:] if skipped else dice
+        return 1 - counted.mean() + entropy, _over_samples(dice.detach())
 
 
 class TverskyCrossEntropyLoss(nn.Module):
-    """Classes - sum of Tversky indices + cross-entropy; Mueller et al. 2021, section 2.6."""
+    """Classes - sum of Tversky indices + cross-entropy; Mueller et al. 2021, section 2.6.
 
-    def __init__(self, spec: TverskyCrossEntropy) -> None:
+    Of regions, in place of classes, the background has no index.
+    """
+
+    def __init__(self, spec: TverskyCrossEntropy, comparison: Comparison) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.comparison = spec, comparison
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        shares, truth, entropy = compare(logits, target)
+        shares, truth, entropy = self.comparison(logits, target)
         found = (shares * truth).sum(SPACE)
         missed = ((1 - shares) * truth).sum(SPACE)
         # Ignored voxels are zero in `truth` and in `shares`: they add to no count.
@@ -87,30 +113,8 @@ class TverskyCrossEntropyLoss(nn.Module):
         weighted = found + self.spec.alpha * missed + self.spec.beta * wrong + smooth
         index = (found + smooth) / weighted  # (B, N)
         loss = (index.shape[1] - index.sum(1)).mean() + entropy
-        return loss, _per_class(index.detach())
+        return loss, _over_samples(index.detach())
 
 
-def compare(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax shares and one-hot truth, both zero where ignored, and the mean cross-entropy."""
-    log_shares = functional.log_softmax(logits, dim=1)
-    known = target != IGNORED
-    truth = functional.one_hot(target.clamp_min(0).long(), logits.shape[1])
-    truth = truth.movedim(-1, 1).to(log_shares.dtype) * known[:, None]
-    entropy = -(truth * log_shares).sum() / known.sum().clamp_min(1)
-    return log_shares.exp() * known[:, None], truth, entropy
-
-
-def _per_class(dice: Tensor) -> Tensor:
+def _over_samples(dice: Tensor) -> Tensor:
     return dice if dice.ndim == 1 else dice.mean(0)
-
-
-def hard_counts(logits: Tensor, target: Tensor) -> Tensor:
-    """True positives, false positives and false negatives of each class: (3, N)."""
-    known = target != IGNORED
-    predicted = logits.argmax(1)[known]
-    truth = target[known].long()
-    classes = logits.shape[1]
-    hits = torch.bincount(truth[predicted == truth], minlength=classes)
-    found = torch.bincount(predicted, minlength=classes)
-    real = torch.bincount(truth, minlength=classes)
-    return torch.stack([hits, found - hits, real - hits])

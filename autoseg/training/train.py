@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-import math
+import json
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from typing import NoReturn
 
 import torch
-from torch import Tensor
 
-from autoseg.augmentation.pipeline import Batch, batches
+from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.dataset.splits import Split
-from autoseg.errors import AutosegError, RunError
+from autoseg.devices import fast_convolutions
+from autoseg.errors import Stopped
+from autoseg.planning.extension import recipe_id
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Plateau
 from autoseg.preprocessing.store import CaseStore
 from autoseg.progress import in_words, progress, say
-from autoseg.training.history import Epoch, draw_progress, write_log
+from autoseg.training.distributed import Group
+from autoseg.training.epoch import Loop, train_epoch
+from autoseg.training.history import Epoch, write_log
 from autoseg.training.learner import Learner
-from autoseg.training.schedule import Pace, PlateauState, epochs_within, learning_rate_factor
-from autoseg.training.state import State
+from autoseg.training.picture import draw_progress
+from autoseg.training.run import Run
+from autoseg.training.saving import (
+    BEST,
+    FINAL,
+    LATEST,
+    check_vacant,
+    load_run,
+    save_run,
+)
+from autoseg.training.schedule import Pace, PlateauState, epochs_within
+from autoseg.training.state import EpochSoFar, State, steps_in_words
+from autoseg.training.stopping import StopAsked, StopSignals
+from autoseg.training.transfer import begin_with
 from autoseg.training.validation import Validation
+from autoseg.training.views import PICTURE, Views
 
-LATEST, BEST, FINAL = "latest.safetensors", "best.safetensors", "final.safetensors"
-SECONDS_BETWEEN_PICTURES = 30
+GO_ON = "continue with --resume"
 SETTLED_EPOCHS = 3  # the first ones pay for starting up and would mislead
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where and with what one fold is trained; nothing here changes its result.
-
-    Attributes:
-        folder: `models/TASK/PLAN/fold_K`.
-        workers: augmentation processes.
-        started: `time.monotonic()` when the command began, for the time budget.
-        patches_after: patches that will be predicted after training, for the time budget.
-    """
-
-    folder: Path
-    fold: int
-    device: torch.device
-    workers: int
-    resume: bool
-    started: float
-    patches_after: int = 0
 
 
 def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
@@ -58,142 +52,153 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     Raises:
         AutosegError: there is a run already and `resume` is false, or it belongs to another plan.
         RunError: the loss became NaN, or a worker died.
+        Stopped: Ctrl-C or SIGTERM came; the state after the last step is saved.
     """
-    torch.backends.cudnn.benchmark = True
-    training = plan.training
-    learner = Learner(plan, run.device)
-    state = _begin(plan, learner, run)
-    sampler = PatchSampler(store, split.train, plan.sampling, training.steps_per_epoch)
-    names = list(plan.labels)
-
-    if _is_finished(state, plan):
-        _finish(plan, learner, run, state)
-        return state
-    with ExitStack() as stack:
-        first = Position(training.seed, run.fold, state.done, 0, 0)
-        stream = stack.enter_context(batches(sampler, plan.augmentation, first, run.workers))
-        validation = Validation(plan, store, split, run.fold)
-        name = f"training {run.folder.name.replace('_', ' ')}"
-        bar = stack.enter_context(progress(name, state.epochs, state.done, every_seconds=0))
-        pace = Pace(time.monotonic())
-
-        while not _is_finished(state, plan):
-            epoch_started = time.monotonic()
-            target = state.progress + (1 - state.progress) / (state.epochs - state.done)
-            loss, dice, rate = _epoch(learner, stream, state, target)
-            validation_loss, counts = validation.after(learner, state.done)
-            epoch = Epoch(
-                epoch=state.done,
-                epochs=state.epochs,
-                learning_rate=rate,
-                training_loss=loss,
-                training_dice=dict(zip(names, dice, strict=True)),
-                validation_loss=validation_loss,
-                validation_dice=dict(zip(names, counts, strict=True)) if counts else {},
-                seconds=time.monotonic() - epoch_started,
-            )
-            pace.tick(time.monotonic())
-            state = _after_epoch(plan, learner, run, state, epoch, target, pace)
-            bar.advance(epoch.note(), state.epochs)
-    _finish(plan, learner, run, state)
+    learner = Learner(plan, run.device, run.group)
+    state, so_far = _begin(plan, learner, run)
+    with (
+        fast_convolutions(run.device),
+        Views(run, state.history) as views,
+        StopSignals(run.group) as stop,
+    ):
+        if not _is_finished(state, plan):
+            state = _train(plan, store, split, run, learner, state, so_far, stop, views)
+        if run.group.leads:
+            _finish(plan, learner, run, state)
+        try:
+            stop.check()
+        except StopAsked:
+            raise Stopped(f"stopped by {stop.name} after training; {GO_ON}", stop.number) from None
     return state
 
 
-def _begin(plan: Plan, learner: Learner, run: Run) -> State:
+def _begin(plan: Plan, learner: Learner, run: Run) -> tuple[State, EpochSoFar]:
     """A new state, or the saved one with its tensors in the learner."""
-    path = run.folder / LATEST
-    if not path.exists():
+    resumed = run.resume and (run.folder / LATEST).exists()
+    if resumed:
+        state, so_far = load_run(run.folder, plan, learner)
+    else:
+        check_vacant(run.folder)
         rate = PlateauState(plan.training.optimizer.learning_rate)
-        return State(plan.id, plan.training.epochs, rate)
-    if not run.resume:
-        raise AutosegError(
-            f"{run.folder} holds a run already; continue it with --resume, or move it away"
+        source = begin_with(run.pretrained, learner, run.folder) if run.pretrained else None
+        recipe = recipe_id(plan)
+        state = State(plan.id, plan.training.epochs, rate, recipe_id=recipe, pretrained=source)
+        so_far = EpochSoFar()
+    if run.group.leads:
+        _tell_begin(plan, learner, state, so_far, resumed)
+        if resumed and run.pretrained:
+            say(f"--pretrained {run.pretrained} is not read: a resumed run keeps its own weights")
+    return state, so_far
+
+
+def _tell_begin(
+    plan: Plan, learner: Learner, state: State, so_far: EpochSoFar, resumed: bool
+) -> None:
+    if _is_finished(state, plan):
+        say(f"training is finished already: {state.done} of {state.epochs} epochs are done")
+        return
+    if resumed:
+        steps = steps_in_words(so_far.steps)
+        say(f"resuming after epoch {state.done}{steps} of {state.epochs} epochs")
+    if plan.training.precision == "float16" and learner.dtype is not torch.float16:
+        told = str(learner.dtype).removeprefix("torch.")
+        say(f"float16 is for CUDA: on {learner.device} the network computes in {told}")
+    if plan.training.compile:
+        say("the first step compiles the network, which takes a minute or more")
+
+
+def _train(
+    plan: Plan,
+    store: CaseStore,
+    split: Split,
+    run: Run,
+    learner: Learner,
+    state: State,
+    so_far: EpochSoFar,
+    stop: StopSignals,
+    views: Views,
+) -> State:
+    sampler = PatchSampler(store, split.train, plan.sampling, plan.training.steps_per_epoch)
+    first = Position(plan.training.seed, run.fold, state.done, so_far.steps, 0)
+    places = run.group.places(plan.sampling.batch_size)
+    with ExitStack() as stack:
+        stream = stack.enter_context(
+            batches(sampler, plan.augmentation, first, run.workers, places)
         )
-    tensors, values = load_checkpoint(path)
-    if values.get("plan_id", plan.id) != plan.id:
-        raise AutosegError(
-            f"{path} was made by plan {values['plan_id']}, but plan.json is {plan.id}; "
-            "restore that plan, or give the new one another --name"
-        )
-    try:
-        state = State.from_json(values)
-        learner.load_tensors(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise AutosegError(
-            f"{path} cannot be resumed; another version of autoseg wrote it: move {run.folder} "
-            "away and train anew"
-        ) from error
-    say(f"resuming after epoch {state.done} of {state.epochs}")
+        validation = Validation(plan, store, split, run.fold) if run.group.leads else None
+        name = f"training {run.folder.name.replace('_', ' ')}"
+        bar = None
+        if run.group.leads:
+            bar = stack.enter_context(progress(name, state.epochs, state.done, every_seconds=0))
+        pace = Pace(time.monotonic())
+        loop = Loop(plan, run, learner, sampler, stream, validation, stop, pace, views)
+        while not _is_finished(state, plan):
+            state = _next_state(loop, state, so_far)
+            so_far = EpochSoFar()
+            if bar is not None:
+                bar.advance(state.history[-1].note(), state.epochs)
     return state
 
 
-def _epoch(
-    learner: Learner, stream: Iterator[Batch], state: State, target: float
-) -> tuple[float, list[float], float]:
-    """Train one epoch; returns mean loss, mean soft Dice per class, and the last learning rate.
-
-    Losses stay on the device until the end, so that no step waits for the host.
-    """
-    training = learner.plan.training
-    losses: list[Tensor] = []
-    dice: list[Tensor] = []
-    rate = 0.0
-    for step in range(training.steps_per_epoch):
-        progress = state.progress + (target - state.progress) * step / training.steps_per_epoch
-        if isinstance(training.schedule, Plateau):
-            rate = state.plateau.learning_rate
-        else:
-            factor = learning_rate_factor(training.schedule, progress)
-            rate = training.optimizer.learning_rate * factor
-        loss, per_class = learner.step(next(stream), rate)
-        losses.append(loss)
-        dice.append(per_class)
-    values = torch.stack(losses).float().cpu()
-    if not torch.isfinite(values).all():
-        bad = int(torch.nonzero(~torch.isfinite(values))[0])
-        raise RunError(
-            f"the loss became NaN or infinite in epoch {state.done + 1}, batch {bad + 1}; lower "
-            "training.optimizer.learning_rate, or look for odd intensities in the data"
-        )
-    return float(values.mean()), torch.stack(dice).float().mean(0).cpu().tolist(), rate
+def _next_state(loop: Loop, state: State, so_far: EpochSoFar) -> State:
+    """Train the epoch that the state comes to next, or what is left of it, and save."""
+    try:
+        epoch = train_epoch(loop, state, so_far)
+    except StopAsked:
+        _stop(loop, state, so_far)
+    loop.pace.tick(time.monotonic())
+    if loop.run.group.leads:
+        state = _after_epoch(loop, state, epoch)
+    return _shared(state, loop.run.group)
 
 
-def _after_epoch(
-    plan: Plan,
-    learner: Learner,
-    run: Run,
-    state: State,
-    epoch: Epoch,
-    progress: float,
-    pace: Pace,
-) -> State:
+def _after_epoch(loop: Loop, state: State, epoch: Epoch) -> State:
     """Update the state and save it."""
-    training = plan.training
-    state = replace(state, history=[*state.history, epoch], progress=progress)
+    plan, run, training = loop.plan, loop.run, loop.plan.training
+    state = replace(state, history=[*state.history, epoch], progress=state.next_progress)
     if isinstance(training.schedule, Plateau):
         plateau = state.plateau.after_epoch(epoch.training_loss, training.schedule)
         state = replace(state, plateau=plateau)
     if epoch.training_loss < state.best_loss:
         state = replace(state, best_loss=epoch.training_loss, best_epoch=epoch.epoch)
         if training.keep == "best_training_loss":
-            save_checkpoint(run.folder / BEST, learner.weights(), {"epoch": epoch.epoch})
-    used = state.seconds + time.monotonic() - run.started
-    settled = pace.ticks >= SETTLED_EPOCHS or (training.seconds and used > training.seconds / 4)
+            save_checkpoint(run.folder / BEST, loop.learner.weights(), {"epoch": epoch.epoch})
+    used = _seconds_used(state, run)
+    settled = loop.pace.ticks >= SETTLED_EPOCHS or (
+        training.seconds and used > training.seconds / 4
+    )
     # After the last epoch the learning rate is at its end: more epochs would learn nothing.
     if training.seconds is not None and settled and state.done < state.epochs:
-        state = _keep_budget(training.seconds, plan, run, state, used, pace.epoch_seconds)
-    saved = replace(state, seconds=used)
-    save_checkpoint(run.folder / LATEST, learner.tensors(), saved.to_json())
+        state = _keep_budget(training.seconds, plan, run, state, used, loop.pace.epoch_seconds)
+    save_run(run.folder, loop.learner, replace(state, seconds=used), EpochSoFar())
     write_log(run.folder / "log.jsonl", state.history)
-    _draw_now_and_then(run.folder / "progress.png", state)
+    loop.views.after_epoch(state.history)
     return state
 
 
-def _draw_now_and_then(path: Path, state: State) -> None:
-    """Drawing takes half a second: short epochs share a picture."""
-    age = time.time() - path.stat().st_mtime if path.exists() else math.inf
-    if age > SECONDS_BETWEEN_PICTURES:
-        draw_progress(path, state.history)
+def _seconds_used(state: State, run: Run) -> float:
+    return state.seconds + time.monotonic() - run.started
+
+
+def _shared(state: State, group: Group) -> State:
+    """The leader's state, in all processes."""
+    if not group.is_shared:
+        return state
+    return State.from_json(json.loads(group.shared_text(json.dumps(state.to_json()))))
+
+
+def _stop(loop: Loop, state: State, so_far: EpochSoFar) -> NoReturn:
+    """Save the state after the last step, and end."""
+    run, stop = loop.run, loop.stop
+    mean = EpochSoFar.from_tensors(
+        {name: run.group.mean(t) for name, t in so_far.tensors().items()}, run.device
+    )
+    if run.group.leads:
+        saved = replace(state, seconds=_seconds_used(state, run))
+        save_run(run.folder, loop.learner, saved, mean)
+    run.group.wait()  # torchrun ends all processes when the first one has ended
+    steps = steps_in_words(so_far.steps)
+    raise Stopped(f"stopped by {stop.name} after epoch {state.done}{steps}; {GO_ON}", stop.number)
 
 
 def _keep_budget(
@@ -227,7 +232,8 @@ def _finish(plan: Plan, learner: Learner, run: Run, state: State) -> None:
         epoch = found["epoch"]
     # Again: an interrupted run may have saved its last epoch and no more.
     write_log(run.folder / "log.jsonl", state.history)
-    draw_progress(run.folder / "progress.png", state.history)
-    save_checkpoint(
-        run.folder / FINAL, weights, {"plan_id": plan.id, "fold": run.fold, "epoch": epoch}
-    )
+    draw_progress(run.folder / PICTURE, state.history)
+    about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch}
+    if state.pretrained is not None:
+        about["pretrained"] = state.pretrained
+    save_checkpoint(run.folder / FINAL, weights, about)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -27,8 +28,10 @@ class Validation:
             PatchSampler(store, split.validation, plan.sampling, self.steps) if self.steps else None
         )
 
-    def after(self, learner: Learner, epoch: int) -> tuple[float | None, list[float | None]]:
-        """Mean loss, and Dice per class over all patches."""
+    def after(
+        self, learner: Learner, epoch: int, check: Callable[[], None]
+    ) -> tuple[float | None, list[float | None]]:
+        """Mean loss, and Dice per class over all patches; `check` is called before each batch."""
         if self.sampler is None:
             return None, []
         training = self.plan.training
@@ -38,6 +41,7 @@ class Validation:
         losses, counts = [], []
         with batches(self.sampler, transforms, first, workers=0) as stream:
             for _ in range(self.steps):
+                check()
                 loss, count = learner.validate(next(stream))
                 losses.append(loss)
                 counts.append(count)

@@ -1,8 +1,6 @@
 import multiprocessing
-import os
-import signal
 from itertools import islice
-from multiprocessing.connection import wait
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,28 +8,33 @@ import pytest
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.errors import RunError
+from autoseg.image import read_image, read_label
+from autoseg.planning.plan import Sampling
 from autoseg.preprocessing.store import CaseStore
-from tests.making import tiny_plan, tiny_store
+from tests.making import store_case, tiny_plan, tiny_store
 
+HIPPOCAMPUS = Path(__file__).parents[1] / "data" / "Task004_Hippocampus"
 AUGMENTATION = [
-    {"transform": "spatial", "rotation_probability": 0.5, "image_order": 1},
+    {
+        "transform": "spatial",
+        "rotation_probability": 0.5,
+        "scaling_probability": 0.5,
+        "elastic_probability": 0.5,
+    },
     {"transform": "gaussian_noise", "probability": 0.5},
+    {"transform": "gaussian_blur", "probability": 0.5},
+    {"transform": "brightness", "probability": 0.5},
+    {"transform": "contrast", "probability": 0.5},
+    {"transform": "low_resolution", "probability": 0.5},
     {"transform": "gamma", "probability": 0.5},
     {"transform": "mirror"},
 ]
 STEPS = 3
-START = Position(seed=1, fold=2, epoch=0, batch=0, place=0)
-
-# batchgenerators' thread says in its own way that a worker is gone.
-dying = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+pytestmark = pytest.mark.timeout(200)
 
 
-@pytest.fixture(autouse=True)
-def spawn():
-    before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method("spawn", force=True)
-    yield
-    multiprocessing.set_start_method(before, force=True)
+def start(epoch=0, batch=0):
+    return Position(seed=1, fold=2, epoch=epoch, batch=batch, place=0)
 
 
 def make(folder, **changes):
@@ -40,9 +43,9 @@ def make(folder, **changes):
     return plan, PatchSampler(tiny_store(folder, plan, 3), names, plan.sampling, STEPS)
 
 
-def take(plan, sampler, count, workers=0, epoch=0):
-    first = Position(START.seed, START.fold, epoch, 0, 0)
-    with batches(sampler, plan.augmentation, first, workers) as stream:
+def take(plan, sampler, count, workers=0, first=None, places=None):
+    first = first or start()
+    with batches(sampler, plan.augmentation, first, workers, places) as stream:
         return list(islice(stream, count))
 
 
@@ -51,6 +54,21 @@ def assert_same(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert one["data"].tobytes() == other["data"].tobytes()
         assert one["label"].tobytes() == other["label"].tobytes()
+
+
+@pytest.fixture(scope="module")
+def hippocampus(tmp_path_factory):
+    """Four real cases, larger and smaller than a patch of 40 x 48 x 32 voxels."""
+    sampling = {"patch_size": [40, 48, 32], "batch_size": 3}
+    plan = tiny_plan(augmentation=AUGMENTATION, sampling=sampling, inference={"overlap": [0, 0, 0]})
+    store = CaseStore(tmp_path_factory.mktemp("real cases é"), plan.preprocessing_id)
+    names = ["hippocampus_003", "hippocampus_008", "hippocampus_017", "hippocampus_023"]
+    for name in names:
+        array = read_image([HIPPOCAMPUS / "imagesTr" / f"{name}.nii.gz"]).array
+        label, _ = read_label(HIPPOCAMPUS / "labelsTr" / f"{name}.nii.gz")
+        store_case(store, name, (array - array.mean()) / array.std(), label)
+    sampler = PatchSampler(store, names, plan.sampling, STEPS)
+    return plan, sampler, take(plan, sampler, 8)
 
 
 def test_batches_have_shape_and_type(tmp_path):
@@ -62,28 +80,42 @@ def test_batches_have_shape_and_type(tmp_path):
         assert batch["label"].dtype == np.int16
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_batches_do_not_depend_on_the_number_of_workers(tmp_path, workers):
-    plan, sampler = make(tmp_path / "with space é")
-    expected = take(plan, sampler, 7)
-    assert len({batch["data"].tobytes() for batch in expected}) == 7
-    assert_same(take(plan, sampler, 7, workers), expected)
+@pytest.mark.parametrize("workers", [1, 5])
+def test_real_batches_do_not_depend_on_the_number_of_workers(hippocampus, workers):
+    plan, sampler, expected = hippocampus
+    assert len({batch["data"].tobytes() for batch in expected}) == len(expected)
+    assert_same(take(plan, sampler, len(expected), workers), expected)
     assert not multiprocessing.active_children()
 
 
-def test_a_restart_at_a_later_epoch_continues_the_stream(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_start_in_the_midst_of_an_epoch_continues_the_stream(hippocampus, workers):
+    plan, sampler, whole = hippocampus
+    found = take(plan, sampler, 4, workers, start(epoch=1, batch=1))
+    assert_same(found, whole[STEPS + 1 :])
+
+
+def test_every_start_continues_the_stream(tmp_path):
     plan, sampler = make(tmp_path)
     whole = take(plan, sampler, 4 * STEPS)
-    for epoch in range(1, 4):
-        assert_same(take(plan, sampler, STEPS, epoch=epoch), whole[epoch * STEPS :][:STEPS])
+    for number in range(3 * STEPS):
+        epoch, batch = divmod(number, STEPS)
+        assert_same(take(plan, sampler, STEPS, 0, start(epoch, batch)), whole[number:][:STEPS])
+
+
+@pytest.mark.parametrize("places", [range(0, 1), range(1, 3), range(2, 3)])
+def test_some_places_are_those_of_the_whole_batch(hippocampus, places):
+    plan, sampler, whole = hippocampus
+    some = [{key: values[places.start : places.stop] for key, values in b.items()} for b in whole]
+    assert_same(take(plan, sampler, 3, places=places), some[:3])
 
 
 def test_two_streams_at_once_do_not_disturb_each_other(tmp_path):
     plan, sampler = make(tmp_path)
     expected = take(plan, sampler, 4)
     with (
-        batches(sampler, plan.augmentation, START, 0) as one,
-        batches(sampler, plan.augmentation, START, 0) as other,
+        batches(sampler, plan.augmentation, start(), 0) as one,
+        batches(sampler, plan.augmentation, start(), 0) as other,
     ):
         found = [(next(one), next(other)) for _ in range(4)]
     assert_same([pair[0] for pair in found], expected)
@@ -92,50 +124,55 @@ def test_two_streams_at_once_do_not_disturb_each_other(tmp_path):
 
 def test_fold_and_seed_make_other_batches(tmp_path):
     plan, sampler = make(tmp_path)
-    drawn = set()
-    for seed, fold in ((1, 0), (1, 1), (2, 0)):
-        with batches(sampler, plan.augmentation, Position(seed, fold, 0, 0, 0), 0) as stream:
-            drawn.add(next(stream)["data"].tobytes())
+    drawn = {
+        take(plan, sampler, 1, first=Position(seed, fold, 0, 0, 0))[0]["data"].tobytes()
+        for seed, fold in ((1, 0), (1, 1), (2, 0))
+    }
     assert len(drawn) == 3
 
 
-class Counted(PatchSampler):
-    """Leaves a file for each sample that it has drawn."""
-
-    def draw(self, at, size):
-        drawn = super().draw(at, size)
-        (self.store.folder / f"drawn {at.epoch} {at.batch} {at.place}").touch()
-        return drawn
-
-
-@dying
-@pytest.mark.timeout(100)
-def test_a_worker_killed_while_it_sends_ends_the_stream(tmp_path):
-    # Batches larger than a pipe holds: the dead worker leaves half of one in it.
-    large = {"patch_size": [32, 32, 32], "batch_size": 2}
-    plan, _ = make(tmp_path, sampling=large, inference={"overlap": [0, 0, 0]})
-    sampler = Counted(CaseStore(tmp_path, ""), ["case_0"], plan.sampling, steps_per_epoch=100)
-    with batches(sampler, (), START, workers=1) as stream:
-        next(stream)
-        (victim,) = multiprocessing.active_children()
-        assert victim.pid is not None
-        # The eighth batch is made when all queues are full, and the sixth waits in the pipe.
-        while not (tmp_path / "drawn 0 7 1").exists():
-            assert not wait([victim.sentinel], timeout=0.05)
-        os.kill(victim.pid, signal.SIGKILL)
-        with pytest.raises(RunError, match="worker ended"):
-            list(islice(stream, 50))
-    assert not multiprocessing.active_children()
+def stored(folder, names, size):
+    """Cases of random whole numbers, which blosc2 can compress: it notices some damage then."""
+    store = CaseStore(folder, "id")
+    for seed, name in enumerate(names):
+        values = np.random.default_rng(seed).integers(0, 3, (size, size, size))
+        store_case(store, name, values[None], values)
+    return store
 
 
-@dying
-@pytest.mark.timeout(100)
-def test_a_worker_that_fails_ends_the_stream(tmp_path, capfd):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_case_is_named_after_all_batches_before_it(tmp_path, capfd, workers):
+    names = ["case_0", "case_1", "case_2"]
+    store = stored(tmp_path, names, size=40)
+    path = tmp_path / "case_1" / "image.b2nd"
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(400) + content[half + 400 :])
+    sampling = Sampling(patch_size=(40, 40, 40), batch_size=1)
+    sampler = PatchSampler(store, names, sampling, STEPS)
+    order = [sampler.name_at(start(batch=batch)) for batch in range(STEPS)]
+    with batches(sampler, (), start(), workers) as stream:
+        for _ in range(order.index("case_1")):
+            next(stream)
+        with pytest.raises(RunError) as caught:
+            next(stream)
+    message = str(caught.value)
+    assert message.startswith(f"case case_1: {tmp_path / 'case_1'} is damaged")
+    assert "\n" not in message
+    assert "Traceback" in caught.value.__notes__[0]
+    output = capfd.readouterr()
+    assert (output.out, output.err) == ("", "")
+
+
+class Broken(PatchSampler):
+    def draw(self, at, size, border="constant"):
+        raise (MemoryError if at.place else KeyError)("oops")
+
+
+def test_an_unforeseen_error_is_told_with_its_batch(tmp_path):
     plan, sampler = make(tmp_path)
-    (tmp_path / "case_1" / "image.b2nd").unlink()
-    with (
-        batches(sampler, plan.augmentation, START, workers=1) as stream,
-        pytest.raises(RunError, match="worker ended"),
-    ):
-        list(islice(stream, 50))
-    assert "case_1" in capfd.readouterr().out  # its own message, printed by the worker
+    broken = Broken(sampler.store, sampler.cases, plan.sampling, STEPS)
+    with pytest.raises(RunError, match=r"cannot make epoch 2, batch 3: 'oops' \(KeyError"):
+        take(plan, broken, 1, first=start(epoch=1, batch=2))
+    with pytest.raises(RunError, match=r"not enough memory .* fewer --processes"):
+        take(plan, broken, 1, places=range(1, 2))

@@ -203,3 +203,22 @@ def test_ignored_voxels_stay_ignored(tmp_path):
     label = sampler.draw(position(), (8, 8, 8))[1]
     assert (label[1:7, 1:7, 1:7] == -1).all()
     assert label.sum() == -216
+
+
+@pytest.mark.parametrize("patch", [(4, 4, 4), (9, 5, 2)])
+def test_beyond_the_case_lies_zero_or_its_nearest_voxel(tmp_path, patch):
+    rng = np.random.default_rng(0)
+    image, label = rng.normal(size=(6, 5, 7)), rng.integers(1, 3, (6, 5, 7))
+    sampler = sampler_of(tmp_path, {"a": (image, label)}, patch_size=patch, batch_size=2)
+    size = tuple(n + 12 for n in patch)  # larger than the case on every side
+    for at in positions(sampler, epochs=1):
+        zeros, near = (sampler.draw(at, size, border) for border in ("constant", "nearest"))
+        inside = zeros[1] > 0
+        assert np.array_equal(zeros[0][0][inside], image.astype(np.float32).ravel())
+        assert not zeros[0][0][~inside].any()
+        first = [
+            int(np.flatnonzero(inside.any(axis=others))[0]) for others in ((1, 2), (0, 2), (0, 1))
+        ]
+        margins = [(f, s - f - n) for f, s, n in zip(first, size, image.shape, strict=True)]
+        assert np.array_equal(near[0][0], np.pad(image.astype(np.float32), margins, mode="edge"))
+        assert np.array_equal(near[1], np.pad(label, margins, mode="edge"))

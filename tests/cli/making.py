@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.image import read_label, write_label
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
 
 TINY = (
@@ -35,6 +36,23 @@ def copy_hippocampus(task: Path, cases: int) -> list[str]:
             (task / file).parent.mkdir(exist_ok=True)
             shutil.copy(HIPPOCAMPUS / file, task / file)
     return [Path(entry["image"]).name.removesuffix(".nii.gz") for entry in declared["training"]]
+
+
+def copy_sparse_regions(task: Path, cases: int) -> list[str]:
+    """The same cases as overlapping regions, every second slice of which nobody annotated."""
+    declared = json.loads((HIPPOCAMPUS / "dataset.json").read_text(encoding="utf-8"))
+    labels = {"background": 0, "whole": [1, 2], "posterior": 2, "ignore": 3}
+    changes = {"channel_names": {"0": "MRI"}, "labels": labels, "regions_class_order": [1, 2]}
+    declare(task, V2 | changes)
+    names = [Path(entry["image"]).name for entry in declared["training"][:cases]]
+    for name in names:
+        label, geometry = read_label(HIPPOCAMPUS / "labelsTr" / name)
+        label[:, :, ::2] = 3
+        write_label(task / "labelsTr" / name, label, geometry)
+        image = task / "imagesTr" / name.replace(".nii.gz", "_0000.nii.gz")
+        image.parent.mkdir(exist_ok=True)
+        shutil.copy(HIPPOCAMPUS / "imagesTr" / name, image)
+    return [name.removesuffix(".nii.gz") for name in names]
 
 
 def write_ct(task: Path, cases: int = 5, size: int = 16) -> Path:

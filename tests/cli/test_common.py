@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType
 
@@ -10,7 +13,7 @@ import pytest
 
 from autoseg import __version__
 from autoseg.cli import common, evaluate, plan, predict, train
-from autoseg.errors import AutosegError, DataError, PlanError, RunError
+from autoseg.errors import AutosegError, DataError, PlanError, RunError, Stopped
 
 COMMANDS = {
     "autoseg_plan": plan,
@@ -51,6 +54,11 @@ def make_parser() -> argparse.ArgumentParser:
             "error: AssertionError (AssertionError; run again with --debug for the traceback)",
         ),
         (KeyboardInterrupt(), 130, "error: interrupted; what was finished is kept"),
+        (
+            Stopped("stopped by SIGTERM after epoch 3", 15),
+            143,
+            "error: stopped by SIGTERM after epoch 3",
+        ),
     ],
 )
 def test_an_error_is_one_line_and_a_status(
@@ -58,6 +66,32 @@ def test_an_error_is_one_line_and_a_status(
 ) -> None:
     assert common.run(make_parser, raising(error), []) == status
     assert capsys.readouterr() == ("", f"{told}\n")
+
+
+def test_sigterm_ends_a_command_cleanly(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned = []
+
+    def command(arguments: argparse.Namespace) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+        return 0
+
+    assert common.run(make_parser, command, []) == 143
+    assert cleaned
+    told = "error: stopped by SIGTERM; what was finished is kept\n"
+    assert capsys.readouterr().err == told
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_commands_run_outside_of_the_main_thread() -> None:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(common.run(make_parser, lambda _: 0, [])))
+    thread.start()
+    thread.join()
+    assert found == [0]
 
 
 def test_debug_prints_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,12 @@
+from typing import Any
+
+import pytest
 import torch
 
 from autoseg.networks.build import build_network, count_parameters
+from autoseg.planning.memory import parameter_count, training_memory
 from autoseg.planning.reference import find_reference
-from tests.making import tiny_plan
+from tests.making import CASCADE, REGIONS, tiny_plan
 
 CLASSES = {"background": [0], "left": [1], "right": [2], "infection": [3]}
 
@@ -39,3 +43,16 @@ def test_one_input_per_channel_and_one_output_per_class():
     weights = network.state_dict()
     assert weights["encoder.0.0.0.weight"].shape == (2, 2, 3, 3, 3)
     assert weights["heads.0.weight"].shape == (4, 2, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "inputs", "outputs"),
+    [({}, 1, 3), (CASCADE, 3, 3), (REGIONS, 1, 3), (REGIONS | CASCADE, 4, 3)],
+)
+def test_regions_and_cascades(changes: dict[str, Any], inputs: int, outputs: int) -> None:
+    plan = tiny_plan(**changes)
+    network = build_network(plan).eval()
+    assert network(torch.zeros(1, inputs, 8, 8, 8)).shape == (1, outputs, 8, 8, 8)
+    assert count_parameters(network) == parameter_count(plan.network, inputs, outputs)
+    kept = training_memory(plan)
+    assert kept.gradients == 4 * count_parameters(network)

@@ -192,6 +192,20 @@ def test_expected_patches_are_those_that_prediction_takes(
     assert expected_work(data, plan) == Work(6, 2 * one)
 
 
+def test_slices_that_keep_their_distance_are_each_predicted() -> None:
+    flat = {"patch_size": [16, 16, 1]}
+    network = TINY["network"] | {"strides": [[1, 1, 1], [2, 2, 1]]}
+    plan = tiny_plan(
+        sampling=flat,
+        network=network,
+        inference={"overlap": [0, 0, 0]},
+        target_spacing_mm=[2.0, 2.0, None],
+        splits={"folds": 2},
+    )
+    data = fingerprint(shape=(32, 32, 11), spacing_mm=(1.0, 1.0, 7.0), cases=4)
+    assert expected_work(data, plan) == Work(4, 2 * 11)
+
+
 def test_the_short_recipe_is_for_short_runs() -> None:
     assert short_recipe(tiny_plan(), 12 * 3600) is None
     layer = short_recipe(tiny_plan(), 60)

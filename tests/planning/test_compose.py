@@ -174,6 +174,13 @@ def test_a_budget_that_leaves_no_time() -> None:
         )
 
 
+def test_slices_are_timed_too() -> None:
+    plan = timed(configuration="2d")
+    assert plan.sampling.patch_size[2] == 1
+    assert plan.target_spacing_mm == (1.0, 1.0, None)
+    assert plan.training.seconds == 300
+
+
 # --- configurations, regions, skipped cases ---
 
 LARGE = fingerprint(shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5))
@@ -221,7 +228,7 @@ def test_the_others_are_told_in_a_few_words() -> None:
     assert other_configurations(LARGE, Wishes(), large(None)) == [
         "2d (0.8 x 0.8 mm, patches of 512 x 512, batch 12)",
         "3d_lowres (1.44 x 1.44 x 2.71 mm, patches of 192 x 192 x 64, batch 2)",
-        "3d_cascade_fullres (refines 3d_lowres; cannot be trained yet)",
+        "3d_cascade_fullres (refines 3d_lowres, which is trained first)",
     ]
 
 
@@ -241,12 +248,19 @@ def test_what_has_an_option_of_its_own(key: str, owner: str) -> None:
 REGIONS = {"background": (0,), "whole": (1, 2), "core": (2,)}
 
 
-def test_overlapping_regions_are_carried_on_but_not_timed() -> None:
+def test_overlapping_regions_are_carried_on() -> None:
     data = fingerprint(labels=REGIONS)
     plan = compose(data, Wishes(regions_class_order=(1, 2)), never, never)
     assert (plan.labels, plan.regions_class_order) == (REGIONS, (1, 2))
-    with pytest.raises(PlanError, match=r"'whole' and 'core' overlap \(value 2\); autoseg cannot"):
-        compose(data, Wishes(regions_class_order=(1, 2), seconds=99), never, never)
+    wishes = Wishes(regions_class_order=(1, 2), seconds=99)
+    timing = Timing(0.1, 0.01, 0.1, "an abacus")
+    timed = compose(data, wishes, lambda plan: Work(6, 10), lambda plan: timing)
+    assert timed.classes.are_regions
+
+
+def test_a_cascade_is_not_timed() -> None:
+    with pytest.raises(PlanError, match=r"cannot be timed before default-3d_lowres is trained"):
+        large("3d_cascade_fullres", seconds=99)
 
 
 def test_overlap_needs_an_order_of_painting() -> None:

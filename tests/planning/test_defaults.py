@@ -98,7 +98,7 @@ def test_one_slice_gets_a_flat_patch() -> None:
     assert plan.sampling.patch_size == (64, 64, 1)
     assert plan.inference.overlap == (32, 32, 0)
     assert plan.inference.mirror_axes == (0, 1)
-    assert plan.target_spacing_mm == (1.0, 1.0, 5.0)
+    assert plan.target_spacing_mm == (1.0, 1.0, None)
     assert {stride[2] for stride in plan.network.strides} == {1}
     assert {kernel[2] for kernel in plan.network.kernels} == {1}
     spatial = plan.augmentation[0].model_dump()
@@ -109,7 +109,39 @@ def test_a_slice_along_x() -> None:
     values, _ = rule_values(fingerprint(shape=(1, 64, 48), spacing_mm=(5.0, 1.0, 1.0)))
     plan = make_plan(values, "the rules")
     assert plan.sampling.patch_size == (1, 64, 48)
-    assert plan.target_spacing_mm == (5.0, 1.0, 1.0)
+    assert plan.target_spacing_mm == (None, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "degrees"),
+    [((64, 64, 30), 180), ((72, 48, 30), 180), ((80, 48, 30), 15), ((48, 80, 30), 15)],
+)
+def test_long_slices_are_turned_little(shape: tuple[int, int, int], degrees: int) -> None:
+    """Longer than 1.5 times as wide, as in nnU-Net."""
+    data = fingerprint(shape=shape, spacing_mm=(1.0, 1.0, 5.0))
+    values, _ = rule_values(data, configuration="2d")
+    x, y, z = values["sampling"]["patch_size"]
+    assert (max(x, y) > 1.5 * min(x, y)) == (degrees == 15)
+    assert z == 1
+    turns = [[0, 0], [0, 0], [-degrees, degrees]]
+    assert values["augmentation"][0]["rotation_degrees"] == turns
+
+
+def test_tiny_slices_are_turned_in_their_plane_only() -> None:
+    values, _ = rule_values(fingerprint(shape=(3, 2, 40), spacing_mm=(1, 1, 5)), "default", "2d")
+    assert values["augmentation"][0]["rotation_degrees"][:2] == [[0, 0], [0, 0]]
+
+
+def test_a_cascade_is_trained_with_faults_of_its_previous_stage() -> None:
+    data = fingerprint(shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5))
+    kinds = {
+        name: [
+            entry["transform"] for entry in rule_values(data, configuration=name)[0]["augmentation"]
+        ]
+        for name in ("3d_fullres", "3d_cascade_fullres")
+    }
+    added = ["previous_morphology", "previous_removal"]
+    assert kinds["3d_cascade_fullres"] == [*kinds["3d_fullres"], *added]
 
 
 def test_the_ignore_label_is_carried_on() -> None:

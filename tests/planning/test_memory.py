@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,4 +119,46 @@ def test_memory_grows_with_batch_and_patch() -> None:
     larger = training_memory(plan, (64, 24, 16))
     assert larger.activations == 2 * training_memory(plan).activations
     assert larger.parameters == training_memory(plan).parameters
-    assert larger.total_gb == pytest.approx(larger.total / 2**30)
+    assert larger.peak_gb == pytest.approx(larger.peak / 2**30)
+    assert larger.peak == larger.kept + larger.activations // 2
+
+
+STEP_IN_A_PROCESS = """
+import resource, sys
+import numpy as np, torch
+from autoseg.planning.plan import load_plan
+from autoseg.training.learner import Learner
+from pathlib import Path
+
+def step(shape):
+    image = np.zeros((2, len(plan.channels), *shape), np.float32)
+    learner.step({"data": image, "label": np.zeros((2, *shape), np.int16)}, 1e-3)
+
+def peak():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+torch.set_num_threads(1)
+plan = load_plan(Path(sys.argv[1]))
+learner = Learner(plan, torch.device("cpu"))
+step(plan.network.reduction if plan.network.norm == "batch" else (16, 16, 16))
+before = peak()
+for _ in range(2):
+    step(plan.sampling.patch_size)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no `resource` on Windows")
+@pytest.mark.parametrize("name", ["plain", "paper"])
+def test_the_peak_is_that_of_a_process(name: str, tmp_path: Path) -> None:
+    """In float32: bfloat16's peak depends on what the processor can compute with."""
+    network = NETWORKS[name] | {"features": [16, 32, 64]}
+    plan = plan_of(
+        network, sampling={"patch_size": [96, 64, 64]}, training={"precision": "float32"}
+    )
+    plan.save(tmp_path / "plan.json")
+    command = [sys.executable, "-c", STEP_IN_A_PROCESS, str(tmp_path / "plan.json")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    expected = training_memory(plan)
+    assert expected.kept - expected.parameters < int(done.stdout) < 1.25 * expected.peak

@@ -100,3 +100,9 @@ def test_names_and_groups() -> None:
     assert name_of("preprocessing.1") == "step 2"
     assert name_of("augmentation") == "random change"
     assert group_of("inference.overlap") == "prediction"
+
+
+def test_an_axis_that_is_not_resampled() -> None:
+    told = value_of("target_spacing_mm", [1.25, 1.0, None], CT)
+    assert told == "1.25 x 1 x each scan's own mm"
+    assert value_of("target_spacing_mm", [1.25, 1.0, 3.0], CT) == "1.25 x 1 x 3 mm"

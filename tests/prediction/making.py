@@ -34,6 +34,22 @@ class Pointwise(nn.Module):
         return logits
 
 
+class Layers(nn.Module):
+    """Logits of nested regions: a voxel of value v lies in the first `round(v)` of them."""
+
+    edges: Tensor
+
+    def __init__(self, regions: int, slope: float = 1.0) -> None:
+        super().__init__()
+        self.slope = slope
+        edges = torch.arange(regions, dtype=torch.float32) + 0.5
+        self.register_buffer("edges", edges.view(1, regions, 1, 1, 1))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        logits: Tensor = 8 * self.slope * (patches[:, :1] - self.edges)
+        return logits
+
+
 class Sided(nn.Module):
     """Logits that grow along x, y and z differently: no mirror image gives the same."""
 

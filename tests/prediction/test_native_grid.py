@@ -123,3 +123,50 @@ def test_slabs_are_asked_for_one_at_a_time() -> None:
 
     segment(slabs(), (30, 4, 4), (60, 4, 4))
     assert max(alive) <= 2
+
+
+def painted(probabilities: NDArray[np.float32], shape: Shape3) -> tuple[Any, Any]:
+    """Every region resized whole in float64 and painted in order; how far each is from 0.5."""
+    wide = np.stack(
+        [
+            resize(share.astype(float), shape, order=1, mode="edge", anti_aliasing=False)
+            for share in probabilities
+        ]
+    )
+    out = np.zeros(shape, int)
+    for number, share in enumerate(wide, start=1):
+        out[share > 0.5] = number
+    return out, np.abs(wide - 0.5).min(axis=0)
+
+
+@quick
+@given(SHAPES, SHAPES, st.integers(1, 4), st.lists(st.integers(0, 99)), st.integers(0, 2**32 - 1))
+def test_regions_are_painted_in_order(
+    low: Shape3, native: Shape3, regions: int, cuts: list[int], seed: int
+) -> None:
+    probabilities = np.random.default_rng(seed).random((regions, *low)).astype(np.float32)
+    expected, margin = painted(probabilities, native)
+    got = segment(cut(probabilities, cuts), low, native, regions=True)
+    assert (got == expected)[margin > 1e-5].all()
+
+
+@pytest.mark.parametrize("native", [(4, 4, 4), (7, 3, 5)])
+def test_a_region_as_probable_as_not_is_not_painted(native: Shape3) -> None:
+    probabilities = np.full((2, 4, 4, 4), 0.5, np.float32)
+    assert not segment([(0, probabilities)], (4, 4, 4), native, regions=True).any()
+
+
+def test_slabs_of_regions_are_asked_for_one_at_a_time() -> None:
+    alive: list[int] = []
+
+    def slabs() -> Iterator[Slab]:
+        made: list[weakref.ref[NDArray[np.float32]]] = []
+        for start in range(0, 30, 3):
+            alive.append(sum(ref() is not None for ref in made))
+            planes = np.random.default_rng(start).random((3, 3, 4, 4)).astype(np.float32)
+            made.append(weakref.ref(planes))
+            yield start, planes
+            del planes
+
+    segment(slabs(), (30, 4, 4), (60, 5, 4), regions=True)
+    assert max(alive) <= 2

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.planning.plan import Inference
+from autoseg.prediction import sliding_window
 from autoseg.prediction.sliding_window import (
     Slab,
     Triple,
@@ -88,8 +89,31 @@ def test_count_of_tiles_is_the_count_of_patches() -> None:
 
     image = np.zeros((2, 13, 9, 3), np.float32)
     list(predict_slabs(lambda p: count(p[:, :1]), image, PATCH, how((3, 2, 1)), 3))
-    assert len(seen) == count_tiles((13, 9, 3), PATCH, (3, 2, 1)) == 4 * 4 * 1
-    assert set(seen) == {torch.Size((1, 1, *PATCH))}
+    tiles = sum(shape[0] for shape in seen)
+    assert tiles == count_tiles((13, 9, 3), PATCH, (3, 2, 1)) == 4 * 4 * 1
+    assert {shape[1:] for shape in seen} == {torch.Size((1, *PATCH))}
+
+
+@pytest.mark.parametrize(
+    ("voxels", "batches"),
+    [(1, [1] * 4), (120, [1] * 4), (240, [2] * 2), (479, [3, 1]), (9999, [4])],
+)
+def test_small_patches_go_through_the_network_together(
+    voxels: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four patches of 120 voxels stand side by side at each x; those of two x never mix."""
+    monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", voxels)
+    seen: list[int] = []
+
+    def count(patches: Tensor) -> Tensor:
+        seen.append(len(patches))
+        return softmax_of_values(patches)
+
+    image = np.random.default_rng(0).normal(size=(1, 7, 6, 7)).astype(np.float32)
+    got = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
+    assert seen == batches * 2
+    whole = softmax_of_values(torch.from_numpy(image)[None])[0].numpy()
+    assert np.abs(got - whole).max() <= 1e-5
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -115,7 +139,7 @@ def test_overlapping_patches_are_averaged_by_their_weights(weighting: str) -> No
     shape, overlap = (14, 7, 9), (4, 1, 3)
     answer = torch.rand(3, *PATCH, generator=torch.Generator().manual_seed(0))
     slabs = predict_slabs(
-        lambda patches: answer[None],
+        lambda patches: answer.expand(len(patches), -1, -1, -1, -1),
         np.zeros((1, *shape), np.float32),
         PATCH,
         how(overlap, weighting),

@@ -15,6 +15,7 @@ from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.steps import prepare
 from autoseg.preprocessing.store import CaseStore
 from tests.dataset.making import HIPPOCAMPUS, write_4d, write_case, write_scan
+from tests.dicom_series import write_series
 from tests.making import tiny_plan
 
 STEPS = [{"step": "crop_to_nonzero"}, {"step": "z_score"}, {"step": "resample"}]
@@ -74,6 +75,58 @@ def test_only_changed_cases_are_made_again(tmp_path: Path) -> None:
     assert preprocess(other, cases, store_in(tmp_path, other), processes=1) == 2
 
 
+def test_a_damaged_case_is_made_anew_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = make_cases(tmp_path, "a", "b c", "d")
+    store = store_in(tmp_path)
+    preprocess(PLAN, cases, store, processes=1)
+    before = contents(store)
+    path = store.folder / "b c" / "image.b2nd"
+    content = path.read_bytes()
+    path.write_bytes(content[:-60] + bytes([content[-60] ^ 1]) + content[-59:])
+    capsys.readouterr()
+    assert preprocess(PLAN, cases, store, processes=1) == 1
+    assert contents(store) == before
+    told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert told == [f"{path.parent} is damaged; it is preprocessed anew"]
+    assert preprocess(PLAN, cases, store, processes=1) == 0
+
+
+def test_a_case_of_a_version_without_checksums_is_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = make_cases(tmp_path, "a", "b")
+    store = store_in(tmp_path)
+    preprocess(PLAN, cases, store, processes=1)
+    (store.folder / "b" / "checksums.json").unlink()
+    assert preprocess(PLAN, cases, store, processes=1) == 1
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_a_changed_slice_of_a_dicom_folder_makes_its_case_anew(tmp_path: Path) -> None:
+    (case,) = make_cases(tmp_path, "a")
+    array = np.random.default_rng(0).integers(0, 900, (8, 9, 10)).astype(np.int16)
+    write_series(tmp_path / "series", array)
+    where = read_image([tmp_path / "series"]).geometry
+    write_scan(
+        case.label,
+        np.ones_like(array, np.uint8),
+        where.spacing_mm,
+        where.origin_mm,
+        where.direction,
+    )
+    case = Case("a", (tmp_path / "series",), case.label)
+    store = store_in(tmp_path)
+    assert preprocess(PLAN, [case], store, processes=1) == 1
+    assert preprocess(PLAN, [case], store, processes=1) == 0
+    folder = (tmp_path / "series").stat()
+    first = min((tmp_path / "series").iterdir())
+    os.utime(first, ns=(folder.st_atime_ns, first.stat().st_mtime_ns + 10**9))
+    os.utime(tmp_path / "series", ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    assert preprocess(PLAN, [case], store, processes=1) == 1
+
+
 def test_two_processes_give_the_same_bytes_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +135,7 @@ def test_two_processes_give_the_same_bytes_as_one(
     preprocess(PLAN, cases, one, processes=1)
     monkeypatch.setattr(parallel, "WORKER_START_SECONDS", 0.0)
     assert preprocess(PLAN, cases, two, processes=2) == 3
-    assert len(contents(one)) == 12
+    assert len(contents(one)) == 15
     assert contents(one) == contents(two)
 
 

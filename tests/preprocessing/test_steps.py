@@ -13,7 +13,9 @@ from skimage.transform import resize
 from autoseg.errors import PlanError
 from autoseg.image import Geometry, Image
 from autoseg.planning.plan import Plan
-from autoseg.preprocessing.resample import resample_image, resample_label
+from autoseg.preprocessing.channel import Channel
+from autoseg.preprocessing.resample import resample_channel
+from autoseg.preprocessing.resample_label import resample_label
 from autoseg.preprocessing.steps import IGNORED, Prepared, prepare, to_classes
 from tests.making import grid, tiny_plan
 
@@ -224,8 +226,8 @@ def test_resample_keeps_the_plans_orders(order: int, anisotropy: float | None) -
     step = {"step": "resample", "image_order": 3, "label_order": order, "anisotropy": anisotropy}
     prepared = prepare(steps(step, target_spacing_mm=[1.5, 1.0, 2.0]), image, label)
     across = 0 if anisotropy else 3
-    expected = resample_image(image.array, (6, 8, 10), (3, 3, across))
-    assert (prepared.image == expected).all()
+    expected = resample_channel(Channel(image.array[0]), (6, 8, 10), (3, 3, across))
+    assert (prepared.image[0] == expected.values()).all()
     classes = resample_label(label, (6, 8, 10), (order, order, 0 if anisotropy else order))
     assert np.array_equal(np.asarray(prepared.label), classes)
 

@@ -161,6 +161,18 @@ def test_a_damaged_case_is_named(store: CaseStore, name: str, damage: str) -> No
         store.open("Fall 7")
 
 
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_damaged_part_is_named_when_it_is_read(store: CaseStore, name: str) -> None:
+    store.write("Fall 7", case((40, 40, 40)), SOURCE)
+    path = store.folder / "Fall 7" / f"{name}.b2nd"
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(400) + content[half + 400 :])
+    array = getattr(store.open("Fall 7"), name)
+    with pytest.raises(AutosegError, match=r"case Fall 7: .* is damaged .* delete that folder"):
+        array[:]
+
+
 @pytest.mark.parametrize(
     "error",
     [

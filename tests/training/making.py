@@ -7,13 +7,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from autoseg.checkpoint import load_checkpoint
 from autoseg.dataset.splits import Split
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import CaseStore
+from autoseg.training import picture
+from autoseg.training import train as train_module
+from autoseg.training.run import Run
+from autoseg.training.saving import BEST, FINAL, LATEST
 from autoseg.training.state import State
-from autoseg.training.train import Run, train
+from autoseg.training.train import train
 from tests.making import tiny_plan, tiny_store
 
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
@@ -42,7 +48,27 @@ def start(
     return train(plan, store, split, Run(folder=folder, device=torch.device("cpu"), **values))
 
 
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave pictures empty: drawing one takes longer than the training."""
+    for where in (picture, train_module):
+        monkeypatch.setattr(where, "draw_progress", lambda path, _: path.touch())
+
+
 def log_of(folder: Path) -> list[dict[str, Any]]:
     """The log without what a clock says."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Weights, optimiser and log of two runs are the same to the bit, but for the seconds."""
+    assert log_of(found) == log_of(expected)
+    for name in (LATEST, FINAL, BEST):
+        assert (found / name).exists() == (expected / name).exists()
+        if (expected / name).exists():
+            tensors, state = load_checkpoint(found / name)
+            other, other_state = load_checkpoint(expected / name)
+            assert tensors.keys() == other.keys()
+            assert all(torch.equal(tensors[key], other[key]) for key in other)
+            if name != LATEST:  # its history has the seconds
+                assert state == other_state

@@ -3,11 +3,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from autoseg.preprocessing.steps import IGNORED
-from autoseg.training.losses import build_loss, hard_counts, shrink
+from autoseg.training.losses import build_loss, shrink
 from tests.making import tiny_plan
 
 SHAPE = (3, 4, 5)
@@ -182,26 +180,3 @@ def test_shrinking_takes_voxels_and_keeps_ignored_ones():
     assert small.dtype == torch.int16
     assert torch.equal(small, target[:, 1::2, :, 1::2])
     assert torch.equal(shrink(target, (4, 4, 4)), target)
-
-
-@given(st.integers(0, 10_000), st.integers(2, 5), st.booleans())
-@settings(deadline=None, max_examples=40)
-def test_hard_counts_equal_numpy(seed, classes, ignored):
-    logits, target = drawn(seed, classes, ignored=ignored)
-    predicted, truth = logits.argmax(1).numpy(), target.numpy()
-    known = truth != IGNORED
-    expected = [
-        [
-            ((predicted == i) & (truth == i) & known).sum(),
-            ((predicted == i) & (truth != i) & known).sum(),
-            ((predicted != i) & (truth == i) & known).sum(),
-        ]
-        for i in range(classes)
-    ]
-    assert hard_counts(logits, target).T.tolist() == expected
-
-
-def test_hard_counts_of_nothing_are_zero():
-    logits, _ = drawn()
-    nothing = torch.full((2, *SHAPE), IGNORED, dtype=torch.int16)
-    assert hard_counts(logits, nothing).tolist() == [[0] * 3] * 3

@@ -7,9 +7,10 @@ import torch
 
 from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.errors import AutosegError
+from autoseg.training import saving
 from autoseg.training import train as module
-from autoseg.training.train import BEST, FINAL, LATEST
-from tests.training.making import log_of, start, store_of, training_plan
+from autoseg.training.saving import BEST, FINAL, LATEST
+from tests.training.making import assert_same_run, start, store_of, training_plan, without_pictures
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9}
 ADAM = {"optimizer": "adam", "learning_rate": 1e-2}
@@ -33,7 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):  # they take longer than the training
-    monkeypatch.setattr(module, "draw_progress", lambda path, _: path.touch())
+    without_pictures(monkeypatch)
 
 
 class Stop(KeyboardInterrupt):
@@ -53,20 +54,7 @@ def interrupt(monkeypatch, after, saved):
         if path.name == LATEST and count == after and saved:
             raise Stop
 
-    monkeypatch.setattr(module, "save_checkpoint", save_or_stop)
-
-
-def assert_same_run(found, expected):
-    assert log_of(found) == log_of(expected)
-    for name in (LATEST, FINAL, BEST):
-        assert (found / name).exists() == (expected / name).exists()
-        if (expected / name).exists():
-            tensors, state = load_checkpoint(found / name)
-            other, other_state = load_checkpoint(expected / name)
-            assert tensors.keys() == other.keys()
-            assert all(torch.equal(tensors[key], other[key]) for key in other)
-            if name != LATEST:  # its history has the seconds
-                assert state == other_state
+    monkeypatch.setattr(saving, "save_checkpoint", save_or_stop)
 
 
 @pytest.mark.parametrize(
@@ -131,13 +119,14 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
     store = store_of(tmp_path, plan)
     start(plan, store, tmp_path / "run")
     before = (tmp_path / "run" / LATEST).read_bytes()
-    with pytest.raises(AutosegError, match="holds a run already; continue it with --resume"):
+    told = rf"holds a run already: 1 of 1 epochs, saved 20.*, plan {plan.id}; continue it with --re"
+    with pytest.raises(AutosegError, match=told):
         start(plan, store, tmp_path / "run")
     assert (tmp_path / "run" / LATEST).read_bytes() == before
 
 
 def test_a_run_of_another_plan_is_not_resumed(tmp_path):
-    plan, other = training_plan(epochs=1), training_plan(epochs=2)
+    plan, other = training_plan(epochs=1), training_plan(epochs=1, gradient_clip=1.0)
     store = store_of(tmp_path, plan)
     start(plan, store, tmp_path / "run")
     with pytest.raises(AutosegError, match=f"made by plan {plan.id}, but plan.json is {other.id}"):

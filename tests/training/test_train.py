@@ -12,20 +12,23 @@ from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.checkpoint import load_checkpoint
 from autoseg.dataset.splits import Split
 from autoseg.errors import RunError
+from autoseg.training import epoch as epoch_module
 from autoseg.training import train as module
-from autoseg.training.history import Epoch, draw_progress, write_log
+from autoseg.training.history import Epoch, write_log
+from autoseg.training.picture import draw_progress
+from autoseg.training.saving import BEST, FINAL, LATEST
 from autoseg.training.schedule import PlateauState
 from autoseg.training.state import State
-from autoseg.training.train import BEST, FINAL, LATEST
+from autoseg.training.views import Views
 from tests.making import store_case
-from tests.training.making import SPLIT, log_of, start, store_of, training_plan
+from tests.training.making import SPLIT, log_of, start, store_of, training_plan, without_pictures
 
 FAST = {"optimizer": "adam", "learning_rate": 1e-2}
 
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):  # they take longer than the training
-    monkeypatch.setattr(module, "draw_progress", lambda path, _: path.touch())
+    without_pictures(monkeypatch)
 
 
 def test_a_run_leaves_weights_log_and_picture(tmp_path, capsys, monkeypatch):
@@ -48,8 +51,8 @@ def test_a_run_leaves_weights_log_and_picture(tmp_path, capsys, monkeypatch):
     assert [line["epoch"] for line in log] == [0, 1, 2, 3]
     assert list(log[0]["training_dice"]) == list(plan.labels)
     assert all(line["validation_loss"] > 0 for line in log)
-    with Image.open(folder / "progress.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(folder / "progress.png") as drawn:
+        assert drawn.format == "PNG"
     assert "4/4" in capsys.readouterr().err
 
 
@@ -114,8 +117,10 @@ def test_an_infinite_loss_names_epoch_and_batch(tmp_path):
     store = store_of(tmp_path, plan)
     sampler = PatchSampler(store, split.train, plan.sampling, steps_per_epoch=1)
     second = Position(plan.training.seed, 0, epoch=1, batch=0, place=0)
-    spoil(store, sampler._case(second).name)
-    with pytest.raises(RunError, match="NaN or infinite in epoch 2, batch 1; lower"):
+    spoil(store, sampler.name_at(second))
+    names = [sampler.name_at(replace(second, place=place)) for place in (0, 1)]
+    told = rf"NaN or infinite in epoch 2, batch 1 \({names[0]}, {names[1]}\); lower"
+    with pytest.raises(RunError, match=told):
         start(plan, store, tmp_path / "run", split)
     assert [line["epoch"] for line in log_of(tmp_path / "run")] == [0]
     assert not (tmp_path / "run" / FINAL).exists()
@@ -127,8 +132,8 @@ def test_an_infinite_loss_names_the_batch_of_a_longer_epoch(tmp_path):
     store = store_of(tmp_path, plan)
     sampler = PatchSampler(store, split.train, plan.sampling, steps_per_epoch=2)
     last = Position(plan.training.seed, 0, epoch=0, batch=1, place=1)
-    spoil(store, sampler._case(last).name)
-    with pytest.raises(RunError, match="NaN or infinite in epoch 1, batch 2; lower"):
+    spoil(store, sampler.name_at(last))
+    with pytest.raises(RunError, match=r"NaN or infinite in epoch 1, batch 2 \(case_"):
         start(plan, store, tmp_path / "run", split)
 
 
@@ -143,11 +148,11 @@ def test_an_infinite_validation_loss_is_told(tmp_path):
 def falling_then_rising(losses):
     """Replace an epoch's mean loss, not what it learns."""
     given = iter(losses)
-    epoch = module._epoch
+    steps = epoch_module._take_steps
 
     def replaced(*arguments):
-        _, dice, rate = epoch(*arguments)
-        return next(given), dice, rate
+        _, dice = steps(*arguments)
+        return next(given), dice
 
     return replaced
 
@@ -155,7 +160,7 @@ def falling_then_rising(losses):
 def test_early_stopping(tmp_path, monkeypatch):
     plan = training_plan(epochs=9, early_stopping_epochs=3)
     losses = [3.0, 1.0, 2.0, 1.0, 1.5, 0.1, 0.1]
-    monkeypatch.setattr(module, "_epoch", falling_then_rising(losses))
+    monkeypatch.setattr(epoch_module, "_take_steps", falling_then_rising(losses))
     state = start(plan, store_of(tmp_path, plan), tmp_path / "run")
     assert [epoch.training_loss for epoch in state.history] == losses[:5]
     assert (state.best_epoch, state.best_loss) == (1, 1.0)
@@ -165,15 +170,13 @@ def test_early_stopping(tmp_path, monkeypatch):
 def test_the_best_weights_are_kept(tmp_path, monkeypatch):
     plan = training_plan(keep="best_training_loss", optimizer=FAST)
     seen = []
-    draw = module._draw_now_and_then
 
-    def remember(path, state):
-        tensors, _ = load_checkpoint(path.parent / LATEST)
+    def remember(views, epochs):
+        tensors, _ = load_checkpoint(tmp_path / "run" / LATEST)
         seen.append(tensors["network.heads.0.weight"])
-        draw(path, state)
 
-    monkeypatch.setattr(module, "_draw_now_and_then", remember)
-    monkeypatch.setattr(module, "_epoch", falling_then_rising([3.0, 1.0, 2.0, 1.0]))
+    monkeypatch.setattr(Views, "after_epoch", remember)
+    monkeypatch.setattr(epoch_module, "_take_steps", falling_then_rising([3.0, 1.0, 2.0, 1.0]))
     start(plan, store_of(tmp_path, plan), tmp_path / "run")
     weights, about = load_checkpoint(tmp_path / "run" / FINAL)
     assert about["epoch"] == 1
@@ -187,13 +190,13 @@ class Clock:
 
     def __init__(self, monkeypatch, seconds):
         self.now = 0.0
-        epoch = module._epoch
+        epoch = epoch_module.train_epoch
 
         def slow(*arguments):
             self.now += seconds
             return epoch(*arguments)
 
-        monkeypatch.setattr(module, "_epoch", slow)
+        monkeypatch.setattr(module, "train_epoch", slow)
         stopped = SimpleNamespace(monotonic=lambda: self.now, time=lambda: 0.0)
         monkeypatch.setattr(module, "time", stopped)
 

@@ -1,0 +1,160 @@
+"""Time training steps of one network in several precisions, memory layouts, and compiled.
+
+Rounds alternate between the variants, so that a busy machine slows all of them; the table has the
+median round of each, and its speed against float32 with contiguous memory:
+
+    python scripts/bench_training.py --norm batch --compile
+    python scripts/bench_training.py --plan WORKSPACE/preprocessed/TASK/PLAN/plan.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autoseg.augmentation.pipeline import Batch
+from autoseg.devices import describe, fast_convolutions, pick_device
+from autoseg.planning.check import make_plan
+from autoseg.planning.plan import Plan, load_plan
+from autoseg.training.learner import Learner
+
+CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last_3d
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute the same steps."""
+
+    precision: str
+    layout: torch.memory_format
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """In words, for the table."""
+        layout = " + channels_last_3d" if self.layout is LAST else ""
+        return f"{self.precision}{layout}{' + compile' if self.compiled else ''}"
+
+
+def hippocampus_like(norm: str) -> Plan:
+    """A small U-Net as planned for the Hippocampus set."""
+    values: dict[str, Any] = {
+        "task": "Task000_Bench",
+        "channels": ["MRI"],
+        "labels": {"background": [0], "anterior": [1], "posterior": [2]},
+        "target_spacing_mm": [1.0, 1.0, 1.0],
+        "preprocessing": [],
+        "sampling": {"patch_size": [40, 56, 40], "batch_size": 2},
+        "augmentation": [],
+        "network": {
+            "features": [16, 32, 64, 128],
+            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+            "kernels": [[3, 3, 3]] * 4,
+            "blocks_encoder": [2, 2, 2, 2],
+            "blocks_decoder": [2, 2, 2],
+            "norm": norm,
+        },
+        "training": {},
+        "inference": {"overlap": [20, 28, 20]},
+    }
+    return make_plan(values, "the benchmark's plan")
+
+
+def changed(plan: Plan, part: str, **values: Any) -> Plan:
+    """The plan with other values in one part, checked anew."""
+    found = plan.model_dump(mode="json")
+    found[part] |= values
+    return make_plan(found, "the benchmark's plan")
+
+
+def variants(device: torch.device, compiled: bool) -> list[Variant]:
+    """What to compare; float16 on CUDA only, where it is meant for."""
+    halves = ["bfloat16", *(["float16"] if device.type == "cuda" else [])]
+    found = [Variant(p, layout) for p in ("float32", *halves) for layout in (CONTIGUOUS, LAST)]
+    return [*found, *(Variant(p, LAST, True) for p in ("float32", "bfloat16") if compiled)]
+
+
+def learner_of(plan: Plan, variant: Variant, device: torch.device) -> Learner:
+    """A learner that computes as the variant says."""
+    training = {"precision": variant.precision, "compile": variant.compiled}
+    learner = Learner(changed(plan, "training", **training), device)
+    learner.format = variant.layout
+    learner.network.to(memory_format=variant.layout)  # type: ignore[call-overload]
+    return learner
+
+
+def random_batch(plan: Plan) -> Batch:
+    """Noise of the plan's shape, and labels in it."""
+    rng = np.random.default_rng(0)
+    patch, size = plan.sampling.patch_size, plan.sampling.batch_size
+    image = rng.normal(size=(size, plan.input_channels, *patch)).astype(np.float32)
+    label = rng.integers(0, len(plan.classes.parts), (size, *patch)).astype(np.int16)
+    return {"data": image, "label": label}
+
+
+def seconds_of(learner: Learner, batch: Batch, steps: int) -> float:
+    """Seconds a step, waiting for the device only at the end."""
+    started = time.perf_counter()
+    for _ in range(steps):
+        loss, _ = learner.step(batch, 1e-4)
+    float(loss)
+    return (time.perf_counter() - started) / steps
+
+
+def measure(
+    plan: Plan, device: torch.device, wanted: Sequence[Variant], rounds: int, steps: int
+) -> list[float]:
+    """Median seconds a step of each variant."""
+    batch = random_batch(plan)
+    with fast_convolutions(device):
+        learners = [learner_of(plan, variant, device) for variant in wanted]
+        for learner in learners:
+            seconds_of(learner, batch, 2)
+        times = [[seconds_of(learner, batch, steps) for learner in learners] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", type=Path, help="a plan.json (default: a small U-Net)")
+    parser.add_argument("--norm", choices=["batch", "instance"], default="instance")
+    parser.add_argument("--patch", type=int, nargs=3, metavar=("X", "Y", "Z"))
+    parser.add_argument("--batch", type=int, help="samples a batch")
+    parser.add_argument("--device")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="steps a round")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    plan = load_plan(arguments.plan) if arguments.plan else hippocampus_like(arguments.norm)
+    if arguments.patch:
+        overlap = [size // 2 for size in arguments.patch]
+        plan = changed(plan, "inference", overlap=[0, 0, 0])
+        plan = changed(plan, "sampling", patch_size=arguments.patch)
+        plan = changed(plan, "inference", overlap=overlap)
+    if arguments.batch:
+        plan = changed(plan, "sampling", batch_size=arguments.batch)
+    patch = " x ".join(map(str, plan.sampling.patch_size))
+    print(
+        f"{describe(device)}, torch {torch.__version__}: "
+        f"{'-'.join(map(str, plan.network.features))} maps, {plan.network.norm} normalisation, "
+        f"patches of {patch}, batch {plan.sampling.batch_size}\n"
+    )
+    wanted = variants(device, arguments.compile)
+    medians = measure(plan, device, wanted, arguments.rounds, arguments.steps)
+    print("| variant | steps/s | times float32 |\n| --- | ---: | ---: |")
+    for variant, seconds in zip(wanted, medians, strict=True):
+        print(f"| {variant.name} | {1 / seconds:.2f} | {medians[0] / seconds:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

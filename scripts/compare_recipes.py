@@ -1,0 +1,224 @@
+"""Compare training recipes under equal time on real data: which Dice does each reach?
+
+Every recipe of a JSON5 file replaces values of the plan that `autoseg_plan --time-budget` makes.
+The steps of all recipes are timed first, in turn and several times, and each recipe gets as many
+steps as its fastest step allows in the time of the first recipe's: a machine that is busy while the
+runs go on makes them slower, not worse. A run that is there already is not repeated.
+
+    python scripts/compare_recipes.py WORKSPACE Task004 Task012 --budget 3m
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+ROUNDS = 3
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe on one task: its plan's name, and what is compared."""
+
+    task: str
+    recipe: str
+    plan: str
+    steps: int
+
+
+def run(*words: object, threads: int | None = None, log: Path | None = None) -> None:
+    """One of autoseg's commands, as a user would call it."""
+    command = [sys.executable, "-m", f"autoseg.cli.{words[0]}", *map(str, words[1:])]
+    environment = dict(os.environ)
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads)}
+    output = log.open("a") if log else None
+    subprocess.run(command, check=True, env=environment, stdout=output, stderr=output)
+
+
+def plan_recipes(
+    workspace: Path,
+    task: str,
+    recipes: dict[str, Values],
+    budget: str,
+    settings: Sequence[str],
+    threads: int | None,
+) -> list[Entry]:
+    """Plan the first recipe for the budget, derive the others, and give all the same time."""
+    from autoseg.planning.check import make_plan
+    from autoseg.planning.layers import merge
+    from autoseg.planning.plan import load_plan
+    from autoseg.workspace import Workspace
+
+    places = Workspace(workspace)
+    name = places.find_task_folder(task).name
+    first = places.preprocessed(name, f"base-{budget}")
+    if not (first / "plan.json").exists():
+        extra = [word for setting in settings for word in ("--set", setting)]
+        run(
+            "plan",
+            task,
+            "--workspace",
+            workspace,
+            "--name",
+            first.name,
+            "--time-budget",
+            budget,
+            *extra,
+            threads=threads,
+        )
+    base = load_plan(first / "plan.json").model_dump(
+        mode="json", exclude={"provenance", "measured"}
+    )
+    base["training"]["seconds"] = None
+    plans = {}
+    for recipe, values in recipes.items():
+        merged = cut_to_stages(merge(base, values))
+        merged["name"] = f"{budget}-{recipe}".replace(" ", "_").replace(",", "").replace("'", "")
+        plans[recipe] = merged
+    entries = []
+    missing = [
+        recipe
+        for recipe, values in plans.items()
+        if not (places.preprocessed(name, values["name"]) / "plan.json").exists()
+    ]
+    if missing:
+        checked = {recipe: make_plan(plans[recipe], recipe) for recipe in plans}
+        seconds = time_steps(places.find_task_folder(task), checked, threads)
+        whole = base["training"]["epochs"] * base["training"]["steps_per_epoch"]
+        reference = seconds[next(iter(recipes))]
+        for recipe in missing:
+            values, epochs = plans[recipe], base["training"]["epochs"]
+            steps = whole * reference / seconds[recipe]
+            values["training"]["steps_per_epoch"] = max(1, round(steps / epochs))
+            folder = places.preprocessed(name, values["name"])
+            folder.mkdir(parents=True, exist_ok=True)
+            for beside in ("fingerprint.json", "splits.json"):
+                shutil.copy(first / beside, folder / beside)
+            make_plan(values, recipe).save(folder / "plan.json")
+    for recipe, values in plans.items():
+        training = load_plan(places.preprocessed(name, values["name"]) / "plan.json").training
+        steps = training.epochs * training.steps_per_epoch
+        entries.append(Entry(name, recipe, values["name"], steps))
+    return entries
+
+
+def cut_to_stages(values: Values) -> Values:
+    """Lists by stage, no longer than the network has stages."""
+    network = values["network"]
+    stages = len(network["features"])
+    network["blocks_encoder"] = network["blocks_encoder"][:stages]
+    network["blocks_decoder"] = network["blocks_decoder"][: stages - 1]
+    return values
+
+
+def time_steps(task: Path, plans: dict[str, Any], threads: int | None) -> dict[str, float]:
+    """Seconds a training step of each plan: the fastest of several rounds, taken in turn."""
+    import torch
+
+    from autoseg.dataset.task import find_task
+    from autoseg.devices import pick_device
+    from autoseg.training.timing import Stopwatch
+
+    found, _ = find_task(task)
+    if threads:
+        torch.set_num_threads(threads)
+    seconds = dict.fromkeys(plans, float("inf"))
+    with Stopwatch(found.cases[:4], pick_device(None), workers=1) as stopwatch:
+        for _ in range(ROUNDS):
+            for recipe, plan in plans.items():
+                step = stopwatch.measure(plan).step_seconds
+                seconds[recipe] = min(seconds[recipe], step)
+    for recipe, step in seconds.items():
+        print(f"{task.name}, {recipe}: {step:.3f} s a step", flush=True)
+    return seconds
+
+
+def dice(workspace: Path, entry: Entry, fold: str) -> float | None:
+    """Mean validation Dice of a run; None if there is none yet."""
+    from autoseg.evaluation.summary import Summary
+
+    folder = workspace / "models" / entry.task / entry.plan / f"fold_{fold}"
+    path = folder / "validation" / "summary.json"
+    return Summary.load(path).foreground_mean() if path.exists() else None
+
+
+def train(workspace: Path, entry: Entry, fold: str, threads: int | None) -> None:
+    """Run one fold, or continue it where it was interrupted."""
+    if dice(workspace, entry, fold) is not None:
+        return
+    words = [entry.task, "fold", fold, "--plan", entry.plan, "--workspace", workspace]
+    log = workspace / "compare.log"
+    run("train", *words, "--processes", 2, "--resume", threads=threads, log=log)
+    print(
+        f"{entry.task}, {entry.recipe}, fold {fold}: {dice(workspace, entry, fold):.4f}", flush=True
+    )
+
+
+def table(workspace: Path, entries: Sequence[Entry], folds: Sequence[str]) -> str:
+    """Recipes as rows, tasks as columns: mean Dice over the folds, and the steps."""
+    tasks = list(dict.fromkeys(entry.task for entry in entries))
+    lines = [f"| recipe | {' | '.join(tasks)} |", f"| --- |{' --- |' * len(tasks)}"]
+    for recipe in dict.fromkeys(entry.recipe for entry in entries):
+        cells = []
+        for task in tasks:
+            (entry,) = [e for e in entries if (e.task, e.recipe) == (task, recipe)]
+            found = [value for fold in folds if (value := dice(workspace, entry, fold)) is not None]
+            spread = f" ± {stdev(found):.3f}" if len(found) > 1 else ""
+            cells.append(f"{fmean(found):.4f}{spread} ({entry.steps} steps)" if found else "")
+        lines.append(f"| {recipe} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    import json5
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workspace", type=Path, help="with the tasks in raw/")
+    parser.add_argument("tasks", nargs="+", help="names, or unique beginnings of names")
+    parser.add_argument("--budget", default="3m", help="time of the first recipe's run")
+    parser.add_argument("--recipes", type=Path, default=Path(__file__).with_name("recipes.json5"))
+    parser.add_argument("--only", nargs="+", metavar="RECIPE", help="some of the recipes")
+    parser.add_argument("--folds", nargs="+", default=["0"])
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at once, a thread each if several"
+    )
+    arguments = parser.parse_args()
+    threads = 1 if arguments.jobs > 1 else None
+    recipes = json5.loads(arguments.recipes.read_text(encoding="utf-8"))
+    if arguments.only:
+        first = next(iter(recipes))
+        recipes = {name: recipes[name] for name in dict.fromkeys([first, *arguments.only])}
+    workspace = arguments.workspace.resolve()
+    entries = [
+        entry
+        for task in arguments.tasks
+        for entry in plan_recipes(
+            workspace, task, recipes, arguments.budget, arguments.settings, threads
+        )
+    ]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = [
+            pool.submit(train, workspace, entry, fold, threads)
+            for entry in entries
+            for fold in arguments.folds
+        ]
+        for done in runs:
+            done.result()
+    print(table(workspace, entries, arguments.folds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""`autoseg_train` as real processes on real scans: stopped by a signal, side by side, together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoseg.checkpoint import load_checkpoint
+from autoseg.cli import plan, train
+from autoseg.dataset.task import read_task
+from autoseg.experiments.fold import find_split
+from autoseg.planning.plan import load_plan
+from autoseg.preprocessing.preprocess import preprocess
+from autoseg.preprocessing.store import CaseStore
+from tests.cli.making import TINY, copy_hippocampus, settings
+from tests.one_thread import one_thread
+from tests.training.making import assert_same_run, log_of, start
+
+__all__ = ["one_thread"]  # other numbers of threads add in another order
+
+TASK = "Task004_Hippocampus"
+PATCH = (
+    "sampling.patch_size=[16,16,16]",
+    "inference.overlap=[0,0,0]",
+    "training.precision=float32",
+)
+LONG = ("training.epochs=8", "training.steps_per_epoch=10")
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the plans `short` and `long`."""
+    root = tmp_path_factory.mktemp("planned")
+    copy_hippocampus(root / "raw" / TASK, 4)
+    for name, more in (("short", ()), ("long", LONG)):
+        arguments = [TASK, "--workspace", str(root), "--name", name, "--processes", "1"]
+        assert plan.main([*arguments, *settings(*TINY, *PATCH, *more)]) == 0
+    return root
+
+
+def copied(planned: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(planned, folder / "workspace"))
+
+
+def words(root: Path, name: str, *more: str) -> list[str]:
+    where = ["--workspace", str(root), "--plan", name, "--device", "cpu", "--processes", "1"]
+    return [TASK, *where, "fold", *more]
+
+
+def begin(
+    root: Path, name: str, *more: str, starter: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *starter, "-m", "autoseg.cli.train", *words(root, name, *more)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def fold(root: Path, name: str, number: int) -> Path:
+    return root / "models" / TASK / name / f"fold_{number}"
+
+
+def train_alone(root: Path, name: str, resume: bool = False) -> None:
+    """Train fold 0 in this process, without what comes after training."""
+    folder = root / "preprocessed" / TASK / name
+    made = load_plan(folder / "plan.json")
+    task = read_task(root / "raw" / TASK, made.labels)
+    store = CaseStore(folder / "cases", made.preprocessing_id)
+    preprocess(made, task.cases, store, 1)
+    start(made, store, fold(root, name, 0), find_split(made, task, folder, "0"), resume=resume)
+    made.save(fold(root, name, 0).parent / "plan.json")
+
+
+@pytest.fixture(scope="module")
+def alone(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same plans trained by one process that nothing disturbs."""
+    root = copied(planned, tmp_path_factory.mktemp("alone"))
+    for name in ("short", "long"):
+        train_alone(root, name)
+    return root
+
+
+def stop_after_an_epoch(process: subprocess.Popen[str]) -> str:
+    """Send SIGTERM when the first epoch is told; returns what the process says after it."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("training fold 0: 1/8"):
+            process.send_signal(signal.SIGTERM)
+            break
+    return process.communicate()[1]
+
+
+def test_two_folds_at_once_of_which_one_is_stopped(
+    planned: Path, alone: Path, tmp_path: Path
+) -> None:
+    root = copied(planned, tmp_path)
+    stopped, other = (begin(root, "long", str(number)) for number in (0, 1))
+    last = stop_after_an_epoch(stopped).splitlines()[-1]
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert last.startswith("error: stopped by SIGTERM after epoch ")
+    assert last.endswith("; continue with --resume")
+    folder = fold(root, "long", 0)
+    files = {"latest.safetensors", "log.jsonl", "progress.png"}
+    assert {path.name for path in folder.iterdir()} == files
+    train_alone(root, "long", resume=True)
+    assert_same_run(folder, fold(alone, "long", 0))
+
+    _, said = other.communicate()
+    assert other.returncode == 0, said
+    assert (fold(root, "long", 1) / "validation" / "summary.json").is_file()
+    cases = root / "preprocessed" / TASK / "long" / "cases"
+    assert len([path for path in cases.iterdir() if not path.name.startswith(".")]) == 4
+
+
+def test_torchrun_trains_what_one_process_trains(
+    planned: Path, alone: Path, tmp_path: Path
+) -> None:
+    root = copied(planned, tmp_path)
+    starter = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = begin(root, "short", "0", starter=starter)
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
+    found, expected = fold(root, "short", 0), fold(alone, "short", 0)
+    assert printed.splitlines()[-1] == str(found)
+    assert printed.count(str(found)) == 1  # one of the two talks
+    weights, about = load_checkpoint(found / "final.safetensors")
+    others, other_about = load_checkpoint(expected / "final.safetensors")
+    assert about == other_about
+    for name, tensor in others.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    for one, other in zip(log_of(found), log_of(expected), strict=True):
+        assert one["learning_rate"] == other["learning_rate"]
+        assert one["training_loss"] == pytest.approx(other["training_loss"], rel=1e-4)
+        assert one["training_dice"] == pytest.approx(other["training_dice"], abs=1e-3)
+        assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)
+    assert (found / "validation" / "summary.json").is_file()
+
+
+def test_a_fold_that_fails_does_not_keep_the_others_from_their_turn(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copied(alone, tmp_path)
+    shutil.copytree(fold(root, "short", 0), fold(root, "short", 1))
+    before = (fold(root, "short", 0) / "final.safetensors").read_bytes()
+    assert train.main(words(root, "short", "0", "1")) == 1
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if line.startswith("error:")]
+    for number in (0, 1):
+        assert told[number].startswith(f"error: fold {number}: {fold(root, 'short', number)} holds")
+        assert " a run already: 2 of 2 epochs, saved " in told[number]
+    assert told[2:] == ["error: folds that failed: 0, 1; their messages stand above"]
+    assert (fold(root, "short", 0) / "final.safetensors").read_bytes() == before
+
+
+def test_a_fold_that_does_not_exist_is_told_before_others_train(
+    planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copied(planned, tmp_path)
+    assert train.main(words(root, "short", "0", "7")) == 2
+    assert "fold '7' does not exist; there are 0 to 1, and all" in capsys.readouterr().err
+    assert not (root / "models").exists()
+
+
+def test_a_finished_run_is_extended_by_a_longer_plan(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = copied(alone, tmp_path)
+    longer = [TASK, "--workspace", str(root), "--name", "short", "--processes", "1"]
+    assert plan.main([*longer, *settings(*TINY, *PATCH, "training.epochs=3")]) == 0
+    before = (fold(root, "short", 0) / "final.safetensors").read_bytes()
+    assert train.main(words(root, "short", "0")) == 2
+    told = "holds models of a plan that differs only in training.epochs (fold_0); extend them with"
+    assert told in capsys.readouterr().err
+    assert (fold(root, "short", 0) / "final.safetensors").read_bytes() == before
+    assert train.main([*words(root, "short", "0"), "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "extended from 2 to 3 epochs by plan " in said
+    assert "resuming after epoch 2 of 3 epochs" in said
+    assert load_checkpoint(fold(root, "short", 0) / "final.safetensors")[1]["epoch"] == 2

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from autoseg.cli.plan import main as plan_task
+from autoseg.cli.train import main
+from autoseg.workspace import Workspace
+from tests.cli.making import TINY, settings, write_ct
+from tests.making import tiny_plan
+from tests.training.test_pretrained import model
+
+
+@pytest.fixture
+def root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    write_ct(tmp_path / "raw" / "Task001_Tiny")
+    planned = settings(*TINY[1:], "network.features=[4,8,8]")
+    assert plan_task(["Task001", "--workspace", str(tmp_path), "--processes", "1", *planned]) == 0
+    capsys.readouterr()
+    return tmp_path
+
+
+def told(root: Path, capsys: pytest.CaptureFixture[str], *switches: str) -> str:
+    """The one line that ends a command with bad arguments, before it has done anything."""
+    assert main(["Task001", "0", "--workspace", str(root), *switches]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert not Workspace(root).models("Task001_Tiny").exists()
+    assert not (Workspace(root).preprocessed("Task001_Tiny", "default") / "cases").exists()
+    return line
+
+
+def test_a_model_that_is_not_there(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = told(root, capsys, "--pretrained", str(root / "gone"))
+    assert line.startswith(f"error: --pretrained {root / 'gone'}: there is no trained model; give")
+
+
+def test_a_model_of_another_architecture(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model(root / "other", plan=tiny_plan())
+    line = told(root, capsys, "--pretrained", str(root / "other"))
+    assert "no convolution of Task001_Tiny default (2-4 feature maps) fits the network of" in line
+    assert "(4-8-8 feature maps); plan with the same network" in line
+
+
+def test_tensorboard_that_is_not_installed(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    line = told(root, capsys, "--tensorboard")
+    assert "the package tensorboard is not installed; run: pip install 'autoseg[ten" in line

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoseg.errors import PlanError
+from autoseg.planning.plan import Plan
+from tests.making import CASCADE, REGIONS, tiny_plan
+
+
+def regions(**changes: Any) -> Plan:
+    return tiny_plan(**REGIONS | changes)
+
+
+def test_classes_exclude_each_other_without_an_order_of_painting() -> None:
+    found = tiny_plan(labels={"nothing": [0, 9], "organ": [3, 1], "tumour": [2]}).classes
+    assert found.names == ("nothing", "organ", "tumour")
+    assert found.parts == ((0, 9), (3, 1), (2,))
+    assert found.members == ((1,), (2,))
+    assert found.painted == (0, 3, 2)
+    assert not found.are_regions
+    assert found.outputs == 3
+
+
+def test_regions_are_made_of_values() -> None:
+    found = regions().classes
+    assert found.names == ("background", "whole", "core", "enhancing")
+    assert found.parts == ((0,), (1,), (2,), (4,))
+    assert found.members == ((1, 2, 3), (2, 3), (3,))
+    assert found.painted == (0, 1, 2, 4)
+    assert found.are_regions
+    assert found.outputs == 3  # the background has none
+
+
+def test_the_order_of_painting_decides_even_where_nothing_overlaps() -> None:
+    labels = {"background": [0], "lungs": [1, 2], "infection": [3]}
+    assert not tiny_plan(labels=labels).classes.are_regions
+    found = tiny_plan(labels=labels, regions_class_order=[2, 3]).classes
+    assert found.are_regions
+    assert found.painted == (0, 2, 3)
+    assert found.members == ((1, 2), (3,))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"labels": {"nothing": [0, 4], "whole": [1, 4], "core": [1]}},
+            "labels: the background and a region both cover the value 4; take it out of one",
+        ),
+        (
+            {"training": {"loss": {"loss": "dice_cross_entropy", "background": True}}},
+            "training.loss.background: with regions the background is no output of the network",
+        ),
+        ({"ignore_label": 4}, "ignore_label is 4, which a class of labels covers"),
+    ],
+)
+def test_regions_that_make_no_sense(change: dict[str, Any], told: str) -> None:
+    order = {} if "labels" not in change else {"regions_class_order": [1, 4]}
+    with pytest.raises(PlanError, match=told):
+        regions(**change | order)
+
+
+def test_regions_are_stored_by_value_and_so_apart_from_classes() -> None:
+    labels = {"background": [0], "lungs": [1, 2], "infection": [3]}
+    classes = tiny_plan(labels=labels)
+    painted = [tiny_plan(labels=labels, regions_class_order=order) for order in ([2, 3], [1, 3])]
+    assert classes.preprocessing_id != painted[0].preprocessing_id
+    assert painted[0].preprocessing_id == painted[1].preprocessing_id
+    assert painted[0].id != painted[1].id
+
+
+def test_a_cascade_has_an_input_for_each_part_of_its_previous_stage() -> None:
+    assert tiny_plan(channels=["CT", "PET"]).input_channels == 2
+    assert tiny_plan(channels=["CT", "PET"], **CASCADE).input_channels == 4
+    assert regions(**CASCADE).input_channels == 4  # one for each of the values 1, 2 and 4
+
+
+@pytest.mark.parametrize("kind", ["previous_morphology", "previous_removal"])
+def test_only_a_cascade_has_a_previous_stage_to_change(kind: str) -> None:
+    change = {"augmentation": [{"transform": "mirror"}, {"transform": kind}]}
+    assert tiny_plan(**change, **CASCADE).augmentation[1].transform == kind
+    with pytest.raises(PlanError, match=rf"augmentation\.1: {kind} changes a previous stage's"):
+        tiny_plan(**change)
+
+
+def test_an_axis_may_keep_its_own_spacing() -> None:
+    plan = tiny_plan(target_spacing_mm=[1.5, None, 3.0])
+    assert plan.target_spacing_of((9.0, 0.7, 8.0)) == (1.5, 0.7, 3.0)
+    spacings = np.array([[9.0, 0.7, 8.0]]).tolist()
+    assert tiny_plan(target_spacing_mm=[None] * 3).target_spacing_of(spacings[0]) == (9, 0.7, 8)

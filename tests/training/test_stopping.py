@@ -1,0 +1,208 @@
+"""Signals between two steps, and runs that they end: resumed, these equal runs never stopped."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoseg.augmentation.pipeline import Batch
+from autoseg.checkpoint import load_checkpoint
+from autoseg.errors import RunError, Stopped
+from autoseg.planning.plan import Plan
+from autoseg.training import epoch
+from autoseg.training.distributed import Group
+from autoseg.training.learner import Learner
+from autoseg.training.saving import BEST, FINAL, LATEST
+from autoseg.training.stopping import StopAsked, StopSignals
+from tests.training.making import (
+    assert_same_run,
+    log_of,
+    start,
+    store_of,
+    training_plan,
+    without_pictures,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pictures(monkeypatch)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_wish(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with StopSignals() as stop:
+        stop.check()
+        send(number)
+        assert stop.name == number.name
+        with pytest.raises(StopAsked):
+            stop.check()
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_does_what_it_always_did(first: signal.Signals) -> None:
+    with StopSignals():
+        send(first)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_a_second_sigterm_is_the_same_wish() -> None:
+    with StopSignals() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            send(signal.SIGINT)
+            stop.check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_nothing_is_caught_outside_of_the_main_thread() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def enter() -> None:
+        with StopSignals() as stop:
+            stop.check()
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, call: str, after: int, number: int) -> None:
+    """Send this process a signal in the `after`-th call of a learner's method, before it acts."""
+    method, count = getattr(Learner, call), 0
+
+    def counted(self: Learner, *arguments: object) -> object:
+        nonlocal count
+        count += 1
+        if count == after:
+            send(number)
+        return method(self, *arguments)
+
+    monkeypatch.setattr(Learner, call, counted)
+
+
+ADAM = {"optimizer": "adam", "learning_rate": 1e-2}
+PLAN: dict[str, Any] = {
+    "epochs": 3,
+    "steps_per_epoch": 3,
+    "validation_steps": 2,
+    "optimizer": ADAM,
+    "schedule": {"schedule": "cosine", "warmup": 0.2},
+    "average_decay": 0.9,
+    "keep": "best_training_loss",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    plan = training_plan(**PLAN)
+    with pytest.MonkeyPatch.context() as patched:
+        without_pictures(patched)
+        start(plan, store_of(folder, plan), folder / "run")
+    return plan, folder
+
+
+@pytest.mark.parametrize(
+    ("call", "after", "number", "told", "epochs", "steps"),
+    [
+        ("step", 1, signal.SIGTERM, "SIGTERM after epoch 0 and 1 step;", 0, 1),
+        ("step", 5, signal.SIGTERM, "SIGTERM after epoch 1 and 2 steps", 1, 2),
+        ("step", 3, signal.SIGINT, "SIGINT after epoch 0 and 3 steps", 0, 3),
+        ("validate", 3, signal.SIGTERM, "SIGTERM after epoch 1 and 3 steps", 1, 3),
+        ("weights", 1, signal.SIGTERM, "SIGTERM after epoch 1; continue", 1, 0),  # best is saved
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_bit(
+    whole: tuple[Plan, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: str,
+    after: int,
+    number: signal.Signals,
+    told: str,
+    epochs: int,
+    steps: int,
+) -> None:
+    plan, folder = whole
+    store = store_of(folder, plan)
+    with monkeypatch.context() as patched:
+        stop_at(patched, call, after, number)
+        with pytest.raises(Stopped, match=f"^stopped by {told}") as stopped:
+            start(plan, store, tmp_path / "run")
+    assert stopped.value.status == 128 + number
+    tensors, state = load_checkpoint(tmp_path / "run" / LATEST)
+    assert (len(state["history"]), len(tensors.get("epoch.losses", ()))) == (epochs, steps)
+    assert not (tmp_path / "run" / FINAL).exists()
+    start(plan, store, tmp_path / "run", resume=True)
+    parts = {0: "", 1: " and 1 step", 2: " and 2 steps", 3: " and 3 steps"}[steps]
+    assert f"resuming after epoch {epochs}{parts} of 3 epochs" in capsys.readouterr().err
+    assert_same_run(tmp_path / "run", folder / "run")
+    assert (tmp_path / "run" / BEST).exists()
+
+
+def test_a_signal_at_the_very_end_is_not_lost(
+    whole: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = whole
+    stop_at(monkeypatch, "validate", 6, signal.SIGTERM)  # the last batch of all
+    with pytest.raises(Stopped, match="stopped by SIGTERM after training; continue"):
+        start(plan, store_of(folder, plan), tmp_path / "run")
+    assert_same_run(tmp_path / "run", folder / "run")
+
+
+def test_seconds_of_an_epoch_in_parts_are_added_up(
+    whole: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = whole
+    with monkeypatch.context() as patched:
+        stop_at(patched, "step", 2, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            start(plan, store_of(folder, plan), tmp_path / "run")
+    tensors, _ = load_checkpoint(tmp_path / "run" / LATEST)
+    assert tensors["epoch.seconds"] > 0
+    state = start(plan, store_of(folder, plan), tmp_path / "run", resume=True)
+    assert state.history[0].seconds > float(tensors["epoch.seconds"])
+    assert len(log_of(tmp_path / "run")) == 3
+
+
+def test_a_stopped_epoch_of_a_worker_that_died_with_us(
+    whole: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster sends the signal to all processes of a job: workers may end before we look."""
+    plan, folder = whole
+
+    def ended(_: object) -> Batch:
+        threading.Timer(0.05, send, [signal.SIGTERM]).start()
+        raise RunError("an augmentation worker ended")
+
+    monkeypatch.setattr(epoch, "next", ended, raising=False)
+    with pytest.raises(Stopped, match="after epoch 0; continue"):
+        start(plan, store_of(folder, plan), tmp_path / "run")
+
+
+def test_alone_the_largest_number_is_our_own() -> None:
+    assert Group().largest(15) == 15
