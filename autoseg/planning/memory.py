@@ -15,8 +15,9 @@ tensors of classes x v at each supervised stage.
 
 What lives for a moment only, gradients of activations and the convolutions' workspaces, is taken
 as half of the activations. Measured, as peak of the process in units of what this model says is
-kept: on a processor 1.1 for the paper's network and patch in float32 (8.3 GB), 1.3 to 1.45 for
-steps of 1 GB in float32 and 1.2 (at full size) to 2.0 in bfloat16, where spare blocks of the allocator weigh more.
+kept: on a processor 1.1 for the paper's network and patch in float32 (8.3 GB) and 1.2 in bfloat16
+(4.8 GB); 1.3 to 1.45 for steps of 1 GB in float32 and 1.6 to 2.0 in bfloat16 (half a GB), where
+the allocator's spare blocks weigh more.
 On a graphics card, as nnU-Net's documentation gives it: 7.7 GB for plans of which this model says
 4.3 to 4.8 GB are kept (1.6 to 1.8), 22.7 GB where it says 15.0 to 17.3 GB (1.3 to 1.5).
 """

@@ -33,9 +33,9 @@ from autoseg.planning.steps import CropToNonzero, Resample
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
 
-# Half is left free: libraries differ by nearly as much in what the same step takes, and a card serves
-# its screen and others, too. 0.45 to 0.53 give the one published choice that the rule can be held
-# against: 160 x 160 x 80 on 24 GB (Müller et al. 2021).
+# Half is left free: libraries differ by nearly as much in what the same step takes, and a card
+# serves its screen and others, too. 0.45 to 0.53 give the one published choice that the rule can be
+# held against: 160 x 160 x 80 on 24 GB (Müller et al. 2021).
 USABLE_SHARE = 0.5
 SOURCE = "own rule: largest patch for a given network"
 

@@ -65,7 +65,7 @@ def test_the_rule_arrives_at_the_papers_patch_by_itself() -> None:
     why = plan.provenance["sampling.patch_size"]
     assert why.source == SOURCE
     assert "267 x 254 x 103.5 at 1.58 x 1.58 x 2.7 mm" in why.evidence
-    assert "a batch of 2 keeps 7.27 GB" in why.evidence
+    assert "a batch of 2 takes 10.7 GB" in why.evidence
 
 
 @pytest.mark.usefixtures("without_patch")
