@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 
@@ -92,6 +93,14 @@ def memory_format(device: torch.device) -> torch.memory_format:
     if device.type in ("cpu", "cuda"):
         return torch.channels_last_3d
     return torch.contiguous_format
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Copy an array to a device, without waiting for what the device is doing."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":  # the copy of pageable memory would wait for the device
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def describe(device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """What is drawn for an image that the training device will change: plain numbers and matrices.
 
-The distributions are those of the transforms that act at once (`transforms`); the random numbers
-are others, so that a sample differs while the samples of a run do not.
+The distributions are those of `transforms`, which acts at once. The numbers come in another order
+from a sample's generator, so that the samples of the two differ.
 """
 
 from __future__ import annotations

@@ -6,12 +6,10 @@ rounding; noise has the same distribution. The host never waits for the device.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from itertools import product
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
@@ -31,6 +29,7 @@ from autoseg.augmentation.changes import (
 from autoseg.augmentation.postponed import Postponed
 from autoseg.augmentation.spatial import Warp
 from autoseg.augmentation.spline import prefilter
+from autoseg.devices import to_device
 
 
 @torch.no_grad()
@@ -43,14 +42,6 @@ def finish(samples: Sequence[Postponed], device: torch.device) -> Tensor:
             image = changed(image, change)
         images.append(image)
     return torch.stack(images)
-
-
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Copy an array to a device without waiting for what the device is doing."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":  # the copy of pageable memory would wait for the device
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def changed(image: Tensor, change: Change) -> Tensor:
@@ -92,15 +83,16 @@ def _stretched(image: Tensor, change: Contrast) -> Tensor:
 def _curved(image: Tensor, change: Gamma) -> Tensor:
     """batchgenerators' gamma correction, its small constants included."""
     sign = -1 if change.invert else 1
-    before = sign * image
+    before = image * sign
     low = before.amin((1, 2, 3), keepdim=True)
     extent = before.amax((1, 2, 3), keepdim=True) - low + 1e-7
-    curved = ((before - low) / extent) ** _of_channels(change.powers, image) * extent + low
+    powers = _of_channels(change.powers, image)
+    curved = torch.pow((before - low) / extent, powers) * extent + low
     if change.retain_statistics:
         deviation, mean = torch.std_mean(before, (1, 2, 3), correction=0, keepdim=True)
         now, middle = torch.std_mean(curved, (1, 2, 3), correction=0, keepdim=True)
         curved = (curved - middle) / (now + 1e-8) * deviation + mean
-    return sign * curved
+    return curved * sign
 
 
 def _through(channel: Tensor, by: Operators | CoarseGrid | None) -> Tensor:
@@ -121,7 +113,8 @@ def _along_axes(channel: Tensor, operators: Operators) -> Tensor:
 
 
 def _along(operator: Tensor, volume: Tensor, axis: int) -> Tensor:
-    return torch.tensordot(operator, volume, ([1], [axis])).movedim(0, axis)
+    product: Tensor = torch.tensordot(operator, volume, ([1], [axis]))
+    return product.movedim(0, axis)
 
 
 def warped(image: Tensor, warp: Warp) -> Tensor:
@@ -181,7 +174,7 @@ def _cubic(coefficients: Tensor, points: list[Tensor], axes: Sequence[int]) -> T
     """
     pairs = [_pair(point) if axis in axes else [(None, point)] for axis, point in enumerate(points)]
     values = torch.zeros((), device=coefficients.device)
-    for choice in product(*pairs):
+    for choice in itertools.product(*pairs):
         part = _linear(coefficients, [point for _, point in choice])
         for weight, _ in choice:
             part = part if weight is None else part * weight

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from autoseg.augmentation.postponed import Postponer
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.augmentation.workers import live_with_parent, worker_stream
@@ -21,7 +21,8 @@ from autoseg.errors import AutosegError, RunError
 from autoseg.planning.transforms import Transform
 
 # For a cascade the label is (B, 2, X, Y, Z): the second one is its previous stage.
-Batch = dict[str, NDArray[Any]]  # data (B, C, X, Y, Z) float32, label (B, X, Y, Z) int16
+# For images left to the device there is `postponed` in place of data: a list of Postponed.
+Batch = dict[str, Any]  # data (B, C, X, Y, Z) float32, label (B, X, Y, Z) int16
 Failure = dict[str, str]  # what a worker sends in place of a batch
 
 
@@ -39,15 +40,17 @@ class BatchLoader:
         first: Position,
         workers: int,
         places: range | None = None,
+        on_device: bool = False,
     ) -> None:
         self.sampler = sampler
         self.transforms = transforms
         self.first = first
         self.workers = max(1, workers)
         self.places = range(sampler.sampling.batch_size) if places is None else places
+        self.on_device = on_device
         self.thread_id = 0
         self.made = 0
-        self._augmenter: Augmenter | None = None
+        self._augmenter: Augmenter | Postponer | None = None
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called by batchgenerators in each worker."""
@@ -74,8 +77,10 @@ class BatchLoader:
 
     def _make(self, at: Position) -> Batch:
         if self._augmenter is None:
-            self._augmenter = Augmenter(self.transforms, self.sampler.sampling.patch_size)
-        images, labels = [], []
+            kind = Postponer if self.on_device else Augmenter
+            self._augmenter = kind(self.transforms, self.sampler.sampling.patch_size)
+        images: list[Any] = []
+        labels = []
         for place in self.places:
             here = replace(at, place=place)
             drawn = self._augmenter.draw(here.rng().spawn(1)[0])
@@ -83,6 +88,8 @@ class BatchLoader:
             image, label = drawn(*patch)
             images.append(image)
             labels.append(label)
+        if self.on_device:
+            return {"postponed": images, "label": np.stack(labels)}
         return {"data": np.stack(images), "label": np.stack(labels)}
 
 
@@ -93,6 +100,7 @@ def batches(
     first: Position,
     workers: int,
     places: range | None = None,
+    on_device: bool = False,
 ) -> Iterator[Iterator[Batch]]:
     """Open the stream that starts at `first`'s epoch and batch; its workers end with the block.
 
@@ -103,11 +111,12 @@ def batches(
         workers: processes; 0 makes the batches in this process. The batches do not depend on it.
         places: the samples of each batch to make, all if None: each process of a distributed run
             makes its own, the same ones that a single process would.
+        on_device: leave the images to `on_device.finish`.
 
     Raises:
         RunError: from the stream, when a batch cannot be made or a worker has died: why.
     """
-    loader = BatchLoader(sampler, transforms, first, workers, places)
+    loader = BatchLoader(sampler, transforms, first, workers, places, on_device)
     if workers == 0:
         yield _checked(loader)
         return
@@ -122,7 +131,7 @@ def _checked(stream: Iterator[Batch | Failure]) -> Iterator[Batch]:
             error = RunError(str(item["failed"]))
             error.add_note(str(item["traceback"]))  # shown by --debug
             raise error
-        yield item  # type: ignore[misc]
+        yield item
 
 
 def _in_words(error: Exception, at: Position) -> str:

@@ -146,6 +146,13 @@ class Warp:
                 volume = volume.take(nearest(places), axis=axis)
         return self._nearest_points(volume) if self._moving else volume
 
+    @property
+    def active(self) -> tuple[int, ...]:
+        """The axes along which a voxel may come from elsewhere."""
+        return tuple(
+            axis for axis in range(3) if axis in self._moving or self.matrix[axis, axis] != 1
+        )
+
     @cached_property
     def _moving(self) -> tuple[int, ...]:
         """The axes that turn or deform."""

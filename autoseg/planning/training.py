@@ -90,6 +90,11 @@ class Training(Part):
     steps_per_epoch: Count = 250
     validation_steps: int = Field(50, ge=0, description="batches of the monitored validation loss")
     augment_validation: bool = False
+    augment_on: Literal["processor", "device"] = Field(
+        "processor",
+        description="where images are augmented: on the processor by the workers, or on the "
+        "training device, which spares a machine of few cores; drawn alike, but not the same draws",
+    )
     seconds: Positive | None = Field(
         None,
         description="budget of one fold from start to finish; the epochs are re-counted while it "

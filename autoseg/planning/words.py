@@ -62,6 +62,7 @@ WORDS = {
     "training.steps_per_epoch": ("training steps in an epoch", ""),
     "training.validation_steps": ("validation batches after an epoch", ""),
     "training.augment_validation": ("validation batches are changed, too", ""),
+    "training.augment_on": ("where images are changed", ""),
     "training.seconds": ("time for one fold", "s"),
     "training.early_stopping_epochs": ("stop without progress for", "epochs"),
     "training.loss.loss": ("loss", ""),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
+from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.pipeline import Batch
 from autoseg.checkpoint import (
     Tensors,
@@ -17,7 +18,7 @@ from autoseg.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from autoseg.devices import autocast, autocast_type, memory_format
+from autoseg.devices import autocast, autocast_type, memory_format, to_device
 from autoseg.networks.build import build_network
 from autoseg.networks.previous import with_masks
 from autoseg.planning.plan import Plan
@@ -105,11 +106,12 @@ class Learner:
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The batch as tensors: what the network takes (B, C, X, Y, Z), and label (B, X, Y, Z)."""
-        image, label = (torch.from_numpy(batch[key]) for key in ("data", "label"))
-        if self.device.type == "cuda":  # the copy of pageable memory would wait for the device
-            image, label = image.pin_memory(), label.pin_memory()
-        image = image.to(self.device, memory_format=self.format, non_blocking=True)
-        label = label.to(self.device, non_blocking=True)
+        label = to_device(batch["label"], self.device)
+        if "postponed" in batch:
+            image = finish(batch["postponed"], self.device)
+        else:
+            image = to_device(batch["data"], self.device)
+        image = image.to(memory_format=self.format)
         if self.plan.previous_stage is not None:
             label, previous = label.unbind(1)
             parts = len(self.plan.classes.parts) - 1

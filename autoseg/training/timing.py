@@ -49,7 +49,10 @@ class Stopwatch:
         names = [case.name for case in self.cases]
         sampler = PatchSampler(store, names, plan.sampling, plan.training.steps_per_epoch)
         start = Position(plan.training.seed, 0, 0, 0, 0)
-        with batches(sampler, plan.augmentation, start, self.workers) as stream:
+        on_device = plan.training.augment_on == "device"
+        with batches(
+            sampler, plan.augmentation, start, self.workers, on_device=on_device
+        ) as stream:
             times: list[float] = []
             while len(times) < MOST_STEPS and (len(times) < 2 or sum(times) < ENOUGH_SECONDS):
                 started = time.perf_counter()

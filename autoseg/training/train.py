@@ -122,8 +122,9 @@ def _train(
     first = Position(plan.training.seed, run.fold, state.done, so_far.steps, 0)
     places = run.group.places(plan.sampling.batch_size)
     with ExitStack() as stack:
+        on_device = plan.training.augment_on == "device"
         stream = stack.enter_context(
-            batches(sampler, plan.augmentation, first, run.workers, places)
+            batches(sampler, plan.augmentation, first, run.workers, places, on_device)
         )
         validation = Validation(plan, store, split, run.fold) if run.group.leads else None
         name = f"training {run.folder.name.replace('_', ' ')}"

@@ -39,7 +39,8 @@ class Validation:
         drawn = epoch if training.augment_validation else 0
         first = Position(training.seed, VALIDATION_STREAM + self.fold, drawn, 0, 0)
         losses, counts = [], []
-        with batches(self.sampler, transforms, first, workers=0) as stream:
+        on_device = training.augment_on == "device"
+        with batches(self.sampler, transforms, first, workers=0, on_device=on_device) as stream:
             for _ in range(self.steps):
                 check()
                 loss, count = learner.validate(next(stream))

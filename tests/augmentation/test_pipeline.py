@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.errors import RunError
@@ -43,9 +45,9 @@ def make(folder, **changes):
     return plan, PatchSampler(tiny_store(folder, plan, 3), names, plan.sampling, STEPS)
 
 
-def take(plan, sampler, count, workers=0, first=None, places=None):
+def take(plan, sampler, count, workers=0, first=None, places=None, on_device=False):
     first = first or start()
-    with batches(sampler, plan.augmentation, first, workers, places) as stream:
+    with batches(sampler, plan.augmentation, first, workers, places, on_device) as stream:
         return list(islice(stream, count))
 
 
@@ -86,6 +88,22 @@ def test_real_batches_do_not_depend_on_the_number_of_workers(hippocampus, worker
     assert len({batch["data"].tobytes() for batch in expected}) == len(expected)
     assert_same(take(plan, sampler, len(expected), workers), expected)
     assert not multiprocessing.active_children()
+
+
+def finished(found):
+    """Batches whose images were left to the device, as other batches."""
+    images = [finish(batch["postponed"], torch.device("cpu")).numpy() for batch in found]
+    return [{"data": i, "label": b["label"]} for i, b in zip(images, found, strict=True)]
+
+
+def test_images_left_to_the_device_do_not_depend_on_the_number_of_workers(hippocampus):
+    plan, sampler, _ = hippocampus
+    expected = finished(take(plan, sampler, 4, on_device=True))
+    assert expected[0]["data"].shape == (3, 1, 40, 48, 32)
+    assert expected[0]["data"].tobytes() != expected[1]["data"].tobytes()
+    assert_same(finished(take(plan, sampler, 4, workers=2, on_device=True)), expected)
+    later = finished(take(plan, sampler, 1, first=start(batch=2), on_device=True))
+    assert_same(later, expected[2:3])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
