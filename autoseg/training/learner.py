@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -198,10 +196,3 @@ def dice_of(counts: Tensor) -> list[float | None]:
         2 * h / (2 * h + w + m) if h + w + m > 0 else None
         for h, w, m in zip(hits, wrong, missed, strict=True)
     ]
-
-
-def mean_foreground(dice: list[float | None] | Mapping[str, float | None]) -> float | None:
-    """The mean over the classes that are there, the first (background) left out."""
-    values = list(dice.values()) if isinstance(dice, Mapping) else dice
-    known = [value for value in values[1:] if value is not None]
-    return sum(known) / len(known) if known else None

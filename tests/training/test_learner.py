@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from autoseg.training.learner import Learner, averaged, build_optimizer, dice_of, mean_foreground
+from autoseg.training.learner import Learner, averaged, build_optimizer, dice_of
 from tests.making import tiny_plan
 
 CPU = torch.device("cpu")
@@ -175,9 +175,3 @@ def test_dice_of_counts(rows):
             assert dice is None
         else:
             assert dice == pytest.approx(2 * hits / (2 * hits + wrong + missed))
-
-
-def test_mean_over_the_foreground_that_is_there():
-    assert mean_foreground([0.9, 0.5, None, 0.7]) == pytest.approx(0.6)
-    assert mean_foreground({"background": 0.9, "organ": 0.5}) == 0.5
-    assert mean_foreground([0.9, None]) is None
