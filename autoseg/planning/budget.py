@@ -25,11 +25,11 @@ AIM = 0.95  # of the budget; the run itself corrects what the measurement missed
 START_SECONDS = 8.0  # importing, starting workers, the first slow steps
 EPOCHS, SHORTEST_EPOCH = 30, 3.0  # seconds: each ends with a validation and a checkpoint
 SHRINKAGE, SMALLEST_SIDE = 0.7, 24  # of a patch, along each axis
-# Too few steps learn nothing, too small a patch shows too little around it. Dice (steps) at equal
-# time, one run each: Hippocampus 40 x 56 x 40 voxels 0.855 (270), 32 x 40 x 32 0.876 (570), 24 x 32
-# x 24 0.879 (1020); head and neck 48 x 80 x 96 0.000 (180), 28 x 40 x 56 0.604 (690), 24 x 32 x 48
-# 0.703 (1650); sarcoma MR 80 x 80 x 40 0.122 (90), 56 x 56 x 28 0.404 (300), 40 x 40 x 24 0.321
-# (780), 28 x 28 x 24 0.047 (1110).
+# Too few steps learn nothing, too small a patch shows too little around it. Dice (steps) at about
+# equal time, one run each: Hippocampus 40 x 56 x 40 voxels 0.855 (270), 32 x 40 x 32 0.876 (570),
+# 24 x 32 x 24 0.879 (1020); head and neck in 6 minutes 48 x 80 x 96 0.000 (180), 24 x 32 x 48 0.703
+# (1650), in 4 minutes 28 x 40 x 56 0.604 (690), 24 x 28 x 40 0.681 (1920); sarcoma MR 80 x 80 x 40
+# 0.122 (90), 56 x 56 x 28 0.404 (300), 40 x 40 x 24 0.321 (780), 28 x 28 x 24 0.047 (1110).
 STEPS_FOR_THE_PATCH = 500
 COARSE = (1e3, 1e3, 1e3)  # mm: stands for the spacing of an axis that is not resampled
 # Share of the rules' feature maps, and the steps that it takes to do better than the one before.
