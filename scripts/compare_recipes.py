@@ -11,6 +11,7 @@ runs go on makes them slower, not worse. A run that is there already is not repe
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import shutil
 import subprocess
@@ -55,62 +56,62 @@ def plan_recipes(
     threads: int | None,
 ) -> list[Entry]:
     """Plan the first recipe for the budget, derive the others, and give all the same time."""
-    from autoseg.planning.check import make_plan
-    from autoseg.planning.layers import merge
     from autoseg.planning.plan import load_plan
     from autoseg.workspace import Workspace
 
     places = Workspace(workspace)
-    name = places.find_task_folder(task).name
-    first = places.preprocessed(name, f"base-{budget}")
+    raw = places.find_task_folder(task)
+    first = places.preprocessed(raw.name, f"base-{budget}")
     if not (first / "plan.json").exists():
-        extra = [word for setting in settings for word in ("--set", setting)]
-        run(
-            "plan",
-            task,
-            "--workspace",
-            workspace,
-            "--name",
-            first.name,
-            "--time-budget",
-            budget,
-            *extra,
-            threads=threads,
-        )
-    base = load_plan(first / "plan.json").model_dump(
-        mode="json", exclude={"provenance", "measured"}
-    )
+        words = ["plan", task, "--workspace", workspace, "--name", first.name]
+        words += ["--time-budget", budget]
+        words += [word for setting in settings for word in ("--set", setting)]
+        run(*words, threads=threads)
+    base = load_plan(first / "plan.json")
+    plans = derive(base.model_dump(mode="json", exclude={"provenance", "measured"}), recipes)
+    folders = {r: places.preprocessed(raw.name, values["name"]) for r, values in plans.items()}
+    if missing := [r for r, folder in folders.items() if not (folder / "plan.json").exists()]:
+        give_equal_time(plans, time_steps(raw, plans, threads))
+        for recipe in missing:
+            save(plans[recipe], folders[recipe], first)
+    entries = []
+    for recipe, folder in folders.items():
+        training = load_plan(folder / "plan.json").training
+        steps = training.epochs * training.steps_per_epoch
+        entries.append(Entry(raw.name, recipe, folder.name, steps))
+    return entries
+
+
+def derive(base: Values, recipes: dict[str, Values]) -> dict[str, Values]:
+    """The plan of each recipe, named after it, with a fixed number of steps."""
+    from autoseg.planning.layers import merge
+
+    budget = base["name"].removeprefix("base-")
     base["training"]["seconds"] = None
     plans = {}
     for recipe, values in recipes.items():
-        merged = cut_to_stages(merge(base, values))
-        merged["name"] = f"{budget}-{recipe}".replace(" ", "_").replace(",", "").replace("'", "")
-        plans[recipe] = merged
-    entries = []
-    missing = [
-        recipe
-        for recipe, values in plans.items()
-        if not (places.preprocessed(name, values["name"]) / "plan.json").exists()
-    ]
-    if missing:
-        checked = {recipe: make_plan(plans[recipe], recipe) for recipe in plans}
-        seconds = time_steps(places.find_task_folder(task), checked, threads)
-        whole = base["training"]["epochs"] * base["training"]["steps_per_epoch"]
-        reference = seconds[next(iter(recipes))]
-        for recipe in missing:
-            values, epochs = plans[recipe], base["training"]["epochs"]
-            steps = whole * reference / seconds[recipe]
-            values["training"]["steps_per_epoch"] = max(1, round(steps / epochs))
-            folder = places.preprocessed(name, values["name"])
-            folder.mkdir(parents=True, exist_ok=True)
-            for beside in ("fingerprint.json", "splits.json"):
-                shutil.copy(first / beside, folder / beside)
-            make_plan(values, recipe).save(folder / "plan.json")
+        plans[recipe] = cut_to_stages(copy.deepcopy(merge(base, values)))
+        letters = recipe.replace(" ", "_").replace(",", "").replace("'", "")
+        plans[recipe]["name"] = f"{budget}-{letters}"
+    return plans
+
+
+def give_equal_time(plans: dict[str, Values], seconds: dict[str, float]) -> None:
+    """As many steps for each plan as it takes in the time of the first one's."""
+    first = next(iter(plans))
+    time = plans[first]["training"]["steps_per_epoch"] * seconds[first]
     for recipe, values in plans.items():
-        training = load_plan(places.preprocessed(name, values["name"]) / "plan.json").training
-        steps = training.epochs * training.steps_per_epoch
-        entries.append(Entry(name, recipe, values["name"], steps))
-    return entries
+        values["training"]["steps_per_epoch"] = max(1, round(time / seconds[recipe]))
+
+
+def save(values: Values, folder: Path, first: Path) -> None:
+    """The plan, with the fingerprint and the splits of the first one."""
+    from autoseg.planning.check import make_plan
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for beside in ("fingerprint.json", "splits.json"):
+        shutil.copy(first / beside, folder / beside)
+    make_plan(values, values["name"]).save(folder / "plan.json")
 
 
 def cut_to_stages(values: Values) -> Values:
@@ -122,12 +123,13 @@ def cut_to_stages(values: Values) -> Values:
     return values
 
 
-def time_steps(task: Path, plans: dict[str, Any], threads: int | None) -> dict[str, float]:
+def time_steps(task: Path, plans: dict[str, Values], threads: int | None) -> dict[str, float]:
     """Seconds a training step of each plan: the fastest of several rounds, taken in turn."""
     import torch
 
     from autoseg.dataset.task import find_task
     from autoseg.devices import pick_device
+    from autoseg.planning.check import make_plan
     from autoseg.training.timing import Stopwatch
 
     found, _ = find_task(task)
@@ -136,8 +138,8 @@ def time_steps(task: Path, plans: dict[str, Any], threads: int | None) -> dict[s
     seconds = dict.fromkeys(plans, float("inf"))
     with Stopwatch(found.cases[:4], pick_device(None), workers=1) as stopwatch:
         for _ in range(ROUNDS):
-            for recipe, plan in plans.items():
-                step = stopwatch.measure(plan).step_seconds
+            for recipe, values in plans.items():
+                step = stopwatch.measure(make_plan(values, recipe)).step_seconds
                 seconds[recipe] = min(seconds[recipe], step)
     for recipe, step in seconds.items():
         print(f"{task.name}, {recipe}: {step:.3f} s a step", flush=True)

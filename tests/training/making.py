@@ -16,6 +16,7 @@ from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training import picture
 from autoseg.training import train as train_module
+from autoseg.training.history import Epoch
 from autoseg.training.run import Run
 from autoseg.training.saving import BEST, FINAL, LATEST
 from autoseg.training.state import State
@@ -23,6 +24,17 @@ from autoseg.training.train import train
 from tests.making import tiny_plan, tiny_store
 
 SPLIT = Split(("case_0", "case_1", "case_2"), ("case_3",))
+
+FIRST_EPOCH = Epoch(
+    epoch=0,
+    epochs=3,
+    learning_rate=1e-3,
+    training_loss=1.2344,
+    training_dice={"background": 0.9, "organ": 0.5, "tumour": 0.25},
+    seconds=2.5,
+    validation_loss=1.5,
+    validation_dice={"background": 0.9, "organ": 0.75, "tumour": None},
+)
 
 
 def training_plan(norm: str = "batch", **training: Any) -> Plan:

@@ -3,18 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from autoseg.training.history import Epoch, from_json, to_json, write_log
-
-FIRST = Epoch(
-    epoch=0,
-    epochs=3,
-    learning_rate=1e-3,
-    training_loss=1.2344,
-    training_dice={"background": 0.9, "organ": 0.5, "tumour": 0.25},
-    seconds=2.5,
-    validation_loss=1.5,
-    validation_dice={"background": 0.9, "organ": 0.75, "tumour": None},
-)
+from autoseg.training.history import from_json, to_json, write_log
+from tests.training.making import FIRST_EPOCH as FIRST
 
 
 @pytest.mark.parametrize(

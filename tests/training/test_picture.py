@@ -6,19 +6,8 @@ import pytest
 from PIL import Image
 
 from autoseg.training import picture
-from autoseg.training.history import Epoch
 from autoseg.training.picture import COLOURS, SHARE_OF_TIME, Painter, draw_progress
-
-FIRST = Epoch(
-    epoch=0,
-    epochs=3,
-    learning_rate=1e-3,
-    training_loss=1.2344,
-    training_dice={"background": 0.9, "organ": 0.5, "tumour": 0.25},
-    seconds=2.5,
-    validation_loss=1.5,
-    validation_dice={"background": 0.9, "organ": 0.75, "tumour": None},
-)
+from tests.training.making import FIRST_EPOCH as FIRST
 
 
 def pixels_of(path):
