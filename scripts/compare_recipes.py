@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,8 +92,7 @@ def derive(base: Values, recipes: dict[str, Values]) -> dict[str, Values]:
     plans = {}
     for recipe, values in recipes.items():
         plans[recipe] = cut_to_stages(copy.deepcopy(merge(base, values)))
-        letters = recipe.replace(" ", "_").replace(",", "").replace("'", "")
-        plans[recipe]["name"] = f"{budget}-{letters}"
+        plans[recipe]["name"] = f"{budget}-{re.sub(r'[^a-zA-Z0-9.-]+', '_', recipe)}"
     return plans
 
 
