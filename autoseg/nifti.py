@@ -1,6 +1,7 @@
 """Faults of NIfTI files that ITK reads without a word.
 
-ITK puts zeros for what is cut off from a NIfTI file, and for every NaN and infinity in it.
+ITK puts zeros for what is cut off from a NIfTI file and for every NaN and infinity in it, 1 for a
+spacing that cannot be, and passes over a damaged beginning.
 """
 
 from __future__ import annotations
@@ -18,33 +19,49 @@ import numpy as np
 from autoseg.errors import DataError
 from autoseg.image import VoxelError, ending_of
 
-FLOAT_TYPES = {"16": "f4", "64": "f8"}  # NIfTI's code -> NumPy's
-HEADER_SIZES = (348, 540)  # NIfTI-1, NIfTI-2; the first number in the file
+FLOAT_TYPES = {16: "f4", 64: "f8"}  # NIfTI's code -> NumPy's
+BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
 CHUNK = 1 << 24
+LONGEST_QUATERNION = 1.001  # squared; as its numbers are rounded
+
+# Where the header holds what is looked at, and how `struct` unpacks it.
+HEADER_SIZE, SECOND_SIZE = 348, 540  # of NIfTI-1 and NIfTI-2; the first number in the file
+MAGICS = (b"n+1", b"ni1")
+MAGIC_AT, SIZE_AT, CODE_AT, SPACING_AT, START_AT, FORMS_AT, PLACE_AT = (
+    344,
+    40,
+    70,
+    76,
+    108,
+    252,
+    256,
+)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Bytes at which the voxels start and end, unpacked, and the NIfTI code of their type."""
+    """Bytes at which the voxels start and end, unpacked, the type's code, and the byte order."""
 
     start: int
     end: int
-    code: str
+    code: int
+    order: str
 
 
 def check_nifti(path: Path) -> None:
-    """Check that a NIfTI file is whole and that its voxels are finite.
+    """Check that a NIfTI file is whole, its header possible, and its voxels finite.
 
     Whole numbers cost next to nothing (a gzip file ends with the size of its content); floats are
-    unpacked and looked at, chunk by chunk. Other files, and what ITK itself refuses, pass.
+    unpacked and looked at, chunk by chunk. Files of other formats pass.
 
     Raises:
-        DataError: the file is truncated; a VoxelError if it holds NaN or infinity.
+        DataError: the file is truncated or its header damaged; a VoxelError if it holds NaN or
+            infinity.
     """
     if ending_of(path) not in (".nii", ".nii.gz") or not path.is_file():
         return
     layout = _layout(path)
-    if layout is None or (layout.code not in FLOAT_TYPES and _has_size(path, layout.end)):
+    if layout.code not in FLOAT_TYPES and _has_size(path, layout.end):
         return
     end, bad = _scan(path, layout)
     if end < layout.end:
@@ -56,19 +73,61 @@ def check_nifti(path: Path) -> None:
         )
 
 
-def _layout(path: Path) -> _Layout | None:
-    import SimpleITK as sitk
+def _layout(path: Path) -> _Layout:
+    header = _first_bytes(path)
+    order = _byte_order(path, header)
+    size = struct.unpack_from(order + "8h", header, SIZE_AT)
+    if not 1 <= size[0] <= 7 or min(size[1 : size[0] + 1]) < 1:
+        raise _damaged(path, f"sizes {size[0]}: {size[1:]}")
+    code, bits = struct.unpack_from(order + "2h", header, CODE_AT)
+    if code not in BITS or bits not in (0, BITS[code]):
+        raise _damaged(path, f"voxels of type {code} with {bits} bits")
+    spacing = struct.unpack_from(order + "8f", header, SPACING_AT)[1 : min(3, size[0]) + 1]
+    if not all(math.isfinite(mm) and mm != 0 for mm in spacing):
+        raise _damaged(path, f"spacing {spacing}")
+    (start,) = struct.unpack_from(order + "f", header, START_AT)
+    if not math.isfinite(start) or start < 0:
+        raise _damaged(path, f"voxels from byte {start} on")
+    _check_place(path, header, order)
+    first = max(int(start), HEADER_SIZE)
+    return _Layout(first, first + math.prod(size[1 : size[0] + 1]) * BITS[code] // 8, code, order)
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+
+def _byte_order(path: Path, header: bytes) -> str:
+    if len(header) == HEADER_SIZE:
+        for order in "<>":
+            (size,) = struct.unpack_from(order + "i", header)
+            if size == SECOND_SIZE:
+                raise DataError(f"{path}: is NIfTI-2, which ITK does not read; convert to NIfTI-1")
+            if size == HEADER_SIZE and header[MAGIC_AT : MAGIC_AT + 3] in MAGICS:
+                return order
+    raise DataError(f"{path}: no NIfTI file, or its beginning is damaged or missing: copy it anew")
+
+
+def _check_place(path: Path, header: bytes, order: str) -> None:
+    """Quaternion and matrix must be finite, as far as the header says that they count."""
+    qform, sform = struct.unpack_from(order + "2h", header, FORMS_AT)
+    numbers = struct.unpack_from(order + "18f", header, PLACE_AT)
+    quaternion, matrix = numbers[:6], numbers[6:]
+    if qform > 0 and not all(map(math.isfinite, quaternion)):
+        raise _damaged(path, f"quaternion {quaternion}")
+    if qform > 0 and sum(part**2 for part in quaternion[:3]) > LONGEST_QUATERNION:
+        raise _damaged(path, f"quaternion {quaternion[:3]}, longer than 1")
+    if sform > 0 and not all(map(math.isfinite, matrix)):
+        raise _damaged(path, f"matrix {matrix}")
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: its header is damaged ({what}): copy it anew")
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The header, as far as it is there."""
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    field = reader.GetMetaData
-    size = [int(field(f"dim[{axis}]")) for axis in range(1, int(field("dim[0]")) + 1)]
-    start = int(float(field("vox_offset")))
-    return _Layout(start, start + math.prod(size) * int(field("bitpix")) // 8, field("datatype"))
+        with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
+            return stream.read(HEADER_SIZE)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return b""
 
 
 def _is_packed(path: Path) -> bool:
@@ -91,15 +150,15 @@ def _scan(path: Path, layout: _Layout) -> tuple[int, int]:
     with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
         end, bad = 0, 0
         try:
-            order = "<" if struct.unpack("<i", stream.read(4))[0] in HEADER_SIZES else ">"
             stream.seek(layout.start)
-            end = layout.start
-            while chunk := stream.read(min(CHUNK, layout.end - end)):
+            while chunk := stream.read(min(CHUNK, layout.end - layout.start - end)):
                 end += len(chunk)
                 if layout.code in FLOAT_TYPES:
-                    dtype = np.dtype(order + FLOAT_TYPES[layout.code])
+                    dtype = np.dtype(layout.order + FLOAT_TYPES[layout.code])
                     whole = np.frombuffer(chunk, dtype, len(chunk) // dtype.itemsize)
                     bad += int(np.count_nonzero(~np.isfinite(whole)))
+            while stream.read(CHUNK):  # to the checksum at the end of a packed file
+                pass
         except (EOFError, gzip.BadGzipFile, zlib.error):
-            pass  # `end` says how far it could be read
-        return end, bad
+            end = -1  # what can be read of it is not to be trusted
+        return layout.start + end, bad

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,28 @@ def test_what_is_whole_passes(tmp_path: Path) -> None:
             check_nifti(path)
 
 
-def test_other_files_and_what_itk_refuses_pass(tmp_path: Path) -> None:
-    (tmp_path / "a.nii.gz").write_bytes(b"nothing of the kind")
-    for name in ("a.nii.gz", "missing.nii", "a.nrrd", "."):
+def test_what_is_no_nifti_is_told(tmp_path: Path) -> None:
+    for content in (b"", b"nothing of the kind", bytes(400), b"\x1f\x8b nothing packed"):
+        (tmp_path / "a.nii.gz").write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.nii\.gz: no NIfTI file, or its beginning"):
+            check_nifti(tmp_path / "a.nii.gz")
+
+
+def test_the_end_of_a_packed_file_must_be_there(tmp_path: Path) -> None:
+    write_scan(tmp_path / "a.nii.gz", NOISE.astype(np.int16))
+    whole = (tmp_path / "a.nii.gz").read_bytes()
+    for short in (1, 4, 8):
+        (tmp_path / "a.nii.gz").write_bytes(whole[:-short])
+        with pytest.raises(DataError, match="its end is missing"):
+            check_nifti(tmp_path / "a.nii.gz")
+
+
+def test_the_second_version_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes(struct.pack("<i", 540) + b"n+2\0\r\n\x1a\n" + bytes(900))
+    with pytest.raises(DataError, match="is NIfTI-2, which ITK does not read; convert"):
+        check_nifti(tmp_path / "a.nii")
+
+
+def test_other_files_pass(tmp_path: Path) -> None:
+    for name in ("missing.nii", "a.nrrd", "."):
         check_nifti(tmp_path / name)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from autoseg.errors import DataError
+from autoseg.headers import check_header
+from autoseg.image import read_image
+
+NOISE = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
+
+
+def written(path: Path, compressed: bool = False) -> Path:
+    picture = sitk.GetImageFromArray(NOISE)
+    picture.SetSpacing((1.0, 2.0, 0.5))
+    picture.SetOrigin((-3.0, 4.0, 5.5))
+    sitk.WriteImage(picture, str(path), compressed)
+    return path
+
+
+def changed(path: Path, old: bytes, new: bytes) -> Path:
+    whole = path.read_bytes()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("ending", [".mha", ".mhd", ".nrrd"])
+def test_what_is_whole_passes(tmp_path: Path, ending: str, compressed: bool) -> None:
+    path = written(tmp_path / f"a{ending}", compressed)
+    check_header(path)
+    assert np.array_equal(read_image([path]).array[0].T, NOISE)
+
+
+def test_other_files_pass(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes(b"whatever")
+    for name in ("a.nii", "missing.mha", "."):
+        check_header(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("ending", "old", "new", "told"),
+    [
+        (".mha", b"NDims = 3", b"NDims = -3", "NDims is -3"),
+        (".mha", b"NDims = 3", b"NDims = 2", "it has 2 dimensions; a scan has 3"),
+        (".mha", b"DimSize = 7 6 5", b"DimSize = 7 6", "DimSize does not give 3 whole numbers"),
+        (".mha", b"DimSize = 7 6 5", b"DimSize = 7 0 5", "DimSize is 7 x 0 x 5"),
+        (".mha", b"DimSize = 7 6 5", b"DimSize = 70 6 5", "claims 8400 bytes .* but 840 follow"),
+        (".mha", b"Offset = -3", b"Offset = nan", "Offset holds NaN"),
+        (".mha", b"MET_FLOAT", b"MET_THING", "ElementType is MET_THING"),
+        (".mha", b"LOCAL", b"/etc/hostname", "would lie in /etc/hostname; only a file beside"),
+        (".mhd", b"a.raw", b"b.raw", "there is no b.raw beside it"),
+        (".nrrd", b"dimension: 3", b"dimension: 2", "it has 2 dimensions; a scan has 3"),
+        (".nrrd", b"sizes: 7 6 5", b"sizes: 7 6 x", "sizes does not give 3 whole numbers"),
+        (".nrrd", b"sizes: 7 6 5", b"sizes: 99 99 99", "claims 970299 bytes .* but 840 follow"),
+        (".nrrd", b"(1,0,0)", b"none", "space directions has 2 axes in space; a scan has 3"),
+        (".nrrd", b"(-3,4,5.5)", b"(nan,4,5.5)", "space origin holds NaN"),
+        (".nrrd", b"encoding: raw", b"encoding: raw\ndata file: ../b.raw", r"lie in \.\./b\.raw"),
+        (".nrrd", b"sizes: ", b"size: ", "a damaged one: sizes is missing"),
+    ],
+)
+def test_what_cannot_be_is_told(
+    tmp_path: Path, ending: str, old: bytes, new: bytes, told: str
+) -> None:
+    path = changed(written(tmp_path / f"a{ending}"), old, new)
+    with pytest.raises(DataError, match=rf"a\{ending}: cannot be read \(.*{told}"):
+        check_header(path)
