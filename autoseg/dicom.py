@@ -1,61 +1,227 @@
-"""DICOM series as volumes, with the faults that ITK only warns of."""
+"""DICOM folders: which series they hold, and one series as a volume."""
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from autoseg.endings import ending_of
 from autoseg.errors import DataError
+from autoseg.stack import Series, Slice, check_stack
 
 if TYPE_CHECKING:
-    import SimpleITK as sitk
+    from pydicom import Dataset
 
-POSITION, ORIENTATION = "0020|0032", "0020|0037"
-GAP_TOLERANCE = 0.1  # of the usual distance: positions are often rounded to a tenth of a millimetre
+MARK_AT = 128
+PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+TAGS = [
+    *PLACE,
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "Modality",
+    "ImageType",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+    "RescaleSlope",
+    "RescaleIntercept",
+]
+DIRECTORY = "1.2.840.10008.1.3.10"
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+SLICES = {f"{STORAGE}{kind}" for kind in ("2", "4", "128")}  # CT, MR, PET
+MULTI_FRAME = {f"{STORAGE}{kind}" for kind in ("2.1", "2.2", "4.1", "4.4", "130", "128.1")}
+OBJECTS = {
+    "SR": "a structured report",
+    "KO": "a selection of key images",
+    "PR": "a presentation state",
+    "SEG": "a segmentation",
+    "RTSTRUCT": "contours",
+    "RTDOSE": "a dose",
+    "RTPLAN": "a treatment plan",
+    "REG": "a registration",
+    "DOC": "a document",
+}
 
 
-def read_series(folder: Path) -> Any:
-    """Read the one DICOM series of a folder, its slices in the order of their positions.
+@dataclass(frozen=True)
+class Other:
+    """A DICOM file that is no slice.
+
+    Attributes:
+        file: where it lies.
+        reason: what it is.
+        is_scan: whether it holds a volume all the same, in a form that is not read here.
+    """
+
+    file: Path
+    reason: str
+    is_scan: bool = False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The DICOM files of one folder."""
+
+    series: tuple[Series, ...]
+    others: tuple[Other, ...]
+
+    @property
+    def volumes(self) -> list[Series]:
+        """The series that are meant to be volumes, whether or not their slices fit."""
+        return [each for each in self.series if each.why_no_volume is None]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is marked as DICOM; such files often have no ending."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(MARK_AT + 4)[MARK_AT:] == b"DICM"
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files in a folder, not in those below; hidden ones are left out."""
+    entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+    return [entry for entry in entries if not ending_of(entry) and is_dicom(entry)]
+
+
+def read_contents(files: Iterable[Path]) -> Contents:
+    """Sort the DICOM files of one folder into series.
 
     Raises:
-        DataError: there is not exactly one series, or its slices are not evenly spaced (some are
-            missing, or there twice).
+        DataError: a file is damaged; which series lacks a slice then, nobody can tell.
+    """
+    slices: defaultdict[str, list[Slice]] = defaultdict(list)
+    others: list[Other] = []
+    for file in files:
+        header = _read_header(file)
+        if isinstance(header, Other):
+            others.append(header)
+        else:
+            slices[header.series].append(header)
+    series = sorted((Series.of(each) for each in slices.values()), key=_by_number)
+    return Contents(tuple(series), tuple(others))
+
+
+def find_series(path: Path) -> Series:
+    """The series behind a path: the only one of a folder, or the one that a file belongs to.
+
+    Localisers do not count, unless a folder holds nothing else.
+
+    Raises:
+        DataError: there is not exactly one, or a file is damaged.
+    """
+    if path.is_dir():
+        contents = read_contents(dicom_files(path))
+        found = contents.volumes or list(contents.series)
+        if len(found) != 1:
+            raise DataError(
+                f"{path}: holds {len(found)} DICOM series; give a folder with one, or one of "
+                "the series' files"
+            )
+        return found[0]
+    contents = read_contents(dicom_files(path.parent))
+    names = [each for each in contents.series if path in [s.file for s in each.slices]]
+    if not names:
+        reason = next((other.reason for other in contents.others if other.file == path), "hidden")
+        raise DataError(f"{path}: holds no slice of a scan ({reason})")
+    return names[0]
+
+
+def read_series(path: Path) -> Any:
+    """Read the series behind a path with SimpleITK, its slices in the order of their positions.
+
+    Raises:
+        DataError: see `find_series` and `check_stack`.
         RuntimeError: ITK cannot read it.
     """
     import SimpleITK as sitk
 
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise DataError(f"{folder}: holds {len(series)} DICOM series; give a folder with one")
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    series = find_series(path)
+    check_stack(series, str(path))
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(names)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    picture = reader.Execute()
-    _check_gaps(folder, _positions_mm(reader, len(names)))
-    return picture
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([str(each.file) for each in series.slices])
+    if series.scales_differ:  # ITK would take the first slice's type for all, and cut fractions off
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+    return reader.Execute()
 
 
-def _check_gaps(folder: Path, positions_mm: NDArray[np.float64]) -> None:
-    gaps = np.diff(positions_mm)
-    usual = float(np.median(gaps)) if gaps.size else 0.0
-    if gaps.size and np.abs(gaps - usual).max() > GAP_TOLERANCE * abs(usual):
-        apart = np.diff(np.sort(positions_mm))  # with slices there twice, GDCM gives up sorting
+def _by_number(series: Series) -> tuple[bool, int, str]:
+    number = series.first.number
+    return number is None, number or 0, series.first.series
+
+
+def _read_header(file: Path) -> Slice | Other:
+    import pydicom
+
+    try:
+        with pydicom.config.disable_value_validation():
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
+            return _other(file, header) or _slice(file, header)
+    except Exception as error:  # bytes gone bad make pydicom raise nearly anything
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
-            f"{folder}: neighbouring slices are {apart.min():.4g} to {apart.max():.4g} mm apart, "
-            f"usually {np.median(apart):.4g}; slices are missing or there twice: export it again"
-        )
+            f"{file}: damaged DICOM file ({reason}); a slice is missing: copy the folder anew"
+        ) from error
 
 
-def _positions_mm(reader: sitk.ImageSeriesReader, slices: int) -> NDArray[np.float64]:
-    """Where the slices lie along their normal; empty if the files do not say it."""
-    keys = (POSITION, ORIENTATION)
-    if not all(reader.HasMetaDataKey(i, key) for i in range(slices) for key in keys):
-        return np.empty(0)
-    rows = np.array(reader.GetMetaData(0, ORIENTATION).split("\\"), dtype=np.float64)
-    normal = np.cross(rows[:3], rows[3:])
-    places = [reader.GetMetaData(i, POSITION).split("\\") for i in range(slices)]
-    return np.array(places, dtype=np.float64) @ normal
+def _other(file: Path, header: Dataset) -> Other | None:
+    """What a file is that is no slice; a slice whose header breaks off does not count."""
+    if header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
+        return Other(file, "an index of files (DICOMDIR)")
+    kind = str(header.get("SOPClassUID", ""))
+    if kind in MULTI_FRAME:
+        reason = "a multi-frame object, which is not read; export it as single slices"
+        return Other(file, reason, is_scan=True)
+    if "SeriesInstanceUID" not in header:
+        return None
+    modality = str(header.get("Modality", ""))
+    if modality in OBJECTS:
+        return Other(file, OBJECTS[modality])
+    if "Rows" not in header:
+        is_cut_off = kind in SLICES or "ImagePositionPatient" in header
+        return None if is_cut_off else Other(file, f"an object without an image ({modality})")
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        return Other(file, "a film of several frames")
+    if int(header.get("SamplesPerPixel") or 1) > 1:
+        return Other(file, "a colour picture")
+    if not all(header.get(name) for name in PLACE):
+        return Other(file, "a picture without a place in the patient")
+    return None
+
+
+def _slice(file: Path, header: Dataset) -> Slice:
+    row_mm, column_mm = (float(value) for value in header.PixelSpacing)
+    number = header.get("SeriesNumber")
+    return Slice(
+        file=file,
+        series=str(header.SeriesInstanceUID),
+        number=None if number is None else int(number),
+        instance=str(header.SOPInstanceUID),
+        size=(int(header.Columns), int(header.Rows)),
+        spacing_mm=(column_mm, row_mm),
+        position_mm=_floats(header.ImagePositionPatient, 3),
+        orientation=_floats(header.ImageOrientationPatient, 6),
+        scale=(_number(header, "RescaleSlope", 1.0), _number(header, "RescaleIntercept", 0.0)),
+        is_localiser="LOCALIZER" in itertools.islice(header.get("ImageType") or (), 8),
+    )
+
+
+def _number(header: Dataset, name: str, otherwise: float) -> float:
+    value = header.get(name)
+    return otherwise if value is None else float(value)
+
+
+def _floats(values: Any, count: int) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != count:
+        raise ValueError(f"{len(numbers)} numbers instead of {count}")
+    return numbers

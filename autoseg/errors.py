@@ -22,6 +22,10 @@ class RunError(RuntimeError):
     """A run failed for a reason that is not the user's input (exit status 1)."""
 
 
+class InUse(RunError):  # noqa: N818
+    """Another living process holds the lock."""
+
+
 class Stopped(RunError):  # noqa: N818
     """A signal ended the run, which has saved its state (exit status 128 + the signal's number)."""
 

@@ -1,8 +1,8 @@
 """Scans and label maps, as files and as arrays.
 
 Inside autoseg every array is in x, y, z order, as SimpleITK's own size and spacing are. SimpleITK's
-numpy arrays are z, y, x: this module holds the only reversal. SimpleITK is imported when the first
-file is read, because it takes a while.
+numpy arrays are z, y, x, as files are: only readers and writers turn them round. SimpleITK is
+imported when the first file is read, because it takes a while.
 """
 
 from __future__ import annotations
@@ -15,59 +15,24 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.dicom import is_dicom, read_series
+from autoseg.endings import ENDINGS as ENDINGS
+from autoseg.endings import ending_of as ending_of
+from autoseg.endings import stem_of as stem_of
 from autoseg.errors import DataError
 from autoseg.files import replacing
+from autoseg.geometry import Geometry as Geometry
+from autoseg.geometry import geometry_of, sheared
+from autoseg.headers import check_header
+from autoseg.nifti_writer import is_nifti_1, write_on_grid_of
+from autoseg.nrrd import copy_grid
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-GEOMETRY_TOLERANCE_MM = 1e-2
-DIRECTION_TOLERANCE = 1e-3  # of the products of direction cosines
-
 
 class VoxelError(DataError):
     """A file that can be read holds values that a scan or a label map cannot have."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where a voxel grid lies in the patient.
-
-    Attributes:
-        size: voxels along x, y, z.
-        spacing_mm: distance of neighbouring voxel centres along x, y, z.
-        origin_mm: position of the first voxel's centre.
-        direction: 3 x 3 direction cosines, row by row.
-    """
-
-    size: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    origin_mm: tuple[float, float, float]
-    direction: tuple[float, ...]
-
-    def differences(
-        self, other: Geometry, tolerance_mm: float = GEOMETRY_TOLERANCE_MM
-    ) -> list[str]:
-        """Say in words where two grids differ; nothing if they are the same grid."""
-        if self.size != other.size:
-            return [f"size {_times(self.size)} against {_times(other.size)} voxels"]
-        found = []
-        spacing = np.abs(np.subtract(self.spacing_mm, other.spacing_mm)).max()
-        if spacing * max(self.size) > tolerance_mm:
-            found.append(f"spacing by {spacing:.4g} mm")
-        origin = float(np.linalg.norm(np.subtract(self.origin_mm, other.origin_mm)))
-        if origin > tolerance_mm:
-            found.append(f"origin by {origin:.4g} mm")
-        extent_mm = np.multiply(self.size, self.spacing_mm)
-        turned = np.subtract(self.direction, other.direction).reshape(3, 3) @ extent_mm
-        if np.linalg.norm(turned) > tolerance_mm:
-            found.append(f"direction by {np.linalg.norm(turned):.4g} mm at the far corner")
-        return found
-
-
-def _times(size: Sequence[int]) -> str:
-    return " x ".join(str(n) for n in size)
 
 
 @dataclass(frozen=True)
@@ -81,30 +46,20 @@ class Image:
     geometry: Geometry
 
 
-def ending_of(path: Path) -> str:
-    """The image ending of a file name (`.nii.gz` is one ending), or ''."""
-    name = path.name.lower()
-    return next((ending for ending in ENDINGS if name.endswith(ending)), "")
-
-
-def stem_of(path: Path) -> str:
-    """The file name without its image ending."""
-    return path.name[: len(path.name) - len(ending_of(path))]
-
-
 def files_of(path: Path) -> list[Path]:
-    """The files behind a path: the slices of a DICOM folder, a header and its data, or itself."""
-    if path.is_dir():
-        return sorted(path.iterdir())
+    """The files behind a path: all beside a DICOM slice, a header and its data, or itself."""
+    if path.is_dir() or (path.exists() and not ending_of(path)):
+        return sorted((path if path.is_dir() else path.parent).iterdir())
     if ending_of(path) == ".mhd":
         return sorted(path.parent.glob(f"{stem_of(path)}.*"))
     return [path] if path.exists() else []
 
 
 def read_image(paths: Sequence[Path], own_type: bool = False) -> Image:
-    """Read one scan; each path is one channel (a file, or a folder with one DICOM series).
+    """Read one scan; each path is one channel, and all must lie on the same grid.
 
-    A single 4D file is read as its channels. All channels must lie on the same grid.
+    A path is a file, a folder with one DICOM series, or a slice of a series, which stands for it.
+    A single 4D file is read as its channels.
 
     Args:
         paths: the files.
@@ -125,18 +80,68 @@ def read_image(paths: Sequence[Path], own_type: bool = False) -> Image:
                 "resample the channels onto one grid"
             )
         geometry = geometry or found
-        if not (own_type and values.dtype.kind in "iu" and values.itemsize <= 2):
-            values = values.astype(np.float32, copy=False)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise VoxelError(
-                f"{path}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite; "
-                "replace them, for example by the value of air"
-            )
+        values = _as_floats(values, path, own_type)
         channels.extend(values)
     assert geometry is not None, "a scan has at least one channel"
     # One channel stays a view: turning a large scan's memory round takes longer than reading it.
     array = channels[0][np.newaxis] if len(channels) == 1 else np.stack(channels)
     return Image(array, geometry)
+
+
+def _as_floats(values: NDArray[Any], what: Path | str, own_type: bool) -> NDArray[Any]:
+    """float32, or small integers as they are; NaN and infinity are refused."""
+    if not (own_type and values.dtype.kind in "iu" and values.itemsize <= 2):
+        values = values.astype(np.float32, copy=False)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise VoxelError(
+            f"{what}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite; "
+            "replace them, for example by the value of air"
+        )
+    return values
+
+
+def from_array(array: NDArray[Any], spacing_mm: Sequence[float]) -> Image:
+    """A scan of an array (x, y, z) or (channel, x, y, z), upright and at the origin.
+
+    Raises:
+        DataError: another number of axes, or a spacing that is not three positive numbers; a
+            VoxelError for NaN or infinity.
+    """
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise DataError(
+            f"the array: has the shape {array.shape}; a scan is (x, y, z) or (channel, x, y, z)"
+        )
+    if len(spacing_mm) != 3 or not all(0 < spacing < np.inf for spacing in spacing_mm):
+        raise DataError(
+            f"spacing_mm: {tuple(spacing_mm)}; give the distance of voxels in mm along x, y, z"
+        )
+    values = _as_floats(array if array.ndim == 4 else array[np.newaxis], "the array", own_type=True)
+    x, y, z = values.shape[1:]
+    dx, dy, dz = (float(spacing) for spacing in spacing_mm)
+    upright = tuple(np.eye(3).ravel().tolist())
+    return Image(values, Geometry((x, y, z), (dx, dy, dz), (0.0, 0.0, 0.0), upright))
+
+
+def from_simpleitk(picture: sitk.Image) -> Image:
+    """A scan of a SimpleITK image; several components, or a fourth dimension, are channels.
+
+    Raises:
+        DataError: not three-dimensional, or sheared; a VoxelError for NaN or infinity.
+    """
+    values, geometry = _unpack(picture, "the SimpleITK image")
+    return Image(_as_floats(values, "the SimpleITK image", own_type=True), geometry)
+
+
+def to_simpleitk(label: NDArray[np.integer[Any]], geometry: Geometry) -> sitk.Image:
+    """A label map of shape (x, y, z) as a SimpleITK image on its grid."""
+    import SimpleITK as sitk
+
+    assert label.shape == geometry.size, (label.shape, geometry.size)
+    picture = sitk.GetImageFromArray(np.ascontiguousarray(label.T))
+    picture.SetSpacing(geometry.spacing_mm)
+    picture.SetOrigin(geometry.origin_mm)
+    picture.SetDirection(geometry.direction)
+    return picture
 
 
 def read_label(path: Path) -> tuple[NDArray[np.integer[Any]], Geometry]:
@@ -165,53 +170,82 @@ def read_label(path: Path) -> tuple[NDArray[np.integer[Any]], Geometry]:
         raise VoxelError(
             f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to 65535"
         )
-    dtype = np.uint8 if values.max() < 256 else np.uint16
-    return cast("NDArray[np.integer[Any]]", values.astype(dtype, copy=False)), geometry
+    values = values.astype(smallest_type(values.max()), copy=False)
+    return cast("NDArray[np.integer[Any]]", values), geometry
 
 
 def read_geometry(path: Path) -> Geometry:
     """Read only the header of an image file."""
     import SimpleITK as sitk
 
-    if path.is_dir():
-        return _read(path)[1]
     _must_exist(path)
+    if not _is_one_file(path):
+        return _read(path)[1]
+    check_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    return _geometry(reader, path)
+    return geometry_of(reader, path)
 
 
-def write_label(path: Path, label: NDArray[np.integer[Any]], geometry: Geometry) -> None:
-    """Write a label map of shape (x, y, z) on its grid, compressed, whole or not at all."""
+def write_label(
+    path: Path, label: NDArray[np.integer[Any]], geometry: Geometry, like: Path | None = None
+) -> None:
+    """Write a label map of shape (x, y, z) on its grid, compressed, whole or not at all.
+
+    The file has 8 bits a voxel, or 16 where its values need them.
+
+    Args:
+        path: where to, in the format of its ending.
+        label: values from 0 to 65535.
+        geometry: the grid.
+        like: the file that the grid was read from. NIfTI cannot hold every direction exactly and
+            NRRD no spacing; in the format of `like` the fields of its header are copied, so that
+            both files are read as the same grid to the bit.
+    """
     import SimpleITK as sitk
 
     assert label.shape == geometry.size, (label.shape, geometry.size)
-    picture = sitk.GetImageFromArray(np.ascontiguousarray(label.T))
-    picture.SetSpacing(geometry.spacing_mm)
-    picture.SetOrigin(geometry.origin_mm)
-    picture.SetDirection(geometry.direction)
+    label = label.astype(smallest_type(label.max(initial=0)), copy=False)
+    formats = {ending_of(path), ending_of(like) if like and _is_one_file(like) else ""}
     with replacing(path) as temporary:
-        sitk.WriteImage(picture, str(temporary), useCompression=True)
+        if like and formats <= {".nii", ".nii.gz"} and is_nifti_1(like):
+            write_on_grid_of(like, label, temporary)
+            return
+        sitk.WriteImage(to_simpleitk(label, geometry), str(temporary), useCompression=True)
+        if like and formats == {".nrrd"}:
+            copy_grid(like, temporary)
+
+
+def smallest_type(highest: int) -> type[np.uint8 | np.uint16]:
+    """The smallest type that holds whole numbers from 0 to `highest`."""
+    return np.uint8 if highest < 256 else np.uint16
 
 
 def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
     """Read a file or a DICOM folder as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
-    from autoseg.dicom import read_series
     from autoseg.nifti import check_nifti  # it needs this module's endings
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     _must_exist(path)
+    check_header(path)
     check_nifti(path)
     try:
-        picture = read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+        picture = sitk.ReadImage(str(path)) if _is_one_file(path) else read_series(path)
     except RuntimeError as error:
         raise _unreadable(path, error) from error
+    return _unpack(picture, path)
+
+
+def _unpack(picture: sitk.Image, what: Path | str) -> tuple[NDArray[Any], Geometry]:
+    """An array of shape (channel, x, y, z) and its grid."""
+    import SimpleITK as sitk
+
     array = sitk.GetArrayFromImage(picture)
     if picture.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)  # (z, y, x, channel) -> (channel, z, y, x)
@@ -219,45 +253,26 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
         array = array[np.newaxis]
     if array.ndim != 4:
         raise DataError(
-            f"{path}: has {picture.GetDimension()} dimensions; a scan has 3 (or 4 with channels)"
+            f"{what}: has {picture.GetDimension()} dimensions; a scan has 3 (or 4 with channels)"
         )
-    return array.transpose(0, 3, 2, 1), _geometry(picture, path)
+    return array.transpose(0, 3, 2, 1), geometry_of(picture, what)
+
+
+def _is_one_file(path: Path) -> bool:
+    """Not a DICOM series."""
+    return path.is_file() and bool(ending_of(path))
 
 
 def _must_exist(path: Path) -> None:
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    if not path.is_dir() and not ending_of(path):
+    if not path.is_dir() and not ending_of(path) and not is_dicom(path):
         raise DataError(f"{path}: unknown ending; known are {', '.join(ENDINGS)}")
-
-
-def _geometry(picture: sitk.Image | sitk.ImageFileReader, path: Path) -> Geometry:
-    dimensions = picture.GetDimension()
-    direction = np.reshape(picture.GetDirection(), (dimensions, dimensions))
-    if dimensions not in (3, 4):
-        raise DataError(f"{path}: has {dimensions} dimensions; a scan has 3 (or 4 with channels)")
-    upright = direction[:3, :3]
-    if np.abs(upright @ upright.T - np.eye(3)).max() > DIRECTION_TOLERANCE:
-        raise _sheared(path)
-    sizes, spacing = picture.GetSize()[:3], picture.GetSpacing()[:3]
-    return Geometry(
-        size=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        origin_mm=tuple(picture.GetOrigin()[:3]),
-        direction=tuple(float(value) for value in upright.ravel()),
-    )
-
-
-def _sheared(path: Path) -> DataError:
-    return DataError(
-        f"{path}: its direction matrix is sheared (not orthonormal), which ITK "
-        "refuses; write a rigid sform/qform, or resample it onto an orthonormal grid"
-    )
 
 
 def _unreadable(path: Path, error: RuntimeError) -> DataError:
     text = str(error)
     if "orthonormal" in text:
-        return _sheared(path)
+        return sheared(path)
     reason = text.strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
     return DataError(f"{path}: cannot be read ({reason}); it may be truncated: copy it anew")

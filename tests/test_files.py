@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.errors import AutosegError, RunError
-from autoseg.files import locked, read_json, replacing, to_json, write_json, write_text
+from autoseg import files
+from autoseg.errors import AutosegError, InUse, RunError
+from autoseg.files import (
+    LOST_SECONDS,
+    Holder,
+    holder_of,
+    locked,
+    read_json,
+    replacing,
+    to_json,
+    write_json,
+    write_text,
+)
 
 
 def test_a_written_file_is_whole_and_alone(tmp_path: Path) -> None:
@@ -139,7 +151,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, holder: str) -
         holder = str(finished.pid)
     (tmp_path / "lock").write_text(holder)
     with locked(tmp_path / "lock", "it"):
-        assert (tmp_path / "lock").read_text(encoding="utf-8") == str(os.getpid())
+        assert (tmp_path / "lock").read_text(encoding="utf-8").split()[0] == str(os.getpid())
 
 
 def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
@@ -150,12 +162,43 @@ def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path) -> None
         waiting = pool.submit(_take_and_release, lock)
         assert not waiting.done()
         holder.communicate(b"\n")
-        assert waiting.result(timeout=60) == str(os.getpid())
+        assert waiting.result(timeout=60).split()[0] == str(os.getpid())
 
 
 def _take_and_release(lock: Path) -> str:
     with locked(lock, "it", wait=True):
         return lock.read_text(encoding="utf-8")
+
+
+def test_the_lock_of_another_machine_is_kept_while_it_is_touched(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text("1 elsewhere")
+    with pytest.raises(InUse, match="in use by process 1 on elsewhere"), locked(lock, "it"):
+        pass
+    assert holder_of(lock) == Holder(1, "elsewhere")
+    past = lock.stat().st_mtime - LOST_SECONDS - 60
+    os.utime(lock, (past, past))
+    assert holder_of(lock) is None
+    with locked(lock, "it"):
+        assert holder_of(lock) == Holder(os.getpid(), platform.node())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_held_lock_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BEAT_SECONDS", 0.01)
+    lock = tmp_path / "lock"
+    with locked(lock, "it"):
+        os.utime(lock, (0, 0))
+        while lock.stat().st_mtime == 0:
+            pass
+
+
+def test_who_comes_second_does_not_remove_the_lock_of_who_came_first(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text("1 elsewhere")  # taken over from the dead process 2 a moment ago
+    files._remove_left(lock, Holder(2, platform.node()))
+    assert lock.read_text(encoding="utf-8") == "1 elsewhere"
+    assert list(tmp_path.iterdir()) == [lock]
 
 
 @given(
