@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from autoseg.errors import AutosegError
@@ -37,9 +37,29 @@ def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
     except FileNotFoundError as error:
         raise AutosegError(f"{path} is missing") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise AutosegError(
-            f"{path} is damaged ({error}); delete it, or copy it anew from where it came"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def parse_checkpoint(content: bytes, path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The same for a file's content; `path` is named in messages.
+
+    Raises:
+        AutosegError: damaged.
+    """
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        state = json.loads(header["__metadata__"]["state"])
+        if not isinstance(state, dict):
+            raise TypeError("its state is no object")
+        return load(content), state
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> AutosegError:
+    return AutosegError(
+        f"{path} is damaged ({error}); delete it, or copy it anew from where it came"
+    )
 
 
 def load_weights(network: nn.Module, tensors: Tensors, path: Path) -> None:

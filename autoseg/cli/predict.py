@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.cli import common
+from autoseg.cli import common, models
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -16,32 +16,50 @@ def make_parser() -> argparse.ArgumentParser:
         "Segment scans with a trained model: one label map a scan, on the scan's own grid.",
     )
     parser.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="IN", help="a scan, or a folder of scans"
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="IN",
+        help="a scan, or a folder of scans or DICOM series",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the label maps"
     )
-    parser.add_argument(
-        "-t", "--task", metavar="TASK", help="which task's model, if several are trained"
-    )
-    parser.add_argument("-p", "--plan", metavar="NAME", help="which plan's model")
-    parser.add_argument(
-        "-m", "--model", type=Path, metavar="DIR", help="a model folder anywhere (models/TASK/PLAN)"
-    )
-    parser.add_argument(
-        "-f",
-        "--folds",
-        nargs="+",
-        metavar="K",
-        help="which folds to average (default: all trained)",
-    )
+    models.add_model(parser, several=True)
     parser.add_argument(
         "--tta", action="store_true", help="average over mirror images on the axes the plan allows"
     )
     parser.add_argument(
+        "--no-postprocessing",
+        action="store_true",
+        help="leave out what autoseg_evaluate TASK has learned: of some classes only the largest "
+        "component is kept",
+    )
+    parser.add_argument(
+        "--save-probabilities",
+        action="store_true",
+        help="also write OUT/CASE.probabilities.b2nd: one Blosc2 array (class, x, y, z) of float16 "
+        "on the scan's own grid; blosc2.open(FILE)[1] is the NumPy array of the second class",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="predict what is there already, too"
     )
+    parser.add_argument(
+        "--format",
+        choices=["nii.gz", "nrrd", "mha", "dicom-seg"],
+        default="nii.gz",
+        help="of the label maps (default: nii.gz); dicom-seg: DICOM segmentation objects, for "
+        "DICOM series",
+    )
     common.add_device(parser)
+    parser.add_argument(
+        "--backend",
+        choices=["auto", "torch", "openvino"],
+        default="auto",
+        help="what runs the network; auto: OpenVINO on a processor where it is installed, else "
+        "torch. They differ by rounding alone",
+    )
     common.add_workspace(parser)
     return parser
 
@@ -53,51 +71,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from autoseg.prediction.batch import predict_cases
+    from autoseg.prediction.ensemble import Ensemble
     from autoseg.prediction.inputs import find_inputs
+    from autoseg.prediction.outcome import show
     from autoseg.prediction.predictor import Predictor
     from autoseg.progress import say
 
-    predictor = Predictor(
-        _model_folder(arguments), arguments.folds, arguments.device, arguments.tta
-    )
-    inputs = find_inputs(arguments.input, predictor.plan.channels)
-    outcome = predict_cases(predictor, inputs, arguments.output, arguments.overwrite)
-    say(
-        f"{len(outcome.predicted)} predicted, {len(outcome.skipped)} were there already, "
-        f"{len(outcome.failed)} refused"
-    )
-    for name, reason in outcome.failed.items():
-        say(f"refused {name}: {reason}")
-    print(arguments.output)
-    return common.BAD_INPUT if outcome.failed else common.DONE
-
-
-def _model_folder(arguments: argparse.Namespace) -> Path:
-    """The folder given, or the workspace's only trained model that fits."""
-    from autoseg.errors import AutosegError
-    from autoseg.workspace import Workspace
-
-    if arguments.model is not None:
-        if arguments.task or arguments.plan:
-            raise AutosegError("-m names a model already; leave out -t and -p")
-        model: Path = arguments.model
-        return model
-    workspace = Workspace.find(arguments.workspace)
-    trained = workspace.trained()
-    if arguments.task:
-        task = workspace.find_task_name(arguments.task)
-        trained = [pair for pair in trained if pair[0] == task]
-    if arguments.plan:
-        trained = [pair for pair in trained if pair[1] == arguments.plan]
-    if len(trained) == 1:
-        return workspace.models(*trained[0])
-    if not trained:
-        raise AutosegError(
-            f"no trained model fits in {workspace.root / 'models'}; run autoseg_train first, or "
-            "name a folder with -m"
+    folders = models.model_folders(arguments)
+    members = [
+        Predictor(
+            folder,
+            arguments.folds,
+            arguments.device,
+            arguments.tta,
+            postprocess=len(folders) == 1 and not arguments.no_postprocessing,
+            backend=arguments.backend,
         )
-    names = ", ".join(f"-t {task} -p {plan}" for task, plan in trained)
-    raise AutosegError(f"several models are trained; choose one: {names}")
+        for folder in folders
+    ]
+    predictor = members[0] if len(members) == 1 else Ensemble(members)
+    found = find_inputs(arguments.input, predictor.plan.channels)
+    for name, reason in found.passed_over.items():
+        say(f"passed over {name}: {reason}")
+    outcome = predict_cases(
+        predictor,
+        found.cases,
+        arguments.output,
+        arguments.overwrite,
+        format=arguments.format,
+        refused=found.refused,
+        save_probabilities=arguments.save_probabilities,
+    )
+    show(outcome)
+    if arguments.debug:
+        outcome.print_tracebacks()
+    print(arguments.output)
+    if outcome.is_our_fault:
+        return common.FAILED
+    return common.DONE if outcome.is_complete else common.BAD_INPUT
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--pretrained",
         type=Path,
         metavar="MODEL",
-        help="begin with the weights of this trained model: models/TASK/PLAN, a fold_K in it, or a "
-        ".safetensors file with its plan.json beside",
+        help="begin with the weights of this trained model: models/TASK/PLAN or a zip of "
+        "autoseg_pack, a fold_K in one of them, or a .safetensors file with its plan.json beside",
     )
     parser.add_argument(
         "--tensorboard",

@@ -3,60 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from autoseg import __version__
-from autoseg.errors import AutosegError, DataError
-from autoseg.files import read_json, write_json
-from autoseg.image import Geometry, read_image, read_label, write_label
-from autoseg.planning.plan import Plan, VolumeShare
+from autoseg.errors import AutosegError, DataError, RunError
+from autoseg.files import replacing
+from autoseg.geometry import Geometry
+from autoseg.image import read_image, read_label
+from autoseg.prediction.ensemble import Ensemble, PreparedEach
 from autoseg.prediction.inputs import Inputs
-from autoseg.prediction.predictor import Predictor
-from autoseg.progress import progress, say
+from autoseg.prediction.outcome import Outcome
+from autoseg.prediction.output import DEFAULT_FORMAT, check_format, ending, write_prediction
+from autoseg.prediction.pipeline import overlap
+from autoseg.prediction.predictor import LabelMap, Predictor
+from autoseg.prediction.probabilities import ENDING as PROBABILITIES
+from autoseg.prediction.record import CaseRecord, Record, file_facts
+from autoseg.prediction.volumes import volumes
+from autoseg.prediction.work import Work, input_bytes
+from autoseg.preprocessing.steps import Prepared
+from autoseg.progress import Progress, progress, say
 
-RECORD = "predictions.json"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of every case: name -> its record, or why it failed."""
-
-    predicted: dict[str, dict[str, Any]]
-    skipped: tuple[str, ...]
-    failed: dict[str, str]
-
-    def raise_failures(self) -> None:
-        """Stop if a case failed.
-
-        Raises:
-            DataError: names the first one and how many more there are.
-        """
-        if self.failed:
-            reason = next(iter(self.failed.values()))
-            more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
-            raise DataError(f"{reason}{more}")
+Value = TypeVar("Value")
 
 
-def output_path(folder: Path, case: str) -> Path:
+def output_path(folder: Path, case: str, format: str = DEFAULT_FORMAT) -> Path:
     """Where a case's prediction goes."""
-    return folder / f"{case}.nii.gz"
+    return folder / f"{case}{ending(format)}"
 
 
 def predict_cases(
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     inputs: Inputs,
     out: Path,
     overwrite: bool,
     previous: Mapping[str, Path] | None = None,
+    format: str = DEFAULT_FORMAT,
+    refused: Mapping[str, str] | None = None,
+    save_probabilities: bool = False,
 ) -> Outcome:
     """Predict every case that is not there yet; write `predictions.json` beside the label maps.
+
+    The next case is read and the last one written while one is in the network: at most three are
+    in memory. Several runs on one folder share its cases.
 
     Args:
         predictor: a loaded model.
@@ -64,139 +56,208 @@ def predict_cases(
         out: folder for the label maps.
         overwrite: predict what is there already, too.
         previous: for a cascade, case -> the label map of its previous stage, where it is there.
+        format: of the label maps, see `output.FORMATS`.
+        refused: cases that cannot be predicted -> why; they are told with the others.
+        save_probabilities: write them beside the label maps, see `prediction.probabilities`.
 
     Raises:
-        AutosegError: an output would replace a scan, or the cases that are there already were
-            predicted by another plan.
+        AutosegError: an output would replace a scan, the cases that are there already were
+            predicted by another model, or nothing can be written.
     """
-    _protect_scans(inputs, out)
-    wanted = [name for name in inputs if overwrite or not output_path(out, name).exists()]
-    skipped = tuple(name for name in inputs if name not in wanted)
-    origin = _origin(predictor, known=previous is not None)
-    earlier = _earlier_records(origin, out, skipped)
-    predicted: dict[str, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
-    with progress("predicting", len(wanted)) as bar:
-        for name in wanted:
-            try:
-                before = previous[name] if previous else None
-                predicted[name] = _predict_case(predictor, name, inputs[name], out, before)
-                # After each case: a run that is stopped keeps the records of what it has done.
-                _write_record(predictor.plan, origin, out, earlier | predicted)
-            except DataError as error:
-                failed[name] = str(error)
-                say(f"skipped {name}: {error}")
-            bar.advance(name)
-    _write_record(predictor.plan, origin, out, earlier | predicted)
-    return Outcome(predicted, skipped, failed)
+    check_format(format, inputs)
+    more = (PROBABILITIES,) if save_probabilities else ()
+    outputs = {
+        name: (output_path(out, name, format).name, *(name + ending for ending in more))
+        for name in inputs
+    }
+    _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})
+    record = Record(out, predictor, {"format": format}, known=previous is not None)
+    outcome = Outcome(refused=dict(refused or {}))
+    with (
+        closing(Work(out, inputs, outputs, record, overwrite)) as work,
+        progress("predicting", len(work.wanted)) as bar,
+    ):
+        stages = _Stages(predictor, work, previous, format)
+        for names in work.rounds():
+            for done in overlap(names, stages.prepare, stages.compute, stages.finish):
+                _sort_in(done, outcome, bar)
+        skipped = {*work.skipped, *work.elsewhere}
+    kept = tuple(name for name in inputs if name in skipped)
+    return Outcome(outcome.predicted, kept, outcome.refused, outcome.failed)
 
 
-def _protect_scans(inputs: Inputs, out: Path) -> None:
-    for name, files in inputs.items():
-        path = output_path(out, name)
-        if path.resolve() in [file.resolve() for file in files]:
+def _protect_scans(inputs: Inputs, outputs: Mapping[str, Path]) -> None:
+    for name, path in outputs.items():
+        if path.resolve() in [file.resolve() for file in inputs[name]]:
             raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
 
 
-def _predict_case(
-    predictor: Predictor, name: str, files: tuple[Path, ...], out: Path, previous: Path | None
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    image = read_image(files, own_type=True)
+@dataclass(frozen=True)
+class _Ready:
+    """A case that can go through the network."""
+
+    name: str
+    prepared: Prepared | PreparedEach
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Segmented:
+    """A case that can be written."""
+
+    name: str
+    label: LabelMap
+    geometry: Geometry
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    name: str
+    record: CaseRecord
+
+
+@dataclass(frozen=True)
+class _Failed:
+    name: str
+    error: Exception
+
+
+class _Stages:
+    """What happens to a case, one stage after the other; one that fails goes past the rest."""
+
+    def __init__(
+        self,
+        predictor: Predictor | Ensemble,
+        work: Work,
+        previous: Mapping[str, Path] | None,
+        format: str,
+    ) -> None:
+        self.predictor, self.work, self.previous = predictor, work, previous
+        self.format = format
+
+    def prepare(self, name: str) -> _Ready | _Failed:
+        return _caught(name, lambda: self._read(name))
+
+    def compute(self, case: _Ready | _Failed) -> _Segmented | _Failed:
+        if isinstance(case, _Failed):
+            return case
+        return _caught(case.name, lambda: self._segment(case))
+
+    def finish(self, case: _Segmented | _Failed) -> _Predicted | _Failed:
+        try:
+            if isinstance(case, _Failed):
+                return case
+            return _caught(case.name, lambda: self._write(case))
+        finally:
+            self.work.release(case.name)
+
+    def _read(self, name: str) -> _Ready:
+        files = self.work.inputs[name]
+        watch = _Watch()
+        image = read_image(files, own_type=True)
+        before = read_label(self.previous[name])[0] if self.previous else None
+        watch.lap("reading")
+        try:
+            prepared = self.predictor.prepare(image, before)
+        except DataError as error:
+            raise DataError(f"{files[0]}: {error}") from error
+        watch.lap("preparing")
+        return _Ready(name, prepared, watch.seconds)
+
+    def _segment(self, case: _Ready) -> _Segmented:
+        watch = _Watch()
+        _, *more = self.work.outputs[case.name]
+        save = self.work.folder / more[0] if more else None
+        label = self.predictor.segment(case.prepared, save)  # type: ignore[arg-type]
+        watch.lap("network")
+        return _Segmented(case.name, label, case.prepared.geometry, case.seconds | watch.seconds)
+
+    def _write(self, case: _Segmented) -> _Predicted:
+        files, plan = self.work.inputs[case.name], self.predictor.plan
+        path = self.work.folder / self.work.outputs[case.name][0]
+        watch = _Watch()
+        found = volumes(case.label, case.geometry, plan)
+        with replacing(path) as whole:
+            with _named(path, whole):
+                write_prediction(whole, case.label, case.geometry, files, plan, self.format)
+            facts = file_facts(whole)
+            watch.lap("writing")
+            # First the old file goes, then the record is written, then the new file appears: so a
+            # run that is killed in between leaves no file that another run would take for done.
+            path.unlink(missing_ok=True)
+            record = self.work.record.add(
+                case.name,
+                {
+                    "inputs": [str(file) for file in files],
+                    "input_bytes": input_bytes(files),
+                    "files": {path.name: facts, **self._facts_of_more(case.name)},
+                    "seconds": case.seconds | watch.seconds,
+                    **found,
+                },
+            )
+        return _Predicted(case.name, record)
+
+    def _facts_of_more(self, name: str) -> dict[str, Any]:
+        """Of the files that are written before the label map."""
+        _, *more = self.work.outputs[name]
+        return {file: file_facts(self.work.folder / file) for file in more}
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Let errors of writing name the file that the user knows, in one line."""
     try:
-        label = predictor.predict(image, None if previous is None else read_label(previous)[0])
-    except DataError as error:
-        raise DataError(f"{files[0]}: {error}") from error
-    path = output_path(out, name)
-    write_label(path, label, image.geometry)
-    return {
-        "file": path.name,
-        "inputs": [str(file) for file in files],
-        "seconds": round(time.perf_counter() - started, 3),
-        **volumes(label, image.geometry, predictor.plan),
-    }
-
-
-def volumes(label: NDArray[Any], geometry: Geometry, plan: Plan) -> dict[str, Any]:
-    """Volume of each class in ml, and the shares that the plan names."""
-    highest = max(value for covered in plan.labels.values() for value in covered)
-    counts = np.bincount(label.ravel(), minlength=highest + 1)
-    voxel_ml = prod(geometry.spacing_mm) / 1000
-    classes = dict(list(plan.labels.items())[1:])
-    record: dict[str, Any] = {
-        "volume_ml": {
-            name: round(float(counts[list(covered)].sum() * voxel_ml), 6)
-            for name, covered in classes.items()
-        }
-    }
-    if plan.shares:
-        record["share"] = {
-            _name_of(share.label, plan.labels): _share(counts, share, plan) for share in plan.shares
-        }
-    return record
-
-
-def _share(counts: NDArray[np.intp], share: VolumeShare, plan: Plan) -> float | None:
-    part = _voxels(counts, {share.label}, plan)
-    whole = part + _voxels(counts, set(share.container), plan)
-    return round(part / whole, 6) if whole else None
-
-
-def _voxels(counts: NDArray[np.intp], labels: set[int], plan: Plan) -> int:
-    """Voxels of the classes of these labels; a prediction holds one value for a whole class."""
-    if plan.classes.are_regions:  # it holds the values of regions, in which classes overlap
-        return int(counts[list(labels)].sum())
-    classes = [covered for covered in plan.labels.values() if labels & set(covered)]
-    return sum(int(counts[list(covered)].sum()) for covered in classes)
-
-
-def _name_of(value: int, classes: dict[str, tuple[int, ...]]) -> str:
-    """The class of a value; of regions the smallest one."""
-    covering = [name for name, covered in classes.items() if value in covered]
-    return min(covering, key=lambda name: len(classes[name]))
-
-
-def _earlier_records(origin: dict[str, Any], out: Path, skipped: tuple[str, ...]) -> dict[str, Any]:
-    """The records of cases that an earlier run predicted in the same way into the same folder."""
-    path = out / RECORD
-    if not path.exists():
-        return {}
-    try:
-        record = read_json(path)
-    except AutosegError:
-        say(f"{path} is damaged; it is written anew")
-        return {}
-    differing = [key for key, value in origin.items() if record.get(key) != value]
-    if not differing:
-        return dict(record.get("cases", {}))
-    if skipped:
+        yield
+    except DataError:
+        raise
+    except AutosegError as error:
+        raise AutosegError(str(error).replace(temporary.name, path.name)) from error
+    except RuntimeError as error:  # of SimpleITK, on a full disk
+        reason = str(error).strip().splitlines()[-1]
         raise AutosegError(
-            f"{out}: the predictions there have another {' and '.join(differing)} than this run "
-            f"(see {path.name}); choose another -o, or --overwrite them"
-        )
-    return {}
+            f"cannot write {path}: {reason}; choose a folder that is writable and has free space"
+        ) from error
 
 
-def _origin(predictor: Predictor, known: bool) -> dict[str, Any]:
-    """What decides a prediction, besides the scan and a previous stage that is known."""
-    origin: dict[str, Any] = {
-        "plan_id": predictor.plan.id,
-        "folds": list(predictor.model.folds),
-        "mirrored": len(predictor.flips) > 1,
-    }
-    if not known and predictor.previous is not None:
-        origin["previous_stage"] = _origin(predictor.previous, known=False)
-    return origin
+class _Watch:
+    """Measures the parts of a stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.started = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = round(now - self.started, 3)
+        self.started = now
 
 
-def _write_record(plan: Plan, origin: dict[str, Any], out: Path, cases: dict[str, Any]) -> None:
-    record = {
-        "autoseg": __version__,
-        "task": plan.task,
-        "plan": plan.name,
-        **origin,
-        "labels": {name: list(values) for name, values in plan.labels.items()},
-        "ignore_label": plan.ignore_label,
-        "cases": dict(sorted(cases.items())),
-    }
-    write_json(out / RECORD, record)
+def _caught(name: str, stage: Callable[[], Value]) -> Value | _Failed:
+    """Run a stage; what concerns this case alone becomes a failure.
+
+    Other errors of the user's (the folder cannot be written, a model is not there) and signals
+    would meet every case: they end the run.
+    """
+    try:
+        return stage()
+    except DataError as error:
+        return _Failed(name, error)
+    except (AutosegError, RunError):
+        raise
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the volumes of the case
+        return _Failed(name, error)
+
+
+def _sort_in(done: _Predicted | _Failed, outcome: Outcome, bar: Progress) -> None:
+    match done:
+        case _Predicted(name, record):
+            outcome.predicted[name] = record
+        case _Failed(name, DataError() as error):
+            outcome.refused[name] = str(error)
+            say(f"skipped {name}: {error}")
+        case _Failed(name, error):
+            outcome.failed[name] = error
+            say(f"skipped {name}: {error!r}")
+    bar.advance(done.name)

@@ -1,77 +1,112 @@
-"""Which cases a folder of new scans holds."""
+"""Which cases a file or a folder of new scans holds."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.dicom import is_dicom
+from autoseg.endings import ENDINGS, ending_of, stem_of
 from autoseg.errors import DataError
-from autoseg.image import ENDINGS, ending_of, stem_of
+from autoseg.prediction.studies import Scan, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 Inputs = dict[str, tuple[Path, ...]]
 
 
-def find_inputs(path: Path, channels: tuple[str, ...]) -> Inputs:
-    """Case names and their files, one a channel, in the order of the channels.
+@dataclass(frozen=True)
+class Found:
+    """What a path holds.
+
+    Attributes:
+        cases: case name -> its files, one a channel, in the order of the channels. A DICOM series
+            is its folder, or one of its slices where the folder holds several.
+        refused: scans that cannot be right, by name -> why.
+        passed_over: what was not meant to be a scan, by file or series -> what it is.
+    """
+
+    cases: Inputs
+    refused: dict[str, str]
+    passed_over: dict[str, str]
+
+
+def find_inputs(path: Path, channels: tuple[str, ...]) -> Found:
+    """The cases of a scan, or of a folder of scans.
 
     Files are named CASE_0000, CASE_0001, ... by channel; a scan with one channel, or one file that
-    holds all channels, may leave the number out. A DICOM series is a folder of its own.
+    holds all channels, may leave the number out. DICOM is looked for in the folders below, too, at
+    any depth: each series is a case, named after its folders (PATIENT_STUDY_SERIES) and, where a
+    folder holds several, its number. Other files are not: results often lie below their scans.
 
     Raises:
-        DataError: nothing is there, a channel is missing, or two files claim to be the same case.
+        DataError: there is nothing that could be a scan.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    files = [path] if path.is_file() or _is_series(path) else _scans_in(path)
-    if not files:
+    if path.is_file():
+        return _group([_single(path)], channels, Found({}, {}, {}))
+    studies = find_studies(path)
+    scans = [Scan("", stem_of(file), file) for file in _files_in(path)] + studies.scans
+    found = Found({}, studies.refused, studies.passed_over)
+    if not scans and not found.refused:
+        seen = [f"{name}: {reason}" for name, reason in found.passed_over.items()]
         raise DataError(
-            f"{path}: holds no scan; known are files ending in {', '.join(ENDINGS)}, and folders "
-            "with one DICOM series each"
+            f"{path}: holds no scan; known are files ending in {', '.join(ENDINGS)}, and DICOM "
+            f"series{'; passed over: ' if seen else ''}{'; '.join(seen)}"
         )
-    found: dict[str, dict[int, Path]] = {}
-    stems = {stem_of(file) for file in files}
-    for file in files:
-        name, channel = _case_and_channel(stem_of(file), stems, len(channels))
-        twin = found.setdefault(name, {}).setdefault(channel, file)
-        if twin != file:
-            raise DataError(f"{file} and {twin.name} are the same case; rename or remove one")
-    return {name: _in_order(name, by_channel, channels) for name, by_channel in found.items()}
+    return _group(scans, channels, found)
 
 
-def _case_and_channel(stem: str, stems: set[str], channels: int) -> tuple[str, int]:
+def _single(path: Path) -> Scan:
+    if ending_of(path):
+        return Scan("", stem_of(path), path)
+    if is_dicom(path):
+        return scan_of_slice(path)
+    raise DataError(
+        f"{path}: no scan; known are files ending in {', '.join(ENDINGS)}, and DICOM series"
+    )
+
+
+def _files_in(folder: Path) -> list[Path]:
+    entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+    return [entry for entry in entries if ending_of(entry) and entry.is_file()]
+
+
+def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: Found) -> Found:
+    """Bring the channels of each case together."""
+    scans = list(scans)
+    stems = {(scan.above, scan.stem) for scan in scans}
+    cases: dict[str, dict[int, Path]] = {}
+    for scan in scans:
+        stem, channel = _case_and_channel(scan, stems, len(channels))
+        name = f"{scan.above}_{stem}" if scan.above else stem
+        twin = cases.setdefault(name, {}).setdefault(channel, scan.path)
+        if twin != scan.path:
+            found.refused[name] = f"{scan.path} and {twin} are the same case; rename or remove one"
+    for name, files in sorted(cases.items()):
+        if gap := _gap(name, files, channels):
+            found.refused.setdefault(name, gap)
+        if name not in found.refused:
+            found.cases[name] = tuple(files[channel] for channel in sorted(files))
+    return found
+
+
+def _case_and_channel(scan: Scan, stems: set[tuple[str, str]], channels: int) -> tuple[str, int]:
     """A number that no channel has belongs to the name (`scan_2021`), unless CASE_0000 is there."""
-    numbered = CHANNEL.match(stem)
+    numbered = CHANNEL.match(scan.stem)
     if not numbered:
-        return stem, 0
+        return scan.stem, 0
     case, channel = numbered["case"], int(numbered["channel"])
-    if channel >= channels and f"{case}_0000" not in stems:
-        return stem, 0
+    if channel >= channels and (scan.above, f"{case}_0000") not in stems:
+        return scan.stem, 0
     return case, channel
 
 
-def _in_order(name: str, files: dict[int, Path], channels: tuple[str, ...]) -> tuple[Path, ...]:
-    """The files by channel; a gap in the numbers is named."""
-    if gaps := sorted(set(range(len(files))) - set(files)):
-        missing = ", ".join(f"{name}_{gap:04d}" for gap in gaps)
-        raise DataError(
-            f"case {name}: {missing} is missing; the model's channels are {', '.join(channels)}"
-        )
-    return tuple(files[channel] for channel in sorted(files))
-
-
-def _scans_in(folder: Path) -> list[Path]:
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    return [entry for entry in entries if ending_of(entry) or _is_series(entry)]
-
-
-def _is_series(path: Path) -> bool:
-    """Is this a folder of DICOM slices? They often have no ending: look for the `DICM` mark."""
-    if not path.is_dir():
-        return False
-    entries = (entry for entry in sorted(path.iterdir()) if not entry.name.startswith("."))
-    first = next((entry for entry in entries if entry.is_file()), None)
-    if first is None:
-        return False
-    with first.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+def _gap(name: str, files: dict[int, Path], channels: tuple[str, ...]) -> str | None:
+    """Which numbers of channels are missing between the others."""
+    if not (gaps := sorted(set(range(len(files))) - set(files))):
+        return None
+    missing = ", ".join(f"{name}_{gap:04d}" for gap in gaps)
+    return f"case {name}: {missing} is missing; the model's channels are {', '.join(channels)}"

@@ -4,48 +4,66 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from autoseg.checkpoint import load_checkpoint, load_weights
+from autoseg.checkpoint import load_weights
 from autoseg.errors import AutosegError
 from autoseg.files import read_json, write_json
+from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.planning.plan import Plan
+from autoseg.prediction.postprocessing import FILE_NAME, Postprocessing
 
-FINAL = "final.safetensors"
+__all__ = [
+    "FINAL",
+    "Model",
+    "check_previous",
+    "load_model",
+    "load_postprocessing",
+    "load_previous",
+    "save_previous",
+    "trained_folds",
+]
+
 PREVIOUS = "previous_stage.json"
 
 
 @dataclass(frozen=True)
 class Model:
-    """Networks in evaluation mode that are averaged, and the plan they were trained by."""
+    """Networks in evaluation mode that are averaged, and the plan they were trained by.
+
+    Attributes:
+        folder: the model's folder, or the zip that it is packed in.
+        files: the files there; None: those of `folder`.
+    """
 
     folder: Path
     plan: Plan
     folds: tuple[str, ...]
     networks: tuple[UNet, ...]
+    files: ModelFiles | None = None
 
 
 def trained_folds(folder: Path) -> list[str]:
     """Names of the finished folds of a model folder: `0`, `1`, ..., `all`."""
-    found = sorted(path.parent.name for path in folder.glob(f"fold_*/{FINAL}"))
-    return [name.removeprefix("fold_") for name in found]
+    return FolderFiles(folder).folds()
 
 
 def load_model(folder: Path, folds: list[str] | None, device: torch.device) -> Model:
-    """Load the named folds, or all that are finished.
+    """Load the named folds, or all that are finished, of a model folder or a packed model (.zip).
 
     Raises:
-        AutosegError: not a model folder, a fold that is not there, or weights of another plan.
+        AutosegError: not a model, a fold that is not there, or weights of another plan.
     """
-    if not (folder / "plan.json").is_file():
-        raise AutosegError(
-            f"{folder} is no model folder: it has no plan.json; give models/TASK/PLAN"
-        )
-    plan = load_plan(folder / "plan.json")
-    there = trained_folds(folder)
+    return _load(open_model(folder), folder, folds, device)
+
+
+def _load(files: ModelFiles, folder: Path, folds: list[str] | None, device: torch.device) -> Model:
+    plan = plan_in(files)
+    there = files.folds()
     if not there:
         raise AutosegError(f"{folder} has no finished fold; run: autoseg_train {plan.task} fold 0")
     wanted = folds or there
@@ -53,10 +71,8 @@ def load_model(folder: Path, folds: list[str] | None, device: torch.device) -> M
         raise AutosegError(
             f"{folder} has no finished fold {', '.join(missing)}; there: {', '.join(there)}"
         )
-    networks = tuple(
-        _load_network(plan, folder / f"fold_{fold}" / FINAL, device) for fold in wanted
-    )
-    return Model(folder, plan, tuple(wanted), networks)
+    networks = tuple(_load_network(plan, files, f"fold_{fold}/{FINAL}", device) for fold in wanted)
+    return Model(folder, plan, tuple(wanted), networks, files)
 
 
 def save_previous(folder: Path, previous: Plan) -> None:
@@ -70,14 +86,15 @@ def load_previous(model: Model, device: torch.device) -> Model:
     Raises:
         AutosegError: it is not there, or another plan trained it than the cascade was trained on.
     """
-    folder = model.folder.parent / str(model.plan.previous_stage)
-    if not folder.is_dir():
+    files = _files(model)
+    before = files.previous(str(model.plan.previous_stage))
+    if not before.has(PLAN):
         raise AutosegError(
-            f"{model.folder} refines {model.plan.previous_stage}, whose models are missing: put "
-            f"them into {folder}"
+            f"{before.path('')} is no model folder: it has no {PLAN}; put the models that "
+            f"{model.folder} refines there"
         )
-    previous = load_model(folder, None, device)
-    check_previous(model.folder, previous.plan)
+    previous = _load(before, before.path(""), None, device)
+    _check_previous(files.json(PREVIOUS), str(model.folder), previous.plan)
     return previous
 
 
@@ -87,16 +104,44 @@ def check_previous(folder: Path, previous: Plan) -> None:
     Raises:
         AutosegError: it has another plan than `save_previous` wrote down.
     """
-    wanted = read_json(folder / PREVIOUS).get("plan_id")
+    _check_previous(read_json(folder / PREVIOUS), str(folder), previous)
+
+
+def _check_previous(found: Any, where: str, previous: Plan) -> None:
+    wanted = found.get("plan_id") if isinstance(found, dict) else None
     if wanted != previous.id:
         raise AutosegError(
-            f"{folder} refines plan {wanted} of {previous.name}, but that is {previous.id} now; "
+            f"{where} refines plan {wanted} of {previous.name}, but that is {previous.id} now; "
             "put the models of that plan back, or train the cascade anew"
         )
 
 
-def _load_network(plan: Plan, path: Path, device: torch.device) -> UNet:
-    tensors, state = load_checkpoint(path)
+def load_postprocessing(model: Model) -> Postprocessing | None:
+    """What the cross-validation of the model's plan has shown to be good; None if nothing is there.
+
+    Raises:
+        AutosegError: it is broken, or was learned for another plan.
+    """
+    files = _files(model)
+    if not files.has(FILE_NAME):
+        return None
+    where = str(files.path(FILE_NAME))
+    found = Postprocessing.from_json(files.json(FILE_NAME), where)
+    if found.plan_id != model.plan.id:
+        raise AutosegError(
+            f"{where} was learned for plan {found.plan_id}, but the model's is {model.plan.id}; "
+            "learn it anew with autoseg_evaluate TASK, or delete it"
+        )
+    return found
+
+
+def _files(model: Model) -> ModelFiles:
+    return model.files or FolderFiles(model.folder)
+
+
+def _load_network(plan: Plan, files: ModelFiles, name: str, device: torch.device) -> UNet:
+    path = files.path(name)
+    tensors, state = files.checkpoint(name)
     if state.get("plan_id") != plan.id:
         raise AutosegError(
             f"{path} was trained by plan {state.get('plan_id')}, but plan.json beside it is "

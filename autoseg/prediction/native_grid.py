@@ -1,95 +1,217 @@
-"""From slabs of probabilities to a label map on the scan's own grid.
+"""Class probabilities on the scan's own grid, some planes and one class at a time.
 
-Probabilities are interpolated linearly and compared class by class, a few planes at a time. Of
-classes the most probable wins; regions are painted in order wherever they are more probable than
-not.
+They are interpolated linearly between the voxels of the network's grid. So they never exceed the
+largest of those around, which tells where a class cannot be chosen before anything is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.prediction.sliding_window import Slab
-from autoseg.preprocessing.resample import Shape3, apply_operators, axis_operator
+from autoseg.preprocessing.resample import (
+    Band,
+    Shape3,
+    apply_bands,
+    axis_bands,
+    axis_operator,
+    most_shrinking_first,
+)
 
 PLANES_AT_ONCE = 16
 
+Patch = tuple[slice, slice]  # a part of all planes, along y and z
 
-def segment(
-    slabs: Iterable[Slab],
-    low_shape: Shape3,
-    native_shape: Shape3,
-    dtype: Any = np.uint8,
-    regions: bool = False,
-) -> NDArray[Any]:
-    """The class of every voxel of the native grid.
+
+class Planes(Protocol):
+    """Some consecutive planes (x) of a scan's own grid, and the probabilities there.
+
+    Attributes:
+        rows: which planes.
+        shape: voxels of all of them, (x, y, z).
+    """
+
+    rows: slice
+    shape: Shape3
+
+    def reach(self, index: int, least: float) -> Patch | None:
+        """A part (y, z) outside of which a class is nowhere more probable than `least`."""
+
+    def shares(self, index: int, part: Patch) -> NDArray[np.float32]:
+        """A class's probabilities in a part of the planes, (x, *part)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the network's grid lies on the scan's own.
+
+    Attributes:
+        low_shape: voxels of the network's grid.
+        box: start and stop along x, y, z of the part of the scan's grid that it covers.
+        size: voxels of the scan's grid.
+        outside: the class of all that it does not cover; None for regions, which are not there.
+    """
+
+    low_shape: Shape3
+    box: tuple[tuple[int, int], ...]
+    size: Shape3
+    outside: int | None = 0
+
+
+def native_planes(slabs: Iterable[Slab], place: Place) -> Iterator[Planes]:
+    """All planes of the scan's grid in order, `PLANES_AT_ONCE` at a time.
 
     Args:
-        slabs: consecutive planes of probabilities (classes, planes, y, z), from x = 0 on.
-        low_shape: the whole shape that the slabs make up.
-        native_shape: the shape to return.
-        dtype: an unsigned integer type that can hold the number of classes.
-        regions: the probabilities are those of regions that may overlap.
-
-    Returns:
-        shape `native_shape`. Of classes the index of the most probable one; ties go to the smaller
-        index. Of regions 1 + the index of the last one above 0.5, or 0 where none is.
+        slabs: consecutive planes of probabilities (classes, planes, y, z) of the network's grid,
+            from x = 0 on. They are asked for as late as can be.
+        place: where they lie.
     """
-    out = np.zeros(native_shape, dtype)
-    if low_shape == native_shape:
-        for start, planes in slabs:
-            _choose(planes, out[start : start + planes.shape[1]], regions)
+    start, stop = place.box[0]
+    operator = axis_operator(place.low_shape[0], stop - start, 1)
+    held = _Held(iter(slabs))
+    for first in range(0, place.size[0], PLANES_AT_ONCE):
+        rows = slice(first, min(first + PLANES_AT_ONCE, place.size[0]))
+        inside = slice(max(first, start), min(rows.stop, stop))
+        if inside.start >= inside.stop:
+            yield _Outside(rows, place)
+            continue
+        mix = operator[inside.start - start : inside.stop - start]
+        used = np.flatnonzero(mix.any(axis=0))
+        low = held.planes(int(used[0]), int(used[-1]) + 1)
+        yield _Interpolated(rows, inside, place, low, mix[:, used[0] : used[-1] + 1])
+        del low
+
+
+class _Held:
+    """Those planes of the network's grid that are needed now."""
+
+    def __init__(self, slabs: Iterator[Slab]) -> None:
+        self.slabs, self.stop = slabs, 0
+        self.parts: list[Slab] = []
+
+    def planes(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Planes from `start`, before which none is asked for any more, up to `stop`."""
+        self._drop(start)
+        while self.stop < stop:
+            first, planes = next(self.slabs)
+            self.stop = first + planes.shape[1]
+            self.parts.append((first, planes))
+            self._drop(start)
+        if len(self.parts) > 1:
+            kept = [planes[:, max(0, start - first) :] for first, planes in self.parts]
+            self.parts = [(start, np.concatenate(kept, axis=1))]
+        first, planes = self.parts[0]
+        return planes[:, start - first : stop - first]
+
+    def _drop(self, start: int) -> None:
+        self.parts = [part for part in self.parts if part[0] + part[1].shape[1] > start]
+
+
+class _Outside:
+    """Planes that the network's grid does not reach."""
+
+    def __init__(self, rows: slice, place: Place) -> None:
+        self.rows, self.index = rows, place.outside
+        self.shape = (rows.stop - rows.start, place.size[1], place.size[2])
+
+    def reach(self, index: int, least: float) -> Patch | None:
+        return _whole(self.shape) if index == self.index else None
+
+    def shares(self, index: int, part: Patch) -> NDArray[np.float32]:
+        shape = (self.shape[0], *(side.stop - side.start for side in part))
+        return np.full(shape, index == self.index, np.float32)
+
+
+class _Interpolated:
+    """Planes that are mixed from those of the network's grid, at least in part."""
+
+    def __init__(
+        self,
+        rows: slice,
+        inside: slice,
+        place: Place,
+        low: NDArray[np.float32],
+        mix: NDArray[np.float32],
+    ) -> None:
+        self.rows, self.low = rows, low
+        self.outside = _Outside(rows, place)
+        self.shape = self.outside.shape
+        self.planes = _moved(inside, -rows.start)
+        self.across = (Band(slice(0, len(mix)), slice(0, mix.shape[1]), mix),)
+        self.sides = tuple(slice(start, stop) for start, stop in place.box[1:])
+        sizes = [side.stop - side.start for side in self.sides]
+        self.bands = [
+            axis_bands(low_size, size, 1)
+            for low_size, size in zip(place.low_shape[1:], sizes, strict=True)
+        ]
+        self.is_whole = inside == rows and self.sides == _whole(self.shape)
+
+    def reach(self, index: int, least: float) -> Patch | None:
+        if index == self.outside.index and not self.is_whole:
+            return _whole(self.shape)
+        likely = (self.low[index] > least).any(axis=0)
+        if not likely.any():
+            return None
+        y, z = (
+            _reached(bands, np.flatnonzero(likely.any(axis=other)), side.start)
+            for bands, other, side in zip(self.bands, (1, 0), self.sides, strict=True)
+        )
+        return y, z
+
+    def shares(self, index: int, part: Patch) -> NDArray[np.float32]:
+        wanted = [_overlap(*pair) for pair in zip(part, self.sides, strict=True)]
+        if any(side.start >= side.stop for side in wanted):
+            return self.outside.shares(index, part)
+        own = [_moved(side, -of.start) for side, of in zip(wanted, self.sides, strict=True)]
+        chosen = [_within(*pair) for pair in zip(self.bands, own, strict=True)]
+        cut = [_moved(side, -bands[0].rows.start) for side, bands in zip(own, chosen, strict=True)]
+        found = self._interpolated(index, chosen)[:, cut[0], cut[1]]
+        if self.planes.stop - self.planes.start == self.shape[0] and wanted == list(part):
+            return found
+        out = self.outside.shares(index, part)
+        here = [_moved(side, -of.start) for side, of in zip(wanted, part, strict=True)]
+        out[self.planes, here[0], here[1]] = found
         return out
-    operator = axis_operator(low_shape[0], native_shape[0], 1)
-    for rows, first, planes in _sources(slabs, operator):
-        shape = (planes.shape[1], native_shape[1], native_shape[2])
-        mix = operator[rows, first : first + planes.shape[1]]
-        _choose(_widened(planes, mix, shape), out[rows], regions)
-    return out
+
+    def _interpolated(self, index: int, bands: Sequence[Sequence[Band]]) -> NDArray[np.float32]:
+        """All planes inside, and those bands of y and z."""
+        along = [self.across, *bands]
+        needed = [slice(axis[0].columns.start, axis[-1].columns.stop) for axis in along]
+        volume: NDArray[np.float32] = self.low[index][tuple(needed)]
+        shape = [axis[-1].rows.stop - axis[0].rows.start for axis in along]
+        for axis in most_shrinking_first(volume.shape, shape):
+            volume = apply_bands(along[axis], volume, axis, needed[axis].start)
+        return volume
 
 
-def _widened(
-    planes: NDArray[np.float32], mix: NDArray[np.float32], shape: Shape3
-) -> Iterator[NDArray[np.float32]]:
-    """Each class's probabilities on some native planes, one class at a time."""
-    for plane in planes:
-        wide = apply_operators(plane, shape, (1, 1, 1))
-        yield (mix @ wide.reshape(len(wide), -1)).reshape(len(mix), *shape[1:])
+def _reached(bands: Sequence[Band], low: NDArray[np.intp], offset: int) -> slice:
+    """The voxels of all bands that take from any of these old voxels, on the scan's grid.
+
+    Where no voxel takes from them, because the scan's grid is the coarser one, it is a band near.
+    """
+    last = [band for band in bands if band.columns.start <= low[-1]][-1:] or [bands[0]]
+    first = [band for band in bands if low[0] < band.columns.stop][:1] or [bands[-1]]
+    start = min(first[0].rows.start, last[0].rows.start)
+    return slice(start + offset, max(first[0].rows.stop, last[0].rows.stop) + offset)
 
 
-def _choose(shares: Iterable[NDArray[np.float32]], out: NDArray[Any], regions: bool) -> None:
-    """Write the chosen class of every voxel into `out`, which is 0 so far."""
-    best = np.full(out.shape, 0.5 if regions else -np.inf, np.float32)
-    for index, share in enumerate(shares, start=int(regions)):
-        wins = share > best
-        out[wins] = index
-        if not regions:
-            best[wins] = share[wins]
+def _within(bands: Sequence[Band], side: slice) -> list[Band]:
+    """The bands that hold any of these new voxels."""
+    return [band for band in bands if band.rows.start < side.stop and side.start < band.rows.stop]
 
 
-def _sources(
-    slabs: Iterable[Slab], operator: NDArray[np.float32]
-) -> Iterator[tuple[slice, int, NDArray[np.float32]]]:
-    """For a few native planes at a time: which, and the low planes that they are mixed from."""
-    used = [np.flatnonzero(np.abs(row) > 1e-7) for row in operator]
-    needs = [(int(columns[0]), int(columns[-1]) + 1) for columns in used]
-    row, held_from, held = 0, 0, None
-    for start, planes in slabs:
-        held = planes if held is None else np.concatenate([held, planes], axis=1)
-        available = start + planes.shape[1]
-        while row < len(needs) and needs[row][1] <= available:
-            stop = row + 1
-            while stop < len(needs) and needs[stop][1] <= available and stop - row < PLANES_AT_ONCE:
-                stop += 1
-            first = min(low for low, _ in needs[row:stop])
-            last = max(high for _, high in needs[row:stop])
-            yield slice(row, stop), first, held[:, first - held_from : last - held_from]
-            row = stop
-        if row < len(needs):
-            # The next plane that is needed may lie beyond this slab, where planes are skipped.
-            keep = min(available, *(low for low, _ in needs[row:]))
-            held, held_from = held[:, keep - held_from :], keep
+def _overlap(one: slice, other: slice) -> slice:
+    return slice(max(one.start, other.start), min(one.stop, other.stop))
+
+
+def _moved(side: slice, by: int) -> slice:
+    return slice(side.start + by, side.stop + by)
+
+
+def _whole(shape: Shape3) -> Patch:
+    return slice(0, shape[1]), slice(0, shape[2])

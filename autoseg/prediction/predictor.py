@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.devices import autocast, autocast_type, memory_format, pick_device
-from autoseg.errors import DataError
+from autoseg.devices import pick_device
 from autoseg.image import Image
 from autoseg.networks.previous import with_masks
-from autoseg.prediction.model import Model, load_model, load_previous
-from autoseg.prediction.native_grid import segment
-from autoseg.prediction.sliding_window import predict_slabs
+from autoseg.prediction.backend import AUTO, choose_backend
+from autoseg.prediction.check import check_scan
+from autoseg.prediction.model import Model, load_model, load_postprocessing, load_previous
+from autoseg.prediction.native_grid import Place, Planes, native_planes
+from autoseg.prediction.segmenter import LabelMap as LabelMap
+from autoseg.prediction.segmenter import Segmenter, swapped
+from autoseg.prediction.sliding_window import predict_slabs, window_bytes
 from autoseg.preprocessing.previous import prepare_previous
+from autoseg.preprocessing.resample import Shape3
 from autoseg.preprocessing.steps import Prepared, prepare
 
-LabelMap = NDArray[np.integer[Any]]
 
-
-class Predictor:
+class Predictor(Segmenter[Prepared]):
     """Segments scans with the folds of one model, averaging their probabilities.
 
     A cascade's scans are segmented by all folds of its previous stage first.
@@ -37,6 +37,9 @@ class Predictor:
         folds: which folds; all that are finished if None.
         device: `cpu`, `cuda`, ...; the best one there if None.
         mirror: average over mirror images, too, on the axes that the plan allows.
+        postprocess: clean label maps as the model's cross-validation has shown to be good, if
+            `autoseg_evaluate TASK` has learned that (`postprocessing.json` beside the folds).
+        backend: what runs the networks, `auto`, `torch` or `openvino`; see `choose_backend`.
     """
 
     def __init__(
@@ -45,16 +48,17 @@ class Predictor:
         folds: Sequence[str] | None = None,
         device: str | None = None,
         mirror: bool = False,
+        postprocess: bool = True,
+        backend: str = AUTO,
     ) -> None:
         self.device = pick_device(device)
         if isinstance(model, Path):
             model = load_model(model, list(folds) if folds else None, self.device)
         self.model, self.plan, self.mirror = model, model.plan, mirror
+        self.postprocessing = load_postprocessing(model) if postprocess else None
         self.classes = self.plan.classes
-        self.dtype = autocast_type(self.device, self.plan.training.precision)
-        self.format = memory_format(self.device)
-        for network in model.networks:
-            network.to(memory_format=self.format)  # type: ignore[call-overload]
+        self.wanted_backend = backend
+        self.backend = choose_backend(backend, model.networks, self.plan, self.device)
         axes = self.plan.inference.mirror_axes if mirror else ()
         self.flips = [
             flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)
@@ -69,35 +73,39 @@ class Predictor:
         """
         if self.plan.previous_stage is None:
             return None
+        # Raw, as the segmentations that the cascade was trained on.
         return Predictor(
-            load_previous(self.model, self.device), None, str(self.device), self.mirror
+            load_previous(self.model, self.device),
+            None,
+            str(self.device),
+            self.mirror,
+            postprocess=False,
+            backend=self.wanted_backend,
         )
 
-    def predict(
-        self, image: Image, previous: LabelMap | None = None
-    ) -> NDArray[np.unsignedinteger[Any]]:
-        """The label map (x, y, z) of a scan, in the label values of the task.
+    @property
+    def backend_name(self) -> str:
+        """What runs the networks, in which version and precision: `torch 2.13.0 bfloat16`."""
+        return self.backend.name
+
+    def prepare(self, image: Image, previous: LabelMap | None = None) -> Prepared:
+        """A scan as the network sees it; a cascade's previous stage is predicted here.
 
         Args:
             image: the scan.
             previous: for a cascade, what its previous stage made of the scan, where that is known.
 
         Raises:
-            DataError: the scan has another number of channels than the plan.
+            DataError: the scan cannot be right for the plan.
         """
-        wanted = len(self.plan.channels)
-        if len(image.array) != wanted:
-            raise DataError(
-                f"the scan has {len(image.array)} channels, the model needs {wanted}: "
-                f"{', '.join(self.plan.channels)}"
-            )
+        check_scan(self.plan, image)
         if previous is None and self.previous is not None:
             previous = self.previous.predict(image)
         prepared = prepare(self.plan, image)
         if self.plan.previous_stage is not None:
             assert previous is not None
             prepared = self._with_previous(prepared, previous)
-        return self._to_file_grid(prepared)
+        return prepared
 
     def _with_previous(self, prepared: Prepared, previous: LabelMap) -> Prepared:
         """The previous stage as one more channel of part numbers; patches turn it into masks."""
@@ -107,24 +115,47 @@ class Predictor:
         image = np.concatenate([prepared.image, numbers[None].astype(np.float32)])
         return replace(prepared, image=image)
 
-    def _to_file_grid(self, prepared: Prepared) -> NDArray[np.unsignedinteger[Any]]:
-        patch = self.plan.sampling.patch_size
+    def segment(self, prepared: Prepared, save: Path | None = None) -> LabelMap:
+        """The label map (x, y, z) of a prepared scan on the scan's own grid.
+
+        Args:
+            prepared: by `prepare`.
+            save: a file for the probabilities, see `autoseg.prediction.probabilities`. They are
+                those of the networks: postprocessing changes the label map alone.
+        """
+        label = super().segment(prepared, save)
+        if self.postprocessing is not None:
+            self.postprocessing.apply(label)
+        return label
+
+    def size(self, prepared: Prepared) -> Shape3:
+        """Voxels of the scan's own grid."""
+        return prepared.geometry.size
+
+    def window_bytes(self, prepared: Prepared, axis: int) -> int:
+        """Memory that the sliding window takes along one axis."""
+        shape = swapped(prepared.image.shape[1:], axis)
+        patch = swapped(self.plan.sampling.patch_size, axis)
+        return window_bytes(shape, patch, self.classes.outputs)
+
+    def planes(self, prepared: Prepared, axis: int) -> Iterator[Planes]:
+        """Probabilities on the scan's own grid by planes across one axis, swapped with x."""
+        _, x, y, z = prepared.image.shape
+        inference = self.plan.inference
         slabs = predict_slabs(
-            self.probabilities,
-            prepared.image,
-            patch,
-            self.plan.inference,
+            lambda patches: self.probabilities(patches.swapaxes(2, 2 + axis)).swapaxes(2, 2 + axis),
+            prepared.image.swapaxes(1, 1 + axis),
+            swapped(self.plan.sampling.patch_size, axis),
+            inference.model_copy(update={"overlap": swapped(inference.overlap, axis)}),
             self.classes.outputs,
         )
-        _, x, y, z = prepared.image.shape
-        regions = self.classes.are_regions
-        classes = segment(slabs, (x, y, z), prepared.box_shape, np.uint16, regions)
-        values = self.classes.painted
-        dtype = np.uint8 if max(values) < 256 else np.uint16
-        whole = np.zeros(prepared.geometry.size, dtype)
-        box = tuple(slice(start, stop) for start, stop in prepared.box)
-        whole[box] = np.asarray(values, dtype)[classes]
-        return whole
+        place = Place(
+            low_shape=swapped((x, y, z), axis),
+            box=swapped(prepared.box, axis),
+            size=swapped(prepared.geometry.size, axis),
+            outside=None if self.classes.are_regions else 0,
+        )
+        return native_planes(slabs, place)
 
     @torch.inference_mode()
     def probabilities(self, patches: Tensor) -> Tensor:
@@ -134,22 +165,21 @@ class Predictor:
         """
         patches = self._inputs(patches.to(self.device))
         total: Tensor | float = 0.0
-        for network in self.model.networks:
+        for network in self.backend.networks:
             for flip in self.flips:
                 axes = [axis + 2 for axis in flip]
-                with autocast(self.device, self.dtype):
-                    logits = network(patches.flip(axes) if axes else patches)
-                shares = self._activated(logits.float())
+                logits = network(patches.flip(axes) if axes else patches)
+                shares = self._activated(logits)
                 total = total + (shares.flip(axes) if axes else shares)
         assert isinstance(total, Tensor)
-        return (total / (len(self.model.networks) * len(self.flips))).cpu()
+        return (total / (len(self.backend.networks) * len(self.flips))).cpu()
 
     def _inputs(self, patches: Tensor) -> Tensor:
         """What the network takes; a cascade's last channel becomes one mask for each part."""
         if self.plan.previous_stage is not None:
             parts = len(self.classes.parts) - 1
             patches = with_masks(patches[:, :-1], patches[:, -1], parts)
-        return patches.to(memory_format=self.format)
+        return patches
 
     def _activated(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits) if self.classes.are_regions else torch.softmax(logits, dim=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 from autoseg.dataset.task import Case
 from autoseg.errors import DataError
@@ -11,13 +13,28 @@ from autoseg.files import locked
 from autoseg.image import files_of, read_image, read_label
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
+from autoseg.preprocessing.sharing import link_from_others
 from autoseg.preprocessing.steps import Prepared, prepare
 from autoseg.preprocessing.store import CaseStore
 from autoseg.progress import say
 
 
-def preprocess(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: int) -> int:
+def preprocess(
+    plan: Plan,
+    cases: Sequence[Case],
+    store: CaseStore,
+    processes: int,
+    plans: Path | None = None,
+) -> int:
     """Bring every case into the store that is not there whole; several runs may call it at once.
+
+    Args:
+        plan: decides the steps.
+        cases: of the task.
+        store: the plan's.
+        processes: worker processes.
+        plans: the folder of the task's plans: cases that another of them has preprocessed alike
+            are linked.
 
     Returns:
         how many cases were preprocessed.
@@ -28,14 +45,24 @@ def preprocess(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: i
     """
     if not (missing := _missing(cases, store, processes)):
         return 0
-    with locked(store.folder / ".lock", "the case store", wait=True):
+    with ExitStack() as locks:
+        if plans is not None:  # plans that preprocess alike go one after the other
+            alike = plans / f".{store.preprocessing_id}.lock"
+            locks.enter_context(locked(alike, "this preprocessing", wait=True))
+        locks.enter_context(locked(store.folder / ".lock", "the case store", wait=True))
         store.remove_leftovers()
         missing = _missing(missing, store, processes)  # another run may have been faster
         for case in missing:
             if _is_there(case, store):
                 say(f"{store.folder / case.name} is damaged; it is preprocessed anew")
+        if plans is not None:
+            missing = [case for case in missing if not _linked(store, plans, case)]
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)
+
+
+def _linked(store: CaseStore, plans: Path, case: Case) -> bool:
+    return link_from_others(store, plans, case.name, _source(case))
 
 
 def preprocess_case(plan: Plan, store: CaseStore, case: Case) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.checkpoint import Tensors, load_checkpoint, without_prefix
+from autoseg.archive import is_archive
+from autoseg.checkpoint import Tensors, without_prefix
 from autoseg.errors import AutosegError
-from autoseg.planning.plan import Plan, load_plan
-
-FINAL, PLAN = "final.safetensors", "plan.json"
+from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
+from autoseg.planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -30,46 +29,66 @@ class Pretrained:
 
 
 def read_pretrained(path: Path) -> Pretrained:
-    """Read the weights of a model folder, of one of its fold folders, or of a file.
+    """Read the weights of a model folder, a packed model, a fold in one of them, or a file.
 
     Raises:
         AutosegError: there is no trained model, the plan is not beside it, or it is of another one.
     """
-    file = _find_weights(path)
-    plan_path = next((f / PLAN for f in file.parents[:2] if (f / PLAN).is_file()), None)
-    if plan_path is None:
-        raise AutosegError(f"--pretrained {path}: there is no {PLAN} beside {file.name}")
-    plan = load_plan(plan_path)
-    tensors, about = load_checkpoint(file)
+    files, name = _find_weights(path)
+    plan = plan_in(files)
+    tensors, about = files.checkpoint(name)
     if about.get("plan_id", plan.id) != plan.id:
         raise AutosegError(
-            f"--pretrained {path}: {file.name} was trained by plan {about['plan_id']}, but "
-            f"{plan_path} is {plan.id}; put the plan back that it was trained by"
+            f"--pretrained {path}: {Path(name).name} was trained by plan {about['plan_id']}, but "
+            f"{files.path(PLAN)} is {plan.id}; put the plan back that it was trained by"
         )
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = files.sha256(name)
     source = {"task": plan.task, "plan": plan.name, "plan_id": plan.id, "sha256": digest}
     return Pretrained(_weights_in(tensors), plan, source)
 
 
-def _find_weights(path: Path) -> Path:
-    """The file of weights that a path means."""
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    if (path / FINAL).is_file():
-        return path / FINAL
-    found = {file.parent.name: file for file in sorted(path.glob(f"fold_*/{FINAL}"))}
-    if len(found) > 1 and "fold_all" not in found:
+def _find_weights(path: Path) -> tuple[ModelFiles, str]:
+    """The model that a path means, and the name of the weights in it."""
+    if is_archive(path) and path.exists():
+        return _fold_in(open_model(path), path)
+    if is_archive(path.parent) and path.parent.exists():  # model.zip/fold_0
+        name = f"{path.name}/{FINAL}"
+        packed = open_model(path.parent)
+        if packed.has(name):
+            return packed, name
+    elif path.is_file() and path.suffix == ".safetensors":
+        return _beside_plan(path, path)
+    elif (path / FINAL).is_file():
+        return _beside_plan(path / FINAL, path)
+    elif FolderFiles(path).folds():
+        _, name = _fold_in(FolderFiles(path), path)
+        return _beside_plan(path / name, path)
+    raise AutosegError(
+        f"--pretrained {path}: there is no trained model; give models/TASK/PLAN, a fold_K in "
+        "it, a packed model.zip, or a .safetensors file with its plan.json beside"
+    )
+
+
+def _fold_in(files: ModelFiles, path: Path) -> tuple[ModelFiles, str]:
+    """The weights of the fold of all cases, or of the only one."""
+    folds = files.folds()
+    if len(folds) > 1 and "all" not in folds:
+        names = [f"fold_{fold}" for fold in folds]
         raise AutosegError(
-            f"--pretrained {path} has several folds: {', '.join(found)}; choose one: "
-            f"{path / next(iter(found))}"
+            f"--pretrained {path} has several folds: {', '.join(names)}; choose one: "
+            f"{path / names[0]}"
         )
-    if not found:
-        raise AutosegError(
-            f"--pretrained {path}: there is no trained model; give models/TASK/PLAN, a fold_K in "
-            "it, or a .safetensors file with its plan.json beside"
-        )
-    return found["fold_all"] if "fold_all" in found else next(iter(found.values()))
+    if not folds:
+        raise AutosegError(f"--pretrained {path} holds no weights")
+    return files, f"fold_{'all' if 'all' in folds else folds[0]}/{FINAL}"
+
+
+def _beside_plan(file: Path, path: Path) -> tuple[FolderFiles, str]:
+    """A file of weights in the folder of its plan, or one below."""
+    folder = next((f for f in file.parents[:2] if (f / PLAN).is_file()), None)
+    if folder is None:
+        raise AutosegError(f"--pretrained {path}: there is no {PLAN} beside {file.name}")
+    return FolderFiles(folder), file.relative_to(folder).as_posix()
 
 
 def _weights_in(tensors: Tensors) -> Tensors:

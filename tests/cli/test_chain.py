@@ -139,7 +139,8 @@ def test_new_scans_keep_name_and_grid_and_are_scored(
     assert printed.out == f"{out}\n"
     assert "2 predicted, 0 were there already, 1 refused" in printed.err
     assert "kaputt" in printed.err
-    assert files_below(out) == {"predictions.json", *(f"{name}.nii.gz" for name in names)}
+    side_files = {"labels.json", "predictions.json"}
+    assert files_below(out) == {*side_files, *(f"{name}.nii.gz" for name in names)}
     for name in names:
         label, geometry = read_label(out / f"{name}.nii.gz")
         assert geometry == read_label(HIPPOCAMPUS / "labelsTs" / f"{name}.nii.gz")[1]

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from autoseg import __version__
-from autoseg.cli import common, evaluate, plan, predict, train
+from autoseg.cli import common, evaluate, experiment, export, pack, plan, predict, train
 from autoseg.errors import AutosegError, DataError, PlanError, RunError, Stopped
 
 COMMANDS = {
@@ -20,6 +20,9 @@ COMMANDS = {
     "autoseg_train": train,
     "autoseg_predict": predict,
     "autoseg_evaluate": evaluate,
+    "autoseg_experiment": experiment,
+    "autoseg_pack": pack,
+    "autoseg_export": export,
 }
 
 
@@ -137,8 +140,8 @@ def test_processes_are_whole_numbers(number: str, capsys: pytest.CaptureFixture[
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from autoseg.cli import evaluate, plan, predict, train\n"
-        "for module in (evaluate, plan, predict, train):\n"
+        "from autoseg.cli import evaluate, experiment, export, pack, plan, predict, train\n"
+        "for module in (evaluate, experiment, export, pack, plan, predict, train):\n"
         "    assert module.main(['--help']) == 0\n"
         "heavy = ('torch', 'SimpleITK', 'numpy', 'scipy', 'matplotlib', 'pydantic', 'rich')\n"
         "print([name for name in heavy if name in sys.modules])\n"

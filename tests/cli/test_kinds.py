@@ -93,7 +93,7 @@ def test_sparse_regions_are_trained_predicted_and_scored(tmp_path: Path) -> None
     out = tmp_path / "out"
     scan = str(next(iter(sorted((HIPPOCAMPUS / "imagesTs").iterdir()))))
     assert predict.main(["-i", scan, "-o", str(out), *where(tmp_path)]) == 0
-    assert read_json(out / "predictions.json")["labels"]["whole"] == [1, 2]
+    assert read_json(out / "labels.json")["labels"]["whole"] == [1, 2]
     truths = str(HIPPOCAMPUS / "labelsTs")
     assert evaluate.main(["-g", truths, "-p", str(out), "--processes", "1"]) == 0
     assert Summary.load(out / "summary.json").labels == ("whole", "posterior")

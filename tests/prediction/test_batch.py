@@ -1,43 +1,28 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from autoseg.errors import AutosegError, DataError
+from autoseg.errors import AutosegError, DataError, RunError, Stopped
 from autoseg.files import read_json
 from autoseg.image import read_geometry, read_image, read_label
-from autoseg.planning.plan import Plan
-from autoseg.prediction.batch import RECORD, predict_cases, volumes
-from autoseg.prediction.inputs import find_inputs
+from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.record import LABELS as LABELS_FILE
+from autoseg.prediction.record import RECORD
 from tests.dataset.making import write_scan
-from tests.making import grid, tiny_plan
+from tests.making import tiny_plan
 from tests.prediction.making import Pointwise, model_of
+from tests.prediction.scans import PLAN, files_in, inputs_of, predict, write_scans
 
-LABELS = {"background": [0], "lungs": [1, 2], "infection": [3]}
-SHARE = {"label": 3, "container": [1, 2]}
-PLAN = tiny_plan(labels=LABELS, shares=[SHARE])
 LAS = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 OBLIQUE = (0.8, -0.6, 0.0, 0.48, 0.64, -0.6, 0.36, 0.48, 0.8)
-
-
-def predictor_of(plan: Plan = PLAN) -> Predictor:
-    return Predictor(model_of(plan, Pointwise()), device="cpu")
-
-
-def write_scans(folder: Path, *names: str) -> Path:
-    for seed, name in enumerate(names):
-        values = np.random.default_rng(seed).integers(0, 3, (6, 5, 4)).astype(np.float32)
-        write_scan(folder / f"{name}_0000.nii.gz", values, (1.0, 2.0, 2.5))
-    return folder
-
-
-def predict(folder: Path, out: Path, overwrite: bool = False, plan: Plan = PLAN) -> Any:
-    return predict_cases(predictor_of(plan), find_inputs(folder, plan.channels), out, overwrite)
+SIDE_FILES = {RECORD, LABELS_FILE}
 
 
 @pytest.fixture
@@ -52,162 +37,115 @@ def out(tmp_path: Path) -> Path:
 
 def test_every_case_becomes_one_label_map(scans: Path, out: Path) -> None:
     outcome = predict(scans, out)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "Müller 2.nii.gz",
-        "a.nii.gz",
-        RECORD,
-    ]
-    assert (outcome.skipped, outcome.failed) == ((), {})
+    assert files_in(out) == {"Müller 2.nii.gz", "a.nii.gz", *SIDE_FILES}
+    assert (outcome.skipped, outcome.refused, outcome.failed) == ((), {}, {})
     for name in ("a", "Müller 2"):
         label, _ = read_label(out / f"{name}.nii.gz")
         values = read_image([scans / f"{name}_0000.nii.gz"]).array[0]
         assert (label == np.array([0, 1, 3])[values.astype(int)]).all()
 
 
-def test_the_record_says_what_was_done_with_what(scans: Path, out: Path) -> None:
-    outcome = predict(scans, out)
-    record = read_json(out / RECORD)
-    assert record["cases"] == outcome.predicted
-    assert list(record["cases"]) == ["Müller 2", "a"]
-    assert record["plan_id"] == PLAN.id
-    assert (record["task"], record["plan"]) == ("Task001_Tiny", "default")
-    assert record["folds"] == ["0"]
-    assert record["labels"] == LABELS
-    assert record["ignore_label"] is None
-    case = record["cases"]["a"]
-    values = read_image([scans / "a_0000.nii.gz"]).array
-    lungs, infection = np.count_nonzero(values == 1), np.count_nonzero(values == 2)
-    assert case["file"] == "a.nii.gz"
-    assert case["inputs"] == [str(scans / "a_0000.nii.gz")]
-    assert case["seconds"] >= 0
-    voxel_ml = 1.0 * 2.0 * 2.5 / 1000
-    assert case["volume_ml"] == {
-        "lungs": pytest.approx(lungs * voxel_ml, abs=1e-6),
-        "infection": pytest.approx(infection * voxel_ml, abs=1e-6),
-    }
-    expected = infection / (lungs + infection)
-    assert case["share"] == {"infection": pytest.approx(expected, abs=1e-6)}
-
-
-def test_volumes_and_shares_golden() -> None:
-    label = np.zeros((10, 10, 10), np.uint8)
-    label[0] = 1  # 100 voxels of 3 cubic millimetres
-    label[1, :5] = 2  # 50
-    label[2, 0] = 3  # 10
-    geometry = grid((10, 10, 10), (0.5, 2.0, 3.0))
-    assert volumes(label, geometry, PLAN) == {
-        "volume_ml": {"lungs": 0.45, "infection": 0.03},
-        "share": {"infection": 0.0625},
-    }
-    assert "share" not in volumes(label, geometry, tiny_plan(labels=LABELS))
-
-
-def test_an_empty_segmentation_has_no_share() -> None:
-    nothing = volumes(np.zeros((4, 4, 4), np.uint8), grid((4, 4, 4)), PLAN)
-    assert nothing == {
-        "volume_ml": {"lungs": 0.0, "infection": 0.0},
-        "share": {"infection": None},
-    }
-
-
 @pytest.mark.parametrize("steps", [[], [{"step": "crop_to_nonzero"}, {"step": "resample"}]])
-def test_the_grid_of_the_scan_is_kept_to_the_bit(tmp_path: Path, out: Path, steps: Any) -> None:
+def test_the_grid_of_the_scan_is_kept(tmp_path: Path, out: Path, steps: Any) -> None:
     values = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
     place = (-101.37, 55.1, 1e-3)
     write_scan(tmp_path / "in" / "las.nii.gz", values, (0.71, 0.71, 2.3), place, LAS)
     write_scan(tmp_path / "in" / "oblique.nii.gz", values, (0.71, 0.9, 2.3), place, OBLIQUE)
-    plan = tiny_plan(preprocessing=steps)
-    assert predict(tmp_path / "in", out, plan=plan).failed == {}
+    assert predict(tmp_path / "in", out, plan=tiny_plan(preprocessing=steps)).is_complete
     for name in ("las", "oblique"):
         was = read_geometry(tmp_path / "in" / f"{name}.nii.gz")
-        now = read_geometry(out / f"{name}.nii.gz")
-        assert (now.size, now.spacing_mm, now.origin_mm) == (
-            was.size,
-            was.spacing_mm,
-            was.origin_mm,
-        )
-        if name == "las":
-            assert now.direction == was.direction
-        # NIfTI has no exact place for oblique directions: they pass through 32 bits.
-        assert now.direction == pytest.approx(was.direction, abs=1e-7)
+        assert read_geometry(out / f"{name}.nii.gz") == was
+
+
+@pytest.mark.parametrize("format", ["nrrd", "mha"])
+def test_another_format(scans: Path, out: Path, format: str) -> None:
+    predict(scans, out, format=format)
+    assert files_in(out) == {f"a.{format}", f"Müller 2.{format}", *SIDE_FILES}
+    assert output_path(out, "a", format).exists()
+    predict(scans, out.with_name("nifti"))
+    nifti = read_label(output_path(out.with_name("nifti"), "a"))
+    assert (read_label(out / f"a.{format}")[0] == nifti[0]).all()
+    assert predict(scans, out, format=format).skipped == ("Müller 2", "a")
+    with pytest.raises(AutosegError, match="have another format than this run"):
+        predict(scans, out)
 
 
 def test_a_bad_case_does_not_stop_the_others(scans: Path, out: Path) -> None:
     (scans / "bad.nii.gz").write_bytes(b"no scan")
     write_scan(scans / "two_0000.nii.gz", np.zeros((4, 4, 4), np.float32))
-    write_scan(scans / "two_0001.nii.gz", np.zeros((4, 4, 4), np.float32))
-    outcome = predict(scans, out)
+    inputs = inputs_of(scans)
+    inputs["two"] = (inputs["two"][0], inputs["two"][0])
+    predictor = Predictor(model_of(PLAN, Pointwise()), device="cpu")
+    outcome = predict_cases(predictor, inputs, out, False, refused={"odd": "odd: no scan"})
     assert sorted(outcome.predicted) == ["Müller 2", "a"]
-    assert sorted(outcome.failed) == ["bad", "two"]
-    assert "bad.nii.gz" in outcome.failed["bad"]
-    assert "two_0000.nii.gz: the scan has 2 channels, the model needs 1" in outcome.failed["two"]
+    assert sorted(outcome.refused) == ["bad", "odd", "two"]
+    assert "bad.nii.gz" in outcome.refused["bad"]
+    assert "two_0000.nii.gz: the scan has 2 channels, the model needs 1" in outcome.refused["two"]
     assert sorted(read_json(out / RECORD)["cases"]) == ["Müller 2", "a"]
-    assert not (out / "bad.nii.gz").exists()
-    with pytest.raises(DataError, match=r"bad\.nii\.gz.* \(and 1 more\)"):
+    assert files_in(out) == {"Müller 2.nii.gz", "a.nii.gz", *SIDE_FILES}
+    with pytest.raises(DataError, match=r"odd: no scan \(and 2 more\)"):
         outcome.raise_failures()
 
 
-def test_no_failure_raises_nothing(scans: Path, out: Path) -> None:
-    predict(scans, out).raise_failures()
+class Failing(nn.Module):
+    """A network that fails on scans of some value."""
+
+    def __init__(self, error: BaseException, value: float = 2.0) -> None:
+        super().__init__()
+        self.error, self.value = error, value
+        self.network = Pointwise()
+
+    def forward(self, patches: Tensor) -> Tensor:
+        if float(patches.max()) == self.value:
+            raise self.error
+        found: Tensor = self.network(patches)
+        return found
 
 
-def test_what_is_there_is_skipped_and_keeps_its_record(scans: Path, out: Path) -> None:
-    predict(scans, out)
-    before = (out / "a.nii.gz").stat().st_mtime_ns, read_json(out / RECORD)["cases"]["a"]
-    write_scans(scans, "a", "Müller 2", "new")
-    outcome = predict(scans, out)
-    assert (sorted(outcome.predicted), sorted(outcome.skipped)) == (["new"], ["Müller 2", "a"])
-    record = read_json(out / RECORD)["cases"]
-    assert list(record) == ["Müller 2", "a", "new"]
-    assert ((out / "a.nii.gz").stat().st_mtime_ns, record["a"]) == before
+def predict_failing(scans: Path, out: Path, error: BaseException) -> Any:
+    write_scan(scans / "b.nii.gz", np.eye(4, dtype=np.float32)[..., None].repeat(4, axis=2))
+    predictor = Predictor(model_of(PLAN, Failing(error)), device="cpu")
+    return predict_cases(predictor, inputs_of(scans), out, overwrite=False)
 
 
-def test_overwrite_predicts_again(scans: Path, out: Path) -> None:
-    predict(scans, out)
-    write_scan(scans / "a_0000.nii.gz", np.ones((3, 3, 3), np.float32))
-    outcome = predict(scans, out, overwrite=True)
-    assert sorted(outcome.predicted) == ["Müller 2", "a"]
-    label, _ = read_label(out / "a.nii.gz")
-    assert label.shape == (3, 3, 3)
-    assert (label == 1).all()
-
-
-def test_a_run_that_is_stopped_keeps_the_records_of_what_it_has_done(
-    scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "failed a: memory ran out"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory (OutOfMemoryError)"),
+        (RuntimeError("two\nlines"), "failed a: two lines (RuntimeError)"),
+    ],
+)
+def test_a_failure_of_ours_does_not_stop_the_others(
+    scans: Path, out: Path, error: Exception, told: str
 ) -> None:
-    predictor = predictor_of()
-    inputs = find_inputs(scans, PLAN.channels)
-    first, second = inputs
-    inputs[second] = (scans / "gone.nii.gz",)
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("autoseg.prediction.batch.say", interrupt)  # the second case fails
-    with pytest.raises(KeyboardInterrupt):
-        predict_cases(predictor, inputs, out, overwrite=False)
-    assert list(read_json(out / RECORD)["cases"]) == [first]
+    outcome = predict_failing(scans, out, error)
+    assert (list(outcome.predicted), sorted(outcome.failed)) == (["b"], ["Müller 2", "a"])
+    assert any(told in f"{state} {name}: {why}" for state, name, why in outcome.missing())
+    assert files_in(out) == {"b.nii.gz", *SIDE_FILES}
+    with pytest.raises(type(error)):
+        outcome.raise_failures()
 
 
-def test_predictions_of_another_plan_are_not_taken_for_ours(scans: Path, out: Path) -> None:
-    predict(scans, out)
-    other = tiny_plan(labels=LABELS, training={"seed": 1})
-    with pytest.raises(AutosegError, match=r"another plan_id than this run.*choose another -o"):
-        predict(scans, out, plan=other)
-    (scans / "a_0000.nii.gz").unlink()
-    predict(scans, out, overwrite=True, plan=other)
-    record = read_json(out / RECORD)
-    assert (record["plan_id"], list(record["cases"])) == (other.id, ["Müller 2"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped("stopped", 15), RunError("no")])
+def test_a_signal_ends_the_run_and_leaves_whole_files(
+    scans: Path, out: Path, error: BaseException
+) -> None:
+    write_scans(scans, "z")
+    with pytest.raises(type(error)):
+        predict_failing(scans, out, error)
+    found = files_in(out)
+    assert found <= {"b.nii.gz", *SIDE_FILES}  # no claim and nothing half-written is left
+    assert found >= SIDE_FILES
 
 
-def test_a_damaged_record_is_written_anew(scans: Path, out: Path) -> None:
-    predict(scans, out)
-    (out / RECORD).write_text("{", encoding="utf-8")
-    predict(scans, out, overwrite=True)
-    assert list(json.loads((out / RECORD).read_text(encoding="utf-8"))["cases"]) == [
-        "Müller 2",
-        "a",
-    ]
+def test_a_case_that_failed_lets_go_of_its_volumes(scans: Path, out: Path) -> None:
+    outcome = predict_failing(scans, out, MemoryError())
+    frame = outcome.failed["a"].__traceback__
+    while frame is not None:
+        held = [value for value in frame.tb_frame.f_locals.values() if hasattr(value, "shape")]
+        assert held == []
+        frame = frame.tb_next
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -20,6 +20,7 @@ from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import load_model, save_previous
 from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.record import model_id
 from tests.dataset.making import write_scan
 from tests.making import CASCADE, REGIONS, grid, tiny_plan
 from tests.prediction.making import model_of, save_model
@@ -120,7 +121,9 @@ def test_what_was_predicted_before_is_written_down(models: Path, tmp_path: Path)
     predict_cases(predictor, inputs, tmp_path / "new", overwrite=False)
     record = read_json(tmp_path / "new" / "predictions.json")
     previous = tiny_plan(name="tiny-3d_lowres", configuration="3d_lowres")
+    weights = load_model(models.parent / "tiny-3d_lowres", None, CPU)
     assert record["previous_stage"] == {
+        "model_id": model_id(weights),
         "plan_id": previous.id,
         "folds": ["0", "1", "2"],
         "mirrored": False,

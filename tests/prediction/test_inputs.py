@@ -2,26 +2,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autoseg.errors import DataError
 from autoseg.prediction.inputs import find_inputs
 from tests.dataset.making import touch
+from tests.dicom_series import REPORT, make_object, save, write_series
 
 ONE, TWO = ("CT",), ("T1", "T2")
+ARRAY = np.arange(4 * 3 * 5, dtype=np.int16).reshape(4, 3, 5)
 
 
 def found(path: Path, channels: tuple[str, ...] = ONE) -> dict[str, list[str]]:
-    return {
-        case: [file.name for file in files] for case, files in find_inputs(path, channels).items()
-    }
+    """The names of each case's files, where nothing is refused."""
+    inputs = find_inputs(path, channels)
+    assert inputs.refused == {}
+    return {case: [file.name for file in files] for case, files in inputs.cases.items()}
 
 
-def make_series(folder: Path, *extra: str) -> Path:
-    """A folder that starts like a DICOM series."""
-    touch(folder, "slice1", *extra)
-    (folder / "slice1").write_bytes(bytes(128) + b"DICM" + bytes(20))
-    return folder
+def refused(path: Path, channels: tuple[str, ...] = ONE) -> dict[str, str]:
+    return find_inputs(path, channels).refused
 
 
 def test_names_lose_the_number_of_the_channel(tmp_path: Path) -> None:
@@ -57,30 +58,47 @@ def test_a_folder_without_scans_says_what_is_known(tmp_path: Path, names: list[s
         find_inputs(tmp_path, ONE)
 
 
+def test_a_folder_of_other_objects_says_what_they_are(tmp_path: Path) -> None:
+    save(make_object(REPORT, "SR"), tmp_path / "a" / "1")
+    with pytest.raises(DataError, match=r"no scan; .*; passed over: a/1: a structured report$"):
+        find_inputs(tmp_path, ONE)
+
+
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         find_inputs(tmp_path / "nowhere", ONE)
 
 
-def test_a_gap_in_the_channels_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_scan(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match=r"notes\.txt: no scan; known are"):
+        find_inputs(tmp_path / "notes.txt", ONE)
+
+
+def test_a_gap_in_the_channels_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     touch(tmp_path, "a_0001.nii.gz", "b.nii.gz")
-    with pytest.raises(DataError, match=r"case a: a_0000 is missing; .* channels are T1, T2"):
-        find_inputs(tmp_path, TWO)
+    inputs = find_inputs(tmp_path, TWO)
+    assert list(inputs.cases) == ["b"]
+    assert inputs.refused == {"a": "case a: a_0000 is missing; the model's channels are T1, T2"}
 
 
 def test_a_gap_between_channels_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii.gz", "a_0003.nii.gz")
-    with pytest.raises(DataError, match="case a: a_0001 is missing"):
-        find_inputs(tmp_path, ("a", "b", "c", "d"))
+    assert "case a: a_0001 is missing" in refused(tmp_path, ("a", "b", "c", "d"))["a"]
 
 
 @pytest.mark.parametrize(
     "names", [["a.nii.gz", "a.nrrd"], ["a.nii.gz", "a_0000.nii.gz"], ["a_0000.nii", "a_0000.mha"]]
 )
-def test_two_files_of_one_case_are_refused(tmp_path: Path, names: list[str]) -> None:
-    touch(tmp_path, *names)
-    with pytest.raises(DataError, match="are the same case; rename or remove one"):
-        find_inputs(tmp_path, ONE)
+def test_two_files_of_one_case_are_refused_and_the_others_go_on(
+    tmp_path: Path, names: list[str]
+) -> None:
+    touch(tmp_path, *names, "b.nii")
+    inputs = find_inputs(tmp_path, ONE)
+    assert list(inputs.cases) == ["b"]
+    (reason,) = inputs.refused.values()
+    assert all(str(tmp_path / name) in reason for name in names)
+    assert "are the same case; rename or remove one" in reason
 
 
 def test_a_number_that_no_channel_has_belongs_to_the_name(tmp_path: Path) -> None:
@@ -95,18 +113,55 @@ def test_a_channel_too_many_stays_with_its_case(tmp_path: Path) -> None:
 
 
 def test_a_series_is_one_scan(tmp_path: Path) -> None:
-    make_series(tmp_path / "Patient 1", "slice2")
-    make_series(tmp_path / "v1.2", ".DS_Store")
+    write_series(tmp_path / "Patient 1", ARRAY)
+    write_series(tmp_path / "v1.2", ARRAY)
+    touch(tmp_path, "v1.2/.DS_Store", "v1.2/notes.txt")
     (tmp_path / "empty").mkdir()
     assert found(tmp_path) == {"Patient 1": ["Patient 1"], "v1.2": ["v1.2"]}
 
 
-def test_the_folder_itself_may_be_a_series(tmp_path: Path) -> None:
-    make_series(tmp_path / "chest")
+def test_series_and_files_side_by_side(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", ARRAY)
+    touch(tmp_path, "b.nrrd")
+    assert sorted(found(tmp_path)) == ["a", "b"]
+    touch(tmp_path, "a.nii.gz")
+    assert list(refused(tmp_path)) == ["a"]
+
+
+def test_the_folder_itself_may_be_a_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "chest", ARRAY)
     assert found(tmp_path / "chest") == {"chest": ["chest"]}
+    monkeypatch.chdir(tmp_path / "chest")
+    assert list(found(Path("."))) == ["chest"]
+
+
+def test_a_slice_stands_for_its_series(tmp_path: Path) -> None:
+    (first, *_) = write_series(tmp_path / "chest", ARRAY)
+    assert found(first) == {"chest": ["chest"]}
+    write_series(tmp_path / "more", ARRAY, SeriesNumber=7)
+    for file in (tmp_path / "more").iterdir():
+        file.rename(tmp_path / "chest" / f"more {file.name}")
+    assert list(found(first)) == ["chest_series4"]
+    assert list(found(tmp_path / "chest" / "more 97.dcm")) == ["chest_series7"]
+
+
+def test_a_slice_of_no_volume_is_told(tmp_path: Path) -> None:
+    files = write_series(tmp_path, ARRAY)
+    files[3].unlink()
+    with pytest.raises(DataError, match="slices are missing"):
+        find_inputs(files[0], ONE)
+    with pytest.raises(DataError, match="a single slice"):
+        find_inputs(write_series(tmp_path / "b", ARRAY[:, :, :1])[0], ONE)
 
 
 def test_a_series_may_be_a_channel(tmp_path: Path) -> None:
-    make_series(tmp_path / "p_0000")
-    make_series(tmp_path / "p_0001")
-    assert found(tmp_path, TWO) == {"p": ["p_0000", "p_0001"]}
+    write_series(tmp_path / "study" / "p_0000", ARRAY)
+    write_series(tmp_path / "study" / "p_0001", ARRAY)
+    assert found(tmp_path, TWO) == {"study_p": ["p_0000", "p_0001"]}
+    assert found(tmp_path / "study", TWO) == {"p": ["p_0000", "p_0001"]}
+
+
+def test_folders_that_are_only_a_number_are_no_channels(tmp_path: Path) -> None:
+    write_series(tmp_path / "p" / "0000", ARRAY)
+    write_series(tmp_path / "p" / "0001", ARRAY)
+    assert sorted(found(tmp_path)) == ["p_0000", "p_0001"]

@@ -12,12 +12,29 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from autoseg.prediction.native_grid import segment
+from autoseg.planning.classes import Classes
+from autoseg.prediction.label_map import label_map
+from autoseg.prediction.native_grid import Patch, Place, Planes, native_planes
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import Shape3
 
 SHAPES = st.tuples(*[st.integers(1, 14)] * 3)
 quick = settings(max_examples=60, deadline=None)
+
+
+def segment(
+    slabs: list[Slab] | Iterator[Slab],
+    low: Shape3,
+    native: Shape3,
+    regions: bool = False,
+    classes: int = 0,
+) -> NDArray[Any]:
+    """The index of the class of every voxel, or 1 + that of the region, or 0."""
+    classes = classes or len(slabs[0][1]) if isinstance(slabs, list) else classes
+    names = tuple(str(number) for number in range(classes + regions))
+    kinds = Classes(names, ((0,),), ((0,),), tuple(range(len(names))), regions)
+    place = Place(low, tuple((0, n) for n in native), native, outside=None if regions else 0)
+    return label_map(native_planes(slabs, place), kinds, native)
 
 
 def random_probabilities(classes: int, shape: Shape3, seed: int) -> NDArray[np.float32]:
@@ -103,7 +120,7 @@ def test_more_classes_than_a_byte_holds() -> None:
     probabilities = np.zeros((300, 2, 2, 2), np.float32)
     probabilities[299] = 1
     for native in ((2, 2, 2), (3, 2, 4)):
-        got = segment([(0, probabilities)], (2, 2, 2), native, np.uint16)
+        got = segment([(0, probabilities)], (2, 2, 2), native)
         assert got.dtype == np.uint16
         assert (got == 299).all()
 
@@ -121,7 +138,7 @@ def test_slabs_are_asked_for_one_at_a_time() -> None:
             yield start, planes
             del planes
 
-    segment(slabs(), (30, 4, 4), (60, 4, 4))
+    segment(slabs(), (30, 4, 4), (60, 4, 4), classes=2)
     assert max(alive) <= 2
 
 
@@ -168,5 +185,87 @@ def test_slabs_of_regions_are_asked_for_one_at_a_time() -> None:
             yield start, planes
             del planes
 
-    segment(slabs(), (30, 4, 4), (60, 5, 4), regions=True)
+    segment(slabs(), (30, 4, 4), (60, 5, 4), regions=True, classes=3)
     assert max(alive) <= 2
+
+
+BOXES = st.tuples(*[st.tuples(st.integers(0, 5), st.integers(1, 40), st.integers(0, 5))] * 3)
+
+
+def planes_of(
+    probabilities: NDArray[np.float32], sides: Any, outside: int | None
+) -> tuple[list[Planes], NDArray[np.float64]]:
+    """All planes of a grid of which a box is covered, and what scikit-image makes of them."""
+    size = tuple(before + inside + after for before, inside, after in sides)
+    box = tuple((before, before + inside) for before, inside, _ in sides)
+    place = Place(probabilities.shape[1:], box, size, outside)
+    expected = np.zeros((len(probabilities), *size))
+    if outside is not None:
+        expected[outside] = 1
+    shape = tuple(inside for _, inside, _ in sides)
+    here = tuple(slice(*pair) for pair in box)
+    for share, whole in zip(probabilities, expected, strict=True):
+        whole[here] = resize(share.astype(float), shape, order=1, mode="edge", anti_aliasing=False)
+    return list(native_planes(cut(probabilities, [2, 5]), place)), expected
+
+
+@quick
+@given(SHAPES, BOXES, st.sampled_from([0, None]), st.integers(0, 2**32 - 1))
+def test_probabilities_equal_scikit_image_everywhere(
+    low: Shape3, sides: Any, outside: int | None, seed: int
+) -> None:
+    probabilities = random_probabilities(3, low, seed)
+    found, expected = planes_of(probabilities, sides, outside)
+    rng = np.random.default_rng(seed)
+    assert [row for planes in found for row in range(planes.rows.start, planes.rows.stop)] == list(
+        range(expected.shape[1])
+    )
+    for planes in found:
+        assert planes.shape[1:] == expected.shape[2:]
+        y, z = (slice(*sorted(rng.choice(n + 1, 2, replace=False))) for n in planes.shape[1:])
+        for index in range(3):
+            got = planes.shares(index, (y, z))
+            assert np.abs(got - expected[index, planes.rows, y, z]).max() <= 1e-5
+
+
+@quick
+@given(SHAPES, BOXES, st.sampled_from([0, None]), st.floats(0.1, 0.9), st.integers(0, 2**32 - 1))
+def test_outside_of_its_reach_a_class_is_less_probable(
+    low: Shape3, sides: Any, outside: int | None, least: float, seed: int
+) -> None:
+    probabilities = random_probabilities(3, low, seed) ** 4
+    found, expected = planes_of(probabilities, sides, outside)
+    for planes in found:
+        for index in range(3):
+            there = expected[index, planes.rows].copy()
+            if (part := planes.reach(index, least)) is not None:
+                there[:, *part] = 0
+            assert there.max() <= least + 1e-6
+
+
+def test_classes_that_are_nowhere_likely_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    probabilities = np.full((6, 8, 8, 8), 0.001, np.float32)
+    probabilities[0] = 0.995
+    probabilities[3, 2:4, 2:4, 2:4] = 0.9
+    probabilities[0, 2:4, 2:4, 2:4] = 0.096
+    place = Place((8, 8, 8), ((0, 100),) * 3, (100, 100, 100))
+    kinds = Classes(("",) * 6, ((0,),), ((0,),), tuple(range(6)), False)
+
+    def watched() -> Iterator[Planes]:
+        for planes in native_planes([(0, probabilities)], place):
+            shares = planes.shares
+
+            def watch(index: int, part: Patch, shares: Any = shares) -> NDArray[np.float32]:
+                asked.append(index)
+                found: NDArray[np.float32] = shares(index, part)
+                return found
+
+            monkeypatch.setattr(planes, "shares", watch)
+            yield planes
+
+    found = label_map(watched(), kinds, (100, 100, 100))
+    assert set(asked) == {0, 3}
+    assert sorted(np.unique(found)) == [0, 3]
+    expected, margin = reference(probabilities, (100, 100, 100))
+    assert (found == expected)[margin > 1e-5].all()

@@ -98,4 +98,5 @@ def test_volumes_and_shares_of_regions(tmp_path: Path) -> None:
     case = record["cases"]["a"]
     assert case["volume_ml"] == {"whole": 0.512, "core": 0.256, "enhancing": 0.128}
     assert case["share"] == {"enhancing": 0.25}  # of the whole, which counts no voxel twice
-    assert record["labels"]["core"] == [2, 4]
+    labels = read_json(tmp_path / "out" / "labels.json")
+    assert labels["labels"]["core"] == [2, 4]

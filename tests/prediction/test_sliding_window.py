@@ -19,6 +19,7 @@ from autoseg.prediction.sliding_window import (
     predict_slabs,
     tile_starts,
     weight_map,
+    window_bytes,
 )
 
 PATCH = (6, 4, 5)
@@ -96,12 +97,20 @@ def test_count_of_tiles_is_the_count_of_patches() -> None:
 
 @pytest.mark.parametrize(
     ("voxels", "batches"),
-    [(1, [1] * 4), (120, [1] * 4), (240, [2] * 2), (479, [3, 1]), (9999, [4])],
+    [
+        (1, [1] * 8),
+        (120, [1] * 8),
+        (240, [2] * 4),
+        (479, [3, 1] * 2),
+        (959, [4] * 2),
+        (960, [8]),
+        (9999, [8]),
+    ],
 )
 def test_small_patches_go_through_the_network_together(
     voxels: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four patches of 120 voxels stand side by side at each x; those of two x never mix."""
+    """Four patches of 120 voxels stand side by side at each of two x."""
     monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", voxels)
     seen: list[int] = []
 
@@ -111,7 +120,7 @@ def test_small_patches_go_through_the_network_together(
 
     image = np.random.default_rng(0).normal(size=(1, 7, 6, 7)).astype(np.float32)
     got = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
-    assert seen == batches * 2
+    assert seen == batches
     whole = softmax_of_values(torch.from_numpy(image)[None])[0].numpy()
     assert np.abs(got - whole).max() <= 1e-5
 
@@ -165,13 +174,67 @@ def test_slabs_come_in_order_cover_x_and_stay_thin(shape: Triple, overlap: Tripl
     for start, planes in slabs:
         assert start == following
         assert planes.shape[0] == 3
-        assert 1 <= planes.shape[1] <= PATCH[0]
+        assert 1 <= planes.shape[1] <= sliding_window.PLANES_AT_ONCE
         assert planes.shape[2:] == shape[1:]
         following = start + planes.shape[1]
     assert following == shape[0]
 
 
-def test_memory_holds_a_patch_length_of_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("shape", "patch"), [((30, 9, 8), (1, 8, 8)), ((9, 30, 8), (8, 1, 8))])
+def test_slices_go_through_the_network_together(
+    shape: Triple, patch: Triple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices across x, one at each x, and across y, all at one x: up to eight in a batch."""
+    monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", 8 * 64)
+    seen: list[int] = []
+
+    def count(patches: Tensor) -> Tensor:
+        seen.append(len(patches))
+        return softmax_of_values(patches)
+
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    got = joined(list(predict_slabs(count, image, patch, how((0, 0, 0)), 3)))
+    assert max(seen) == 8
+    assert len(seen) == -(-count_tiles(shape, patch, (0, 0, 0)) // 8)
+    whole = softmax_of_values(torch.from_numpy(image)[None])[0].numpy()
+    assert np.abs(got - whole).max() <= 1e-5
+
+
+def convolving(norm: str) -> torch.nn.Module:
+    """A network whose answer depends on the place: its convolutions see the patch's border."""
+    torch.manual_seed(0)
+    kind = torch.nn.InstanceNorm3d if norm == "instance" else torch.nn.BatchNorm3d
+    layers = (torch.nn.Conv3d(2, 4, 3, padding=1), kind(4, affine=True), torch.nn.LeakyReLU())
+    return torch.nn.Sequential(*layers, torch.nn.Conv3d(4, 3, 3, padding=1)).eval()
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_tiles_of_one_value_are_answered_once_and_to_the_bit(
+    norm: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", at_once * 120)
+    image = np.full((2, 40, 9, 11), -1024, np.float32)
+    image[1] = 7
+    image[:, 4:9, 2:6, 3:7] = np.random.default_rng(0).normal(size=(2, 5, 4, 4))
+    image[0, 25:] = 3  # another air
+    network, seen = convolving(norm), [0, 0]
+
+    def count(patches: Tensor) -> Tensor:
+        seen[0] += 1
+        with torch.inference_mode():
+            return torch.softmax(network(patches), dim=1)
+
+    got = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
+    monkeypatch.setattr(sliding_window, "_Reused", lambda network: network)
+    asked, seen[0] = seen[0], 0
+    expected = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
+    assert (got == expected).all()
+    assert asked < 0.7 * seen[0]
+
+
+def test_a_long_volume_is_held_a_few_planes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", 1)
     asked: list[tuple[int, ...]] = []
     zeros = torch.zeros
 
@@ -182,6 +245,7 @@ def test_memory_holds_a_patch_length_of_planes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "zeros", watched)
     slabs_of(np.zeros((1, 40, 7, 8), np.float32), how((3, 2, 2)))
     assert asked == [(3, 6, 7, 8), (6, 7, 8)]
+    assert window_bytes((40, 7, 8), PATCH, 3) == 4 * (3 + 1) * 6 * 7 * 8
 
 
 def test_a_yielded_slab_is_not_written_to_again() -> None:

@@ -13,7 +13,10 @@ from autoseg.preprocessing import channel as channel_module
 from autoseg.preprocessing.channel import Channel
 from autoseg.preprocessing.resample import (
     Shape3,
+    axis_bands,
+    axis_operator,
     axis_orders,
+    resample_axis,
     resample_channel,
     resampled_shape,
 )
@@ -82,6 +85,31 @@ def test_changes_are_done_before_resampling() -> None:
     assert (got.values() == expected).all()
     assert got.changes == ()
     assert got.limits() == (-100, 300)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize(("old", "new"), [(512, 262), (111, 301), (40, 200), (300, 7), (33, 33)])
+def test_bands_are_the_whole_matrix(old: int, new: int, order: int) -> None:
+    operator, joined = axis_operator(old, new, order), np.zeros((new, old), np.float32)
+    for band in axis_bands(old, new, order):
+        joined[band.rows, band.columns] = band.weights
+    assert np.abs(joined - operator).max() <= 1e-9
+    assert np.abs(joined - operator).sum(axis=1).max() <= 1e-7
+    lines = np.random.default_rng(0).normal(size=(old, 2, 3)).astype(np.float32)
+    expected = np.einsum("ij,jyz->iyz", operator.astype(float), lines)
+    for axis in range(3):
+        got = resample_axis(lines.swapaxes(0, axis), axis, new, order).swapaxes(0, axis)
+        assert np.abs(got - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [((70, 45, 81), (33, 97, 40)), ((97, 20, 40), (65, 66, 9))]
+)
+def test_shapes_of_several_bands_equal_scikit_image(old: Shape3, new: Shape3) -> None:
+    volume = np.random.default_rng(0).normal(100, 50, old).astype(np.float32)
+    for order in (1, 3):
+        got = resampled(volume, new, (order, order, order))
+        assert np.abs(got - reference(volume, new, order)).max() <= 1e-5 * np.abs(volume).max()
 
 
 def test_cubic_overshoot_is_clipped_to_the_range() -> None:

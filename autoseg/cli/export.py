@@ -1,0 +1,54 @@
+"""`autoseg_export -m MODEL -o OUT`: the networks of a model as ONNX and OpenVINO files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoseg.cli import common, models
+
+FORMATS = ["onnx", "openvino"]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = common.parser(
+        "autoseg_export",
+        "Write the patch network of a trained model, one file a fold, with the plan beside it; "
+        "each file is compared with torch first.",
+    )
+    models.add_model(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="a new folder"
+    )
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=FORMATS,
+        help="which files to write (default: both; needs the extra `export`)",
+    )
+    common.add_workspace(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `autoseg_export`."""
+    return common.run(make_parser, _export, argv)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from autoseg.prediction.export import export_model
+    from autoseg.prediction.model import load_model
+
+    model = load_model(models.model_folder(arguments), arguments.folds, torch.device("cpu"))
+    export_model(model, arguments.output, list(dict.fromkeys(arguments.format)))
+    print(arguments.output)
+    return common.DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,224 @@
+"""A trained model in one file to pass on: `autoseg_pack TASK -o model.zip`.
+
+It holds what a prediction needs and what a person wants to know: the plan, the weights of the
+folds, what postprocessing was learned, a cascade's previous stage, the fingerprint, the splits, the
+scores of the folds and a card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoseg import __version__
+from autoseg.archive import ENDING, Content, write_archive
+from autoseg.checkpoint import load_checkpoint
+from autoseg.dataset.splits import FILE_NAME as SPLITS
+from autoseg.errors import AutosegError
+from autoseg.evaluation.postprocessing import source_of
+from autoseg.evaluation.summary import Summary, combine
+from autoseg.files import read_json, to_json
+from autoseg.fingerprint import Fingerprint
+from autoseg.model_files import FINAL, PLAN, PREVIOUS_FOLDER, FolderFiles, open_model, plan_in
+from autoseg.packing.card import Card, Training, read_statements
+from autoseg.planning.plan import Plan, load_plan
+from autoseg.prediction.model import PREVIOUS, check_previous
+from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
+from autoseg.prediction.postprocessing import Postprocessing
+from autoseg.workspace import Workspace
+
+FINGERPRINT = "fingerprint.json"
+SUMMARY = "validation/summary.json"
+LOG = "log.jsonl"
+Files = dict[str, Content]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to pack.
+
+    Attributes:
+        task: the full name of a task, the models of which are in the workspace.
+        folds: which of them; None for all that are finished.
+        card: a JSON file with what people say of the model.
+    """
+
+    workspace: Workspace
+    task: str
+    plan: str
+    folds: tuple[str, ...] | None = None
+    card: Path | None = None
+
+
+def pack(order: Order, out: Path, overwrite: bool) -> list[str]:
+    """Write a model into one zip; the same model gives the same bytes.
+
+    Returns:
+        names of the files in it, besides the manifest.
+
+    Raises:
+        AutosegError: `out` is there already or no `.zip`, a file or a fold is missing, or the files
+            belong to different plans.
+    """
+    if out.suffix.lower() != ENDING:
+        raise AutosegError(f"{out}: a packed model ends in {ENDING}; rename it")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise AutosegError(f"{out} is there already; give another -o, or --overwrite it")
+    folder = order.workspace.models(order.task, order.plan)
+    plan = plan_in(open_model(folder))
+    folds = _folds(folder, plan, order.folds)
+    files = _network_files(folder, plan, folds)
+    summaries = _summaries(folder, folds)
+    for fold, found in summaries.items():
+        files[f"fold_{fold}/{SUMMARY}"] = to_json(_without_paths(found)).encode()
+    files |= _previous_stage(folder, plan)
+    postprocessing = _postprocessing(folder, plan)
+    if postprocessing is not None:
+        files[POSTPROCESSING] = folder / POSTPROCESSING
+    planned = order.workspace.preprocessed(order.task, order.plan)
+    files |= _planning_files(planned, folder, plan)
+    card = Card(
+        plan=plan,
+        fingerprint=Fingerprint.load(planned / FINGERPRINT),
+        statements=read_statements(order.card, _declared(order.workspace.raw(order.task))),
+        scores=combine([Summary.from_json(of) for of in summaries.values()]) if summaries else None,
+        steps=tuple(f"keeps the largest component of {s.name}" for s in postprocessing.steps)
+        if postprocessing
+        else (),
+        training={fold: _training(folder / f"fold_{fold}" / LOG) for fold in folds},
+    )
+    files["card.json"] = to_json(card.to_json()).encode()
+    files["card.md"] = card.to_markdown().encode()
+    files["labels.json"] = to_json(_labels(plan)).encode()
+    write_archive(out, _about(plan, folds), files)
+    return sorted(files)
+
+
+def _about(plan: Plan, folds: Sequence[str]) -> dict[str, Any]:
+    return {
+        "autoseg": __version__,
+        "task": plan.task,
+        "plan": plan.name,
+        "plan_id": plan.id,
+        "folds": list(folds),
+    }
+
+
+def _labels(plan: Plan) -> dict[str, Any]:
+    """Names and values, for who reads label maps without autoseg."""
+    order = plan.regions_class_order
+    return {
+        "labels": {name: list(values) for name, values in plan.labels.items()},
+        "ignore_label": plan.ignore_label,
+        "regions_class_order": None if order is None else list(order),
+    }
+
+
+def _folds(folder: Path, plan: Plan, wanted: Sequence[str] | None) -> list[str]:
+    there = FolderFiles(folder).folds()
+    if not there:
+        raise AutosegError(f"{folder} has no finished fold; run: autoseg_train {plan.task} fold 0")
+    if missing := sorted(set(wanted or ()) - set(there)):
+        raise AutosegError(
+            f"{folder} has no finished fold {', '.join(missing)}; there: {', '.join(there)}"
+        )
+    return [fold for fold in there if wanted is None or fold in wanted]
+
+
+def _network_files(folder: Path, plan: Plan, folds: Sequence[str]) -> Files:
+    """The plan, and the weights that were trained by it."""
+    files: Files = {PLAN: folder / PLAN}
+    for fold in folds:
+        path = folder / f"fold_{fold}" / FINAL
+        found = load_checkpoint(path)[1].get("plan_id")
+        if found != plan.id:
+            raise AutosegError(
+                f"{path} was trained by plan {found}, but plan.json is {plan.id}; pack the folds "
+                "of one plan with -f"
+            )
+        files[f"fold_{fold}/{FINAL}"] = path
+    return files
+
+
+def _planning_files(planned: Path, folder: Path, plan: Plan) -> Files:
+    """What the plan was made from."""
+    for name in (PLAN, FINGERPRINT, SPLITS):
+        if not (planned / name).is_file():
+            raise AutosegError(f"{planned / name} is missing, which belongs to {folder}; copy it")
+    now = load_plan(planned / PLAN)
+    if now.id != plan.id:
+        raise AutosegError(
+            f"{planned} is plan {now.id} now, but the models in {folder} are of {plan.id}; plan "
+            "as it was when they were trained"
+        )
+    return {name: planned / name for name in (FINGERPRINT, SPLITS)}
+
+
+def _previous_stage(folder: Path, plan: Plan) -> Files:
+    """The model that a cascade refines, all folds of which a prediction needs."""
+    if plan.previous_stage is None:
+        return {}
+    previous = FolderFiles(folder).previous(plan.previous_stage)
+    of = plan_in(open_model(previous.folder))
+    check_previous(folder, of)
+    found = _network_files(previous.folder, of, _folds(previous.folder, of, None))
+    below = {f"{PREVIOUS_FOLDER}/{name}": content for name, content in found.items()}
+    return {PREVIOUS: folder / PREVIOUS, **below}
+
+
+def _summaries(folder: Path, folds: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The scores of the folds that have some, as they stand in their files."""
+    paths = {fold: folder / f"fold_{fold}" / SUMMARY for fold in folds}
+    there = {fold: path for fold, path in paths.items() if path.is_file()}
+    for path in there.values():
+        Summary.load(path)  # tells in one line if it is broken
+    return {fold: read_json(path) for fold, path in there.items()}
+
+
+def _without_paths(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary with bare file names: folders tell about a machine and its people."""
+    keys = ("reference_file", "prediction_file")
+    cases = [
+        {key: Path(value).name if key in keys else value for key, value in case.items()}
+        for case in summary["metric_per_case"]
+    ]
+    return {**summary, "metric_per_case": cases}
+
+
+def _postprocessing(folder: Path, plan: Plan) -> Postprocessing | None:
+    """What was learned on just these folds; None if nothing was."""
+    path = folder / POSTPROCESSING
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    found = Postprocessing.from_json(values, str(path))
+    about = values.get("learned_on", {})
+    folds = about.get("folds", [])
+    there = all((folder / f"fold_{fold}" / SUMMARY).is_file() for fold in folds)
+    if found.plan_id != plan.id or not there or about.get("source") != source_of(folder, folds):
+        raise AutosegError(
+            f"{path} was learned from other scores than those of the folds; learn it anew with "
+            f"autoseg_evaluate {plan.task}, or delete it"
+        )
+    return found
+
+
+def _declared(raw: Path) -> dict[str, Any]:
+    """The raw task's `dataset.json`; nothing if the data is not here."""
+    path = raw / "dataset.json"
+    found = read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _training(log: Path) -> Training | None:
+    """How long a fold was trained, by its log."""
+    if not log.is_file():
+        return None
+    try:
+        epochs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return Training(len(epochs), sum(float(epoch["seconds"]) for epoch in epochs))
+    except (KeyError, TypeError, ValueError):
+        return None

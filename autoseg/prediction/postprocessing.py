@@ -1,0 +1,119 @@
+"""Clean a label map as a model's cross-validation has shown to be good for it.
+
+What was learned stands in `postprocessing.json` beside the folds of a model: of some classes, or of
+all foreground together, only the largest component is kept. It was learned on whole scans by
+`autoseg.evaluation.postprocessing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.errors import AutosegError
+
+LabelMap = NDArray[np.integer[Any]]
+Mask = NDArray[np.bool_]
+Box = tuple[slice, ...]
+
+FILE_NAME = "postprocessing.json"
+FORMAT_VERSION = 1
+BACKGROUND = 0
+NEIGHBOURS: Final = 26  # voxels that share a face, an edge or a corner are connected
+
+
+@dataclass(frozen=True)
+class KeepLargest:
+    """Keep one component of some label values taken together; the rest becomes background.
+
+    Attributes:
+        name: of the class, or of all foreground, for people.
+        values: the label values.
+    """
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """What to do with every label map of a plan's models, in this order."""
+
+    plan_id: str
+    steps: tuple[KeepLargest, ...]
+
+    def apply(self, label_map: LabelMap) -> None:
+        """Change a label map (x, y, z) in place; voxels only ever become background."""
+        for step in self.steps:
+            if islands := find_islands(label_map, step.values):
+                box, outside = islands
+                label_map[box][outside] = BACKGROUND
+
+    @staticmethod
+    def from_json(found: Any, where: str) -> Postprocessing:
+        """Read the content of a `postprocessing.json`; `where` is named in messages.
+
+        Raises:
+            AutosegError: it is none, or one of another format.
+        """
+        version = found.get("format_version") if isinstance(found, dict) else None
+        if version != FORMAT_VERSION:
+            raise AutosegError(
+                f"{where} has postprocessing format {version}; this autoseg reads format "
+                f"{FORMAT_VERSION}: delete it, and run autoseg_evaluate TASK to learn it anew"
+            )
+        try:
+            steps = tuple(step_from_json(step) for step in found["steps"])
+            return Postprocessing(str(found["plan_id"]), steps)
+        except (KeyError, TypeError, ValueError) as error:
+            raise AutosegError(
+                f"{where} is no postprocessing ({type(error).__name__}: {error}); delete it, and "
+                "run autoseg_evaluate TASK to learn it anew"
+            ) from error
+
+
+def step_from_json(found: dict[str, Any]) -> KeepLargest:
+    """Read one step; a KeyError, TypeError or ValueError if it is none."""
+    values = found["keep_largest"]
+    if not values or not all(type(value) is int and 0 < value < 2**16 for value in values):
+        raise ValueError(f"keep_largest is {values!r}, not label values")
+    return KeepLargest(str(found["name"]), tuple(values))
+
+
+def find_islands(label_map: LabelMap, values: tuple[int, ...]) -> tuple[Box, Mask] | None:
+    """Where some values lie apart from their largest component (of equal ones the first).
+
+    Returns:
+        a box of the label map, and the islands in it; None if there are none.
+    """
+    # Half a second to import, which a model without postprocessing need not wait for.
+    from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
+
+    inside = _members(label_map, values)
+    if not inside.any():
+        return None
+    box = tuple(slice(low, high) for low, high in get_bbox_from_mask(inside))
+    inside = np.array(inside[box], order="C")  # of equal components the order decides
+    # As bytes: cc3d 4.1.1 reserves too little for thin Boolean masks of many pieces, and fails.
+    components, count = cc3d.connected_components(
+        inside.view(np.uint8), connectivity=NEIGHBOURS, return_N=True
+    )
+    if count == 1:
+        return None
+    # Plane by plane: counting takes eight bytes a voxel.
+    sizes = np.zeros(count + 1, np.int64)
+    for plane in components:
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
+    inside &= components != 1 + np.argmax(sizes[1:])
+    return box, inside
+
+
+def _members(label_map: LabelMap, values: tuple[int, ...]) -> Mask:
+    inside = np.zeros_like(label_map, dtype=bool)  # in the map's own memory order
+    for value in values:  # np.isin would hold eight bytes a voxel
+        inside |= label_map == value
+    return inside

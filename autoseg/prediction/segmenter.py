@@ -1,0 +1,129 @@
+"""What one model and an ensemble of models share: from a scan to a label map on its own grid."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.errors import DataError
+from autoseg.image import Image, from_array, from_simpleitk, to_simpleitk
+from autoseg.planning.plan import Plan
+from autoseg.prediction.label_map import label_map
+from autoseg.prediction.native_grid import Planes
+from autoseg.prediction.probabilities import probability_file
+from autoseg.preprocessing.resample import Shape3
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+LabelMap = NDArray[np.integer[Any]]
+Ready = TypeVar("Ready")
+Value = TypeVar("Value")
+AXES = (2, 1, 0)  # z first: its planes lie as image files have them
+
+
+class Segmenter(ABC, Generic[Ready]):
+    """Segments scans. `Ready` is a scan after `prepare`, as `segment` takes it.
+
+    Attributes:
+        plan: names the channels and the labels.
+    """
+
+    plan: Plan
+
+    @abstractmethod
+    def prepare(self, image: Image, previous: LabelMap | None = None) -> Ready:
+        """Bring a scan to where the networks take it."""
+
+    @abstractmethod
+    def planes(self, prepared: Ready, axis: int) -> Iterator[Planes]:
+        """Probabilities on the scan's own grid by planes across one axis, swapped with x."""
+
+    @abstractmethod
+    def size(self, prepared: Ready) -> Shape3:
+        """Voxels of the scan's own grid."""
+
+    @abstractmethod
+    def window_bytes(self, prepared: Ready, axis: int) -> int:
+        """Memory that the sliding window takes along one axis."""
+
+    def segment(self, prepared: Ready, save: Path | None = None) -> LabelMap:
+        """The label map (x, y, z) of a prepared scan on the scan's own grid.
+
+        Args:
+            prepared: by `prepare`.
+            save: a file for the probabilities, see `autoseg.prediction.probabilities`.
+        """
+        axis = min(AXES, key=lambda axis: self.window_bytes(prepared, axis))
+        size, classes = self.size(prepared), self.plan.classes
+        names = classes.names[int(classes.are_regions) :]
+        saving = nullcontext() if save is None else probability_file(save, names, size, axis)
+        with saving as file:
+            found = label_map(self.planes(prepared, axis), classes, swapped(size, axis), file)
+        return found.swapaxes(0, axis)
+
+    @overload
+    def predict(self, scan: Image, previous: LabelMap | None = None) -> LabelMap: ...
+
+    @overload
+    def predict(
+        self,
+        scan: NDArray[Any],
+        previous: LabelMap | None = None,
+        *,
+        spacing_mm: Sequence[float],
+    ) -> LabelMap: ...
+
+    @overload
+    def predict(self, scan: sitk.Image, previous: LabelMap | None = None) -> sitk.Image: ...
+
+    def predict(
+        self,
+        scan: Image | NDArray[Any] | sitk.Image,
+        previous: LabelMap | None = None,
+        *,
+        spacing_mm: Sequence[float] | None = None,
+    ) -> LabelMap | sitk.Image:
+        """The label map of a scan on its own grid, in the label values of the task.
+
+            predictor = Predictor(Path("models/Task001_COVID/default"))
+            label = predictor.predict(array, spacing_mm=(0.8, 0.8, 1.0))  # array: (x, y, z)
+            SimpleITK.WriteImage(predictor.predict(SimpleITK.ReadImage("a.nrrd")), "b.nrrd")
+
+        Args:
+            scan: an array (x, y, z) or (channel, x, y, z), a SimpleITK image, or an `Image`.
+            previous: for a cascade, what its previous stage made of the scan (x, y, z), where that
+                is known.
+            spacing_mm: distance of an array's voxels along x, y, z.
+
+        Returns:
+            a SimpleITK image for a SimpleITK image, else an array (x, y, z).
+
+        Raises:
+            DataError: the scan cannot be one for this model.
+        """
+        if isinstance(scan, np.ndarray):
+            if spacing_mm is None:
+                raise DataError("an array has no spacing of its own: give spacing_mm=(x, y, z)")
+            scan = from_array(scan, spacing_mm)
+        if isinstance(scan, Image):
+            return self.segment(self.prepare(scan, previous))
+        image = from_simpleitk(scan)
+        return to_simpleitk(self.segment(self.prepare(image, previous)), image.geometry)
+
+
+def swapped(values: Sequence[Value], axis: int) -> tuple[Value, Value, Value]:
+    """Three values along x, y, z with that of one axis and that of x in each other's place."""
+    x, y, z = values
+    match axis:
+        case 0:
+            return x, y, z
+        case 1:
+            return y, x, z
+    return z, y, x

@@ -1,0 +1,202 @@
+"""Time `autoseg_predict` from start to finish against what else segments the same scans.
+
+Hippocampus against nnU-Net, which is installed in a virtual environment of its own. Both plan for
+the same task and segment the same cases with one fold, by turns; the table has the median round:
+
+    python scripts/bench_predict.py tests/data/Task004_Hippocampus --nnunet /path/to/venv
+
+Both networks are untrained, as their weights do not change how long they take; `--model` takes a
+trained model of autoseg's instead. A CT of 512 x 512 x 301 voxels and the paper's plan, against the
+same network and tiles in plain torch (float32) with scikit-image's resampling:
+
+    python scripts/bench_predict.py --ct
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from bench_backend import paper_plan
+from plain_prediction import write_ct
+from side_by_side import (
+    Cost,
+    NnUNet,
+    link,
+    nnunet_with,
+    print_header,
+    print_row,
+    run,
+    warm_up,
+)
+
+from autoseg.checkpoint import save_checkpoint
+from autoseg.dataset.task import Task, read_task
+from autoseg.networks.build import build_network
+from autoseg.planning.plan import Plan, load_plan
+from autoseg.prediction.model import FINAL
+
+Command = Callable[[Path], Cost]  # predicts into a folder
+PLAIN = Path(__file__).with_name("plain_prediction.py")
+UNTRAINED = """
+import sys, torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+plans, channels, labels, out = sys.argv[1:]
+found = PlansManager(plans).get_configuration("3d_fullres")
+network = get_network_from_plans(
+    found.network_arch_class_name, found.network_arch_init_kwargs,
+    found.network_arch_init_kwargs_req_import, int(channels), int(labels), deep_supervision=False,
+)
+torch.save({
+    "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
+    "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": (0, 1, 2),
+}, out)
+"""
+
+
+def save_untrained(plan: Plan, folder: Path) -> Path:
+    """A model folder as training leaves it, but for the training."""
+    torch.manual_seed(0)
+    plan.save(folder / "plan.json")
+    weights = dict(build_network(plan).state_dict())
+    save_checkpoint(folder / "fold_0" / FINAL, weights, {"plan_id": plan.id})
+    return folder
+
+
+def plan_untrained(task: Task, workspace: Path, budget: str | None) -> Path:
+    """What `autoseg_plan` plans, with untrained weights."""
+    words = [str(task.folder), "--workspace", str(workspace), "--device", "cpu"]
+    budgeted = ["--time-budget", budget] if budget else []
+    run([sys.executable, "-m", "autoseg.cli.plan", *words, *budgeted], {})
+    plan = load_plan(workspace / "preprocessed" / task.name / "default" / "plan.json")
+    print(f"(autoseg: {describe(plan)})")
+    return save_untrained(plan, workspace / "model")
+
+
+def describe(plan: Plan) -> str:
+    """The size of a plan's patches and network."""
+    patch = " x ".join(map(str, plan.sampling.patch_size))
+    return f"patches of {patch}, {'-'.join(map(str, plan.network.features))} maps"
+
+
+def predict_autoseg(model: Path, scans: Path, *options: str) -> Command:
+    """`autoseg_predict` as a command."""
+    words = [sys.executable, "-m", "autoseg.cli.predict", "-i", str(scans), "-m", str(model)]
+    return lambda out: run([*words, "-o", str(out), "--device", "cpu", *options], {})
+
+
+def predict_nnunet(nnunet: NnUNet, scans: Path, *options: str) -> Command:
+    """`nnUNetv2_predict -f 0` as a command."""
+    words = ("-c", "3d_fullres", "-f", "0", "-device", "cpu", "-i", str(scans), *options)
+    return lambda out: nnunet.run("nnUNetv2_predict", *words, "-o", str(out))
+
+
+def plan_nnunet(nnunet: NnUNet, task: Task) -> None:
+    """Its own fingerprint and plan, and a checkpoint with untrained weights."""
+    nnunet.run("nnUNetv2_extract_fingerprint")
+    nnunet.run("nnUNetv2_plan_experiment")
+    trained = (
+        nnunet.root / "results" / "Dataset001_Bench" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    )
+    link(nnunet.root / "raw" / "Dataset001_Bench" / "dataset.json", trained / "dataset.json")
+    link(nnunet.preprocessed / "nnUNetPlans.json", trained / "plans.json")
+    checkpoint = trained / "fold_0" / "checkpoint_final.pth"
+    checkpoint.parent.mkdir()
+    sizes = (str(len(task.channels)), str(len(task.labels)))
+    python = str(nnunet.environment / "bin" / "python")
+    run([python, "-c", UNTRAINED, str(trained / "plans.json"), *sizes, str(checkpoint)], {})
+
+
+def link_scans(task: Task, count: int, folder: Path) -> Path:
+    """The first cases' scans, named as both commands want them."""
+    for case in task.cases[:count]:
+        for channel, image in enumerate(case.images):
+            link(image.resolve(), folder / f"{case.name}_{channel:04d}.nii.gz")
+    return folder
+
+
+def compare(commands: dict[str, Command], rounds: int) -> None:
+    """Run the commands by turns; one line each with the median and the ratio to the first."""
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            with TemporaryDirectory() as out:
+                costs[name].append(command(Path(out)))
+    medians = {name: median(found) for name, found in costs.items()}
+    first = next(iter(medians.values()))
+    for name, cost in medians.items():
+        print_row(name, cost, first)
+
+
+def median(costs: list[Cost]) -> Cost:
+    """The median of each figure."""
+    columns = zip(*((cost.seconds, cost.cpu_seconds, cost.peak_gb) for cost in costs), strict=True)
+    return Cost(*(statistics.median(column) for column in columns))
+
+
+def bench_task(arguments: argparse.Namespace) -> None:
+    """The Hippocampus set, or another task."""
+    task = read_task(arguments.task)
+    with TemporaryDirectory() as folder, nnunet_with(task, arguments.nnunet) as nnunet:
+        scans = link_scans(task, arguments.cases, Path(folder) / "in")
+        model = arguments.model or plan_untrained(task, Path(folder), arguments.time_budget)
+        plan_nnunet(nnunet, task)
+        print(f"(each predicts {len(list(scans.iterdir()))} of these files)")
+        print_header(task, warm_up(task))
+        commands = {
+            "autoseg_predict": predict_autoseg(model, scans),
+            "nnUNetv2_predict --disable_tta": predict_nnunet(nnunet, scans, "--disable_tta"),
+        }
+        if arguments.mirror:
+            commands["autoseg_predict --tta"] = predict_autoseg(model, scans, "--tta")
+            commands["nnUNetv2_predict"] = predict_nnunet(nnunet, scans)
+        compare(commands, arguments.rounds)
+
+
+def bench_ct(arguments: argparse.Namespace) -> None:
+    """One CT and the paper's plan."""
+    with TemporaryDirectory() as folder:
+        model = save_untrained(paper_plan(), Path(folder) / "model")
+        scan = Path(folder) / "in" / "ct.nii.gz"
+        write_ct(scan, tuple(arguments.size))
+        plain = [sys.executable, str(PLAIN), str(model), str(scan)]
+        print(f"CT of {' x '.join(map(str, arguments.size))} voxels, {describe(paper_plan())}")
+        print("| command | seconds | of all cores | peak of a process (GB) | ratio |")
+        print("| --- | ---: | ---: | ---: | ---: |", flush=True)
+        commands: dict[str, Command] = {
+            "autoseg_predict": predict_autoseg(model, scan),
+            "autoseg_predict --backend torch": predict_autoseg(model, scan, "--backend", "torch"),
+            "plain torch + scikit-image": lambda out: run([*plain, str(out / "ct.nii.gz")], {}),
+        }
+        compare(commands, arguments.rounds)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", type=Path, nargs="?", help="a raw task's folder")
+    parser.add_argument("--nnunet", type=Path, help="virtual environment with nnunetv2")
+    parser.add_argument("--cases", type=int, default=12, help="how many cases to predict")
+    parser.add_argument("--model", type=Path, help="a trained model of the task")
+    parser.add_argument("--time-budget", help="plan for training of this length, such as 5m")
+    parser.add_argument("--mirror", action="store_true", help="compare with mirroring, too")
+    parser.add_argument("--ct", action="store_true", help="one CT and the paper's plan instead")
+    parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 301), help="of the CT")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.ct:
+        bench_ct(arguments)
+    elif arguments.task and arguments.nnunet:
+        bench_task(arguments)
+    else:
+        parser.error("give a task and --nnunet, or --ct")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Time autoseg's resampling and export against scikit-image's, and the memory of a large scan.
+
+    python scripts/bench_resample.py --rounds 3
+
+Both sides work on the same volumes of a CT of 512 x 512 x 301 voxels and its 262 x 262 x 111 at
+1.58 x 1.58 x 2.70 mm, in turn, each time in a process of its own. The table has the median seconds
+of the work alone and the peak of its process, all libraries and volumes included.
+
+* cubic: the scan to the coarse grid.
+* export: probabilities of 4 classes to the scan's grid, and the most probable class. scikit-image
+  resizes class after class. Once of blurred organs, once of noise, where every class may win
+  everywhere.
+* segment: a scan of 512 x 512 x 600 voxels with 4 and 40 classes, from patches of 160 x 160 x 80;
+  the network is one convolution. For the memory: there is no other side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoseg.image import from_array
+from autoseg.planning.check import make_plan
+from autoseg.planning.classes import Classes
+from autoseg.prediction.label_map import label_map
+from autoseg.prediction.model import Model
+from autoseg.prediction.native_grid import Place, native_planes
+from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.sliding_window import Slab
+from autoseg.preprocessing.channel import Channel
+from autoseg.preprocessing.resample import resample_channel
+
+NATIVE, LOW, LARGE = (512, 512, 301), (262, 262, 111), (512, 512, 600)
+SPACING_MM = (0.81, 0.81, 1.0)
+CLASSES = 4
+Volume = NDArray[np.float32]
+Job = Callable[[], Any]
+
+
+def smooth(shape: tuple[int, ...], coarse: int, seed: int = 0) -> Volume:
+    """Random values that change over `coarse` voxels."""
+    few = np.random.default_rng(seed).normal(size=[2 + size // coarse for size in shape])
+    wide = torch.nn.functional.interpolate(
+        torch.from_numpy(few.astype(np.float32))[None, None], shape, mode="trilinear"
+    )
+    return cast("Volume", wide[0, 0].numpy())
+
+
+def scan(size: tuple[int, int, int]) -> NDArray[np.int16]:
+    """A CT as it is read: values of 16 bits, x next to x."""
+    z_first = smooth(size[::-1], 20) * 500
+    return z_first.astype(np.int16).T
+
+
+def cubic(side: str) -> Job:
+    """Bring a scan to the coarse grid."""
+    values = scan(NATIVE)
+    if side == "autoseg":
+        return lambda: resample_channel(Channel(values), LOW, (3, 3, 3)).values()
+    from skimage.transform import resize
+
+    floats = values.astype(np.float32)
+    return lambda: resize(floats, LOW, order=3, mode="edge", anti_aliasing=False)
+
+
+def export(side: str, kind: str) -> Job:
+    """Bring probabilities to the scan's grid and take the most probable class."""
+    coarse = {"organs": 60, "noise": 1}[kind]
+    logits = np.stack([smooth(LOW, coarse, seed) for seed in range(CLASSES)])
+    shares = torch.softmax(6 * torch.from_numpy(logits), dim=0).numpy()
+    return (lambda: ours(shares)) if side == "autoseg" else (lambda: theirs(shares))
+
+
+def ours(shares: Volume) -> Any:
+    """Planes as the sliding window hands them on."""
+
+    def slabs() -> Iterator[Slab]:
+        for start in range(0, LOW[0], 8):
+            yield start, shares[:, start : start + 8]
+
+    values = tuple(range(CLASSES))
+    kinds = Classes(tuple("abcd"), ((0,),), ((0,),), values, are_regions=False)
+    place = Place(LOW, tuple((0, size) for size in NATIVE), NATIVE)
+    return label_map(native_planes(slabs(), place), kinds, NATIVE)
+
+
+def theirs(shares: Volume) -> Any:
+    """One class at a time, so that no two of them are in memory."""
+    from skimage.transform import resize
+
+    best = np.full(NATIVE, -np.inf, np.float32)
+    out = np.zeros(NATIVE, np.uint8)
+    for index, share in enumerate(shares):
+        wide = resize(share, NATIVE, order=1, mode="edge", anti_aliasing=False)
+        wins = wide > best
+        out[wins] = index
+        best[wins] = wide[wins]
+    return out
+
+
+def segment(classes: str) -> Job:
+    """Segment a large scan."""
+    count = int(classes)
+    plan = make_plan(
+        {
+            "task": "Task000_Bench",
+            "channels": ["CT"],
+            "labels": {"background": [0]} | {f"organ {n}": [n] for n in range(1, count)},
+            "target_spacing_mm": [1.58, 1.58, 2.70],
+            "preprocessing": [{"step": "resample", "rounding": "down", "anisotropy": None}],
+            "sampling": {"patch_size": [160, 160, 80], "batch_size": 1},
+            "augmentation": [],
+            "network": {
+                "features": [2, 4],
+                "strides": [[1, 1, 1], [2, 2, 2]],
+                "kernels": [[3, 3, 3], [3, 3, 3]],
+                "blocks_encoder": [1, 1],
+                "blocks_decoder": [1],
+            },
+            "training": {},
+            "inference": {"overlap": [16, 16, 8]},
+        },
+        "the benchmark's plan",
+    )
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(1, count, 3, padding=1)
+    model = Model(Path("bench"), plan, ("0",), cast("Any", (network,)))
+    predictor = Predictor(model, device="cpu", backend="torch")
+    prepared = predictor.prepare(from_array(scan(LARGE), SPACING_MM))
+    return lambda: predictor.segment(prepared)
+
+
+JOBS: dict[str, Callable[..., Job]] = {"cubic": cubic, "export": export, "segment": segment}
+
+
+def run_job(name: str, *arguments: str) -> None:
+    """Do one job in this process, and print its seconds and the peak in GB."""
+    import resource
+
+    job = JOBS[name](*arguments)
+    started = time.perf_counter()
+    job()
+    seconds = time.perf_counter() - started
+    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobytes elsewhere
+    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def measure(*job: str) -> tuple[float, float]:
+    """Do a job in a process of its own, started by a small one: Linux counts the starter's peak."""
+    script = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
+    command = [sys.executable, "-c", script, sys.executable, __file__, "--job", *job]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    seconds, peak_gb = done.stdout.split()[-2:]
+    return float(seconds), float(peak_gb)
+
+
+def print_pair(what: str, *job: str, rounds: int) -> None:
+    """Measure both sides in turn, and print a row."""
+    name, *more = job
+    pairs = [[measure(name, side, *more) for side in ("skimage", "autoseg")] for _ in range(rounds)]
+    slow, fast = (
+        [statistics.median(column) for column in zip(*side, strict=True)]
+        for side in zip(*pairs, strict=True)
+    )
+    ratio = statistics.median(slow[0] / fast[0] for slow, fast in pairs)
+    print(
+        f"| {what} | {slow[0]:.2f} | {slow[1]:.2f} | {fast[0]:.2f} | {fast[1]:.2f} | {ratio:.1f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        run_job(*arguments.job)
+        return
+    if hasattr(os, "getloadavg"):
+        print(f"(load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)")
+    print("| | scikit-image, s | peak, GB | autoseg, s | peak, GB | times faster |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    print_pair("cubic resampling of a CT", "cubic", rounds=arguments.rounds)
+    for kind in ("organs", "noise"):
+        print_pair(f"export of 4 classes, {kind}", "export", kind, rounds=arguments.rounds)
+    for classes in ("4", "40"):
+        seconds, peak = measure("segment", classes)
+        print(f"| 512 x 512 x 600, {classes} classes | | | {seconds:.2f} | {peak:.2f} | |")
+
+
+if __name__ == "__main__":
+    main()

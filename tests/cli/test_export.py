@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoseg.cli import export
+from autoseg.prediction.export import FORMATS
+from tests.making import tiny_plan
+from tests.prediction.making import save_model
+
+
+def test_the_command_offers_every_format() -> None:
+    assert list(FORMATS) == export.FORMATS
+
+
+@pytest.mark.skipif(
+    not FORMATS["openvino"].is_installed(), reason="OpenVINO is not installed (extra export)"
+)
+def test_a_model_of_the_workspace_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tiny_plan()
+    save_model(plan, tmp_path / "models" / plan.task / plan.name, "0", "1")
+    out = tmp_path / "out"
+    arguments = ["--workspace", str(tmp_path), "-f", "1", "-o", str(out), "--format", "openvino"]
+    assert export.main(arguments) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert (out / "fold_1.xml").is_file()
+    assert not (out / "fold_0.xml").exists()
+
+
+def test_no_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.main(["--workspace", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
+    assert "no trained model fits" in capsys.readouterr().err

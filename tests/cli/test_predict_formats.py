@@ -1,0 +1,110 @@
+"""From DICOM series to files in every format, by the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+
+from autoseg.cli.predict import main, make_parser
+from autoseg.files import read_json
+from autoseg.image import read_geometry, read_label
+from autoseg.prediction.output import DEFAULT_FORMAT, FORMATS, ending
+from tests.dataset.making import write_scan
+from tests.dicom_series import REPORT, make_object, save, write_series
+from tests.making import tiny_plan
+from tests.prediction.making import save_model
+from tests.turning import rotation
+
+SCAN = np.random.default_rng(0).integers(-3, 4, (9, 8, 7)).astype(np.int16)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_model(tiny_plan(), tmp_path / "model", "0")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """One good series, one with a gap, and a report."""
+    folder = tmp_path / "archive"
+    write_series(folder / "P1" / "good", SCAN)
+    write_series(folder / "P2" / "gap", SCAN)[3].unlink()
+    save(make_object(REPORT, "SR"), folder / "P2" / "report")
+    return folder
+
+
+def predict(model: Path, scans: Path, out: Path, *more: str) -> int:
+    words = ["-m", str(model), "-i", str(scans), "-o", str(out), "--device", "cpu", *more]
+    return main([*words, "--backend", "torch"])
+
+
+def test_the_command_knows_every_format() -> None:
+    (format,) = (each for each in make_parser()._actions if each.dest == "format")
+    assert tuple(format.choices or ()) == FORMATS
+    assert format.default == DEFAULT_FORMAT
+
+
+def test_a_hospital_archive_in_every_format(
+    model: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highdicom")
+    labels = {}
+    for format in FORMATS:
+        out = tmp_path / format
+        assert predict(model, archive, out, "--format", format) == 2  # one scan is refused
+        told = capsys.readouterr().err
+        assert "1 predicted, 0 were there already, 1 refused" in told
+        assert "slices are missing" in told
+        assert f"passed over {Path('P2') / 'report'}: a structured report" in told
+        written = out / f"P1_good{ending(format)}"
+        assert written.exists()
+        assert list(read_json(out / "predictions.json")["cases"]) == ["P1_good"]
+        if format != "dicom-seg":
+            labels[format] = read_label(written)[0]
+    assert labels["nii.gz"].any()
+    for label in labels.values():
+        assert (label == labels["nii.gz"]).all()
+    segmentation = pydicom.dcmread(tmp_path / "dicom-seg" / "P1_good.dcm")
+    voxels = int(segmentation.pixel_array.sum())
+    assert voxels == np.count_nonzero(labels["nii.gz"])
+
+
+@pytest.mark.parametrize("steps", [[], [{"step": "crop_to_nonzero"}, {"step": "resample"}]])
+def test_the_grid_of_the_scan_is_kept_to_the_bit(tmp_path: Path, steps: list[Any]) -> None:
+    model = save_model(tiny_plan(preprocessing=steps), tmp_path / "model", "0")
+    directions = {
+        "LPS": np.eye(3),
+        "RAS": np.diag([-1, -1, 1]),
+        "LAS": np.diag([1, -1, 1]),
+        "LPI": np.diag([1, 1, -1]),
+        "oblique": rotation((0.9, 0.1, -0.3, 0.2)),
+    }
+    for name, direction in directions.items():
+        path = tmp_path / "in" / f"{name}_0000.nii.gz"
+        write_scan(path, SCAN, (0.71, 0.9, 2.3), (-101.37, 55.1, 1e-3), direction.ravel().tolist())
+    assert predict(model, tmp_path / "in", tmp_path / "out") == 0
+    for name in directions:
+        scan = read_geometry(tmp_path / "in" / f"{name}_0000.nii.gz")
+        assert read_geometry(tmp_path / "out" / f"{name}.nii.gz") == scan, name
+
+
+def test_dicom_seg_of_another_scan_is_one_line_before_anything_is_predicted(
+    model: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highdicom")
+    write_scan(archive / "x.nii.gz", SCAN)
+    assert predict(model, archive, tmp_path / "out", "--format", "dicom-seg") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {archive / 'x.nii.gz'}: --format dicom-seg needs a DICOM")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_of_refused_scans_alone(
+    model: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(model, archive / "P2", tmp_path / "out") == 2
+    assert "0 predicted, 0 were there already, 1 refused" in capsys.readouterr().err

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.archive import open_archive, write_archive
+from autoseg.checkpoint import load_checkpoint
+from autoseg.errors import AutosegError
+from autoseg.evaluation.cross_validation import gather
+from autoseg.evaluation.postprocessing import update
+from autoseg.files import read_json, write_json
+from autoseg.image import read_image
+from autoseg.packing.package import Order, pack
+from autoseg.prediction.model import load_model, load_postprocessing, save_previous
+from autoseg.prediction.predictor import Predictor
+from autoseg.training.pretrained import read_pretrained
+from autoseg.workspace import Workspace
+from tests.making import CASCADE, tiny_plan
+from tests.packing.making import TASK, plan_and_train, trained_workspace, write_raw
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return trained_workspace(tmp_path / "Arbeit für Zoë")
+
+
+def packed(
+    workspace: Workspace, plan: str = "default", folds: tuple[str, ...] | None = None
+) -> Path:
+    out = workspace.root / "model.zip"
+    pack(Order(workspace, TASK, plan, folds), out, overwrite=True)
+    return out
+
+
+def refusal(order: Order, out: Path, overwrite: bool = False) -> str:
+    with pytest.raises(AutosegError) as error:
+        pack(order, out, overwrite)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_everything_is_in_it(workspace: Workspace) -> None:
+    found = open_archive(packed(workspace))
+    assert sorted(found.entries) == [
+        "card.json",
+        "card.md",
+        "fingerprint.json",
+        "fold_0/final.safetensors",
+        "fold_0/validation/summary.json",
+        "fold_1/final.safetensors",
+        "fold_1/validation/summary.json",
+        "labels.json",
+        "plan.json",
+        "splits.json",
+    ]
+    plan = tiny_plan()
+    assert found.about["plan_id"] == plan.id
+    assert found.about["folds"] == ["0", "1"]
+    assert json.loads(found.read("labels.json"))["labels"]["tumour"] == [2]
+    folder = workspace.models(TASK, "default")
+    assert (
+        found.read("fold_1/final.safetensors")
+        == (folder / "fold_1" / "final.safetensors").read_bytes()
+    )
+
+
+def test_no_folder_of_this_machine_is_told(workspace: Workspace) -> None:
+    out = packed(workspace)
+    assert str(workspace.root).encode() not in out.read_bytes()
+    assert workspace.root.name.encode() not in out.read_bytes()
+    summary = json.loads(open_archive(out).read("fold_0/validation/summary.json"))
+    case = summary["metric_per_case"][0]
+    assert case["reference_file"] == f"{case['case']}.nii.gz"
+
+
+def test_the_same_model_gives_the_same_bytes(workspace: Workspace) -> None:
+    first = packed(workspace).read_bytes()
+    for path in workspace.root.rglob("*.json"):
+        path.touch()
+    assert packed(workspace).read_bytes() == first
+
+
+def test_it_predicts_as_the_folder_does(workspace: Workspace) -> None:
+    folder, out = workspace.models(TASK, "default"), packed(workspace)
+    image = read_image([workspace.raw(TASK) / "imagesTr" / "case_0_0000.nii.gz"])
+    for folds in (None, ["1"]):
+        found = Predictor(out, folds, "cpu").predict(image)
+        assert found.any()
+        assert np.array_equal(found, Predictor(folder, folds, "cpu").predict(image))
+
+
+def test_what_was_learned_goes_with_it(workspace: Workspace) -> None:
+    folder = workspace.models(TASK, "default")
+    learned = update(folder, gather(folder, 2), 2, 1)
+    assert learned.postprocessing.steps
+    out = packed(workspace)
+    assert load_postprocessing(load_model(out, None, CPU)) == learned.postprocessing
+    card = json.loads(open_archive(out).read("card.json"))
+    assert card["postprocessing"] == ["keeps the largest component of all foreground"]
+    summary = folder / "fold_1" / "validation" / "summary.json"
+    summary.write_text(summary.read_text() + "\n")
+    order = Order(workspace, TASK, "default")
+    assert "was learned from other scores than those of the folds" in refusal(
+        order, workspace.root / "other.zip"
+    )
+
+
+def test_some_folds(workspace: Workspace) -> None:
+    assert load_model(packed(workspace, folds=("1",)), None, CPU).folds == ("1",)
+    with pytest.raises(AutosegError, match=r"model\.zip has no finished fold 0; there: 1"):
+        load_model(workspace.root / "model.zip", ["0"], CPU)
+    order = Order(workspace, TASK, "default", ("0", "7"))
+    assert "has no finished fold 7; there: 0, 1" in refusal(order, workspace.root / "a.zip")
+
+
+def test_a_cascade_brings_its_previous_stage(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    write_raw(workspace)
+    previous = tiny_plan(name="tiny-3d_lowres", configuration="3d_lowres")
+    plan_and_train(workspace, previous, "0", "1")
+    cascade = tiny_plan(**CASCADE)
+    folder = plan_and_train(workspace, cascade, "0")
+    save_previous(folder, previous)
+    out = packed(workspace, cascade.name)
+    image = read_image([workspace.raw(TASK) / "imagesTr" / "case_0_0000.nii.gz"])
+    expected = Predictor(folder, device="cpu").predict(image)
+    shutil.rmtree(workspace.models(TASK))
+    predictor = Predictor(out, device="cpu")
+    assert predictor.previous is not None
+    assert predictor.previous.model.folds == ("0", "1")
+    assert np.array_equal(predictor.predict(image), expected)
+
+
+def test_another_run_begins_with_it(workspace: Workspace) -> None:
+    out = packed(workspace)
+    with pytest.raises(
+        AutosegError, match=r"has several folds: fold_0, fold_1; choose one: .*zip/"
+    ):
+        read_pretrained(out)
+    file = workspace.models(TASK, "default") / "fold_1" / "final.safetensors"
+    for path in (out / "fold_1", packed(workspace, folds=("1",))):
+        found = read_pretrained(path)
+        expected = load_checkpoint(file)[0]
+        assert found.tensors.keys() == expected.keys()
+        assert all(torch.equal(found.tensors[name], expected[name]) for name in expected)
+        assert found.plan == tiny_plan()
+        assert found.source == read_pretrained(file).source
+    with pytest.raises(AutosegError, match="there is no trained model"):
+        read_pretrained(out / "fold_0")
+
+
+def test_what_is_there_is_kept(workspace: Workspace) -> None:
+    order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
+    out.write_text("precious")
+    assert "is there already; give another -o, or --overwrite it" in refusal(order, out)
+    assert out.read_text() == "precious"
+    assert "a packed model ends in .zip" in refusal(order, workspace.root / "model")
+    pack(order, out, overwrite=True)
+    assert zipfile.is_zipfile(out)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "fingerprint.json", "splits.json"])
+def test_a_missing_file_is_named(workspace: Workspace, name: str) -> None:
+    path = workspace.preprocessed(TASK, "default") / name
+    path.unlink()
+    order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
+    assert f"{path} is missing" in refusal(order, out)
+    assert not out.exists()
+
+
+def test_files_of_different_plans_are_not_mixed(workspace: Workspace) -> None:
+    order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
+    other = tiny_plan(training={"seed": 1})
+    other.save(workspace.preprocessed(TASK, "default") / "plan.json")
+    assert f"is plan {other.id} now, but the models" in refusal(order, out)
+    other.save(workspace.models(TASK, "default") / "plan.json")
+    assert f"was trained by plan {tiny_plan().id}, but plan.json is {other.id}" in refusal(
+        order, out
+    )
+
+
+def rewritten(out: Path, **changes: bytes) -> Path:
+    """The archive with other contents and a manifest that fits them."""
+    found = open_archive(out)
+    files = {name: found.read(name) for name in found.entries}
+    files |= {name.replace("__", "/").replace("_json", ".json"): c for name, c in changes.items()}
+    write_archive(out, {}, files)
+    return out
+
+
+def test_a_plan_of_another_format_is_refused(workspace: Workspace) -> None:
+    out = packed(workspace)
+    plan = json.loads(open_archive(out).read("plan.json"))
+    rewritten(out, plan_json=json.dumps(plan | {"format_version": 2}).encode())
+    with pytest.raises(AutosegError, match=r"model\.zip/plan\.json has plan format 2; this auto"):
+        load_model(out, None, CPU)
+
+
+def test_weights_of_another_plan_are_refused(workspace: Workspace) -> None:
+    out = packed(workspace)
+    plan = json.loads(open_archive(out).read("plan.json"))
+    plan["training"]["seed"] = 99
+    rewritten(out, plan_json=json.dumps(plan).encode())
+    with pytest.raises(AutosegError, match="was trained by plan"):
+        load_model(out, None, CPU)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
+    write_archive(tmp_path / "a.zip", {}, {"card.md": b"#"})
+    with pytest.raises(AutosegError, match=r"is no packed model: it has no plan\.json"):
+        load_model(tmp_path / "a.zip", None, CPU)
+
+
+def test_a_card_file_is_checked(workspace: Workspace) -> None:
+    card = workspace.root / "card.json"
+    out = workspace.root / "model.zip"
+    write_json(card, {"license": "MIT"})
+    order = Order(workspace, TASK, "default", card=card)
+    assert "has the unknown key 'license'; known are intended_use, limits, licence" in refusal(
+        order, out
+    )
+    write_json(card, {"licence": ""})
+    assert "licence must be a text" in refusal(order, out)
+    write_json(card, ["licence"])
+    assert "must be an object" in refusal(order, out)
+    write_json(card, {"licence": "CC0", "intended_use": "research on phantoms"})
+    pack(order, out, overwrite=False)
+    found = json.loads(open_archive(out).read("card.json"))
+    assert (found["licence"], found["intended_use"]) == ("CC0", "research on phantoms")
+    assert found["data_licence"] == found["limits"] == "not stated"
+    assert read_json(card) == {"licence": "CC0", "intended_use": "research on phantoms"}

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.cli import predict
+from autoseg.errors import AutosegError
+from autoseg.image import Image
+from autoseg.networks.build import build_network
+from autoseg.prediction import openvino_network
+from autoseg.prediction.backend import BACKENDS, choose_backend
+from autoseg.prediction.model import save_previous
+from autoseg.prediction.predictor import Predictor
+from tests.making import CASCADE, REGIONS, grid, tiny_plan
+from tests.prediction.making import Pointwise, model_of, save_model
+from tests.prediction.trained import boxes, plan_of, trained_network
+
+CPU = torch.device("cpu")
+needs_openvino = pytest.mark.skipif(
+    not openvino_network.is_installed(), reason="OpenVINO is not installed (extra cpu)"
+)
+
+
+def scan(size: int = 12, seed: int = 0) -> Image:
+    values = np.random.default_rng(seed).normal(size=(1, size, size, size)).astype(np.float32)
+    return Image(values, grid((size, size, size)))
+
+
+def test_the_command_offers_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main(["--help"]) == 0
+    assert f"--backend {{{','.join(BACKENDS)}}}" in capsys.readouterr().out
+
+
+def test_without_openvino_torch_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
+    plan = tiny_plan()
+    networks = [build_network(plan).eval()]
+    assert choose_backend("auto", networks, plan, CPU).name == f"torch {torch.__version__} float32"
+    with pytest.raises(AutosegError, match=r"not installed \(pip install 'autoseg\[cpu\]'\)"):
+        choose_backend("openvino", networks, plan, CPU)
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(AutosegError, match="'tpu' is unknown; choose from auto, torch, openvino"):
+        Predictor(model_of(tiny_plan(), Pointwise()), device="cpu", backend="tpu")
+
+
+def test_the_plan_names_the_precision() -> None:
+    plan = plan_of("bfloat16")
+    backend = choose_backend("torch", [trained_network()], plan, CPU)
+    assert backend.name == f"torch {torch.__version__} bfloat16"
+    image, _ = boxes(1, 99)
+    exact = trained_network()(image)
+    (logits,) = [run(image) for run in backend.networks]
+    assert logits.dtype is torch.float32
+    assert 0 < (logits - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@needs_openvino
+def test_openvino_is_for_u_nets_on_the_processor() -> None:
+    plan = tiny_plan()
+    assert choose_backend("auto", [Pointwise()], plan, CPU).name.startswith("torch")
+    with pytest.raises(AutosegError, match="it runs U-Nets, not Pointwise"):
+        choose_backend("openvino", [Pointwise()], plan, CPU)
+    with pytest.raises(AutosegError, match="it is for processors, and the device is cuda"):
+        choose_backend("openvino", [Pointwise()], plan, torch.device("cuda"))
+
+
+@needs_openvino
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_a_trained_network_gives_the_same_in_openvino(precision: str, tolerance: float) -> None:
+    network, (image, label) = trained_network(), boxes(24, 1000)
+    expected = torch.softmax(network(image), dim=1)
+    assert (expected.argmax(dim=1) == label).double().mean() > 0.999  # it has learnt
+    backend = choose_backend("auto", [network], plan_of(precision), CPU)
+    used = precision if openvino_network.computes_bfloat16() else "float32"
+    assert backend.name == f"openvino {openvino_network.version()} {used}"
+    got = torch.softmax(backend.networks[0](image), dim=1)
+    assert (got - expected).abs().max() < tolerance
+    assert (got.argmax(dim=1) == expected.argmax(dim=1)).double().mean() >= 0.9999
+
+
+@needs_openvino
+def test_several_networks_free_their_memory_and_still_give_the_same() -> None:
+    plan, network, (image, _) = plan_of(), trained_network(), boxes(2, 7)
+    (alone,) = choose_backend("openvino", [network], plan, CPU).networks
+    both = choose_backend("openvino", [network, network], plan, CPU).networks
+    for run in (*both, *both):
+        assert torch.equal(run(image), alone(image))
+
+
+@needs_openvino
+def test_the_answer_of_one_call_outlives_the_next() -> None:
+    (run,) = choose_backend("openvino", [trained_network()], plan_of(), CPU).networks
+    first, second = boxes(1, 1)[0], boxes(1, 2)[0]
+    kept = run(first)
+    before = kept.clone()
+    run(second)
+    assert torch.equal(kept, before)
+
+
+@needs_openvino
+def test_two_threads_may_use_one_network() -> None:
+    (run,) = choose_backend("openvino", [trained_network()], plan_of(), CPU).networks
+    images = [boxes(1, seed)[0] for seed in range(12)]
+    expected = [run(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for got, wanted in zip(pool.map(run, images), expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+@needs_openvino
+def test_openvino_takes_as_many_threads_as_torch() -> None:
+    network = openvino_network.OpenVinoNetwork(
+        trained_network(), plan_of().sampling.patch_size, torch.float32, frees=False
+    )
+    threads = network.compiled.get_property("INFERENCE_NUM_THREADS")
+    assert threads == torch.get_num_threads()
+
+
+@needs_openvino
+@pytest.mark.parametrize("changes", [{}, REGIONS], ids=["classes", "regions"])
+def test_folds_mirror_images_and_regions_are_averaged_as_in_torch(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    plan = tiny_plan(**changes, inference={"mirror_axes": [0, 2]})
+    folder = save_model(plan, tmp_path, "0", "1")
+    patches = torch.from_numpy(scan(8).array)[None]
+    found = {}
+    for name in ("torch", "openvino"):
+        predictor = Predictor(folder, device="cpu", mirror=True, backend=name)
+        assert predictor.backend_name.startswith(name)
+        found[name] = predictor.probabilities(patches)
+    assert torch.allclose(found["torch"], found["openvino"], atol=1e-5)
+
+
+@needs_openvino
+def test_both_stages_of_a_cascade_run_in_openvino(tmp_path: Path) -> None:
+    low, full = tiny_plan(name="tiny-3d_lowres"), tiny_plan(**CASCADE)
+    save_model(low, tmp_path / low.name, "0")
+    folder = save_model(full, tmp_path / full.name, "0")
+    save_previous(folder, low)
+    found = {}
+    for name in ("torch", "openvino"):
+        predictor = Predictor(folder, device="cpu", backend=name)
+        assert predictor.previous is not None
+        assert predictor.previous.backend_name.startswith(name)
+        found[name] = predictor.predict(scan())
+    assert len(np.unique(found["torch"])) > 1
+    assert (found["torch"] == found["openvino"]).mean() > 0.999
+
+
+@needs_openvino
+def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from autoseg.prediction.openvino_network import core, openvino\n"
+        "print(core().available_devices, hasattr(openvino(), 'convert_model'))\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.splitlines() == ["['CPU'] True", "[]"]
+    assert list(tmp_path.iterdir()) == []

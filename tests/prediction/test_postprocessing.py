@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from autoseg.errors import AutosegError
+from autoseg.files import write_json
+from autoseg.image import Image
+from autoseg.prediction.ensemble import Ensemble
+from autoseg.prediction.model import load_model, load_postprocessing, save_previous
+from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
+from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.record import origin
+from tests.making import CASCADE, grid, tiny_plan
+from tests.prediction.making import Pointwise, model_of, save_model
+
+LabelMap = NDArray[Any]
+FOREGROUND, ONE, TWO = KeepLargest("all", (1, 2)), KeepLargest("A", (1,)), KeepLargest("B", (2,))
+PLAN = tiny_plan()
+CPU = torch.device("cpu")
+
+label_maps = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.integers(0, 2)
+)
+step_lists = st.lists(st.sampled_from([FOREGROUND, ONE, TWO]), unique=True).map(tuple)
+
+
+def cleaned(label_map: LabelMap, *steps: KeepLargest) -> LabelMap:
+    found = label_map.copy()
+    Postprocessing("", steps).apply(found)
+    return found
+
+
+def slow(label_map: LabelMap, values: tuple[int, ...]) -> LabelMap:
+    """The same with SciPy alone."""
+    inside = np.isin(label_map, values)
+    numbers, count = ndimage.label(inside, np.ones((3, 3, 3)))
+    sizes = [np.sum(numbers == number) for number in range(1, count + 1)]
+    found = label_map.copy()
+    if sizes:
+        found[inside & (numbers != 1 + int(np.argmax(sizes)))] = 0
+    return found
+
+
+@settings(max_examples=50, deadline=None)
+@given(label_maps, st.sampled_from([FOREGROUND, ONE, TWO]))
+def test_one_step_is_what_scipy_finds(label_map: LabelMap, step: KeepLargest) -> None:
+    expected = slow(label_map, step.values)
+    assert np.array_equal(cleaned(label_map, step), expected)
+    assert np.array_equal(cleaned(np.asfortranarray(label_map), step), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(label_maps, step_lists)
+def test_voxels_only_become_background(label_map: LabelMap, steps: tuple[KeepLargest, ...]) -> None:
+    found = cleaned(label_map, *steps)
+    assert found.dtype == label_map.dtype
+    changed = found != label_map
+    assert not found[changed].any()
+    touched = {value for step in steps for value in step.values}
+    assert set(np.unique(label_map[changed])) <= touched
+
+
+@settings(max_examples=50, deadline=None)
+@given(label_maps, st.sampled_from([FOREGROUND, ONE, TWO]))
+def test_a_step_again_changes_nothing(label_map: LabelMap, step: KeepLargest) -> None:
+    once = cleaned(label_map, step)
+    assert np.array_equal(cleaned(once, step), once)
+
+
+@settings(max_examples=50, deadline=None)
+@given(label_maps)
+def test_both_classes_again_change_nothing(label_map: LabelMap) -> None:
+    once = cleaned(label_map, ONE, TWO)
+    assert np.array_equal(cleaned(once, ONE, TWO), once)
+
+
+def test_corners_connect_and_equal_components_keep_the_first() -> None:
+    label_map = np.zeros((5, 5, 5), np.uint8)
+    label_map[0, 0, 0] = label_map[1, 1, 1] = 1
+    label_map[3, 3, 3] = label_map[4, 4, 4] = 1
+    found = cleaned(label_map, ONE)
+    assert found[0, 0, 0] == found[1, 1, 1] == 1
+    assert found.sum() == 2
+
+
+def test_nothing_is_left_as_it_is() -> None:
+    assert not cleaned(np.zeros((3, 4, 5), np.uint16), FOREGROUND).any()
+
+
+def learned(folder: Path, **changes: Any) -> Path:
+    steps = [{"name": "organ", "keep_largest": [1]}]
+    write_json(
+        folder / "postprocessing.json",
+        {"format_version": 1, "plan_id": PLAN.id, "steps": steps} | changes,
+    )
+    return folder
+
+
+def two_boxes() -> Image:
+    values = np.zeros((1, 12, 10, 8), np.float32)
+    values[0, 1:6, 2:7, 2:6] = 1
+    values[0, 8:10, 2:4, 2:4] = 1
+    values[0, 8:10, 6:8, 2:4] = 2
+    return Image(values, grid(values.shape[1:]))
+
+
+def test_the_predictor_applies_what_was_learned(tmp_path: Path) -> None:
+    image = two_boxes()
+    raw = image.array[0].astype(np.uint8)
+    model = model_of(PLAN, Pointwise(), folder=learned(tmp_path))
+    assert np.array_equal(Predictor(model, device="cpu", postprocess=False).predict(image), raw)
+    found = Predictor(model, device="cpu").predict(image)
+    assert np.array_equal(found, cleaned(raw, ONE))
+    assert not np.array_equal(found, raw)
+
+
+def test_a_model_without_it_predicts_as_before(tmp_path: Path) -> None:
+    image = two_boxes()
+    found = Predictor(model_of(PLAN, Pointwise(), folder=tmp_path), device="cpu").predict(image)
+    assert np.array_equal(found, image.array[0])
+
+
+def test_the_previous_stage_stays_as_the_cascade_was_trained(tmp_path: Path) -> None:
+    previous = tiny_plan(name="tiny-3d_lowres", configuration="3d_lowres")
+    save_model(previous, tmp_path / "tiny-3d_lowres", "0")
+    learned(tmp_path / "tiny-3d_lowres", plan_id=previous.id)
+    folder = save_model(tiny_plan(**CASCADE), tmp_path / "tiny-3d_cascade_fullres", "0")
+    save_previous(folder, previous)
+    before = Predictor(folder, device="cpu").previous
+    assert before is not None
+    assert before.postprocessing is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"plan_id": "another"}, f"was learned for plan another, but the model's is {PLAN.id}"),
+        ({"format_version": 2}, "has postprocessing format 2; this autoseg reads format 1"),
+        ({"steps": None}, "is no postprocessing"),
+        ({"steps": [{"name": "organ"}]}, "is no postprocessing"),
+        ({"steps": [{"name": "organ", "keep_largest": [0]}]}, "is no postprocessing"),
+        ({"steps": [{"name": "organ", "keep_largest": ["1"]}]}, "is no postprocessing"),
+        ({"steps": [{"name": "organ", "keep_largest": []}]}, "is no postprocessing"),
+        ({"steps": [[]]}, "is no postprocessing"),
+    ],
+)
+def test_what_does_not_belong_to_the_model_is_refused(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    model = load_model(learned(save_model(PLAN, tmp_path, "0"), **changes), None, CPU)
+    with pytest.raises(AutosegError) as error:
+        load_postprocessing(model)
+    assert str(error.value).startswith(f"{tmp_path / 'postprocessing.json'} {told}")
+    Predictor(tmp_path, device="cpu", postprocess=False)
+
+
+def test_the_record_says_what_was_done(tmp_path: Path) -> None:
+    model = model_of(PLAN, Pointwise(), folder=learned(tmp_path))
+    predictor = Predictor(model, device="cpu")
+    assert origin(predictor)["postprocessing"] == ["organ"]
+    assert "postprocessing" not in origin(Predictor(model, device="cpu", postprocess=False))
+    (member,) = origin(Ensemble([predictor]))["ensemble"]
+    assert "postprocessing" not in member  # which several models together do not get
+
+
+def test_a_large_scan_takes_little_more_than_its_components() -> None:
+    """Their numbers take four bytes a voxel, the masks of one step three more at most."""
+    label_map = np.zeros((128, 128, 128), np.uint8)
+    label_map[:90:3, ::3, ::3] = 1
+    label_map[92:, 80:, 80:] = 1
+    tracemalloc.start()
+    try:
+        Postprocessing("", (ONE,)).apply(label_map)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.count_nonzero(label_map) == label_map[92:, 80:, 80:].sum()
+    assert peak < 7.5 * label_map.size

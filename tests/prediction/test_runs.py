@@ -1,0 +1,160 @@
+"""Real processes: they share a folder, are killed at any moment, are stopped, find a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import autoseg
+from autoseg.errors import AutosegError
+from autoseg.files import read_json
+from autoseg.image import read_label
+from autoseg.prediction.record import LABELS as LABELS_FILE
+from autoseg.prediction.record import RECORD, file_facts
+from tests.dataset.making import write_scan
+from tests.prediction.making import save_model
+from tests.prediction.scans import PLAN, files_in, predict, write_scans
+
+ROOT = Path(autoseg.__file__).parents[1]
+SECONDS = 120.0
+STATUSES = {
+    signal.SIGTERM: (143, "error: stopped by SIGTERM; what was finished is kept"),
+    signal.SIGINT: (130, "error: interrupted; what was finished is kept"),
+}
+NAMES = [f"case {number}" for number in range(8)]
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result_of(run: subprocess.Popen[str]) -> list[Any]:
+    out, err = run.communicate(timeout=SECONDS)
+    assert run.returncode == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def check_all_whole(out: Path, names: list[str]) -> None:
+    record = read_json(out / RECORD)
+    assert sorted(record["cases"]) == sorted(names)
+    assert files_in(out) == {RECORD, LABELS_FILE, *(f"{name}.nii.gz" for name in names)}
+    for case in record["cases"].values():
+        for file, facts in case["files"].items():
+            assert file_facts(out / file) == facts
+            read_label(out / file)
+
+
+def test_runs_share_the_cases_of_a_folder_and_take_over_those_of_a_killed_one(
+    tmp_path: Path,
+) -> None:
+    """Three runs stand in their first case when one of them is killed."""
+    scans, out, meeting = (
+        write_scans(tmp_path / "in", *NAMES),
+        tmp_path / "out",
+        tmp_path / "meeting",
+    )
+    words = ("-m", "tests.prediction.running", "share", scans, out, 4)
+    killed, *others = [start(*words) for _ in range(3)]
+    for run in (killed, *others):
+        wait_for((meeting / str(run.pid)).exists, run)
+    killed.kill()
+    killed.communicate()
+    (meeting / "the fourth").touch()  # now the others go on
+    (first,), (second,) = (result_of(run) for run in others)
+    assert first["predicted"]
+    assert second["predicted"]
+    assert sorted(first["predicted"] + second["predicted"]) == NAMES
+    assert sorted(first["skipped"]) == sorted(second["predicted"])
+    assert sorted(second["skipped"]) == sorted(first["predicted"])
+    check_all_whole(out, NAMES)
+    record = read_json(out / RECORD)
+    makers = [
+        {record["cases"][name]["run"] for name in run["predicted"]} for run in (first, second)
+    ]
+    assert [len(found) for found in makers] == [1, 1]
+    assert makers[0] | makers[1] == set(record["runs"])
+    assert len(record["runs"]) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start many processes quickly")
+def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
+    scans = write_scans(tmp_path / "in", "a")
+    run = start("-m", "tests.prediction.running", "kill", scans, tmp_path / "out")
+    fresh, overwriting = result_of(run)
+    assert (fresh["overwrite"], overwriting["overwrite"]) == (False, True)
+    assert fresh["moments"] > 15
+    assert overwriting["moments"] > 15
+
+
+def wait_for(happened: Any, run: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + SECONDS
+    while not happened():
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_stopped_command_leaves_whole_files_only(tmp_path: Path) -> None:
+    model, scans = save_model(PLAN, tmp_path / "model", "0"), tmp_path / "in"
+    write_scan(scans / "0.nii.gz", np.random.default_rng(0).normal(size=(12, 12, 12)))
+    for copy in range(1, 500):  # more than it can do before it is stopped
+        shutil.copy(scans / "0.nii.gz", scans / f"{copy}.nii.gz")
+    words = ("-m", "autoseg.cli.predict", "-i", scans, "-m", model, "--device", "cpu", "-o")
+    runs = {number: start(*words, tmp_path / str(number)) for number in STATUSES}
+    for number, run in runs.items():
+        wait_for((tmp_path / str(number) / "10.nii.gz").exists, run)
+        run.send_signal(number)
+    for number, run in runs.items():
+        _, err = run.communicate(timeout=SECONDS)
+        assert (run.returncode, err.splitlines()[-1]) == STATUSES[number]
+        cases = list(read_json(tmp_path / str(number) / RECORD)["cases"])
+        check_all_whole(tmp_path / str(number), cases)
+        assert len(cases) < 500
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    resource = pytest.importorskip("resource", reason="limits of processes are POSIX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("format", ["nii.gz", "nrrd", "mha"])
+def test_a_disk_that_is_full_ends_the_run_after_whole_files(tmp_path: Path, format: str) -> None:
+    scans, out = write_scans(tmp_path / "in", "a"), tmp_path / "out"
+    noise = np.random.default_rng(0).integers(0, 3, (40, 40, 40)).astype(np.float32)
+    write_scan(scans / "b.nii.gz", noise)
+    write_scans(scans, "c")
+    with (
+        no_file_above(8192),
+        pytest.raises(AutosegError, match=r"cannot write .*b\.") as error,
+    ):
+        predict(scans, out, format=format)
+    assert "\n" not in str(error.value)
+    assert files_in(out) == {RECORD, LABELS_FILE, f"a.{format}"}
+    assert list(read_json(out / RECORD)["cases"]) == ["a"]
+    assert sorted(predict(scans, out, format=format).predicted) == ["b", "c"]

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.files import locked, read_json
+from autoseg.image import read_label, write_label
+from autoseg.prediction.record import RECORD, CaseRecord, Record, file_facts
+from autoseg.prediction.work import Work
+from tests.dataset.making import write_scan
+from tests.making import grid
+from tests.prediction.scans import files_in, inputs_of, predict, predictor_of, write_scans
+
+Capture = pytest.CaptureFixture[str]
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    return write_scans(tmp_path / "in", *NAMES)
+
+
+@pytest.fixture
+def out(scans: Path, tmp_path: Path) -> Path:
+    """A folder in which all cases are predicted."""
+    predict(scans, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def work_in(out: Path, scans: Path, overwrite: bool = False) -> Work:
+    inputs = inputs_of(scans)
+    outputs = {name: (f"{name}.nii.gz",) for name in inputs}
+    return Work(out, inputs, outputs, Record(out, predictor_of(), {"format": "nii.gz"}), overwrite)
+
+
+def test_what_is_there_is_skipped_and_keeps_its_record(scans: Path, out: Path) -> None:
+    before = (out / "a.nii.gz").stat().st_mtime_ns, read_json(out / RECORD)
+    assert predict(scans, out).skipped == NAMES
+    assert read_json(out / RECORD) == before[1]
+    write_scans(scans, *NAMES, "new")
+    outcome = predict(scans, out)
+    assert (sorted(outcome.predicted), outcome.skipped) == (["new"], NAMES)
+    record = read_json(out / RECORD)
+    assert list(record["cases"]) == [*NAMES, "new"]
+    assert len(record["runs"]) == 2
+    assert (out / "a.nii.gz").stat().st_mtime_ns == before[0]
+    assert record["cases"]["a"] == before[1]["cases"]["a"]
+
+
+def test_overwrite_predicts_again(scans: Path, out: Path) -> None:
+    write_scan(scans / "a_0000.nii.gz", np.arange(27, dtype=np.float32).reshape(3, 3, 3) / 9)
+    outcome = predict(scans, out, overwrite=True)
+    assert sorted(outcome.predicted) == list(NAMES)
+    label, _ = read_label(out / "a.nii.gz")
+    assert label.shape == (3, 3, 3)
+    assert label[0, 0, 0] == 0
+    assert (label[2] == 3).all()
+
+
+def damage_by_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (damage_by_a_bit, "predicting b again: b.nii.gz is damaged"),
+        (cut_off, "predicting b again: b.nii.gz is damaged"),
+        (lambda path: path.write_bytes(b""), "predicting b again: b.nii.gz is damaged"),
+        (Path.unlink, "predicting b again: b.nii.gz is missing"),
+    ],
+)
+def test_what_is_not_whole_is_predicted_again(
+    scans: Path, out: Path, damage: object, told: str, capsys: Capture
+) -> None:
+    assert callable(damage)
+    whole = file_facts(out / "b.nii.gz")
+    damage(out / "b.nii.gz")
+    capsys.readouterr()
+    outcome = predict(scans, out)
+    assert told in capsys.readouterr().err.splitlines()
+    assert (list(outcome.predicted), outcome.skipped) == (["b"], ("a", "c"))
+    assert file_facts(out / "b.nii.gz") == whole
+
+
+def test_another_scan_of_the_same_name_is_predicted(
+    scans: Path, out: Path, capsys: Capture
+) -> None:
+    values = np.random.default_rng(9).normal(size=(9, 9, 9)).astype(np.float32)
+    write_scan(scans / "b_0000.nii.gz", values)
+    assert list(predict(scans, out).predicted) == ["b"]
+    assert "predicting b again: its scan has changed" in capsys.readouterr().err
+
+
+def test_a_segmentation_corrected_by_hand_is_kept(scans: Path, out: Path, capsys: Capture) -> None:
+    path = out / "b.nii.gz"
+    label, geometry = read_label(path)
+    label[0, 0, 0] = 1 - label[0, 0, 0] // 3
+    write_label(path, label, geometry)
+    corrected = path.read_bytes()
+    assert predict(scans, out).skipped == NAMES
+    assert f"kept {path}: it is not as autoseg wrote it; --overwrite" in capsys.readouterr().err
+    assert path.read_bytes() == corrected
+    assert sorted(predict(scans, out, overwrite=True).predicted) == list(NAMES)
+    assert path.read_bytes() != corrected
+
+
+def test_a_label_map_of_somebody_else_is_kept(scans: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "b.nii.gz"
+    write_label(path, np.ones((2, 2, 2), np.uint8), grid((2, 2, 2)))
+    foreign = path.read_bytes()
+    assert sorted(predict(scans, tmp_path / "out").predicted) == ["a", "c"]
+    assert path.read_bytes() == foreign
+
+
+def test_half_a_file_of_somebody_else_is_predicted(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.nii.gz").write_bytes(gzip.compress(b"half a label map"))
+    assert sorted(predict(scans, tmp_path / "out").predicted) == list(NAMES)
+
+
+def test_a_case_is_claimed_by_one_run_and_counted_by_the_other(scans: Path, out: Path) -> None:
+    mine, other = (work_in(out, scans, overwrite=True) for _ in range(2))
+    (my_round, other_round) = (next(work.rounds()) for work in (mine, other))
+    assert next(my_round) == "a"
+    assert next(other_round) == "b"  # not `a`, which is in use
+    facts = file_facts(out / "a.nii.gz")
+    size = (scans / "a_0000.nii.gz").stat().st_size
+    mine.record.add("a", {"files": {"a.nii.gz": facts}, "input_bytes": size})
+    mine.release("a")
+    assert list(my_round) == ["c"]
+    other.close()  # it is stopped before it has predicted `b`
+    mine.close()
+    late = work_in(out, scans)
+    assert late.wanted == []
+
+
+def test_who_comes_second_waits_and_takes_over_what_failed(
+    scans: Path, out: Path, capsys: Capture
+) -> None:
+    first, second = (work_in(out, scans, overwrite=True) for _ in range(2))
+    names = next(first.rounds())
+    assert [next(names), next(names), next(names)] == list(NAMES)
+    rounds = second.rounds()
+    assert list(next(rounds)) == []
+    assert list(next(rounds)) == []
+    assert capsys.readouterr().err.count("waiting for another run, which predicts a, b, c") == 1
+    record = {
+        "files": {"a.nii.gz": file_facts(out / "a.nii.gz")},
+        "input_bytes": (scans / "a_0000.nii.gz").stat().st_size,
+    }
+    first.record.add("a", record)
+    first.close()  # `b` and `c` have failed there
+    assert list(next(rounds)) == ["b", "c"]
+    assert second.elsewhere == ["a"]
+    second.close()
+    assert list(rounds) == []
+    assert [name for name in files_in(out) if name.startswith(".")] == []
+
+
+def test_what_another_run_finishes_at_the_start_is_not_taken_for_foreign(
+    scans: Path, out: Path, capsys: Capture
+) -> None:
+    class Early(Record):
+        """Has read the record just before the other run finished its first cases."""
+
+        def begin(self, overwrite: bool) -> dict[str, CaseRecord]:
+            super().begin(overwrite)
+            return {}
+
+    outputs = {name: (f"{name}.nii.gz",) for name in NAMES}
+    record = Early(out, predictor_of(), {"format": "nii.gz"})
+    work = Work(out, inputs_of(scans), outputs, record, overwrite=False)
+    assert work.wanted == []
+    assert "kept" not in capsys.readouterr().err
+
+
+def test_leftovers_of_a_killed_run_are_removed(scans: Path, out: Path) -> None:
+    (out / ".tmp-99999-a.nii.gz").write_bytes(b"half")
+    (out / ".tmp-99999-.tmp-99999-b.nii.gz").write_bytes(b"half")
+    (out / ".tmp-99999-notes.txt").write_bytes(b"not ours")
+    predict(scans, out)
+    assert [name for name in files_in(out) if name.startswith(".")] == [".tmp-99999-notes.txt"]
+
+
+def test_leftovers_that_a_living_run_still_writes_are_kept(scans: Path, out: Path) -> None:
+    half = out / ".tmp-99999-a.nii.gz"
+    half.write_bytes(b"half")
+    work = work_in(out, scans)
+    assert not half.exists()
+    half.write_bytes(b"half")
+    with work._claim("a"), locked(out / "other", "another lock"):
+        work_in(out, scans)
+        assert half.exists()
