@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from covid_set import declaration
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
@@ -25,7 +26,7 @@ from autoseg.files import replacing, write_json
 from autoseg.preprocessing.resample import apply_operators
 
 HEADERS = Path(__file__).resolve().parent.parent / "tests" / "data" / "covid20_headers.csv"
-LABELS = {"background": 0, "left lung": 1, "right lung": 2, "infection": 3}
+INFECTION = 3
 LAS = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # x to the left, y to the front, z up
 AIR, FAT, MUSCLE, BONE, LUNG, VESSEL = -1000.0, -100.0, 40.0, 500.0, -850.0, 30.0
 GROUND_GLASS, CONSOLIDATION = -550.0, 20.0
@@ -179,12 +180,15 @@ def write(path: Path, array: NDArray[np.generic], header: Header) -> None:
         sitk.WriteImage(picture, str(temporary), useCompression=True, compressionLevel=1)
 
 
-def make_case(folder: Path, header: Header, seed: int) -> None:
-    """Write image and label map of one case."""
+def make_case(folder: Path, header: Header, seed: int, for_testing: bool = False) -> None:
+    """Write image and label map of one case; of a test set only the infection is labelled, as 1."""
     rng = np.random.default_rng([seed, *header.name.encode()])
     image, label = render(header, draw_anatomy(header, rng), rng)
-    write(folder / "imagesTr" / f"{header.name}_0000.nii.gz", image, header)
-    write(folder / "labelsTr" / f"{header.name}.nii.gz", label, header)
+    if for_testing:
+        label = (label == INFECTION).astype(np.uint8)
+    part = "Ts" if for_testing else "Tr"
+    write(folder / f"images{part}" / f"{header.name}_0000.nii.gz", image, header)
+    write(folder / f"labels{part}" / f"{header.name}.nii.gz", label, header)
 
 
 def main() -> None:
@@ -194,6 +198,12 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=0.25, help="of the voxels along each axis")
     parser.add_argument("--cases", type=int, default=20, help="how many of the 20")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--test-set",
+        action="store_true",
+        help="imagesTs and labelsTs with only the infection, as in An et al. 2020; take another "
+        "--seed than the training set's",
+    )
     parser.add_argument("--headers", type=Path, default=HEADERS, help="CSV of the real geometry")
     arguments = parser.parse_args()
     with arguments.headers.open(newline="") as file:
@@ -201,18 +211,17 @@ def main() -> None:
     step = max(1, len(rows) // arguments.cases)
     headers = [Header.of(row, arguments.scale) for row in rows[::step][: arguments.cases]]
     for header in headers:
-        make_case(arguments.folder, header, arguments.seed)
+        make_case(arguments.folder, header, arguments.seed, arguments.test_set)
         print(f"{header.name}: {' x '.join(map(str, header.size))}", flush=True)
-    description = {
-        "name": "COVID-19 CT phantom",
-        "description": "made by scripts/make_phantom.py; no patient is in it",
-        "licence": "CC0",
-        "channel_names": {"0": "CT"},
-        "labels": LABELS,
-        "numTraining": len(headers),
-        "file_ending": ".nii.gz",
-        "groups": {h.name: h.name.rsplit("_", 1)[0] for h in headers if h.name.startswith("radio")},
-    }
+    if arguments.test_set:
+        return
+    description = declaration(
+        [header.name for header in headers],
+        name="COVID-19 CT phantom",
+        description="made by scripts/make_phantom.py; no patient is in it",
+        reference="the geometry of https://doi.org/10.5281/zenodo.3757476",
+        licence="CC0",
+    )
     write_json(arguments.folder / "dataset.json", description)
 
 

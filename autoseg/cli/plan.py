@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +10,7 @@ from typing import TYPE_CHECKING
 from autoseg.cli import common
 
 if TYPE_CHECKING:
-    from autoseg.dataset.task import Task
-    from autoseg.dataset.verify import Problem
-    from autoseg.fingerprint import Fingerprint
-    from autoseg.planning.compose import Wishes
-    from autoseg.planning.plan import Plan, Splits
-    from autoseg.workspace import Workspace
-
-TIMED_CASES = 4
+    from autoseg.planning.plan import Plan
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -97,20 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from autoseg.dataset.task import find_task, without
+    from autoseg.experiments.task_plan import fitted, survey_task, write_plan
     from autoseg.planning.budget import parse_seconds
-    from autoseg.planning.compose import Wishes, other_configurations, other_plans
+    from autoseg.planning.compose import Wishes, other_configurations
     from autoseg.planning.explain import citations
     from autoseg.progress import say
     from autoseg.workspace import Workspace
 
     workspace = Workspace.find(arguments.workspace)
     seconds = parse_seconds(arguments.time_budget) if arguments.time_budget else None
-    task, problems = find_task(workspace.find_task_folder(arguments.task))
-    fingerprint, skipped = _survey(workspace, task, problems, arguments)
-    if fingerprint is None:
+    folder = workspace.find_task_folder(arguments.task)
+    skip = arguments.skip_bad_cases and not arguments.verify_only
+    surveyed = survey_task(workspace, folder, arguments.processes, skip)
+    if arguments.verify_only:
         return common.DONE
-    task = without(task, skipped)
     wishes = Wishes(
         name=arguments.name,
         configuration=arguments.config,
@@ -121,118 +113,24 @@ def _plan(arguments: argparse.Namespace) -> int:
         overrides=arguments.overrides,
         settings=tuple(arguments.settings),
         seconds=seconds,
-        regions_class_order=task.regions_class_order,
-        skipped_cases=skipped,
     )
-    plan = _compose(task, fingerprint, wishes, arguments)
-    folder = workspace.preprocessed(task.name, plan.name)
-    _split(task, plan, fingerprint, folder)
-    fingerprint.save(folder / "fingerprint.json")
-    for other in other_plans(fingerprint, wishes, plan):
-        other.save(folder / "other_configurations" / f"{other.name}.json")
-    plan.save(folder / "plan.json")
+    if seconds is not None:
+        common.spawn_workers()
+    plan = write_plan(workspace, surveyed, wishes, arguments.processes, arguments.device)
     if arguments.explain:
         _explain(plan)
     say(_in_short(plan))
     if plan.previous_stage is not None:
         say(
             f"it refines {plan.previous_stage}: plan that with the same options and --config "
-            f"3d_lowres, and train all its folds (autoseg_train {task.name} fold "
+            f"3d_lowres, and train all its folds (autoseg_train {plan.task} fold "
             f"{' '.join(map(str, range(plan.splits.folds)))} --plan {plan.previous_stage}) first"
         )
-    if others := other_configurations(fingerprint, wishes, plan):
+    if others := other_configurations(surveyed.fingerprint, fitted(wishes, surveyed), plan):
         option = "--no-reference --config NAME" if citations(plan) else "--config NAME"
         say(f"by the rules also possible, with {option}: {'; '.join(others)}")
-    print(folder / "plan.json")
+    print(workspace.preprocessed(plan.task, plan.name) / "plan.json")
     return common.DONE
-
-
-def _survey(
-    workspace: Workspace, task: Task, problems: list[Problem], arguments: argparse.Namespace
-) -> tuple[Fingerprint | None, tuple[str, ...]]:
-    """Verify and measure in one pass.
-
-    Returns:
-        the fingerprint, None if the user asked for no more than verification; and the names of the
-        bad cases to go on without.
-    """
-    from autoseg.dataset.verify import (
-        Verification,
-        errors_by_case,
-        problems_table,
-        write_verification,
-    )
-    from autoseg.fingerprint import survey
-    from autoseg.progress import say
-
-    folder = workspace.preprocessed(task.name)
-    fingerprint, found = survey(task, arguments.processes, folder / ".survey")
-    problems = [*problems, *found]
-    write_verification(folder / "verification.json", problems)
-    verification = Verification.of(problems)
-    if problems:
-        print(problems_table(problems), file=sys.stderr)
-    counts = f"{len(verification.errors)} errors, {len(verification.warnings)} warnings"
-    say(f"{task.name}: {len(task.cases)} cases, {counts}")
-    if arguments.verify_only or not arguments.skip_bad_cases:
-        verification.raise_errors(task.name)
-        return None if arguments.verify_only else fingerprint, ()
-    bad = errors_by_case(problems)
-    Verification.of(bad.pop("", ())).raise_errors(task.name)  # of no case: nothing to skip
-    if not fingerprint.cases:
-        verification.raise_errors(task.name)
-    if bad:
-        say(f"going on without {len(bad)} of the cases, which have errors: {', '.join(bad)}")
-    return fingerprint, tuple(bad)
-
-
-def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
-    """Write the plan's splits, in place of those that an earlier plan of this name made."""
-    from autoseg.dataset.splits import Recipe, load_or_make_splits, remake_splits
-
-    names = tuple(case.name for case in task.cases)
-    folds, seed, classes = plan.splits.folds, plan.splits.seed, fingerprint.presence
-    if earlier := _earlier_plan(folder):
-        splits, data = earlier
-        before = Recipe(tuple(data.cases), splits.folds, splits.seed, task.groups, data.presence)
-        remake_splits(folder, before, Recipe(names, folds, seed, task.groups, classes))
-    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
-
-
-def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
-    """What an earlier plan of this name made its splits from; None if there is none to read."""
-    from autoseg.errors import AutosegError
-    from autoseg.fingerprint import Fingerprint
-    from autoseg.planning.plan import load_plan
-
-    try:
-        return load_plan(folder / "plan.json").splits, Fingerprint.load(folder / "fingerprint.json")
-    except AutosegError:
-        return None
-
-
-def _compose(
-    task: Task, fingerprint: Fingerprint, wishes: Wishes, arguments: argparse.Namespace
-) -> Plan:
-    from autoseg.planning.compose import compose, compose_unmeasured
-
-    if wishes.seconds is None:
-        return compose_unmeasured(fingerprint, wishes)
-
-    common.spawn_workers()
-
-    import functools
-
-    from autoseg.devices import pick_device
-    from autoseg.planning.budget import expected_work
-    from autoseg.training.timing import Stopwatch
-
-    spread = max(1, len(task.cases) // TIMED_CASES)
-    cases = task.cases[::spread][:TIMED_CASES]
-    workers = max(1, arguments.processes - 1)
-    with Stopwatch(cases, pick_device(arguments.device), workers) as stopwatch:
-        work = functools.partial(expected_work, fingerprint)
-        return compose(fingerprint, wishes, work, stopwatch.measure)
 
 
 def _explain(plan: Plan) -> None:

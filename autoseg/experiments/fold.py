@@ -12,7 +12,8 @@ import torch
 from autoseg.dataset.splits import Split, load_or_make_splits
 from autoseg.dataset.task import Case, Task, read_task
 from autoseg.errors import AutosegError
-from autoseg.evaluation.evaluate import evaluate_case
+from autoseg.evaluation.evaluate import evaluate_case, tolerances
+from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.summary import CaseScores, Summary
 from autoseg.experiments.cascade import claim_segmentations
 from autoseg.experiments.claim import claim
@@ -103,7 +104,7 @@ def run_fold(job: FoldJob) -> Summary | None:
         names = (*split.train, *split.validation)
         previous = claim_segmentations(job.workspace, plan, task, names)
         used = [cases[name] for name in names]
-        preprocess(plan, used, store, job.processes)
+        preprocess(plan, used, store, job.processes, plans=job.plan_folder.parent)
         if previous is not None:
             add_previous(plan, store, used, previous, job.processes)
         validation = [cases[name] for name in split.validation]
@@ -188,19 +189,22 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
     """Predict the validation cases whole, as a user would, and score them."""
     folder = job.folder / "validation"
     model = load_model(job.folder.parent, [job.fold], job.device)
-    predictor = Predictor(model, device=str(job.device))
+    # As the network gives them: postprocessing is learned from these.
+    # Torch, which trained it: its scores do not depend on whether OpenVINO is installed.
+    predictor = Predictor(model, device=str(job.device), postprocess=False, backend="torch")
     inputs = {case.name: case.images for case in cases}
     outcome = predict_cases(predictor, inputs, folder, overwrite=True, previous=previous)
     outcome.raise_failures()
-    labels = {name: tuple(values) for name, values in list(model.plan.labels.items())[1:]}
-    score = partial(_score, folder=folder, labels=labels, ignore_label=model.plan.ignore_label)
-    summary = Summary(tuple(in_parallel(score, cases, job.processes, "evaluating")), ())
+    plan = model.plan
+    foreground = dict(list(plan.labels.items())[1:])
+    labels = Labels.planned(foreground, plan.evaluation, plan.ignore_label)
+    score = partial(_score, folder=folder, labels=labels)
+    scores = in_parallel(score, cases, job.processes, "evaluating")
+    summary = Summary(tuple(scores), (), tolerances(labels))
     summary.save(folder / "summary.json")
     return summary
 
 
-def _score(
-    case: Case, folder: Path, labels: dict[str, tuple[int, ...]], ignore_label: int | None
-) -> CaseScores:
-    scores = evaluate_case(case.label, output_path(folder, case.name), labels, ignore_label)
+def _score(case: Case, folder: Path, labels: Labels) -> CaseScores:
+    scores = evaluate_case(case.label, output_path(folder, case.name), labels)
     return replace(scores, case=case.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -44,11 +45,22 @@ def make_plan(values: Any, where: str) -> Plan:
 
 def _in_words(error: ValidationError) -> str:
     """The first problem, and how many more there are."""
+    place = ".".join(map(str, _without_kind(error.errors()[0]["loc"]))) or "the plan"
+    return in_words(error, place, _all_keys())
+
+
+def in_words(error: ValidationError, key: str, keys: Sequence[str]) -> str:
+    """The first problem, which is at `key`, and how many more there are.
+
+    Args:
+        error: of pydantic.
+        key: the dotted name of what is wrong.
+        keys: all that a user may have meant by an unknown one.
+    """
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(map(str, _without_kind(first["loc"]))) or "the plan"
     if first["type"] == "extra_forbidden":
-        text = f"unknown key {key!r}{_nearest(key)}"
+        text = f"unknown key {key!r}{_nearest(key, keys)}"
     elif first["type"] == "missing":
         text = f"{key} is missing"
     elif first["type"] == "value_error":
@@ -66,8 +78,8 @@ def _without_kind(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return path[:2] + path[3:] if path[:1] in LISTS_OF_KINDS or path[:2] in KINDS else path
 
 
-def _nearest(key: str) -> str:
-    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], _all_keys(), n=1)
+def _nearest(key: str, keys: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], keys, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -28,12 +28,14 @@ class Wishes:
 
     Attributes:
         name: of the plan, a folder name.
+        keep_name: another configuration than the recommended one does not add to the name.
         configuration: `2d`, `3d_lowres`, ...; the recommended one if None.
         planner: rules for plain or residual networks of several sizes.
         memory_gb: graphics memory to plan for.
         use_reference: use a reference plan: that of `reference`, else of the task's name, if any.
         reference: name of a reference plan.
         overrides: a JSON5 file of plan values.
+        layers: more plan values, with where they come from, above the file and below `settings`.
         settings: `key=value` texts.
         seconds: time budget of one fold.
         regions_class_order: as the task declares it, for labels that overlap.
@@ -41,12 +43,14 @@ class Wishes:
     """
 
     name: str = "default"
+    keep_name: bool = False
     configuration: str | None = None
     planner: str = "default"
     memory_gb: float | None = None
     use_reference: bool = True
     reference: str | None = None
     overrides: Path | None = None
+    layers: tuple[Layer, ...] = ()
     settings: tuple[str, ...] = ()
     seconds: float | None = None
     regions_class_order: tuple[int, ...] | None = None
@@ -125,7 +129,14 @@ def other_plans(fingerprint: Fingerprint, wishes: Wishes, plan: Plan) -> list[Pl
     """The plans that the rules alone would make of the configurations that were not chosen."""
     found = configurations(fingerprint, wishes.planner, wishes.memory_gb)
     by_rules = replace(
-        wishes, use_reference=False, reference=None, overrides=None, settings=(), seconds=None
+        wishes,
+        keep_name=False,
+        use_reference=False,
+        reference=None,
+        overrides=None,
+        layers=(),
+        settings=(),
+        seconds=None,
     )
     return [
         compose_unmeasured(fingerprint, replace(by_rules, configuration=name))
@@ -160,7 +171,7 @@ def _rules(fingerprint: Fingerprint, wishes: Wishes, reference: Reference | None
         values["skipped_cases"] = wishes.skipped_cases
         evidence["skipped_cases"] = (LEFT_OUT, "verification.json says why")
     own = configuration.name in (recommended, reference and reference.configuration)
-    name = wishes.name if own else f"{wishes.name}-{configuration.name}"
+    name = wishes.name if own or wishes.keep_name else f"{wishes.name}-{configuration.name}"
     return _Rules(complete(values, "the rules"), evidence, name)
 
 
@@ -190,6 +201,7 @@ def _users_layers(wishes: Wishes, rules: Values, lower: list[Layer]) -> list[Lay
     layers = []
     if wishes.overrides is not None:
         layers.append(read_layer(wishes.overrides, f"overrides {wishes.overrides.name}"))
+    layers += wishes.layers
     if wishes.settings:
         base = rules
         for layer in [*lower, *layers]:

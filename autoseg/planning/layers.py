@@ -15,6 +15,7 @@ from autoseg.planning.plan import Plan, Provenance
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
 WHOLE = ("labels", "measured")  # objects with the user's own keys: replaced, not merged
+EXAMPLES = {"--set": "sampling.batch_size=4", "--slurm": "gpus=1"}
 NOT_IN_LAYERS = {
     "name": "--name",
     "provenance": "the planner",
@@ -141,12 +142,13 @@ def read_layer(path: Path, source: str) -> Layer:
     return Layer(source, values)
 
 
-def set_layer(settings: Sequence[str], base: Values) -> Layer:
+def set_layer(settings: Sequence[str], base: Values, option: str = "--set") -> Layer:
     """`--set key=value ...` as a layer; values are JSON5, or plain words.
 
     Args:
         settings: such as `sampling.batch_size=4` or `preprocessing.0.window=[-1000, 400]`.
         base: the values so far, in which numbers in a key choose an entry of a list.
+        option: of the command line, that they come from.
 
     Raises:
         PlanError: no `=`, or a number that is no entry of the list.
@@ -155,10 +157,10 @@ def set_layer(settings: Sequence[str], base: Values) -> Layer:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise PlanError(f"--set {setting}: write key=value, as in sampling.batch_size=4")
+            raise PlanError(f"{option} {setting}: write key=value, as in {EXAMPLES[option]}")
         added = _nest(key.split("."), _parse(text), merge(base, values), setting)
         values = merge(values, added)
-    return Layer("--set", values)
+    return Layer(option, values)
 
 
 def _nest(path: list[str], value: Any, base: Any, setting: str) -> Any:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from autoseg.files import read_json, write_json
 from autoseg.planning.classes import Classes, check_labels, check_regions, classes_of, values_of
+from autoseg.planning.evaluation import Evaluation
 from autoseg.planning.network import Network
 from autoseg.planning.part import Axes, Count, LabelValue, Part, Positive, Seed, Share, Size3
 from autoseg.planning.steps import Resample, Step
@@ -107,6 +108,7 @@ class Plan(Part):
     training: Training
     splits: Splits = Splits()
     inference: Inference
+    evaluation: Evaluation = Evaluation()
     measured: dict[str, Any] = Field(
         default_factory=dict, description="what a time budget was planned with"
     )
@@ -120,6 +122,7 @@ class Plan(Part):
         self._check_steps()
         self._check_labels()
         self._check_shares()
+        self.evaluation.check(self.labels)
         self._check_stage()
         return self
 
@@ -225,8 +228,9 @@ class Plan(Part):
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that change when a value that decides a result changes."""
-        return _digest(self.model_dump(mode="json", exclude={"provenance", "measured"}))
+        """Twelve hexadecimal digits that change when a value that decides a model changes."""
+        about = {"provenance", "measured", "evaluation"}
+        return _digest(self.model_dump(mode="json", exclude=about))
 
     @property
     def preprocessing_id(self) -> str:
@@ -256,9 +260,13 @@ def load_plan(path: Path) -> Plan:
     Raises:
         PlanError: it is not a plan. The id in it is for people only: it is counted anew.
     """
+    return plan_of(read_json(path), str(path))
+
+
+def plan_of(values: Any, where: str) -> Plan:
+    """The same for a plan file's content; `where` is named in messages."""
     from autoseg.planning.check import make_plan
 
-    values = read_json(path)
     if isinstance(values, dict):
-        values.pop("id", None)
-    return make_plan(values, str(path))
+        values = {key: value for key, value in values.items() if key != "id"}
+    return make_plan(values, where)

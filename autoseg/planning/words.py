@@ -23,6 +23,7 @@ GROUPS = {
     "training": ("training",),
     "cross-validation": ("splits",),
     "prediction": ("inference",),
+    "evaluation": ("evaluation",),
 }
 
 # key -> words, unit
@@ -97,6 +98,10 @@ WORDS = {
     "inference.overlap": ("overlap of neighbouring patches (x, y, z)", "voxels"),
     "inference.weighting": ("weight of a patch's voxels", ""),
     "inference.mirror_axes": ("axes that --tta mirrors", ""),
+    "evaluation.tolerance_mm": ("surfaces this close agree", "mm"),
+    "evaluation.tolerances": ("surfaces of some classes agree", ""),
+    "evaluation.merged": ("classes reported together", ""),
+    "evaluation.colours": ("colour of some classes in figures", ""),
 }
 
 ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
@@ -131,6 +136,13 @@ def value_of(key: str, value: Any, channels: Sequence[str]) -> str:
     if key.startswith("shares."):
         whole = ", ".join(map(str, [value["label"], *value["container"]]))
         return f"label {value['label']} as a part of labels {whole}"
+    if key.startswith("evaluation.") and isinstance(value, dict):
+        labels = ", ".join(map(str, value["labels"]))
+        if "mm" in value:
+            return f"labels {labels}: {value['mm']:g} mm"
+        if "colour" in value:
+            return f"labels {labels}: {value['colour']}"
+        return f"{value['name']}: mean of labels {labels}"
     _, unit = WORDS[key]
     if key == "target_spacing_mm":
         return " x ".join("each scan's own" if mm is None else f"{mm:.6g}" for mm in value) + " mm"

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autoseg.cli.evaluate import main
 from autoseg.evaluation.summary import Summary
+from autoseg.image import read_label, write_label
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus
 
 TRUTH, IMAGES = str(HIPPOCAMPUS / "labelsTr"), str(HIPPOCAMPUS / "imagesTr")
@@ -70,6 +72,11 @@ def test_help_imports_nothing_heavy() -> None:
         (["-g", "x", "-p", "y", "--plan", "z"], "go with TASK"),
         (["-g", "x", "-p", "y", "-i", "nowhere"], "nowhere: no such folder"),
         (["-g", "nowhere", "-p", "y"], "nowhere: no such folder"),
+        (["Task004", "--map", "3:1"], "go with -g and -p"),
+        (["Task004", "--tolerance", "1"], "go with -g and -p"),
+        (["-g", "x", "-p", "y", "--map", "3"], "--map 3: write PREDICTED:TRUE"),
+        (["-g", TRUTH, "-p", TRUTH, "--merge", "both=1,5"], "'5' is no class; there are Anterior"),
+        (["-g", TRUTH, "-p", TRUTH, "--tolerance", "lungs=1"], "'lungs' is no class"),
     ],
 )
 def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +84,27 @@ def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFi
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_mapped_merged_and_within_a_tolerance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The labels of the prediction are the other way round."""
+    (name,) = shifted_hippocampus(tmp_path, (1,))
+    label, geometry = read_label(tmp_path / f"{name}.nii.gz")
+    write_label(tmp_path / f"{name}.nii.gz", np.array([0, 2, 1], np.uint8)[label], geometry)
+    words = ["--map", "2:1", "1:2", "--merge", "hippocampus=1,2", "--tolerance", "1,Posterior=0.5"]
+    assert main(["-g", TRUTH, "-p", str(tmp_path), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["case", "Anterior", "Posterior", "hippocampus", "mean"]
+    summary = Summary.load(tmp_path / "summary.json")
+    dice = {c: summary.statistic(c).mean or 0 for c in summary.labels}
+    assert dice["hippocampus"] == (dice["Anterior"] + dice["Posterior"]) / 2
+    assert dice["hippocampus"] == summary.foreground_mean()
+    assert summary.tolerance_mm == {"Anterior": 1.0, "Posterior": 0.5}
+    assert summary.statistic("Anterior", "NSD").mean == 1.0  # all is moved by one millimetre
+    assert (summary.statistic("Posterior", "NSD").mean or 0) < 0.9
+    assert summary.statistic("Anterior", "HD95_mm").mean == 1.0
 
 
 def test_a_scan_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +129,7 @@ def test_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splits.write_text("[{}, {}, {}]")
     assert main(["Task001", "--workspace", str(tmp_path)]) == 0
     out = tmp_path / "models" / "Task001_X" / "plan" / "cross_validation"
-    assert {path.name for path in out.iterdir()} == WRITTEN
+    assert {path.name for path in out.iterdir()} == WRITTEN | {"tables", "figures"}
     printed = capsys.readouterr().out
     assert "mean of the medians" in printed
     assert "missing folds: 2" in printed

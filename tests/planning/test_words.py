@@ -20,7 +20,7 @@ def told(step: dict[str, Any], *channels: str) -> str:
 
 def test_every_key_has_words_and_stands_in_a_group() -> None:
     parts = {"network": "network", "sampling": "sampling", "splits": "splits"}
-    for name in (*parts, "inference"):
+    for name in (*parts, "inference", "evaluation"):
         for key in Plan.model_fields[name].annotation.model_fields:  # type: ignore[union-attr]
             assert f"{name}.{key}" in WORDS
     for kind in (Adam, Cosine, DiceCrossEntropy, Plateau, TverskyCrossEntropy):

@@ -1,0 +1,139 @@
+"""`autoseg_experiment STUDY`: trains and tests every model of a study, here or on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from autoseg.cli import common
+
+if TYPE_CHECKING:
+    from autoseg.experiments.study import Study
+    from autoseg.workspace import Workspace
+
+WIDTH = 200  # of tables that go into a file
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = common.parser(
+        "autoseg_experiment",
+        "Train and test all models of a study: plans x k x seeds x folds, and held-out test sets. "
+        "What is finished is not done again, and what was interrupted goes on: start it as often "
+        "as you like.",
+    )
+    parser.add_argument(
+        "studies",
+        nargs="+",
+        metavar="STUDY",
+        help="a study's JSON5 file, or one that comes with autoseg, as in covid_sensitivity; "
+        "several share their runs",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=common.at_least_one,
+        default=1,
+        metavar="N",
+        help="runs at a time: each on a graphics card of its own, or with its share of the cores "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="hand the runs to Slurm instead; keys are those of the study's slurm section, as in "
+        "partition=gpu time=12h gpus=1 cpus=8 memory_gb=32 parallel=4",
+    )
+    parser.add_argument("--status", action="store_true", help="only print how far the runs are")
+    common.add_device(parser)
+    common.add_processes(parser)
+    common.add_workspace(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `autoseg_experiment`."""
+    return common.run(make_parser, _experiment, argv)
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    from autoseg.errors import AutosegError
+    from autoseg.experiments.study import read_study, with_slurm
+    from autoseg.workspace import Workspace
+
+    workspace = Workspace.find(arguments.workspace)
+    studies = [read_study(given) for given in dict.fromkeys(arguments.studies)]
+    names = [study.name for study in studies]
+    if len(set(names)) < len(names):
+        raise AutosegError(f"two of the studies have one name: {', '.join(names)}; rename a file")
+    if arguments.status:
+        _print_status(studies, workspace)
+        return common.DONE
+    common.spawn_workers()
+    if arguments.slurm is None:
+        return _run_here(studies, workspace, arguments)
+    studies = [with_slurm(study, arguments.slurm) for study in studies]
+    return _submit(studies, workspace, arguments)
+
+
+def _run_here(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
+    from autoseg.errors import RunError
+    from autoseg.experiments.conduct import conduct_here
+    from autoseg.progress import say
+
+    failed = conduct_here(studies, workspace, arguments.jobs, arguments.processes, arguments.device)
+    _print_status(studies, workspace)
+    _print_results(studies, workspace)
+    for run, log in failed.items():
+        say(f"{run} failed; log: {log}")
+    if failed:
+        raise RunError(f"{len(failed)} runs failed; start the study again to try them anew")
+    return common.DONE
+
+
+def _submit(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
+    from autoseg.experiments.conduct import conduct_on_slurm
+
+    numbers = conduct_on_slurm(studies, workspace, arguments.processes, arguments.device)
+    _print_status(studies, workspace)
+    print(f"new jobs: {' '.join(numbers) or 'none'}")
+    return common.DONE
+
+
+def _print_status(studies: Sequence[Study], workspace: Workspace) -> None:
+    from rich.console import Console
+
+    from autoseg.experiments.results import read_jobs
+    from autoseg.experiments.runs import runs_of_plan, variants
+    from autoseg.experiments.status import in_short, status_of, table
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for study in studies:
+        jobs = read_jobs(study, workspace)
+        of_plans = {each.name: runs_of_plan(each, workspace) for each in variants(study)}
+        statuses = [status_of(run, workspace, jobs) for runs in of_plans.values() for run in runs]
+        console.print(table(statuses, f"{study.name}: {in_short(statuses)}"))
+        if unplanned := [name for name, runs in of_plans.items() if not runs]:
+            print(f"not planned yet: {', '.join(unplanned)}")
+
+
+def _print_results(studies: Sequence[Study], workspace: Workspace) -> None:
+    from autoseg.errors import AutosegError
+    from autoseg.experiments.results import study_folder
+    from autoseg.experiments.study_report import report_study
+    from autoseg.progress import say
+
+    for study in studies:
+        folder = study_folder(study, workspace)
+        print(folder / "results.csv")
+        try:
+            for path in report_study(folder):
+                print(path)
+        except AutosegError as error:  # the runs that failed are still to be told
+            say(f"warning: no tables and figures of {study.name}: {error}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,248 @@
+"""The runs of a study: which plans it needs, and which folds of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from autoseg.dataset.splits import FILE_NAME
+from autoseg.dataset.task import find_task
+from autoseg.errors import PlanError
+from autoseg.experiments.study import HeldOut, Study, StudyPlan
+from autoseg.experiments.task_plan import Surveyed, fitted, survey_task, write_plan
+from autoseg.files import locked, read_json
+from autoseg.fingerprint import Fingerprint
+from autoseg.planning.budget import parse_seconds
+from autoseg.planning.compose import Wishes, compose_unmeasured
+from autoseg.planning.extension import differing_keys
+from autoseg.planning.layers import Layer, merge
+from autoseg.planning.plan import Plan, Splits, load_plan
+from autoseg.progress import say
+from autoseg.workspace import Workspace
+
+MOST_KEYS = 4
+DEFAULT_FOLDS = Splits().folds
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One plan of a study.
+
+    Attributes:
+        source: what the study says of it.
+        k: number of folds, None if the plan decides it.
+        seed: training.seed, None if the plan decides it.
+    """
+
+    study: Study
+    source: StudyPlan
+    k: int | None
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """The plan's name: that in the study, and -kK and -sSEED where the study varies them."""
+        k = "" if self.k is None else f"-k{self.k}"
+        return self.source.name + k + ("" if self.seed is None else f"-s{self.seed}")
+
+    @property
+    def wishes(self) -> Wishes:
+        """What to plan."""
+        given = self.source
+        varied: dict[str, Any] = {}
+        if self.k is not None:
+            varied["splits"] = {"folds": self.k}
+        if self.seed is not None:
+            varied["training"] = {"seed": self.seed}
+        values = merge(merge(self.study.overrides, given.overrides), varied)
+        layer = Layer(f"study {self.study.name}", values)
+        return Wishes(
+            name=self.name,
+            keep_name=True,
+            configuration=given.configuration,
+            planner=given.planner,
+            memory_gb=given.memory_gb,
+            use_reference=not given.rules_only,
+            reference=given.reference,
+            layers=(layer,) if values else (),
+            seconds=None if given.time_budget is None else parse_seconds(given.time_budget),
+        )
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One model: a fold of a plan. It is the same run in every study that names it.
+
+    Attributes:
+        task: its name.
+        plan: the plan's name.
+        fold: its number.
+        held_out: the test sets to score the model on.
+        pretrained: the model that it begins with.
+    """
+
+    task: str
+    plan: str
+    fold: int
+    held_out: tuple[HeldOut, ...] = ()
+    pretrained: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.plan} fold {self.fold}"
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The same for the same model in all studies of a workspace."""
+        return self.task, self.plan, self.fold
+
+    def folder(self, workspace: Workspace) -> Path:
+        """Where the model lies."""
+        return workspace.models(self.task, self.plan) / f"fold_{self.fold}"
+
+
+def variants(study: Study) -> Iterator[Variant]:
+    """The plans of a study, in the order of its file: for each plan all k, for each k all seeds."""
+    for source in study.plans:
+        numbers = source.k if source.k is not None else study.k
+        seeds = source.seeds if source.seeds is not None else study.seeds
+        for k, seed in product(numbers or (None,), seeds or (None,)):
+            yield Variant(study, source, k, seed)
+
+
+def runs_of(study: Study, workspace: Workspace) -> list[StudyRun]:
+    """All runs of a study; those of a plan whose number of folds is not known yet are left out."""
+    return [run for variant in variants(study) for run in runs_of_plan(variant, workspace)]
+
+
+def runs_of_plan(variant: Variant, workspace: Workspace) -> list[StudyRun]:
+    """The runs of one plan of a study.
+
+    Raises:
+        PlanError: the study names a fold that the plan has not.
+    """
+    study, name = variant.study, variant.name
+    file = workspace.preprocessed(study.task, name) / FILE_NAME
+    count = len(read_json(file)) if file.is_file() else variant.k
+    if count is None:
+        return []
+    folds = range(count) if study.folds is None else study.folds
+    if beyond := [fold for fold in folds if fold >= count]:
+        raise PlanError(
+            f"study {study.name}: fold {beyond[0]} of plan {name} does not exist; it has the folds "
+            f"0 to {count - 1}"
+        )
+    pretrained = variant.source.pretrained
+    return [StudyRun(study.task, name, fold, study.held_out, pretrained) for fold in folds]
+
+
+def joined(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """Each model once; it is tested on the held-out sets of all its studies.
+
+    Raises:
+        PlanError: two studies describe different test sets of one name, or begin the same run with
+            different models.
+    """
+    found: dict[tuple[str, str, int], StudyRun] = {}
+    for run in runs:
+        known = found.setdefault(run.key, run)
+        if known.pretrained != run.pretrained:
+            raise PlanError(f"{run} begins with different models; name one of the plans otherwise")
+        found[run.key] = replace(known, held_out=_joined_sets(known.held_out, run.held_out))
+    return list(found.values())
+
+
+def _joined_sets(one: tuple[HeldOut, ...], other: tuple[HeldOut, ...]) -> tuple[HeldOut, ...]:
+    sets = {each.name: each for each in one}
+    for each in other:
+        if sets.setdefault(each.name, each) != each:
+            raise PlanError(
+                f"there are two test sets {each.name!r}, which differ; name one otherwise"
+            )
+    return tuple(sets.values())
+
+
+def prepare_plans(
+    studies: Sequence[Study], workspace: Workspace, processes: int, device: str | None
+) -> None:
+    """Plan what is not planned yet, and check that the plans that are there are the studies'.
+
+    Raises:
+        PlanError: a plan of the name is there that is another one, or cannot be made.
+        AutosegError: the data have errors.
+    """
+    surveyed: dict[str, Surveyed] = {}
+    wanted = [variant for study in studies for variant in variants(study)]
+    for variant in wanted:
+        study = variant.study
+        room = workspace.preprocessed(study.task)
+        with locked(room / f".{variant.name}.lock", f"planning {variant.name}", wait=True):
+            if (room / variant.name / "plan.json").is_file():
+                _check_plan(variant, workspace)
+                continue
+            if study.task not in surveyed:
+                folder = workspace.find_task_folder(study.task)
+                most = max(each.k or DEFAULT_FOLDS for each in wanted if each.study is study)
+                surveyed[study.task] = survey_task(
+                    workspace, folder, processes, study.skip_bad_cases, most
+                )
+            _make_plan(variant, workspace, surveyed[study.task], processes, device)
+
+
+def _make_plan(
+    variant: Variant, workspace: Workspace, surveyed: Surveyed, processes: int, device: str | None
+) -> None:
+    plan = write_plan(workspace, surveyed, variant.wishes, processes, device)
+    _check_folds(variant, workspace, plan)
+    _check_classes(variant, plan)
+    say(f"plan {plan.name} ({plan.id})")
+
+
+def _check_plan(variant: Variant, workspace: Workspace) -> None:
+    """Is the plan that is there the one that the study describes?"""
+    folder = workspace.preprocessed(variant.study.task, variant.name)
+    plan = load_plan(folder / "plan.json")
+    if variant.wishes.seconds is None:  # else it depends on what was measured
+        _compare(plan, variant, workspace, folder)
+    _check_folds(variant, workspace, plan)
+    _check_classes(variant, plan)
+
+
+def _compare(plan: Plan, variant: Variant, workspace: Workspace, folder: Path) -> None:
+    task, _ = find_task(workspace.find_task_folder(variant.study.task))
+    fingerprint = Fingerprint.load(folder / "fingerprint.json")
+    known = Surveyed(task, fingerprint, plan.skipped_cases)
+    wanted = compose_unmeasured(fingerprint, fitted(variant.wishes, known))
+    if wanted.id == plan.id:
+        return
+    keys = differing_keys(plan, wanted)
+    more = ", ..." if len(keys) > MOST_KEYS else ""
+    raise PlanError(
+        f"{folder} holds another plan than study {variant.study.name} describes, which differs in "
+        f"{', '.join(keys[:MOST_KEYS])}{more}; give the study's plan another name, or move that "
+        "folder and its models away"
+    )
+
+
+def _check_folds(variant: Variant, workspace: Workspace, plan: Plan) -> None:
+    file = workspace.preprocessed(plan.task, plan.name) / FILE_NAME
+    count = len(read_json(file))
+    if variant.k is not None and count != variant.k:
+        raise PlanError(
+            f"{file} has {count} folds, but study {variant.study.name} asks for {variant.k}: "
+            f"splits of your own go before k; move them out of {workspace.raw(plan.task)}"
+        )
+
+
+def _check_classes(variant: Variant, plan: Plan) -> None:
+    for each in variant.study.held_out:
+        if unknown := sorted(set(each.classes) - set(plan.labels)):
+            raise PlanError(
+                f"study {variant.study.name}: held_out {each.name} scores {unknown[0]!r}, which "
+                f"is no class of {plan.task}; it has {', '.join(list(plan.labels)[1:])}"
+            )

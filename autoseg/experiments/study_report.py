@@ -1,0 +1,86 @@
+"""The tables and figures of a study, written into its folder when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoseg.evaluation.bars import draw_bars
+from autoseg.evaluation.boxes import draw_grouped_boxes
+from autoseg.evaluation.cross_validation import gather
+from autoseg.evaluation.curves import draw_losses, read_losses
+from autoseg.evaluation.examples import worst_median_best
+from autoseg.evaluation.figures import Colours, save_forms
+from autoseg.evaluation.overlay import draw_cases
+from autoseg.evaluation.paper_tables import (
+    bars,
+    fold_boxes,
+    fold_table,
+    mean_table,
+    median_table,
+    titled,
+)
+from autoseg.evaluation.rows import write_table
+from autoseg.evaluation.task_files import FIGURES, TABLES, Trained
+from autoseg.experiments.study_scores import StudyScores, read_scores
+
+
+def report_study(folder: Path) -> list[Path]:
+    """Write `tables/` and `figures/` into a study's folder, from what `gather` left there.
+
+    A study whose runs are not all done has the same tables and figures; what is missing is said in
+    them. The examples (worst, median and best validation case of each plan) need the raw task.
+
+    Args:
+        folder: `WORKSPACE/experiments/STUDY`.
+
+    Returns:
+        the files; none if no run has been scored.
+
+    Raises:
+        DataError: the study's files, a log, a scan or a label map are damaged.
+    """
+    study = read_scores(folder)
+    if not any(arm.scores for arm in study.arms):
+        return []
+    tables = {
+        "medians": median_table(study.arms, study.columns, study.head),
+        "means": mean_table(study.arms, study.columns, study.head),
+        "folds": fold_table(study.arms, study.classes, study.head),
+    }
+    paths = [
+        path
+        for name, table in tables.items()
+        for path in write_table(folder / TABLES / name, table)
+    ]
+    colours: Colours = {} if study.labels is None else study.labels.colours
+    return paths + _write_figures(study, colours, folder / FIGURES, folder.parents[1] / "raw")
+
+
+def _write_figures(study: StudyScores, colours: Colours, out: Path, raw: Path) -> list[Path]:
+    losses = {
+        titled(study.head, name): [
+            log for log in map(read_losses, runs.values()) if log is not None
+        ]
+        for name, runs in study.folders.items()
+    }
+    boxes = fold_boxes(study.arms, study.classes, study.head)
+    paths = save_forms(draw_losses(losses), out / "loss")
+    paths += save_forms(draw_grouped_boxes(boxes, colours), out / "dice_of_folds")
+    paths += save_forms(
+        draw_bars(bars(study.arms, study.columns, study.head), colours), out / "dice_of_plans"
+    )
+    for runs in study.folders.values():
+        paths += _write_examples(list(runs.values()), raw / study.task, out)
+    return paths
+
+
+def _write_examples(runs: Sequence[Path], raw: Path, out: Path) -> list[Path]:
+    """The worst, the median and the best validation case of one plan."""
+    models = runs[0].parent
+    if not raw.is_dir() or not any((run / "validation" / "summary.json").is_file() for run in runs):
+        return []
+    summary = gather(models).combined
+    chosen = type(summary)(tuple(worst_median_best(summary)))
+    exhibits = Trained(models, raw).exhibits(chosen)
+    return save_forms(draw_cases(exhibits), out / f"examples_{models.name}") if exhibits else []

@@ -1,0 +1,157 @@
+"""A task's plan on disk: the data verified and measured, the plan composed, the cases split."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoseg.dataset.splits import Recipe, load_or_make_splits, remake_splits
+from autoseg.dataset.task import Task, find_task, without
+from autoseg.dataset.verify import (
+    Problem,
+    Verification,
+    errors_by_case,
+    problems_table,
+    write_verification,
+)
+from autoseg.errors import AutosegError
+from autoseg.fingerprint import Fingerprint, survey
+from autoseg.planning.compose import Wishes, compose, compose_unmeasured, other_plans
+from autoseg.planning.plan import Plan, Splits, load_plan
+from autoseg.progress import say
+from autoseg.workspace import Workspace
+
+TIMED_CASES = 4
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A task that was read once, verified and measured.
+
+    Attributes:
+        task: without the bad cases that are left out.
+        fingerprint: what its cases are.
+        skipped: names of the bad cases that are left out.
+    """
+
+    task: Task
+    fingerprint: Fingerprint
+    skipped: tuple[str, ...] = ()
+
+
+def survey_task(
+    workspace: Workspace,
+    folder: Path,
+    processes: int,
+    skip_bad_cases: bool = False,
+    folds: int = 5,
+) -> Surveyed:
+    """Verify and measure a task in one pass; problems are printed and written beside its plans.
+
+    Args:
+        workspace: holds the task's plans.
+        folder: the raw task.
+        processes: how many cases are read at a time.
+        skip_bad_cases: leave out cases with errors instead of stopping.
+        folds: most that will be wanted; too few cases for them are a warning.
+
+    Raises:
+        AutosegError: the data have errors; the message names the first.
+    """
+    task, problems = find_task(folder)
+    room = workspace.preprocessed(task.name)
+    fingerprint, found = survey(task, processes, room / ".survey", folds)
+    problems = [*problems, *found]
+    write_verification(room / "verification.json", problems)
+    verification = Verification.of(problems)
+    if problems:
+        print(problems_table(problems), file=sys.stderr)
+    counts = f"{len(verification.errors)} errors, {len(verification.warnings)} warnings"
+    say(f"{task.name}: {len(task.cases)} cases, {counts}")
+    if not skip_bad_cases:
+        verification.raise_errors(task.name)
+        return Surveyed(task, fingerprint)
+    bad = _bad_cases(task, fingerprint, problems)
+    return Surveyed(without(task, bad), fingerprint, bad)
+
+
+def _bad_cases(task: Task, fingerprint: Fingerprint, problems: list[Problem]) -> tuple[str, ...]:
+    bad = errors_by_case(problems)
+    Verification.of(bad.pop("", ())).raise_errors(task.name)  # of no case: nothing to skip
+    if not fingerprint.cases:
+        Verification.of(problems).raise_errors(task.name)
+    if bad:
+        say(f"going on without {len(bad)} of the cases, which have errors: {', '.join(bad)}")
+    return tuple(bad)
+
+
+def fitted(wishes: Wishes, surveyed: Surveyed) -> Wishes:
+    """The wishes with what the task itself decides."""
+    order = surveyed.task.regions_class_order
+    return replace(wishes, regions_class_order=order, skipped_cases=surveyed.skipped)
+
+
+def write_plan(
+    workspace: Workspace, surveyed: Surveyed, wishes: Wishes, processes: int, device: str | None
+) -> Plan:
+    """Compose a plan and write it with all that belongs to it: `preprocessed/TASK/PLAN/`.
+
+    Args:
+        workspace: where to write.
+        surveyed: the task.
+        wishes: what the user asks for.
+        processes: with a time budget, the worker processes to measure with.
+        device: with a time budget, the one to measure.
+
+    Raises:
+        PlanError: a wish cannot be fulfilled.
+        DataError: the cases cannot be split into so many folds.
+    """
+    task, fingerprint = surveyed.task, surveyed.fingerprint
+    wishes = fitted(wishes, surveyed)
+    plan = _compose(task, fingerprint, wishes, processes, device)
+    folder = workspace.preprocessed(task.name, plan.name)
+    _split(task, plan, fingerprint, folder)
+    fingerprint.save(folder / "fingerprint.json")
+    for other in other_plans(fingerprint, wishes, plan):
+        other.save(folder / "other_configurations" / f"{other.name}.json")
+    plan.save(folder / "plan.json")
+    return plan
+
+
+def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
+    """Write the plan's splits, in place of those that an earlier plan of this name made."""
+    names = tuple(case.name for case in task.cases)
+    folds, seed, classes = plan.splits.folds, plan.splits.seed, fingerprint.presence
+    if earlier := _earlier_plan(folder):
+        splits, data = earlier
+        before = Recipe(tuple(data.cases), splits.folds, splits.seed, task.groups, data.presence)
+        remake_splits(folder, before, Recipe(names, folds, seed, task.groups, classes))
+    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
+
+
+def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
+    """What an earlier plan of this name made its splits from; None if there is none to read."""
+    try:
+        return load_plan(folder / "plan.json").splits, Fingerprint.load(folder / "fingerprint.json")
+    except AutosegError:
+        return None
+
+
+def _compose(
+    task: Task, fingerprint: Fingerprint, wishes: Wishes, processes: int, device: str | None
+) -> Plan:
+    if wishes.seconds is None:
+        return compose_unmeasured(fingerprint, wishes)
+
+    from autoseg.devices import pick_device
+    from autoseg.planning.budget import expected_work
+    from autoseg.training.timing import Stopwatch
+
+    spread = max(1, len(task.cases) // TIMED_CASES)
+    cases = task.cases[::spread][:TIMED_CASES]
+    with Stopwatch(cases, pick_device(device), max(1, processes - 1)) as stopwatch:
+        work = functools.partial(expected_work, fingerprint)
+        return compose(fingerprint, wishes, work, stopwatch.measure)

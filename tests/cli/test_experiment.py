@@ -1,0 +1,130 @@
+"""The command: interrupted and started again, its status, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autoseg.cli.experiment import main
+from autoseg.experiments.record import read_record
+from autoseg.experiments.runs import runs_of
+from autoseg.experiments.status import is_held
+from autoseg.experiments.study import read_study
+from autoseg.workspace import Workspace
+from tests.experiments.studying import TEST_SET, longer, write_study, write_task
+
+EPOCHS = 10
+
+
+def command(file: Path, workspace: Workspace) -> list[str]:
+    where = ["--workspace", str(workspace.root), "--device", "cpu", "--processes", "1"]
+    return [str(file), *where]
+
+
+def begin(arguments: list[str]) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", "autoseg.cli.experiment", *arguments]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_epochs(process: subprocess.Popen[str], log: Path, more_than: int) -> None:
+    end = time.monotonic() + 120
+    while not log.exists() or len(log.read_text(encoding="utf-8").splitlines()) <= more_than:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_interrupted_it_goes_on_when_started_again(tmp_path: Path) -> None:
+    workspace = write_task(tmp_path)
+    file = write_study(tmp_path, folds=[0], overrides=longer(EPOCHS))
+    run = runs_of(read_study(str(file)), workspace)[0]
+    log = run.folder(workspace) / "log.jsonl"
+    arguments = command(file, workspace)
+
+    process = begin(arguments)
+    wait_for_epochs(process, log, 0)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "error: interrupted; what was finished is kept"
+    record = read_record(run.folder(workspace))
+    assert record is not None
+    assert record.state == "stopped"
+    assert not is_held(run, workspace)
+    reached = len(log.read_text(encoding="utf-8").splitlines())
+    assert reached < EPOCHS
+
+    assert main(arguments) == 0
+    assert len(log.read_text(encoding="utf-8").splitlines()) == EPOCHS
+    record = read_record(run.folder(workspace))
+    assert record is not None
+    assert (record.state, record.attempts) == ("done", 2)
+    assert Path(record.log).read_text(encoding="utf-8").count("resuming after epoch") == 1
+
+
+def test_the_status_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = write_task(tmp_path)
+    plans = [{"name": "a"}, {"name": "b", "k": []}]
+    file = write_study(tmp_path, plans=plans)
+    assert main([*command(file, workspace), "--status"]) == 0
+    out = capsys.readouterr().out
+    assert "tiny: 2 runs: 2 waiting" in out
+    assert "a-k2     1  waiting" in out
+    assert "not planned yet: b" in out
+    assert not (workspace.root / "preprocessed").exists()
+
+
+def test_a_run_that_fails_is_named_with_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = write_task(tmp_path)
+    test_set = TEST_SET | {"images": "nowhere"}
+    file = write_study(tmp_path, folds=[1], held_out=[test_set])
+    assert main(command(file, workspace)) == 1
+    err = capsys.readouterr().err
+    log = tmp_path / "experiments" / "tiny" / "logs" / "default-k2.fold_1.log"
+    assert f"default-k2 fold 1 failed; log: {log}" in err
+    assert err.splitlines()[-1].startswith("error: 1 runs failed; start the study again")
+    assert f"error: there is no folder {tmp_path / 'nowhere'}" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "there is no study 'nothing'"),
+        (["covid_ablation"], "task 'Task001_COVID' was not found"),
+        (["covid_ablation", "--slurm", "gpu=1"], "unknown key 'slurm.gpu'; did you mean 'gpus'?"),
+        (["covid_ablation", "./covid_ablation.json5"], "two of the studies have one name"),
+    ],
+)
+def test_mistakes_end_with_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path, "covid_ablation")
+    assert main([*arguments, "--workspace", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+def test_slurm_without_slurm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    workspace = write_task(tmp_path)
+    assert main([*command(write_study(tmp_path), workspace), "--slurm"]) == 2
+    assert "--slurm: there is no squeue on this machine" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""A small study on a real Slurm: one job is preempted and goes on from where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autoseg.experiments.conduct import conduct_on_slurm
+from autoseg.experiments.finished import is_finished
+from autoseg.experiments.record import read_record
+from autoseg.experiments.results import read_jobs, study_folder
+from autoseg.experiments.runs import StudyRun, runs_of
+from autoseg.experiments.status import status_of
+from autoseg.files import read_json
+from autoseg.workspace import Workspace
+from tests.experiments import one_box
+from tests.experiments.one_box import OneBox
+from tests.experiments.studying import longer, study, write_task
+
+EPOCHS = 30
+SLURM = {"partition": "low", "time": "5m", "gpus": 0, "cpus": 1, "save_seconds": 30}
+STUDY = study(overrides=longer(EPOCHS), slurm=SLURM)
+
+reason = one_box.why_not()
+pytestmark = pytest.mark.skipif(reason is not None, reason=f"no Slurm: {reason}")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OneBox]:
+    pytest.importorskip("submitit")
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    with one_box.started(folder) as made:
+        yield made
+
+
+def epochs(run: StudyRun, workspace: Workspace) -> int:
+    return status_of(run, workspace).epochs
+
+
+def test_a_preempted_job_goes_on_where_it_was(cluster: OneBox, tmp_path: Path) -> None:
+    workspace = write_task(tmp_path / "work")
+    numbers = conduct_on_slurm([STUDY], workspace, processes=1, device="cpu")
+    runs = runs_of(STUDY, workspace)
+    jobs = read_jobs(STUDY, workspace)
+    assert [jobs[str(run)] for run in runs] == numbers[:2]
+    array = numbers[0].partition("_")[0]
+    assert numbers[:2] == [f"{array}_0", f"{array}_1"]
+    assert len(numbers) == 3  # the last one gathers
+    assert conduct_on_slurm([STUDY], workspace, processes=1, device="cpu") == []  # in good hands
+
+    cluster.wait_until(lambda: epochs(runs[0], workspace) >= 1)
+    assert status_of(runs[0], workspace).state == "running"
+    # A job of the higher partition that needs the whole machine.
+    cores = str(one_box.CORES)
+    cluster.run("sbatch", "-p", "high", "-c", cores, "-o", "/dev/null", "--wrap", "true")
+    cluster.wait_until(lambda: status_of(runs[0], workspace).state == "stopped")
+    reached = epochs(runs[0], workspace)
+    assert reached < EPOCHS
+    cluster.wait_until(cluster.is_idle)
+
+    for run in runs:
+        assert is_finished(run, workspace), cluster.logs()
+        assert epochs(run, workspace) == EPOCHS
+    record = read_record(runs[0].folder(workspace))
+    assert record is not None
+    assert (record.state, record.attempts, record.slurm_job) == ("done", 2, numbers[0])
+    log = Path(record.log).read_text(encoding="utf-8")
+    assert "stopped by SIGTERM after epoch" in log
+    assert f"resuming after epoch {reached}" in log
+    gathered = read_json(study_folder(STUDY, workspace) / "study.json")
+    assert gathered["finished"] is True
+    assert [run["attempt"]["slurm_job"] for run in gathered["runs"]] == numbers[:2]
+    assert conduct_on_slurm([STUDY], workspace, processes=1, device="cpu") == []

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoseg.errors import PlanError
+from autoseg.files import read_json
+from autoseg.planning.evaluation import Evaluation, class_of
+from autoseg.planning.plan import load_plan
+from autoseg.planning.reference import find_reference
+from tests.making import REGIONS, tiny_plan
+
+LUNGS = {"left": (1,), "right": (2,), "infection": (3,)}
+
+
+def test_by_default_all_surfaces_may_lie_a_millimetre_apart() -> None:
+    assert Evaluation().tolerance_of(LUNGS) == {"left": 1.0, "right": 1.0, "infection": 1.0}
+    assert Evaluation().rows(LUNGS) == {}
+
+
+def test_tolerances_by_label() -> None:
+    found = Evaluation.model_validate(
+        {"tolerance_mm": 2, "tolerances": [{"labels": [1], "mm": 0.5}, {"labels": [3], "mm": 3}]}
+    )
+    assert found.tolerance_of(LUNGS) == {"left": 0.5, "right": 2.0, "infection": 3.0}
+    assert found.tolerance_of({"all": (1, 2, 3)}) == {"all": 3.0}
+
+
+def test_merged_rows() -> None:
+    found = Evaluation.model_validate({"merged": [{"name": "lungs", "labels": [1, 2]}]})
+    assert found.rows(LUNGS) == {"lungs": ("left", "right")}
+    assert found.rows({"infection": (3,)}) == {}
+    assert found.rows({"one class": (1, 2)}) == {}
+
+
+def test_the_smallest_region_has_a_value() -> None:
+    regions = {"whole": (1, 2, 4), "core": (2, 4), "enhancing": (4,)}
+    assert [class_of(value, regions) for value in (1, 2, 4, 5)] == [
+        "whole",
+        "core",
+        "enhancing",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ({"tolerances": [{"labels": [9], "mm": 1}]}, "no class covers the label 9"),
+        ({"merged": [{"name": "both", "labels": [1, 7]}]}, "no class covers the label 7"),
+        ({"merged": [{"name": "organ", "labels": [1, 2]}]}, "the name 'organ' is taken"),
+        ({"merged": [{"name": "both", "labels": [1]}]}, "merged"),
+        ({"tolerance_mm": 0}, "tolerance_mm"),
+    ],
+)
+def test_what_makes_no_sense(evaluation: dict[str, Any], said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        tiny_plan(evaluation=evaluation)
+
+
+def test_it_changes_no_model() -> None:
+    """A trained model stays that of its plan when it is to be scored otherwise."""
+    assert tiny_plan(evaluation={"tolerance_mm": 7}).id == tiny_plan().id
+    assert tiny_plan(**REGIONS, evaluation={"tolerances": [{"labels": [4], "mm": 2}]}).id
+
+
+def test_plans_of_before_are_read(tmp_path: Path) -> None:
+    plan = tiny_plan()
+    plan.save(tmp_path / "plan.json")
+    values = read_json(tmp_path / "plan.json")
+    del values["evaluation"]
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+def test_the_published_tolerances() -> None:
+    reference = find_reference("Task001_COVID", None)
+    assert reference is not None
+    found = Evaluation.model_validate(reference.layers[0].values["evaluation"])
+    assert found.tolerance_of(LUNGS) == {"left": 1.0, "right": 1.0, "infection": 3.0}
+    assert found.rows(LUNGS) == {"lungs": ("left", "right")}
