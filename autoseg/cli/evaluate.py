@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg import __version__
 from autoseg.cli import common
 from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:
-    from autoseg.evaluation.report import Tables
+    from autoseg.evaluation.cross_validation import CrossValidation
+    from autoseg.evaluation.report import Report, Tables
     from autoseg.evaluation.summary import Summary
 
 
@@ -43,7 +43,40 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument(
         "-o", dest="out", type=Path, metavar="DIR", help="where to write (default: that of -p)"
     )
+    made.add_argument(
+        "--map",
+        nargs="+",
+        metavar="P:T",
+        help="what is P in the predictions is T in the truth, such as 3:1; only the mapped labels "
+        "are scored",
+    )
+    made.add_argument(
+        "--merge",
+        nargs="+",
+        metavar="NAME=A,B",
+        help="a further row for several classes, by name or label: the mean of each metric, such "
+        "as lungs=1,2",
+    )
+    made.add_argument(
+        "--tolerance",
+        metavar="MM",
+        help="how far surfaces may lie apart in the normalised surface Dice: 1, or "
+        "lungs=1,infection=3 (default: as the model's plan says, else 1 mm)",
+    )
+    made.add_argument(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="with -g and -p: a second folder of predictions, to compare -p with case by case",
+    )
     made.add_argument("--plan", metavar="NAME", help="with TASK: which plan, if it has several")
+    made.add_argument(
+        "--compare",
+        nargs=2,
+        metavar="PLAN",
+        help="with TASK: compare the cross-validations of two plans case by case, with confidence "
+        "intervals and tests",
+    )
     common.add_processes(made)
     common.add_workspace(made)
     return made
@@ -52,61 +85,116 @@ def make_parser() -> argparse.ArgumentParser:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Do what the arguments say."""
     folders = (arguments.truth, arguments.predicted)
+    wishes = (arguments.map, arguments.merge, arguments.tolerance)
     if arguments.task is not None:
-        if any(folders) or arguments.images or arguments.out:
-            raise AutosegError("give either TASK or -g and -p (with -i and -o), not both")
-        return _evaluate_task(arguments)
+        if any(wishes):
+            raise AutosegError("--map, --merge and --tolerance go with -g and -p, not with TASK")
+        if any(folders) or arguments.images or arguments.out or arguments.against:
+            raise AutosegError(
+                "give either TASK or -g and -p (with -i, -o and --against), not both"
+            )
+        return _compare_plans(arguments) if arguments.compare else _evaluate_task(arguments)
     if not all(folders):
         raise AutosegError("give either TASK, or both -g TRUTH_DIR and -p PREDICTED_DIR")
-    if arguments.plan or arguments.workspace:
-        raise AutosegError("--plan and --workspace go with TASK, not with -g and -p")
+    if arguments.plan or arguments.workspace or arguments.compare:
+        raise AutosegError("--plan, --compare and --workspace go with TASK, not with -g and -p")
     return _evaluate_folders(arguments)
 
 
 def _evaluate_folders(arguments: argparse.Namespace) -> int:
+    from autoseg.cli.comparing import different_names, write_comparison
     from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
     from autoseg.evaluation.examples import draw_examples
+    from autoseg.evaluation.report_parts import folder_report, worst_exhibits
+    from autoseg.evaluation.wishes import read_wishes
 
     truth, predicted, images = arguments.truth, arguments.predicted, arguments.images
     if images is not None and not images.is_dir():
         raise DataError(f"{images}: no such folder; -i names the folder of the scans")
     out = arguments.out or predicted
-    labels = choose_labels(truth, predicted)
-    summary = evaluate_folders(
-        truth, predicted, labels.values, arguments.processes, ignore_label=labels.ignore
-    )
+    names = different_names(predicted, arguments.against) if arguments.against else None
+    wishes = read_wishes(arguments.map or (), arguments.merge or (), arguments.tolerance)
+    labels = choose_labels(truth, predicted, wishes, arguments.processes)
+    summary = evaluate_folders(truth, predicted, labels, arguments.processes)
     _write_tables(out, summary)
-    pictures = draw_examples(summary, images, labels.values, out) if images else []
+    pictures = draw_examples(summary, images, labels, out) if images else []
     for picture in pictures:
         print(f"picture: {picture}")
-    facts = {"truth": str(truth), "predicted": str(predicted)}
-    _write_report(out, f"Evaluation of {predicted.resolve().name}", summary, pictures, facts)
+    exhibits = worst_exhibits(summary, images, labels) if images else []
+    report = folder_report(truth, predicted, summary, exhibits, labels, arguments.processes)
+    _write_report(out, report)
+    if names is not None:
+        other = evaluate_folders(truth, arguments.against, labels, arguments.processes)
+        write_comparison(summary, other, names, out, labels.colours)
+    return common.DONE
+
+
+def _compare_plans(arguments: argparse.Namespace) -> int:
+    from autoseg.cli.comparing import compare_plans
+
+    if arguments.plan:
+        raise AutosegError("--compare names both plans; leave --plan out")
+    workspace = Workspace.find(arguments.workspace)
+    task = workspace.find_task_name(arguments.task)
+    models = workspace.models(task)
+    a, b = (_find_plan(models, task, name) for name in arguments.compare)
+    compare_plans(models / a, models / b)
     return common.DONE
 
 
 def _evaluate_task(arguments: argparse.Namespace) -> int:
     from autoseg.evaluation.cross_validation import fold_rows, gather
+    from autoseg.evaluation.report_parts import cross_validation_report
+    from autoseg.evaluation.task_files import Trained, write_cross_validation
 
     workspace = Workspace.find(arguments.workspace)
     task = workspace.find_task_name(arguments.task)
     plan = _find_plan(workspace.models(task), task, arguments.plan)
     folder = workspace.models(task, plan)
-    validation = gather(folder, _fold_count(workspace, task, plan))
+    fold_count = _fold_count(workspace, task, plan)
+    validation = gather(folder, fold_count)
     combined = validation.combined
-    tables = {"Dice of the folds": fold_rows(validation)}
-    out = folder / "cross_validation"
-    missing = ", ".join(map(str, validation.missing))
-    _write_tables(out, combined, tables)
-    if missing:
-        print(f"missing folds: {missing}")
-    facts = {
-        "task": task,
-        "plan": plan,
-        "folds": ", ".join(map(str, validation.folds)),
-        "missing folds": missing or "none",
+    tables: Tables = {
+        "Dice of the folds": fold_rows(validation),
+        **_learn_postprocessing(folder, validation, fold_count, arguments.processes),
     }
-    _write_report(out, f"Cross-validation of {task}", combined, [], facts, tables)
+    out = folder / "cross_validation"
+    _write_tables(out, combined, tables)
+    if validation.missing:
+        print(f"missing folds: {', '.join(map(str, validation.missing))}")
+    trained = Trained(folder, _raw_task(workspace, arguments.task))
+    exhibits = trained.exhibits(combined)
+    for path in write_cross_validation(trained, validation, out, arguments.processes, exhibits):
+        print(f"{path.parent.name}: {path}")
+    fingerprint = workspace.preprocessed(task, plan) / "fingerprint.json"
+    report = cross_validation_report(
+        trained, validation, exhibits, fingerprint, tables, arguments.processes
+    )
+    _write_report(out, report)
     return common.DONE
+
+
+def _learn_postprocessing(
+    folder: Path, validation: CrossValidation, fold_count: int, processes: int
+) -> Tables:
+    """A table of what was tried; none where it cannot be learned, such as before all folds."""
+    from autoseg.evaluation.postprocessing import update
+    from autoseg.progress import say
+
+    try:
+        learned = update(folder, validation, fold_count, processes)
+    except AutosegError as error:
+        say(f"no postprocessing was learned: {error}")
+        return {}
+    return {"Postprocessing (the scores elsewhere are without it)": learned.rows()}
+
+
+def _raw_task(workspace: Workspace, given: str) -> Path | None:
+    """The folder of the raw task; None if it is not there any more."""
+    try:
+        return workspace.find_task_folder(given)
+    except AutosegError:
+        return None
 
 
 def _find_plan(models: Path, task: str, given: str | None) -> str:
@@ -131,37 +219,24 @@ def _fold_count(workspace: Workspace, task: str, plan: str) -> int:
 def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> None:
     """Write the tables; show them and where they are."""
     from autoseg.evaluation.report import write_tables
-    from autoseg.evaluation.tables import print_rows, print_table
+    from autoseg.evaluation.tables import metric_rows, print_rows, print_table
 
     paths = write_tables(out, summary, tables or {})
     for rows in (tables or {}).values():
         print_rows(rows)
         print()
     print_table(summary)
+    print()
+    print_rows(metric_rows(summary))
     for path in paths:
         print(f"{path.stem}: {path}")
 
 
-def _write_report(
-    out: Path,
-    title: str,
-    summary: Summary,
-    pictures: Sequence[Path],
-    facts: Mapping[str, str],
-    tables: Tables | None = None,
-) -> None:
+def _write_report(out: Path, report: Report) -> None:
     from autoseg.evaluation.report import write_report
-    from autoseg.evaluation.tables import number
 
-    facts = {
-        **facts,
-        "cases": str(len(summary.cases)),
-        "missing cases": str(len(summary.missing)),
-        "foreground mean Dice": number(summary.foreground_mean()),
-        "made by": f"autoseg {__version__}",
-    }
     path = out / "report.html"
-    write_report(path, title, summary, pictures, facts, tables or {})
+    write_report(path, report)
     print(f"report: {path}")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.errors import DataError
-from autoseg.evaluation.summary import Summary, combine
-from autoseg.evaluation.tables import Row, number, spread
+from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.rows import Row, Table, number, spread
+from autoseg.evaluation.summary import Statistic, Summary, combine
+from autoseg.evaluation.tables import metric_name
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,59 @@ def gather(folder: Path, fold_count: int = 0) -> CrossValidation:
 def fold_rows(validation: CrossValidation) -> list[Row]:
     """Median Dice of folds x classes: a header, the folds, then how they go together.
 
-    The last two rows are the mean of the folds' medians (as Müller et al. report their folds) and
-    the mean ± std over all cases.
+    The last rows are the mean of the folds' medians (as Müller et al. report their folds), the
+    mean ± std over all cases, and of how many cases it is.
     """
     combined = validation.combined
     labels = combined.labels
     rows: list[Row] = [("fold", "cases", *labels)]
-    medians: dict[str, list[float]] = {label: [] for label in labels}
     for fold, summary in validation.folds.items():
-        of = {label: summary.statistic(label).median for label in labels}
-        rows.append((f"{fold} (median)", str(len(summary.cases)), *map(number, of.values())))
-        for label, median in of.items():
-            medians[label] += [] if median is None else [median]
+        medians = (number(summary.statistic(label).median) for label in labels)
+        rows.append((f"{fold} (median)", str(len(summary.cases)), *medians))
     rows += [(f"{fold}", "0", *["missing"] * len(labels)) for fold in validation.missing]
-    means = [statistics.fmean(found) if found else None for found in medians.values()]
-    rows.append(("mean of the medians", str(len(combined.cases)), *map(number, means)))
-    spreads = [spread(combined.statistic(label)) for label in labels]
-    rows.append(("mean ± std of all cases", str(len(combined.cases)), *spreads))
+    cases = str(len(combined.cases))
+    medians_of = (Statistic.of(fold_medians(validation.folds, label, "Dice")) for label in labels)
+    rows.append(("mean of the medians", cases, *(number(of.mean) for of in medians_of)))
+    of_cases = [combined.statistic(label) for label in labels]
+    rows.append(("mean ± std of all cases", cases, *map(spread, of_cases)))
+    rows.append(("n", cases, *(str(of.n) for of in of_cases)))
+    return rows
+
+
+def fold_medians(folds: Mapping[int, Summary], label: str, metric: str) -> list[float]:
+    """The median of every fold that has a number of this class and metric."""
+    medians = (summary.statistic(label, metric).median for summary in folds.values())
+    return [median for median in medians if median is not None]
+
+
+def tables(validation: CrossValidation) -> dict[str, Table]:
+    """The tables of a cross-validation, by the names of their files."""
+    combined = validation.combined
+    missing = ", ".join(map(str, validation.missing))
+    note = f"Missing folds: {missing}." if missing else ""
+    return {
+        "dice_of_folds": Table("Median Dice of every fold", fold_rows(validation), note=note),
+        "medians": Table(
+            "Mean of the folds' medians (number of folds)", median_rows(validation), note=note
+        ),
+        "means": Table("Mean ± std over all cases (n)", mean_rows(combined), note=note),
+    }
+
+
+def median_rows(validation: CrossValidation) -> list[Row]:
+    """The mean of the folds' medians of metrics x classes, and in brackets of how many folds."""
+    labels = validation.combined.labels
+    rows: list[Row] = [("metric", *labels)]
+    for metric, what in METRICS.items():
+        of = [Statistic.of(fold_medians(validation.folds, label, metric)) for label in labels]
+        rows.append((metric_name(metric, what), *(f"{number(s.mean)} ({s.n})" for s in of)))
+    return rows
+
+
+def mean_rows(summary: Summary) -> list[Row]:
+    """Mean ± std of metrics x classes, and in brackets of how many cases."""
+    rows: list[Row] = [("metric", *summary.labels)]
+    for metric, what in METRICS.items():
+        of = [summary.statistic(label, metric) for label in summary.labels]
+        rows.append((metric_name(metric, what), *(f"{spread(s)} ({s.n})" for s in of)))
     return rows

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import prod
+from math import hypot, prod
 from pathlib import Path
 
 from autoseg.errors import DataError
-from autoseg.evaluation.labels import Labels, find_labels, labels_in
-from autoseg.evaluation.metrics import count, overlap
-from autoseg.evaluation.summary import CaseScores, Summary, Volumes, combine
+from autoseg.evaluation.labels import Labels, find_labels, labels_in, read_names
+from autoseg.evaluation.lesions import lesions
+from autoseg.evaluation.metrics import confusion, cut_masks, overlap
+from autoseg.evaluation.scores import CaseScores, Volumes, merge
+from autoseg.evaluation.summary import Summary, combine
+from autoseg.evaluation.surface import surface
+from autoseg.evaluation.wishes import NO_WISHES, Wishes, apply, mapped_labels
 from autoseg.image import ending_of, read_label, stem_of
 from autoseg.parallel import in_parallel
 from autoseg.progress import say
@@ -21,19 +25,15 @@ Pair = tuple[Path, Path]
 NAMES_IN_A_LINE = 10
 
 
-def evaluate_case(
-    truth_path: Path,
-    prediction_path: Path,
-    labels: dict[str, tuple[int, ...]],
-    ignore_label: int | None = None,
-) -> CaseScores:
+def evaluate_case(truth_path: Path, prediction_path: Path, labels: Labels) -> CaseScores:
     """Score one prediction against its truth.
+
+    Voxels to ignore are outside of the class in both, for surfaces and lesions, too.
 
     Args:
         truth_path: the label map that is right; the case is named after it.
         prediction_path: the label map to score, on the same grid.
-        labels: name -> the integers that make the class.
-        ignore_label: voxels of this value in the truth don't count.
+        labels: the classes.
 
     Raises:
         DataError: a file cannot be read, or the two lie on different grids.
@@ -45,24 +45,21 @@ def evaluate_case(
             f"{prediction_path}: not on the grid of {truth_path}: {', '.join(wrong)}; "
             "predict on the grid of the original scan"
         )
-    scores = {
-        name: overlap(count(truth, prediction, values, ignore_label))
-        for name, values in labels.items()
-    }
-    voxel_ml = prod(geometry.spacing_mm) / 1000
-    volumes = {
-        name: Volumes(reference=of.n_ref * voxel_ml, predicted=of.n_pred * voxel_ml)
-        for name, of in scores.items()
-    }
-    return CaseScores(stem_of(truth_path), str(truth_path), str(prediction_path), scores, volumes)
+    spacing = geometry.spacing_mm
+    diagonal = hypot(*(size * mm for size, mm in zip(geometry.size, spacing, strict=True)))
+    case = CaseScores(stem_of(truth_path), str(truth_path), str(prediction_path), {}, {})
+    for name, values in labels.values.items():
+        masks = cut_masks(truth, prediction, values, labels.ignore, labels.predicted(name))
+        of = case.labels[name] = overlap(confusion(masks))
+        ml = prod(spacing) / 1000
+        case.volume_ml[name] = Volumes.of(of.n_ref * ml, of.n_pred * ml)
+        case.surfaces[name] = surface(masks, spacing, labels.tolerance_of(name), diagonal)
+        case.lesions[name] = lesions(masks)
+    return merge(case, labels.merged)
 
 
 def evaluate_folders(
-    truth: Path,
-    predicted: Path,
-    labels: dict[str, tuple[int, ...]] | None = None,
-    processes: int = 1,
-    ignore_label: int | None = None,
+    truth: Path, predicted: Path, labels: Labels | None = None, processes: int = 1
 ) -> Summary:
     """Score every prediction of a folder against the truth of the same name in another.
 
@@ -72,9 +69,8 @@ def evaluate_folders(
     Args:
         truth: folder of the right label maps.
         predicted: folder of the label maps to score.
-        labels: name -> the integers that make the class; None: as `choose_labels`.
+        labels: the classes; None: as `choose_labels`.
         processes: worker processes; the result does not depend on it.
-        ignore_label: voxels of this value in the truth don't count; None: as `choose_labels`.
 
     Raises:
         DataError: a folder is missing or empty, no prediction has a truth, or a pair of files is
@@ -83,30 +79,40 @@ def evaluate_folders(
     """
     pairs, missing = _pair(truth, predicted)
     _say_unpaired(truth, predicted)
-    if ignore_label is None and (named := find_labels(truth, predicted)):
-        ignore_label = named.ignore
     if labels is None:
-        labels = choose_labels(truth, predicted, ignore_label).values
-    score = partial(_score, labels=labels, ignore_label=ignore_label)
+        labels = choose_labels(truth, predicted, processes=processes)
+    score = partial(_score, labels=labels)
     cases = in_parallel(score, pairs, processes, "evaluating")
-    return Summary(tuple(cases), missing)
+    _say_absent(cases, labels)
+    return Summary(tuple(cases), missing, tolerances(labels))
 
 
-def choose_labels(truth: Path, predicted: Path, ignore: int | None = None) -> Labels:
-    """The classes that `find_labels` finds, else one for every integer in the label maps.
+def tolerances(labels: Labels) -> dict[str, float]:
+    """The tolerance of every class, for `Summary`."""
+    return {name: labels.tolerance_of(name) for name in labels.values}
 
-    In the second case background and the value `ignore` make no class.
+
+def choose_labels(
+    truth: Path, predicted: Path, wishes: Wishes = NO_WISHES, processes: int = 1
+) -> Labels:
+    """The classes that the user maps, else those that `find_labels` finds, else every integer.
+
+    In the last case background and the value to ignore make no class.
 
     Raises:
         DataError: all label maps are empty, or one cannot be read.
+        AutosegError: a wish names a class that is not there.
     """
-    if named := find_labels(truth, predicted):
-        return named
+    names = read_names(truth, predicted)
+    if wishes.maps:
+        return apply(wishes, mapped_labels(wishes, names))
+    if named := find_labels(names):
+        return apply(wishes, named)
     pairs, _ = _pair(truth, predicted)
-    found = labels_in((path for pair in pairs for path in pair), ignore)
+    found = labels_in([path for pair in pairs for path in pair], names.ignore, processes)
     if not found.values:
         raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
-    return found
+    return apply(wishes, found)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -129,8 +135,8 @@ def label_maps(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _score(pair: Pair, labels: dict[str, tuple[int, ...]], ignore_label: int | None) -> CaseScores:
-    return evaluate_case(*pair, labels, ignore_label)
+def _score(pair: Pair, labels: Labels) -> CaseScores:
+    return evaluate_case(*pair, labels)
 
 
 def _pair(truth: Path, predicted: Path) -> tuple[list[Pair], tuple[str, ...]]:
@@ -151,6 +157,19 @@ def _say_unpaired(truth: Path, predicted: Path) -> None:
         say(f"warning: {len(missing)} of {len(truths)} cases have no prediction: {_some(missing)}")
     if extra := [name for name in predictions if name not in truths]:
         say(f"warning: {len(extra)} predictions have no truth, left out: {_some(extra)}")
+
+
+def _say_absent(cases: Sequence[CaseScores], labels: Labels) -> None:
+    """A class that no file holds may be a slip in the labels or in --map."""
+    for name, values in labels.values.items():
+        found = [case.labels[name] for case in cases]
+        for which, there, wanted in (
+            ("truth", any(of.n_ref for of in found), values),
+            ("prediction", any(of.n_pred for of in found), labels.predicted(name)),
+        ):
+            if not there:
+                what = " or ".join(map(str, wanted))
+                say(f"warning: no {which} holds {name} (label {what})")
 
 
 def _some(names: Sequence[str]) -> str:

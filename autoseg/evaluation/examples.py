@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoseg.errors import DataError
-from autoseg.evaluation.figures import overlay
+from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.overlay import overlay
 from autoseg.evaluation.summary import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
+from autoseg.evaluation.views import Exhibit
 from autoseg.image import ending_of, stem_of
 
 
-def draw_examples(
-    summary: Summary, images: Path, labels: dict[str, tuple[int, ...]], out: Path
-) -> list[Path]:
+def draw_examples(summary: Summary, images: Path, labels: Labels, out: Path) -> list[Path]:
     """Draw the worst, the median and the best case as `overlay_CASE.png` into `out`.
 
     Args:
         summary: the scores, which also name the label maps.
         images: folder of the scans.
-        labels: name -> the integers that make the class.
+        labels: the classes.
         out: folder of the pictures.
 
     Returns:
@@ -31,11 +31,23 @@ def draw_examples(
     pictures = []
     for case in worst_median_best(summary):
         picture = out / f"overlay_{case.case}.png"
-        image = find_image(images, case.case)
-        truth, prediction = Path(case.reference_file), Path(case.prediction_file)
-        overlay(image, truth, prediction, picture, labels, dice_text(case))
+        overlay(exhibit(case, find_image(images, case.case), labels), picture)
         pictures.append(picture)
     return pictures
+
+
+def exhibit(case: CaseScores, image: Path, labels: Labels) -> Exhibit:
+    """A scored case and its scan, to draw."""
+    return Exhibit(
+        case=case.case,
+        image=image,
+        truth=Path(case.reference_file),
+        prediction=Path(case.prediction_file),
+        labels=labels.values,
+        title=dice_text(case),
+        in_prediction={name: labels.predicted(name) for name in labels.values},
+        colours=labels.colours,
+    )
 
 
 def worst_median_best(summary: Summary) -> list[CaseScores]:

@@ -1,28 +1,63 @@
-"""How well a prediction covers the truth, voxel by voxel.
+"""The metrics by name, and how well a prediction covers the truth, voxel by voxel.
 
-Empty classes follow one policy everywhere: a ratio of zero by zero is None (null in JSON), and None
-does not count in a mean. So a class that neither the truth nor the prediction holds has no Dice; a
-class that only one of them holds has Dice 0.
+Empty classes follow one policy everywhere. None (null in JSON, a dash in tables) means that there
+is no number, and counts in no mean:
+
+| the class is in | Dice, IoU, NSD | HD95, ASSD | ratios of voxels, volumes or lesions |
+| --- | --- | --- | --- |
+| neither | None | None | None where it is zero by zero |
+| the truth alone, or the prediction alone | 0 | the grid's diagonal | as above |
+
+The diagonal is the largest distance that the grid has room for: a class that was missed must not
+make a mean distance smaller. Counts, volumes and their difference in ml are numbers always.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 LabelMap = NDArray[np.integer[Any]]
 
-# The name in tables and files -> the attribute of `Overlap`.
+Better = Literal["higher", "lower", "zero"]
+Part = Literal["labels", "surfaces", "volume_ml", "lesions"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of a class in a case.
+
+    Attributes:
+        part: the field of `CaseScores` that holds it.
+        attribute: its name there.
+        better: which values are good ones: high, low, or close to zero.
+        unit: empty for a ratio.
+    """
+
+    part: Part
+    attribute: str
+    better: Better = "higher"
+    unit: str = ""
+
+
+# The name in tables and files -> what it is.
 METRICS = {
-    "Dice": "dice",
-    "IoU": "iou",
-    "Sensitivity": "sensitivity",
-    "Specificity": "specificity",
-    "Precision": "precision",
-    "Accuracy": "accuracy",
+    "Dice": Metric("labels", "dice"),
+    "IoU": Metric("labels", "iou"),
+    "Sensitivity": Metric("labels", "sensitivity"),
+    "Specificity": Metric("labels", "specificity"),
+    "Precision": Metric("labels", "precision"),
+    "Accuracy": Metric("labels", "accuracy"),
+    "HD95_mm": Metric("surfaces", "hd95_mm", "lower", "mm"),
+    "ASSD_mm": Metric("surfaces", "assd_mm", "lower", "mm"),
+    "NSD": Metric("surfaces", "nsd"),
+    "VolumeDifference_ml": Metric("volume_ml", "difference", "zero", "ml"),
+    "RelativeVolumeDifference": Metric("volume_ml", "relative_difference", "zero"),
+    "LesionRecall": Metric("lesions", "recall"),
+    "LesionPrecision": Metric("lesions", "precision"),
 }
 COUNTS = {"TP": "tp", "FP": "fp", "FN": "fn", "TN": "tn", "n_pred": "n_pred", "n_ref": "n_ref"}
 
@@ -63,6 +98,8 @@ class Overlap:
         n_pred: voxels of the class in the prediction.
     """
 
+    AMOUNTS: ClassVar = ("tp", "fp", "fn", "tn", "n_ref", "n_pred")
+
     dice: float | None
     iou: float | None
     sensitivity: float | None
@@ -77,49 +114,103 @@ class Overlap:
     n_pred: int
 
 
+@dataclass(frozen=True)
+class Masks:
+    """One class in the truth and in a prediction, cut to the box that holds both.
+
+    Around the box is a margin of one voxel, in which neither has the class.
+
+    Attributes:
+        reference: booleans (x, y, z): the class in the truth.
+        predicted: the same shape: the class in the prediction.
+        voxels: of the whole grid, as far as they count.
+    """
+
+    reference: NDArray[np.bool_]
+    predicted: NDArray[np.bool_]
+    voxels: int
+
+
 def members(label_map: LabelMap, values: tuple[int, ...]) -> NDArray[np.bool_]:
     """Where `label_map` holds one of `values`: booleans of the same shape."""
-    inside = np.zeros(label_map.shape, dtype=bool)
+    # In the map's own memory order, or each step would jump across it.
+    inside = np.zeros_like(label_map, dtype=bool)
     for value in values:  # np.isin would hold eight bytes a voxel
         inside |= label_map == value
     return inside
 
 
-def count(
-    truth: LabelMap, prediction: LabelMap, values: tuple[int, ...], ignore: int | None = None
-) -> Confusion:
-    """Count the voxels of one class in two label maps of the same shape.
+def cut_masks(
+    truth: LabelMap,
+    prediction: LabelMap,
+    values: tuple[int, ...],
+    ignore: int | None = None,
+    predicted_values: tuple[int, ...] | None = None,
+) -> Masks:
+    """One class of two label maps of the same shape.
 
     Args:
         truth: the reference, integers of any shape.
         prediction: integers of the same shape.
         values: the integers that make the class (several for a region).
         ignore: voxels with this value in the truth don't count at all.
+        predicted_values: the integers that make the class in the prediction, where it has others.
     """
     assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
-    reference, predicted = members(truth, values), members(prediction, values)
+    reference = members(truth, values)
+    predicted = members(prediction, predicted_values or values)
     voxels = truth.size
     if ignore is not None:
         counted = truth != ignore
         reference &= counted
         predicted &= counted
         voxels = int(np.count_nonzero(counted))
-    tp = int(np.count_nonzero(reference & predicted))
-    fp = int(np.count_nonzero(predicted)) - tp
-    fn = int(np.count_nonzero(reference)) - tp
-    return Confusion(tp=tp, fp=fp, fn=fn, tn=voxels - tp - fp - fn)
+    box = _box(reference | predicted)
+    return Masks(_with_margin(reference[box]), _with_margin(predicted[box]), voxels)
 
 
-def overlap(confusion: Confusion) -> Overlap:
+def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box that holds a mask; an empty one if it holds nothing."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        there = np.flatnonzero(mask.any(axis=others))
+        box.append(slice(int(there[0]), int(there[-1]) + 1) if there.size else slice(0))
+    return tuple(box)
+
+
+def _with_margin(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    # In the order of label maps as they are read; np.pad would turn the memory round.
+    wide = np.zeros([size + 2 for size in mask.shape], bool, order="F")
+    wide[(slice(1, -1),) * mask.ndim] = mask
+    return wide
+
+
+def count(
+    truth: LabelMap, prediction: LabelMap, values: tuple[int, ...], ignore: int | None = None
+) -> Confusion:
+    """Count the voxels of one class in two label maps; the arguments are those of `cut_masks`."""
+    return confusion(cut_masks(truth, prediction, values, ignore))
+
+
+def confusion(masks: Masks) -> Confusion:
+    """Count the voxels of one class."""
+    tp = int(np.count_nonzero(masks.reference & masks.predicted))
+    fp = int(np.count_nonzero(masks.predicted)) - tp
+    fn = int(np.count_nonzero(masks.reference)) - tp
+    return Confusion(tp=tp, fp=fp, fn=fn, tn=masks.voxels - tp - fp - fn)
+
+
+def overlap(counted: Confusion) -> Overlap:
     """The scores that follow from the counts of one class."""
-    tp, fp, fn, tn = confusion.tp, confusion.fp, confusion.fn, confusion.tn
+    tp, fp, fn, tn = counted.tp, counted.fp, counted.fn, counted.tn
     return Overlap(
-        dice=_ratio(2 * tp, 2 * tp + fp + fn),
-        iou=_ratio(tp, tp + fp + fn),
-        sensitivity=_ratio(tp, tp + fn),
-        specificity=_ratio(tn, tn + fp),
-        precision=_ratio(tp, tp + fp),
-        accuracy=_ratio(tp + tn, tp + fp + fn + tn),
+        dice=ratio(2 * tp, 2 * tp + fp + fn),
+        iou=ratio(tp, tp + fp + fn),
+        sensitivity=ratio(tp, tp + fn),
+        specificity=ratio(tn, tn + fp),
+        precision=ratio(tp, tp + fp),
+        accuracy=ratio(tp + tn, tp + fp + fn + tn),
         tp=tp,
         fp=fp,
         fn=fn,
@@ -129,5 +220,6 @@ def overlap(confusion: Confusion) -> Overlap:
     )
 
 
-def _ratio(part: int, whole: int) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """None for a ratio by zero."""
     return part / whole if whole else None

@@ -2,20 +2,73 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import mimetypes
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from autoseg.evaluation.figures import DOTS_PER_INCH, box_plot, draw_box_plot
+from autoseg.evaluation.boxes import box_plot
+from autoseg.evaluation.charts import Chart
+from autoseg.evaluation.decisions import Decisions
+from autoseg.evaluation.slides import Slides
+from autoseg.evaluation.sortable import Sortable
 from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import Row, as_csv, dice_rows, metric_rows, rows_as_markdown
+from autoseg.evaluation.tables import (
+    Row,
+    as_csv,
+    dice_rows,
+    lesion_rows,
+    metric_rows,
+    rows_as_markdown,
+)
 from autoseg.files import write_text
 
 Tables = Mapping[str, Sequence[Row]]
 NO_TABLES: Tables = {}
+TEMPLATES = files("autoseg.evaluation").joinpath("templates")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page tells; what is not known is left out.
+
+    Attributes:
+        title: the heading.
+        key_figures: name -> number, the largest letters of the page.
+        facts: name -> value, below them.
+        warnings: sentences on what is missing.
+        tables: heading -> rows (the first is the header) whose order means something.
+        classes: the means of the classes.
+        cases: every case.
+        charts: figures of the scores.
+        slides: cases to scroll through, the worst first.
+        slides_note: which cases these are, and of how many.
+        curves: figures of the training.
+        data: what -> value.
+        data_tables: tables on labels and intensities.
+        plan: the plan's values.
+        plan_notes: name of a reference plan -> where its values come from.
+        times: how long training and prediction took.
+        versions: what -> value: devices and versions.
+    """
+
+    title: str
+    key_figures: Mapping[str, str]
+    facts: Mapping[str, str]
+    classes: Sortable
+    cases: Sortable
+    warnings: tuple[str, ...] = ()
+    tables: Tables = field(default_factory=dict)
+    charts: tuple[Chart, ...] = ()
+    slides: tuple[Slides, ...] = ()
+    slides_note: str = ""
+    curves: tuple[Chart, ...] = ()
+    data: tuple[Row, ...] = ()
+    data_tables: tuple[Sortable, ...] = ()
+    plan: tuple[Decisions, ...] = ()
+    plan_notes: Mapping[str, str] = field(default_factory=dict)
+    times: Sortable | None = None
+    versions: tuple[Row, ...] = ()
 
 
 def write_tables(folder: Path, summary: Summary, tables: Tables = NO_TABLES) -> list[Path]:
@@ -31,61 +84,37 @@ def write_tables(folder: Path, summary: Summary, tables: Tables = NO_TABLES) -> 
     """
     paths = [folder / name for name in ("summary.json", "table.md", "table.csv", "dice.png")]
     summary.save(paths[0])
-    sections = _all_tables(summary, tables).items()
+    own = {
+        "Mean of every metric": metric_rows(summary),
+        "Lesions of all cases": lesion_rows(summary),
+        "Dice": dice_rows(summary),
+    }
+    sections = {**tables, **own}.items()
     write_text(paths[1], "\n".join(f"## {h}\n\n{rows_as_markdown(rows)}" for h, rows in sections))
     write_text(paths[2], as_csv(summary))
     box_plot(summary, paths[3])
     return paths
 
 
-def write_report(
-    out: Path,
-    title: str,
-    summary: Summary,
-    pictures: Sequence[Path],
-    facts: Mapping[str, str],
-    tables: Tables = NO_TABLES,
-) -> None:
-    """Write one self-contained HTML page: facts, tables, box plot and pictures.
+def write_report(out: Path, report: Report) -> None:
+    """Write one HTML page that needs no other file and no network; equal reports, equal bytes."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
 
-    Args:
-        out: the `.html` file.
-        title: heading of the page.
-        summary: the scores.
-        pictures: PNG or SVG files, drawn into the page in this order: worst cases first.
-        facts: name -> value, listed on top.
-        tables: further tables, heading -> rows (the first is the header), put first.
-    """
-    from jinja2 import Environment, StrictUndefined
-
-    template = files("autoseg.evaluation").joinpath("report.html.j2").read_text("utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
-    text = page.render(
-        title=title,
-        facts=facts,
-        tables=_all_tables(summary, tables),
-        box_plot=_box_plot_data(summary),
-        pictures=[{"name": path.stem, "data": _picture_data(path)} for path in pictures],
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        loader=FunctionLoader(_template),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("report.html.j2").render(
+        report=report,
+        style=Markup(_template("style.css")),
+        script=Markup(_template("report.js")),
     )
     write_text(out, text)
 
 
-def _all_tables(summary: Summary, tables: Tables) -> dict[str, Sequence[Row]]:
-    own = {"Mean of every metric": metric_rows(summary), "Dice": dice_rows(summary)}
-    return {**tables, **own}
-
-
-def _box_plot_data(summary: Summary) -> str:
-    drawn = io.BytesIO()
-    draw_box_plot(summary).savefig(drawn, format="png", dpi=DOTS_PER_INCH)
-    return _data_uri(drawn.getvalue(), "image/png")
-
-
-def _picture_data(path: Path) -> str:
-    kind = mimetypes.guess_type(path.name)[0]
-    assert kind in ("image/png", "image/svg+xml"), path
-    return _data_uri(path.read_bytes(), kind)
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+def _template(name: str) -> str:
+    return TEMPLATES.joinpath(name).read_text("utf-8")

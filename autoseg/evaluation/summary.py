@@ -5,46 +5,24 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from autoseg.errors import DataError
-from autoseg.evaluation.metrics import COUNTS, METRICS, Overlap
+from autoseg.evaluation.lesions import Lesions, pool
+from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.scores import (
+    CaseScores,
+    Json,
+    Volumes,
+    from_json,
+    lesions_to_json,
+    mean_of_known,
+    to_json,
+)
 from autoseg.files import read_json, write_json
 
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Volumes:
-    """The volume of one class in one case, in millilitres."""
-
-    reference: float
-    predicted: float
-
-
-@dataclass(frozen=True)
-class CaseScores:
-    """The scores of one case.
-
-    Attributes:
-        case: its name.
-        reference_file: the label map that is the truth.
-        prediction_file: the label map that was scored.
-        labels: the scores of every class, by its name.
-        volume_ml: the volumes of every class, by its name.
-    """
-
-    case: str
-    reference_file: str
-    prediction_file: str
-    labels: dict[str, Overlap]
-    volume_ml: dict[str, Volumes]
-
-    def mean(self, metric: str = "Dice") -> float | None:
-        """The mean of a metric over the classes that have one."""
-        return Statistic.of(value_of(scores, metric) for scores in self.labels.values()).mean
+__all__ = ["CaseScores", "Statistic", "Summary", "Volumes", "combine"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +48,7 @@ class Statistic:
         if not known:
             return Statistic(None, None, None, 0)
         std = statistics.stdev(known) if len(known) > 1 else None
-        return Statistic(statistics.fmean(known), std, statistics.median(known), len(known))
+        return Statistic(mean_of_known(known), std, statistics.median(known), len(known))
 
 
 @dataclass(frozen=True)
@@ -80,30 +58,41 @@ class Summary:
     Attributes:
         cases: the scored cases, all with the same classes.
         missing: cases with a truth but without a prediction; they count in no mean.
+        tolerance_mm: class -> how far its surfaces may lie apart in the NSD.
     """
 
     cases: tuple[CaseScores, ...]
     missing: tuple[str, ...] = ()
+    tolerance_mm: dict[str, float] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes."""
+        """The names of the classes, and after them of the merged rows."""
         return tuple(self.cases[0].labels) if self.cases else ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes alone."""
+        return self.cases[0].classes if self.cases else ()
 
     def values(self, label: str, metric: str = "Dice") -> list[float | None]:
         """One metric of one class in every case."""
-        return [value_of(case.labels[label], metric) for case in self.cases]
+        return [case.value(label, metric) for case in self.cases]
 
     def statistic(self, label: str, metric: str = "Dice") -> Statistic:
         """One metric of one class over the cases."""
         return Statistic.of(self.values(label, metric))
+
+    def lesions(self, label: str) -> Lesions:
+        """The lesions of one class in all cases together: each lesion counts the same."""
+        return pool(case.lesions[label] for case in self.cases if label in case.lesions)
 
     def foreground_mean(self, metric: str = "Dice") -> float | None:
         """The mean over the classes of the mean over the cases."""
         return self._over_labels(metric).mean
 
     def _over_labels(self, metric: str) -> Statistic:
-        return Statistic.of(self.statistic(label, metric).mean for label in self.labels)
+        return Statistic.of(self.statistic(label, metric).mean for label in self.classes)
 
     def to_json(self) -> Json:
         """The content of `summary.json`: null where there is no number."""
@@ -114,7 +103,9 @@ class Summary:
             "mean": {label: _figures(of, "mean") for label, of in found.items()},
             "std": {label: _figures(of, "std") for label, of in found.items()},
             "median": {label: _figures(of, "median") for label, of in found.items()},
-            "metric_per_case": [_case_to_json(case) for case in self.cases],
+            "lesions": {label: _pooled(self.lesions(label)) for label in self.labels},
+            "tolerance_mm": self.tolerance_mm,
+            "metric_per_case": [to_json(case) for case in self.cases],
             "missing": list(self.missing),
         }
 
@@ -141,20 +132,27 @@ class Summary:
     @staticmethod
     def from_json(found: Json) -> Summary:
         """The summary that `to_json` gave; the means are computed again from the cases."""
-        cases = tuple(_case_from_json(case) for case in found["metric_per_case"])
-        return Summary(cases, tuple(found["missing"]))
+        cases = tuple(from_json(case) for case in found["metric_per_case"])
+        return Summary(cases, tuple(found["missing"]), dict(found.get("tolerance_mm", {})))
 
 
 def combine(summaries: Sequence[Summary]) -> Summary:
     """One summary of the cases of several, for example of the folds of a cross-validation.
 
     Raises:
-        DataError: the summaries have different classes, or a case is in two of them.
+        DataError: the summaries have different classes or tolerances, or a case is in two of them.
     """
     classes = {summary.labels for summary in summaries if summary.cases}
     if len(classes) > 1:
         lists = " and ".join(sorted(", ".join(names) for names in classes))
         raise DataError(f"the summaries have different classes: {lists}; evaluate them alike")
+    # What was written before surfaces were measured has no tolerance.
+    tolerances = [summary.tolerance_mm for summary in summaries if summary.tolerance_mm]
+    if any(other != tolerances[0] for other in tolerances):
+        raise DataError(
+            f"the summaries have different tolerances (mm): {tolerances[0]} and others; "
+            "evaluate them alike"
+        )
     cases = sorted((c for summary in summaries for c in summary.cases), key=lambda c: c.case)
     times = Counter(case.case for case in cases)
     if twice := [name for name, n in times.items() if n > 1]:
@@ -163,13 +161,7 @@ def combine(summaries: Sequence[Summary]) -> Summary:
             "the folds come from different splits; train them anew"
         )
     missing = {name for summary in summaries for name in summary.missing} - times.keys()
-    return Summary(tuple(cases), tuple(sorted(missing)))
-
-
-def value_of(scores: Overlap, metric: str) -> float | None:
-    """A metric by its name in tables, for example `Dice`."""
-    value: float | None = getattr(scores, METRICS[metric])
-    return value
+    return Summary(tuple(cases), tuple(sorted(missing)), tolerances[0] if tolerances else {})
 
 
 def _figures(of: dict[str, Statistic], figure: str) -> Json:
@@ -179,29 +171,5 @@ def _figures(of: dict[str, Statistic], figure: str) -> Json:
     return figures
 
 
-def _case_to_json(case: CaseScores) -> Json:
-    names = METRICS | COUNTS
-    return {
-        "case": case.case,
-        "reference_file": case.reference_file,
-        "prediction_file": case.prediction_file,
-        "metrics": {
-            label: {name: getattr(scores, attribute) for name, attribute in names.items()}
-            for label, scores in case.labels.items()
-        },
-        "volume_ml": {label: asdict(volumes) for label, volumes in case.volume_ml.items()},
-    }
-
-
-def _case_from_json(found: Json) -> CaseScores:
-    names = METRICS | COUNTS
-    return CaseScores(
-        case=found["case"],
-        reference_file=found["reference_file"],
-        prediction_file=found["prediction_file"],
-        labels={
-            label: Overlap(**{attribute: scores[name] for name, attribute in names.items()})
-            for label, scores in found["metrics"].items()
-        },
-        volume_ml={label: Volumes(**volumes) for label, volumes in found["volume_ml"].items()},
-    )
+def _pooled(of: Lesions) -> Json:
+    return lesions_to_json(of) | {"recall": of.recall, "precision": of.precision}

@@ -1,17 +1,47 @@
-"""Scores as rows of text: for the terminal, Markdown, CSV and the report."""
+"""The scores of one evaluation as rows of text."""
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from autoseg.evaluation.metrics import COUNTS, METRICS
-from autoseg.evaluation.summary import CaseScores, Statistic, Summary
+from autoseg.evaluation.metrics import COUNTS, METRICS, Metric
+from autoseg.evaluation.rows import (
+    NOTHING,
+    Row,
+    number,
+    print_rows,
+    rows_as_csv,
+    rows_as_markdown,
+    spread,
+)
+from autoseg.evaluation.summary import CaseScores, Summary
 
-Row = tuple[str, ...]
-NOTHING = "-"
+__all__ = [
+    "Row",
+    "as_csv",
+    "as_markdown",
+    "dice_rows",
+    "dice_text",
+    "in_mm",
+    "lesion_rows",
+    "metric_name",
+    "metric_rows",
+    "number",
+    "print_rows",
+    "print_table",
+    "rows_as_csv",
+    "rows_as_markdown",
+    "spread",
+]
+
+LESIONS = {
+    "lesions": "reference",
+    "lesions_found": "found",
+    "lesions_missed": "missed",
+    "lesions_false": "false",
+}
 
 
 def dice_rows(summary: Summary) -> list[Row]:
@@ -34,10 +64,30 @@ def dice_rows(summary: Summary) -> list[Row]:
 
 
 def metric_rows(summary: Summary) -> list[Row]:
-    """The mean over the cases of every metric: a header, then one row for each class."""
-    rows: list[Row] = [("class", *METRICS)]
+    """The mean of every metric over the cases, and in brackets over how many: a header, a row each.
+
+    A case without a number, such as a class that is in neither map, counts in no mean.
+    """
+    rows: list[Row] = [("metric: mean (n)", *summary.labels)]
+    for metric, what in METRICS.items():
+        of = [summary.statistic(label, metric) for label in summary.labels]
+        means = (f"{number(s.mean)} ({s.n})" for s in of)
+        rows.append((metric_name(metric, what), *means))
+    return rows
+
+
+def metric_name(metric: str, what: Metric) -> str:
+    """A metric as a table's header names it: with its unit, if it has one."""
+    return f"{metric.partition('_')[0]} ({what.unit})" if what.unit else metric
+
+
+def lesion_rows(summary: Summary) -> list[Row]:
+    """Lesions of all cases together: a header, then one row for each class."""
+    rows: list[Row] = [("class", "lesions", "found", "missed", "false", "recall", "precision")]
     for label in summary.labels:
-        rows.append((label, *(number(summary.statistic(label, m).mean) for m in METRICS)))
+        of = summary.lesions(label)
+        counts = map(str, (of.reference, of.found, of.missed, of.false))
+        rows.append((label, *counts, number(of.recall), number(of.precision)))
     return rows
 
 
@@ -47,16 +97,11 @@ def dice_text(case: CaseScores) -> str:
     return f"{case.case}: Dice {dice}"
 
 
-def number(value: float | None) -> str:
-    """A score with four digits; a dash for None."""
-    return NOTHING if value is None else f"{value:.4f}"
-
-
-def spread(statistic: Statistic) -> str:
-    """`mean ± std`, as far as there are both."""
-    if statistic.std is None:
-        return number(statistic.mean)
-    return f"{number(statistic.mean)} ± {number(statistic.std)}"
+def in_mm(of_classes: Mapping[str, float]) -> str:
+    """A distance of every class, or of all where it is the same."""
+    if len(set(of_classes.values())) == 1:
+        return f"{next(iter(of_classes.values())):g} mm"
+    return ", ".join(f"{name} {mm:g} mm" for name, mm in of_classes.items()) or NOTHING
 
 
 def as_markdown(summary: Summary) -> str:
@@ -64,65 +109,33 @@ def as_markdown(summary: Summary) -> str:
     return rows_as_markdown(dice_rows(summary))
 
 
-def rows_as_markdown(rows: Sequence[Row]) -> str:
-    """A header and rows as a Markdown table, numbers to the right."""
-    safe = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
-    header, *body = _aligned(safe)
-    rule = [("-" if i == 0 else "-:").rjust(len(cell), "-") for i, cell in enumerate(header)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *body))
-
-
 def as_csv(summary: Summary) -> str:
     """Every number of every case: one line for each case and class, empty where there is none.
 
     Missing cases have lines without numbers.
     """
-    names = METRICS | COUNTS
+    names = (*METRICS, *COUNTS, "reference_ml", "predicted_ml", *LESIONS)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case", "class", *names, "reference_ml", "predicted_ml"))
+    writer.writerow(("case", "class", *names))
     for case in summary.cases:
-        for label, scores in case.labels.items():
-            volumes = case.volume_ml[label]
-            numbers = (getattr(scores, attribute) for attribute in names.values())
-            writer.writerow((case.case, label, *numbers, volumes.reference, volumes.predicted))
+        writer.writerows((case.case, label, *_numbers(case, label)) for label in case.labels)
     for missing in summary.missing:
         for label in summary.labels:
-            writer.writerow((missing, label, *[""] * (len(names) + 2)))
+            writer.writerow((missing, label, *[""] * len(names)))
     return text.getvalue()
+
+
+def _numbers(case: CaseScores, label: str) -> list[float | None]:
+    scores, volumes, lesions = case.labels[label], case.volume_ml[label], case.lesions.get(label)
+    return [
+        *(case.value(label, metric) for metric in METRICS),
+        *(getattr(scores, attribute) for attribute in COUNTS.values()),
+        *(volumes.reference, volumes.predicted),
+        *(getattr(lesions, name, None) for name in LESIONS.values()),
+    ]
 
 
 def print_table(summary: Summary) -> None:
     """Print the Dice table on standard output."""
     print_rows(dice_rows(summary))
-
-
-def print_rows(rows: Sequence[Row]) -> None:
-    """Print a header and rows: a drawn table on a terminal, aligned plain text elsewhere."""
-    if not sys.stdout.isatty():
-        for cells in _aligned(rows):
-            print("  ".join(cells).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    header, *body = rows
-    table = Table()
-    for i, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if i else "left")
-    for row in body:
-        table.add_row(*map(Text, row))
-    Console().print(table)
-
-
-def _aligned(rows: Sequence[Row]) -> list[list[str]]:
-    """The cells padded to the width of their column: the first to the left, others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        [
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]

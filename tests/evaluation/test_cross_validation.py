@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import DataError
-from autoseg.evaluation.cross_validation import fold_rows, gather
+from autoseg.evaluation.cross_validation import fold_rows, gather, median_rows, tables
 from autoseg.evaluation.summary import Summary
 from tests.evaluation.scores import case
 
@@ -39,7 +39,29 @@ def test_golden_rows(tmp_path: Path) -> None:
         ("1", "0", "missing"),
         ("mean of the medians", "4", "0.6000"),
         ("mean ± std of all cases", "4", "0.5750 ± 0.3304"),
+        ("n", "4", "4"),
     ]
+
+
+def test_tables_have_n_and_what_is_missing(tmp_path: Path) -> None:
+    save(tmp_path, 0, ("a", 2), ("b", 4), ("c", 9))
+    save(tmp_path, 2, ("d", 8))
+    found = tables(gather(tmp_path))
+    assert list(found) == ["dice_of_folds", "medians", "means"]
+    assert all(table.note == "Missing folds: 1." for table in found.values())
+    medians, means = found["medians"].rows, found["means"].rows
+    assert medians[:2] == [("metric", "x"), ("Dice", "0.6000 (2)")]
+    assert means[1] == ("Dice", "0.5750 ± 0.3304 (4)")
+    assert means[2][0] == "IoU"
+    assert ("HD95 (mm)", "- (0)") in medians  # these cases have no surfaces
+    save(tmp_path, 1, ("e", 1))
+    assert tables(gather(tmp_path))["medians"].note == ""
+
+
+def test_a_fold_without_a_number_counts_in_no_mean(tmp_path: Path) -> None:
+    save(tmp_path, 0, ("a", 6))
+    Summary((case("b", x=(0, 0, 0, 9)),)).save(tmp_path / "fold_1/validation/summary.json")
+    assert median_rows(gather(tmp_path))[1] == ("Dice", "0.6000 (1)")
 
 
 def test_no_fold_at_all(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.evaluation.figures import box_plot
+from autoseg.evaluation.boxes import box_plot
 from autoseg.evaluation.report import write_report, write_tables
 from autoseg.evaluation.summary import Summary
 from tests.evaluation.scores import case, three_cases
@@ -41,7 +41,7 @@ def test_report_stands_alone(tmp_path: Path) -> None:
         "data:image/svg+xml",
     ]
     assert not re.search(r"https?://", text)
-    assert found.tags.count("table") == 3
+    assert found.tags.count("table") == 4
     assert "0.8000 ± 0.2000" in text
     assert text.index("overlay_a") < text.index("overlay_b")
 
@@ -60,5 +60,7 @@ def test_tables_are_written(tmp_path: Path, folder: str) -> None:
     assert [p.name for p in paths] == ["summary.json", "table.md", "table.csv", "dice.png"]
     assert all(path.stat().st_size for path in paths)
     headings = [s for s in paths[1].read_text(encoding="utf-8").splitlines() if s.startswith("#")]
-    assert headings == ["## Folds", "## Mean of every metric", "## Dice"]
+    assert headings == [
+        *("## Folds", "## Mean of every metric", "## Lesions of all cases", "## Dice")
+    ]
     assert Summary.load(paths[0]) == three_cases()

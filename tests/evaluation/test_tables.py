@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
+from autoseg.evaluation.lesions import Lesions
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.tables import (
     as_csv,
     as_markdown,
     dice_rows,
     dice_text,
+    in_mm,
+    lesion_rows,
     metric_rows,
     print_table,
 )
@@ -36,9 +40,28 @@ def test_one_case_has_no_std() -> None:
 
 
 def test_metric_rows() -> None:
-    header, lung, _ = metric_rows(three_cases())
-    assert header == ("class", "Dice", "IoU", "Sensitivity", "Specificity", "Precision", "Accuracy")
-    assert lung[:2] == ("lung", "0.8000")
+    header, dice, *others = metric_rows(three_cases())
+    assert header == ("metric: mean (n)", "lung", "lesion")
+    assert dice == ("Dice", "0.8000 (3)", "0.2500 (2)")
+    found = {row[0]: row[1:] for row in others}
+    assert found["HD95 (mm)"] == ("- (0)", "- (0)")  # these cases have no surfaces
+    assert found["VolumeDifference (ml)"] == ("0.0000 (3)", "1.0000 (3)")
+
+
+def test_lesion_rows() -> None:
+    cases = (
+        replace(case("a", x=(1, 0, 0, 1)), lesions={"x": Lesions.of(3, 2, 4, 1)}),
+        replace(case("b", x=(1, 0, 0, 1)), lesions={"x": Lesions.of(1, 0, 0, 0)}),
+    )
+    header, found = lesion_rows(Summary(cases))
+    assert header[1:5] == ("lesions", "found", "missed", "false")
+    assert found == ("x", "4", "2", "2", "1", "0.5000", "0.7500")
+
+
+def test_tolerances_in_words() -> None:
+    assert in_mm({"lung": 1.0, "lesion": 1.0}) == "1 mm"
+    assert in_mm({"lung": 1.0, "lesion": 3.0}) == "lung 1 mm, lesion 3 mm"
+    assert in_mm({}) == "-"
 
 
 def test_markdown() -> None:

@@ -1,0 +1,144 @@
+"""Dice as box plots: a box for each class, and a dot for each case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autoseg.evaluation.figures import (
+    Colours,
+    colours_of,
+    hatch,
+    save_figure,
+    take_literally,
+    tidy,
+)
+from autoseg.evaluation.summary import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+Values = Sequence[float | None]
+Groups = Mapping[str, Mapping[str, Values]]  # group, such as a fold -> class -> a number a case
+NO_COLOURS: Colours = {}
+MOST_COLUMNS = 2  # of panels
+
+
+def box_plot(summary: Summary, out: Path, colours: Colours = NO_COLOURS) -> None:
+    """Draw the Dice of every class as a box, with a dot for each case, as PNG or SVG."""
+    save_figure(draw_box_plot(summary, colours), out)
+
+
+def draw_box_plot(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
+    """The figure of `box_plot`."""
+    from matplotlib.figure import Figure
+
+    labels = summary.labels
+    figure = Figure(figsize=(max(4.0, 1.5 + 1.1 * len(labels)), 4.0), layout="constrained")
+    axes = figure.subplots()
+    of = [known(summary.values(label)) for label in labels]
+    for i, (values, face) in enumerate(zip(of, colours_of(labels, colours).values(), strict=True)):
+        _draw_box(axes, i + 1, 0.5, values, face, i)
+    ticks = [f"{label}\n(n = {len(v)})" for label, v in zip(labels, of, strict=True)]
+    axes.set_xticks(range(1, len(labels) + 1), ticks)
+    take_literally(axes.get_xticklabels())
+    axes.set(ylabel="Dice", ylim=(-0.02, 1.02))
+    tidy(axes)
+    return figure
+
+
+def draw_grouped_boxes(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> Figure:
+    """Dice of folds x classes: a panel for each plan, a group of boxes for each fold.
+
+    Args:
+        panels: title -> groups; all groups name the same classes.
+        colours: class -> colour, for those that the plan gives one.
+    """
+    from matplotlib.figure import Figure
+
+    classes = classes_in(panels)
+    most = max(len(groups) for groups in panels.values())
+    columns = min(MOST_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    width = max(4.0, 1.2 + 0.32 * (len(classes) + 1) * most)
+    figure = Figure(figsize=(columns * width, rows * 3.2 + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    faces = colours_of(classes, colours)
+    for axes, (title, groups) in zip(grid, panels.items(), strict=False):
+        _draw_groups(axes, groups, classes, faces)
+        axes.set_title(title, fontsize=10, parse_math=False)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[::columns]:
+        axes.set_ylabel("Dice")
+    legend = figure.legend(
+        legend_marks(faces), classes, loc="outside lower center", ncols=5, frameon=False
+    )
+    take_literally(legend.get_texts())
+    return figure
+
+
+def classes_in(panels: Mapping[str, Groups]) -> list[str]:
+    """The classes that any group of any panel has, in their order."""
+    found = (of for groups in panels.values() for of in groups.values())
+    return list(dict.fromkeys(name for of in found for name in of))
+
+
+def legend_marks(faces: Colours) -> list[Patch]:
+    """What stands beside the names of classes in a legend."""
+    from matplotlib.patches import Patch
+
+    return [
+        Patch(facecolor=face, edgecolor="black", hatch=hatch(i), linewidth=0.8)
+        for i, face in enumerate(faces.values())
+    ]
+
+
+def known(values: Values) -> list[float]:
+    """The values that are there."""
+    return [value for value in values if value is not None]
+
+
+def _draw_groups(axes: Axes, groups: Groups, classes: Sequence[str], faces: Colours) -> None:
+    step = 0.8 / len(classes)
+    for place, of in enumerate(groups.values()):
+        for i, name in enumerate(classes):
+            x = place + (i - (len(classes) - 1) / 2) * step
+            _draw_box(axes, x, 0.75 * step, known(of.get(name, ())), faces[name], i)
+    ticks = [f"{name}\n{_cases_in(of)}" for name, of in groups.items()]
+    axes.set_xticks(range(len(groups)), ticks, fontsize=9)
+    take_literally(axes.get_xticklabels())
+    axes.set(ylim=(-0.02, 1.02), xlim=(-0.6, len(groups) - 0.4))
+    tidy(axes)
+
+
+def _cases_in(of: Mapping[str, Values]) -> str:
+    cases = max((len(values) for values in of.values()), default=0)
+    return f"(n = {cases})" if cases else "missing"
+
+
+def _draw_box(
+    axes: Axes, x: float, width: float, values: Sequence[float], face: str, index: int
+) -> None:
+    """A hatched box, and its dots side by side in a fixed pattern, so that few are hidden."""
+    if not values:
+        return
+    axes.boxplot(
+        [values],
+        positions=[x],
+        widths=width,
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": face, "hatch": hatch(index), "linewidth": 0.8, "alpha": 0.75},
+        medianprops={"color": "black", "linewidth": 1.8},
+        manage_ticks=False,
+    )
+    aside = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.6 * width
+    axes.plot(
+        x + aside, values, "o", color="white", markeredgecolor="black", markersize=3, alpha=0.8
+    )

@@ -1,0 +1,41 @@
+"""The plan's values for the report: those that somebody or some rule chose, and the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoseg.planning.explain import DEFAULT, Row, rows
+from autoseg.planning.plan import Plan
+from autoseg.planning.words import GROUPS, group_of
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The values under one heading.
+
+    Attributes:
+        heading: what they are about.
+        chosen: values with a source other than the defaults.
+        defaults: the others.
+    """
+
+    heading: str
+    chosen: tuple[Row, ...]
+    defaults: tuple[Row, ...]
+
+
+def decisions(plan: Plan) -> list[Decisions]:
+    """All values of a plan, heading by heading."""
+    found = rows(plan)
+    return [
+        Decisions(
+            heading,
+            tuple(row for row in found if _is_of(row, heading) and row.source != DEFAULT.source),
+            tuple(row for row in found if _is_of(row, heading) and row.source == DEFAULT.source),
+        )
+        for heading in GROUPS
+    ]
+
+
+def _is_of(row: Row, heading: str) -> bool:
+    return group_of(row.key) == heading

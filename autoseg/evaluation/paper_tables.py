@@ -1,0 +1,201 @@
+"""The tables of a study of several plans, in the layout of Müller et al. 2021 (Tables 1 and 2).
+
+A fold is reported by the median over its cases, and a plan by the mean of its folds' medians. What
+has not been scored yet is said to be missing, never left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from autoseg.evaluation.boxes import Groups
+from autoseg.evaluation.rows import NOTHING, Row, Table, number, spread
+from autoseg.evaluation.summary import Statistic
+
+VALIDATION = "validation"
+PAPER_METRICS = {"Dice": "DSC", "IoU": "IoU", "Sensitivity": "Sens", "Specificity": "Spec"}
+MISSING = "missing"
+DIGITS = 3
+Values = Sequence[float | None]
+FoldScores = Mapping[str, Mapping[str, Values]]  # class -> metric -> a number a case
+Column = tuple[str, str]  # a set of cases, and a class
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One plan of a study.
+
+    Attributes:
+        name: how rows and columns call it.
+        folds: the numbers of those that the study wants.
+        scores: set of cases -> fold -> its scores, as far as they are there.
+    """
+
+    name: str
+    folds: tuple[int, ...]
+    scores: Mapping[str, Mapping[int, FoldScores]]
+
+    def of_fold(self, column: Column, fold: int, metric: str) -> Values:
+        """The numbers of a fold's cases; none if it has not been scored."""
+        where, label = column
+        return self.scores.get(where, {}).get(fold, {}).get(label, {}).get(metric, ())
+
+    def medians(self, column: Column, metric: str) -> dict[int, float]:
+        """Fold -> the median of its cases, for the folds that have a number."""
+        of = {fold: Statistic.of(self.of_fold(column, fold, metric)) for fold in self.folds}
+        return {fold: each.median for fold, each in of.items() if each.median is not None}
+
+    def statistic(self, column: Column, metric: str) -> Statistic:
+        """One metric over the cases of all folds."""
+        return Statistic.of(
+            value for fold in self.folds for value in self.of_fold(column, fold, metric)
+        )
+
+    def done(self, where: str) -> int:
+        """How many folds have been scored on a set of cases."""
+        return len(set(self.folds) & self.scores.get(where, {}).keys())
+
+
+def median_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> Table:
+    """The mean of the folds' medians: plans x (sets and classes) x metrics, as the paper's Table 1.
+
+    Args:
+        arms: the rows.
+        columns: the groups of columns.
+        head: what tells the arms apart, such as `k`.
+    """
+
+    def cells(arm: Arm, column: Column) -> Iterable[str]:
+        for metric in PAPER_METRICS:
+            mean = Statistic.of(arm.medians(column, metric).values()).mean
+            yield number(mean, DIGITS)
+
+    return _by_metric("Mean of the folds' medians", arms, columns, head, cells)
+
+
+def mean_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> Table:
+    """The same layout with mean ± std over the cases of all folds."""
+
+    def cells(arm: Arm, column: Column) -> Iterable[str]:
+        for metric in PAPER_METRICS:
+            yield spread(arm.statistic(column, metric), DIGITS)
+
+    return _by_metric("Mean ± std over the cases of all folds", arms, columns, head, cells)
+
+
+def fold_table(arms: Sequence[Arm], classes: Sequence[str], head: str) -> Table:
+    """Median Dice of folds x plans, `class / class` in a cell, as the paper's Table 2.
+
+    The last rows are the mean of the folds' medians and the number of cases. A plan without such a
+    fold has an empty cell.
+    """
+    columns = [(VALIDATION, label) for label in classes]
+    of = {arm.name: [arm.medians(column, "Dice") for column in columns] for arm in arms}
+    rows: list[Row] = [("fold", *(titled(head, name) for name in of))]
+    for fold in sorted({fold for arm in arms for fold in arm.folds}):
+        cells = [_fold_cell(arm, fold, of[arm.name]) for arm in arms]
+        rows.append((str(fold), *cells))
+    rows.append(("AVG", *(_average_cell(medians) for medians in of.values())))
+    counts = [[arm.statistic(column, "Dice").n for column in columns] for arm in arms]
+    rows.append(("n", *(_joined(map(str, each)) for each in counts)))
+    title = f"Median {PAPER_METRICS['Dice']} of every fold: {' / '.join(classes)}"
+    return Table(title, rows, note=_missing(arms, head))
+
+
+def fold_boxes(arms: Sequence[Arm], classes: Sequence[str], head: str) -> dict[str, Groups]:
+    """Plan -> fold -> class -> Dice of the validation cases, for box plots."""
+    return {
+        titled(head, arm.name): {
+            f"fold {fold}": {
+                label: arm.of_fold((VALIDATION, label), fold, "Dice") for label in classes
+            }
+            for fold in arm.folds
+        }
+        for arm in arms
+    }
+
+
+def bars(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> dict[str, Groups]:
+    """Set -> plan -> class -> medians of the folds, for bars."""
+    return {
+        where: {
+            titled(head, arm.name): {
+                label: list(arm.medians((where, label), "Dice").values())
+                for of, label in columns
+                if of == where
+            }
+            for arm in arms
+        }
+        for where in dict.fromkeys(where for where, _ in columns)
+    }
+
+
+def titled(head: str, name: str) -> str:
+    """An arm's name where it stands alone: `k = 5`, or just the plan's."""
+    return name if head == "plan" else f"{head} = {name}"
+
+
+Cells = Callable[[Arm, Column], Iterable[str]]
+
+
+def _by_metric(
+    title: str, arms: Sequence[Arm], columns: Sequence[Column], head: str, cells: Cells
+) -> Table:
+    header = [head, "folds"]
+    groups = [("", 2)]
+    for where, label in columns:
+        header += [*PAPER_METRICS.values(), "n"]
+        groups.append(
+            (label if where == VALIDATION else f"{where} {label}", len(PAPER_METRICS) + 1)
+        )
+    rows: list[Row] = [tuple(header)]
+    for arm in arms:
+        row = [arm.name, _folds(arm, [where for where, _ in columns])]
+        for column in columns:
+            if not arm.done(column[0]):
+                row += [MISSING] * len(PAPER_METRICS) + ["0"]
+            else:
+                row += [*cells(arm, column), _count(arm, column)]
+        rows.append(tuple(row))
+    return Table(title, rows, groups, _missing(arms, head))
+
+
+def _folds(arm: Arm, sets: Iterable[str]) -> str:
+    """How many folds there are, or of how many."""
+    done = min(arm.done(where) for where in sets)
+    return str(done) if done == len(arm.folds) else f"{done} of {len(arm.folds)}"
+
+
+def _count(arm: Arm, column: Column) -> str:
+    """How many numbers the metrics are of; a range where they differ."""
+    counts = [arm.statistic(column, metric).n for metric in PAPER_METRICS]
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
+
+
+def _fold_cell(arm: Arm, fold: int, medians: Sequence[Mapping[int, float]]) -> str:
+    if fold not in arm.folds:
+        return ""
+    if fold not in arm.scores.get(VALIDATION, {}):
+        return MISSING
+    return _joined(number(each.get(fold), DIGITS) for each in medians)
+
+
+def _average_cell(medians: Sequence[Mapping[int, float]]) -> str:
+    means = [Statistic.of(of_class.values()).mean for of_class in medians]
+    known = any(mean is not None for mean in means)
+    return _joined(number(mean, DIGITS) for mean in means) if known else MISSING
+
+
+def _joined(cells: Iterable[str]) -> str:
+    return " / ".join(cells) or NOTHING
+
+
+def _missing(arms: Sequence[Arm], head: str) -> str:
+    """Which validated folds are not there, in a sentence."""
+    gaps = [
+        f"{titled(head, arm.name)}: {', '.join(map(str, lacking))}"
+        for arm in arms
+        if (lacking := [f for f in arm.folds if f not in arm.scores.get(VALIDATION, {})])
+    ]
+    return f"Missing folds, which no number contains: {'; '.join(gaps)}." if gaps else ""

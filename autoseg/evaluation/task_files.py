@@ -1,0 +1,139 @@
+"""What `autoseg_evaluate TASK` leaves beside the report: tables, figures, and every case drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.dataset.task import find_task
+from autoseg.evaluation.boxes import draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.comparison import Comparison
+from autoseg.evaluation.cross_validation import CrossValidation, tables
+from autoseg.evaluation.curves import draw_losses, read_losses
+from autoseg.evaluation.differences import draw_differences
+from autoseg.evaluation.examples import worst_median_best
+from autoseg.evaluation.figures import Colours, save_forms
+from autoseg.evaluation.gallery import draw_gallery, exhibits_of
+from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.overlay import draw_cases
+from autoseg.evaluation.rows import write_table
+from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.views import Exhibit
+from autoseg.planning.plan import Plan, load_plan
+from autoseg.progress import say
+
+TABLES, FIGURES = "tables", "figures"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The models of one plan, and what is needed to draw their cases.
+
+    Attributes:
+        folder: `models/TASK/PLAN`.
+        raw: the raw task's folder; None if it is not there, and no case can be drawn.
+    """
+
+    folder: Path
+    raw: Path | None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan; None if it is not there."""
+        path = self.folder / "plan.json"
+        return load_plan(path) if path.is_file() else None
+
+    @property
+    def labels(self) -> Labels | None:
+        """The classes that were scored, with the plan's colours."""
+        plan = self.plan
+        if plan is None:
+            return None
+        foreground = dict(list(plan.labels.items())[1:])
+        return Labels.planned(foreground, plan.evaluation, plan.ignore_label)
+
+    @property
+    def colours(self) -> Colours:
+        """Class -> colour, for those that the plan gives one."""
+        labels = self.labels
+        return {} if labels is None else labels.colours
+
+    def exhibits(self, summary: Summary) -> list[Exhibit]:
+        """The scored cases that can be drawn."""
+        labels, plan = self.labels, self.plan
+        if labels is None or plan is None or self.raw is None:
+            say("no case is drawn: the plan or the raw task is not in this workspace")
+            return []
+        task, _ = find_task(self.raw, plan.labels)
+        images = {case.name: case.images[0] for case in task.cases}
+        return exhibits_of(summary.cases, images, labels)
+
+
+def write_cross_validation(
+    trained: Trained,
+    validation: CrossValidation,
+    out: Path,
+    processes: int,
+    exhibits: Sequence[Exhibit] | None = None,
+) -> list[Path]:
+    """Write `tables/`, `figures/`, and of every case `overlays/CASE.png` and `scrolls/CASE.png`.
+
+    Args:
+        trained: the models.
+        validation: their scores.
+        out: the folder above these.
+        processes: worker processes that draw; the files do not depend on it.
+        exhibits: the cases that can be drawn; looked for if None.
+
+    Returns:
+        the tables and figures, without the pictures of cases.
+
+    Raises:
+        DataError: a log, a scan or a label map is damaged.
+        RunError: a worker process was killed.
+    """
+    paths = []
+    for name, table in tables(validation).items():
+        paths += write_table(out / TABLES / name, table)
+    paths += _write_figures(trained, validation, out / FIGURES)
+    if exhibits is None:
+        exhibits = trained.exhibits(validation.combined)
+    if exhibits:
+        chosen = _examples(exhibits, validation.combined)
+        paths += save_forms(draw_cases(chosen), out / FIGURES / "examples")
+        draw_gallery(exhibits, out, processes)
+    return paths
+
+
+def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list[Path]:
+    """Write a comparison as `against_B` in CSV, Markdown, LaTeX, SVG and PNG."""
+    stem = out / f"against_{comparison.b}"
+    paths = write_table(stem, comparison.table())
+    return paths + save_forms(draw_differences(comparison, colours=colours), stem)
+
+
+def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> list[Path]:
+    name, colours = trained.folder.name, trained.colours
+    paths = save_forms(draw_box_plot(validation.combined, colours), out / "dice")
+    boxes = draw_grouped_boxes({name: fold_groups(validation.folds)}, colours)
+    paths += save_forms(boxes, out / "dice_of_folds")
+    logs = [read_losses(trained.folder / f"fold_{fold}") for fold in validation.folds]
+    if losses := [log for log in logs if log is not None]:
+        paths += save_forms(draw_losses({name: losses}), out / "loss")
+    return paths
+
+
+def fold_groups(folds: Mapping[int, Summary]) -> dict[str, dict[str, list[float | None]]]:
+    """Fold -> class -> Dice of the cases, for box plots."""
+    return {
+        f"fold {fold}": {label: summary.values(label) for label in summary.labels}
+        for fold, summary in folds.items()
+    }
+
+
+def _examples(exhibits: Sequence[Exhibit], summary: Summary) -> list[Exhibit]:
+    """The worst, the median and the best of the cases that can be drawn."""
+    of = {each.case: each for each in exhibits}
+    there = Summary(tuple(case for case in summary.cases if case.case in of))
+    return [of[case.case] for case in worst_median_best(there)] or list(exhibits[:1])

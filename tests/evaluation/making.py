@@ -1,0 +1,54 @@
+"""Cross-validations on disk, as training leaves them, from label maps that were moved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.evaluation.evaluate import evaluate_case
+from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.summary import Summary
+from autoseg.image import read_label, write_label
+from tests.evaluation.scores import HIPPOCAMPUS
+from tests.making import tiny_plan
+
+LABELS = Labels({"Anterior": (1,), "Posterior": (2,)})
+
+
+def write_fold(models: Path, fold: int, shifts: dict[str, int], epochs: int = 0) -> Summary:
+    """Write one fold: each prediction is the truth, moved by so many voxels along x."""
+    folder = models / f"fold_{fold}" / "validation"
+    cases = []
+    for name, shift in shifts.items():
+        truth = HIPPOCAMPUS / "labelsTr" / f"{name}.nii.gz"
+        label, geometry = read_label(truth)
+        write_label(folder / truth.name, np.roll(label, shift, axis=0), geometry)
+        cases.append(evaluate_case(truth, folder / truth.name, LABELS))
+    summary = Summary(tuple(cases), (), {"Anterior": 1.0, "Posterior": 1.0})
+    summary.save(folder / "summary.json")
+    if epochs:
+        write_log(models / f"fold_{fold}", fold, epochs)
+    return summary
+
+
+def write_plan(models: Path) -> None:
+    """Write the plan of the models, which knows the classes."""
+    labels = {"background": (0,), "Anterior": (1,), "Posterior": (2,)}
+    tiny_plan(labels=labels).save(models / "plan.json")
+
+
+def write_log(fold: Path, seed: int, epochs: int) -> None:
+    """Write a log whose losses fall as 1 / epoch, with noise."""
+    noise = np.random.default_rng(seed).normal(0, 0.05, (epochs, 2))
+    lines = [
+        {
+            "epoch": i,
+            "training_loss": float(1 / (i + 1) + 0.4 + noise[i, 0]),
+            "validation_loss": float(1 / (i + 1) + 0.5 + noise[i, 1]) if i % 2 else None,
+        }
+        for i in range(epochs)
+    ]
+    fold.mkdir(parents=True, exist_ok=True)
+    (fold / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

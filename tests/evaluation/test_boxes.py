@@ -1,0 +1,115 @@
+"""Box plots, bars and curves: what is drawn is asked of the figure itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
+from matplotlib.patches import PathPatch, Rectangle
+
+from autoseg.errors import DataError
+from autoseg.evaluation.bars import draw_bars
+from autoseg.evaluation.boxes import Groups, box_plot, draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.curves import Losses, draw_losses, read_losses
+from autoseg.evaluation.summary import Summary
+from autoseg.smoothing import smooth
+from tests.evaluation.making import write_log
+from tests.evaluation.scores import case, three_cases
+
+
+def test_box_plot(tmp_path: Path) -> None:
+    out = tmp_path / "dice.png"
+    box_plot(three_cases(), out)
+    pixels = imread(out)
+    assert pixels.shape[0] == 600
+    assert pixels[..., :3].std() > 0.05
+    box_plot(Summary((case("a", x=(0, 0, 0, 8)),)), tmp_path / "dice.svg")  # no Dice at all
+    assert "<svg" in (tmp_path / "dice.svg").read_text(encoding="utf-8")
+
+
+def test_boxes_have_colours_hatches_dots_and_n() -> None:
+    axes = draw_box_plot(three_cases(), {"lesion": "#d55e00"}).axes[0]
+    boxes = [patch for patch in axes.patches if isinstance(patch, PathPatch)]
+    assert to_hex(boxes[1].get_facecolor()) == "#d55e00"
+    assert boxes[0].get_hatch() != boxes[1].get_hatch()
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "lung\n(n = 3)",
+        "lesion\n(n = 2)",
+    ]
+    dots = [found.get_ydata() for found in axes.lines if found.get_marker() == "o"]
+    assert sorted(np.concatenate(dots)) == [0.0, 0.5, 0.6, 0.8, 1.0]
+
+
+def test_a_panel_a_plan_and_missing_folds() -> None:
+    groups: Groups = {"fold 0": {"x": [0.5, None, 0.7], "y": [0.1]}, "fold 1": {"x": [], "y": []}}
+    figure = draw_grouped_boxes({"k = 2": groups, "k = 3": {"fold 0": {"x": [0.4]}}, "c": groups})
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["k = 2", "k = 3", "c"]
+    assert [text.get_text() for text in shown[0].get_xticklabels()] == [
+        "fold 0\n(n = 3)",
+        "fold 1\nmissing",
+    ]
+
+
+def test_bars_are_means_of_medians_with_their_spread() -> None:
+    medians = [0.6, 0.8, 0.7]
+    panels: dict[str, Groups] = {"validation": {"k = 2": {"x": medians}, "k = 3": {"x": []}}}
+    figure = draw_bars(panels, {"x": "#0072b2"})
+    axes = figure.axes[0]
+    (bar,) = axes.patches
+    assert isinstance(bar, Rectangle)
+    assert bar.get_height() == pytest.approx(0.7)
+    assert to_hex(bar.get_facecolor()) == "#0072b2"
+    (whisker,) = axes.collections
+    assert isinstance(whisker, LineCollection)
+    low, high = whisker.get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.6, 0.8))  # std 0.1
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "k = 2\n(3 folds)",
+        "k = 3\nmissing",
+    ]
+
+
+def test_a_test_set_of_fewer_classes_has_its_own_panel() -> None:
+    panels = {"validation": {"a": {"x": [0.5], "y": [0.4]}}, "other": {"a": {"y": [0.3]}}}
+    left, right = draw_bars(panels).axes
+    assert [len(axes.patches) for axes in (left, right)] == [2, 1]
+    assert to_hex(left.patches[1].get_facecolor()) == to_hex(right.patches[0].get_facecolor())
+
+
+def test_losses_of_all_folds_make_one_curve(tmp_path: Path) -> None:
+    for fold in range(3):
+        write_log(tmp_path / f"fold_{fold}", fold, epochs=20)
+    folds = [read_losses(tmp_path / f"fold_{fold}") for fold in range(3)]
+    losses = [fold for fold in folds if fold is not None]
+    assert losses[0].epochs == tuple(range(1, 21))
+    assert losses[0].validation[0] is None
+    figure = draw_losses({"plan": losses, "other": [], "third": losses[:1]})
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == [
+        "plan (3 folds)",
+        "other (missing)",
+        "third (1 fold)",
+    ]
+    points, curve, *_ = shown[0].lines
+    assert np.size(points.get_xdata()) == 60
+    x = [epoch for fold in losses for epoch in fold.epochs]
+    y = [value for fold in losses for value in fold.training]
+    expected = smooth(x, y)
+    assert expected is not None
+    assert np.array_equal(curve.get_ydata(), expected.mean)
+    styles = {found.get_linestyle() for found in shown[0].lines if found.get_marker() == "None"}
+    assert styles == {"-", "--"}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training", "validation"]
+
+
+def test_few_epochs_and_broken_logs(tmp_path: Path) -> None:
+    assert read_losses(tmp_path) is None
+    assert draw_losses({"a": [Losses((1,), (0.5,), (None,))]}).axes[0].lines
+    (tmp_path / "log.jsonl").write_text('{"epoch": 0}\n')
+    with pytest.raises(DataError, match="is no log of a training"):
+        read_losses(tmp_path)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoseg.evaluation.rows import Table, as_latex, escaped, rows_as_csv, write_table
+
+TABLE = Table(
+    "100 % of the folds' medians",
+    [
+        ("k", "folds", "DSC", "IoU"),
+        ("2", "1 of 2", "0.96 ± 0.01", "-"),
+        ("a_b", "5", "-0.5", "x|y"),
+    ],
+    groups=[("", 2), ("left & right", 2)],
+    note="Missing folds: 1.",
+)
+
+
+def test_golden_latex() -> None:
+    lines = as_latex(TABLE).splitlines()
+    assert lines[1:4] == [
+        "\\begin{table}",
+        "  \\centering",
+        "  \\caption{100 \\% of the folds' medians. Missing folds: 1.}",
+    ]
+    start = lines.index("    \\toprule")
+    assert lines[start + 1 : start + 7] == [
+        "    \\multicolumn{2}{c}{} & \\multicolumn{2}{c}{left \\& right} \\\\",
+        "    \\cmidrule(lr){3-4}",
+        "    k & folds & DSC & IoU \\\\",
+        "    \\midrule",
+        "    2 & 1 of 2 & 0.96 $\\pm$ 0.01 & -- \\\\",
+        "    a\\_b & 5 & $-$0.5 & x\\textbar{}y \\\\",
+    ]
+    assert "  \\begin{tabular}{lrrr}" in lines
+
+
+def test_groups_stand_in_the_header_elsewhere(tmp_path: Path) -> None:
+    paths = write_table(tmp_path / "new" / "a.b", TABLE)
+    assert [path.name for path in paths] == ["a.b.csv", "a.b.md", "a.b.tex"]
+    rows = list(csv.reader(io.StringIO(paths[0].read_text(encoding="utf-8"))))
+    assert rows[0] == ["k", "folds", "left & right DSC", "left & right IoU"]
+    assert rows[1:] == [list(row) for row in TABLE.rows[1:]]
+    title, _, header, _, *body = paths[1].read_text(encoding="utf-8").splitlines()
+    assert title == TABLE.title
+    assert header.split("|")[3].strip() == "left & right DSC"
+    assert body[1].endswith("x\\|y |")
+    assert body[-1] == TABLE.note
+
+
+@given(st.text(alphabet="ab \\&%$#_{}~^<>|±-1", max_size=12))
+def test_nothing_special_is_left(text: str) -> None:
+    """Reading LaTeX's escapes back gives the text."""
+    found = escaped(text)
+    if text == "-":
+        assert found == "--"
+        return
+    back = found.replace("\\textbackslash{}", "\0")
+    for command, character in (
+        *(("\\textasciitilde{}", "~"), ("\\textasciicircum{}", "^"), ("\\textless{}", "<")),
+        *(("\\textgreater{}", ">"), ("\\textbar{}", "|"), ("$\\pm$", "±"), ("$-$", "-")),
+        *((f"\\{special}", special) for special in "&%$#_{}"),
+    ):
+        back = back.replace(command, character)
+    assert back.replace("\0", "\\") == text
+
+
+CELL = st.text(st.characters(exclude_characters="\r"), max_size=5)
+
+
+@given(st.lists(st.tuples(CELL, CELL), min_size=1))
+def test_csv_is_read_back(rows: list[tuple[str, str]]) -> None:
+    text = rows_as_csv(rows)
+    assert [tuple(row) for row in csv.reader(io.StringIO(text, newline=""))] == rows

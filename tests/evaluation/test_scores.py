@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoseg.errors import DataError
+from autoseg.evaluation.evaluate import evaluate_case, evaluate_folders
+from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.scores import CaseScores, Volumes, from_json, mean_of_known, merge, to_json
+from autoseg.evaluation.summary import Summary, combine
+from tests.evaluation.scores import case, write
+
+LABELS = Labels({"left": (1,), "right": (2,)}, merged={"both": ("left", "right")})
+counts = st.tuples(*[st.integers(0, 9)] * 4)
+
+
+def scored(tmp_path: Path, truth: np.ndarray, predicted: np.ndarray) -> CaseScores:
+    files = tmp_path / "t" / "a.nii.gz", tmp_path / "p" / "a.nii.gz"
+    for file, label in zip(files, (truth, predicted), strict=True):
+        write(file, label.astype(np.uint8), (1.0, 1.0, 2.0))
+    return evaluate_case(*files, LABELS)
+
+
+def halves() -> tuple[np.ndarray, np.ndarray]:
+    """The left half is right; of the right half, 16 voxels are moved by one."""
+    truth = np.zeros((10, 6, 6), int)
+    truth[1:4, 1:5, 1:5], truth[6:7, 1:5, 1:5] = 1, 2
+    predicted = truth.copy()
+    predicted[predicted == 2] = 0
+    predicted[7:8, 1:5, 1:5] = 2
+    return truth, predicted
+
+
+def test_every_metric_of_a_case(tmp_path: Path) -> None:
+    found = scored(tmp_path, *halves())
+    assert {m: found.value("left", m) for m in METRICS} == {
+        **dict.fromkeys(("Dice", "IoU", "Sensitivity", "Specificity", "Precision"), 1.0),
+        **{"Accuracy": 1.0, "HD95_mm": 0.0, "ASSD_mm": 0.0, "NSD": 1.0},
+        **{"VolumeDifference_ml": 0.0, "RelativeVolumeDifference": 0.0},
+        **{"LesionRecall": 1.0, "LesionPrecision": 1.0},
+    }
+    assert found.value("right", "HD95_mm") == 1.0
+    assert found.value("right", "LesionRecall") == 0.0
+    assert found.lesions["right"].false == 1
+
+
+def test_a_merged_row_is_the_mean_of_its_classes(tmp_path: Path) -> None:
+    found = scored(tmp_path, *halves())
+    assert found.value("both", "Dice") == 0.5  # their union's is 6/8
+    for metric in METRICS:
+        of = [found.value(name, metric) for name in ("left", "right")]
+        if metric != "VolumeDifference_ml":
+            assert found.value("both", metric) == pytest.approx(mean_of_known(of))
+    assert found.labels["both"].n_ref == 48 + 16
+    assert found.volume_ml["both"].reference == pytest.approx(64 * 0.002)
+    assert found.lesions["both"].reference == 2
+
+
+def test_merged_rows_count_in_no_mean_over_classes(tmp_path: Path) -> None:
+    found = scored(tmp_path, *halves())
+    assert found.classes == ("left", "right")
+    assert found.mean("NSD") == mean_of_known(found.value(c, "NSD") for c in ("left", "right"))
+    summary = Summary((found,))
+    assert summary.labels == ("left", "right", "both")
+    assert summary.foreground_mean() == 0.5
+    assert summary.to_json()["mean"]["both"]["Dice"] == 0.5
+
+
+@given(counts, counts)
+def test_merging_a_class_with_itself_changes_no_ratio(
+    left: tuple[int, int, int, int], right: tuple[int, int, int, int]
+) -> None:
+    both = merge(case("a", x=left, y=right), {"xx": ("x", "x"), "xy": ("x", "y"), "yx": ("y", "x")})
+    for metric in METRICS:
+        if metric != "VolumeDifference_ml":
+            assert both.value("xx", metric) == both.value("x", metric)
+        assert both.value("xy", metric) == both.value("yx", metric)
+    assert both.labels["xy"].tp == left[0] + right[0]
+
+
+def test_a_mean_leaves_out_what_has_no_number() -> None:
+    both = merge(case("a", x=(1, 1, 1, 1), y=(0, 0, 0, 4)), {"xy": ("x", "y")})
+    assert both.value("xy", "Dice") == both.value("x", "Dice") == 0.5
+
+
+def test_empty_cases_have_one_policy(tmp_path: Path) -> None:
+    """As the table in `metrics` says."""
+    nothing, there = np.zeros((3, 4, 6), int), np.zeros((3, 4, 6), int)
+    there[1, 1, 1] = 1
+    both, missed, invented = (
+        scored(tmp_path, *pair) for pair in ((nothing,) * 2, (there, nothing), (nothing, there))
+    )
+    assert [both.value("left", m) for m in ("Dice", "NSD", "HD95_mm", "LesionRecall")] == [None] * 4
+    for one in (missed, invented):
+        assert (one.value("left", "Dice"), one.value("left", "NSD")) == (0.0, 0.0)
+        diagonal = pytest.approx((3**2 + 4**2 + 12**2) ** 0.5)
+        assert one.value("left", "HD95_mm") == one.value("left", "ASSD_mm") == diagonal
+    assert (missed.value("left", "LesionRecall"), missed.value("left", "LesionPrecision")) == (
+        0,
+        None,
+    )
+    assert invented.value("left", "RelativeVolumeDifference") is None
+    assert invented.value("left", "VolumeDifference_ml") == pytest.approx(0.002)
+    assert both.value("left", "VolumeDifference_ml") == 0.0
+
+
+def test_volumes() -> None:
+    assert Volumes.of(4.0, 3.0) == Volumes(4.0, 3.0, -1.0, -0.25)
+    assert Volumes.of(0.0, 3.0).relative_difference is None
+
+
+label_maps = st.integers(0, 2**32 - 1).map(
+    lambda seed: np.random.default_rng(seed).choice([0, 0, 0, 1, 2], (3, 4, 3))
+)
+
+
+@settings(deadline=None, max_examples=20)
+@given(label_maps, label_maps)
+def test_json_and_back(
+    tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray, predicted: np.ndarray
+) -> None:
+    found = scored(tmp_path_factory.mktemp("case"), truth, predicted)
+    text = json.dumps(to_json(found), allow_nan=False)
+    assert from_json(json.loads(text)) == found
+
+
+def test_a_summary_from_before_there_were_surfaces(tmp_path: Path) -> None:
+    summary = Summary((scored(tmp_path, *halves()),), (), {"left": 1.0, "right": 1.0})
+    old = summary.to_json()
+    del old["tolerance_mm"], old["lesions"]
+    for entry in old["metric_per_case"]:
+        del entry["lesions"], entry["merged"]
+        kept = [
+            *("Dice", "IoU", "Sensitivity", "Specificity", "Precision", "Accuracy"),
+            *("TP", "FP", "FN", "TN", "n_pred", "n_ref"),
+        ]
+        entry["metrics"] = {
+            name: {metric: of[metric] for metric in kept} for name, of in entry["metrics"].items()
+        }
+    found = Summary.from_json(old)
+    assert found.statistic("right").mean == 0.0
+    assert found.statistic("right", "NSD").n == 0
+    assert found.statistic("right", "VolumeDifference_ml").n == 1
+    assert found.to_json()["mean"]["left"]["HD95_mm"] is None
+    renamed = replace(summary.cases[0], case="b")
+    both = combine([found, Summary((renamed,), (), {"left": 1.0, "right": 1.0})])
+    assert both.statistic("left", "NSD").n == 1
+    assert both.tolerance_mm == {"left": 1.0, "right": 1.0}
+
+
+def test_one_tolerance_in_one_summary() -> None:
+    of = [
+        Summary((case(name, x=(1, 0, 0, 1)),), (), {"x": mm}) for name, mm in (("a", 1), ("b", 2))
+    ]
+    with pytest.raises(DataError, match="different tolerances"):
+        combine(of)
+
+
+def test_lesions_are_pooled_over_cases(tmp_path: Path) -> None:
+    truth, predicted = halves()
+    for name, found in (("a", predicted), ("b", truth)):
+        write(tmp_path / "t" / f"{name}.nii.gz", truth.astype(np.uint8))
+        write(tmp_path / "p" / f"{name}.nii.gz", found.astype(np.uint8))
+    summary = evaluate_folders(tmp_path / "t", tmp_path / "p", LABELS)
+    right = summary.to_json()["lesions"]["right"]
+    assert right == {
+        **{"reference": 2, "found": 1, "missed": 1, "predicted": 2, "false": 1},
+        **{"recall": 0.5, "precision": 0.5},
+    }
+    assert summary.tolerance_mm == {"left": 1.0, "right": 1.0}

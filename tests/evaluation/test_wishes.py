@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoseg.errors import AutosegError
+from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
+from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.wishes import EVERY, Wishes, apply, read_wishes
+from tests.evaluation.scores import write
+
+LUNGS = {"background": [0], "left lung": [1], "right lung": [2], "infection": [3]}
+THREE = Labels({"left lung": (1,), "right lung": (2,), "infection": (3,)})
+
+
+def model_names(folder: Path, **more: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "labels.json").write_text(json.dumps({"labels": LUNGS, **more}))
+
+
+def declare(truth: Path, labels: dict[str, int]) -> None:
+    declared = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    (truth.parent / "dataset.json").write_text(json.dumps(declared))
+
+
+def infection_alone(tmp_path: Path) -> tuple[Path, Path]:
+    """A truth with infection as 1; a prediction with lungs as 1 and 2, and infection as 3."""
+    truth, predicted = tmp_path / "task" / "labelsTs", tmp_path / "out"
+    label = np.zeros((6, 5, 4), np.uint8)
+    label[1:3, 1:3, 1:3] = 1
+    write(truth / "a.nii.gz", label)
+    found = np.zeros_like(label)
+    found[:3] = 1
+    found[3:] = 2
+    found[1:4, 1:3, 1:3] = 3
+    write(predicted / "a.nrrd", found)  # the two sides may have different formats
+    return truth, predicted
+
+
+def evaluate(truth: Path, predicted: Path, *maps: str) -> Summary:
+    labels = choose_labels(truth, predicted, read_wishes(maps, (), None))
+    return evaluate_folders(truth, predicted, labels)
+
+
+def test_what_is_3_here_is_1_there(tmp_path: Path) -> None:
+    truth, predicted = infection_alone(tmp_path)
+    model_names(predicted, evaluation={"tolerances": [{"labels": [3], "mm": 3}]})
+    summary = evaluate(truth, predicted, "3:1")
+    assert summary.labels == ("infection",)  # lungs are not scored
+    scores = summary.cases[0].labels["infection"]
+    assert (scores.tp, scores.fp, scores.fn) == (8, 4, 0)
+    assert summary.tolerance_mm == {"infection": 3.0}  # that of the model's 3
+
+
+def test_mapping_equals_relabelling(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 4, (2, 6, 5, 4)).astype(np.uint8)
+    write(tmp_path / "t" / "a.nii.gz", truth)
+    write(tmp_path / "p" / "a.nii.gz", predicted)
+    write(tmp_path / "relabelled" / "a.nii.gz", np.array([0, 2, 1, 2], np.uint8)[predicted])
+    found = evaluate(tmp_path / "t", tmp_path / "p", "1:2", "2:1", "3:2")
+    same = evaluate_folders(tmp_path / "t", tmp_path / "relabelled", Labels({"2": (2,), "1": (1,)}))
+    for mine, theirs in zip(found.cases, same.cases, strict=True):
+        assert (mine.labels, mine.surfaces, mine.lesions) == (
+            *(theirs.labels, theirs.surfaces, theirs.lesions),
+        )
+
+
+def test_a_mapped_class_has_the_truths_name(tmp_path: Path) -> None:
+    truth, predicted = infection_alone(tmp_path)
+    declare(truth, {"background": 0, "COVID lesion": 1})
+    model_names(predicted)
+    assert evaluate(truth, predicted, "3:1").labels == ("COVID lesion",)
+
+
+def test_without_names_it_is_called_by_its_value(tmp_path: Path) -> None:
+    truth, predicted = infection_alone(tmp_path)
+    assert evaluate(truth, predicted, "2:1", "3:1").labels == ("1",)
+
+
+def test_mapping_to_what_nobody_knows(tmp_path: Path) -> None:
+    truth, predicted = infection_alone(tmp_path)
+    declare(truth, {"background": 0, "lesion": 1})
+    model_names(predicted)
+    with pytest.raises(AutosegError, match=r"--map 4:1: the predictions' model paints no 4; there"):
+        evaluate(truth, predicted, "4:1")
+    with pytest.raises(
+        AutosegError, match=r"--map 3:2: dataset.json .* no 2; there are lesion \(1"
+    ):
+        evaluate(truth, predicted, "3:2")
+
+
+def test_what_no_file_holds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, predicted = infection_alone(tmp_path)
+    evaluate(truth, predicted, "4:7")
+    said = capsys.readouterr().err
+    assert "no truth holds 7 (label 7)" in said
+    assert "no prediction holds 7 (label 4)" in said
+
+
+@pytest.mark.parametrize("text", ["3", "3:", "a:1", "3:0", "0:1", "3:1:2", "-3:1"])
+def test_a_map_that_reads_differently(text: str) -> None:
+    with pytest.raises(AutosegError, match=f"--map {text}: write PREDICTED:TRUE"):
+        read_wishes([text], (), None)
+
+
+def test_a_value_cannot_become_two() -> None:
+    with pytest.raises(AutosegError, match="--map: 3 is mapped twice"):
+        read_wishes(["3:1", "3:2"], (), None)
+
+
+def test_merging_by_value_and_by_name() -> None:
+    by_value, by_name = (
+        apply(read_wishes((), [text], None), THREE)
+        for text in ("lungs=1,2", "lungs=left lung, right lung")
+    )
+    assert by_value == by_name
+    assert by_value.merged == {"lungs": ("left lung", "right lung")}
+
+
+@pytest.mark.parametrize(
+    ("merge", "said"),
+    [
+        ("lungs", "write NAME=CLASS,CLASS"),
+        ("=1,2", "write NAME=CLASS,CLASS"),
+        ("lungs=1,4", r"'4' is no class; there are left lung \(1\), right lung \(2\), infection"),
+        ("lungs=1,heart", "'heart' is no class"),
+        ("lungs=1,1", "at least two classes"),
+        ("infection=1,2", "'infection' is a class already"),
+    ],
+)
+def test_merges_that_make_no_sense(merge: str, said: str) -> None:
+    with pytest.raises(AutosegError, match=said):
+        apply(read_wishes((), [merge], None), THREE)
+
+
+def test_tolerances() -> None:
+    assert read_wishes((), (), "2") == Wishes(tolerances_mm={EVERY: 2.0})
+    every = apply(read_wishes((), (), "2"), THREE)
+    assert [every.tolerance_of(name) for name in THREE.values] == [2.0, 2.0, 2.0]
+    wishes = read_wishes((), ["lungs=1,2"], "0.5,infection=3,right lung=2")
+    found = apply(wishes, THREE).tolerance_mm
+    assert found == {"left lung": 0.5, "right lung": 2.0, "infection": 3.0}
+    of_row = apply(read_wishes((), ["lungs=1,2"], "lungs=1.5,3=3"), THREE).tolerance_mm
+    assert of_row == {"left lung": 1.5, "right lung": 1.5, "infection": 3.0}
+    assert THREE.tolerance_of("infection") == 1.0
+
+
+@pytest.mark.parametrize("text", ["wide", "0", "-1", "nan", "inf", "infection=", "infection=x"])
+def test_tolerances_that_are_no_distance(text: str) -> None:
+    with pytest.raises(AutosegError, match=r"--tolerance .* is no distance in mm"):
+        read_wishes((), (), text)
+
+
+def test_a_tolerance_of_no_class() -> None:
+    with pytest.raises(AutosegError, match="--tolerance lungs=1: 'lungs' is no class"):
+        apply(read_wishes((), (), "lungs=1"), THREE)
+
+
+def test_the_plan_of_the_model_decides(tmp_path: Path) -> None:
+    truth, predicted = infection_alone(tmp_path)
+    merged = [{"name": "lungs", "labels": [1, 2]}]
+    model_names(predicted, evaluation={"tolerance_mm": 2, "merged": merged})
+    labels = choose_labels(truth, predicted)
+    assert labels.merged == {"lungs": ("left lung", "right lung")}
+    assert labels.tolerance_of("infection") == 2.0
+
+
+def test_a_broken_evaluation_in_the_models_file(tmp_path: Path) -> None:
+    truth, predicted = infection_alone(tmp_path)
+    model_names(predicted, evaluation={"tolerance_mm": -1})
+    with pytest.raises(AutosegError, match=r"labels.json: \"evaluation\" is none of a plan"):
+        choose_labels(truth, predicted)
