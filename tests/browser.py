@@ -1,19 +1,18 @@
 """A real Chromium without a window, driven through its DevTools protocol over a pipe.
 
-It needs nothing but the browser: no driver, no port, no package. Tests that want one use the
-fixture `browser`, which skips them where no Chromium is found.
+It needs nothing but the browser: no driver, no port, no package.
 """
 
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import select
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -161,16 +160,20 @@ class Browser:
                 self.requests.append(about["request"]["url"])
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser for the tests of a module."""
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser; the test is skipped where there is none."""
     program = next((path for name in NAMES if (path := shutil.which(name))), None)
     if program is None:
         pytest.skip("no Chromium on this machine; Debian's package is chromium-headless-shell")
+    if not hasattr(os, "posix_spawn"):
+        pytest.skip("the browser is driven over pipes as POSIX has them")
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         found = Browser(program, Path(profile))
-        yield found
-        found.close()
+        try:
+            yield found
+        finally:
+            found.close()
 
 
 def _start(program: str, profile: Path) -> tuple[int, int, int]:
@@ -193,6 +196,8 @@ def _start(program: str, profile: Path) -> tuple[int, int, int]:
 
 def _apart(end: int) -> int:
     """The same end with a number that 3 and 4 don't overwrite."""
+    import fcntl  # not on Windows
+
     found = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(end)
     return found

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoseg.evaluation.boxes import NO_COLOURS, Groups, classes_in, known, legend_marks
+from autoseg.evaluation.boxes import (
+    NO_COLOURS,
+    Groups,
+    classes_in,
+    known,
+    legend_columns,
+    legend_marks,
+)
 from autoseg.evaluation.figures import Colours, colours_of, hatch, take_literally, tidy
 
 if TYPE_CHECKING:
@@ -38,7 +45,11 @@ def draw_bars(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> Fi
         axes.set_title(title, fontsize=10, parse_math=False)
     grid[0].set(ylabel="Dice: mean of the folds' medians", ylim=(0, 1.02))
     legend = figure.legend(
-        legend_marks(faces), classes, loc="outside lower center", ncols=5, frameon=False
+        legend_marks(faces),
+        classes,
+        loc="outside lower center",
+        ncols=legend_columns(figure, classes),
+        frameon=False,
     )
     take_literally(legend.get_texts())
     return figure

@@ -27,6 +27,7 @@ Values = Sequence[float | None]
 Groups = Mapping[str, Mapping[str, Values]]  # group, such as a fold -> class -> a number a case
 NO_COLOURS: Colours = {}
 MOST_COLUMNS = 2  # of panels
+MOST_LEGEND_COLUMNS = 5
 
 
 def box_plot(summary: Summary, out: Path, colours: Colours = NO_COLOURS) -> None:
@@ -77,7 +78,11 @@ def draw_grouped_boxes(panels: Mapping[str, Groups], colours: Colours = NO_COLOU
     for axes in grid[::columns]:
         axes.set_ylabel("Dice")
     legend = figure.legend(
-        legend_marks(faces), classes, loc="outside lower center", ncols=5, frameon=False
+        legend_marks(faces),
+        classes,
+        loc="outside lower center",
+        ncols=legend_columns(figure, classes),
+        frameon=False,
     )
     take_literally(legend.get_texts())
     return figure
@@ -87,6 +92,12 @@ def classes_in(panels: Mapping[str, Groups]) -> list[str]:
     """The classes that any group of any panel has, in their order."""
     found = (of for groups in panels.values() for of in groups.values())
     return list(dict.fromkeys(name for of in found for name in of))
+
+
+def legend_columns(figure: Figure, names: Sequence[str]) -> int:
+    """How many names of a legend stand beside each other within the figure's width."""
+    inches = 0.7 + 0.085 * max(map(len, names), default=0)
+    return max(1, min(MOST_LEGEND_COLUMNS, int(figure.get_figwidth() / inches)))
 
 
 def legend_marks(faces: Colours) -> list[Patch]:
@@ -105,7 +116,7 @@ def known(values: Values) -> list[float]:
 
 
 def _draw_groups(axes: Axes, groups: Groups, classes: Sequence[str], faces: Colours) -> None:
-    step = 0.8 / len(classes)
+    step = 0.8 / max(1, len(classes))
     for place, of in enumerate(groups.values()):
         for i, name in enumerate(classes):
             x = place + (i - (len(classes) - 1) / 2) * step

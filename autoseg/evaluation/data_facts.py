@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from autoseg.evaluation.rows import NOTHING, Row
+from autoseg.evaluation.rows import NOTHING, Pair, Row
 from autoseg.fingerprint import Fingerprint
 
 RANGE = "\N{EN DASH}"
 
 
-def data_rows(fingerprint: Fingerprint) -> list[Row]:
+def data_rows(fingerprint: Fingerprint) -> list[Pair]:
     """What -> its values over the cases."""
     cases = list(fingerprint.cases.values())
     shapes = np.array([case.shape for case in cases], dtype=np.float64)

@@ -62,8 +62,10 @@ def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
 
 def _only(view: View, k: int) -> View:
     """The view of a single slice: whole scans of several cases need not be held at once."""
-    arrays = (view.image, view.truth, view.prediction)
-    image, truth, prediction = (np.take(array, [k], view.axis) for array in arrays)
+    place = tuple(slice(k, k + 1) if axis == view.axis else slice(None) for axis in range(3))
+    image, truth, prediction = (
+        array[place].copy() for array in (view.image, view.truth, view.prediction)
+    )
     return View(view.exhibit, image, truth, prediction, view.spacing_mm, view.axis, view.window)
 
 

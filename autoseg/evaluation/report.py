@@ -10,6 +10,7 @@ from pathlib import Path
 from autoseg.evaluation.boxes import box_plot
 from autoseg.evaluation.charts import Chart
 from autoseg.evaluation.decisions import Decisions
+from autoseg.evaluation.rows import Pair
 from autoseg.evaluation.slides import Slides
 from autoseg.evaluation.sortable import Sortable
 from autoseg.evaluation.summary import Summary
@@ -63,12 +64,12 @@ class Report:
     slides: tuple[Slides, ...] = ()
     slides_note: str = ""
     curves: tuple[Chart, ...] = ()
-    data: tuple[Row, ...] = ()
+    data: tuple[Pair, ...] = ()
     data_tables: tuple[Sortable, ...] = ()
     plan: tuple[Decisions, ...] = ()
     plan_notes: Mapping[str, str] = field(default_factory=dict)
     times: Sortable | None = None
-    versions: tuple[Row, ...] = ()
+    versions: tuple[Pair, ...] = ()
 
 
 def write_tables(folder: Path, summary: Summary, tables: Tables = NO_TABLES) -> list[Path]:

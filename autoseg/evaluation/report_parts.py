@@ -32,6 +32,7 @@ from autoseg.planning.explain import citations
 from autoseg.progress import say
 
 MOST_NAMES = 10
+FEW_CLASSES = 4
 MADE_BY = {"task", "plan", "plan_id", "model_id", "folds"}
 
 
@@ -64,7 +65,7 @@ def cross_validation_report(
     records = {k: read_predictions(folder / f"fold_{k}" / "validation") for k in validation.folds}
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
     boxes = chart(
-        draw_grouped_boxes({folder.name: fold_groups(validation.folds)}, trained.colours),
+        draw_grouped_boxes({folder.name: fold_groups(validation)}, trained.colours),
         "Dice of the folds",
         "Box plots of Dice for every fold and class",
     )
@@ -163,11 +164,15 @@ def _told(value: object) -> str:
 
 
 def _key_figures(summary: Summary) -> dict[str, str]:
-    """Few enough to be read at once: the mean, of few classes each, and how many cases."""
+    """Few enough to be read at once: the mean, each class or the worst, and how many cases."""
     figures = {"mean Dice": number(summary.foreground_mean(), 3)}
-    if 1 < len(summary.labels) <= 4:
-        of = {label: summary.statistic(label).mean for label in summary.labels}
+    of = {label: summary.statistic(label).mean for label in summary.labels}
+    known = {label: mean for label, mean in of.items() if mean is not None}
+    if 1 < len(of) <= FEW_CLASSES:
         figures |= {f"Dice {label}": number(mean, 3) for label, mean in of.items()}
+    elif len(of) > 1 and known:
+        worst = min(known, key=lambda label: known[label])
+        figures[f"lowest Dice: {worst}"] = number(known[worst], 3)
     return figures | {"cases": str(len(summary.cases))}
 
 
@@ -182,7 +187,8 @@ def _facts(summary: Summary) -> dict[str, str]:
 
 
 def _missing_folds(named: str) -> list[str]:
-    return [f"Not validated yet, and in no figure: fold {named}"] if named else []
+    noun = "folds" if "," in named else "fold"
+    return [f"Not validated yet, and in no figure: {noun} {named}"] if named else []
 
 
 def _missing_cases(summary: Summary) -> list[str]:
@@ -190,8 +196,8 @@ def _missing_cases(summary: Summary) -> list[str]:
     if not count:
         return []
     named = ", ".join(summary.missing[:MOST_NAMES]) + (", ..." if count > MOST_NAMES else "")
-    noun = "case has" if count == 1 else "cases have"
-    return [f"{count} {noun} no prediction and count in no mean: {named}"]
+    noun, verb = ("case has", "counts") if count == 1 else ("cases have", "count")
+    return [f"{count} {noun} no prediction and {verb} in no mean: {named}"]
 
 
 def _worst_slides(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -> list[Slides]:
@@ -206,10 +212,12 @@ def _links(slides: Sequence[Slides]) -> dict[str, str]:
 
 
 def _slides_note(shown: int, of: int, elsewhere: str) -> str:
-    cases = f"The {shown} of {of} cases" if shown < of else f"All {of} cases"
+    cases = f"All {of} cases"
+    if shown < of:
+        cases = f"{shown} of {of} cases: those with the lowest mean Dice whose scans are there"
     bound = f"; a page holds at most {MOST_CASES} cases with {MOST_SLICES} slices each"
     more = f", all are in {elsewhere} beside it" if elsewhere and shown < of else ""
-    return f"{cases} with the lowest mean Dice, the worst first{bound}{more}."
+    return f"{cases}, the worst first{bound}{more}."
 
 
 def _charts(summary: Summary, colours: Colours) -> list[Chart]:

@@ -14,6 +14,7 @@ from autoseg.evaluation.summary import Statistic
 from autoseg.files import write_text
 
 Row = tuple[str, ...]
+Pair = tuple[str, str]  # what -> its value
 NOTHING = "-"
 MINUS = "\N{MINUS SIGN}"
 LATEX = {

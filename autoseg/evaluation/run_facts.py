@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoseg.errors import AutosegError
-from autoseg.evaluation.rows import NOTHING, Row
+from autoseg.evaluation.rows import NOTHING, Pair
 from autoseg.evaluation.sortable import Cell, Column, Line, Sortable
 from autoseg.evaluation.training_log import Training
 from autoseg.files import read_json
@@ -32,7 +32,7 @@ class Predictions:
 
     head: Mapping[str, Any]
     runs: tuple[Mapping[str, Any], ...] = ()
-    seconds: tuple[float, ...] = field(default=())
+    seconds: tuple[float, ...] = ()
 
 
 def read_predictions(folder: Path) -> Predictions | None:
@@ -51,7 +51,7 @@ def read_predictions(folder: Path) -> Predictions | None:
     return Predictions(head, tuple(runs), tuple(value for value in seconds if value is not None))
 
 
-def version_rows(predictions: Iterable[Predictions]) -> list[Row]:
+def version_rows(predictions: Iterable[Predictions]) -> list[Pair]:
     """What was recorded -> its values: each once, in the order of the runs."""
     values: dict[str, list[str]] = {}
     for run in (run for each in predictions for run in each.runs):

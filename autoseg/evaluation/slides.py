@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoseg.evaluation.panels import as_png, draw_panels
-from autoseg.evaluation.views import Exhibit, View, fullest_slices, read_view, scroll_slices
+from autoseg.evaluation.views import (
+    Array,
+    Exhibit,
+    View,
+    fullest_slices,
+    read_view,
+    scroll_slices,
+    window_of,
+)
 from autoseg.parallel import in_parallel
 
 if TYPE_CHECKING:
@@ -28,6 +36,8 @@ MOST_BYTES = 1_000_000  # of one case in the page
 PANEL_PIXELS = 256
 QUALITY = 82
 MOST_JUMPS = 4
+AROUND = 0.3  # of the extent of the classes: what is shown on each side of them,
+AROUND_MM = 20.0  # and at least this
 WRONG = "largest difference"
 
 
@@ -92,16 +102,17 @@ def draw_slides(
 
 
 def _draw(exhibit: Exhibit, most_slices: int, most_bytes: int) -> Slides:
-    view = read_view(exhibit)
-    fullest = fullest_slices(view, min(MOST_JUMPS, most_slices))
-    places = set(scroll_slices(view, max(1, most_slices - len(fullest)))) | fullest.keys()
+    view = _close_up(read_view(exhibit))
+    fullest = fullest_slices(view, max(1, min(MOST_JUMPS, most_slices - 1)))
+    differing = [_differing(view, k) for k in range(view.slices)]
+    first = max(range(view.slices), key=lambda k: (differing[k], k in fullest))
+    chosen = fullest.keys() | {first}
+    places = set(scroll_slices(view, max(1, most_slices - len(chosen)))) | chosen
     pictures: dict[int, str] = {}
     size = (0, 0)
     for k in sorted(places):
         picture = draw_panels(view, k, PANEL_PIXELS)
         size, pictures[k] = picture.size, _as_uri(picture)
-    differing = {k: _differing(view, k) for k in pictures}
-    first = max(pictures, key=lambda k: (differing[k], k in fullest))
     pictures = _thinned(pictures, set(fullest), first, most_bytes)
     shown = list(pictures)
     jumps = {WRONG: shown.index(first)} if differing[first] else {}
@@ -119,6 +130,24 @@ def _draw(exhibit: Exhibit, most_slices: int, most_bytes: int) -> Slides:
         jumps=jumps,
         colours=dict(view.colours),
     )
+
+
+def _close_up(view: View) -> View:
+    """The same slices, cut to where the classes are in any of them, and what is around."""
+    arrays: Sequence[Array] = (view.image, view.truth, view.prediction)
+    classes = (view.truth, view.prediction)
+    for axis in {0, 1, 2} - {view.axis}:
+        others = tuple({0, 1, 2} - {axis})
+        there = np.flatnonzero(sum((of != 0).any(others) for of in classes))
+        if len(there):
+            spacing = view.spacing_mm[axis]
+            around = round(max(AROUND_MM / spacing, AROUND * (there[-1] - there[0] + 1)))
+            start, stop = max(0, there[0] - around), there[-1] + around + 1
+            places = tuple(slice(start, stop) if i == axis else slice(None) for i in range(3))
+            arrays = [array[places] for array in arrays]
+    image, truth, prediction = arrays
+    window = window_of(image)
+    return replace(view, image=image, truth=truth, prediction=prediction, window=window)
 
 
 def _differing(view: View, k: int) -> int:

@@ -89,15 +89,15 @@ class Sortable:
 
 def class_table(summary: Summary) -> Sortable:
     """Classes x metrics: mean ± std over the cases, and in brackets over how many."""
-    lines = []
+    lines, metrics = [], measured(summary)
     for label in summary.labels:
         cells = [Cell(label)]
-        for metric in METRICS:
+        for metric in metrics:
             of = summary.statistic(label, metric)
             text = f"{spread(of, 3)} ({of.n})" if of.n else NOTHING
             cells.append(Cell(text, of.mean, share=of.mean if metric == "Dice" else None))
         lines.append(Line(tuple(cells)))
-    columns = (Column("class", is_text=True), *_metric_columns())
+    columns = (Column("class", is_text=True), *_metric_columns(metrics))
     return Sortable("Mean ± std over the cases (n)", columns, tuple(lines))
 
 
@@ -117,7 +117,7 @@ def case_table(
         links: case -> where in the page it is drawn.
         most_rows: how many lines at most; the worst cases remain.
     """
-    several = len(summary.classes) > 1
+    several, metrics = len(summary.classes) > 1, measured(summary)
     groups = ((ALL,) if several else ()) + summary.labels
     ordered = worst_first(summary.cases)
     names = [case.case for case in ordered] + list(summary.missing)
@@ -127,17 +127,23 @@ def case_table(
     lines: list[Line] = []
     for case in ordered[:room]:
         head = _head(case.case, folds, links)
-        lines += [Line((*head, *_scores(case, group)), group) for group in groups]
-    count = len(METRICS) + len(ML)
+        lines += [Line((*head, *_scores(case, group, metrics)), group) for group in groups]
+    count = len(metrics) + len(ML)
     for name in shown[len(ordered) :]:
         empty = (Cell("missing"), *[Cell(NOTHING)] * (count - 1))
         head = _head(name, folds, links)
         lines += [Line((*head, *empty), group) for group in groups]
     columns = [Column(name, is_text=True) for name in ("case", *_fold_heading(folds))]
     sorted_by = len(columns)
-    columns += [*_metric_columns(), *(Column(name) for name in ML)]
+    columns += [*_metric_columns(metrics), *(Column(name) for name in ML)]
     choice = groups if several else ()
     return Sortable("Every case", tuple(columns), tuple(lines), sorted_by, choice, note)
+
+
+def measured(summary: Summary) -> list[str]:
+    """The metrics that any case has; a summary of before surfaces were measured lacks some."""
+    labels = summary.labels
+    return [m for m in METRICS if any(summary.statistic(label, m).n for label in labels)]
 
 
 def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:
@@ -173,17 +179,19 @@ def _head(case: str, folds: Mapping[str, str], links: Mapping[str, str]) -> tupl
     return (Cell(case, link=links.get(case, "")), *fold)
 
 
-def _metric_columns() -> list[Column]:
-    return [
-        Column(metric_name(metric, what), "descending" if what.better == "lower" else "ascending")
-        for metric, what in METRICS.items()
-    ]
+def _metric_columns(metrics: Iterable[str]) -> list[Column]:
+    columns = []
+    for metric in metrics:
+        what = METRICS[metric]
+        first: Order = "descending" if what.better == "lower" else "ascending"
+        columns.append(Column(metric_name(metric, what), first))
+    return columns
 
 
-def _scores(case: CaseScores, group: str) -> list[Cell]:
+def _scores(case: CaseScores, group: str, metrics: Iterable[str]) -> list[Cell]:
     """The metrics of a class in a case, or their means over the classes, and the volumes."""
     cells = []
-    for metric in METRICS:
+    for metric in metrics:
         value = case.mean(metric) if group == ALL else case.value(group, metric)
         cells.append(Cell(number(value), value, share=value if metric == "Dice" else None))
     if group == ALL:  # regions overlap: their volumes have no sum

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list
 def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> list[Path]:
     name, colours = trained.folder.name, trained.colours
     paths = save_forms(draw_box_plot(validation.combined, colours), out / "dice")
-    boxes = draw_grouped_boxes({name: fold_groups(validation.folds)}, colours)
+    boxes = draw_grouped_boxes({name: fold_groups(validation)}, colours)
     paths += save_forms(boxes, out / "dice_of_folds")
     logs = [read_losses(trained.folder / f"fold_{fold}") for fold in validation.folds]
     if losses := [log for log in logs if log is not None]:
@@ -124,11 +124,13 @@ def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> 
     return paths
 
 
-def fold_groups(folds: Mapping[int, Summary]) -> dict[str, dict[str, list[float | None]]]:
-    """Fold -> class -> Dice of the cases, for box plots."""
+def fold_groups(validation: CrossValidation) -> dict[str, dict[str, list[float | None]]]:
+    """Fold -> class -> Dice of the cases, for box plots; nothing for folds that are missing."""
+    none = Summary(())
+    folds = dict.fromkeys(validation.missing, none) | validation.folds
     return {
-        f"fold {fold}": {label: summary.values(label) for label in summary.labels}
-        for fold, summary in folds.items()
+        f"fold {fold}": {label: of.values(label) for label in of.labels}
+        for fold, of in sorted(folds.items())
     }
 
 

@@ -129,7 +129,8 @@ class View:
 
     def cut(self, array: Array, k: int) -> Array:
         """Slice k of one of the three arrays."""
-        rows: Array = np.take(array, k, self.axis).T
+        # np.take would copy the whole array first.
+        rows: Array = array[tuple(k if axis == self.axis else slice(None) for axis in range(3))].T
         return rows if self.down == 1 else rows[::-1]  # the head, but not the back, is above
 
     def masks(self, k: int) -> tuple[Masks, Masks]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from autoseg.networks.convolution import Convolution
 from autoseg.planning.network import Network
 
 Triple = tuple[int, int, int]
@@ -117,7 +118,7 @@ def _convolution(
     plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
 ) -> nn.Conv3d:
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=plan.convolution_bias)
+    return Convolution(inputs, outputs, kernel, stride, padding, bias=plan.convolution_bias)
 
 
 def _normalisation(plan: Network, features: int) -> nn.Module:

@@ -41,11 +41,18 @@ def to_openvino(openvino: ModuleType, network: UNet, patch: Triple) -> Any:
     return openvino.Model([logits], [patches], "autoseg")
 
 
+class _Tracer(fx.Tracer):
+    """Looks into everything but layers; a class derived from torch's is a layer, too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv3d) or super().is_leaf_module(m, module_qualified_name)
+
+
 class _Translator(fx.Interpreter):
     """Runs the network's `forward` on nodes of a graph instead of tensors."""
 
     def __init__(self, network: UNet, ops: ModuleType) -> None:
-        super().__init__(fx.symbolic_trace(network))
+        super().__init__(fx.GraphModule(network, _Tracer().trace(network)))
         self.ops = ops
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:

@@ -164,15 +164,15 @@ class Predictor(Segmenter[Prepared]):
         Of classes they sum to one (softmax); those of regions are independent (sigmoid).
         """
         patches = self._inputs(patches.to(self.device))
-        total: Tensor | float = 0.0
+        total: Tensor | None = None
         for network in self.backend.networks:
             for flip in self.flips:
                 axes = [axis + 2 for axis in flip]
-                logits = network(patches.flip(axes) if axes else patches)
-                shares = self._activated(logits)
-                total = total + (shares.flip(axes) if axes else shares)
-        assert isinstance(total, Tensor)
-        return (total / (len(self.backend.networks) * len(self.flips))).cpu()
+                shares = self._activated(network(patches.flip(axes) if axes else patches))
+                shares = shares.flip(axes) if axes else shares
+                total = shares if total is None else total.add_(shares)
+        assert total is not None
+        return total.div_(len(self.backend.networks) * len(self.flips)).cpu()
 
     def _inputs(self, patches: Tensor) -> Tensor:
         """What the network takes; a cascade's last channel becomes one mask for each part."""

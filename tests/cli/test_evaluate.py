@@ -38,6 +38,8 @@ def test_two_folders_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture
         f"picture: {out / name}" for name in pictures
     ]
     assert lines[-1] == f"report: {out / 'report.html'}"
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('<article class="case"') == 3
     summary = Summary.load(out / "summary.json")
     assert [c.case for c in summary.cases] == names
     assert len(summary.missing) == 37

@@ -52,3 +52,12 @@ def write_log(fold: Path, seed: int, epochs: int) -> None:
     ]
     fold.mkdir(parents=True, exist_ok=True)
     (fold / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_record(validation: Path, seconds: dict[str, float]) -> None:
+    """Write what prediction records of its cases."""
+    run = {"started": "2026-01-02T03:04:05+0000", "device": "cpu", "autoseg": "1.2.3"}
+    stages = {name: {"reading": 0.5, "network": s - 0.5} for name, s in seconds.items()}
+    cases = {name: {"seconds": of, "run": "a"} for name, of in stages.items()}
+    record = {"task": "Task004", "plan": "p", "runs": {"a": run}, "cases": cases}
+    (validation / "predictions.json").write_text(json.dumps(record))

@@ -113,3 +113,12 @@ def test_few_epochs_and_broken_logs(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"epoch": 0}\n')
     with pytest.raises(DataError, match="is no log of a training"):
         read_losses(tmp_path)
+
+
+def test_a_legend_of_many_classes_fits_the_figure() -> None:
+    names = [f"a rather long name {i}" for i in range(7)]
+    figure = draw_grouped_boxes({"plan": {"fold 0": {name: [0.5] for name in names}}})
+    figure.draw_without_rendering()
+    box, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0
+    assert box.x1 <= whole.x1

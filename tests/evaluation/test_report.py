@@ -6,52 +6,92 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.evaluation.boxes import box_plot
-from autoseg.evaluation.report import write_report, write_tables
+from autoseg.evaluation.boxes import draw_box_plot
+from autoseg.evaluation.charts import LARGEST_SVG, chart
+from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.report import Report, write_report, write_tables
+from autoseg.evaluation.report_parts import folder_report
+from autoseg.evaluation.sortable import case_table, class_table
 from autoseg.evaluation.summary import Summary
 from tests.evaluation.scores import case, three_cases
 
+LABELS = Labels({"lung": (1,), "lesion": (2,)})
+
 
 class Tags(HTMLParser):
-    """Counts tags and keeps where pictures come from."""
+    """Keeps the tags, where pictures and links come from, and the ids."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
+        self.ids: list[str] = []
+        self.without_words: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
         self.tags.append(tag)
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag == "img" and not known.get("alt"):
+            self.without_words.append(str(known.get("src"))[:40])
 
 
-def test_report_stands_alone(tmp_path: Path) -> None:
-    pictures = [tmp_path / "overlay_a.png", tmp_path / "overlay_b.svg"]
-    for picture in pictures:
-        box_plot(three_cases(), picture)
-    out = tmp_path / "report.html"
-    write_report(out, "A title", three_cases(), pictures, {"task": "lung"}, {"More": [("h",)]})
-    text = out.read_text(encoding="utf-8")
+def written(folder: Path, report: Report) -> str:
+    write_report(folder / "report.html", report)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def simple(summary: Summary) -> Report:
+    return folder_report(Path("truth"), Path("predicted"), summary, [], LABELS, 1)
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    text = written(tmp_path, simple(three_cases()))
     found = Tags(text)
-    assert len(found.sources) == 3
-    assert [source.split(";")[0] for source in found.sources] == [
-        "data:image/png",
-        "data:image/png",
-        "data:image/svg+xml",
-    ]
-    assert not re.search(r"https?://", text)
-    assert found.tags.count("table") == 4
-    assert "0.8000 ± 0.2000" in text
-    assert text.index("overlay_a") < text.index("overlay_b")
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert all(source.startswith(("data:", "#")) for source in found.sources)
+    links = [source[1:] for source in found.sources if source.startswith("#")]
+    assert set(links) <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+    assert not found.without_words
+    assert "0.800 ± 0.200 (3)" in text
+    assert "1 case has no prediction and counts in no mean: d" in text
+
+
+def test_the_same_bytes_again(tmp_path: Path) -> None:
+    assert written(tmp_path, simple(three_cases())) == written(tmp_path, simple(three_cases()))
+
+
+def test_what_is_not_known_is_not_there(tmp_path: Path) -> None:
+    text = written(tmp_path, simple(three_cases()))
+    for section in ("worst", "training", "data", "plan", "run"):
+        assert f'id="{section}"' not in text
+        assert f'"#{section}"' not in text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    summary = Summary((case("<script>", x=(1, 0, 0, 1)),))
-    write_report(out, "<b>", summary, [], {"<i>": "</dl>"})
-    found = Tags(out.read_text(encoding="utf-8"))
-    assert not {"script", "b", "i"} & set(found.tags)
+    summary = Summary((case("<script>", **{"<i>": (1, 0, 0, 1), "</style>": (1, 0, 0, 1)}),))
+    report = Report(
+        title="<b>",
+        key_figures={"<u>": "<s>"},
+        facts={"<i>": "</dl>"},
+        classes=class_table(summary),
+        cases=case_table(summary, links={"<script>": '"onclick="'}),
+        warnings=("<em>",),
+    )
+    found = Tags(written(tmp_path, report))
+    assert found.tags.count("script") == found.tags.count("style") == 1
+    assert not {"b", "i", "u", "s", "em"} & set(found.tags)
+
+
+def test_large_figures_become_png() -> None:
+    small = Summary(tuple(case(f"c{i}", x=(i, 1, 1, 1)) for i in range(3)))
+    large = Summary(tuple(case(f"c{i}", x=(i, 1, 1, 1)) for i in range(3000)))
+    kinds = [chart(draw_box_plot(each), "t", "a").data.split(";")[0] for each in (small, large)]
+    assert kinds == ["data:image/svg+xml", "data:image/png"]
+    assert len(chart(draw_box_plot(large), "t", "a").data) < LARGEST_SVG
 
 
 @pytest.mark.parametrize("folder", ["", "new/folder"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.gallery import draw_gallery
-from autoseg.evaluation.task_files import Trained, write_cross_validation
+from autoseg.evaluation.task_files import Trained, fold_groups, write_cross_validation
 from tests.evaluation.making import write_fold, write_log, write_plan
 from tests.evaluation.scores import HIPPOCAMPUS
 
@@ -87,6 +87,13 @@ def test_a_prediction_that_is_gone_is_said(
     assert [each.case for each in found] == ["hippocampus_008"]
     said = capsys.readouterr().err
     assert "1 of 2 cases cannot be drawn; missing of hippocampus_003: " in said
+
+
+def test_missing_folds_are_in_the_figure(models: Path) -> None:
+    groups = fold_groups(gather(models, fold_count=3))
+    assert list(groups) == ["fold 0", "fold 1", "fold 2"]
+    assert groups["fold 2"] == {}
+    assert [len(values) for values in groups["fold 0"].values()] == [2, 2]
 
 
 def test_the_plan_gives_classes_their_colours(models: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from autoseg.networks.build import build_network
+from autoseg.networks.convolution import Convolution
 from tests.making import tiny_plan
 
 
@@ -108,9 +109,9 @@ def test_coarser_heads_see_coarser_stages():
 
 def test_order_of_normalisation_and_activation():
     usual = network_of(norm="batch").encoder[0][0]
-    assert [type(layer) for layer in usual] == [nn.Conv3d, nn.BatchNorm3d, nn.LeakyReLU]
+    assert [type(layer) for layer in usual] == [Convolution, nn.BatchNorm3d, nn.LeakyReLU]
     keras = network_of(norm="batch", activation_first=True, activation="relu").encoder[0][0]
-    assert [type(layer) for layer in keras] == [nn.Conv3d, nn.ReLU, nn.BatchNorm3d]
+    assert [type(layer) for layer in keras] == [Convolution, nn.ReLU, nn.BatchNorm3d]
 
 
 def test_normalisation_takes_the_numbers_of_the_plan():

@@ -36,6 +36,21 @@ def test_merged_rows() -> None:
     assert found.rows({"one class": (1, 2)}) == {}
 
 
+def test_colours_by_label() -> None:
+    blue, red = {"labels": [1, 2], "colour": "#0072B2"}, {"labels": [3], "colour": "#d55e00"}
+    lungs = {"merged": [{"name": "lungs", "labels": [1, 2]}]}
+    found = Evaluation.model_validate({"colours": [blue, red], **lungs})
+    assert found.colours_of(LUNGS) == {
+        **{"left": "#0072B2", "right": "#0072B2", "infection": "#d55e00"},
+        "lungs": "#0072B2",
+    }
+    half = Evaluation.model_validate(
+        {"colours": [red, {"labels": [1], "colour": "#000000"}]} | lungs
+    )
+    assert half.colours_of(LUNGS) == {"left": "#000000", "infection": "#d55e00"}
+    assert Evaluation().colours_of(LUNGS) == {}
+
+
 def test_the_smallest_region_has_a_value() -> None:
     regions = {"whole": (1, 2, 4), "core": (2, 4), "enhancing": (4,)}
     assert [class_of(value, regions) for value in (1, 2, 4, 5)] == [
@@ -53,6 +68,8 @@ def test_the_smallest_region_has_a_value() -> None:
         ({"merged": [{"name": "both", "labels": [1, 7]}]}, "no class covers the label 7"),
         ({"merged": [{"name": "organ", "labels": [1, 2]}]}, "the name 'organ' is taken"),
         ({"merged": [{"name": "both", "labels": [1]}]}, "merged"),
+        ({"colours": [{"labels": [9], "colour": "#000000"}]}, "no class covers the label 9"),
+        ({"colours": [{"labels": [1], "colour": "red"}]}, "colour"),
         ({"tolerance_mm": 0}, "tolerance_mm"),
     ],
 )

@@ -1,0 +1,231 @@
+"""The report in a real browser: it renders, sorts, slides, and complains of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autoseg.evaluation.cross_validation import fold_rows, gather
+from autoseg.evaluation.report import write_report
+from autoseg.evaluation.report_parts import cross_validation_report
+from autoseg.evaluation.task_files import Trained
+from tests.browser import Browser, chromium
+from tests.evaluation.report_pages import FINGERPRINT, write_models
+from tests.evaluation.scores import HIPPOCAMPUS
+
+MISSING = "without a prediction"
+SECTIONS = ["scores", "cases", "worst", "training", "data", "plan", "run"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models = write_models(tmp_path_factory.mktemp("models") / "Task004_Hippocampus" / "plan")
+    validation = gather(models)
+    validation.folds[1] = replace(validation.folds[1], missing=(MISSING,))
+    trained, tables = Trained(models, HIPPOCAMPUS), {"Dice of the folds": fold_rows(validation)}
+    exhibits = trained.exhibits(validation.combined)
+    report = cross_validation_report(trained, validation, exhibits, models / FINGERPRINT, tables, 1)
+    out = models / "report.html"
+    write_report(out, report)
+    return out
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def browser(started: Browser, page: Path) -> Iterator[Browser]:
+    """The page, freshly opened; whatever a test does, there may be no complaint."""
+    started.look(1280)
+    started.open(page)
+    yield started
+    assert started.complaints == []
+    assert started.requests == [page.resolve().as_uri()]
+
+
+def column(browser: Browser, place: int) -> list[str]:
+    """The cells of the table of cases that are shown."""
+    return list(
+        browser.run(
+            "[...document.querySelectorAll('#all-cases tbody tr:not([hidden])')]"
+            f".map((row) => row.cells[{place}].textContent.trim())"
+        )
+    )
+
+
+def button(place: int) -> str:
+    return f"#all-cases thead th:nth-child({place + 1}) button"
+
+
+def orders(browser: Browser) -> list[str]:
+    return list(
+        browser.run(
+            "[...document.querySelectorAll('#all-cases thead th')]"
+            ".map((heading) => heading.getAttribute('aria-sort'))"
+        )
+    )
+
+
+def place_of(browser: Browser, name: str) -> int:
+    return int(
+        browser.run(
+            "[...document.querySelectorAll('#all-cases thead th')]"
+            f".findIndex((heading) => heading.textContent.trim() === '{name}')"
+        )
+    )
+
+
+def test_every_section_is_there_with_all_its_pictures(browser: Browser) -> None:
+    assert browser.run("[...document.querySelectorAll('section')].map((s) => s.id)") == SECTIONS
+    links = browser.run(
+        "[...document.querySelectorAll('nav a')].map((a) => a.getAttribute('href'))"
+    )
+    assert links == [f"#{name}" for name in SECTIONS]
+    pictures, empty = browser.run(
+        "(async () => { const all = [...document.images];"
+        "await Promise.all(all.map((image) => image.decode()));"
+        "return [all.length, all.filter((image) => !image.naturalWidth).length]; })()"
+    )
+    assert pictures > 30
+    assert empty == 0
+
+
+def test_worst_first_without_a_click(browser: Browser) -> None:
+    names = ["hippocampus_008", "hippocampus_003", "hippocampus_017", MISSING]
+    assert column(browser, 0) == names
+    assert orders(browser)[place_of(browser, "Dice")] == "ascending"
+
+
+def test_clicks_sort_numbers_as_numbers_and_missing_ones_last(browser: Browser) -> None:
+    place = place_of(browser, "HD95 (mm)")
+    for expected in ("descending", "ascending", "descending"):  # the worst are the first to come
+        browser.click(button(place))
+        found = column(browser, place)
+        assert found[-1] == "-"
+        values = [float(text) for text in found[:-1]]
+        assert values == sorted(values, reverse=expected == "descending")
+        assert len(set(values)) == 3
+        assert orders(browser)[place] == expected
+        assert sum(order != "none" for order in orders(browser)) == 1
+    said = browser.run("document.getElementById('said').textContent")
+    assert said == "sorted by HD95 (mm), descending"
+
+
+def test_ten_is_more_than_nine(browser: Browser) -> None:
+    """As words, 10 would come before 9."""
+    browser.run(
+        "document.querySelectorAll('#all-cases tbody tr:not([hidden])').forEach((row, i) => {"
+        "row.cells[2].textContent = row.cells[2].dataset.value = [9, 10, -1, 0.5][i]; })"
+    )
+    browser.click(button(2))
+    assert column(browser, 2) == ["10", "9", "0.5", "-1"]
+
+
+def test_the_keyboard_sorts(browser: Browser) -> None:
+    browser.run(f"document.querySelector('{button(0)}').focus()")
+    browser.press("Enter")
+    assert column(browser, 0) == sorted(column(browser, 0))
+    browser.press(" ")
+    assert orders(browser)[0] == "descending"
+    assert column(browser, 0) == sorted(column(browser, 0), reverse=True)
+
+
+def test_a_class_is_chosen(browser: Browser) -> None:
+    means = column(browser, 2)
+    browser.run(
+        "(() => { const choice = document.querySelector('.group'); choice.value = 'Posterior';"
+        "choice.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+    assert len(column(browser, 2)) == len(means)
+    assert column(browser, 2) != means
+    browser.click(button(2))
+    browser.click(button(2))
+    assert len(column(browser, 2)) == len(means)
+
+
+def test_a_case_is_searched(browser: Browser) -> None:
+    browser.run("document.querySelector('.search').focus()")
+    browser.send("Input.insertText", text="PUS_01")
+    assert column(browser, 0) == ["hippocampus_017"]
+    assert browser.run("document.querySelector('.count').textContent") == "1 case"
+
+
+def shown(browser: Browser) -> list[str]:
+    """The slices that the first case shows, and what its slider says."""
+    return list(
+        browser.run(
+            "(() => { const view = document.querySelector('.case');"
+            "const seen = [...view.querySelectorAll('.pictures img')]"
+            ".filter((image) => image.offsetWidth > 0).map((image) => image.dataset.number);"
+            "return [...seen, view.querySelector('output').textContent,"
+            "view.querySelector('input').getAttribute('aria-valuetext')]; })()"
+        )
+    )
+
+
+def test_the_slider_shows_one_slice_at_a_time(browser: Browser) -> None:
+    browser.run("document.querySelector('.case input').focus()")
+    seen, before = [], browser.photograph(".case .pictures")
+    browser.press("Home")
+    for _ in range(4):
+        number, output, told = shown(browser)
+        assert output.startswith(f"{number} of ")
+        assert told == f"slice {output}"
+        seen.append(int(number))
+        browser.press("ArrowRight")
+    assert seen == sorted(set(seen))
+    after = browser.photograph(".case .pictures")
+    pixels = [np.asarray(Image.open(BytesIO(each)).convert("L"), float) for each in (before, after)]
+    assert pixels[0].shape == pixels[1].shape
+    assert np.abs(pixels[0] - pixels[1]).mean() > 1  # another slice is to be seen
+
+
+def test_a_click_jumps_to_the_fullest_slice(browser: Browser) -> None:
+    browser.run("document.querySelector('.case input').focus()")
+    browser.press("Home")
+    before = shown(browser)
+    browser.click(".case button[data-place]:last-of-type")
+    assert shown(browser) != before
+    place = browser.run(
+        "document.querySelector('.case button[data-place]:last-of-type').dataset.place"
+    )
+    assert browser.run("document.querySelector('.case input').value") == place
+
+
+def test_a_link_leads_to_the_case(browser: Browser) -> None:
+    browser.click("#all-cases tbody a")
+    assert browser.run("location.hash") == "#case-1"
+
+
+def brightness(browser: Browser, dark: bool) -> float:
+    browser.look(1280, dark)
+    return float(np.asarray(Image.open(BytesIO(browser.photograph("header"))).convert("L")).mean())
+
+
+def test_light_and_dark(browser: Browser) -> None:
+    assert brightness(browser, dark=False) > 220
+    assert brightness(browser, dark=True) < 60
+
+
+@pytest.mark.parametrize(("width", "media"), [(360, "screen"), (1280, "screen"), (794, "print")])
+def test_nothing_is_wider_than_the_page(browser: Browser, width: int, media: str) -> None:
+    browser.look(width, media=media)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def test_every_control_has_a_name(browser: Browser) -> None:
+    """As a screen reader would say it."""
+    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "slider", "searchbox", "combobox", "link", "image", "table", "region"}
+    controls = [node for node in nodes if node.get("role", {}).get("value") in roles]
+    assert {node["role"]["value"] for node in controls} == roles
+    assert [node for node in controls if not node.get("name", {}).get("value")] == []

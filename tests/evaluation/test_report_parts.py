@@ -1,0 +1,132 @@
+"""What the report tells of a small cross-validation of real cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autoseg.evaluation.cross_validation import CrossValidation, fold_rows, gather
+from autoseg.evaluation.decisions import decisions
+from autoseg.evaluation.report import Report
+from autoseg.evaluation.report_parts import (
+    cross_validation_report,
+    folder_report,
+    worst_exhibits,
+)
+from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.task_files import Trained
+from autoseg.planning.explain import rows
+from tests.evaluation.making import LABELS, write_plan, write_record
+from tests.evaluation.report_pages import FINGERPRINT, write_models
+from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases
+from tests.making import tiny_plan
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models") / "Task004_Hippocampus" / "plan")
+
+
+def report_of(models: Path, validation: CrossValidation | None = None) -> Report:
+    trained = Trained(models, HIPPOCAMPUS)
+    found = validation or gather(models, 4)
+    exhibits = trained.exhibits(found.combined)
+    tables = {"Dice of the folds": fold_rows(found)}
+    fingerprint = models / FINGERPRINT
+    return cross_validation_report(trained, found, exhibits, fingerprint, tables, 1)
+
+
+def test_a_cross_validation(models: Path) -> None:
+    report = report_of(models)
+    assert report.title == "Cross-validation of Task004_Hippocampus"
+    assert report.key_figures["cases"] == "3"
+    assert report.key_figures["folds"] == "2"
+    assert report.warnings == ("Not validated yet, and in no figure: folds 2, 3",)
+    assert [slides.case for slides in report.slides] == [
+        *("hippocampus_008", "hippocampus_003", "hippocampus_017")
+    ]
+    assert report.slides_note.startswith("All 3 cases, the worst first; a page holds at most 12")
+    assert [chart.title for chart in report.curves] == ["Loss", "Dice while training"]
+    assert dict(report.data)["cases"] == "2"
+    assert dict(report.versions)["autoseg"] == "1.2.3"
+    links = {line.cells[0].text: line.cells[0].link for line in report.cases.lines}
+    assert links["hippocampus_008"] == "#case-1"
+
+
+def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = models.parent / "empty"
+    write_plan(empty)
+    found = gather(models)
+    trained = Trained(empty, None)
+    report = cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
+    assert (report.slides, report.curves, report.data, report.versions) == ((), (), (), ())
+    assert report.warnings == ()
+    (empty / FINGERPRINT).write_text("{}")
+    cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
+    assert "the report does not tell what the data is" in capsys.readouterr().err
+
+
+def test_only_some_cases_are_drawn(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.evaluation.report_parts.MOST_CASES", 2)
+    report = report_of(models)
+    assert [slides.case for slides in report.slides] == ["hippocampus_008", "hippocampus_003"]
+    assert report.slides_note == (
+        "2 of 3 cases: those with the lowest mean Dice whose scans are there, the worst first; "
+        "a page holds at most 2 cases with 24 slices each, all are in overlays/ and scrolls/ "
+        "beside it."
+    )
+
+
+def test_folders_with_scans(models: Path) -> None:
+    predicted = models / "fold_0" / "validation"
+    summary = gather(models).folds[0]
+    exhibits = worst_exhibits(summary, HIPPOCAMPUS / "imagesTr", LABELS)
+    truth = HIPPOCAMPUS / "labelsTr"
+    report = folder_report(truth, predicted, summary, exhibits, LABELS, 1)
+    assert [slides.case for slides in report.slides] == ["hippocampus_008", "hippocampus_003"]
+    assert report.facts["truth"] == str(truth)
+    assert report.facts["predicted by plan"] == "p"
+    assert report.times is not None
+    assert [cell.text for cell in report.times.lines[0].cells] == ["2", "1.5 s"]
+    assert not report.plan
+
+
+def test_scans_that_are_not_there_are_said(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert worst_exhibits(gather(models).combined, tmp_path, LABELS) == []
+    assert "3 of 3 cases cannot be drawn" in capsys.readouterr().err
+
+
+def test_many_missing_cases_are_counted() -> None:
+    summary = replace(three_cases(), missing=tuple(f"m{i:02}" for i in range(12)))
+    (warning,) = folder_report(Path("t"), Path("p"), summary, [], LABELS, 1).warnings
+    assert warning.startswith("12 cases have no prediction and count in no mean: m00, m01")
+    assert warning.endswith("m09, ...")
+
+
+def test_nothing_was_scored() -> None:
+    report = folder_report(Path("t"), Path("p"), Summary(()), [], LABELS, 1)
+    assert report.key_figures == {"mean Dice": "-", "cases": "0"}
+
+
+def test_of_many_classes_the_worst_is_named() -> None:
+    counts = {f"organ{i}": (i, 5, 5, 90) for i in range(1, 7)}
+    report = folder_report(Path("t"), Path("p"), Summary((case("a", **counts),)), [], LABELS, 1)
+    assert report.key_figures["lowest Dice: organ1"] == "0.167"
+    assert len(report.key_figures) == 3
+
+
+def test_every_value_of_a_plan_is_told_once() -> None:
+    plan = tiny_plan()
+    found = decisions(plan)
+    told = [row.key for part in found for row in (*part.chosen, *part.defaults)]
+    assert sorted(told) == sorted(row.key for row in rows(plan))
+    assert all(row.source == "default" for part in found for row in part.defaults)
+
+
+def test_the_device_of_prediction_is_told(models: Path) -> None:
+    write_record(models / "fold_1" / "validation", {"hippocampus_017": 1.0})
+    assert dict(report_of(models).versions)["device"] == "cpu"

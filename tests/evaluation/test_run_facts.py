@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.errors import DataError
+from autoseg.evaluation.run_facts import (
+    Predictions,
+    fold_times,
+    prediction_times,
+    read_predictions,
+    version_rows,
+)
+from autoseg.evaluation.training_log import Training, draw_dice, read_training
+from tests.evaluation.making import write_record
+
+
+def epoch(number: int, **more: object) -> str:
+    return json.dumps({"epoch": number, "training_loss": 1.0} | more) + "\n"
+
+
+def test_a_record_is_read(tmp_path: Path) -> None:
+    write_record(tmp_path, {"a": 1.0, "b": 2.0, "c": 9.0})
+    found = read_predictions(tmp_path)
+    assert found is not None
+    assert found.head == {"task": "Task004", "plan": "p"}
+    assert found.seconds == (1.0, 2.0, 9.0)
+    assert version_rows([found, found])[1:] == [("device", "cpu"), ("autoseg", "1.2.3")]
+    (line,) = prediction_times(found).lines
+    assert [cell.text for cell in line.cells] == ["3", "2 s"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cases": 3}', '{"cases": {"a": {"seconds": "x"}}}'])
+def test_a_damaged_record_is_said(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "predictions.json").write_text(text)
+    assert read_predictions(tmp_path) is None
+    assert "damaged and left out" in capsys.readouterr().err
+
+
+def test_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_predictions(tmp_path) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_different_versions_are_all_named() -> None:
+    runs = ({"torch": "2.11"}, {"torch": "2.13", "device": "cuda:0"})
+    assert version_rows([Predictions({}, runs)]) == [("torch", "2.11, 2.13"), ("device", "cuda:0")]
+
+
+def test_times_sort_as_times() -> None:
+    trainings = {0: Training(50, 3700.0, {}), 1: Training(10, 65.0, {}), 2: None}
+    table = fold_times(trainings, {0: Predictions({}, (), (0.25, 0.5, 0.75)), 1: None})
+    assert [[cell.text for cell in line.cells] for line in table.lines] == [
+        ["0", "50", "1 h 01 min", "1 min 14 s", "3", "0.5 s"],
+        ["1", "10", "1 min 05 s", "6.5 s", "-", "-"],
+        ["2", "-", "-", "-", "-", "-"],
+    ]
+    assert [line.cells[2].value for line in table.lines] == [3700.0, 65.0, None]
+
+
+def test_a_training_log(tmp_path: Path) -> None:
+    dice = {"background": 1.0, "a": 0.25, "b": 0.75, "c": None}
+    text = epoch(0, seconds=2.0, training_dice=dice, validation_dice={})
+    text += epoch(1, seconds=3.0, training_dice=dice, validation_dice=dice | {"a": None})
+    (tmp_path / "log.jsonl").write_text(text + epoch(2))
+    assert read_training(tmp_path) == Training(3, 5.0, {1: 0.5, 2: 0.75})
+    assert read_training(tmp_path / "other") is None
+
+
+@pytest.mark.parametrize("text", ["{", "3\n", '{"epoch": "x"}\n', "{}\n"])
+def test_a_damaged_log(tmp_path: Path, text: str) -> None:
+    (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(DataError, match="train the fold anew"):
+        read_training(tmp_path)
+
+
+def test_a_line_for_each_fold() -> None:
+    folds = {k: Training(3, None, {1: 0.1 * k, 2: 0.2, 3: 0.3}) for k in range(6)}
+    figure = draw_dice(folds)
+    lines = figure.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == [f"fold {k}" for k in range(6)]
+    styles = {(line.get_color(), line.get_linestyle()) for line in lines}
+    assert len(styles) == 6  # all can be told apart
+    assert np.array_equal(lines[2].get_ydata(), [0.2, 0.2, 0.3])

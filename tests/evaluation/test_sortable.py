@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.sortable import (
+    ALL,
+    Sortable,
+    case_table,
+    class_table,
+    text_table,
+    worst_first,
+)
+from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.surface import Surface
+from tests.evaluation.scores import case, three_cases
+
+
+def texts(table: Sortable, group: str) -> list[tuple[str, str]]:
+    return [(line.cells[0].text, line.cells[1].text) for line in table.lines if line.group == group]
+
+
+def test_worst_cases_come_first_and_missing_ones_last() -> None:
+    table = case_table(three_cases())
+    assert table.groups == (ALL, "lung", "lesion")
+    assert [column.name for column in table.columns[:3]] == ["case", "Dice", "IoU"]
+    assert table.sorted_by == 1
+    # means of the classes that are there: b has no lesion
+    assert texts(table, ALL) == [
+        ("c", "0.5000"), ("b", "0.6000"), ("a", "0.6500"), ("d", "missing"),
+    ]  # fmt: skip
+    assert texts(table, "lesion") == [
+        ("c", "0.0000"), ("b", "-"), ("a", "0.5000"), ("d", "missing"),
+    ]  # fmt: skip
+
+
+def test_every_metric_has_a_column_that_brings_the_worst_up() -> None:
+    table = case_table(three_cases())
+    first = {column.name: column.first for column in table.columns}
+    assert first["Dice"] == "ascending"
+    assert len(table.columns) == 1 + len(METRICS) - 5 + 2  # no surfaces, no lesions
+    assert all(len(line.cells) == len(table.columns) for line in table.lines)
+    surfaces = {label: Surface(1.0, 0.5, 0.9) for label in ("lung", "lesion")}
+    cases = [replace(each, surfaces=surfaces) for each in three_cases().cases]
+    first = {column.name: column.first for column in case_table(Summary(tuple(cases))).columns}
+    assert first["HD95 (mm)"] == "descending"
+    assert first["NSD"] == "ascending"
+
+
+def test_long_names_may_be_broken() -> None:
+    names = {column.name: column.parts for column in class_table(three_cases()).columns}
+    assert names["VolumeDifference (ml)"] == ["Volume", "Difference (ml)"]
+    assert names["Dice"] == ["Dice"]
+
+
+def test_folds_and_links() -> None:
+    table = case_table(three_cases(), {"a": "1", "b": "0"}, {"c": "#case-1"})
+    assert table.columns[1].name == "fold"
+    assert table.sorted_by == 2
+    of = {line.cells[0].text: line.cells for line in table.lines}
+    assert [of[name][1].text for name in "abc"] == ["1", "0", "-"]
+    assert [of[name][0].link for name in "abc"] == ["", "", "#case-1"]
+
+
+def test_one_class_needs_no_choice() -> None:
+    table = case_table(Summary((case("a", x=(1, 0, 0, 1)),)))
+    assert table.groups == ()
+    assert len(table.lines) == 1
+
+
+def test_many_cases_are_cut_and_it_is_said() -> None:
+    cases = tuple(case(f"c{i:03}", x=(i, 100 - i, 0, 0)) for i in range(100))
+    table = case_table(Summary(cases), most_rows=10)
+    assert [line.cells[0].text for line in table.lines] == [f"c{i:03}" for i in range(10)]
+    assert table.note.startswith("The 10 worst of 100 cases")
+    assert case_table(Summary(cases), most_rows=100).note == ""
+
+
+def test_merged_rows_count_in_no_mean_of_a_case() -> None:
+    one = case("a", x=(1, 0, 0, 1), y=(0, 1, 1, 0), both=(5, 5, 5, 5))
+    table = case_table(Summary((replace(one, merged={"both": ("x", "y")}),)))
+    assert table.groups == (ALL, "x", "y", "both")
+    assert texts(table, ALL) == [("a", "0.5000")]
+
+
+def test_ties_are_in_the_order_of_names() -> None:
+    cases = [case(name, x=(1, 1, 0, 0)) for name in "cab"]
+    empty = case("0", x=(0, 0, 0, 1))
+    assert [each.case for each in worst_first([empty, *cases])] == ["a", "b", "c", "0"]
+
+
+def test_class_means_have_their_n() -> None:
+    lines = class_table(three_cases()).lines
+    assert [line.cells[1].text for line in lines] == ["0.800 ± 0.200 (3)", "0.250 ± 0.354 (2)"]
+    assert lines[1].cells[1].value == 0.25
+
+
+def test_numbers_in_words_are_numbers() -> None:
+    table = text_table("t", [("name", "share", "words"), ("a", "10 %", "2 min"), ("b", "-", "x")])
+    assert [column.is_text for column in table.columns] == [True, False, True]
+    assert [line.cells[1].value for line in table.lines] == [10.0, None]
