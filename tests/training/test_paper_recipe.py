@@ -20,6 +20,7 @@ from torch import nn
 
 from autoseg.checkpoint import load_checkpoint
 from autoseg.networks.build import build_network, count_parameters
+from autoseg.networks.convolution import Convolution
 from autoseg.planning.compose import Wishes, compose
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Adam, Plateau
@@ -111,14 +112,15 @@ def test_the_number_of_parameters_by_hand(network: Any) -> None:
 def test_layers(network: Any) -> None:
     kinds = Counter(type(module) for module in network.modules() if not list(module.children()))
     assert kinds == {
-        nn.Conv3d: 2 * 5 + 2 * 4 + 1,
+        Convolution: 2 * 5 + 2 * 4,
+        nn.Conv3d: 1,
         nn.ReLU: 18,
         nn.BatchNorm3d: 18,
         nn.MaxPool3d: 4,
         nn.ConvTranspose3d: 4,
     }
     order = [type(layer) for layer in network.encoder[1].modules() if not list(layer.children())]
-    one = [nn.Conv3d, nn.ReLU, nn.BatchNorm3d]
+    one = [Convolution, nn.ReLU, nn.BatchNorm3d]
     assert order == [nn.MaxPool3d, *one, *one]  # ReLU before the normalisation
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):
