@@ -7,7 +7,6 @@ one process with the whole batch, but for the order in which numbers are added.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from autoseg.devices import pick_device
 from autoseg.errors import AutosegError, RunError
@@ -72,15 +70,20 @@ class Group:
         """The mean over all processes, without gradients."""
         return _summed(mine) / self.size if self.is_shared else mine
 
-    def parallel(self, network: nn.Module) -> nn.Module:
-        """The network to call for a step: all processes get the mean of their gradients.
+    @torch.no_grad()
+    def average_gradients(self, network: nn.Module) -> None:
+        """Give all processes the mean of their gradients, in one exchange after the backward pass.
 
-        Its weights are those of `network`; alone it is `network` itself.
+        torch's DistributedDataParallel exchanges while it still computes, but it warns that the
+        layout of channels-last weights does not fit its own.
         """
         if not self.is_shared:
-            return network
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return DistributedDataParallel(network)
+            return
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        mean = self.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        parts = mean.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
 
     def largest(self, mine: int) -> int:
         """The largest of the processes' numbers; the host's numbers, no device waits for it."""
