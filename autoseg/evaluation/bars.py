@@ -11,10 +11,9 @@ import numpy as np
 from autoseg.evaluation.boxes import (
     NO_COLOURS,
     Groups,
+    add_legend,
     classes_in,
     known,
-    legend_columns,
-    legend_marks,
 )
 from autoseg.evaluation.figures import Colours, colours_of, hatch, take_literally, tidy
 
@@ -44,14 +43,7 @@ def draw_bars(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> Fi
         _draw_panel(axes, groups, faces)
         axes.set_title(title, fontsize=10, parse_math=False)
     grid[0].set(ylabel="Dice: mean of the folds' medians", ylim=(0, 1.02))
-    legend = figure.legend(
-        legend_marks(faces),
-        classes,
-        loc="outside lower center",
-        ncols=legend_columns(figure, classes),
-        frameon=False,
-    )
-    take_literally(legend.get_texts())
+    add_legend(figure, classes, faces)
     return figure
 
 

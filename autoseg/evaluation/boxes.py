@@ -77,14 +77,7 @@ def draw_grouped_boxes(panels: Mapping[str, Groups], colours: Colours = NO_COLOU
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel("Dice")
-    legend = figure.legend(
-        legend_marks(faces),
-        classes,
-        loc="outside lower center",
-        ncols=legend_columns(figure, classes),
-        frameon=False,
-    )
-    take_literally(legend.get_texts())
+    add_legend(figure, classes, faces)
     return figure
 
 
@@ -94,13 +87,25 @@ def classes_in(panels: Mapping[str, Groups]) -> list[str]:
     return list(dict.fromkeys(name for of in found for name in of))
 
 
-def legend_columns(figure: Figure, names: Sequence[str]) -> int:
+def add_legend(figure: Figure, classes: Sequence[str], faces: Colours) -> None:
+    """Name the classes below a figure."""
+    legend = figure.legend(
+        _legend_marks(faces),
+        classes,
+        loc="outside lower center",
+        ncols=_legend_columns(figure, classes),
+        frameon=False,
+    )
+    take_literally(legend.get_texts())
+
+
+def _legend_columns(figure: Figure, names: Sequence[str]) -> int:
     """How many names of a legend stand beside each other within the figure's width."""
     inches = 0.7 + 0.085 * max(map(len, names), default=0)
     return max(1, min(MOST_LEGEND_COLUMNS, int(figure.get_figwidth() / inches)))
 
 
-def legend_marks(faces: Colours) -> list[Patch]:
+def _legend_marks(faces: Colours) -> list[Patch]:
     """What stands beside the names of classes in a legend."""
     from matplotlib.patches import Patch
 

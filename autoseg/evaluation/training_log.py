@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.errors import DataError
-from autoseg.evaluation.curves import LOG
+from autoseg.evaluation.curves import read_log
 from autoseg.evaluation.figures import DARK_COLOURS, LINES, tidy
 from autoseg.evaluation.scores import mean_of_known
 
@@ -39,15 +37,12 @@ def read_training(fold: Path) -> Training | None:
     Raises:
         DataError: the log is damaged.
     """
-    path = fold / LOG
-    if not path.is_file():
-        return None
-    try:
-        lines = [json.loads(text) for text in path.read_text("utf-8").splitlines() if text.strip()]
-        seconds = [float(each["seconds"]) for each in lines if "seconds" in each]
-        dice = {int(each["epoch"]) + 1: _mean_dice(each) for each in lines}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no log of a training ({error}); train the fold anew") from error
+    return read_log(fold, _training)
+
+
+def _training(lines: Sequence[Mapping[str, Any]]) -> Training:
+    seconds = [float(each["seconds"]) for each in lines if "seconds" in each]
+    dice = {int(each["epoch"]) + 1: _mean_dice(each) for each in lines}
     known = {epoch: value for epoch, value in dice.items() if value is not None}
     return Training(len(lines), sum(seconds) if seconds else None, known)
 
