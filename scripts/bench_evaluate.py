@@ -30,7 +30,7 @@ from sklearn import metrics
 
 from autoseg.evaluation.evaluate import evaluate_folders
 from autoseg.files import write_json
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 
 LABELS = {"background": 0, "lungs": 1, "infection": 2}
 SPACING_MM = (0.75, 0.75, 5.0)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.image import from_array
+from autoseg.image.image import from_array
 from autoseg.planning.check import make_plan
 from autoseg.planning.classes import Classes
 from autoseg.prediction.label_map import label_map

@@ -104,7 +104,7 @@ def link(source: Path, target: Path) -> None:
 
 def warm_up(task: Task) -> int:
     """Read every file once, so that neither command pays for a cold disk; returns the voxels."""
-    from autoseg.image import read_geometry
+    from autoseg.image.image import read_geometry
 
     voxels = 0
     for case in task.cases:

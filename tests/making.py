@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.image import Geometry
+from autoseg.image.image import Geometry
 from autoseg.planning.check import make_plan
 from autoseg.planning.layers import merge
 from autoseg.planning.plan import Plan

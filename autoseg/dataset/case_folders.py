@@ -15,7 +15,7 @@ from autoseg.dataset.layouts import IMAGES, LABELS, ambiguous, by_stem, missing_
 from autoseg.dataset.verify import Problem
 from autoseg.errors import DataError
 from autoseg.files import read_json
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 from autoseg.parallel import in_parallel
 
 IMAGE, LABEL = "imaging", "segmentation"

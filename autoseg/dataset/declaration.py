@@ -14,7 +14,7 @@ from typing import Any
 
 from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json
-from autoseg.image import stem_of
+from autoseg.image.image import stem_of
 
 FILE_NAME = "dataset.json"
 IGNORE = "ignore"

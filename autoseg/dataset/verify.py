@@ -13,7 +13,7 @@ from autoseg.files import write_json
 if TYPE_CHECKING:
     from autoseg.dataset.case import Case
     from autoseg.dataset.task import Task
-    from autoseg.image import Geometry, Image
+    from autoseg.image.image import Geometry, Image
 
 MOST_NAMED = 10
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import DataError
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing

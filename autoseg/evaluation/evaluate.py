@@ -15,7 +15,7 @@ from autoseg.evaluation.scores import CaseScores, Volumes, merge
 from autoseg.evaluation.summary import Summary, combine
 from autoseg.evaluation.surface import surface
 from autoseg.evaluation.wishes import NO_WISHES, Wishes, apply, mapped_labels
-from autoseg.image import ending_of, read_label, stem_of
+from autoseg.image.image import ending_of, read_label, stem_of
 from autoseg.parallel import in_parallel
 from autoseg.progress import say
 

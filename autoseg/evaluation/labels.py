@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from autoseg.dataset.declaration import read_declaration
 from autoseg.errors import DataError
 from autoseg.files import read_json
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 from autoseg.parallel import in_parallel
 from autoseg.planning.evaluation import DEFAULT_TOLERANCE_MM, Evaluation
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from autoseg.errors import DataError
 from autoseg.evaluation.figures import Colours, colours_of
 from autoseg.evaluation.metrics import members
-from autoseg.image import Geometry, read_image, read_label
+from autoseg.image.image import Geometry, read_image, read_label
 
 Array = NDArray[Any]
 Classes = Mapping[str, tuple[int, ...]]

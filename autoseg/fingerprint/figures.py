@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autoseg.dataset.scales import scale_of
 from autoseg.fingerprint.labels import LabelFigures, measure_labels
 from autoseg.fingerprint.rounding import rounded
-from autoseg.image import Image
+from autoseg.image.image import Image
 
 SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
 SAMPLE_SIZE = 500

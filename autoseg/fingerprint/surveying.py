@@ -27,7 +27,7 @@ from autoseg.fingerprint.figures import (
 from autoseg.fingerprint.fingerprint import FORMAT, Fingerprint
 from autoseg.fingerprint.labels import count_labels
 from autoseg.fingerprint.rounding import rounded
-from autoseg.image import Geometry, Image, VoxelError, files_of, read_image, read_label
+from autoseg.image.image import Geometry, Image, VoxelError, files_of, read_image, read_label
 from autoseg.parallel import in_parallel
 
 

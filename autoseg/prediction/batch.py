@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from autoseg.errors import AutosegError, DataError, RunError
 from autoseg.files import replacing
-from autoseg.geometry import Geometry
-from autoseg.image import read_image, read_label
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import read_image, read_label
 from autoseg.prediction.ensemble import Ensemble, PreparedEach
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.outcome import Outcome

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from autoseg.errors import DataError
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, Rescale, Step, ZScore
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg import __version__
-from autoseg.dicom import find_series
 from autoseg.files import replacing
+from autoseg.image.dicom import find_series
 from autoseg.planning.plan import Plan
 
 if TYPE_CHECKING:

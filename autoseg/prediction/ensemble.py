@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.geometry import Geometry
-from autoseg.image import Image
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image
 from autoseg.prediction.label_map import around
 from autoseg.prediction.native_grid import Patch, Planes
 from autoseg.prediction.predictor import Predictor

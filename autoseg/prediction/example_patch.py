@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.geometry import Geometry
-from autoseg.image import Image
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, Resample
 from autoseg.preprocessing.steps import prepare

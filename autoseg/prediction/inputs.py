@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.dicom import is_dicom
-from autoseg.endings import ENDINGS, ending_of, stem_of
 from autoseg.errors import DataError
+from autoseg.image.dicom import is_dicom
+from autoseg.image.endings import ENDINGS, ending_of, stem_of
 from autoseg.prediction.studies import Scan, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.endings import ending_of
 from autoseg.errors import AutosegError
-from autoseg.image import Geometry, write_label
+from autoseg.image.endings import ending_of
+from autoseg.image.image import Geometry, write_label
 from autoseg.planning.plan import Plan
 
 DEFAULT_FORMAT, DICOM_SEG = "nii.gz", "dicom-seg"

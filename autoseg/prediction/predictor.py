@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from autoseg.devices import pick_device
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.networks.previous import with_masks
 from autoseg.prediction.backend import AUTO, choose_backend
 from autoseg.prediction.check import check_scan

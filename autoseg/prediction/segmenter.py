@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import DataError
-from autoseg.image import Image, from_array, from_simpleitk, to_simpleitk
+from autoseg.image.image import Image, from_array, from_simpleitk, to_simpleitk
 from autoseg.planning.plan import Plan
 from autoseg.prediction.label_map import label_map
 from autoseg.prediction.native_grid import Planes

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoseg.dicom import Contents, Other, dicom_files, find_series, read_contents
 from autoseg.errors import DataError
-from autoseg.stack import Series, check_stack
+from autoseg.image.dicom import Contents, Other, dicom_files, find_series, read_contents
+from autoseg.image.stack import Series, check_stack
 
 
 @dataclass(frozen=True)

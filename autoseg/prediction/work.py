@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autoseg.errors import DataError, InUse
 from autoseg.files import locked
-from autoseg.image import ending_of, files_of, read_label
+from autoseg.image.image import ending_of, files_of, read_label
 from autoseg.prediction.record import LEFTOVER, CaseRecord, Record, file_facts
 from autoseg.progress import say
 

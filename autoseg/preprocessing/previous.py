@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.dataset.case import Case
 from autoseg.errors import DataError
-from autoseg.image import read_geometry, read_label
+from autoseg.image.image import read_geometry, read_label
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Resample

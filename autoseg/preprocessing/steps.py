@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.image import Geometry, Image
+from autoseg.image.image import Geometry, Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.channel import Channel

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.image import read_label, write_label
+from autoseg.image.image import read_label, write_label
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
 
 TINY = (

@@ -10,7 +10,7 @@ import pytest
 
 from autoseg.cli.evaluate import main
 from autoseg.evaluation.summary import Summary
-from autoseg.image import read_label, write_label
+from autoseg.image.image import read_label, write_label
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus
 
 TRUTH, IMAGES = str(HIPPOCAMPUS / "labelsTr"), str(HIPPOCAMPUS / "imagesTr")

@@ -11,7 +11,7 @@ import pytest
 
 from autoseg.cli.predict import main
 from autoseg.files import read_json
-from autoseg.image import read_image, read_label
+from autoseg.image.image import read_image, read_label
 from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.predictor import Predictor
 from autoseg.workspace import ENVIRONMENT_VARIABLE

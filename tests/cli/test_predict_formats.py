@@ -11,7 +11,7 @@ import pytest
 
 from autoseg.cli.predict import main, make_parser
 from autoseg.files import read_json
-from autoseg.image import read_geometry, read_label
+from autoseg.image.image import read_geometry, read_label
 from autoseg.prediction.output import DEFAULT_FORMAT, FORMATS, ending
 from tests.dataset.making import write_scan
 from tests.dicom_series import REPORT, make_object, save, write_series

@@ -8,7 +8,7 @@ import pytest
 
 from autoseg.dataset.task import find_task, read_task, without
 from autoseg.errors import DataError
-from autoseg.image import read_image
+from autoseg.image.image import read_image
 from tests.dataset.making import HIPPOCAMPUS, MSD, V2, declare, touch, write_4d
 
 TWO_CHANNELS = {"channel_names": {"0": "T1", "1": "T2"}}

@@ -17,7 +17,7 @@ from autoseg.dataset.verify import (
     write_verification,
 )
 from autoseg.errors import DataError
-from autoseg.image import Geometry, Image
+from autoseg.image.image import Geometry, Image
 
 GRID = Geometry((4, 4, 4), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 SCAN = Image(np.zeros((1, 4, 4, 4), np.float32), GRID)

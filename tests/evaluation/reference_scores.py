@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 
 Json = dict[str, Any]
 

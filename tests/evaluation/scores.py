@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from autoseg.evaluation.metrics import Confusion, overlap
 from autoseg.evaluation.summary import CaseScores, Summary, Volumes
-from autoseg.image import Geometry, read_label, write_label
+from autoseg.image.image import Geometry, read_label, write_label
 
 HIPPOCAMPUS = Path(__file__).parents[1] / "data" / "Task004_Hippocampus"
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

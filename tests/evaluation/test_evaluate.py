@@ -9,7 +9,7 @@ import pytest
 from autoseg.errors import DataError
 from autoseg.evaluation.evaluate import evaluate_case, evaluate_folders
 from autoseg.evaluation.labels import Labels
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 from tests.evaluation.scores import HIPPOCAMPUS, shifted_hippocampus, write
 
 LABELS = Labels({"Anterior": (1,), "Posterior": (2,)})

@@ -22,7 +22,7 @@ from autoseg.evaluation.metrics import count, overlap
 from autoseg.evaluation.postprocessing import Learned, learn, update
 from autoseg.evaluation.summary import Summary
 from autoseg.files import read_json, write_json
-from autoseg.image import read_label, write_label
+from autoseg.image.image import read_label, write_label
 from autoseg.planning.check import make_plan
 from autoseg.planning.plan import Plan
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing

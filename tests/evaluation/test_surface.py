@@ -19,7 +19,7 @@ from surface_distance.lookup_tables import (
 
 from autoseg.evaluation.metrics import cut_masks
 from autoseg.evaluation.surface import FULL, Surface, _areas, _codes, surface
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 from tests.evaluation.scores import HIPPOCAMPUS
 
 Mask = NDArray[np.bool_]

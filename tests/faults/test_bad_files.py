@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from autoseg.errors import DataError
-from autoseg.image import read_geometry, read_image
+from autoseg.image.image import read_geometry, read_image
 from tests.dataset.making import HIPPOCAMPUS
 from tests.faults.damage import damaged_files
 

@@ -19,7 +19,7 @@ from autoseg.fingerprint.figures import (
 )
 from autoseg.fingerprint.labels import LabelFigures, count_labels
 from autoseg.fingerprint.rounding import rounded
-from autoseg.image import Geometry, Image
+from autoseg.image.image import Geometry, Image
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5))

@@ -15,7 +15,7 @@ from autoseg.errors import AutosegError
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.postprocessing import update
 from autoseg.files import read_json, write_json
-from autoseg.image import read_image
+from autoseg.image.image import read_image
 from autoseg.packing.package import Order, pack
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous
 from autoseg.prediction.predictor import Predictor

@@ -12,7 +12,7 @@ import torch
 
 from autoseg.cli import predict
 from autoseg.errors import AutosegError
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.networks.build import build_network
 from autoseg.prediction import openvino_network
 from autoseg.prediction.backend import BACKENDS, choose_backend

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autoseg.errors import AutosegError, DataError, RunError, Stopped
 from autoseg.files import read_json
-from autoseg.image import read_geometry, read_image, read_label
+from autoseg.image.image import read_geometry, read_image, read_label
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.record import LABELS as LABELS_FILE

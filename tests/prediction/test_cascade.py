@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoseg.errors import AutosegError
 from autoseg.files import read_json
-from autoseg.image import Image, read_label
+from autoseg.image.image import Image, read_label
 from autoseg.planning.plan import Plan
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs

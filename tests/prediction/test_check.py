@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.errors import DataError
-from autoseg.image import Image, from_array
+from autoseg.image.image import Image, from_array
 from autoseg.planning.reference import plans_folder
 from autoseg.prediction.check import check_scan
 from autoseg.prediction.predictor import Predictor

@@ -10,8 +10,8 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from autoseg.dicom import read_contents
-from autoseg.image import read_image
+from autoseg.image.dicom import read_contents
+from autoseg.image.image import read_image
 from autoseg.planning.plan import Plan
 from autoseg.prediction.output import write_prediction
 from tests.dicom_series import AXIAL, write_series

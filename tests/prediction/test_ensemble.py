@@ -12,7 +12,7 @@ from skimage.transform import resize
 
 from autoseg.errors import AutosegError
 from autoseg.files import read_json
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.ensemble import Ensemble

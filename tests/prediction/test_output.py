@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.image import read_geometry, read_image, read_label
+from autoseg.image.image import read_geometry, read_image, read_label
 from autoseg.planning.plan import Plan
 from autoseg.prediction import output
 from autoseg.prediction.output import FORMATS, check_format, ending, write_prediction

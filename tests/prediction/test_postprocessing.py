@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from autoseg.errors import AutosegError
 from autoseg.files import write_json
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing

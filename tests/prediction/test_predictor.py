@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from autoseg.errors import DataError
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.prediction.predictor import Predictor
 from autoseg.preprocessing.steps import prepare
 from tests.making import grid, tiny_plan

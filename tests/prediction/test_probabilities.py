@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.files import read_json
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.predictor import Predictor

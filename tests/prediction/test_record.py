@@ -12,7 +12,7 @@ from autoseg import __version__
 from autoseg.errors import AutosegError
 from autoseg.evaluation.labels import find_labels, read_names
 from autoseg.files import read_json
-from autoseg.image import read_image
+from autoseg.image.image import read_image
 from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import RECORD, Record, file_facts, model_id
 from tests.making import tiny_plan

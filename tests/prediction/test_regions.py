@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from autoseg.files import read_json
-from autoseg.image import Image, read_label
+from autoseg.image.image import Image, read_label
 from autoseg.planning.plan import Plan
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs

@@ -20,7 +20,7 @@ import pytest
 import autoseg
 from autoseg.errors import AutosegError
 from autoseg.files import read_json
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import RECORD, file_facts
 from tests.dataset.making import write_scan

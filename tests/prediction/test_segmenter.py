@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from autoseg.errors import DataError
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.segmenter import swapped
 from tests.making import grid, tiny_plan

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.image import read_image
+from autoseg.image.image import read_image
 from autoseg.prediction.studies import Studies, find_studies
 from tests.dicom_series import (
     REPORT,

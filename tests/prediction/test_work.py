@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autoseg.files import locked, read_json
-from autoseg.image import read_label, write_label
+from autoseg.image.image import read_label, write_label
 from autoseg.prediction.record import RECORD, CaseRecord, Record, file_facts
 from autoseg.prediction.work import Work
 from tests.dataset.making import write_scan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.preprocessing.resample import resampled_shape
 from autoseg.preprocessing.resample_label import resample_label
 from autoseg.preprocessing.steps import IGNORED, prepare, to_classes

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.resample import axis_orders, resampled_shape

@@ -9,7 +9,7 @@ import pytest
 from autoseg import parallel
 from autoseg.dataset.task import Case, read_task
 from autoseg.errors import AutosegError, DataError
-from autoseg.image import read_image, read_label
+from autoseg.image.image import read_image, read_label
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.steps import prepare

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoseg.dataset.case import Case
 from autoseg.errors import AutosegError, DataError
-from autoseg.image import Image
+from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.previous import add_previous, prepare_previous

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from autoseg.dataset.task import read_task
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 from autoseg.preprocessing import resample_label as module
 from autoseg.preprocessing.resample import Shape3, apply_operators
 from autoseg.preprocessing.resample_label import resample_label

@@ -11,7 +11,7 @@ from scipy import ndimage
 from skimage.transform import resize
 
 from autoseg.errors import PlanError
-from autoseg.image import Geometry, Image
+from autoseg.image.image import Geometry, Image
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.channel import Channel
 from autoseg.preprocessing.resample import resample_channel

@@ -9,7 +9,7 @@ import pytest
 from covid_test_set import DECLARATION, FOLDER, lay_out_test_set
 
 from autoseg.errors import DataError
-from autoseg.image import read_label
+from autoseg.image.image import read_label
 from autoseg.planning.layers import read_layer
 from autoseg.planning.reference import plans_folder
 from tests.dataset.making import write_scan

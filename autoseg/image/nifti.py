@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
-from autoseg.image import VoxelError, ending_of
+from autoseg.image.image import VoxelError, ending_of
 
 FLOAT_TYPES = {16: "f4", 64: "f8"}  # NIfTI's code -> NumPy's
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.image import Geometry, read_geometry, read_image, read_label, write_label
+from autoseg.image.image import Geometry, read_geometry, read_image, read_label, write_label
 from tests.dataset.making import write_4d, write_scan
-from tests.test_nifti import big_endian
+from tests.image.test_nifti import big_endian
 from tests.turning import TURNS, rotation
 
 SCAN = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)

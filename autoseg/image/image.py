@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.dicom import is_dicom, read_series
-from autoseg.endings import ENDINGS as ENDINGS
-from autoseg.endings import ending_of as ending_of
-from autoseg.endings import stem_of as stem_of
 from autoseg.errors import DataError
 from autoseg.files import replacing
-from autoseg.geometry import Geometry as Geometry
-from autoseg.geometry import geometry_of, sheared
-from autoseg.headers import check_header
-from autoseg.nifti_writer import is_nifti_1, write_on_grid_of
-from autoseg.nrrd import copy_grid
+from autoseg.image.dicom import is_dicom, read_series
+from autoseg.image.endings import ENDINGS as ENDINGS
+from autoseg.image.endings import ending_of as ending_of
+from autoseg.image.endings import stem_of as stem_of
+from autoseg.image.geometry import Geometry as Geometry
+from autoseg.image.geometry import geometry_of, sheared
+from autoseg.image.headers import check_header
+from autoseg.image.nifti_writer import is_nifti_1, write_on_grid_of
+from autoseg.image.nrrd import copy_grid
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -229,7 +229,7 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
     """Read a file or a DICOM folder as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
-    from autoseg.nifti import check_nifti  # it needs this module's endings
+    from autoseg.image.nifti import check_nifti  # it needs this module's endings
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     _must_exist(path)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from autoseg.errors import DataError
-from autoseg.image import (
+from autoseg.image.image import (
     Geometry,
     VoxelError,
     ending_of,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.endings import ending_of
 from autoseg.errors import DataError
+from autoseg.image.endings import ending_of
 
 LONGEST_HEADER = 1 << 20
 METAIMAGE_BYTES = {

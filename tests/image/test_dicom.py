@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from autoseg.dicom import dicom_files, find_series, is_dicom, read_contents
 from autoseg.errors import DataError
-from autoseg.image import files_of, read_geometry, read_image
+from autoseg.image.dicom import dicom_files, find_series, is_dicom, read_contents
+from autoseg.image.image import files_of, read_geometry, read_image
 from tests.dicom_series import (
     REPORT,
     SECONDARY_CAPTURE,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from autoseg.errors import DataError
-from autoseg.image import read_image
-from autoseg.nifti import check_nifti
+from autoseg.image.image import read_image
+from autoseg.image.nifti import check_nifti
 from tests.dataset.making import HIPPOCAMPUS, write_4d, write_scan
 
 NOISE = np.random.default_rng(0).normal(scale=500, size=(20, 21, 22))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.endings import ending_of
 from autoseg.errors import DataError
-from autoseg.stack import Series, Slice, check_stack
+from autoseg.image.endings import ending_of
+from autoseg.image.stack import Series, Slice, check_stack
 
 if TYPE_CHECKING:
     from pydicom import Dataset

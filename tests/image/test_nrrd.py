@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.image import Geometry, read_geometry, read_image, read_label, write_label
+from autoseg.image.image import Geometry, read_geometry, read_image, read_label, write_label
 from tests.dataset.making import write_4d, write_scan
 from tests.turning import TURNS, rotation
 
