@@ -1,3 +1,67 @@
-"""autoseg: from a folder of labelled scans to a validated 3D segmentation model."""
+"""autoseg: from a folder of labelled scans to a validated 3D segmentation model.
 
-__version__ = "0.0.1"
+The names below are what a Python program needs. Each is imported when it is first asked for, so
+that `import autoseg` is quick.
+
+    plan_task, train_fold            a raw task -> its plan -> a trained model
+    Predictor                        a scan -> its label map
+    evaluate_folders                 two folders of label maps -> scores
+    read_image, read_label, write_label, Image, Geometry
+    Plan, load_plan, AutosegError
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoseg.errors import AutosegError
+    from autoseg.evaluation.evaluate import evaluate_folders
+    from autoseg.image.geometry import Geometry
+    from autoseg.image.image import Image, read_image, read_label
+    from autoseg.image.label_writer import write_label
+    from autoseg.planning.plan import Plan, load_plan
+    from autoseg.prediction.predictor import Predictor
+    from autoseg.task import plan_task, train_fold
+
+__version__ = "0.1.0"
+__all__ = [
+    "AutosegError",
+    "Geometry",
+    "Image",
+    "Plan",
+    "Predictor",
+    "evaluate_folders",
+    "load_plan",
+    "plan_task",
+    "read_image",
+    "read_label",
+    "train_fold",
+    "write_label",
+]
+
+_HOMES = {
+    "AutosegError": "autoseg.errors",
+    "Geometry": "autoseg.image.geometry",
+    "Image": "autoseg.image.image",
+    "Plan": "autoseg.planning.plan",
+    "Predictor": "autoseg.prediction.predictor",
+    "evaluate_folders": "autoseg.evaluation.evaluate",
+    "load_plan": "autoseg.planning.plan",
+    "plan_task": "autoseg.task",
+    "read_image": "autoseg.image.image",
+    "read_label": "autoseg.image.image",
+    "train_fold": "autoseg.task",
+    "write_label": "autoseg.image.label_writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autoseg' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

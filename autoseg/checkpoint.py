@@ -12,16 +12,24 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from autoseg.errors import AutosegError
-from autoseg.files import replacing
+from autoseg.files import cannot_write, replacing
 
 Tensors = dict[str, Tensor]
+DAMAGES = (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError)
 
 
 def save_checkpoint(path: Path, tensors: Tensors, state: dict[str, Any]) -> None:
-    """Write tensors and a JSON state, atomically."""
+    """Write tensors and a JSON state, atomically.
+
+    Raises:
+        AutosegError: the file cannot be written.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(whole, temporary, {"state": json.dumps(state, allow_nan=False)})
+        try:
+            save_file(whole, temporary, {"state": json.dumps(state, allow_nan=False)})
+        except SafetensorError as error:  # such as a full disk
+            raise cannot_write(path, error) from error
 
 
 def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -32,11 +40,11 @@ def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
+            state = _state_of((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
     except FileNotFoundError as error:
         raise AutosegError(f"{path} is missing") from error
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except DAMAGES as error:
         raise _damaged(path, error) from error
 
 
@@ -48,12 +56,16 @@ def parse_checkpoint(content: bytes, path: Path) -> tuple[Tensors, dict[str, Any
     """
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        state = json.loads(header["__metadata__"]["state"])
-        if not isinstance(state, dict):
-            raise TypeError("its state is no object")
-        return load(content), state
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        return load(content), _state_of(header["__metadata__"]["state"])
+    except DAMAGES as error:
         raise _damaged(path, error) from error
+
+
+def _state_of(text: str) -> dict[str, Any]:
+    state = json.loads(text)
+    if not isinstance(state, dict):
+        raise TypeError("its state is no object")
+    return state
 
 
 def _damaged(path: Path, error: Exception) -> AutosegError:
@@ -62,10 +74,26 @@ def _damaged(path: Path, error: Exception) -> AutosegError:
     )
 
 
-def load_weights(network: nn.Module, tensors: Tensors, path: Path) -> None:
-    """Put weights into a network of exactly this shape."""
+def load_weights(network: nn.Module, tensors: Tensors, path: Path, assign: bool = False) -> None:
+    """Put weights into a network of exactly these shapes and types.
+
+    Args:
+        network: whose parameters are replaced.
+        tensors: by name.
+        path: where they come from, for messages.
+        assign: take the tensors themselves, as for a network on the device `meta`, which has none.
+
+    Raises:
+        AutosegError: a tensor is missing, or has another shape or type.
+    """
+    for name, wanted in network.state_dict().items():
+        if name in tensors and tensors[name].dtype != wanted.dtype:
+            raise AutosegError(
+                f"{path} does not fit the plan's network: {name} holds {tensors[name].dtype}, "
+                f"not {wanted.dtype}"
+            )
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise AutosegError(f"{path} does not fit the plan's network: {reason}") from error

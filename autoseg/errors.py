@@ -7,11 +7,22 @@ class AutosegError(ValueError):
     """Bad input: the message says what, which file, what was found and what to do.
 
     The command line prints it as one line and exits with status 2.
+
+    >>> import autoseg
+    >>> try:
+    ...     autoseg.read_image("no_such_scan.nii.gz")
+    ... except autoseg.AutosegError as error:
+    ...     print(error)
+    no_such_scan.nii.gz: no such file
     """
 
 
 class DataError(AutosegError):
     """A scan, a label map or a data set is missing, broken or inconsistent."""
+
+
+class VoxelError(DataError):
+    """A file that can be read holds values that a scan or a label map cannot have."""
 
 
 class PlanError(AutosegError):

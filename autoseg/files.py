@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 import os
-import platform
 import re
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import AutosegError, InUse
+from autoseg.errors import AutosegError
 
-BEAT_SECONDS = 20.0
-LOST_SECONDS = 300.0
+LONGEST_NAME = 255  # bytes that most file systems allow
+TEMPORARY = re.compile(r"(\.tmp-\d+-)(.+)", re.DOTALL)
 
 # Within strings JSON writes a line break as two characters: a real one is always layout.
 PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")
@@ -33,24 +31,67 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(path, error) from error
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        raise cannot_write(path, error) from error
+    temporary = temporary_for(path)
     try:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that is read-only: the first error is to be told
+            temporary.unlink(missing_ok=True)
 
 
-def _cannot_write(path: Path, error: OSError) -> AutosegError:
-    return AutosegError(
-        f"cannot write {path}: {error.strerror or error}; choose a folder that is writable "
-        "and has free space"
-    )
+def temporary_for(path: Path) -> Path:
+    """Where `path` is written before it is whole; it ends like the real one."""
+    start = f".tmp-{os.getpid()}-"
+    return path.with_name(start + end_of_name(path.name, LONGEST_NAME - len(start)))
+
+
+def is_temporary(name: str, of: str) -> bool:
+    """Is this what a process, perhaps another one, calls the file `of` before it is whole?"""
+    found = TEMPORARY.fullmatch(name)
+    if found is None:
+        return False
+    most_bytes = LONGEST_NAME - len(found[1])
+    once = end_of_name(of, most_bytes)
+    twice = end_of_name(found[1] + once, most_bytes)  # a writer in a writer of the same file
+    return found[2] in (once, twice)
+
+
+def end_of_name(name: str, most_bytes: int) -> str:
+    """A file's name, or if it is too long a hash of it and its end, in whole letters."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= most_bytes:
+        return name
+    start = f"{hashlib.blake2b(encoded, digest_size=4).hexdigest()}-"
+    return start + encoded[len(start) - most_bytes :].decode("utf-8", "ignore")
+
+
+def remove_leftovers(folder: Path, of: Iterable[str]) -> None:
+    """Delete what killed processes have left of these files; nobody may be writing them."""
+    names = list(of)
+    for path in folder.glob(".tmp-*"):
+        if any(is_temporary(path.name, name) for name in names):
+            path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cannot_write(path: Path, error: Exception) -> AutosegError:
+    """What to tell of a file that cannot be written."""
+    advice = "choose a folder that is writable and has free space"
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        advice = "use a shorter name"
+    reason = getattr(error, "strerror", None) or error  # libraries raise errors of their own
+    return AutosegError(f"cannot write {path}: {reason}; {advice}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -136,130 +177,3 @@ def _unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
         return keys
 
     return build
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The process that holds a lock."""
-
-    pid: int
-    machine: str
-
-    def __str__(self) -> str:
-        here = self.machine == platform.node()
-        return str(self.pid) if here else f"{self.pid} on {self.machine}"
-
-
-@contextmanager
-def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path` for the block; if it is held, wait for it or say who holds it.
-
-    A lock left by a killed process on this machine is taken over. The processes of other machines,
-    which may share the folder, cannot be seen: a lock is touched every `BEAT_SECONDS`, and one
-    that was not touched for `LOST_SECONDS` (by the clock of the file's own system) is taken over.
-
-    Raises:
-        AutosegError: the folder is not writable.
-        InUse: another living process holds the lock, and `wait` is false.
-    """
-    me = Holder(os.getpid(), platform.node())
-    mine = path.with_name(f"{path.name}.{me.pid}-{me.machine}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mine.write_text(f"{me.pid} {me.machine}", encoding="utf-8")
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    try:
-        _take(path, mine, what, wait)
-        try:
-            with _touching(path):
-                yield
-        finally:
-            path.unlink(missing_ok=True)
-    finally:
-        mine.unlink(missing_ok=True)
-
-
-def holder_of(path: Path) -> Holder | None:
-    """The living process that holds a lock; None if nobody does."""
-    holder = _read_holder(path)
-    try:
-        return None if holder is None or _is_left(path, holder, time.time()) else holder
-    except FileNotFoundError:
-        return None
-
-
-def _take(path: Path, mine: Path, what: str, wait: bool) -> None:
-    while True:
-        try:
-            os.link(mine, path)  # appears whole, with its holder's number in it
-            return
-        except FileExistsError:
-            holder = _read_holder(path)
-        mine.touch()
-        with suppress(FileNotFoundError):  # released in this moment
-            if holder is None or _is_left(path, holder, mine.stat().st_mtime):
-                _remove_left(path, holder)
-                continue
-        if holder is not None and not wait:
-            raise InUse(
-                f"{what} is in use by process {holder}; wait for it, or stop it and delete {path}"
-            )
-        time.sleep(0.2 if wait else 0)
-
-
-@contextmanager
-def _touching(path: Path) -> Iterator[None]:
-    """Show the block's life to other machines."""
-    ended = threading.Event()
-
-    def touch() -> None:
-        while not ended.wait(BEAT_SECONDS):
-            with suppress(OSError):
-                os.utime(path)
-
-    thread = threading.Thread(target=touch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _read_holder(path: Path) -> Holder | None:
-    try:
-        pid, _, machine = path.read_text(encoding="utf-8").partition(" ")
-        return Holder(int(pid), machine or platform.node())
-    except (OSError, ValueError):
-        return None
-
-
-def _is_left(path: Path, holder: Holder, now: float) -> bool:
-    """Has the holder ended without releasing its lock?"""
-    if holder.machine == platform.node():
-        return not _is_alive(holder.pid)
-    return now - path.stat().st_mtime > LOST_SECONDS
-
-
-def _remove_left(path: Path, holder: Holder | None) -> None:
-    """Remove a lock that was left, unless somebody else has taken it over in this moment."""
-    aside = path.with_name(f"{path.name}.left-{os.getpid()}-{platform.node()}")
-    with suppress(FileNotFoundError):
-        path.rename(aside)
-    if aside.exists() and _read_holder(aside) != holder:
-        with suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-    if holder is not None:
-        path.with_name(f"{path.name}.{holder.pid}-{holder.machine}").unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

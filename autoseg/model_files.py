@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 from autoseg.archive import Archive, is_archive, open_archive
 from autoseg.checkpoint import Tensors, load_checkpoint, parse_checkpoint
 from autoseg.errors import AutosegError
-from autoseg.files import parse_json, read_json
+from autoseg.files import parse_json, read_json, sha256_of
 from autoseg.planning.plan import Plan, plan_of
 
 PLAN, FINAL = "plan.json", "final.safetensors"
@@ -73,8 +72,7 @@ class FolderFiles:
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of its content."""
-        with self.path(name).open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return sha256_of(self.path(name))
 
     def previous(self, plan: str) -> FolderFiles:
         """The folder beside this one.

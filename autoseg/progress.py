@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 10.0
+FEW_SECONDS = 10.0
+MOST_SECONDS = 80.0  # without a line inside of a long step
 
 
 def say(text: str) -> None:
@@ -17,13 +19,20 @@ def say(text: str) -> None:
 
 
 def in_words(seconds: float) -> str:
-    """Seconds as a person writes them: `8 s`, `2 min 05 s`, `3 h 10 min`."""
+    """Seconds as a person writes them: `8 s`, `2 min 05 s`, `3 h 10 min`, `4 days 3 h`."""
     whole = round(max(0.0, seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} days {whole % 86400 // 3600} h"
+
+
+def in_fine_words(seconds: float) -> str:
+    """The same with two digits of short times, such as that of a step: `0.35 s`."""
+    return f"{seconds:.2g} s" if seconds < FEW_SECONDS else in_words(seconds)
 
 
 class Progress(Protocol):
@@ -31,6 +40,10 @@ class Progress(Protocol):
 
     def advance(self, note: str = "", total: int | None = None) -> None:
         """One step is done; `note` is shown beside it, `total` corrects the number of steps."""
+        ...
+
+    def tell(self, note: str) -> None:
+        """A sign of life amid a long step; shown where nothing else was for a while."""
         ...
 
 
@@ -58,6 +71,15 @@ class _Lines:
         self.job, self.every_seconds = job, every_seconds
         self.steps = _Steps(total, done)
         self.last_line = time.monotonic()
+        self.patience = SECONDS_BETWEEN_LINES  # for signs of life, which become rarer
+
+    def tell(self, note: str) -> None:
+        now = time.monotonic()
+        if now - self.last_line < self.patience:
+            return
+        self.last_line = now
+        self.patience = min(2 * self.patience, MOST_SECONDS)
+        say(f"{self.job}: {note}")
 
     def advance(self, note: str = "", total: int | None = None) -> None:
         self.steps.advance(total)
@@ -121,5 +143,8 @@ def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
                 bar.update(task, completed=steps.done, total=steps.total, end=end)
                 # Text, not a string: names of cases may have [brackets].
                 live.update(Group(bar, Text(note)) if note else bar, refresh=True)
+
+            def tell(self, note: str) -> None:
+                live.update(Group(bar, Text(note)))
 
         yield Bar()

@@ -3,11 +3,11 @@
     python scripts/bench_augmentation.py
     python scripts/bench_augmentation.py --plan WORKSPACE/preprocessed/TASK/default/plan.json
 
-CPU time on one core, a sample of each in turn, the mean over all samples. Each row is one
-transform that acts on every sample; the last is the plan as it is. Patches are cut from a smooth
-random volume in memory, as large as each side needs: batchgenerators draws its random numbers after
-the patch was cut, so it needs a box that holds every turn about one axis, the largest scale and 8
-voxels more where patches are deformed.
+CPU time on one core, a sample of each in turn, the mean over all samples. Each row of the first
+table is one transform that acts on every sample; the last row is the plan as it is. Patches are cut
+from a smooth random volume in memory, as large as each side needs: batchgenerators draws its random
+numbers after the patch was cut, so it needs a box that holds every turn about one axis, the largest
+scale and 8 voxels more where patches are deformed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from scipy import ndimage
+from side_by_side import Cost, print_head, print_machine, print_row
 from threadpoolctl import threadpool_limits
 
 from autoseg.augmentation.sampler import Triple
@@ -41,19 +42,32 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--plan", type=Path, default=PAPER, help="plan file (default: the paper's)")
-    parser.add_argument("--samples", type=int, default=20, help="of each row (default: 20)")
-    parser.add_argument("--plan-samples", type=int, default=100, help="of the last row")
+    parser.add_argument("--samples", type=int, default=20, help="of each; 0: the plan only")
+    parser.add_argument("--plan-samples", type=int, default=100, help="of the plan (default: 100)")
     arguments = parser.parse_args()
     values = read_layer(arguments.plan, "the plan").values
     specs: Specs = TypeAdapter(Specs).validate_python(values["augmentation"])
     x, y, z = values["sampling"]["patch_size"]
     torch.set_num_threads(1)
+    if arguments.samples:
+        print_each(specs, (x, y, z), arguments.samples)
+    with threadpool_limits(limits=1):
+        slow, fast = milliseconds(specs, (x, y, z), arguments.plan_samples)
+    print_head()
+    what = f"augment a patch of {x} x {y} x {z}, one core"
+    print_row(what, Cost(fast / 1000), "batchgenerators", Cost(slow / 1000))
+    print_machine()
+
+
+def print_each(specs: Specs, patch: Triple, samples: int) -> None:
+    """A table of the single transforms."""
+    x, y, z = patch
     print(f"| {x} x {y} x {z} voxels, ms a patch | batchgenerators | autoseg | times faster |")
     print("|---|--:|--:|--:|")
     with threadpool_limits(limits=1):
         for name, alone in rows_of(specs):
-            print_row(name, alone, (x, y, z), arguments.samples)
-        print_row("**the plan**", specs, (x, y, z), arguments.plan_samples)
+            slow, fast = milliseconds(alone, patch, samples)
+            print(f"| {name} | {slow:.1f} | {fast:.1f} | {slow / fast:.1f} |", flush=True)
 
 
 def rows_of(specs: Specs) -> list[tuple[str, Specs]]:
@@ -77,8 +91,8 @@ def changed(spec: plans.Transform, **values: float) -> plans.Transform:
     return spec.model_copy(update=values)
 
 
-def print_row(name: str, specs: Specs, patch: Triple, samples: int) -> None:
-    """Time both in turn."""
+def milliseconds(specs: Specs, patch: Triple, samples: int) -> tuple[float, float]:
+    """Time both in turn: core time of a patch, batchgenerators' and autoseg's."""
     ours = Ours(specs, patch)
     theirs = Theirs(specs, patch)
     volume = smooth(theirs.box)
@@ -92,7 +106,7 @@ def print_row(name: str, specs: Specs, patch: Triple, samples: int) -> None:
             pair.append(time.process_time() - started)
         seconds.append(pair)
     slow, fast = 1000 * np.mean(seconds[1:], axis=0)
-    print(f"| {name} | {slow:.1f} | {fast:.1f} | {slow / fast:.1f} |", flush=True)
+    return float(slow), float(fast)
 
 
 class Ours:

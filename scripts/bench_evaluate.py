@@ -3,15 +3,16 @@
 A few chests are drawn with lungs and infection, predictions are made of them by moving and wobbling
 their borders, and both are copied until there are enough cases. The references are scikit-learn for
 the overlap and surface-distance for the surfaces (the latter on masks that are read already, case
-by case, as their documentation shows), on a few cases.
+by case, as their documentation shows), on a few cases. nnU-Net's `nnUNetv2_evaluate_simple`, from a
+virtual environment of its own, scores the same files; it computes overlap only (Dice, IoU and the
+counts), autoseg all its metrics, surfaces and lesions included.
 
-    python scripts/bench_evaluate.py --processes 2
+    python scripts/bench_evaluate.py --nnunet /path/to/venv --processes 2
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 import warnings
@@ -25,7 +26,7 @@ import numpy as np
 import surface_distance
 from make_phantom import Header, draw_anatomy, render, smooth_noise, widen, write
 from numpy.typing import NDArray
-from side_by_side import run
+from side_by_side import Cost, print_head, print_machine, print_row, run
 from sklearn import metrics
 
 from autoseg.evaluation.evaluate import evaluate_folders
@@ -103,6 +104,16 @@ def time_references(folder: Path, cases: int) -> float:
     return fmean(seconds) if seconds else 0.0
 
 
+def run_nnunet(folder: Path, environment: Path, processes: int) -> Cost:
+    """Its overlap of the same files."""
+    command = [str(environment / "bin" / "nnUNetv2_evaluate_simple")]
+    values = [str(value) for value in LABELS.values() if value]
+    folders = [str(folder / "labelsTs"), str(folder / "predicted")]
+    out = ["-o", str(folder / "theirs.json"), "-np", str(processes)]
+    places = dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), str(folder))
+    return run([*command, *folders, "-l", *values, *out], places)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -110,25 +121,27 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--reference-cases", type=int, default=1, help="0: leave them out")
+    parser.add_argument("--nnunet", type=Path, help="virtual environment with it")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # surface-distance uses old names of scipy
     x, y, z = arguments.size
     header = Header("bench", (x, y, z), SPACING_MM, True, 0.10, 0.012)
+    what = f"evaluate {arguments.cases} label maps of {x} x {y} x {z}, 2 labels, all metrics"
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_cases(folder, header, arguments.cases)
-        command = [sys.executable, __file__, OURS, name, str(arguments.processes)]
-        cost = run(command, {})
-        theirs = time_references(folder, arguments.reference_cases)
-    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores; 2 labels, all metrics")
-    print("| cases | size | processes | s | core-s a case | peak of a process (GB) | references |")
-    print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
-    each = cost.cpu_seconds / arguments.cases
-    ratio = f"{theirs:.1f} core-s a case: {theirs / each:.0f} x"
-    print(
-        f"| {arguments.cases} | {x} x {y} x {z} | {arguments.processes} | {cost.seconds:.1f} "
-        f"| {each:.2f} | {cost.peak_gb:.2f} | {ratio} |"
-    )
+        cost = run([sys.executable, __file__, OURS, name, str(arguments.processes)], {})
+        print_head()
+        if arguments.nnunet:
+            theirs = run_nnunet(folder, arguments.nnunet, arguments.processes)
+            print_row(what, cost, "nnU-Net, overlap only,", theirs)
+        if arguments.reference_cases:
+            seconds = time_references(folder, arguments.reference_cases)
+            each = Cost(cost.cpu_seconds / arguments.cases)
+            print_row(
+                "one of them, core time", each, "scikit-learn, surface-distance", Cost(seconds)
+            )
+    print_machine()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,16 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from side_by_side import Cost, nnunet_with, print_header, print_row, run, warm_up
+from side_by_side import (
+    Cost,
+    by_turns,
+    nnunet_with,
+    print_head,
+    print_machine,
+    print_row,
+    run,
+    warm_up,
+)
 
 from autoseg.dataset.task import Task, read_task
 
@@ -36,16 +45,23 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", type=Path, help="a raw task's folder")
-    parser.add_argument("--nnunet", type=Path, help="virtual environment with nnunetv2")
+    parser.add_argument("--nnunet", type=Path, required=True, help="virtual environment with it")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     task = read_task(arguments.task)
-    print_header(task, warm_up(task))
-    ours = time_autoseg(task, arguments.processes)
-    print_row("autoseg_plan", ours, ours)
-    if arguments.nnunet:
-        theirs = time_nnunet(task, arguments.nnunet, arguments.processes)
-        print_row("nnU-Net fingerprint", theirs, ours)
+    voxels = warm_up(task)
+    costs = by_turns(
+        {
+            "autoseg": lambda _: time_autoseg(task, arguments.processes),
+            "nnU-Net": lambda _: time_nnunet(task, arguments.nnunet, arguments.processes),
+        },
+        arguments.rounds,
+    )
+    what = f"plan {len(task.cases)} scans, {voxels / 1e9:.2g} G voxels (memory: of a process)"
+    print_head()
+    print_row(what, costs["autoseg"], "nnU-Net", costs["nnU-Net"])
+    print_machine()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Time `autoseg_predict` from start to finish against what else segments the same scans.
 
 Hippocampus against nnU-Net, which is installed in a virtual environment of its own. Both plan for
-the same task and segment the same cases with one fold, by turns; the table has the median round:
+the same task and segment the same cases with one fold, by turns; the row has the median round:
 
     python scripts/bench_predict.py tests/data/Task004_Hippocampus --nnunet /path/to/venv
 
@@ -15,21 +15,22 @@ same network and tiles in plain torch (float32) with scikit-image's resampling:
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from bench_backend import paper_plan
+from nnunet_plans import plan_of_task
 from plain_prediction import write_ct
 from side_by_side import (
-    Cost,
+    Command,
     NnUNet,
+    by_turns,
     link,
     nnunet_with,
-    print_header,
+    print_head,
+    print_machine,
     print_row,
     run,
     warm_up,
@@ -37,11 +38,10 @@ from side_by_side import (
 
 from autoseg.checkpoint import save_checkpoint
 from autoseg.dataset.task import Task, read_task
+from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import Plan, load_plan
-from autoseg.prediction.model import FINAL
 
-Command = Callable[[Path], Cost]  # predicts into a folder
 PLAIN = Path(__file__).with_name("plain_prediction.py")
 UNTRAINED = """
 import sys, torch
@@ -99,8 +99,7 @@ def predict_nnunet(nnunet: NnUNet, scans: Path, *options: str) -> Command:
 
 def plan_nnunet(nnunet: NnUNet, task: Task) -> None:
     """Its own fingerprint and plan, and a checkpoint with untrained weights."""
-    nnunet.run("nnUNetv2_extract_fingerprint")
-    nnunet.run("nnUNetv2_plan_experiment")
+    plan_of_task(nnunet)
     trained = (
         nnunet.root / "results" / "Dataset001_Bench" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     )
@@ -121,25 +120,6 @@ def link_scans(task: Task, count: int, folder: Path) -> Path:
     return folder
 
 
-def compare(commands: dict[str, Command], rounds: int) -> None:
-    """Run the commands by turns; one line each with the median and the ratio to the first."""
-    costs: dict[str, list[Cost]] = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name, command in commands.items():
-            with TemporaryDirectory() as out:
-                costs[name].append(command(Path(out)))
-    medians = {name: median(found) for name, found in costs.items()}
-    first = next(iter(medians.values()))
-    for name, cost in medians.items():
-        print_row(name, cost, first)
-
-
-def median(costs: list[Cost]) -> Cost:
-    """The median of each figure."""
-    columns = zip(*((cost.seconds, cost.cpu_seconds, cost.peak_gb) for cost in costs), strict=True)
-    return Cost(*(statistics.median(column) for column in columns))
-
-
 def bench_task(arguments: argparse.Namespace) -> None:
     """The Hippocampus set, or another task."""
     task = read_task(arguments.task)
@@ -147,16 +127,23 @@ def bench_task(arguments: argparse.Namespace) -> None:
         scans = link_scans(task, arguments.cases, Path(folder) / "in")
         model = arguments.model or plan_untrained(task, Path(folder), arguments.time_budget)
         plan_nnunet(nnunet, task)
-        print(f"(each predicts {len(list(scans.iterdir()))} of these files)")
-        print_header(task, warm_up(task))
+        files = len(list(scans.iterdir()))
+        warm_up(task)
         commands = {
-            "autoseg_predict": predict_autoseg(model, scans),
-            "nnUNetv2_predict --disable_tta": predict_nnunet(nnunet, scans, "--disable_tta"),
+            "autoseg": predict_autoseg(model, scans),
+            "nnU-Net": predict_nnunet(nnunet, scans, "--disable_tta"),
         }
         if arguments.mirror:
-            commands["autoseg_predict --tta"] = predict_autoseg(model, scans, "--tta")
-            commands["nnUNetv2_predict"] = predict_nnunet(nnunet, scans)
-        compare(commands, arguments.rounds)
+            commands["autoseg --tta"] = predict_autoseg(model, scans, "--tta")
+            commands["nnU-Net mirrored"] = predict_nnunet(nnunet, scans)
+        costs = by_turns(commands, arguments.rounds)
+    what = f"predict {files} scans of {task.name}, command start to end"
+    print_head()
+    print_row(what, costs["autoseg"], "nnU-Net without mirroring", costs["nnU-Net"])
+    if arguments.mirror:
+        pair = costs["autoseg --tta"], costs["nnU-Net mirrored"]
+        print_row(f"{what}, mirrored", pair[0], "nnU-Net", pair[1])
+    print_machine()
 
 
 def bench_ct(arguments: argparse.Namespace) -> None:
@@ -166,15 +153,18 @@ def bench_ct(arguments: argparse.Namespace) -> None:
         scan = Path(folder) / "in" / "ct.nii.gz"
         write_ct(scan, tuple(arguments.size))
         plain = [sys.executable, str(PLAIN), str(model), str(scan)]
-        print(f"CT of {' x '.join(map(str, arguments.size))} voxels, {describe(paper_plan())}")
-        print("| command | seconds | of all cores | peak of a process (GB) | ratio |")
-        print("| --- | ---: | ---: | ---: | ---: |", flush=True)
         commands: dict[str, Command] = {
-            "autoseg_predict": predict_autoseg(model, scan),
-            "autoseg_predict --backend torch": predict_autoseg(model, scan, "--backend", "torch"),
-            "plain torch + scikit-image": lambda out: run([*plain, str(out / "ct.nii.gz")], {}),
+            "autoseg": predict_autoseg(model, scan),
+            "torch": predict_autoseg(model, scan, "--backend", "torch"),
+            "plain": lambda out: run([*plain, str(out / "ct.nii.gz")], {}),
         }
-        compare(commands, arguments.rounds)
+        costs = by_turns(commands, arguments.rounds)
+    other = "plain torch float32 and scikit-image"
+    what = f"predict a CT of {' x '.join(map(str, arguments.size))}, {describe(paper_plan())}"
+    print_head()
+    print_row(what, costs["autoseg"], other, costs["plain"])
+    print_row(f"{what}, --backend torch", costs["torch"], other, costs["plain"])
+    print_machine()
 
 
 def main() -> None:

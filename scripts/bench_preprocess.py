@@ -17,7 +17,15 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from side_by_side import Cost, nnunet_with, print_header, print_row, run, warm_up
+from side_by_side import (
+    Cost,
+    nnunet_with,
+    print_head,
+    print_machine,
+    print_row,
+    run,
+    warm_up,
+)
 
 from autoseg.dataset.task import Task, read_task
 from autoseg.planning.plan import Plan, load_plan
@@ -60,17 +68,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", type=Path, help="a raw task's folder")
     parser.add_argument("plan", type=Path, help="the plan.json of autoseg_plan")
-    parser.add_argument("--nnunet", type=Path, help="virtual environment with nnunetv2")
+    parser.add_argument("--nnunet", type=Path, required=True, help="virtual environment with it")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     plan = load_plan(arguments.plan)
     task = read_task(arguments.task, plan.labels, plan.skipped_cases)
-    print_header(task, warm_up(task))
+    voxels = warm_up(task)
     ours = time_autoseg(arguments.task, arguments.plan, arguments.processes)
-    print_row("autoseg preprocessing", ours, ours)
-    if arguments.nnunet:
-        theirs = time_nnunet(task, plan, arguments.nnunet, arguments.processes)
-        print_row("nnU-Net preprocessing", theirs, ours)
+    theirs = time_nnunet(task, plan, arguments.nnunet, arguments.processes)
+    what = f"preprocess {len(task.cases)} scans, {voxels / 1e9:.2g} G voxels (memory: of a process)"
+    print_head()
+    print_row(what, ours, "nnU-Net", theirs)
+    print_machine()
 
 
 if __name__ == "__main__":

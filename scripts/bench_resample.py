@@ -17,9 +17,6 @@ of the work alone and the peak of its process, all libraries and volumes include
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +26,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from side_by_side import Cost, median, print_head, print_machine, print_row, self_measured
 
 from autoseg.image.image import from_array
 from autoseg.planning.check import make_plan
@@ -144,40 +142,28 @@ def segment(classes: str) -> Job:
 JOBS: dict[str, Callable[..., Job]] = {"cubic": cubic, "export": export, "segment": segment}
 
 
-def run_job(name: str, *arguments: str) -> None:
-    """Do one job in this process, and print its seconds and the peak in GB."""
+def run_measured(job: Job) -> None:
+    """Do a job in this process, and print its seconds, core-seconds and the peak in GB."""
     import resource
 
-    job = JOBS[name](*arguments)
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     job()
-    seconds = time.perf_counter() - started
+    seconds, cores = time.perf_counter() - started[0], time.process_time() - started[1]
     unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobytes elsewhere
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    print(seconds, cores, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
-def measure(*job: str) -> tuple[float, float]:
-    """Do a job in a process of its own, started by a small one: Linux counts the starter's peak."""
-    script = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
-    command = [sys.executable, "-c", script, sys.executable, __file__, "--job", *job]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    seconds, peak_gb = done.stdout.split()[-2:]
-    return float(seconds), float(peak_gb)
+def measure(*job: str) -> Cost:
+    """Do a job in a process of its own."""
+    return self_measured([sys.executable, __file__, "--job", *job], {})
 
 
 def print_pair(what: str, *job: str, rounds: int) -> None:
     """Measure both sides in turn, and print a row."""
     name, *more = job
     pairs = [[measure(name, side, *more) for side in ("skimage", "autoseg")] for _ in range(rounds)]
-    slow, fast = (
-        [statistics.median(column) for column in zip(*side, strict=True)]
-        for side in zip(*pairs, strict=True)
-    )
-    ratio = statistics.median(slow[0] / fast[0] for slow, fast in pairs)
-    print(
-        f"| {what} | {slow[0]:.2f} | {slow[1]:.2f} | {fast[0]:.2f} | {fast[1]:.2f} | {ratio:.1f} |",
-        flush=True,
-    )
+    slow, fast = (median(side) for side in zip(*pairs, strict=True))
+    print_row(what, fast, "scikit-image", slow)
 
 
 def main() -> None:
@@ -187,18 +173,21 @@ def main() -> None:
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
-        run_job(*arguments.job)
+        run_measured(JOBS[arguments.job[0]](*arguments.job[1:]))
         return
-    if hasattr(os, "getloadavg"):
-        print(f"(load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)")
-    print("| | scikit-image, s | peak, GB | autoseg, s | peak, GB | times faster |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    print_pair("cubic resampling of a CT", "cubic", rounds=arguments.rounds)
+    print_head()
+    print_pair("cubic resampling of a CT of 512 x 512 x 301", "cubic", rounds=arguments.rounds)
     for kind in ("organs", "noise"):
-        print_pair(f"export of 4 classes, {kind}", "export", kind, rounds=arguments.rounds)
+        print_pair(
+            f"bring 4 classes' probabilities to its grid, {kind}",
+            "export",
+            kind,
+            rounds=arguments.rounds,
+        )
     for classes in ("4", "40"):
-        seconds, peak = measure("segment", classes)
-        print(f"| 512 x 512 x 600, {classes} classes | | | {seconds:.2f} | {peak:.2f} | |")
+        cost = measure("segment", classes)
+        print(f"| segment 512 x 512 x 600, {classes} classes | {cost} | | | |", flush=True)
+    print_machine()
 
 
 if __name__ == "__main__":

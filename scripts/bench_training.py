@@ -1,9 +1,13 @@
 """Time training steps of one network in several precisions, memory layouts, and compiled.
 
 Rounds alternate between the variants, so that a busy machine slows all of them; the table has the
-median round of each, and its speed against float32 with contiguous memory:
+median round of each, and its speed against float32 with contiguous memory. With `--nnunet` it is
+the plan's own step on the processor against nnU-Net's trainer (its network, loss and optimiser,
+with the same patch, batch, maps, kernels and strides; it computes in float32 there), each in a
+process of its own, by turns:
 
     python scripts/bench_training.py --norm batch --compile
+    python scripts/bench_training.py --nnunet /path/to/venv
     python scripts/bench_training.py --plan WORKSPACE/preprocessed/TASK/PLAN/plan.json
 """
 
@@ -11,14 +15,25 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from nnunet_plans import few_scans, plan_of_task, set_network, write_plan
+from side_by_side import (
+    by_turns,
+    nnunet_with,
+    print_head,
+    print_machine,
+    print_row,
+    self_measured,
+)
 
 from autoseg.augmentation.pipeline import Batch
 from autoseg.devices import describe, fast_convolutions, pick_device
@@ -26,6 +41,8 @@ from autoseg.planning.check import make_plan
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.training.learner import Learner
 
+OURS = "_step"  # as this script calls itself to be measured
+SIDE = Path(__file__).with_name("nnunet_training.py")
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last_3d
 
 
@@ -122,6 +139,58 @@ def measure(
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
+def run_step(plan_file: str, steps: str) -> None:
+    """The command that is measured: print seconds and core-seconds of one step, and the peak."""
+    import resource
+
+    cpu = torch.device("cpu")
+    plan = load_plan(Path(plan_file))
+    batch = random_batch(plan)
+    with fast_convolutions(cpu):
+        learner = Learner(plan, cpu)
+        seconds_of(learner, batch, 2)
+        started = time.process_time()
+        seconds = seconds_of(learner, batch, int(steps))
+    cores = (time.process_time() - started) / int(steps)
+    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobytes elsewhere
+    print(seconds, cores, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def against_nnunet(plan: Plan, environment: Path, rounds: int, steps: int) -> None:
+    """Print the row."""
+    with TemporaryDirectory() as name, nnunet_with(few_scans(), environment) as nnunet:
+        folder = Path(name)
+        plan.save(folder / "plan.json")
+        plans = plan_of_task(nnunet)
+        nnunet.run("nnUNetv2_preprocess", "-c", "3d_fullres", "-np", "1")  # it looks for it
+        set_network(plans, plan)
+        write_plan(plans, folder / "plans.json")
+        declared = nnunet.root / "raw" / "Dataset001_Bench" / "dataset.json"
+        files = [str(folder / "plans.json"), str(declared)]
+        theirs = [str(environment / "bin" / "python"), str(SIDE), *files, str(steps)]
+        ours = [sys.executable, __file__, OURS, str(folder / "plan.json"), str(steps)]
+        costs = by_turns(
+            {
+                "autoseg": lambda _: self_measured(ours, {}),
+                "nnU-Net": lambda _: self_measured(theirs, nnunet.places),
+            },
+            rounds,
+        )
+    what = f"training step, {words(plan)}"
+    print_head()
+    print_row(what, costs["autoseg"], "nnU-Net, float32,", costs["nnU-Net"])
+    print_machine()
+
+
+def words(plan: Plan) -> str:
+    """Its size."""
+    patch = " x ".join(map(str, plan.sampling.patch_size))
+    return (
+        f"{'-'.join(map(str, plan.network.features))} maps, {plan.network.norm} normalisation, "
+        f"patches of {patch}, batch {plan.sampling.batch_size}"
+    )
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -133,6 +202,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps a round")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    parser.add_argument("--nnunet", type=Path, help="virtual environment with it, to compare with")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     plan = load_plan(arguments.plan) if arguments.plan else hippocampus_like(arguments.norm)
@@ -143,12 +213,10 @@ def main() -> None:
         plan = changed(plan, "inference", overlap=overlap)
     if arguments.batch:
         plan = changed(plan, "sampling", batch_size=arguments.batch)
-    patch = " x ".join(map(str, plan.sampling.patch_size))
-    print(
-        f"{describe(device)}, torch {torch.__version__}: "
-        f"{'-'.join(map(str, plan.network.features))} maps, {plan.network.norm} normalisation, "
-        f"patches of {patch}, batch {plan.sampling.batch_size}\n"
-    )
+    if arguments.nnunet:
+        against_nnunet(plan, arguments.nnunet, arguments.rounds, arguments.steps)
+        return
+    print(f"{describe(device)}, torch {torch.__version__}: {words(plan)}\n")
     wanted = variants(device, arguments.compile)
     medians = measure(plan, device, wanted, arguments.rounds, arguments.steps)
     print("| variant | steps/s | times float32 |\n| --- | ---: | ---: |")
@@ -157,4 +225,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [OURS]:
+        run_step(*sys.argv[2:])
+    else:
+        main()

@@ -36,7 +36,7 @@ from fetching import Remote, Wait, checksum, fetch, fetch_json
 
 from autoseg.cli.common import DONE, add_workspace, parser, run
 from autoseg.errors import DataError, RunError
-from autoseg.files import locked
+from autoseg.locks import locked
 from autoseg.progress import say
 from autoseg.workspace import Workspace
 

@@ -155,7 +155,7 @@ def paint(fields: dict[str, Array]) -> tuple[Array, NDArray[np.uint8]]:
     hu[sick] = GROUND_GLASS
     hu[sick & (fields["lesion"] > 0.6)] = CONSOLIDATION
     classes = np.where(lungs, np.where(left >= right, 1, 2), 0).astype(np.uint8)
-    classes[sick] = 3
+    classes[sick] = INFECTION
     return hu.astype(np.float32), classes
 
 

@@ -20,7 +20,7 @@ wanted=$(cksum pyproject.toml)
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
 
-echo "setting up .venv (once; some minutes)" >&2
+echo "setting up .venv (once; some minutes): 1 of 2, PyTorch" >&2
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     if command -v nvidia-smi >/dev/null; then
         "${pip[@]}" install "torch==$torch"
@@ -31,5 +31,6 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
             "${pip[@]}" install "torch==$torch" --index-url https://download.pytorch.org/whl/cpu
     fi
 fi
+echo "2 of 2, autoseg and what else it needs" >&2
 "${pip[@]}" install -e ".${extras:+[$extras]}"
 echo "$wanted" >"$ready"

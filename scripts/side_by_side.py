@@ -1,14 +1,19 @@
-"""Run autoseg and nnU-Net on the same task, one after the other, and compare what they cost."""
+"""Run autoseg and something else on the same data, by turns, and compare what they cost.
+
+Every bench prints rows of one table: what, autoseg, other, ratio, ratio of core time.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +21,27 @@ from tempfile import TemporaryDirectory
 
 from autoseg.dataset.task import Task
 
+HEAD = ("| what | autoseg | other | ratio | of core time |", "| --- | --- | --- | ---: | ---: |")
+
 
 @dataclass(frozen=True)
 class Cost:
     """Time of a command, of the clock and of all cores, and the memory of its largest process."""
 
     seconds: float
-    cpu_seconds: float
-    peak_gb: float
+    cpu_seconds: float = 0.0  # 0: not measured
+    peak_gb: float = 0.0
+
+    def __str__(self) -> str:
+        seconds = f"{self.seconds:.1f} s" if self.seconds >= 10 else f"{self.seconds:.2f} s"
+        if self.seconds < 1:
+            seconds = f"{1000 * self.seconds:.0f} ms"
+        cores = f", {self.cpu_seconds:.1f} core-s" if self.cpu_seconds else ""
+        return seconds + cores + (f", {self.peak_gb:.2f} GB" if self.peak_gb else "")
+
+
+Command = Callable[[Path], Cost]
+"""Something to measure, which may write into an empty folder."""
 
 
 def run(command: list[str], environment: dict[str, str]) -> Cost:
@@ -48,6 +66,23 @@ def run(command: list[str], environment: dict[str, str]) -> Cost:
     return Cost(float(seconds), float(cpu_seconds), float(peak) / unit)
 
 
+def self_measured(command: list[str], environment: dict[str, str]) -> Cost:
+    """Run a command that ends by printing its seconds, core-seconds and peak in GB.
+
+    It is started by a small process, as Linux counts the starter's peak.
+    """
+    script = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command],
+        env=os.environ | environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    seconds, cores, peak_gb = map(float, done.stdout.split()[-3:])
+    return Cost(seconds, cores, peak_gb)
+
+
 @dataclass(frozen=True)
 class NnUNet:
     """nnU-Net in a virtual environment of its own, with a task as its data set 1."""
@@ -62,12 +97,20 @@ class NnUNet:
 
     def run(self, command: str, *arguments: str) -> Cost:
         """Run one of its commands on the task."""
-        places = {
+        return self.call(command, "-d", "1", *arguments)
+
+    def call(self, command: str, *arguments: str) -> Cost:
+        """Run a command of its environment."""
+        return run([str(self.environment / "bin" / command), *arguments], self.places)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Its environment variables."""
+        return {
             "nnUNet_raw": str(self.root / "raw"),
             "nnUNet_preprocessed": str(self.root / "preprocessed"),
             "nnUNet_results": str(self.root / "results"),
         }
-        return run([str(self.environment / "bin" / command), "-d", "1", *arguments], places)
 
 
 @contextmanager
@@ -115,18 +158,47 @@ def warm_up(task: Task) -> int:
     return voxels
 
 
-def print_header(task: Task, voxels: int) -> None:
-    """What is compared, and the head of the table."""
+def by_turns(commands: Mapping[str, Command], rounds: int) -> dict[str, Cost]:
+    """Run commands by turns, each into an empty folder; the median of each one's figures."""
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            with TemporaryDirectory() as out:
+                costs[name].append(command(Path(out)))
+    return {name: median(found) for name, found in costs.items()}
+
+
+def median(costs: Sequence[Cost]) -> Cost:
+    """The median of each figure."""
+    columns = zip(*((cost.seconds, cost.cpu_seconds, cost.peak_gb) for cost in costs), strict=True)
+    return Cost(*(statistics.median(column) for column in columns))
+
+
+def print_head() -> None:
+    """The head of the table, which is the same in all scripts."""
+    print(*HEAD, sep="\n", flush=True)
+
+
+def print_row(what: str, ours: Cost, name: str, theirs: Cost) -> None:
+    """One line of the table; ratios are what the other takes over what autoseg takes."""
+    ratio = f"{theirs.seconds / ours.seconds:.1f}"
+    known = ours.cpu_seconds and theirs.cpu_seconds
+    of_cores = f"{theirs.cpu_seconds / ours.cpu_seconds:.1f}" if known else ""
+    print(f"| {what} | {ours} | {name} {theirs} | {ratio} | {of_cores} |", flush=True)
+
+
+def print_machine() -> None:
+    """The last line: where and when it was measured."""
+    import torch
+
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     today = time.strftime("%Y-%m-%d")
-    print(f"{task.name}: {len(task.cases)} cases, {voxels / 1e9:.2f} G voxels, {today}")
-    if hasattr(os, "getloadavg"):
-        print(f"(load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)")
-    print("| command | seconds | of all cores | peak of a process (GB) | ratio |")
-    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
+    print(f"({os.cpu_count()} cores{load}, {processor()}, torch {torch.__version__}, {today})")
 
 
-def print_row(what: str, cost: Cost, against: Cost) -> None:
-    """One line of the table; the ratio is that of the seconds."""
-    ratio = cost.seconds / against.seconds
-    times = f"{cost.seconds:.1f} | {cost.cpu_seconds:.1f}"
-    print(f"| {what} | {times} | {cost.peak_gb:.2f} | {ratio:.2f} |", flush=True)
+def processor() -> str:
+    """The processor's name."""
+    described = Path("/proc/cpuinfo")  # there on Linux only
+    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from autoseg.image.image import Geometry
+from autoseg.image.geometry import Geometry
 from autoseg.planning.check import make_plan
 from autoseg.planning.layers import merge
 from autoseg.planning.plan import Plan
@@ -81,3 +82,8 @@ def tiny_store(folder: Path, plan: Plan, cases: int = 4, size: int = 12) -> Case
         image = label + rng.normal(0, 0.3, (len(plan.channels), *label.shape))
         store_case(store, f"case_{number}", image, label)
     return store
+
+
+def count_parameters(network: nn.Module) -> int:
+    """How many numbers training adjusts."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from autoseg import checkpoint
@@ -114,13 +115,14 @@ def test_other_files_are_damaged_or_missing(tmp_path):
         load_checkpoint(tmp_path / "folder")
 
 
-def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, kind):
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, {"a": torch.ones(3)}, {"epoch": 1})
 
     def half(tensors, target, metadata):
         target.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise kind(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save_file", half)

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg import files
-from autoseg.errors import AutosegError, InUse, RunError
+from autoseg.errors import AutosegError
 from autoseg.files import (
-    LOST_SECONDS,
-    Holder,
-    holder_of,
-    locked,
+    is_temporary,
     read_json,
+    remove_leftovers,
     replacing,
     to_json,
     write_json,
@@ -109,98 +101,6 @@ def test_a_missing_json_file_is_told(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
 
 
-def test_a_lock_keeps_others_out_and_says_who_holds_it(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    taken = (
-        "import sys; from pathlib import Path; from autoseg.files import locked\n"
-        "with locked(Path(sys.argv[1]), 'the model'): pass"
-    )
-    with locked(lock, "the model"):
-        other = subprocess.run(
-            [sys.executable, "-c", taken, str(lock)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).parents[1],
-        )
-    assert f"the model is in use by process {os.getpid()}" in other.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_is_released_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), locked(tmp_path / "lock", "it"):
-        raise KeyError
-    with locked(tmp_path / "lock", "it"):
-        pass
-
-
-def test_a_lock_cannot_be_taken_twice(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path / "lock", "it"),
-        pytest.raises(RunError, match="wait for it, or stop it"),
-        locked(tmp_path / "lock", "it"),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("holder", ["dead", "", "nonsense"])
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, holder: str) -> None:
-    if holder == "dead":
-        finished = subprocess.Popen([sys.executable, "-c", ""])
-        finished.wait()
-        holder = str(finished.pid)
-    (tmp_path / "lock").write_text(holder)
-    with locked(tmp_path / "lock", "it"):
-        assert (tmp_path / "lock").read_text(encoding="utf-8").split()[0] == str(os.getpid())
-
-
-def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    lock.write_text(str(holder.pid))
-    with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(_take_and_release, lock)
-        assert not waiting.done()
-        holder.communicate(b"\n")
-        assert waiting.result(timeout=60).split()[0] == str(os.getpid())
-
-
-def _take_and_release(lock: Path) -> str:
-    with locked(lock, "it", wait=True):
-        return lock.read_text(encoding="utf-8")
-
-
-def test_the_lock_of_another_machine_is_kept_while_it_is_touched(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text("1 elsewhere")
-    with pytest.raises(InUse, match="in use by process 1 on elsewhere"), locked(lock, "it"):
-        pass
-    assert holder_of(lock) == Holder(1, "elsewhere")
-    past = lock.stat().st_mtime - LOST_SECONDS - 60
-    os.utime(lock, (past, past))
-    assert holder_of(lock) is None
-    with locked(lock, "it"):
-        assert holder_of(lock) == Holder(os.getpid(), platform.node())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_held_lock_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "BEAT_SECONDS", 0.01)
-    lock = tmp_path / "lock"
-    with locked(lock, "it"):
-        os.utime(lock, (0, 0))
-        while lock.stat().st_mtime == 0:
-            pass
-
-
-def test_who_comes_second_does_not_remove_the_lock_of_who_came_first(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text("1 elsewhere")  # taken over from the dead process 2 a moment ago
-    files._remove_left(lock, Holder(2, platform.node()))
-    assert lock.read_text(encoding="utf-8") == "1 elsewhere"
-    assert list(tmp_path.iterdir()) == [lock]
-
-
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
@@ -213,3 +113,30 @@ def test_json_for_people_keeps_every_value(value: Any) -> None:
 
 def test_plain_lists_stand_on_one_line() -> None:
     assert to_json({"size": [1, 2, 3]}) == '{\n  "size": [1, 2, 3]\n}\n'
+
+
+@pytest.mark.parametrize("letter", ["a", "ü", "語"])
+def test_a_file_of_the_longest_name_can_be_written(tmp_path: Path, letter: str) -> None:
+    name = letter * ((255 - 7) // len(letter.encode())) + ".nii.gz"
+    with replacing(tmp_path / name) as temporary:
+        assert temporary.name.endswith(f"{letter}.nii.gz")
+        assert is_temporary(temporary.name, name)
+        assert not is_temporary(temporary.name, name.replace(letter, "b", 1))
+        with replacing(temporary) as inner:
+            inner.touch()
+            assert inner != temporary
+            assert is_temporary(inner.name, name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AutosegError, match=r"a\.txt: File name too long; use a shorter name"):
+        write_text(tmp_path / f"{'a' * 252}.txt", "text")
+
+
+def test_what_killed_processes_have_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    names = ["a.bin", ".tmp-12-a.bin", ".tmp-345-a.bin", ".tmp-12-b.bin", ".tmp-x-a.bin"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, ["a.bin"])
+    assert {path.name for path in tmp_path.iterdir()} == {names[0], *names[3:]}

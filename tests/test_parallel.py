@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
+import time
 from functools import partial
 
 import pytest
@@ -78,3 +82,28 @@ def test_a_killed_worker_is_explained() -> None:
 def test_progress_counts_every_item(capsys: pytest.CaptureFixture[str]) -> None:
     in_parallel(square, range(4), 1, "squares")
     assert "squares: 4/4" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.02])
+def test_a_worker_killed_at_its_birth_leaves_nobody_waiting(delay: float) -> None:
+    """While others are being started, the pool itself may wait for ever, or its thread may fail."""
+    ended = threading.Event()
+
+    def kill_first() -> None:
+        while not ended.is_set():
+            for worker in multiprocessing.active_children():
+                time.sleep(delay)
+                worker.kill()
+                return
+
+    killer = threading.Thread(target=kill_first)
+    killer.start()
+    try:
+        with pytest.raises(RunError, match="a worker process was killed"):
+            in_parallel(square, range(12), 4, "squares")
+    finally:
+        ended.set()
+        killer.join()

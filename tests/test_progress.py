@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from autoseg.progress import in_words, progress, say
+from autoseg.progress import in_fine_words, in_words, progress, say
 
 
 class Clock:
@@ -43,11 +43,19 @@ class Terminal(io.StringIO):
         (3599.4, "59 min 59 s"),
         (3599.6, "1 h 00 min"),
         (11_400, "3 h 10 min"),
-        (360_000, "100 h 00 min"),
+        (172_799, "47 h 59 min"),
+        (360_000, "4 days 4 h"),
     ],
 )
 def test_seconds_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.0349, "0.035 s"), (9.94, "9.9 s"), (10.0, "10 s"), (75, "1 min 15 s")]
+)
+def test_short_times_have_two_digits(seconds: float, words: str) -> None:
+    assert in_fine_words(seconds) == words
 
 
 def test_say_leaves_standard_output_to_results(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +116,22 @@ def test_the_number_of_steps_may_be_corrected(
     assert lines(capsys) == ["training: 1/3  2 s left", "training: 2/3  1 s left"]
 
 
+def test_signs_of_life_come_where_nothing_else_does_and_become_rarer(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    with progress("training", 10) as bar:
+        for second in range(1, 301):
+            clock.seconds += 1
+            bar.tell("step")
+            if lines(capsys) == ["training: step"]:
+                told.append(second)
+            if second == 200:
+                bar.advance()
+                assert lines(capsys)
+    assert told == [10, 30, 70, 150, 280]
+
+
 def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("reading", 0):
         pass
@@ -122,9 +146,11 @@ def test_a_terminal_gets_a_bar_with_the_note_as_it_is(monkeypatch: pytest.Monkey
     with progress("reading", 5, done=2) as bar:
         bar.advance()
         bar.advance("case [red] 7", total=4)
+        bar.tell("amid [blue] 8")
     shown = terminal.getvalue()
     assert "reading" in shown
     assert "4/4" in shown
+    assert "amid [blue] 8" in shown
     assert "case [red] 7" in shown  # not taken for a colour
 
 
@@ -143,7 +169,7 @@ def test_a_long_note_takes_no_room_from_the_bar_and_slow_steps_have_their_time_l
     shown = terminal.getvalue()
     last = shown[shown.rindex("training fold 0") :]
     assert "6/1000" in last.splitlines()[0]
-    assert "99 h 24 min left" in last.splitlines()[0]
+    assert "4 days 3 h left" in last.splitlines()[0]
     assert note.split()[-1] in last  # the end of the note, on a line below
 
 

@@ -14,20 +14,40 @@ PACKAGE = Path(autoseg.__file__).parent
 ROOMS = sorted(
     path.stem
     for path in PACKAGE.iterdir()
-    if path.suffix == ".py" or (path / "__init__.py").exists()
+    if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").exists()
 )
 
+# The way the data flows: each room may know those above it in this list, and none in its own line.
+FLOW = (
+    {"image"},
+    {"dataset"},
+    {"fingerprint"},
+    {"planning"},
+    {"model_files"},
+    {"preprocessing", "networks"},
+    {"augmentation"},
+    {"training", "prediction"},
+    {"evaluation"},
+    {"packing", "experiments"},
+    {"task"},
+    {"cli"},
+)
+PLACE = {room: place for place, rooms in enumerate(FLOW) for room in rooms}
+
+# What a room must not know although it comes earlier, and packages that are not for it.
 FORBIDDEN = {
-    "image": {"dataset", "planning"},
-    "dataset": {"planning"},
-    "fingerprint": {"planning", "devices"},
-    "planning": {"training", "prediction", "augmentation", "networks", "torch"},
-    "preprocessing": {"networks", "training", "prediction"},
-    "augmentation": {"networks", "training", "prediction"},
-    "networks": {"dataset", "preprocessing", "augmentation", "training", "prediction"},
-    "prediction": {"training"},
-    "training": {"prediction", "evaluation", "experiments"},
-    "evaluation": {"networks", "training"},
+    "image": {"torch", "pydantic"},
+    "dataset": {"torch"},
+    "fingerprint": {"devices", "torch"},  # hardware
+    "planning": {"torch", "image", "SimpleITK"},
+    "preprocessing": {"SimpleITK"},
+    "augmentation": {"image", "dataset", "fingerprint", "SimpleITK"},
+    "networks": {"image", "dataset", "fingerprint", "SimpleITK"},  # data
+    "training": {"image", "fingerprint", "SimpleITK"},  # raw files
+    "prediction": {"fingerprint"},
+    "evaluation": {"networks", "training", "torch"},
+    "experiments": {"augmentation"},  # the inside of a run
+    "cli": {"augmentation", "networks", "preprocessing"},
 }
 
 
@@ -62,12 +82,32 @@ def imports_of(room: str) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("room", FORBIDDEN)
-def test_a_room_keeps_its_walls(room: str) -> None:
+def broken(room: str, forbidden: set[str]) -> dict[str, set[str]]:
+    """File -> what it imports although it must not."""
     found = imports_of(room)
     assert found
-    broken = {name: rooms & FORBIDDEN[room] for name, rooms in found.items()}
-    assert {name: rooms for name, rooms in broken.items() if rooms} == {}
+    return {name: rooms & forbidden for name, rooms in found.items() if rooms & forbidden}
+
+
+@pytest.mark.parametrize("room", sorted(PLACE))
+def test_nothing_flows_backwards(room: str) -> None:
+    later = {other for other, place in PLACE.items() if place >= PLACE[room]} - {room}
+    assert broken(room, later) == {}
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_keeps_its_walls(room: str) -> None:
+    assert broken(room, FORBIDDEN[room]) == {}
+
+
+def test_every_folder_has_its_place() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders <= PLACE.keys()
+
+
+@pytest.mark.parametrize("helper", [room for room in ROOMS if room not in PLACE])
+def test_what_all_rooms_share_knows_none_of_them(helper: str) -> None:
+    assert broken(helper, set(PLACE)) == {}
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "cli"])

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import AutosegError
-from autoseg.workspace import ENVIRONMENT_VARIABLE, Workspace
+from autoseg.workspace import ENVIRONMENT_VARIABLE, RAW_FOLDER, Workspace
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    for name in ("Task001_COVID", "Task002_Heart", "Task002_HeartMR", ".hidden"):
+    for name in ("Task001_COVID", "Task002_Heart", "Task002_HeartMR", "Dataset012_Lung", ".hidden"):
         (tmp_path / "raw" / name).mkdir(parents=True)
     (tmp_path / "preprocessed" / "Task003_Liver").mkdir(parents=True)
     return Workspace(tmp_path)
@@ -43,6 +43,9 @@ def test_paths(tmp_path: Path) -> None:
         ("Task001_COVID", "Task001_COVID"),
         ("Task002_Heart", "Task002_Heart"),
         ("Task002_HeartM", "Task002_HeartMR"),
+        ("1", "Task001_COVID"),
+        ("001", "Task001_COVID"),
+        ("12", "Dataset012_Lung"),
     ],
 )
 def test_a_unique_beginning_names_a_task(workspace: Workspace, given: str, name: str) -> None:
@@ -54,7 +57,9 @@ def test_a_unique_beginning_names_a_task(workspace: Workspace, given: str, name:
     ("given", "told"),
     [
         ("Task002", "could be Task002_Heart, Task002_HeartMR; write more"),
-        ("Task009", "was not found in .*; there: Task001_COVID"),
+        ("2", "could be Task002_Heart, Task002_HeartMR; write more"),
+        ("9", "was not found in .*; there: Dataset012_Lung, Task001_COVID"),
+        ("Task009", "was not found in .*; there: Dataset012_Lung, .*, or give the path of it"),
         ("", "was not found"),
         (".hid", "was not found"),
     ],
@@ -78,6 +83,57 @@ def test_a_task_may_be_a_path(workspace: Workspace, monkeypatch: pytest.MonkeyPa
     assert workspace.find_task_folder(".") == elsewhere
     with pytest.raises(AutosegError, match="there is no folder"):
         workspace.find_task_folder(str(elsewhere / "missing"))
+
+
+def test_a_path_may_be_a_link_and_may_end_in_a_slash(workspace: Workspace) -> None:
+    target = workspace.root / "nnUNet_raw" / "Dataset007_Knee"
+    target.mkdir(parents=True)
+    link = workspace.root / "raw" / "Task007_Knee"
+    link.symlink_to(target)
+    assert workspace.find_task_folder(f"{target}/") == target
+    assert workspace.find_task_folder(str(link)) == workspace.find_task_folder("Task007") == link
+
+
+def test_a_folder_here_may_be_named_without_its_path(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = workspace.root / "nnUNet_raw"
+    for name in ("Dataset007_Knee", "Task001_COVID"):
+        (here / name).mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert workspace.find_task_folder("Dataset007_Knee") == here / "Dataset007_Knee"
+    assert workspace.find_task_folder("Task001_COVID") == workspace.raw("Task001_COVID")
+
+
+def test_the_name_of_a_task_planned_from_elsewhere_finds_it(workspace: Workspace) -> None:
+    elsewhere = workspace.root / "elsewhere" / "Dataset007_Knee"
+    elsewhere.mkdir(parents=True)
+    workspace.remember_raw_folder(elsewhere)
+    for given in ("7", "Dataset007", "Dataset007_Knee"):
+        assert workspace.find_task_folder(given) == elsewhere
+        assert workspace.find_task_name(given) == "Dataset007_Knee"
+    elsewhere.rename(elsewhere.with_name("moved"))
+    with pytest.raises(AutosegError, match="which is not there any more; give the path"):
+        workspace.find_task_folder("7")
+    workspace.raw("Dataset007_Knee").mkdir()
+    assert workspace.find_task_folder("7") == workspace.raw("Dataset007_Knee")
+    workspace.remember_raw_folder(workspace.raw("Dataset007_Knee"))
+    assert not (workspace.preprocessed("Dataset007_Knee") / RAW_FOLDER).exists()
+
+
+def test_two_tasks_of_one_name_are_refused(workspace: Workspace) -> None:
+    elsewhere = workspace.root / "elsewhere" / "Task001_COVID"
+    elsewhere.mkdir(parents=True)
+    with pytest.raises(AutosegError, match=r"has the name of another task, .*; rename one of them"):
+        workspace.remember_raw_folder(elsewhere)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"folder": 3}'])
+def test_a_damaged_note_of_a_folder_is_told(workspace: Workspace, text: str) -> None:
+    note = workspace.preprocessed("Task003_Liver") / RAW_FOLDER
+    note.write_text(text, encoding="utf-8")
+    with pytest.raises(AutosegError, match=r"raw_folder.json: must be \{\"folder\": PATH\}"):
+        workspace.find_task_folder("Task003")
 
 
 def test_a_planned_task_needs_no_raw_folder(workspace: Workspace) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.augmentation.intensity import blurring
+from autoseg.augmentation.intensity import blurring, nearest_of_coarser
 from autoseg.augmentation.spatial import Triple, Warp, random_factor
 from autoseg.augmentation.spline import Floats
 from autoseg.planning import transforms as plans
@@ -144,9 +144,8 @@ def _blur(size: Triple, sigma: float) -> Operators:
 
 
 def _coarse_grid(size: Triple, zoom: float) -> CoarseGrid:
-    coarse = [max(1, round(n * zoom)) for n in size]
-    nearest = [axis_operator(n, small, 0).argmax(1) for n, small in zip(size, coarse, strict=True)]
-    back = _along_axes(lambda axis: axis_operator(coarse[axis], size[axis], 3))
+    nearest = nearest_of_coarser(size, zoom)
+    back = _along_axes(lambda axis: axis_operator(len(nearest[axis]), size[axis], 3))
     return CoarseGrid(tuple(nearest), back)
 
 

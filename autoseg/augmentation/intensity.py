@@ -5,6 +5,8 @@ The same draws from the same distributions, and given the same draws the same im
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -57,6 +59,15 @@ def lower_resolution(spec: LowResolution, image: Image, rng: np.random.Generator
     return np.stack(channels)
 
 
+def nearest_of_coarser(shape: Sequence[int], zoom: float) -> list[NDArray[np.intp]]:
+    """Along each axis the voxels next to those of a grid of `zoom` times as many."""
+    coarse = [max(1, round(size * zoom)) for size in shape]
+    return [
+        axis_operator(size, small, 0).argmax(axis=1)
+        for size, small in zip(shape, coarse, strict=True)
+    ]
+
+
 def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:
     """A channel (x, y, z) resampled to `zoom` times as many voxels along each axis and back.
 
@@ -64,11 +75,6 @@ def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[n
     axis of a single voxel stays.
     """
     x, y, z = channel.shape
-    coarse = [max(1, round(size * zoom)) for size in channel.shape]
-    nearest = [
-        axis_operator(size, small, 0).argmax(axis=1)
-        for size, small in zip(channel.shape, coarse, strict=True)
-    ]
-    small = channel[np.ix_(*nearest)]
+    small = channel[np.ix_(*nearest_of_coarser(channel.shape, zoom))]
     values = apply_operators(small, (x, y, z), (3, 3, 3))
     return np.clip(values, small.min(), small.max(), out=values)

@@ -97,9 +97,7 @@ def _parts(segmentation: NDArray[Any]) -> NDArray[Any]:
 
 def _box_around(mask: Mask, margin: int) -> tuple[slice, ...]:
     """The box of the mask, and a margin on every side as far as the array reaches."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(max(0, int(inside[0]) - margin), int(inside[-1]) + 1 + margin))
-    return tuple(box)
+    from scipy.ndimage import find_objects
+
+    (box,) = find_objects(mask.view(np.uint8))
+    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)

@@ -114,16 +114,17 @@ def _cut(array: StoredArray, box: Sequence[Sequence[int]], border: Border) -> ND
     if border == "constant":
         from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 
-        cut: NDArray[Any] = crop_and_pad_nd(array, box)
-        return cut
+        padded: NDArray[Any] = crop_and_pad_nd(array, box)
+        return padded
     sizes = array.shape[-3:]
     inside = [slice(max(0, start), stop) for start, stop in box]
     beyond = [
         (max(0, -start), max(0, stop - size))
         for (start, stop), size in zip(box, sizes, strict=True)
     ]
-    leading = [(0, 0)] * (len(array.shape) - 3)
-    return np.pad(array[(..., *inside)], [*leading, *beyond], mode="edge")
+    others = len(array.shape) - 3
+    cut = array[(*[slice(None)] * others, *inside)]
+    return np.pad(cut, [*[(0, 0)] * others, *beyond], mode="edge")
 
 
 def _within(rng: np.random.Generator, size: int, patch: int) -> int:

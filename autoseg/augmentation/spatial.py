@@ -120,7 +120,7 @@ class Warp:
         order = self.spec.image_order
         for axis in self._still:
             if self.matrix[axis, axis] != 1:
-                places = self._line(axis) + (volume.shape[axis] - 1) / 2
+                places = self._line_in(volume, axis)
                 operator = line_operator(places, volume.shape[axis], order)
                 volume = along(operator, volume, axis)
         if not self._moving:
@@ -142,8 +142,7 @@ class Warp:
             return self._by_argmax(volume)
         for axis in self._still:
             if self.matrix[axis, axis] != 1:
-                places = self._line(axis) + (volume.shape[axis] - 1) / 2
-                volume = volume.take(nearest(places), axis=axis)
+                volume = volume.take(nearest(self._line_in(volume, axis)), axis=axis)
         return self._nearest_points(volume) if self._moving else volume
 
     @property
@@ -168,6 +167,10 @@ class Warp:
     def _line(self, axis: int) -> NDArray[np.float64]:
         """Where the voxels of a still axis look, relative to the centre."""
         return _centred(self.size[axis]) * float(self.matrix[axis, axis])
+
+    def _line_in(self, volume: NDArray[Any], axis: int) -> NDArray[np.float64]:
+        places: NDArray[np.float64] = self._line(axis) + (volume.shape[axis] - 1) / 2
+        return places
 
     @cached_property
     def _points(self) -> Floats:
@@ -217,7 +220,7 @@ class Warp:
         at = np.empty((3, *self.size))
         for axis in self._still:
             shape = [-1 if other == axis else 1 for other in range(3)]
-            at[axis] = (self._line(axis) + (volume.shape[axis] - 1) / 2).reshape(shape)
+            at[axis] = self._line_in(volume, axis).reshape(shape)
         shape = [self.size[axis] if axis in self._moving else 1 for axis in range(3)]
         if self._moving:
             for axis, points in zip(self._moving, self._points_in(volume), strict=True):

@@ -127,8 +127,8 @@ def live_with_parent() -> None:
 
     A signal to the whole group, such as Ctrl-C, must not end workers while training stops in order.
     """
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -8,25 +8,50 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from autoseg import __version__
 from autoseg.errors import AutosegError, Stopped
 
+LONGEST_WORD, LONGEST_LINE = 5000, 20_000
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
-def parser(name: str, does: str) -> argparse.ArgumentParser:
-    """A parser with the options that every command has."""
+def parser(
+    name: str, does: str, habits: Mapping[str, str] | None = None
+) -> argparse.ArgumentParser:
+    """A parser with the options that every command has.
+
+    Args:
+        name: the command's.
+        does: what it does, in a sentence.
+        habits: options of nnU-Net's like command -> what to write instead.
+    """
     made = argparse.ArgumentParser(prog=name, description=does, allow_abbrev=False)
+    for option, instead in (habits or {}).items():
+        made.add_argument(option, action=Refused, const=instead, help=argparse.SUPPRESS)
     made.add_argument("--version", action="version", version=f"autoseg {__version__}")
     made.add_argument(
         "--debug", action="store_true", help="print the traceback of an error, not one line"
     )
     return made
+
+
+class Refused(argparse.Action):
+    """An option of nnU-Net that is an error here; `const` says what to write instead."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings | {"dest": argparse.SUPPRESS})
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        """Stop with what to write instead."""
+        parser.error(f"{option} is an option of nnU-Net; {self.const}")
 
 
 def add_workspace(to: argparse.ArgumentParser) -> None:
@@ -96,7 +121,13 @@ def run(
 
 def print_error(text: str) -> None:
     """One line that begins with `error:`."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    words = (word if len(word) <= LONGEST_WORD else _shortened(word) for word in text.split())
+    print(f"error: {' '.join(words)}"[:LONGEST_LINE], file=sys.stderr, flush=True)
+
+
+def _shortened(word: str) -> str:
+    """What a damaged file holds may have any length; paths are not so long."""
+    return f"{word[:100]}... ({len(word)} characters)"
 
 
 @contextmanager
@@ -124,6 +155,9 @@ def _in_words(error: BaseException, debug: bool) -> tuple[int, str]:
         return error.status, str(error)
     if isinstance(error, AutosegError):
         return BAD_INPUT, str(error)
+    if isinstance(error, MemoryError):
+        details = f" ({error})" if str(error) else ""
+        return FAILED, f"not enough memory{details}; use fewer --processes, or close other programs"
     text = str(error) or type(error).__name__
     if not debug and not isinstance(error, RuntimeError | OSError):
         text += f" ({type(error).__name__}; run again with --debug for the traceback)"

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.cli import common
+from autoseg.cli import common, habits
 from autoseg.errors import AutosegError, DataError
-from autoseg.files import read_json
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,8 +28,10 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_evaluate",
         "Score a folder of predictions (-g and -p), or gather the cross-validation of a trained "
         "task (TASK): tables, figures and a report.",
+        habits.EVALUATE,
     )
     made.add_argument("task", nargs="?", metavar="TASK", help="name of a task, or its beginning")
+    made.add_argument("more", nargs="*", help=argparse.SUPPRESS)
     made.add_argument("-g", dest="truth", type=Path, metavar="DIR", help="folder of true labels")
     made.add_argument("-p", dest="predicted", type=Path, metavar="DIR", help="folder to score")
     made.add_argument(
@@ -84,6 +85,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Do what the arguments say."""
+    if arguments.more:
+        names = " ".join([arguments.task, *arguments.more])
+        raise AutosegError(f"{names!r}: give one TASK, or two folders as -g TRUTH -p PREDICTED")
     folders = (arguments.truth, arguments.predicted)
     wishes = (arguments.map, arguments.merge, arguments.tolerance)
     if arguments.task is not None:
@@ -212,14 +216,17 @@ def _find_plan(models: Path, task: str, given: str | None) -> str:
 
 def _fold_count(workspace: Workspace, task: str, plan: str) -> int:
     """How many folds the splits have; 0 if the splits are not in this workspace."""
+    from autoseg.dataset.splits import count_folds
+
     file = workspace.preprocessed(task, plan) / "splits.json"
-    return len(read_json(file)) if file.is_file() else 0
+    return count_folds(file) if file.is_file() else 0
 
 
 def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> None:
     """Write the tables; show them and where they are."""
     from autoseg.evaluation.report import write_tables
-    from autoseg.evaluation.tables import metric_rows, print_rows, print_table
+    from autoseg.evaluation.rows import print_rows
+    from autoseg.evaluation.tables import metric_rows, print_table
 
     paths = write_tables(out, summary, tables or {})
     for rows in (tables or {}).values():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from autoseg.cli import common
 
 if TYPE_CHECKING:
+    from autoseg.errors import AutosegError
     from autoseg.experiments.study import Study
     from autoseg.workspace import Workspace
 
@@ -79,17 +80,19 @@ def _experiment(arguments: argparse.Namespace) -> int:
 
 
 def _run_here(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
-    from autoseg.errors import RunError
+    from autoseg.errors import AutosegError, RunError
     from autoseg.experiments.conduct import conduct_here
     from autoseg.progress import say
 
     failed = conduct_here(studies, workspace, arguments.jobs, arguments.processes, arguments.device)
     _print_status(studies, workspace)
-    _print_results(studies, workspace)
+    unreported = _print_results(studies, workspace)
     for run, log in failed.items():
         say(f"{run} failed; log: {log}")
     if failed:
         raise RunError(f"{len(failed)} runs failed; start the study again to try them anew")
+    if unreported:
+        raise AutosegError(f"all runs are done, but not reported: {unreported[0]}")
     return common.DONE
 
 
@@ -119,20 +122,24 @@ def _print_status(studies: Sequence[Study], workspace: Workspace) -> None:
             print(f"not planned yet: {', '.join(unplanned)}")
 
 
-def _print_results(studies: Sequence[Study], workspace: Workspace) -> None:
+def _print_results(studies: Sequence[Study], workspace: Workspace) -> list[AutosegError]:
+    """Write the tables and figures of all studies; returns what kept some of them away."""
     from autoseg.errors import AutosegError
-    from autoseg.experiments.results import study_folder
+    from autoseg.experiments.results import RESULTS, study_folder
     from autoseg.experiments.study_report import report_study
     from autoseg.progress import say
 
+    problems = []
     for study in studies:
         folder = study_folder(study, workspace)
-        print(folder / "results.csv")
+        print(folder / RESULTS)
         try:
             for path in report_study(folder):
                 print(path)
         except AutosegError as error:  # the runs that failed are still to be told
             say(f"warning: no tables and figures of {study.name}: {error}")
+            problems.append(error)
+    return problems
 
 
 if __name__ == "__main__":

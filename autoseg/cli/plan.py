@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.cli import common
+from autoseg.cli import common, habits
 
 if TYPE_CHECKING:
     from autoseg.planning.plan import Plan
+
+MANY_STEPS = 20_000  # of training: hours on most processors
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,6 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_plan",
         "Check a raw task, measure it (fingerprint), and write a plan for it: "
         "preprocessed/TASK/NAME/plan.json.",
+        habits.PLAN,
     )
     parser.add_argument(
         "task", metavar="TASK", help="name in raw/, a unique beginning of it, or a folder"
@@ -119,18 +122,30 @@ def _plan(arguments: argparse.Namespace) -> int:
     plan = write_plan(workspace, surveyed, wishes, arguments.processes, arguments.device)
     if arguments.explain:
         _explain(plan)
+    _tell(plan)
+    if others := other_configurations(surveyed.fingerprint, fitted(wishes, surveyed), plan):
+        option = "--no-reference --config NAME" if citations(plan) else "--config NAME"
+        say(f"by the rules also possible, with {option}: {'; '.join(others)}")
+    print(workspace.preprocessed(plan.task, plan.name) / "plan.json")
+    return common.DONE
+
+
+def _tell(plan: Plan) -> None:
+    """The plan in short, and what its user should know before training."""
+    from autoseg.progress import say
+
     say(_in_short(plan))
+    if plan.training.seconds is None and plan.training.steps >= MANY_STEPS:
+        say(
+            "that is a long training, made for a graphics card; --time-budget 2h plans for this "
+            "device and the time that you have"
+        )
     if plan.previous_stage is not None:
         say(
             f"it refines {plan.previous_stage}: plan that with the same options and --config "
             f"3d_lowres, and train all its folds (autoseg_train {plan.task} fold "
             f"{' '.join(map(str, range(plan.splits.folds)))} --plan {plan.previous_stage}) first"
         )
-    if others := other_configurations(surveyed.fingerprint, fitted(wishes, surveyed), plan):
-        option = "--no-reference --config NAME" if citations(plan) else "--config NAME"
-        say(f"by the rules also possible, with {option}: {'; '.join(others)}")
-    print(workspace.preprocessed(plan.task, plan.name) / "plan.json")
-    return common.DONE
 
 
 def _explain(plan: Plan) -> None:
@@ -144,11 +159,10 @@ def _in_short(plan: Plan) -> str:
     patch = " x ".join(str(size) for size in plan.sampling.patch_size)
     spacing = " x ".join("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)
     grid = f"{spacing} mm" if plan.resamples else "each scan's own voxel size"
-    steps = plan.training.epochs * plan.training.steps_per_epoch
     return (
         f"plan {plan.name} ({plan.id}): {grid}, patches of {patch}, batch "
         f"{plan.sampling.batch_size}, {'-'.join(map(str, plan.network.features))} feature maps, "
-        f"{plan.training.epochs} epochs, {steps} steps"
+        f"{plan.training.epochs} epochs, {plan.training.steps} steps"
     )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autoseg.cli import common, models
+from autoseg.cli import common, habits, models
+
+if TYPE_CHECKING:
+    from autoseg.prediction.predictor import Predictor
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -14,6 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = common.parser(
         "autoseg_predict",
         "Segment scans with a trained model: one label map a scan, on the scan's own grid.",
+        habits.PREDICT,
     )
     parser.add_argument(
         "-i",
@@ -90,6 +95,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         for folder in folders
     ]
     predictor = members[0] if len(members) == 1 else Ensemble(members)
+    for member in members:
+        say(_in_short(member))
     found = find_inputs(arguments.input, predictor.plan.channels)
     for name, reason in found.passed_over.items():
         say(f"passed over {name}: {reason}")
@@ -109,6 +116,16 @@ def _predict(arguments: argparse.Namespace) -> int:
     if outcome.is_our_fault:
         return common.FAILED
     return common.DONE if outcome.is_complete else common.BAD_INPUT
+
+
+def _in_short(predictor: Predictor) -> str:
+    """Which model predicts, and what runs it."""
+    plan, folds = predictor.plan, predictor.model.folds
+    noun = "fold" if len(folds) == 1 else "mean of folds"
+    return (
+        f"model: {plan.task}, plan {plan.name}, {noun} {', '.join(folds)}, on {predictor.device} "
+        f"by {predictor.backend_name}"
+    )
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.cli import common
+from autoseg.cli import common, habits
 
 if TYPE_CHECKING:
     from autoseg.experiments.fold import FoldJob
+
+
+CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_train",
         "Train folds of a planned task into models/TASK/PLAN/fold_K, and score each fold's "
         "validation cases.",
+        habits.TRAIN,
     )
     parser.add_argument(
         "task", metavar="TASK", help="name in raw/, a unique beginning of it, or a folder"
@@ -137,7 +141,10 @@ def _folds(words: Sequence[str]) -> list[str]:
     bad = [fold for fold in folds if fold != "all" and not fold.isdecimal()]
     if bad or not folds:
         found = " ".join(words)
-        raise AutosegError(f"folds {found!r}: write `fold 0`, `fold 0 1 2` or `fold all`")
+        more = (
+            "; the configuration is the plan's: --plan NAME" if {*bad} & {*CONFIGURATIONS} else ""
+        )
+        raise AutosegError(f"folds {found!r}: write `fold 0`, `fold 0 1 2` or `fold all`{more}")
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
 
 

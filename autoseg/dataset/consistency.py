@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoseg.dataset.scales import HOUNSFIELD, is_called_ct
-from autoseg.dataset.splits import patients
+from autoseg.dataset.splits import number_of_patients, patients
 from autoseg.dataset.task import Task
-from autoseg.dataset.verify import MOST_NAMED, Problem
+from autoseg.dataset.verify import Problem, some
 
 SPACING_FACTOR = 3.0
 
@@ -53,11 +53,12 @@ def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> li
 
 
 def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
-    count = len(patients([case.name for case in task.cases], task.groups))
-    if count >= folds:
+    names = [case.name for case in task.cases]
+    if len(patients(names, task.groups)) >= folds:
         return []
-    noun = "patients" if task.groups else "cases"
-    message = f"{count} {noun} for {folds} folds; choose fewer folds or write splits.json"
+    there = number_of_patients(names, task.groups)
+    advice = "a plan takes fewer, unless splits.folds or a splits.json says otherwise"
+    message = f"{there} for {folds} folds; {advice}"
     return [Problem("", "", "too few cases", "warning", message)]
 
 
@@ -100,7 +101,7 @@ def _odd_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
         if not is_called_ct(channel) or not set(groups) - {HOUNSFIELD}:
             continue
         told = " and ".join(
-            f"{scale} ({_range(facts, names, index)}: {_some(names)})"
+            f"{scale} ({_range(facts, names, index)}: {some(names)})"
             for scale, names in sorted(groups.items(), key=lambda item: item[0] != HOUNSFIELD)
         )
         message = (
@@ -115,11 +116,6 @@ def _range(facts: Mapping[str, CaseFacts], names: Sequence[str], channel: int) -
     ranges = np.array([facts[name].ranges[channel] for name in names])
     noun = "case" if len(names) == 1 else "cases"
     return f"{len(names)} {noun} from {ranges[:, 0].min():g} to {ranges[:, 1].max():g}"
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + rest
 
 
 def _odd_spacings(facts: Mapping[str, CaseFacts]) -> list[Problem]:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoseg.dataset.json_values import is_whole, kind_of, short
+from autoseg.dataset.labels import read_labels, read_painting_order
 from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json
-from autoseg.image.image import stem_of
+from autoseg.image.endings import stem_of
 
 FILE_NAME = "dataset.json"
-IGNORE = "ignore"
-LARGEST_LABEL = 65535
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,20 @@ def declaration_of(fields: Any, path: Path) -> Declaration:
         DataError: as `read_declaration`.
     """
     if not isinstance(fields, dict):
-        raise DataError(f"{path}: holds {_kind(fields)}; it must be an object with named fields")
-    labels = _labels(fields, path)
-    ignore_label = _take_ignore_label(labels, path)
-    _check_labels(labels, ignore_label, path)
+        raise DataError(f"{path}: holds {kind_of(fields)}; it must be an object with named fields")
+    labels, ignore_label = read_labels(fields, path)
     count = fields.get("numTraining")
     pattern = _group_pattern(fields, path)
     return Declaration(
         path=path,
         channels=_channels(fields, path),
-        labels=_in_order(labels),
+        labels=labels,
         ignore_label=ignore_label,
-        regions_class_order=_regions_class_order(fields, labels, path),
+        regions_class_order=read_painting_order(fields, labels, path),
         groups=_groups(fields, path) if pattern is None else {},
         group_pattern=pattern,
         listed=_listed(fields, path),
-        case_count=count if _is_whole(count) else None,
+        case_count=count if is_whole(count) else None,
         licence=_text(fields, ("licence", "license"), path),
         description=_text(fields, ("description",), path),
     )
@@ -118,105 +116,11 @@ def _channels(fields: dict[str, Any], path: Path) -> tuple[str, ...]:
         )
     names = fields[key]
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-        raise DataError(f'{path}: "{key}" must map "0", "1", ... to names; found {_short(names)}')
+        raise DataError(f'{path}: "{key}" must map "0", "1", ... to names; found {short(names)}')
     channels = tuple(names[str(i)] for i in range(len(names)))
     if not channels or not all(isinstance(name, str) and name for name in channels):
-        raise DataError(f'{path}: "{key}" needs a name for each channel; found {_short(names)}')
+        raise DataError(f'{path}: "{key}" needs a name for each channel; found {short(names)}')
     return channels
-
-
-def _labels(fields: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
-    declared = fields.get("labels")
-    if not isinstance(declared, dict) or not declared:
-        raise DataError(
-            f'{path}: "labels" must map names to values, for example '
-            f'{{"background": 0, "tumour": 1}}; found {_short(declared)}'
-        )
-    if all(isinstance(name, str) for name in declared.values()):
-        return _labels_by_value(declared, path)
-    return {name: _values(name, value, path) for name, value in declared.items()}
-
-
-def _labels_by_value(declared: dict[str, str], path: Path) -> dict[str, tuple[int, ...]]:
-    labels: dict[str, tuple[int, ...]] = {}
-    for value, name in declared.items():
-        if not value.isdecimal():
-            raise DataError(f'{path}: "labels" has the value {value!r}; it must be a whole number')
-        if name in labels:
-            raise DataError(
-                f'{path}: "labels" gives the name {name!r} to {labels[name][0]} and {value}; '
-                "give each value its own name"
-            )
-        labels[name] = _values(name, int(value), path)
-    return labels
-
-
-def _values(name: str, declared: Any, path: Path) -> tuple[int, ...]:
-    values = tuple(declared) if isinstance(declared, list) else (declared,)
-    whole = all(_is_whole(value) and 0 <= value <= LARGEST_LABEL for value in values)
-    if not values or not whole or len(set(values)) < len(values):
-        raise DataError(
-            f"{path}: label {name!r} is {_short(declared)}; it must be a whole number from 0 to "
-            f"{LARGEST_LABEL}, or a list of different ones"
-        )
-    return tuple(sorted(values))
-
-
-def _take_ignore_label(labels: dict[str, tuple[int, ...]], path: Path) -> int | None:
-    values = labels.pop(IGNORE, None)
-    if values is None:
-        return None
-    if len(values) != 1 or any(values[0] in others for others in labels.values()):
-        raise DataError(
-            f"{path}: label 'ignore' covers {list(values)}; it needs one value of its own"
-        )
-    return values[0]
-
-
-def _check_labels(labels: dict[str, tuple[int, ...]], ignore_label: int | None, path: Path) -> None:
-    if (0,) not in labels.values() or ignore_label == 0:
-        raise DataError(f'{path}: no label has the value 0; declare "background": 0')
-    if len(labels) < 2:
-        raise DataError(f'{path}: "labels" has nothing to segment beside the background')
-    names: dict[tuple[int, ...], str] = {}
-    for name, values in labels.items():
-        if values in names:
-            raise DataError(
-                f"{path}: labels {names[values]!r} and {name!r} both have the value "
-                f"{', '.join(map(str, values))}; give each its own"
-            )
-        if 0 in values and len(values) > 1:
-            raise DataError(
-                f"{path}: region {name!r} covers 0, which is the background; take it out"
-            )
-        names[values] = name
-
-
-def has_regions(labels: dict[str, tuple[int, ...]]) -> bool:
-    """Whether a label covers several values, so that labels may overlap."""
-    return any(len(values) > 1 for values in labels.values())
-
-
-def _in_order(labels: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    if has_regions(labels):
-        return dict(sorted(labels.items(), key=lambda item: item[1] != (0,)))
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
-
-
-def _regions_class_order(
-    fields: dict[str, Any], labels: dict[str, tuple[int, ...]], path: Path
-) -> tuple[int, ...] | None:
-    if not has_regions(labels):
-        return None
-    order: Any = fields.get("regions_class_order")
-    declared = {value for values in labels.values() for value in values if value != 0}
-    well_formed = isinstance(order, list) and all(_is_whole(value) for value in order)
-    if not well_formed or len(order) != len(labels) - 1 or not declared.issuperset(order):
-        raise DataError(
-            f'{path}: "regions_class_order" must list {len(labels) - 1} declared values, one for '
-            f"each region in the order of painting; found {_short(order)}"
-        )
-    return tuple(order)
 
 
 def _group_pattern(fields: dict[str, Any], path: Path) -> str | None:
@@ -240,11 +144,11 @@ def _groups(fields: dict[str, Any], path: Path) -> dict[str, str]:
     wrong = DataError(
         f'{path}: "groups" must map each case to its patient, or each patient to a list of cases, '
         f'or be {{"pattern": REGULAR_EXPRESSION}}; '
-        f"found {_short(declared)}"
+        f"found {short(declared)}"
     )
     if not isinstance(declared, dict):
         raise wrong
-    if all(isinstance(patient, str) or _is_whole(patient) for patient in declared.values()):
+    if all(isinstance(patient, str) or is_whole(patient) for patient in declared.values()):
         return {case: str(patient) for case, patient in declared.items()}
     groups: dict[str, str] = {}
     for patient, cases in declared.items():
@@ -275,7 +179,7 @@ def _listed(fields: dict[str, Any], path: Path) -> tuple[ListedCase, ...] | None
 
 def _explicit_cases(declared: Any, path: Path) -> tuple[ListedCase, ...]:
     if not isinstance(declared, dict):
-        raise DataError(f'{path}: "dataset" must map cases to files; found {_short(declared)}')
+        raise DataError(f'{path}: "dataset" must map cases to files; found {short(declared)}')
     return tuple(_explicit_case(name, files, path) for name, files in declared.items())
 
 
@@ -293,7 +197,7 @@ def _explicit_case(name: str, files: Any, path: Path) -> ListedCase:
 
 def _training_list(declared: Any, path: Path) -> tuple[ListedCase, ...]:
     if not isinstance(declared, list):
-        raise DataError(f'{path}: "training" must be a list of cases; found {_short(declared)}')
+        raise DataError(f'{path}: "training" must be a list of cases; found {short(declared)}')
     cases = []
     for number, files in enumerate(declared):
         image = files.get("image") if isinstance(files, dict) else None
@@ -301,7 +205,7 @@ def _training_list(declared: Any, path: Path) -> tuple[ListedCase, ...]:
         if not isinstance(image, str) or not isinstance(label, str):
             raise DataError(
                 f'{path}: entry {number} of "training" must be {{"image": PATH, "label": PATH}}; '
-                f"found {_short(files)}"
+                f"found {short(files)}"
             )
         name = stem_of(Path(image)).removesuffix("_0000")
         cases.append(ListedCase(name, (image,), label, expand=True))
@@ -311,18 +215,5 @@ def _training_list(declared: Any, path: Path) -> tuple[ListedCase, ...]:
 def _text(fields: dict[str, Any], keys: tuple[str, ...], path: Path) -> str | None:
     value = next((fields[key] for key in keys if fields.get(key) is not None), None)
     if value is not None and not isinstance(value, str):
-        raise DataError(f'{path}: "{keys[0]}" must be text; found {_short(value)}')
+        raise DataError(f'{path}: "{keys[0]}" must be text; found {short(value)}')
     return value
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _kind(value: Any) -> str:
-    return {list: "a list", str: "text", type(None): "null"}.get(type(value), "a number")
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

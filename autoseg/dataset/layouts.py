@@ -12,7 +12,7 @@ from autoseg.dataset.case import Case
 from autoseg.dataset.declaration import Declaration, ListedCase
 from autoseg.dataset.verify import Problem, shown
 from autoseg.errors import DataError
-from autoseg.image.image import ENDINGS, ending_of, stem_of
+from autoseg.image.endings import ENDINGS, ending_of, stem_of
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
 CHANNEL_NUMBER = re.compile(r"_(\d{4})$")
@@ -72,7 +72,7 @@ def _expand(image: Path, channels: int) -> tuple[Path, ...]:
     stem, ending = stem_of(image), ending_of(image)
     if not stem.endswith("_0000"):
         first = image.with_name(f"{stem}_0000{ending}")
-        if image.exists() or not first.exists():
+        if os.path.exists(image) or not os.path.exists(first):
             return (image,)
     name = stem.removesuffix("_0000")
     return tuple(image.with_name(f"{name}_{i:04d}{ending}") for i in range(channels))
@@ -83,7 +83,7 @@ def _missing(case: Case, folder: Path) -> list[Problem]:
     return [
         missing_file(case.name, kind, shown(path, folder))
         for path, kind in kinds
-        if not path.exists()
+        if not os.path.exists(path)  # false for a name that no file can have, too
     ]
 
 
@@ -115,7 +115,7 @@ def by_stem(folder: Path) -> dict[str, list[Path]]:
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in paths:
         if not path.name.startswith(".") and (path.is_dir() or ending_of(path)):
-            found[path.name if path.is_dir() else stem_of(path)].append(path)
+            found[stem_of(path)].append(path)
     return dict(found)
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from autoseg.dataset.stratification import Classes, Unit, stratified
+from autoseg.dataset.verify import some
 from autoseg.errors import AutosegError, DataError
 from autoseg.files import read_json, write_json
 from autoseg.progress import say
 
 FILE_NAME = "splits.json"
 NNUNET_FILE_NAME = "splits_final.json"
+MOST_NAMED = 5  # cases in a message
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,9 @@ def make_splits(
     if folds < 2:
         raise DataError(f"{folds} folds: cross-validation needs at least 2")
     if len(units) < folds:
-        noun = "patients" if groups else "cases"
         raise DataError(
-            f"{len(units)} {noun} cannot fill {folds} folds; "
-            "choose fewer folds, add cases, or write splits.json by hand"
+            f"{number_of_patients(cases, groups or {})} cannot fill {folds} folds; choose fewer "
+            "folds (--set splits.folds=2), add cases, write splits.json, or train `fold all`"
         )
     order = np.arange(len(units))
     np.random.RandomState(seed).shuffle(order)  # this stream never changes between releases
@@ -90,6 +91,13 @@ def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[Unit]:
     return sorted(tuple(sorted(names)) for names in together.values())
 
 
+def number_of_patients(cases: Iterable[str], groups: Mapping[str, str]) -> str:
+    """How many patients there are, in words; they are called cases where nothing is grouped."""
+    count = len(patients(cases, groups))
+    noun = "patient" if groups else "case"
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _deal_out(units: Sequence[Unit], folds: int) -> list[list[Unit]]:
     """Give patient after patient, the largest first, to the fold with the fewest cases."""
     dealt: list[list[Unit]] = [[] for _ in range(folds)]
@@ -105,22 +113,39 @@ def read_splits(path: Path, cases: Iterable[str]) -> tuple[Split, ...]:
         AutosegError: the file is missing or not JSON.
         DataError: it has no folds, an unknown case, a case twice in a fold, or an empty side.
     """
+    folds = _read_folds(path)
+    known = set(cases)
+    return tuple(_split(fold, known, f"{path}: fold {number}") for number, fold in enumerate(folds))
+
+
+def count_folds(path: Path) -> int:
+    """How many folds a file of splits has, whatever cases they are of.
+
+    Raises:
+        AutosegError: the file is missing or not JSON.
+        DataError: it has no folds.
+    """
+    return len(_read_folds(path))
+
+
+def _read_folds(path: Path) -> list[Any]:
     folds = read_json(path)
     if not isinstance(folds, list) or not folds:
         raise DataError(f'{path}: must be a list of {{"train": [...], "val": [...]}}')
-    known = set(cases)
-    return tuple(_split(fold, known, f"{path}: fold {number}") for number, fold in enumerate(folds))
+    return folds
 
 
 def _split(fold: Any, known: set[str], where: str) -> Split:
     train, validation = _names(fold, "train", where), _names(fold, "val", where)
     if unknown := sorted({*train, *validation} - known):
         raise DataError(
-            f"{where} names {_few(unknown)}, not a case of this task; "
+            f"{where} names {some(unknown, MOST_NAMED)}, not a case of this task; "
             "correct the names, or delete the file to have new splits made"
         )
     if both := sorted(set(train) & set(validation)):
-        raise DataError(f"{where} has {_few(both)} in train and in val; keep each in one")
+        raise DataError(
+            f"{where} has {some(both, MOST_NAMED)} in train and in val; keep each in one"
+        )
     return Split(tuple(sorted(train)), tuple(sorted(validation)))
 
 
@@ -131,13 +156,8 @@ def _names(fold: Any, side: str, where: str) -> list[str]:
     if not names:
         raise DataError(f'{where}: "{side}" is empty; it needs at least one case')
     if twice := sorted(name for name, times in Counter(names).items() if times > 1):
-        raise DataError(f'{where}: "{side}" has {_few(twice)} twice')
+        raise DataError(f'{where}: "{side}" has {some(twice, MOST_NAMED)} twice')
     return names
-
-
-def _few(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + rest
 
 
 def write_splits(path: Path, splits: Iterable[Split]) -> None:
@@ -166,13 +186,7 @@ def load_or_make_splits(
         DataError: as `read_splits` and `make_splits`.
     """
     kept = folder / FILE_NAME
-    candidates = [
-        kept,
-        folder / NNUNET_FILE_NAME,
-        task_folder / FILE_NAME,
-        task_folder / NNUNET_FILE_NAME,
-    ]
-    path = next((path for path in candidates if path.exists()), None)
+    path = find_splits(folder) or find_splits(task_folder)
     if path is None:
         splits = make_splits(cases, folds, seed, groups, classes)
     else:
@@ -181,6 +195,12 @@ def load_or_make_splits(
     if path != kept:
         write_splits(kept, splits)
     return splits
+
+
+def find_splits(folder: Path) -> Path | None:
+    """The file of splits in a folder, autoseg's or nnU-Net's; None if there is none."""
+    paths = (folder / FILE_NAME, folder / NNUNET_FILE_NAME)
+    return next((path for path in paths if path.exists()), None)
 
 
 @dataclass(frozen=True)
@@ -217,4 +237,4 @@ def remake_splits(folder: Path, earlier: Recipe, wanted: Recipe) -> None:
 def _tell_left_out(path: Path, splits: Iterable[Split], cases: Iterable[str]) -> None:
     named = {case for split in splits for case in (*split.train, *split.validation)}
     if left_out := sorted(set(cases) - named):
-        say(f"{path} leaves out {_few(left_out)}; delete it to have new splits made")
+        say(f"{path} leaves out {some(left_out, MOST_NAMED)}; delete it to have new splits made")

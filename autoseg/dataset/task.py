@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,6 @@ from autoseg.dataset.case_folders import declare_case_folders, find_case_folders
 from autoseg.dataset.declaration import Declaration, read_declaration
 from autoseg.dataset.layouts import find_cases
 from autoseg.dataset.verify import Problem, Verification
-
-__all__ = ["Case", "Task", "find_task", "read_task", "without"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def find_task(
         AutosegError: `dataset.json` is missing or not JSON.
         DataError: `dataset.json` is wrong, or there is no case at all.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.abspath(folder))  # a link keeps its own name
     if in_case_folders(folder):
         declared, odd = declare_case_folders(folder, labels)
         cases, problems = find_case_folders(folder, len(declared.channels))

@@ -13,7 +13,8 @@ from autoseg.files import write_json
 if TYPE_CHECKING:
     from autoseg.dataset.case import Case
     from autoseg.dataset.task import Task
-    from autoseg.image.image import Geometry, Image
+    from autoseg.image.geometry import Geometry
+    from autoseg.image.image import Image
 
 MOST_NAMED = 10
 
@@ -53,8 +54,12 @@ class Verification:
             warnings=tuple(problem for problem in found if problem.severity == "warning"),
         )
 
-    def raise_errors(self, task: str) -> None:
+    def raise_errors(self, task: str, advice: str = "") -> None:
         """Stop if there are errors.
+
+        Args:
+            task: whose errors they are.
+            advice: what to do about them, after the last one.
 
         Raises:
             DataError: one line with the number of errors and the first ten of them.
@@ -65,7 +70,8 @@ class Verification:
         more = len(told) - MOST_NAMED
         rest = f"; and {more} more" if more > 0 else ""
         count = "1 error" if len(told) == 1 else f"{len(told)} errors"
-        raise DataError(f"task {task} has {count}: {'; '.join(told[:MOST_NAMED])}{rest}")
+        end = f"; {advice}" if advice else ""
+        raise DataError(f"task {task} has {count}: {'; '.join(told[:MOST_NAMED])}{rest}{end}")
 
 
 def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]]:
@@ -77,6 +83,12 @@ def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]
     for problem in Verification.of(problems).errors:
         found.setdefault(problem.case, []).append(problem)
     return {case: tuple(found[case]) for case in sorted(found)}
+
+
+def some(names: Sequence[str], most: int = MOST_NAMED) -> str:
+    """The first of the names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def shown(path: Path, folder: Path) -> str:

@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from autoseg.evaluation.boxes import (
     NO_COLOURS,
     Groups,
@@ -15,7 +13,7 @@ from autoseg.evaluation.boxes import (
     classes_in,
     known,
 )
-from autoseg.evaluation.figures import Colours, colours_of, hatch, take_literally, tidy
+from autoseg.evaluation.figures import Colours, colours_of, hatch, jitter, take_literally, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,5 +78,11 @@ def _draw_bar(
     axes.bar(x, mean, width, color=face, edgecolor="black", hatch=hatch(index), linewidth=0.8)
     if len(medians) > 1:
         axes.errorbar(x, mean, statistics.stdev(medians), color="black", capsize=3, linewidth=1.2)
-    aside = (np.arange(len(medians)) * 0.618 % 1 - 0.5) * 0.6 * width
-    axes.plot(x + aside, medians, "o", color="white", markeredgecolor="black", markersize=3.5)
+    axes.plot(
+        x + jitter(len(medians), 0.6 * width),
+        medians,
+        "o",
+        color="white",
+        markeredgecolor="black",
+        markersize=3.5,
+    )

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from autoseg.evaluation.figures import (
     Colours,
     colours_of,
     hatch,
+    jitter,
     save_figure,
     take_literally,
     tidy,
@@ -154,7 +153,7 @@ def _draw_box(
         medianprops={"color": "black", "linewidth": 1.8},
         manage_ticks=False,
     )
-    aside = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.6 * width
+    aside = jitter(len(values), 0.6 * width)
     axes.plot(
         x + aside, values, "o", color="white", markeredgecolor="black", markersize=3, alpha=0.8
     )

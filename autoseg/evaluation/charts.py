@@ -37,11 +37,16 @@ class Chart:
 
 def chart(figure: Figure, title: str, alt: str, note: str = "") -> Chart:
     """Put a figure into the page; the same figure gives the same bytes."""
-    content, kind = _drawn(figure, "svg", {"Date": None}), "image/svg+xml"
+    content, kind = _drawn(figure, "svg", {"Date": None}), "svg+xml"
     if len(content) > LARGEST_SVG:
-        content, kind = _drawn(figure, "png", {"Software": None}), "image/png"
-    data = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    return Chart(title, alt, data, round(figure.get_figwidth() * PIXELS_PER_INCH), note)
+        content, kind = _drawn(figure, "png", {"Software": None}), "png"
+    width = round(figure.get_figwidth() * PIXELS_PER_INCH)
+    return Chart(title, alt, picture_uri(kind, content), width, note)
+
+
+def picture_uri(kind: str, content: bytes) -> str:
+    """A picture (`png`, `webp`, `svg+xml`) as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _drawn(figure: Figure, form: str, metadata: dict[str, Any]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import DataError
+from autoseg.evaluation.scores import mean_of_known
 from autoseg.image.image import read_label
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
@@ -42,14 +42,10 @@ def mean_dice(
     found = []
     for of_candidate in zip(*of_cases, strict=True):
         columns = zip(*of_candidate, strict=True)
-        found.append({name: mean_of(column) for name, column in zip(names, columns, strict=True)})
+        found.append(
+            {name: mean_of_known(column) for name, column in zip(names, columns, strict=True)}
+        )
     return found
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are not None; None if there is none."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
 
 
 def _measure(pair: Pair, candidates: Sequence[Steps], plan: Plan) -> list[list[float | None]]:

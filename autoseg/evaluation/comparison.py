@@ -247,11 +247,10 @@ def _difference(
 
 
 def _row(of: Difference) -> Row:
-    what = METRICS[of.metric]
-    name = metric_name(of.metric, what)
+    name = metric_name(of.metric)
     interval = NOTHING if of.interval is None else " to ".join(map(number, of.interval))
     return (
-        f"|{name}|" if what.better == "zero" else name,
+        f"|{name}|" if METRICS[of.metric].better == "zero" else name,
         of.label,
         str(of.n),
         str(of.ties),

@@ -106,16 +106,16 @@ def median_rows(validation: CrossValidation) -> list[Row]:
     """The mean of the folds' medians of metrics x classes, and in brackets of how many folds."""
     labels = validation.combined.labels
     rows: list[Row] = [("metric", *labels)]
-    for metric, what in METRICS.items():
+    for metric in METRICS:
         of = [Statistic.of(fold_medians(validation.folds, label, metric)) for label in labels]
-        rows.append((metric_name(metric, what), *(f"{number(s.mean)} ({s.n})" for s in of)))
+        rows.append((metric_name(metric), *(f"{number(s.mean)} ({s.n})" for s in of)))
     return rows
 
 
 def mean_rows(summary: Summary) -> list[Row]:
     """Mean ± std of metrics x classes, and in brackets of how many cases."""
     rows: list[Row] = [("metric", *summary.labels)]
-    for metric, what in METRICS.items():
+    for metric in METRICS:
         of = [summary.statistic(label, metric) for label in summary.labels]
-        rows.append((metric_name(metric, what), *(f"{spread(s)} ({s.n})" for s in of)))
+        rows.append((metric_name(metric), *(f"{spread(s)} ({s.n})" for s in of)))
     return rows

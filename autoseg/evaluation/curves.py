@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from autoseg.errors import DataError
 from autoseg.evaluation.figures import DARK_COLOURS, LINES, tidy
+from autoseg.evaluation.training_log import read_log
 from autoseg.smoothing import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOG = "log.jsonl"
-Taken = TypeVar("Taken")
 CURVES = ("training", "validation")
 MOST_COLUMNS = 2  # four plans make 2 x 2 panels
 
@@ -51,22 +48,6 @@ def read_losses(fold: Path) -> Losses | None:
             tuple(each.get("validation_loss") for each in lines),
         ),
     )
-
-
-def read_log(fold: Path, take: Callable[[list[dict[str, Any]]], Taken]) -> Taken | None:
-    """What `take` takes from the lines of the log in a fold's folder; None if there is no log.
-
-    Raises:
-        DataError: the log is damaged.
-    """
-    path = fold / LOG
-    if not path.is_file():
-        return None
-    try:
-        texts = path.read_text("utf-8").splitlines()
-        return take([json.loads(text) for text in texts if text.strip()])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no log of a training ({error}); train the fold anew") from error
 
 
 def draw_losses(panels: Mapping[str, Sequence[Losses]]) -> Figure:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from autoseg.evaluation.boxes import NO_COLOURS
 from autoseg.evaluation.comparison import Comparison
-from autoseg.evaluation.figures import Colours, colours_of, take_literally
-from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.figures import Colours, colours_of, jitter, take_literally
 from autoseg.evaluation.rows import MINUS
 from autoseg.evaluation.tables import metric_name
 
@@ -30,10 +27,9 @@ def draw_differences(
     figure = Figure(figsize=(6.4, 1.6 + 0.75 * len(found)), layout="constrained")
     axes = figure.subplots()
     for row, of in enumerate(found):
-        aside = (np.arange(of.n) * 0.618 % 1 - 0.5) * 0.35
         axes.plot(
             of.values,
-            row + aside,
+            row + jitter(of.n, 0.35),
             MARKS[row % len(MARKS)],
             color=faces[of.label],
             markeredgecolor="0.3",
@@ -46,7 +42,7 @@ def draw_differences(
     axes.axvline(0, color="0.4", linestyle="dashed", linewidth=1)
     axes.set_yticks(range(len(found)), [f"{of.label}\n(n = {of.n})" for of in found])
     axes.set(ylim=(len(found) - 0.5, -0.5))
-    name = metric_name(metric, METRICS[metric])
+    name = metric_name(metric)
     title = f"{comparison.a} against {comparison.b}"
     label = f"{name} of {comparison.a} {MINUS} {name} of {comparison.b}"
     take_literally(

@@ -12,14 +12,13 @@ from autoseg.evaluation.labels import Labels, find_labels, labels_in, read_names
 from autoseg.evaluation.lesions import lesions
 from autoseg.evaluation.metrics import confusion, cut_masks, overlap
 from autoseg.evaluation.scores import CaseScores, Volumes, merge
-from autoseg.evaluation.summary import Summary, combine
+from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.surface import surface
 from autoseg.evaluation.wishes import NO_WISHES, Wishes, apply, mapped_labels
-from autoseg.image.image import ending_of, read_label, stem_of
+from autoseg.image.endings import ending_of, stem_of
+from autoseg.image.image import read_label
 from autoseg.parallel import in_parallel
 from autoseg.progress import say
-
-__all__ = ["CaseScores", "Summary", "combine", "evaluate_case", "evaluate_folders"]
 
 Pair = tuple[Path, Path]
 NAMES_IN_A_LINE = 10
@@ -59,12 +58,18 @@ def evaluate_case(truth_path: Path, prediction_path: Path, labels: Labels) -> Ca
 
 
 def evaluate_folders(
-    truth: Path, predicted: Path, labels: Labels | None = None, processes: int = 1
+    truth: Path | str, predicted: Path | str, labels: Labels | None = None, processes: int = 1
 ) -> Summary:
     """Score every prediction of a folder against the truth of the same name in another.
 
     Truths without a prediction are said and become `Summary.missing`; predictions without a truth
     are said and left out.
+
+    >>> import autoseg
+    >>> truth = "raw/Task004_Hippocampus/labelsTs"
+    >>> summary = autoseg.evaluate_folders(truth, truth)
+    >>> [case.case for case in summary.cases], summary.foreground_mean("Dice")
+    (['hippocampus_040', 'hippocampus_088'], 1.0)
 
     Args:
         truth: folder of the right label maps.
@@ -77,6 +82,7 @@ def evaluate_folders(
             broken or on different grids.
         RunError: a worker process was killed.
     """
+    truth, predicted = Path(truth), Path(predicted)
     pairs, missing = _pair(truth, predicted)
     _say_unpaired(truth, predicted)
     if labels is None:

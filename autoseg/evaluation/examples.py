@@ -7,10 +7,11 @@ from pathlib import Path
 from autoseg.errors import DataError
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.overlay import overlay
-from autoseg.evaluation.summary import CaseScores, Summary
+from autoseg.evaluation.scores import CaseScores
+from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.evaluation.views import Exhibit
-from autoseg.image.image import ending_of, stem_of
+from autoseg.image.endings import ending_of, stem_of
 
 
 def draw_examples(summary: Summary, images: Path, labels: Labels, out: Path) -> list[Path]:

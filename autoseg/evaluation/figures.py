@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autoseg.errors import AutosegError
 from autoseg.files import replacing
 
@@ -31,13 +34,8 @@ FORMS = (".svg", ".png")  # for print, and for slides
 Colours = Mapping[str, str]  # class -> #RRGGBB
 
 
-def colour(index: int) -> str:
-    """The colour of the class with this place in the list."""
-    return COLOURS[index % len(COLOURS)]
-
-
 def line(index: int) -> Line:
-    """Its line style."""
+    """The line style of the class with this place in the list."""
     return LINES[index % len(LINES)]
 
 
@@ -74,6 +72,11 @@ def save_forms(figure: Figure, stem: Path) -> list[Path]:
     for path in paths:
         save_figure(figure, path)
     return paths
+
+
+def jitter(count: int, width: float) -> NDArray[np.floating[Any]]:
+    """Places around 0 for the dots of a box or bar: side by side, so that few are hidden."""
+    return (np.arange(count) * 0.618 % 1 - 0.5) * width
 
 
 def tidy(axes: Axes) -> None:

@@ -11,7 +11,7 @@ from autoseg.evaluation.figures import save_figure
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.overlay import draw_overlay
 from autoseg.evaluation.panels import write_scroll
-from autoseg.evaluation.summary import CaseScores
+from autoseg.evaluation.scores import CaseScores
 from autoseg.evaluation.views import Exhibit, read_view
 from autoseg.parallel import in_parallel
 from autoseg.progress import say

@@ -17,6 +17,7 @@ from autoseg.files import read_json
 from autoseg.image.image import read_label
 from autoseg.parallel import in_parallel
 from autoseg.planning.evaluation import DEFAULT_TOLERANCE_MM, Evaluation
+from autoseg.planning.plan import Plan
 
 BACKGROUND = 0
 LARGEST_LABEL = 65535
@@ -54,6 +55,12 @@ class Labels:
             evaluation.rows(values),
             colours=evaluation.colours_of(values),
         )
+
+    @staticmethod
+    def of_plan(plan: Plan) -> Labels:
+        """All foreground classes of a plan, scored as it wants."""
+        foreground = dict(list(plan.labels.items())[1:])
+        return Labels.planned(foreground, plan.evaluation, plan.ignore_label)
 
     def tolerance_of(self, name: str) -> float:
         """How far the surfaces of a class may lie apart, in mm."""

@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.masks import members
+
 LabelMap = NDArray[np.integer[Any]]
 
 Better = Literal["higher", "lower", "zero"]
@@ -131,15 +133,6 @@ class Masks:
     voxels: int
 
 
-def members(label_map: LabelMap, values: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where `label_map` holds one of `values`: booleans of the same shape."""
-    # In the map's own memory order, or each step would jump across it.
-    inside = np.zeros_like(label_map, dtype=bool)
-    for value in values:  # np.isin would hold eight bytes a voxel
-        inside |= label_map == value
-    return inside
-
-
 def cut_masks(
     truth: LabelMap,
     prediction: LabelMap,
@@ -184,13 +177,6 @@ def _with_margin(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     wide = np.zeros([size + 2 for size in mask.shape], bool, order="F")
     wide[(slice(1, -1),) * mask.ndim] = mask
     return wide
-
-
-def count(
-    truth: LabelMap, prediction: LabelMap, values: tuple[int, ...], ignore: int | None = None
-) -> Confusion:
-    """Count the voxels of one class in two label maps; the arguments are those of `cut_masks`."""
-    return confusion(cut_masks(truth, prediction, values, ignore))
 
 
 def confusion(masks: Masks) -> Confusion:

@@ -20,6 +20,7 @@ SIDES = (("R", "L"), ("A", "P"), ("I", "S"))  # where patient axes x, y, z begin
 PANEL_INCHES = 3.0
 MOST_ROWS = 4
 LETTERS_AN_INCH = 14  # of what stands beside a row
+TITLE_LETTERS_AN_INCH = 11
 NAMED_CLASSES = 3  # of more, the row says how many there are
 Row = tuple[View, int, str]  # a case, one of its slices, and what stands beside it
 
@@ -89,7 +90,8 @@ def _draw(rows: Sequence[Row], title: str) -> Figure:
     for axes, name in zip(grid[0], ("image", "truth", "prediction"), strict=True):
         axes.set_title(name)
     _explain(figure, [view for view, _, _ in rows])
-    take_literally([figure.suptitle(title, wrap=True)])
+    # Not by wrap=True, which reads formulas in names whatever is said of them.
+    figure.suptitle(textwrap.fill(title, int(TITLE_LETTERS_AN_INCH * size[0])), parse_math=False)
     return figure
 
 

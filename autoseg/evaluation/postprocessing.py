@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import AutosegError, DataError
-from autoseg.evaluation.cleaned import Dice, Pair, mean_dice, mean_of
+from autoseg.errors import DataError
+from autoseg.evaluation.cleaned import Dice, Pair, mean_dice
 from autoseg.evaluation.cross_validation import CrossValidation
-from autoseg.evaluation.tables import Row, number
+from autoseg.evaluation.rows import Row, number
+from autoseg.evaluation.scores import mean_of_known
 from autoseg.files import read_json, write_json
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction.postprocessing import (
@@ -200,7 +201,7 @@ def _known(folder: Path, validation: CrossValidation, plan: Plan) -> Learned | N
     path = folder / FILE_NAME
     try:
         found = Learned.from_json(read_json(path)) if path.is_file() else None
-    except (AutosegError, KeyError, TypeError, AttributeError):  # another version's: learn anew
+    except (KeyError, TypeError, ValueError, AttributeError):  # another version's: learn anew
         return None
     if found is None or found.postprocessing.plan_id != plan.id:
         return None
@@ -251,7 +252,7 @@ def _pairs(folder: Path, validation: CrossValidation) -> list[Pair]:
 
 
 def _mean(of: Dice, names: Sequence[str]) -> float | None:
-    return mean_of([of[name] for name in names])
+    return mean_of_known(of[name] for name in names)
 
 
 def _is_below(one: float | None, other: float | None) -> bool:

@@ -10,18 +10,11 @@ from pathlib import Path
 from autoseg.evaluation.boxes import box_plot
 from autoseg.evaluation.charts import Chart
 from autoseg.evaluation.decisions import Decisions
-from autoseg.evaluation.rows import Pair
+from autoseg.evaluation.rows import Pair, Row, rows_as_markdown
 from autoseg.evaluation.slides import Slides
 from autoseg.evaluation.sortable import Sortable
 from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import (
-    Row,
-    as_csv,
-    dice_rows,
-    lesion_rows,
-    metric_rows,
-    rows_as_markdown,
-)
+from autoseg.evaluation.tables import as_csv, dice_rows, lesion_rows, metric_rows
 from autoseg.files import write_text
 
 Tables = Mapping[str, Sequence[Row]]

@@ -28,6 +28,7 @@ from autoseg.evaluation.tables import in_mm, lesion_rows
 from autoseg.evaluation.task_files import Trained, fold_groups
 from autoseg.evaluation.views import Exhibit
 from autoseg.fingerprint import Fingerprint
+from autoseg.overfitting import ADVICE
 from autoseg.planning.explain import citations
 from autoseg.progress import say
 
@@ -80,7 +81,11 @@ def cross_validation_report(
             "missing folds": missing or "none",
             **_facts(summary),
         },
-        warnings=(*_missing_folds(missing), *_missing_cases(summary)),
+        warnings=(
+            *_missing_folds(missing),
+            *_missing_cases(summary),
+            *_overfitted(trainings),
+        ),
         tables={**tables, "Lesions of all cases": lesion_rows(summary)},
         classes=class_table(summary),
         cases=case_table(summary, folds, _links(slides)),
@@ -248,6 +253,12 @@ def _curves(
             "Of patches, not of whole cases: it shows how training went, not how good the model "
             "is.",
         )
+
+
+def _overfitted(trainings: Mapping[int, training_log.Training | None]) -> Iterable[str]:
+    for fold, training in trainings.items():
+        if training is not None and training.overfitting is not None:
+            yield f"Fold {fold}: {training.overfitting}; {ADVICE}."
 
 
 def _read_fingerprint(path: Path) -> Fingerprint | None:

@@ -13,10 +13,9 @@ from autoseg.evaluation.rows import NOTHING, Pair
 from autoseg.evaluation.sortable import Cell, Column, Line, Sortable
 from autoseg.evaluation.training_log import Training
 from autoseg.files import read_json
-from autoseg.progress import in_words, say
+from autoseg.progress import in_fine_words, say
 
 RECORD = "predictions.json"  # as prediction writes it beside its label maps
-FEW_SECONDS = 10
 PREDICTED = ("cases predicted", "a case (median)")
 
 
@@ -100,11 +99,7 @@ def _training(training: Training | None) -> tuple[Cell, Cell, Cell]:
 
 
 def _time(seconds: float) -> Cell:
-    return Cell(_in_words(seconds), seconds)
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < FEW_SECONDS else in_words(seconds)
+    return Cell(in_fine_words(seconds), seconds)
 
 
 def _seconds(case: Mapping[str, Any]) -> float | None:

@@ -6,7 +6,6 @@ What a page holds is bounded: `MOST_CASES` cases, of each at most `MOST_SLICES` 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoseg.evaluation.charts import picture_uri
 from autoseg.evaluation.panels import as_png, draw_panels
 from autoseg.evaluation.views import (
     Array,
@@ -175,7 +175,7 @@ def _as_uri(picture: Image) -> str:
     held = BytesIO()
     picture.convert("RGB").save(held, format="WEBP", quality=QUALITY, method=4)
     kind, content = min(("png", as_png(picture)), ("webp", held.getvalue()), key=_length)
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return picture_uri(kind, content)
 
 
 def _length(coded: tuple[str, bytes]) -> int:

@@ -9,7 +9,8 @@ from typing import Literal
 
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.rows import NOTHING, number, spread
-from autoseg.evaluation.summary import CaseScores, Summary
+from autoseg.evaluation.scores import CaseScores
+from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.tables import metric_name
 
 Order = Literal["ascending", "descending"]
@@ -182,9 +183,8 @@ def _head(case: str, folds: Mapping[str, str], links: Mapping[str, str]) -> tupl
 def _metric_columns(metrics: Iterable[str]) -> list[Column]:
     columns = []
     for metric in metrics:
-        what = METRICS[metric]
-        first: Order = "descending" if what.better == "lower" else "ascending"
-        columns.append(Column(metric_name(metric, what), first))
+        first: Order = "descending" if METRICS[metric].better == "lower" else "ascending"
+        columns.append(Column(metric_name(metric), first))
     return columns
 
 

@@ -14,15 +14,13 @@ from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import (
     CaseScores,
     Json,
-    Volumes,
     from_json,
     lesions_to_json,
     mean_of_known,
     to_json,
 )
+from autoseg.fields import check_fields
 from autoseg.files import read_json, write_json
-
-__all__ = ["CaseScores", "Statistic", "Summary", "Volumes", "combine"]
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,10 @@ class Summary:
         """
         found = read_json(path)
         try:
-            return Summary.from_json(found)
-        except (KeyError, TypeError, AttributeError) as error:
+            made = Summary.from_json(found)
+            check_fields(made)
+            return made
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{path} is not a summary of autoseg_evaluate ({type(error).__name__}: {error}); "
                 "evaluate again"

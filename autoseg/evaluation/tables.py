@@ -6,35 +6,10 @@ import csv
 import io
 from collections.abc import Mapping
 
-from autoseg.evaluation.metrics import COUNTS, METRICS, Metric
-from autoseg.evaluation.rows import (
-    NOTHING,
-    Row,
-    number,
-    print_rows,
-    rows_as_csv,
-    rows_as_markdown,
-    spread,
-)
-from autoseg.evaluation.summary import CaseScores, Summary
-
-__all__ = [
-    "Row",
-    "as_csv",
-    "as_markdown",
-    "dice_rows",
-    "dice_text",
-    "in_mm",
-    "lesion_rows",
-    "metric_name",
-    "metric_rows",
-    "number",
-    "print_rows",
-    "print_table",
-    "rows_as_csv",
-    "rows_as_markdown",
-    "spread",
-]
+from autoseg.evaluation.metrics import COUNTS, METRICS
+from autoseg.evaluation.rows import NOTHING, Row, number, print_rows, spread
+from autoseg.evaluation.scores import CaseScores
+from autoseg.evaluation.summary import Summary
 
 LESIONS = {
     "lesions": "reference",
@@ -69,16 +44,17 @@ def metric_rows(summary: Summary) -> list[Row]:
     A case without a number, such as a class that is in neither map, counts in no mean.
     """
     rows: list[Row] = [("metric: mean (n)", *summary.labels)]
-    for metric, what in METRICS.items():
+    for metric in METRICS:
         of = [summary.statistic(label, metric) for label in summary.labels]
         means = (f"{number(s.mean)} ({s.n})" for s in of)
-        rows.append((metric_name(metric, what), *means))
+        rows.append((metric_name(metric), *means))
     return rows
 
 
-def metric_name(metric: str, what: Metric) -> str:
+def metric_name(metric: str) -> str:
     """A metric as a table's header names it: with its unit, if it has one."""
-    return f"{metric.partition('_')[0]} ({what.unit})" if what.unit else metric
+    unit = METRICS[metric].unit
+    return f"{metric.partition('_')[0]} ({unit})" if unit else metric
 
 
 def lesion_rows(summary: Summary) -> list[Row]:
@@ -102,11 +78,6 @@ def in_mm(of_classes: Mapping[str, float]) -> str:
     if len(set(of_classes.values())) == 1:
         return f"{next(iter(of_classes.values())):g} mm"
     return ", ".join(f"{name} {mm:g} mm" for name, mm in of_classes.items()) or NOTHING
-
-
-def as_markdown(summary: Summary) -> str:
-    """The Dice table in Markdown."""
-    return rows_as_markdown(dice_rows(summary))
 
 
 def as_csv(summary: Summary) -> str:
@@ -138,4 +109,5 @@ def _numbers(case: CaseScores, label: str) -> list[float | None]:
 
 def print_table(summary: Summary) -> None:
     """Print the Dice table on standard output."""
-    print_rows(dice_rows(summary))
+    header, *rows = dice_rows(summary)
+    print_rows([("Dice", *header[1:]), *rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from autoseg.dataset.task import find_task
@@ -38,7 +39,7 @@ class Trained:
     folder: Path
     raw: Path | None
 
-    @property
+    @cached_property
     def plan(self) -> Plan | None:
         """The plan; None if it is not there."""
         path = self.folder / "plan.json"
@@ -47,11 +48,7 @@ class Trained:
     @property
     def labels(self) -> Labels | None:
         """The classes that were scored, with the plan's colours."""
-        plan = self.plan
-        if plan is None:
-            return None
-        foreground = dict(list(plan.labels.items())[1:])
-        return Labels.planned(foreground, plan.evaluation, plan.ignore_label)
+        return None if self.plan is None else Labels.of_plan(self.plan)
 
     @property
     def colours(self) -> Colours:

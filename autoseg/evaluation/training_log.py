@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from autoseg.evaluation.curves import read_log
+from autoseg.errors import DataError
 from autoseg.evaluation.figures import DARK_COLOURS, LINES, tidy
 from autoseg.evaluation.scores import mean_of_known
+from autoseg.overfitting import Overfitting, find_overfitting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LOG = "log.jsonl"
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,29 @@ class Training:
         seconds: of all epochs together; None if the log does not say.
         dice: epoch, from 1 -> mean Dice of its patches over the foreground classes: of validation
             patches where the plan has some, else of training patches.
+        overfitting: where validation got worse while training got better.
     """
 
     epochs: int
     seconds: float | None
     dice: Mapping[int, float]
+    overfitting: Overfitting | None = None
+
+
+def read_log(fold: Path, take: Callable[[list[dict[str, Any]]], Taken]) -> Taken | None:
+    """What `take` takes from the lines of the log in a fold's folder; None if there is no log.
+
+    Raises:
+        DataError: the log is damaged.
+    """
+    path = fold / LOG
+    if not path.is_file():
+        return None
+    try:
+        texts = path.read_text("utf-8").splitlines()
+        return take([json.loads(text) for text in texts if text.strip()])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no log of a training ({error}); train the fold anew") from error
 
 
 def read_training(fold: Path) -> Training | None:
@@ -44,7 +67,10 @@ def _training(lines: Sequence[Mapping[str, Any]]) -> Training:
     seconds = [float(each["seconds"]) for each in lines if "seconds" in each]
     dice = {int(each["epoch"]) + 1: _mean_dice(each) for each in lines}
     known = {epoch: value for epoch, value in dice.items() if value is not None}
-    return Training(len(lines), sum(seconds) if seconds else None, known)
+    losses = [float(each["training_loss"]) for each in lines]
+    validated = [_mean_dice(each) if each.get("validation_dice") else None for each in lines]
+    overfitting = find_overfitting(losses, validated)
+    return Training(len(lines), sum(seconds) if seconds else None, known, overfitting)
 
 
 def draw_dice(folds: Mapping[int, Training]) -> Figure:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from autoseg.errors import DataError
 from autoseg.evaluation.figures import Colours, colours_of
-from autoseg.evaluation.metrics import members
-from autoseg.image.image import Geometry, read_image, read_label
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import read_image, read_label
+from autoseg.masks import members
 
 Array = NDArray[Any]
 Classes = Mapping[str, tuple[int, ...]]

@@ -13,14 +13,13 @@ from autoseg.experiments.finished import is_finished, is_scored, is_trained
 from autoseg.experiments.record import Recorder
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.files import locked
+from autoseg.locks import locked
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
 
 LOCK = ".run.lock"
-PRETRAINED = "pretrained.json"
 
 
 class Order(BaseModel):
@@ -110,11 +109,13 @@ def _do(order: Order, run: StudyRun, workspace: Workspace, device: str) -> None:
 
 
 def _check_beginning(run: StudyRun, workspace: Workspace) -> None:
-    """A run that is there began as this one is to begin?"""
+    """Raise an AutosegError if the run is there and began otherwise than this one is to begin."""
+    from autoseg.training.transfer import RECORD
+
     folder = run.folder(workspace)
     if not any(folder.glob("*.safetensors")):
         return
-    began_so = (folder / PRETRAINED).is_file()
+    began_so = (folder / RECORD).is_file()
     if began_so != (run.pretrained is not None):
         raise AutosegError(
             f"{folder} was trained {'from' if began_so else 'without'} a pretrained model, unlike "

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.dataset.splits import FILE_NAME, read_splits
+from autoseg.dataset.splits import FILE_NAME, count_folds, read_splits
 from autoseg.dataset.task import Task
 from autoseg.errors import AutosegError
-from autoseg.files import read_json
+from autoseg.model_files import FINAL
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction.batch import output_path
-from autoseg.prediction.model import FINAL, check_previous, save_previous
+from autoseg.prediction.model import check_previous, save_previous
 from autoseg.workspace import Workspace
 
 SHARED = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
@@ -59,7 +59,7 @@ def previous_plan(workspace: Workspace, plan: Plan) -> Plan:
             "--config 3d_lowres and the same options, and train all its folds"
         )
     if not (folder / "plan.json").is_file():
-        folds = " ".join(map(str, range(len(read_json(splits)))))
+        folds = " ".join(map(str, range(count_folds(splits))))
         raise AutosegError(
             f"{plan.name} refines {plan.previous_stage}, of which no fold is trained; run: "
             f"{_train(plan, f'fold {folds}')}"

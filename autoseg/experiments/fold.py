@@ -9,16 +9,20 @@ from pathlib import Path
 
 import torch
 
+from autoseg.dataset.case import Case
 from autoseg.dataset.splits import Split, load_or_make_splits
-from autoseg.dataset.task import Case, Task, read_task
+from autoseg.dataset.task import Task, read_task
 from autoseg.errors import AutosegError
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.summary import CaseScores, Summary
+from autoseg.evaluation.scores import CaseScores
+from autoseg.evaluation.summary import Summary
 from autoseg.experiments.cascade import claim_segmentations
 from autoseg.experiments.claim import claim
-from autoseg.files import locked
+from autoseg.files import remove_leftovers
 from autoseg.fingerprint import Fingerprint
+from autoseg.locks import locked
+from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan, load_plan
@@ -34,7 +38,7 @@ from autoseg.training.distributed import ALONE, Group
 from autoseg.training.events import check_tensorboard
 from autoseg.training.pretrained import read_pretrained
 from autoseg.training.run import Run
-from autoseg.training.saving import LATEST
+from autoseg.training.saving import BEST, LATEST
 from autoseg.training.train import train
 from autoseg.training.transfer import transfer
 from autoseg.workspace import Workspace
@@ -99,6 +103,7 @@ def run_fold(job: FoldJob) -> Summary | None:
     split = find_split(plan, task, job.plan_folder, job.fold)
     cases = {case.name: case for case in task.cases}
     with locked(job.folder / ".lock", f"fold {job.fold} of {task.name}"):
+        remove_leftovers(job.folder, (LATEST, BEST, FINAL))
         claim(plan, job.folder.parent, job.fold, job.resume)
         store = CaseStore(job.plan_folder / "cases", plan.preprocessing_id)
         names = (*split.train, *split.validation)
@@ -195,9 +200,7 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
     inputs = {case.name: case.images for case in cases}
     outcome = predict_cases(predictor, inputs, folder, overwrite=True, previous=previous)
     outcome.raise_failures()
-    plan = model.plan
-    foreground = dict(list(plan.labels.items())[1:])
-    labels = Labels.planned(foreground, plan.evaluation, plan.ignore_label)
+    labels = Labels.of_plan(model.plan)
     score = partial(_score, folder=folder, labels=labels)
     scores = in_parallel(score, cases, job.processes, "evaluating")
     summary = Summary(tuple(scores), (), tolerances(labels))

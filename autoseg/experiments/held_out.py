@@ -10,7 +10,8 @@ from pathlib import Path
 from autoseg.errors import AutosegError
 from autoseg.evaluation.evaluate import evaluate_case, label_maps, tolerances
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.summary import CaseScores, Summary
+from autoseg.evaluation.scores import CaseScores
+from autoseg.evaluation.summary import Summary
 from autoseg.experiments.finished import SUMMARY, TEST_SET, described, is_described, test_folder
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut

@@ -16,6 +16,7 @@ from typing import Any
 
 from autoseg import __version__
 from autoseg.errors import AutosegError
+from autoseg.evaluation.paper_tables import VALIDATION
 from autoseg.experiments.finished import (
     SUMMARY,
     is_scored,
@@ -30,7 +31,7 @@ from autoseg.experiments.study import Study
 from autoseg.files import read_json, write_json, write_text
 from autoseg.workspace import Workspace
 
-VALIDATION = "validation"
+RESULTS, STUDY = "results.csv", "study.json"
 FIRST = ("study", "task", "plan", "variant", "k", "seed", "fold", "set", "case", "class")
 
 Row = dict[str, Any]
@@ -50,7 +51,7 @@ def gather(study: Study, workspace: Workspace) -> list[Status]:
     folder = study_folder(study, workspace)
     pairs = [(v, run) for v in variants(study) for run in runs_of_plan(v, workspace)]
     rows = [row for variant, run in pairs for row in _rows(study, variant, run, workspace)]
-    write_text(folder / "results.csv", to_csv(rows))
+    write_text(folder / RESULTS, to_csv(rows))
     statuses = [status_of(run, workspace, read_jobs(study, workspace)) for _, run in pairs]
     runs = [
         _run_to_json(variant, status, workspace)
@@ -63,7 +64,7 @@ def gather(study: Study, workspace: Workspace) -> list[Status]:
         "study": study.model_dump(mode="json"),
         "runs": runs,
     }
-    write_json(folder / "study.json", about)
+    write_json(folder / STUDY, about)
     return statuses
 
 

@@ -8,13 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from autoseg.dataset.splits import FILE_NAME
+from autoseg.dataset.splits import FILE_NAME, count_folds
 from autoseg.dataset.task import find_task
 from autoseg.errors import PlanError
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.experiments.task_plan import Surveyed, fitted, survey_task, write_plan
-from autoseg.files import locked, read_json
 from autoseg.fingerprint import Fingerprint
+from autoseg.locks import locked
 from autoseg.planning.budget import parse_seconds
 from autoseg.planning.compose import Wishes, compose_unmeasured
 from autoseg.planning.extension import differing_keys
@@ -128,7 +128,7 @@ def runs_of_plan(variant: Variant, workspace: Workspace) -> list[StudyRun]:
     """
     study, name = variant.study, variant.name
     file = workspace.preprocessed(study.task, name) / FILE_NAME
-    count = len(read_json(file)) if file.is_file() else variant.k
+    count = count_folds(file) if file.is_file() else variant.k
     if count is None:
         return []
     folds = range(count) if study.folds is None else study.folds
@@ -231,7 +231,7 @@ def _compare(plan: Plan, variant: Variant, workspace: Workspace, folder: Path) -
 
 def _check_folds(variant: Variant, workspace: Workspace, plan: Plan) -> None:
     file = workspace.preprocessed(plan.task, plan.name) / FILE_NAME
-    count = len(read_json(file))
+    count = count_folds(file)
     if variant.k is not None and count != variant.k:
         raise PlanError(
             f"{file} has {count} folds, but study {variant.study.name} asks for {variant.k}: "

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from autoseg.errors import AutosegError
+from autoseg.evaluation.training_log import LOG
 from autoseg.experiments.attempt import LOCK
 from autoseg.experiments.finished import is_finished, is_trained, validation
 from autoseg.experiments.record import Record, read_record
 from autoseg.experiments.runs import StudyRun
-from autoseg.files import holder_of, read_json
+from autoseg.files import read_json
+from autoseg.locks import holder_of
 from autoseg.progress import in_words
 from autoseg.workspace import Workspace
 
@@ -90,7 +92,8 @@ def _state(run: StudyRun, workspace: Workspace, record: Record | None, job: str 
 
 def _epochs(folder: Path) -> int:
     try:
-        return sum(1 for _ in (folder / "log.jsonl").open(encoding="utf-8"))
+        with (folder / LOG).open(encoding="utf-8") as log:
+            return sum(1 for _ in log)
     except OSError:
         return 0
 

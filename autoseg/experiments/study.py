@@ -20,8 +20,8 @@ from autoseg.planning.part import Count, Index, LabelValue, Positive, Seed
 from autoseg.planning.reference import plans_folder
 
 ENDING = ".json5"
-FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-Folds = Annotated[int, Field(ge=2)]
+FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
+Folds = Annotated[int, Field(ge=2, le=1000)]
 
 
 class Section(BaseModel):
@@ -124,7 +124,7 @@ class Study(Section):
 
     name: FolderName
     title: str = ""
-    task: str
+    task: Annotated[str, Field(min_length=1, max_length=200)]
     plans: Annotated[tuple[StudyPlan, ...], Field(min_length=1)] = (StudyPlan(),)
     k: tuple[Folds, ...] | None = None
     seeds: tuple[Seed, ...] | None = None

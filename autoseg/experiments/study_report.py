@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoseg.errors import AutosegError
 from autoseg.evaluation.bars import draw_bars
 from autoseg.evaluation.boxes import draw_grouped_boxes
 from autoseg.evaluation.cross_validation import gather
@@ -21,8 +22,10 @@ from autoseg.evaluation.paper_tables import (
     titled,
 )
 from autoseg.evaluation.rows import write_table
+from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.task_files import FIGURES, TABLES, Trained
 from autoseg.experiments.study_scores import StudyScores, read_scores
+from autoseg.workspace import Workspace
 
 
 def report_study(folder: Path) -> list[Path]:
@@ -54,10 +57,18 @@ def report_study(folder: Path) -> list[Path]:
         for path in write_table(folder / TABLES / name, table)
     ]
     colours: Colours = {} if study.labels is None else study.labels.colours
-    return paths + _write_figures(study, colours, folder / FIGURES, folder.parents[1] / "raw")
+    return paths + _write_figures(study, colours, folder / FIGURES, _raw_task(study, folder))
 
 
-def _write_figures(study: StudyScores, colours: Colours, out: Path, raw: Path) -> list[Path]:
+def _raw_task(study: StudyScores, folder: Path) -> Path | None:
+    """The folder of the raw task; None if it is not there any more."""
+    try:
+        return Workspace(folder.parents[1]).find_task_folder(study.task)
+    except AutosegError:
+        return None
+
+
+def _write_figures(study: StudyScores, colours: Colours, out: Path, raw: Path | None) -> list[Path]:
     losses = {
         titled(study.head, name): [
             log for log in map(read_losses, runs.values()) if log is not None
@@ -71,16 +82,16 @@ def _write_figures(study: StudyScores, colours: Colours, out: Path, raw: Path) -
         draw_bars(bars(study.arms, study.columns, study.head), colours), out / "dice_of_plans"
     )
     for runs in study.folders.values():
-        paths += _write_examples(list(runs.values()), raw / study.task, out)
+        paths += _write_examples(list(runs.values()), raw, out)
     return paths
 
 
-def _write_examples(runs: Sequence[Path], raw: Path, out: Path) -> list[Path]:
+def _write_examples(runs: Sequence[Path], raw: Path | None, out: Path) -> list[Path]:
     """The worst, the median and the best validation case of one plan."""
     models = runs[0].parent
-    if not raw.is_dir() or not any((run / "validation" / "summary.json").is_file() for run in runs):
+    if raw is None or not any((run / "validation" / "summary.json").is_file() for run in runs):
         return []
     summary = gather(models).combined
-    chosen = type(summary)(tuple(worst_median_best(summary)))
+    chosen = Summary(tuple(worst_median_best(summary)))
     exhibits = Trained(models, raw).exhibits(chosen)
     return save_forms(draw_cases(exhibits), out / f"examples_{models.name}") if exhibits else []

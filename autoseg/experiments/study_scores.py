@@ -12,10 +12,10 @@ from autoseg.errors import AutosegError, DataError
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.paper_tables import VALIDATION, Arm, Column
+from autoseg.experiments.results import RESULTS, STUDY
 from autoseg.files import read_json
 from autoseg.planning.plan import load_plan
 
-RESULTS, STUDY = "results.csv", "study.json"
 Scores = dict[str, dict[str, dict[int, dict[str, dict[str, list[float | None]]]]]]
 
 
@@ -63,15 +63,15 @@ def read_scores(folder: Path) -> StudyScores:
             place = folder.parents[1] / run["folder"]
             folders.setdefault(names[run["plan"]], {})[run["fold"]] = place
         scores = _read_results(folder / RESULTS)
+        arms = tuple(
+            Arm(name, tuple(sorted(folders[name])), scores.get(plan, {}))
+            for plan, name in names.items()
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{folder} holds no results of a study ({type(error).__name__}: {error}); start the "
             "study again"
         ) from error
-    arms = tuple(
-        Arm(name, tuple(sorted(folders[name])), scores.get(plan, {}))
-        for plan, name in names.items()
-    )
     labels = _labels(folders)
     return StudyScores(task, head, arms, folders, _columns(arms, sets, labels), labels)
 
@@ -113,11 +113,9 @@ def _labels(folders: dict[str, dict[int, Path]]) -> Labels | None:
     for of_arm in folders.values():
         for fold in of_arm.values():
             try:
-                plan = load_plan(fold.parent / "plan.json")
+                return Labels.of_plan(load_plan(fold.parent / "plan.json"))
             except AutosegError:
                 continue
-            foreground = dict(list(plan.labels.items())[1:])
-            return Labels.planned(foreground, plan.evaluation, plan.ignore_label)
     return None
 
 

@@ -7,7 +7,14 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.dataset.splits import Recipe, load_or_make_splits, remake_splits
+from autoseg.dataset.splits import (
+    Recipe,
+    find_splits,
+    load_or_make_splits,
+    patients,
+    remake_splits,
+)
+from autoseg.dataset.stratification import Unit
 from autoseg.dataset.task import Task, find_task, without
 from autoseg.dataset.verify import (
     Problem,
@@ -50,6 +57,8 @@ def survey_task(
 ) -> Surveyed:
     """Verify and measure a task in one pass; problems are printed and written beside its plans.
 
+    A folder outside of `raw/` is noted there, too: afterwards the task's name stands for it.
+
     Args:
         workspace: holds the task's plans.
         folder: the raw task.
@@ -61,6 +70,7 @@ def survey_task(
         AutosegError: the data have errors; the message names the first.
     """
     task, problems = find_task(folder)
+    workspace.remember_raw_folder(task.folder)
     room = workspace.preprocessed(task.name)
     fingerprint, found = survey(task, processes, room / ".survey", folds)
     problems = [*problems, *found]
@@ -71,10 +81,17 @@ def survey_task(
     counts = f"{len(verification.errors)} errors, {len(verification.warnings)} warnings"
     say(f"{task.name}: {len(task.cases)} cases, {counts}")
     if not skip_bad_cases:
-        verification.raise_errors(task.name)
+        verification.raise_errors(task.name, _advice(fingerprint, problems))
         return Surveyed(task, fingerprint)
     bad = _bad_cases(task, fingerprint, problems)
     return Surveyed(without(task, bad), fingerprint, bad)
+
+
+def _advice(fingerprint: Fingerprint, problems: list[Problem]) -> str:
+    """How to go on, if it is some cases that are bad and others are whole."""
+    if "" in errors_by_case(problems) or not fingerprint.cases:
+        return ""
+    return "mend these cases, or leave them out with --skip-bad-cases"
 
 
 def _bad_cases(task: Task, fingerprint: Fingerprint, problems: list[Problem]) -> tuple[str, ...]:
@@ -89,8 +106,16 @@ def _bad_cases(task: Task, fingerprint: Fingerprint, problems: list[Problem]) ->
 
 def fitted(wishes: Wishes, surveyed: Surveyed) -> Wishes:
     """The wishes with what the task itself decides."""
-    order = surveyed.task.regions_class_order
-    return replace(wishes, regions_class_order=order, skipped_cases=surveyed.skipped)
+    return replace(
+        wishes,
+        regions_class_order=surveyed.task.regions_class_order,
+        skipped_cases=surveyed.skipped,
+        patients=len(_patients(surveyed.task)),
+    )
+
+
+def _patients(task: Task) -> list[Unit]:
+    return patients([case.name for case in task.cases], task.groups)
 
 
 def write_plan(
@@ -123,6 +148,9 @@ def write_plan(
 
 def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
     """Write the plan's splits, in place of those that an earlier plan of this name made."""
+    if len(_patients(task)) == 1 and find_splits(task.folder) is None:
+        say("one patient cannot be split into folds: only `fold all` can be trained")
+        return
     names = tuple(case.name for case in task.cases)
     folds, seed, classes = plan.splits.folds, plan.splits.seed, fingerprint.presence
     if earlier := _earlier_plan(folder):

@@ -11,30 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.dataset.scales import scale_of
+from autoseg.fingerprint.content import box_of_content
+from autoseg.fingerprint.intensities import (
+    Intensities,
+    Sample,
+    intensities_from_json,
+    sample,
+    summary,
+    whole_and_inside,
+)
 from autoseg.fingerprint.labels import LabelFigures, measure_labels
-from autoseg.fingerprint.rounding import rounded
 from autoseg.image.image import Image
-
-SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
-SAMPLE_SIZE = 500
-SAMPLE_FRACTIONS = tuple((i + 0.5) / SAMPLE_SIZE for i in range(SAMPLE_SIZE))
-CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Intensities:
-    """Statistics of some voxels' intensities, rounded to six significant digits.
-
-    `std` is the population's; `p00_5` and `p99_5` are the 0.5 and the 99.5 percentile.
-    """
-
-    mean: float
-    std: float
-    min: float
-    p00_5: float
-    median: float
-    p99_5: float
-    max: float
 
 
 @dataclass(frozen=True)
@@ -103,15 +90,6 @@ class CaseFigures:
         )
 
 
-Sample = tuple[float, ...]
-"""Equally likely intensities of one channel's foreground, ascending; empty without foreground."""
-
-
-def intensities_from_json(values: dict[str, float] | None) -> Intensities | None:
-    """Intensities written by `dataclasses.asdict`, or None where there were none."""
-    return None if values is None else Intensities(**values)
-
-
 def _label_from_json(values: dict[str, Any]) -> LabelFigures:
     extent = values["extent_mm"]
     return LabelFigures(
@@ -143,7 +121,7 @@ def measure(
         ignore_label: value that is no foreground although it is above zero.
 
     Returns:
-        The figures, and for each channel a sample of `SAMPLE_SIZE` foreground intensities: the
+        The figures, and for each channel a sample of 500 foreground intensities: the
         quantiles at the middles of as many equal shares of the foreground.
     """
     foreground = label > 0
@@ -151,15 +129,14 @@ def measure(
         foreground &= label != ignore_label
     channels, samples = [], []
     for channel in image.array:
-        inside = np.sort(channel.T[foreground.T])  # .T: in the order in which memory holds a file
-        samples.append(_sample(inside))
-        intensities = channel.ravel(order="K")
-        whole = _summary(intensities, _partitioned(intensities))
+        values, inside = whole_and_inside(channel, foreground)
+        samples.append(sample(inside))
+        whole = summary(values)
         channels.append(
             ChannelFigures(
                 scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
                 image=whole,
-                foreground=_summary(inside, inside) if inside.size else None,
+                foreground=summary(inside) if len(inside) else None,
             )
         )
     geometry = image.geometry
@@ -171,7 +148,7 @@ def measure(
         channels=tuple(channels),
         voxels=voxels,
         labels=measure_labels(label, labels, geometry.spacing_mm),
-        content=hashlib.sha256(np.ascontiguousarray(image.array.T).data).hexdigest(),
+        content=content_of(image.array),
     )
     return figures, tuple(samples)
 
@@ -192,66 +169,18 @@ def orientation_of(direction: Sequence[float]) -> str:
     return "".join(letters)
 
 
-def shape_of_content(array: NDArray[np.float32]) -> tuple[int, int, int]:
+def content_of(array: NDArray[Any]) -> str:
+    """SHA-256 of an image array (channel, x, y, z), as float32 in the order z, y, x, channel."""
+    digest = hashlib.sha256()
+    for plane in array.T:
+        digest.update(np.ascontiguousarray(plane, np.float32).data)
+    return digest.hexdigest()
+
+
+def shape_of_content(array: NDArray[Any]) -> tuple[int, int, int]:
     """The shape of the box around all voxels of (channel, x, y, z) that are not zero everywhere.
 
     An image that is all zero keeps its shape.
     """
-    content: NDArray[np.bool_] = np.any(array, axis=0)
-    if not content.any():
-        return _three(content.shape)
-    lengths = []
-    for axes in ((1, 2), (0, 2), (0, 1)):
-        hits = np.flatnonzero(content.any(axis=axes))
-        lengths.append(int(hits[-1] - hits[0]) + 1)
-    return _three(lengths)
-
-
-def _summary(values: NDArray[np.float32], ordered: NDArray[np.float32]) -> Intensities:
-    """Summarise flat `values`; `ordered` are the same, in order where quantiles look."""
-    mean, std = _mean_and_std(values)
-    smallest, low, median, high, largest = _quantiles(ordered, SUMMARY_FRACTIONS)
-    return Intensities(
-        mean=rounded(mean),
-        std=rounded(std),
-        min=rounded(smallest),
-        p00_5=rounded(low),
-        median=rounded(median),
-        p99_5=rounded(high),
-        max=rounded(largest),
-    )
-
-
-def _sample(ordered: NDArray[np.float32]) -> Sample:
-    if not ordered.size:
-        return ()
-    return tuple(rounded(value) for value in _quantiles(ordered, SAMPLE_FRACTIONS))
-
-
-def _mean_and_std(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Mean and standard deviation in double precision, without a double precision copy."""
-    chunks = [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
-    mean = sum(float(chunk.sum(dtype=np.float64)) for chunk in chunks) / len(values)
-    squares = sum(float(np.square(chunk - np.float64(mean)).sum()) for chunk in chunks)
-    return mean, (squares / len(values)) ** 0.5
-
-
-def _partitioned(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A copy in which the ranks that the summary reads are in place: cheaper than sorting."""
-    low, high, _ = _ranks(len(values), SUMMARY_FRACTIONS)
-    return np.partition(values, np.union1d(low, high))
-
-
-def _quantiles(ordered: NDArray[np.float32], fractions: Sequence[float]) -> list[float]:
-    low, high, weight = _ranks(len(ordered), fractions)
-    below, above = ordered[low].astype(np.float64), ordered[high].astype(np.float64)
-    return [float(value) for value in below + weight * (above - below)]
-
-
-def _ranks(
-    count: int, fractions: Sequence[float]
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """The ranks below and above each fraction, and the weight of the one above (NumPy's linear)."""
-    position = np.array(fractions) * (count - 1)
-    low = np.floor(position).astype(np.intp)
-    return low, np.minimum(low + 1, count - 1), position - low
+    box = box_of_content(array)
+    return _three(array.shape[1:] if box is None else [side.stop - side.start for side in box])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import DataError
+from autoseg.fields import check_fields
 from autoseg.files import read_json, write_json
-from autoseg.fingerprint.figures import CaseFigures, Intensities, intensities_from_json
+from autoseg.fingerprint.figures import CaseFigures
+from autoseg.fingerprint.intensities import Intensities, intensities_from_json
 
 FORMAT = 2
 
@@ -59,22 +60,6 @@ class Fingerprint:
         """Median over the cases of voxels after / before cropping to what is not zero."""
         shapes = np.array([case.shape for case in self.cases.values()], dtype=np.int64)
         return float(np.median(self.shapes_after_crop.prod(axis=1) / shapes.prod(axis=1)))
-
-    def median_shape_at(
-        self, spacing_mm: Sequence[float], rounding: Literal["down", "nearest"] = "nearest"
-    ) -> tuple[float, float, float]:
-        """Median shape of the whole cases resampled to a spacing, axis by axis, in voxels.
-
-        Args:
-            spacing_mm: the target, along x, y, z.
-            rounding: how each case's size * spacing / target becomes whole, as resampling does it.
-        """
-        shapes = np.array([case.shape for case in self.cases.values()], dtype=np.float64)
-        exact = shapes * self.spacings_mm / np.asarray(spacing_mm, dtype=np.float64)
-        # a size that is whole but for the rounding of floats is not rounded down
-        whole = np.floor(exact + 1e-6) if rounding == "down" else np.rint(exact)
-        x, y, z = np.median(np.maximum(whole, 1), axis=0)
-        return float(x), float(y), float(z)
 
     @property
     def presence(self) -> dict[str, frozenset[str]]:
@@ -138,7 +123,9 @@ class Fingerprint:
                 "delete it and plan again"
             )
         try:
-            return Fingerprint.from_json(values)
+            made = Fingerprint.from_json(values)
+            check_fields(made)
+            return made
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: not a whole fingerprint ({error!r}); delete it and plan again"

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.fingerprint.content import Box, box_of_content
 from autoseg.fingerprint.rounding import rounded
 
 LabelArray = NDArray[np.integer[Any]]
-Box = tuple[slice, slice, slice]
+CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,20 @@ class LabelFigures:
 def count_labels(label: LabelArray) -> dict[int, int]:
     """Label value -> number of voxels, for the values that occur in a label map (x, y, z)."""
     counts = np.zeros(int(label.max()) + 1, dtype=np.int64)
-    # Plane by plane, as bincount copies what it counts as int64; .T: in the order of the memory.
-    for plane in label.T:
-        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    flat = label.T.reshape(-1)  # .T: in the order of the memory
+    for start in range(0, len(flat), CHUNK):  # bincount copies what it counts as int64
+        chunk = flat[start : start + CHUNK]
+        labelled = _without_background(chunk)
+        counts += np.bincount(labelled, minlength=len(counts))
+        counts[0] += len(chunk) - len(labelled)
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def _without_background(flat: LabelArray) -> LabelArray:
+    """What is left when most zeros are taken out, eight bytes at a time."""
+    words = flat[: len(flat) * flat.itemsize // 8 * 8 // flat.itemsize].view(np.uint64)
+    rest = flat[len(words) * 8 // flat.itemsize :]
+    return np.concatenate([words[words != 0].view(flat.dtype), rest])
 
 
 def measure_labels(
@@ -59,10 +70,12 @@ def measure_labels(
     """
     from scipy.ndimage import find_objects
 
+    around = box_of_content(label[np.newaxis])
+    inside = label[around or np.s_[:1, :1, :1]]  # if all is background, a corner tells as much
     # Entry i is the box of the value i + 1, or None; .T: in the order in which memory holds a file.
-    boxes = [box and (box[2], box[1], box[0]) for box in find_objects(label.T)]
+    boxes = [box and (box[2], box[1], box[0]) for box in find_objects(inside.T)]
     return {
-        name: _measure(label, values, _around(boxes, values), spacing_mm)
+        name: _measure(inside, values, _around(boxes, values), spacing_mm)
         for name, values in labels.items()
         if 0 not in values
     }

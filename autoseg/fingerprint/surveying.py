@@ -16,18 +16,15 @@ from autoseg.dataset.case import Case
 from autoseg.dataset.consistency import CaseFacts, check_task
 from autoseg.dataset.task import Task
 from autoseg.dataset.verify import Problem, Verification, check_case, shown
-from autoseg.errors import AutosegError, DataError
+from autoseg.errors import AutosegError, DataError, VoxelError
 from autoseg.files import read_json, to_json, write_json
-from autoseg.fingerprint.figures import (
-    CaseFigures,
-    Intensities,
-    Sample,
-    measure,
-)
+from autoseg.fingerprint.figures import CaseFigures, measure
 from autoseg.fingerprint.fingerprint import FORMAT, Fingerprint
+from autoseg.fingerprint.intensities import Intensities, Sample
 from autoseg.fingerprint.labels import count_labels
 from autoseg.fingerprint.rounding import rounded
-from autoseg.image.image import Geometry, Image, VoxelError, files_of, read_image, read_label
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image, files_of, read_image, read_label
 from autoseg.parallel import in_parallel
 
 
@@ -65,9 +62,9 @@ def survey(
     number of channels) is told among the problems and is not in the fingerprint: to go on without
     such cases, leave out what `errors_by_case` names (`without(task, names)`).
 
-    Memory does not grow with the set: each process holds one case at a time (at its peak about 13
-    bytes a voxel, and 8 more for each channel beyond the first), and what stays of a case is some
-    500 numbers a channel.
+    Memory does not grow with the set: each process holds one case at a time (at its peak about 5
+    bytes a voxel and 3 more for each further channel if intensities are stored in 16 bits, else 13
+    and 5), and what stays of a case is some 500 numbers a channel.
 
     Args:
         task: the data set.
@@ -121,7 +118,7 @@ def _load(
     image = label = None
     problems = []
     try:
-        image = read_image(case.images)
+        image = read_image(case.images, own_type=True)
     except DataError as error:
         problems.append(_unreadable(task, case, case.images[0], error))
     try:

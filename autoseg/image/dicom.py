@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.errors import DataError
 from autoseg.image.endings import ending_of
+from autoseg.image.pixels import check_pixels, pixel_bytes
 from autoseg.image.stack import Series, Slice, check_stack
 
 if TYPE_CHECKING:
+    import SimpleITK as sitk
     from pydicom import Dataset
 
 MARK_AT = 128
@@ -30,9 +33,15 @@ TAGS = [
     "SamplesPerPixel",
     "Rows",
     "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
     "RescaleSlope",
     "RescaleIntercept",
 ]
+NEEDED = ("SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
+MOST_SHOWN = 80  # characters of a value in a message
 DIRECTORY = "1.2.840.10008.1.3.10"
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 SLICES = {f"{STORAGE}{kind}" for kind in ("2", "4", "128")}  # CT, MR, PET
@@ -58,11 +67,13 @@ class Other:
         file: where it lies.
         reason: what it is.
         is_scan: whether it holds a volume all the same, in a form that is not read here.
+        series: of an image that a scanner stores among slices, its SeriesInstanceUID; else "".
     """
 
     file: Path
     reason: str
     is_scan: bool = False
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,12 @@ def read_contents(files: Iterable[Path]) -> Contents:
             others.append(header)
         else:
             slices[header.series].append(header)
+    for other in others:
+        if other.series in slices:
+            raise DataError(
+                f"{other.file}: among slices of one series, but {other.reason}; a slice may be "
+                "damaged: copy the folder anew, or take the file out"
+            )
     series = sorted((Series.of(each) for each in slices.values()), key=_by_number)
     return Contents(tuple(series), tuple(others))
 
@@ -135,7 +152,7 @@ def find_series(path: Path) -> Series:
     return names[0]
 
 
-def read_series(path: Path) -> Any:
+def read_series(path: Path) -> sitk.Image:
     """Read the series behind a path with SimpleITK, its slices in the order of their positions.
 
     Raises:
@@ -149,9 +166,12 @@ def read_series(path: Path) -> Any:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileNames([str(each.file) for each in series.slices])
-    if series.scales_differ:  # ITK would take the first slice's type for all, and cut fractions off
+    if series.values_differ:  # ITK would take the first slice's type for all, and cut fractions off
         reader.SetOutputPixelType(sitk.sitkFloat32)
-    return reader.Execute()
+    picture: sitk.Image = reader.Execute()
+    # Of an object that it does not know ITK reads the pixels, but not how far they are apart.
+    picture.SetSpacing((*series.first.spacing_mm, picture.GetSpacing()[2]))
+    return picture
 
 
 def _by_number(series: Series) -> tuple[bool, int, str]:
@@ -163,9 +183,9 @@ def _read_header(file: Path) -> Slice | Other:
     import pydicom
 
     try:
-        with pydicom.config.disable_value_validation():
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
-            return _other(file, header) or _slice(file, header)
+        with pydicom.config.disable_value_validation(), file.open("rb") as stream:
+            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS))
+            return _other(file, header) or _slice(file, header, pixel_bytes(header, stream))
     except Exception as error:  # bytes gone bad make pydicom raise nearly anything
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
@@ -177,7 +197,7 @@ def _other(file: Path, header: Dataset) -> Other | None:
     """What a file is that is no slice; a slice whose header breaks off does not count."""
     if header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
         return Other(file, "an index of files (DICOMDIR)")
-    kind = str(header.get("SOPClassUID", ""))
+    kind = _kind(header)
     if kind in MULTI_FRAME:
         reason = "a multi-frame object, which is not read; export it as single slices"
         return Other(file, reason, is_scan=True)
@@ -189,39 +209,58 @@ def _other(file: Path, header: Dataset) -> Other | None:
     if "Rows" not in header:
         is_cut_off = kind in SLICES or "ImagePositionPatient" in header
         return None if is_cut_off else Other(file, f"an object without an image ({modality})")
+    series = str(header.SeriesInstanceUID) if kind in SLICES else ""
     if int(header.get("NumberOfFrames") or 1) > 1:
-        return Other(file, "a film of several frames")
+        return Other(file, "a film of several frames", series=series)
     if int(header.get("SamplesPerPixel") or 1) > 1:
-        return Other(file, "a colour picture")
+        return Other(file, "a colour picture", series=series)
     if not all(header.get(name) for name in PLACE):
-        return Other(file, "a picture without a place in the patient")
+        return Other(file, "a picture without a place in the patient", series=series)
     return None
 
 
-def _slice(file: Path, header: Dataset) -> Slice:
-    row_mm, column_mm = (float(value) for value in header.PixelSpacing)
+def _kind(header: Dataset) -> str:
+    """What sort of object it is, as the header says, or what stands before it."""
+    return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
+
+
+def _slice(file: Path, header: Dataset, there: int | None) -> Slice:
+    if missing := [name for name in NEEDED if header.get(name) in (None, "")]:
+        raise ValueError(f"{missing[0]} is missing")
+    if not _kind(header).startswith(STORAGE):
+        raise ValueError(f"SOPClassUID is {_kind(header)[:MOST_SHOWN]!r}, which is no image")
+    check_pixels(header, there)
+    row_mm, column_mm = _floats(header.PixelSpacing, 2)
     number = header.get("SeriesNumber")
     return Slice(
         file=file,
         series=str(header.SeriesInstanceUID),
         number=None if number is None else int(number),
-        instance=str(header.SOPInstanceUID),
+        instance=str(header.get("SOPInstanceUID", "")),
         size=(int(header.Columns), int(header.Rows)),
         spacing_mm=(column_mm, row_mm),
         position_mm=_floats(header.ImagePositionPatient, 3),
         orientation=_floats(header.ImageOrientationPatient, 6),
         scale=(_number(header, "RescaleSlope", 1.0), _number(header, "RescaleIntercept", 0.0)),
+        pixel=(int(header.BitsAllocated), int(header.get("PixelRepresentation") or 0)),
         is_localiser="LOCALIZER" in itertools.islice(header.get("ImageType") or (), 8),
     )
 
 
 def _number(header: Dataset, name: str, otherwise: float) -> float:
     value = header.get(name)
-    return otherwise if value is None else float(value)
+    return otherwise if value is None else _finite(value)
 
 
 def _floats(values: Any, count: int) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
+    numbers = tuple(_finite(value) for value in values)
     if len(numbers) != count:
         raise ValueError(f"{len(numbers)} numbers instead of {count}")
     return numbers
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} where a number is expected")
+    return number

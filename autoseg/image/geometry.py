@@ -28,6 +28,13 @@ class Geometry:
         spacing_mm: distance of neighbouring voxel centres along x, y, z.
         origin_mm: position of the first voxel's centre.
         direction: 3 x 3 direction cosines, row by row.
+
+    >>> import autoseg
+    >>> upright = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    >>> grid = autoseg.Geometry((64, 64, 20), (0.8, 0.8, 3.0), (0.0, 0.0, 0.0), upright)
+    >>> thinner = autoseg.Geometry((64, 64, 20), (0.8, 0.8, 2.5), (0.0, 0.0, 0.0), upright)
+    >>> grid.differences(thinner)[0]
+    'spacing by 0.5 mm'
     """
 
     size: tuple[int, int, int]

@@ -31,7 +31,7 @@ METAIMAGE_BYTES = {
     "MET_DOUBLE": 8,
 }
 NUMBER = re.compile(r"[^\s(),]+")
-PACKED_AT_MOST = 1100  # gzip makes nothing smaller than by this factor
+PACKED_AT_MOST = 1032  # deflate makes nothing smaller than by this factor
 Fields = dict[str, str]
 
 

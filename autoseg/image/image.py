@@ -7,6 +7,7 @@ imported when the first file is read, because it takes a while.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,31 +16,32 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
-from autoseg.files import replacing
+from autoseg.errors import DataError, VoxelError
 from autoseg.image.dicom import is_dicom, read_series
-from autoseg.image.endings import ENDINGS as ENDINGS
-from autoseg.image.endings import ending_of as ending_of
-from autoseg.image.endings import stem_of as stem_of
-from autoseg.image.geometry import Geometry as Geometry
-from autoseg.image.geometry import geometry_of, sheared
+from autoseg.image.endings import ENDINGS, ending_of, stem_of
+from autoseg.image.geometry import Geometry, geometry_of, sheared
 from autoseg.image.headers import check_header
-from autoseg.image.nifti_writer import is_nifti_1, write_on_grid_of
-from autoseg.image.nrrd import copy_grid
+from autoseg.image.label_writer import HIGHEST_LABEL, File, smallest_type
+from autoseg.image.nifti import check_nifti
+from autoseg.image.nifti_reader import read_nifti
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 
-class VoxelError(DataError):
-    """A file that can be read holds values that a scan or a label map cannot have."""
-
-
 @dataclass(frozen=True)
 class Image:
-    """One scan: `array` of shape (channel, x, y, z) and its grid.
+    """One scan and the grid that its voxels lie on.
 
-    The values are float32, or in their file's own small integers if the reader was asked for them.
+    Attributes:
+        array: array of shape (channel, x, y, z), of float32, or of the file's own small integers
+            if the reader was asked for them.
+        geometry: its grid.
+
+    >>> import autoseg
+    >>> scan = autoseg.read_image("raw/Task004_Hippocampus/imagesTs/hippocampus_040.nii.gz")
+    >>> isinstance(scan, autoseg.Image), scan.array.shape == (1, *scan.geometry.size)
+    (True, True)
     """
 
     array: NDArray[Any]
@@ -55,14 +57,21 @@ def files_of(path: Path) -> list[Path]:
     return [path] if path.exists() else []
 
 
-def read_image(paths: Sequence[Path], own_type: bool = False) -> Image:
+def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
     """Read one scan; each path is one channel, and all must lie on the same grid.
 
     A path is a file, a folder with one DICOM series, or a slice of a series, which stands for it.
     A single 4D file is read as its channels.
 
+    >>> import autoseg
+    >>> scan = autoseg.read_image("raw/Task004_Hippocampus/imagesTs/hippocampus_040.nii.gz")
+    >>> scan.array.shape, scan.array.dtype
+    ((1, 36, 52, 37), dtype('float32'))
+    >>> scan.geometry.spacing_mm
+    (1.0, 1.0, 1.0)
+
     Args:
-        paths: the files.
+        paths: the files, or a single one.
         own_type: leave integers of up to 16 bits as they are, which float32 holds exactly, instead
             of turning them into float32: half the memory, and quicker.
 
@@ -70,19 +79,22 @@ def read_image(paths: Sequence[Path], own_type: bool = False) -> Image:
         DataError: a file is missing, unreadable, not three-dimensional, or the channels lie on
             different grids; a VoxelError for NaN or infinity.
     """
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not files:
+        raise DataError("read_image: no file was given; give one for each channel")
     channels: list[NDArray[Any]] = []
     geometry: Geometry | None = None
-    for path in paths:
+    for path in files:
         values, found = _read(path)
         if geometry is not None and (wrong := geometry.differences(found)):
             raise DataError(
-                f"{path}: not on the grid of {paths[0].name}: {', '.join(wrong)}; "
+                f"{path}: not on the grid of {files[0].name}: {', '.join(wrong)}; "
                 "resample the channels onto one grid"
             )
         geometry = geometry or found
         values = _as_floats(values, path, own_type)
         channels.extend(values)
-    assert geometry is not None, "a scan has at least one channel"
+    assert geometry is not None
     # One channel stays a view: turning a large scan's memory round takes longer than reading it.
     array = channels[0][np.newaxis] if len(channels) == 1 else np.stack(channels)
     return Image(array, geometry)
@@ -91,7 +103,8 @@ def read_image(paths: Sequence[Path], own_type: bool = False) -> Image:
 def _as_floats(values: NDArray[Any], what: Path | str, own_type: bool) -> NDArray[Any]:
     """float32, or small integers as they are; NaN and infinity are refused."""
     if not (own_type and values.dtype.kind in "iu" and values.itemsize <= 2):
-        values = values.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is told
+            values = values.astype(np.float32, copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise VoxelError(
             f"{what}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite; "
@@ -132,25 +145,24 @@ def from_simpleitk(picture: sitk.Image) -> Image:
     return Image(_as_floats(values, "the SimpleITK image", own_type=True), geometry)
 
 
-def to_simpleitk(label: NDArray[np.integer[Any]], geometry: Geometry) -> sitk.Image:
-    """A label map of shape (x, y, z) as a SimpleITK image on its grid."""
-    import SimpleITK as sitk
+def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
+    """Read a label map with its grid.
 
-    assert label.shape == geometry.size, (label.shape, geometry.size)
-    picture = sitk.GetImageFromArray(np.ascontiguousarray(label.T))
-    picture.SetSpacing(geometry.spacing_mm)
-    picture.SetOrigin(geometry.origin_mm)
-    picture.SetDirection(geometry.direction)
-    return picture
+    >>> import autoseg
+    >>> label, grid = autoseg.read_label(
+    ...     "raw/Task004_Hippocampus/labelsTs/hippocampus_040.nii.gz"
+    ... )
+    >>> label.shape == grid.size, sorted(set(label.ravel().tolist()))
+    (True, [0, 1, 2])
 
-
-def read_label(path: Path) -> tuple[NDArray[np.integer[Any]], Geometry]:
-    """Read a label map as integers of shape (x, y, z), with its grid.
+    Returns:
+        array of shape (x, y, z), of the smallest unsigned integers that hold it, and its grid.
 
     Raises:
         DataError: as `read_image`; a VoxelError for a value that is not a whole number from 0 to
             65535.
     """
+    path = Path(path)
     array, geometry = _read(path)
     if len(array) != 1:
         raise DataError(f"{path}: a label map has one channel, but this one has {len(array)}")
@@ -166,9 +178,9 @@ def read_label(path: Path) -> tuple[NDArray[np.integer[Any]], Geometry]:
                 "which is not a label: resample label maps by nearest neighbour"
             )
         values = whole
-    if values.min() < 0 or values.max() > 65535:
+    if values.min() < 0 or values.max() > HIGHEST_LABEL:
         raise VoxelError(
-            f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to 65535"
+            f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to {HIGHEST_LABEL}"
         )
     values = values.astype(smallest_type(values.max()), copy=False)
     return cast("NDArray[np.integer[Any]]", values), geometry
@@ -191,51 +203,17 @@ def read_geometry(path: Path) -> Geometry:
     return geometry_of(reader, path)
 
 
-def write_label(
-    path: Path, label: NDArray[np.integer[Any]], geometry: Geometry, like: Path | None = None
-) -> None:
-    """Write a label map of shape (x, y, z) on its grid, compressed, whole or not at all.
-
-    The file has 8 bits a voxel, or 16 where its values need them.
-
-    Args:
-        path: where to, in the format of its ending.
-        label: values from 0 to 65535.
-        geometry: the grid.
-        like: the file that the grid was read from. NIfTI cannot hold every direction exactly and
-            NRRD no spacing; in the format of `like` the fields of its header are copied, so that
-            both files are read as the same grid to the bit.
-    """
-    import SimpleITK as sitk
-
-    assert label.shape == geometry.size, (label.shape, geometry.size)
-    label = label.astype(smallest_type(label.max(initial=0)), copy=False)
-    formats = {ending_of(path), ending_of(like) if like and _is_one_file(like) else ""}
-    with replacing(path) as temporary:
-        if like and formats <= {".nii", ".nii.gz"} and is_nifti_1(like):
-            write_on_grid_of(like, label, temporary)
-            return
-        sitk.WriteImage(to_simpleitk(label, geometry), str(temporary), useCompression=True)
-        if like and formats == {".nrrd"}:
-            copy_grid(like, temporary)
-
-
-def smallest_type(highest: int) -> type[np.uint8 | np.uint16]:
-    """The smallest type that holds whole numbers from 0 to `highest`."""
-    return np.uint8 if highest < 256 else np.uint16
-
-
 def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
     """Read a file or a DICOM folder as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
-    from autoseg.image.nifti import check_nifti  # it needs this module's endings
-
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     _must_exist(path)
     check_header(path)
-    check_nifti(path)
     try:
+        if (found := read_nifti(path)) is not None:
+            return found
+        check_nifti(path)
         picture = sitk.ReadImage(str(path)) if _is_one_file(path) else read_series(path)
     except RuntimeError as error:
         raise _unreadable(path, error) from error
@@ -275,4 +253,5 @@ def _unreadable(path: Path, error: RuntimeError) -> DataError:
     if "orthonormal" in text:
         return sheared(path)
     reason = text.strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
+    reason = re.sub(r"\(0x\w+\): ", ": ", reason)  # where an object lies in memory
     return DataError(f"{path}: cannot be read ({reason}); it may be truncated: copy it anew")

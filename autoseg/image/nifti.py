@@ -13,15 +13,19 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
+from isal import igzip, isal_zlib
 
-from autoseg.errors import DataError
-from autoseg.image.image import VoxelError, ending_of
+from autoseg.errors import DataError, VoxelError
+from autoseg.image.endings import ending_of
 
 FLOAT_TYPES = {16: "f4", 64: "f8"}  # NIfTI's code -> NumPy's
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
 CHUNK = 1 << 24
+ISAL_ERROR = cast("type[Exception]", isal_zlib.error)
+PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, ISAL_ERROR)
 LONGEST_QUATERNION = 1.001  # squared; as its numbers are rounded
 
 # Where the header holds what is looked at, and how `struct` unpacks it.
@@ -39,11 +43,20 @@ MAGIC_AT, SIZE_AT, CODE_AT, SPACING_AT, START_AT, FORMS_AT, PLACE_AT = (
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Bytes at which the voxels start and end, unpacked, the type's code, and the byte order."""
+class Layout:
+    """What a header says of the voxels.
+
+    Attributes:
+        start: the byte at which they start, unpacked.
+        end: the byte at which they end.
+        size: along each axis.
+        code: NIfTI's number of their type.
+        order: `<` or `>`, as `struct` writes the order of bytes.
+    """
 
     start: int
     end: int
+    size: tuple[int, ...]
     code: int
     order: str
 
@@ -60,8 +73,8 @@ def check_nifti(path: Path) -> None:
     """
     if ending_of(path) not in (".nii", ".nii.gz") or not path.is_file():
         return
-    layout = _layout(path)
-    if layout.code not in FLOAT_TYPES and _has_size(path, layout.end):
+    layout = layout_of(path)
+    if layout.code not in FLOAT_TYPES and has_size(path, layout.end):
         return
     end, bad = _scan(path, layout)
     if end < layout.end:
@@ -73,7 +86,12 @@ def check_nifti(path: Path) -> None:
         )
 
 
-def _layout(path: Path) -> _Layout:
+def layout_of(path: Path) -> Layout:
+    """Read and check the header.
+
+    Raises:
+        DataError: it is none, of NIfTI-2, or damaged.
+    """
     header = _first_bytes(path)
     order = _byte_order(path, header)
     size = struct.unpack_from(order + "8h", header, SIZE_AT)
@@ -90,7 +108,8 @@ def _layout(path: Path) -> _Layout:
         raise _damaged(path, f"voxels from byte {start} on")
     _check_place(path, header, order)
     first = max(int(start), HEADER_SIZE)
-    return _Layout(first, first + math.prod(size[1 : size[0] + 1]) * BITS[code] // 8, code, order)
+    axes = size[1 : size[0] + 1]
+    return Layout(first, first + math.prod(axes) * BITS[code] // 8, axes, code, order)
 
 
 def _byte_order(path: Path, header: bytes) -> str:
@@ -124,20 +143,27 @@ def _damaged(path: Path, what: str) -> DataError:
 def _first_bytes(path: Path) -> bytes:
     """The header, as far as it is there."""
     try:
-        with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
+        # not isal, which reads further ahead, and may fail at what comes later
+        with gzip.open(path) if is_packed(path) else path.open("rb") as stream:
             return stream.read(HEADER_SIZE)
-    except (EOFError, gzip.BadGzipFile, zlib.error):
+    except PACKING_ERRORS:
         return b""
 
 
-def _is_packed(path: Path) -> bool:
+def unpacked(path: Path) -> BinaryIO:
+    """Open a file, packed by gzip or not, to read what is in it."""
+    return cast("BinaryIO", igzip.open(path) if is_packed(path) else path.open("rb"))
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file begins as gzip does."""
     with path.open("rb") as stream:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def _has_size(path: Path, size: int) -> bool:
+def has_size(path: Path, size: int) -> bool:
     """Whether the file is as long as it should be; a packed one notes its length at its end."""
-    if not _is_packed(path):
+    if not is_packed(path):
         return path.stat().st_size >= size
     with path.open("rb") as stream:
         stream.seek(-4, os.SEEK_END)
@@ -145,9 +171,9 @@ def _has_size(path: Path, size: int) -> bool:
     return bool(noted == size % 2**32)
 
 
-def _scan(path: Path, layout: _Layout) -> tuple[int, int]:
+def _scan(path: Path, layout: Layout) -> tuple[int, int]:
     """Read the file through: bytes up to where the voxels end, and voxels that are not finite."""
-    with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
+    with unpacked(path) as stream:
         end, bad = 0, 0
         try:
             stream.seek(layout.start)
@@ -159,6 +185,6 @@ def _scan(path: Path, layout: _Layout) -> tuple[int, int]:
                     bad += int(np.count_nonzero(~np.isfinite(whole)))
             while stream.read(CHUNK):  # to the checksum at the end of a packed file
                 pass
-        except (EOFError, gzip.BadGzipFile, zlib.error):
+        except PACKING_ERRORS:
             end = -1  # what can be read of it is not to be trusted
         return layout.start + end, bad

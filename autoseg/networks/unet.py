@@ -91,8 +91,7 @@ class UNet(nn.Module):
                 convolutions.append(ConvBlock(plan, width, width, kernels[stage]))
             self.decoder.append(nn.Sequential(*convolutions))
 
-        supervised = max(1, len(features) - 2) if plan.deep_supervision else 1
-        self.heads = nn.ModuleList(nn.Conv3d(f, classes, 1) for f in features[:supervised])
+        self.heads = nn.ModuleList(nn.Conv3d(f, classes, 1) for f in features[: plan.supervised])
         _initialise(self, plan)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:  # noqa: D102

@@ -15,8 +15,8 @@ from typing import Any
 
 from autoseg import __version__
 from autoseg.errors import AutosegError
+from autoseg.evaluation.rows import Row, number, rows_as_markdown, spread
 from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
 from autoseg.files import read_json
 from autoseg.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
@@ -129,7 +129,9 @@ class Card:
 
     def _times(self) -> list[Row]:
         return [
-            (fold, NOT_STATED, NOT_STATED) if of is None else (fold, str(of.epochs), _time(of))
+            (fold, NOT_STATED, NOT_STATED)
+            if of is None
+            else (fold, str(of.epochs), in_words(of.seconds))
             for fold, of in self.training.items()
         ]
 
@@ -197,10 +199,6 @@ def _in_words(value: Any) -> str:
     if isinstance(value, Sequence):
         return " x ".join(f"{number:g}" for number in value)
     return str(value)
-
-
-def _time(of: Training) -> str:
-    return in_words(of.seconds)
 
 
 def _versions() -> dict[str, str]:

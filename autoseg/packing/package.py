@@ -7,8 +7,8 @@ scores of the folds and a card.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from autoseg import __version__
 from autoseg.archive import ENDING, Content, write_archive
 from autoseg.checkpoint import load_checkpoint
 from autoseg.dataset.splits import FILE_NAME as SPLITS
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, DataError
 from autoseg.evaluation.postprocessing import source_of
 from autoseg.evaluation.summary import Summary, combine
+from autoseg.evaluation.training_log import read_log
 from autoseg.files import read_json, to_json
 from autoseg.fingerprint import Fingerprint
 from autoseg.model_files import FINAL, PLAN, PREVIOUS_FOLDER, FolderFiles, open_model, plan_in
@@ -32,7 +33,6 @@ from autoseg.workspace import Workspace
 
 FINGERPRINT = "fingerprint.json"
 SUMMARY = "validation/summary.json"
-LOG = "log.jsonl"
 Files = dict[str, Content]
 
 
@@ -80,15 +80,14 @@ def pack(order: Order, out: Path, overwrite: bool) -> list[str]:
         files[POSTPROCESSING] = folder / POSTPROCESSING
     planned = order.workspace.preprocessed(order.task, order.plan)
     files |= _planning_files(planned, folder, plan)
+    steps = () if postprocessing is None else postprocessing.steps
     card = Card(
         plan=plan,
         fingerprint=Fingerprint.load(planned / FINGERPRINT),
         statements=read_statements(order.card, _declared(order.workspace.raw(order.task))),
         scores=combine([Summary.from_json(of) for of in summaries.values()]) if summaries else None,
-        steps=tuple(f"keeps the largest component of {s.name}" for s in postprocessing.steps)
-        if postprocessing
-        else (),
-        training={fold: _training(folder / f"fold_{fold}" / LOG) for fold in folds},
+        steps=tuple(f"keeps the largest component of {step.name}" for step in steps),
+        training={fold: _training(folder / f"fold_{fold}") for fold in folds},
     )
     files["card.json"] = to_json(card.to_json()).encode()
     files["card.md"] = card.to_markdown().encode()
@@ -213,12 +212,11 @@ def _declared(raw: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _training(log: Path) -> Training | None:
-    """How long a fold was trained, by its log."""
-    if not log.is_file():
-        return None
-    try:
-        epochs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        return Training(len(epochs), sum(float(epoch["seconds"]) for epoch in epochs))
-    except (KeyError, TypeError, ValueError):
-        return None
+def _training(fold: Path) -> Training | None:
+    """How long a fold was trained; None if it has no log that can be read."""
+    with suppress(DataError):
+        return read_log(
+            fold,
+            lambda epochs: Training(len(epochs), sum(float(each["seconds"]) for each in epochs)),
+        )
+    return None

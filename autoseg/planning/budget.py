@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoseg.errors import PlanError
-from autoseg.planning.defaults import ANISOTROPY, Values
+from autoseg.planning.defaults import Values
 from autoseg.planning.layers import Layer
 from autoseg.planning.part import Size3
 from autoseg.planning.plan import Plan
+from autoseg.planning.recipe import SHORT
 from autoseg.planning.topology import pool_and_kernels
 from autoseg.progress import in_words, say
 
@@ -37,8 +38,8 @@ COARSE = (1e3, 1e3, 1e3)  # mm: stands for the spacing of an axis that is not re
 # 0.826; in 4 minutes 16 maps reach 0.883, 24 maps (350 steps) 0.871. The 3000 is a guess.
 WIDTHS = ((0.25, 0), (0.5, 100), (0.75, 1000), (1.0, 3000))
 LIKELY_WIDTH = 1
+FEWEST_STEPS = 100  # what to advise where none fits
 PLENTY_OF_STEPS = 6_000  # with more, a larger batch serves better
-SHORT = 12 * 3600.0  # seconds: from here on the rules' own recipe has the time that it needs
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def budget_layer(
         PlanError: not even the smallest choice can take a step in that time.
     """
     tried: dict[str, Trial] = {}
+    say("measuring training steps on this device, which takes a minute or more")
 
     def attempt(choice: Choice) -> Trial:
         """Measure one choice, or recall it where the user's own values leave no other."""
@@ -133,7 +135,7 @@ def budget_layer(
     if trial.steps < 1:
         raise PlanError(
             f"a budget of {in_words(seconds)} leaves no time for training on this device after "
-            "preparing the cases; give more time"
+            f"preparing the cases; give at least {in_words(trial.least_seconds)}"
         )
     epochs = max(1, min(EPOCHS, trial.steps, int(trial.training_seconds / SHORTEST_EPOCH)))
     layer = _layer(plan, choice, seconds, trial.steps, epochs)
@@ -143,10 +145,14 @@ def budget_layer(
 
 @dataclass(frozen=True)
 class Trial:
-    """A measured choice: the steps that fit, the seconds that they take, and what to record."""
+    """A measured choice: the steps that fit, the seconds that they take, and what to record.
+
+    `least_seconds` is a budget with which `FEWEST_STEPS` would fit.
+    """
 
     steps: int
     training_seconds: float
+    least_seconds: float
     figures: Values
 
 
@@ -169,7 +175,8 @@ def _try(chosen: Plan, seconds: float, work: Work, measure: Callable[[Plan], Tim
     }
     for name, value in asdict(timing).items():
         figures[name] = float(f"{value:.3g}") if isinstance(value, float) else value
-    return Trial(steps, steps * timing.step_seconds, figures)
+    least = (spent + FEWEST_STEPS * timing.step_seconds) / AIM
+    return Trial(steps, steps * timing.step_seconds, least, figures)
 
 
 def _choose(plan: Plan, attempt: Callable[[Choice], Trial]) -> tuple[Choice, Trial]:
@@ -260,45 +267,3 @@ def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) 
             "keep": "last",
         }
     return Layer(f"time budget of {in_words(seconds)}", values)
-
-
-def short_recipe(plan: Plan, seconds: float) -> Layer | None:
-    """What learns most in few steps, in place of the rules' recipe for long runs.
-
-    On the Hippocampus set, 4 minutes on two cores, one run each: Dice 0.883, with mirroring 0.833,
-    with instance normalisation 0.883 (in 1 minute 0.828, against 0.840 and 0.849 with batch
-    normalisation). Adam, the average of the weights and the light augmentation are a choice that
-    no run was compared with; neither was the rules' own recipe.
-    """
-    if seconds >= SHORT:
-        return None
-    patch = plan.sampling.patch_size
-    flat = max(patch) / min(patch) > ANISOTROPY
-    turns = [[-20, 20] if not flat or size == min(patch) else [0, 0] for size in patch]
-    values: Values = {
-        "network": {"norm": "batch", "convolution_bias": False},
-        "augmentation": [
-            {
-                "transform": "spatial",
-                "rotation_probability": 0.3,
-                "rotation_degrees": turns,
-                "scaling_probability": 0.3,
-                "scaling": [0.8, 1.25],
-                "image_order": 1,
-            },
-            {"transform": "brightness"},
-            {"transform": "contrast"},
-            {"transform": "gamma"},
-        ],
-        "training": {
-            "loss": {"batch_dice": True},
-            "optimizer": {
-                "optimizer": "adam",
-                "learning_rate": 2e-3,
-                "weight_decay": 1e-2,
-                "decoupled": True,
-            },
-        },
-        "inference": {"mirror_axes": []},
-    }
-    return Layer(f"recipe for runs under {in_words(SHORT)}", values)

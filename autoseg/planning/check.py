@@ -40,11 +40,11 @@ def make_plan(values: Any, where: str) -> Plan:
     except RecursionError:
         raise PlanError(f"{where} is nested too deeply to be a plan") from None
     except ValidationError as error:
-        raise PlanError(f"{where}: {_in_words(error)}") from None
+        raise PlanError(f"{where}: {_first_problem(error)}") from None
 
 
-def _in_words(error: ValidationError) -> str:
-    """The first problem, and how many more there are."""
+def _first_problem(error: ValidationError) -> str:
+    """The first problem of a plan, in the user's words."""
     place = ".".join(map(str, _without_kind(error.errors()[0]["loc"]))) or "the plan"
     return in_words(error, place, _all_keys())
 

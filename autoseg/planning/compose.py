@@ -8,18 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from autoseg.errors import PlanError
-from autoseg.planning.budget import Timing, Work, budget_layer, short_recipe
+from autoseg.planning.budget import Timing, Work, budget_layer
 from autoseg.planning.check import make_plan
-from autoseg.planning.defaults import LEFT_OUT, Evidence, Values, configurations, rule_values
+from autoseg.planning.defaults import (
+    A_FOLD_EACH,
+    LEFT_OUT,
+    Evidence,
+    Values,
+    configurations,
+    rule_values,
+)
 from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
 from autoseg.planning.own_rules import patch_layer, strides_without_patch, whole_case_layer
-from autoseg.planning.plan import CASCADE, Plan
+from autoseg.planning.plan import CASCADE, Plan, Splits
 from autoseg.planning.planners import find_planner
+from autoseg.planning.recipe import short_recipe
 from autoseg.planning.reference import Reference, find_reference
 from autoseg.planning.rules import Configuration
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
+
+FEWEST_FOLDS = 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Wishes:
         seconds: time budget of one fold.
         regions_class_order: as the task declares it, for labels that overlap.
         skipped_cases: cases to leave out.
+        patients: how many the task has, if known; of fewer than five each gets a fold.
     """
 
     name: str = "default"
@@ -55,6 +66,7 @@ class Wishes:
     seconds: float | None = None
     regions_class_order: tuple[int, ...] | None = None
     skipped_cases: tuple[str, ...] = ()
+    patients: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +182,9 @@ def _rules(fingerprint: Fingerprint, wishes: Wishes, reference: Reference | None
     if wishes.skipped_cases:
         values["skipped_cases"] = wishes.skipped_cases
         evidence["skipped_cases"] = (LEFT_OUT, "verification.json says why")
+    if wishes.patients is not None and wishes.patients < Splits().folds:
+        values["splits"] = {"folds": max(FEWEST_FOLDS, wishes.patients)}
+        evidence["splits.folds"] = (A_FOLD_EACH, f"{wishes.patients} in the task")
     own = configuration.name in (recommended, reference and reference.configuration)
     name = wishes.name if own or wishes.keep_name else f"{wishes.name}-{configuration.name}"
     return _Rules(complete(values, "the rules"), evidence, name)

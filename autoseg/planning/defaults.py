@@ -18,6 +18,7 @@ Evidence = dict[str, tuple[str, str]]  # dotted key -> rule, figures
 ANISOTROPY = 3.0
 LONG_SLICE = 1.5  # times as long as wide
 DECLARED, LEFT_OUT = "as declared", "bad cases are left out"
+A_FOLD_EACH = "a fold for each patient"
 
 
 def configurations(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
+from autoseg.planning.classes import Labels
 from autoseg.planning.part import LabelValue, Part, Positive
 
-Labels = Mapping[str, tuple[int, ...]]
 DEFAULT_TOLERANCE_MM = 1.0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoseg.planning.defaults import DECLARED, LEFT_OUT
+from autoseg.planning.defaults import A_FOLD_EACH, DECLARED, LEFT_OUT
 from autoseg.planning.plan import Plan, Provenance
 from autoseg.planning.words import GROUPS, group_of, name_of, value_of
 
@@ -14,7 +14,11 @@ HIDDEN = ("format_version", "provenance", "measured", "task", "name")
 DEFAULT = Provenance(source="default")
 RULE, REFERENCE = "rule: ", "reference plan "
 WIDTH = 120
-SOURCES = {DECLARED: "dataset.json", LEFT_OUT: "--skip-bad-cases"}  # rules that are not nnU-Net's
+SOURCES = {  # of rules that are not nnU-Net's
+    DECLARED: "dataset.json",
+    LEFT_OUT: "--skip-bad-cases",
+    A_FOLD_EACH: "own rule",
+}
 
 
 @dataclass(frozen=True)

@@ -107,11 +107,9 @@ def _leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[str, .
 
 
 def _exists(values: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
+    *above, last = key.split(".")
+    part = value_at(values, above)
+    return isinstance(part, dict) and last in part
 
 
 def value_at(values: Any, path: Sequence[str]) -> Any:
@@ -135,7 +133,9 @@ def read_layer(path: Path, source: str) -> Layer:
         values = json5.loads(path.read_text(encoding="utf-8"), allow_duplicate_keys=False)
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise PlanError(f"{path} is nested too deeply to be one of our files") from error
+    except ValueError as error:
         raise PlanError(f"{path} is not valid JSON5: {error}") from error
     if not isinstance(values, dict):
         raise PlanError(f"{path} holds {type(values).__name__}; plan values are an object")
@@ -158,7 +158,7 @@ def set_layer(settings: Sequence[str], base: Values, option: str = "--set") -> L
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise PlanError(f"{option} {setting}: write key=value, as in {EXAMPLES[option]}")
-        added = _nest(key.split("."), _parse(text), merge(base, values), setting)
+        added = _nest(key.split("."), _parse(text), merge(base, values), f"{option} {setting}")
         values = merge(values, added)
     return Layer(option, values)
 
@@ -185,7 +185,7 @@ def _index(text: str, length: int, setting: str) -> int:
     if text.isdecimal() and int(text) < length:
         return int(text)
     there = f"take 0 to {length - 1}" if length else "the list is empty"
-    raise PlanError(f"--set {setting}: {text!r} is no entry of that list; {there}")
+    raise PlanError(f"{setting}: {text!r} is no entry of that list; {there}")
 
 
 def _parse(text: str) -> Any:

@@ -97,7 +97,7 @@ def parameter_count(network: Network, channels: int, classes: int) -> int:
         count += inputs * outputs + 2 * outputs
     for stage, width in enumerate(network.features[:-1]):
         count += width * (network.features[stage + 1] * prod(network.strides[stage + 1]) + 1)
-    heads = network.features[: _supervised(network)]
+    heads = network.features[: network.supervised]
     return count + sum((width + 1) * classes for width in heads)
 
 
@@ -106,10 +106,6 @@ def _states(optimizer: Optimizer) -> int:
     if isinstance(optimizer, Adam):
         return 2
     return 1 if optimizer.momentum > 0 else 0
-
-
-def _supervised(network: Network) -> int:
-    return max(1, len(network.features) - 2) if network.deep_supervision else 1
 
 
 def _convolutions(network: Network, channels: int) -> list[tuple[int, int, Triple]]:
@@ -143,7 +139,6 @@ def _activations(
     network: Network, channels: int, classes: int, patch: Triple, value_bytes: int
 ) -> int:
     """Bytes that backward needs again, for one patch."""
-    supervised = _supervised(network)
     voxels = prod(patch)
     total = channels * voxels * value_bytes
     for stage, width in enumerate(network.features):
@@ -156,7 +151,7 @@ def _activations(
         total += tensors * width * voxels * value_bytes
         if stage > 0:
             total += _on_the_way_down(network, stage, value_bytes) * voxels
-        if stage < supervised:
+        if stage < network.supervised:
             total += LOSS_TENSORS * classes * voxels * FLOAT
     return total
 

@@ -28,7 +28,7 @@ from autoseg.planning.grid import times
 from autoseg.planning.layers import Layer, value_at
 from autoseg.planning.memory import GB, Triple, training_memory
 from autoseg.planning.plan import Plan
-from autoseg.planning.steps import CropToNonzero, Resample
+from autoseg.planning.steps import CropToNonzero, Resample, whole_sizes
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
@@ -131,10 +131,9 @@ def median_grid(
     spacings = fingerprint.spacings_mm
     targets = np.array([plan.target_spacing_of(spacing) for spacing in spacings.tolist()])
     exact = shapes * spacings / targets
-    # A size that is whole but for the rounding of floats is not rounded down.
-    whole = np.floor(exact + 1e-6) if resample.rounding == "down" else np.rint(exact)
+    whole = whole_sizes(exact, resample.rounding)
     median_mm = plan.target_spacing_of(fingerprint.median_spacing_mm)
-    return median_mm, tuple(np.median(np.maximum(whole, 1), axis=0).tolist())
+    return median_mm, tuple(np.median(whole, axis=0).tolist())
 
 
 def _layer(patch: Sequence[int], evidence: str) -> Layer:

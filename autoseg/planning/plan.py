@@ -18,7 +18,17 @@ from autoseg.files import read_json, write_json
 from autoseg.planning.classes import Classes, check_labels, check_regions, classes_of, values_of
 from autoseg.planning.evaluation import Evaluation
 from autoseg.planning.network import Network
-from autoseg.planning.part import Axes, Count, LabelValue, Part, Positive, Seed, Share, Size3
+from autoseg.planning.part import (
+    FOR_ID,
+    Axes,
+    Count,
+    LabelValue,
+    Part,
+    Positive,
+    Seed,
+    Share,
+    Size3,
+)
 from autoseg.planning.steps import Resample, Step
 from autoseg.planning.training import Training
 from autoseg.planning.transforms import Mirror, PreviousMorphology, PreviousRemoval, Transform
@@ -77,7 +87,13 @@ class Provenance(Part):
 
 
 class Plan(Part):
-    """Everything that changes a result, for one configuration of one task."""
+    """Everything that changes a result, for one configuration of one task.
+
+    >>> import autoseg
+    >>> plan = autoseg.load_plan("models/Task004_Hippocampus/default/plan.json")
+    >>> isinstance(plan, autoseg.Plan), plan.channels, plan.training.epochs
+    (True, ('MRI',), 1)
+    """
 
     format_version: Literal[1] = 1
     task: str
@@ -228,15 +244,18 @@ class Plan(Part):
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that change when a value that decides a model changes."""
+        """Twelve hexadecimal digits that change when a value that decides a model changes.
+
+        Keys that came after version 0.1.0 count only where they differ from their default.
+        """
         about = {"provenance", "measured", "evaluation"}
-        return _digest(self.model_dump(mode="json", exclude=about))
+        return _digest(self.model_dump(mode="json", exclude=about, context=FOR_ID))
 
     @property
     def preprocessing_id(self) -> str:
         """The same for the values that decide what a preprocessed case looks like."""
         keys = {"channels", "labels", "ignore_label", "target_spacing_mm", "preprocessing"}
-        values = self.model_dump(mode="json", include=keys)
+        values = self.model_dump(mode="json", include=keys, context=FOR_ID)
         return _digest(values | ({"regions": True} if self.classes.are_regions else {}))
 
     def to_json(self) -> dict[str, Any]:
@@ -254,13 +273,18 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: Path | str) -> Plan:
     """Read and check a plan file.
+
+    >>> import autoseg
+    >>> plan = autoseg.load_plan("preprocessed/Task004_Hippocampus/default/plan.json")
+    >>> plan.task, plan.sampling.batch_size
+    ('Task004_Hippocampus', 2)
 
     Raises:
         PlanError: it is not a plan. The id in it is for people only: it is counted anew.
     """
-    return plan_of(read_json(path), str(path))
+    return plan_of(read_json(Path(path)), str(path))
 
 
 def plan_of(values: Any, where: str) -> Plan:

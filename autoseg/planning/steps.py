@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from autoseg.planning.part import Index, Part, Positive, Range
@@ -50,6 +52,13 @@ class Resample(Part):
     anisotropy: Positive | None = Field(
         3.0, description="above this ratio of spacings the coarse axis is resampled by order 0"
     )
+
+
+def whole_sizes(exact: NDArray[np.float64], rounding: str) -> NDArray[np.int64]:
+    """Whole numbers of voxels, at least one, as `Resample.rounding` wants them."""
+    # A size that is whole but for the rounding of floats is not rounded down.
+    whole = np.floor(exact + 1e-6) if rounding == "down" else np.rint(exact)
+    return np.maximum(whole, 1).astype(np.int64)
 
 
 class ZScore(Part):

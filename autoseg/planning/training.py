@@ -119,3 +119,8 @@ class Training(Part):
     keep: Literal["last", "best_training_loss"] = Field(
         "last", description="which weights prediction uses"
     )
+
+    @property
+    def steps(self) -> int:
+        """Of all epochs."""
+        return self.epochs * self.steps_per_epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +20,10 @@ from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.outcome import Outcome
 from autoseg.prediction.output import DEFAULT_FORMAT, check_format, ending, write_prediction
 from autoseg.prediction.pipeline import overlap
-from autoseg.prediction.predictor import LabelMap, Predictor
+from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.probabilities import ENDING as PROBABILITIES
 from autoseg.prediction.record import CaseRecord, Record, file_facts
+from autoseg.prediction.segmenter import LabelMap
 from autoseg.prediction.volumes import volumes
 from autoseg.prediction.work import Work, input_bytes
 from autoseg.preprocessing.steps import Prepared
@@ -77,7 +79,7 @@ def predict_cases(
         closing(Work(out, inputs, outputs, record, overwrite)) as work,
         progress("predicting", len(work.wanted)) as bar,
     ):
-        stages = _Stages(predictor, work, previous, format)
+        stages = _Stages(predictor, work, previous, format, bar)
         for names in work.rounds():
             for done in overlap(names, stages.prepare, stages.compute, stages.finish):
                 _sort_in(done, outcome, bar)
@@ -88,7 +90,8 @@ def predict_cases(
 
 def _protect_scans(inputs: Inputs, outputs: Mapping[str, Path]) -> None:
     for name, path in outputs.items():
-        if path.resolve() in [file.resolve() for file in inputs[name]]:
+        # Not Path.resolve, which raises where links lead in a circle.
+        if os.path.realpath(path) in [os.path.realpath(file) for file in inputs[name]]:
             raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
 
 
@@ -132,9 +135,10 @@ class _Stages:
         work: Work,
         previous: Mapping[str, Path] | None,
         format: str,
+        bar: Progress,
     ) -> None:
         self.predictor, self.work, self.previous = predictor, work, previous
-        self.format = format
+        self.format, self.bar = format, bar
 
     def prepare(self, name: str) -> _Ready | _Failed:
         return _caught(name, lambda: self._read(name))
@@ -169,7 +173,11 @@ class _Stages:
         watch = _Watch()
         _, *more = self.work.outputs[case.name]
         save = self.work.folder / more[0] if more else None
-        label = self.predictor.segment(case.prepared, save)  # type: ignore[arg-type]
+        label = self.predictor.segment(
+            case.prepared,  # type: ignore[arg-type]
+            save,
+            lambda share: self.bar.tell(f"{case.name} {share:.0%}"),
+        )
         watch.lap("network")
         return _Segmented(case.name, label, case.prepared.geometry, case.seconds | watch.seconds)
 

@@ -20,7 +20,6 @@ from autoseg.prediction.label_map import around
 from autoseg.prediction.native_grid import Patch, Planes
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.segmenter import LabelMap, Segmenter
-from autoseg.preprocessing.resample import Shape3
 from autoseg.preprocessing.steps import Prepared
 
 
@@ -79,10 +78,6 @@ class Ensemble(Segmenter[PreparedEach]):
         """
         assert previous is None, "each cascade has another previous stage"
         return PreparedEach(tuple(member.prepare(image) for member in self.members))
-
-    def size(self, prepared: PreparedEach) -> Shape3:
-        """Voxels of the scan's own grid."""
-        return prepared.geometry.size
 
     def window_bytes(self, prepared: PreparedEach, axis: int) -> int:
         """Memory that the sliding windows take along one axis."""

@@ -6,8 +6,6 @@ scan's grid are in the plan, which goes along.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg import __version__
 from autoseg.errors import AutosegError, RunError
-from autoseg.files import write_json, write_text
+from autoseg.files import cannot_write, sha256_of, temporary_for, write_json, write_text
 from autoseg.networks.unet import UNet
 from autoseg.prediction import onnx_network, openvino_network
 from autoseg.prediction.example_patch import example_patch
@@ -90,7 +87,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
             for fold, network in zip(model.folds, model.networks, strict=True)
             for name in formats
         }
-        facts = describe(model, __version__)
+        facts = describe(model)
         write_json(folder / "export.json", facts | {"files": _facts_of(folder, differences)})
         write_text(folder / "README.md", read_me(model.plan, facts, list(differences)))
 
@@ -129,7 +126,7 @@ def _facts_of(folder: Path, differences: dict[str, float]) -> dict[str, Any]:
     """For each file its checksum, and for those that were run their difference from torch."""
     facts: dict[str, Any] = {}
     for path in sorted(folder.iterdir()):
-        facts[path.name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        facts[path.name] = {"sha256": sha256_of(path)}
         if path.name in differences:
             facts[path.name]["largest_difference_of_logits"] = differences[path.name]
     return facts
@@ -140,15 +137,14 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out` that becomes `out` when the block succeeds."""
     if out.exists():
         raise AutosegError(f"{out} is there already; choose another -o, or delete it")
-    temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+    temporary = temporary_for(out)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(out)
     except OSError as error:
-        raise AutosegError(
-            f"cannot write {out}: {error.strerror or error}; choose a folder that is writable and "
-            "has free space"
-        ) from error
+        raise cannot_write(out, error) from error
+    except AutosegError as error:  # of a file in it: named as the user knows it
+        raise AutosegError(str(error).replace(str(temporary), str(out))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from autoseg import __version__
 from autoseg.planning.plan import Plan
 from autoseg.prediction.model import Model
 from autoseg.prediction.openvino_graph import INPUT, OUTPUT
@@ -14,12 +15,12 @@ from autoseg.prediction.openvino_graph import INPUT, OUTPUT
 SPACE = ["x", "y", "z"]
 
 
-def describe(model: Model, version: str) -> dict[str, Any]:
+def describe(model: Model) -> dict[str, Any]:
     """Input, preprocessing, output and origin of a model's networks, as plain values."""
     plan = model.plan
     values = plan.model_dump(mode="json")
     return {
-        "autoseg": version,
+        "autoseg": __version__,
         "torch": torch.__version__,
         "task": plan.task,
         "plan": plan.name,

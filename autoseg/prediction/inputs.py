@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.dataset.case_folders import IMAGE, LABEL
 from autoseg.errors import DataError
-from autoseg.image.dicom import is_dicom
+from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.endings import ENDINGS, ending_of, stem_of
 from autoseg.prediction.studies import Scan, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+IMAGING = re.compile(rf"^{IMAGE}(_\d{{4}})?$")
 Inputs = dict[str, tuple[Path, ...]]
 
 
@@ -39,6 +41,7 @@ def find_inputs(path: Path, channels: tuple[str, ...]) -> Found:
     holds all channels, may leave the number out. DICOM is looked for in the folders below, too, at
     any depth: each series is a case, named after its folders (PATIENT_STUDY_SERIES) and, where a
     folder holds several, its number. Other files are not: results often lie below their scans.
+    But a folder with `imaging.*` and nothing else but `segmentation.*`, MIScnn's layout, is a case.
 
     Raises:
         DataError: there is nothing that could be a scan.
@@ -48,8 +51,11 @@ def find_inputs(path: Path, channels: tuple[str, ...]) -> Found:
     if path.is_file():
         return _group([_single(path)], channels, Found({}, {}, {}))
     studies = find_studies(path)
-    scans = [Scan("", stem_of(file), file) for file in _files_in(path)] + studies.scans
-    found = Found({}, studies.refused, studies.passed_over)
+    folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
+    files = [] if path in folders else _files_in(path)
+    scans = [Scan("", stem_of(file), file) for file in files] + studies.scans
+    scans += [scan for folder in folders for scan in _imaging(folder)]
+    found = Found({}, _folders_named_as_files(path) | studies.refused, studies.passed_over)
     if not scans and not found.refused:
         seen = [f"{name}: {reason}" for name, reason in found.passed_over.items()]
         raise DataError(
@@ -72,6 +78,31 @@ def _single(path: Path) -> Scan:
 def _files_in(folder: Path) -> list[Path]:
     entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
     return [entry for entry in entries if ending_of(entry) and entry.is_file()]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+    return [entry for entry in entries if entry.is_dir()]
+
+
+def _imaging(folder: Path) -> list[Scan]:
+    """The channels of a case folder, `imaging` or `imaging_0000`, ..., under the folder's name."""
+    files = [file for file in _files_in(folder) if stem_of(file) != LABEL]
+    numbers = [IMAGING.match(stem_of(file)) for file in files]
+    name = folder.resolve().name
+    if not all(numbers):
+        return []
+    return [Scan("", name + (n[1] or ""), f) for n, f in zip(numbers, files, strict=True) if n]
+
+
+def _folders_named_as_files(folder: Path) -> dict[str, str]:
+    """What some programs make of a scan when they unpack it; a DICOM folder may be named anyhow."""
+    return {
+        entry.name: f"{entry}: is a folder without a DICOM series, though it is named like a file; "
+        "put the scan itself there"
+        for entry in sorted(folder.iterdir())
+        if ending_of(entry) and entry.is_dir() and not dicom_files(entry)
+    }
 
 
 def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: Found) -> Found:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.planning.classes import Classes
-from autoseg.prediction.native_grid import Patch, Planes
+from autoseg.prediction.native_grid import Patch, Planes, whole
 from autoseg.prediction.probabilities import ProbabilityFile
 from autoseg.preprocessing.resample import Shape3
 
@@ -38,7 +38,7 @@ def label_map(
             _paint_classes(some, classes.painted, out[some.rows])
         if saved is not None:
             for index in range(classes.outputs):
-                saved.write(index, some.rows, some.shares(index, _whole(some)))
+                saved.write(index, some.rows, some.shares(index, whole(some.shape)))
     return out
 
 
@@ -75,7 +75,3 @@ def around(parts: list[Patch]) -> Patch:
 def _inside(part: Patch, hull: Patch) -> Patch:
     (y, z), (first_y, first_z) = part, (hull[0].start, hull[1].start)
     return slice(y.start - first_y, y.stop - first_y), slice(z.start - first_z, z.stop - first_z)
-
-
-def _whole(planes: Planes) -> Patch:
-    return slice(0, planes.shape[1]), slice(0, planes.shape[2])

@@ -17,17 +17,6 @@ from autoseg.networks.unet import UNet
 from autoseg.planning.plan import Plan
 from autoseg.prediction.postprocessing import FILE_NAME, Postprocessing
 
-__all__ = [
-    "FINAL",
-    "Model",
-    "check_previous",
-    "load_model",
-    "load_postprocessing",
-    "load_previous",
-    "save_previous",
-    "trained_folds",
-]
-
 PREVIOUS = "previous_stage.json"
 
 
@@ -45,11 +34,6 @@ class Model:
     folds: tuple[str, ...]
     networks: tuple[UNet, ...]
     files: ModelFiles | None = None
-
-
-def trained_folds(folder: Path) -> list[str]:
-    """Names of the finished folds of a model folder: `0`, `1`, ..., `all`."""
-    return FolderFiles(folder).folds()
 
 
 def load_model(folder: Path, folds: list[str] | None, device: torch.device) -> Model:
@@ -147,6 +131,7 @@ def _load_network(plan: Plan, files: ModelFiles, name: str, device: torch.device
             f"{path} was trained by plan {state.get('plan_id')}, but plan.json beside it is "
             f"{plan.id}; put the plan back that it was trained by"
         )
-    network = build_network(plan)
-    load_weights(network, tensors, path)
+    with torch.device("meta"):  # no memory: a stranger's plan may ask for any network
+        network = build_network(plan)
+    load_weights(network, tensors, path, assign=True)
     return network.to(device).eval()

@@ -120,7 +120,7 @@ class _Outside:
         self.shape = (rows.stop - rows.start, place.size[1], place.size[2])
 
     def reach(self, index: int, least: float) -> Patch | None:
-        return _whole(self.shape) if index == self.index else None
+        return whole(self.shape) if index == self.index else None
 
     def shares(self, index: int, part: Patch) -> NDArray[np.float32]:
         shape = (self.shape[0], *(side.stop - side.start for side in part))
@@ -149,11 +149,11 @@ class _Interpolated:
             axis_bands(low_size, size, 1)
             for low_size, size in zip(place.low_shape[1:], sizes, strict=True)
         ]
-        self.is_whole = inside == rows and self.sides == _whole(self.shape)
+        self.is_whole = inside == rows and self.sides == whole(self.shape)
 
     def reach(self, index: int, least: float) -> Patch | None:
         if index == self.outside.index and not self.is_whole:
-            return _whole(self.shape)
+            return whole(self.shape)
         likely = (self.low[index] > least).any(axis=0)
         if not likely.any():
             return None
@@ -213,5 +213,6 @@ def _moved(side: slice, by: int) -> slice:
     return slice(side.start + by, side.stop + by)
 
 
-def _whole(shape: Shape3) -> Patch:
+def whole(shape: Shape3) -> Patch:
+    """All of the planes of this shape (x, y, z)."""
     return slice(0, shape[1]), slice(0, shape[2])

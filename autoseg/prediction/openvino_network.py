@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoseg.files import cannot_write
 from autoseg.networks.unet import UNet
 from autoseg.prediction.openvino_graph import to_openvino
 
@@ -103,9 +104,15 @@ def write_openvino(network: UNet, patch: Triple, path: Path) -> None:
         network: in evaluation mode.
         patch: the patch size (x, y, z).
         path: ends with `.xml`; the weights go beside it.
+
+    Raises:
+        AutosegError: they cannot be written.
     """
     graph = to_openvino(openvino(), network, patch)
-    openvino().save_model(graph, path, compress_to_fp16=False)
+    try:
+        openvino().save_model(graph, path, compress_to_fp16=False)
+    except RuntimeError as error:  # such as "iostream error" on a full disk
+        raise cannot_write(path, error) from error
 
 
 def run_openvino(path: Path, patches: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.image.endings import ending_of
-from autoseg.image.image import Geometry, write_label
+from autoseg.image.geometry import Geometry
+from autoseg.image.label_writer import write_label
 from autoseg.planning.plan import Plan
 
 DEFAULT_FORMAT, DICOM_SEG = "nii.gz", "dicom-seg"

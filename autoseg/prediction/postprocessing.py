@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
+from autoseg.masks import members
 
 LabelMap = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
@@ -93,7 +94,7 @@ def find_islands(label_map: LabelMap, values: tuple[int, ...]) -> tuple[Box, Mas
     # Half a second to import, which a model without postprocessing need not wait for.
     from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 
-    inside = _members(label_map, values)
+    inside = members(label_map, values)
     if not inside.any():
         return None
     box = tuple(slice(low, high) for low, high in get_bbox_from_mask(inside))
@@ -110,10 +111,3 @@ def find_islands(label_map: LabelMap, values: tuple[int, ...]) -> tuple[Box, Mas
         sizes += np.bincount(plane.ravel(), minlength=count + 1)
     inside &= components != 1 + np.argmax(sizes[1:])
     return box, inside
-
-
-def _members(label_map: LabelMap, values: tuple[int, ...]) -> Mask:
-    inside = np.zeros_like(label_map, dtype=bool)  # in the map's own memory order
-    for value in values:  # np.isin would hold eight bytes a voxel
-        inside |= label_map == value
-    return inside

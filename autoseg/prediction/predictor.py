@@ -19,11 +19,9 @@ from autoseg.prediction.backend import AUTO, choose_backend
 from autoseg.prediction.check import check_scan
 from autoseg.prediction.model import Model, load_model, load_postprocessing, load_previous
 from autoseg.prediction.native_grid import Place, Planes, native_planes
-from autoseg.prediction.segmenter import LabelMap as LabelMap
-from autoseg.prediction.segmenter import Segmenter, swapped
+from autoseg.prediction.segmenter import LabelMap, Segmenter, Tell, swapped
 from autoseg.prediction.sliding_window import predict_slabs, window_bytes
 from autoseg.preprocessing.previous import prepare_previous
-from autoseg.preprocessing.resample import Shape3
 from autoseg.preprocessing.steps import Prepared, prepare
 
 
@@ -32,8 +30,16 @@ class Predictor(Segmenter[Prepared]):
 
     A cascade's scans are segmented by all folds of its previous stage first.
 
+    >>> import autoseg
+    >>> predictor = autoseg.Predictor("models/Task004_Hippocampus/default", device="cpu")
+    >>> scan = autoseg.read_image("raw/Task004_Hippocampus/imagesTs/hippocampus_040.nii.gz")
+    >>> label = predictor.predict(scan)  # or an array with its spacing_mm, or a SimpleITK image
+    >>> label.shape == scan.geometry.size
+    True
+    >>> autoseg.write_label("hippocampus_040.nii.gz", label, scan.geometry)
+
     Args:
-        model: a folder `models/TASK/PLAN`, or a loaded model.
+        model: a folder `models/TASK/PLAN`, a zip of `autoseg_pack`, or a loaded model.
         folds: which folds; all that are finished if None.
         device: `cpu`, `cuda`, ...; the best one there if None.
         mirror: average over mirror images, too, on the axes that the plan allows.
@@ -44,16 +50,16 @@ class Predictor(Segmenter[Prepared]):
 
     def __init__(
         self,
-        model: Path | Model,
-        folds: Sequence[str] | None = None,
+        model: Path | str | Model,
+        folds: Sequence[str | int] | None = None,
         device: str | None = None,
         mirror: bool = False,
         postprocess: bool = True,
         backend: str = AUTO,
     ) -> None:
         self.device = pick_device(device)
-        if isinstance(model, Path):
-            model = load_model(model, list(folds) if folds else None, self.device)
+        if isinstance(model, Path | str):
+            model = load_model(Path(model), [str(fold) for fold in folds or ()], self.device)
         self.model, self.plan, self.mirror = model, model.plan, mirror
         self.postprocessing = load_postprocessing(model) if postprocess else None
         self.classes = self.plan.classes
@@ -115,22 +121,21 @@ class Predictor(Segmenter[Prepared]):
         image = np.concatenate([prepared.image, numbers[None].astype(np.float32)])
         return replace(prepared, image=image)
 
-    def segment(self, prepared: Prepared, save: Path | None = None) -> LabelMap:
+    def segment(
+        self, prepared: Prepared, save: Path | None = None, tell: Tell | None = None
+    ) -> LabelMap:
         """The label map (x, y, z) of a prepared scan on the scan's own grid.
 
         Args:
             prepared: by `prepare`.
             save: a file for the probabilities, see `autoseg.prediction.probabilities`. They are
                 those of the networks: postprocessing changes the label map alone.
+            tell: called with the share of the scan that is done, from 0 to 1, now and then.
         """
-        label = super().segment(prepared, save)
+        label = super().segment(prepared, save, tell)
         if self.postprocessing is not None:
             self.postprocessing.apply(label)
         return label
-
-    def size(self, prepared: Prepared) -> Shape3:
-        """Voxels of the scan's own grid."""
-        return prepared.geometry.size
 
     def window_bytes(self, prepared: Prepared, axis: int) -> int:
         """Memory that the sliding window takes along one axis."""

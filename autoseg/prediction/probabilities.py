@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
-from autoseg.files import replacing
+from autoseg.files import cannot_write, replacing
 from autoseg.prediction.native_grid import PLANES_AT_ONCE
 from autoseg.preprocessing.resample import Shape3
 
@@ -92,6 +91,4 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise AutosegError(
-            f"cannot write {path}: {error}; choose a folder that is writable and has free space"
-        ) from error
+        raise cannot_write(path, error) from error

@@ -22,7 +22,8 @@ import torch
 from autoseg import __version__
 from autoseg.devices import describe
 from autoseg.errors import AutosegError
-from autoseg.files import locked, read_json, write_json
+from autoseg.files import read_json, sha256_of, write_json
+from autoseg.locks import locked
 from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Predictor
@@ -30,7 +31,6 @@ from autoseg.progress import say
 
 RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
 LEFTOVER = ".tmp-"  # begins the names of files that are not whole yet
-BYTES_AT_ONCE = 1 << 20
 CaseRecord = dict[str, Any]
 FileFacts = dict[str, Any]  # file name -> its size and SHA-256
 
@@ -126,8 +126,8 @@ class Record:
             return {}
         try:
             found = read_json(self.path)
-            if isinstance(found, dict) and isinstance(found.get("cases"), dict):
-                return found
+            if _is_record(found):
+                return dict(found)
         except AutosegError:
             pass
         say(f"{self.path} is damaged; it is written anew")
@@ -156,6 +156,17 @@ class Record:
 
     def _still_there(self, files: FileFacts) -> FileFacts:
         return {file: facts for file, facts in files.items() if self.path.with_name(file).exists()}
+
+
+def _is_record(found: Any) -> bool:
+    """Whether a file's content is laid out like a record."""
+    if not isinstance(found, dict) or "cases" not in found:
+        return False
+    parts = (found["cases"], found.get("runs", {}), found.get("outdated", {}))
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    cases = found["cases"].values()
+    return all(isinstance(c, dict) and isinstance(c.get("files", {}), dict) for c in cases)
 
 
 def _files_of(cases: Mapping[str, CaseRecord]) -> FileFacts:
@@ -198,7 +209,7 @@ def run_facts(predictor: Predictor | Ensemble) -> dict[str, Any]:
     """With what a run computes."""
     import SimpleITK as sitk
 
-    facts = {
+    return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": str(predictor.device),
         "hardware": describe(predictor.device),
@@ -206,15 +217,10 @@ def run_facts(predictor: Predictor | Ensemble) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "SimpleITK": sitk.Version.VersionString(),
+        "backend": predictor.backend_name,
     }
-    backend = getattr(predictor, "backend_name", None)
-    return facts if backend is None else facts | {"backend": backend}
 
 
 def file_facts(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, by which it is known again."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(BYTES_AT_ONCE):
-            found.update(part)
-    return {"bytes": path.stat().st_size, "sha256": found.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

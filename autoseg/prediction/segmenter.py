@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import DataError
-from autoseg.image.image import Image, from_array, from_simpleitk, to_simpleitk
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image, from_array, from_simpleitk
+from autoseg.image.label_writer import to_simpleitk
 from autoseg.planning.plan import Plan
 from autoseg.prediction.label_map import label_map
 from autoseg.prediction.native_grid import Planes
 from autoseg.prediction.probabilities import probability_file
-from autoseg.preprocessing.resample import Shape3
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 LabelMap = NDArray[np.integer[Any]]
-Ready = TypeVar("Ready")
 Value = TypeVar("Value")
+Tell = Callable[[float], None]
 AXES = (2, 1, 0)  # z first: its planes lie as image files have them
+
+
+class OnGrid(Protocol):
+    """A prepared scan: it knows its own grid."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the scan."""
+
+
+Ready = TypeVar("Ready", bound=OnGrid)
 
 
 class Segmenter(ABC, Generic[Ready]):
@@ -46,26 +58,26 @@ class Segmenter(ABC, Generic[Ready]):
         """Probabilities on the scan's own grid by planes across one axis, swapped with x."""
 
     @abstractmethod
-    def size(self, prepared: Ready) -> Shape3:
-        """Voxels of the scan's own grid."""
-
-    @abstractmethod
     def window_bytes(self, prepared: Ready, axis: int) -> int:
         """Memory that the sliding window takes along one axis."""
 
-    def segment(self, prepared: Ready, save: Path | None = None) -> LabelMap:
+    def segment(
+        self, prepared: Ready, save: Path | None = None, tell: Tell | None = None
+    ) -> LabelMap:
         """The label map (x, y, z) of a prepared scan on the scan's own grid.
 
         Args:
             prepared: by `prepare`.
             save: a file for the probabilities, see `autoseg.prediction.probabilities`.
+            tell: called with the share of the scan that is done, from 0 to 1, now and then.
         """
         axis = min(AXES, key=lambda axis: self.window_bytes(prepared, axis))
-        size, classes = self.size(prepared), self.plan.classes
+        size, classes = prepared.geometry.size, self.plan.classes
         names = classes.names[int(classes.are_regions) :]
         saving = nullcontext() if save is None else probability_file(save, names, size, axis)
         with saving as file:
-            found = label_map(self.planes(prepared, axis), classes, swapped(size, axis), file)
+            planes = _told(self.planes(prepared, axis), size[axis], tell)
+            found = label_map(planes, classes, swapped(size, axis), file)
         return found.swapaxes(0, axis)
 
     @overload
@@ -116,6 +128,14 @@ class Segmenter(ABC, Generic[Ready]):
             return self.segment(self.prepare(scan, previous))
         image = from_simpleitk(scan)
         return to_simpleitk(self.segment(self.prepare(image, previous)), image.geometry)
+
+
+def _told(planes: Iterator[Planes], count: int, tell: Tell | None) -> Iterator[Planes]:
+    """The planes; those before the one that is asked for are done."""
+    for some in planes:
+        yield some
+        if tell is not None:
+            tell(some.rows.stop / count)
 
 
 def swapped(values: Sequence[Value], axis: int) -> tuple[Value, Value, Value]:

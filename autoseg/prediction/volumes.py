@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.image.image import Geometry
+from autoseg.image.geometry import Geometry
 from autoseg.planning.plan import Plan, VolumeShare
 
 

@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 from autoseg.errors import DataError, InUse
-from autoseg.files import locked
-from autoseg.image.image import ending_of, files_of, read_label
+from autoseg.files import is_temporary
+from autoseg.image.endings import ending_of
+from autoseg.image.image import files_of, read_label
+from autoseg.locks import locked
 from autoseg.prediction.record import LEFTOVER, CaseRecord, Record, file_facts
 from autoseg.progress import say
 
@@ -138,9 +140,7 @@ class Work:
         """Remove the unfinished files that a killed run has left of these cases."""
         leftovers = [path.name for path in self.folder.glob(f"{LEFTOVER}*")]
         for name, files in self.outputs.items() if leftovers else ():
-            found = [
-                left for left in leftovers if left.endswith(tuple(f"-{file}" for file in files))
-            ]
+            found = [left for left in leftovers if any(is_temporary(left, of) for of in files)]
             if found:
                 with suppress(InUse), self._claim(name):
                     for left in found:

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from autoseg.dataset.task import Case
+from autoseg.dataset.case import Case
 from autoseg.errors import DataError
-from autoseg.files import locked
 from autoseg.image.image import files_of, read_image, read_label
+from autoseg.locks import locked
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sharing import link_from_others

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.planning.steps import whole_sizes
 from autoseg.preprocessing.channel import Channel
 
 Shape3 = tuple[int, int, int]
@@ -172,9 +173,7 @@ def resampled_shape(
 ) -> Shape3:
     """The number of voxels that keeps the extent in mm: at least one along each axis."""
     exact = np.asarray(shape) * np.asarray(spacing_mm) / np.asarray(new_spacing_mm)
-    # A size that is whole but for floating-point noise must not lose a voxel by rounding down.
-    whole = np.floor(exact + 1e-6) if rounding == "down" else np.rint(exact)
-    x, y, z = np.maximum(whole, 1).astype(int)
+    x, y, z = whole_sizes(exact, rounding)
     return int(x), int(y), int(z)
 
 

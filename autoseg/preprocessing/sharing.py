@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoseg.files import temporary_for
 from autoseg.preprocessing.checksums import CHECKSUMS
-from autoseg.preprocessing.store import FILES, LEFTOVER, CaseStore
+from autoseg.preprocessing.store import FILES, CaseStore
 
 Source = Sequence[Sequence[int]]
 
@@ -38,7 +39,7 @@ def link_from_others(store: CaseStore, plans: Path, name: str, source: Source) -
 
 def _link(case: Path, target: Path) -> bool:
     """Link the files of a case, or copy them where the file system knows no links."""
-    temporary = target.with_name(f"{LEFTOVER}{os.getpid()}-{target.name}")
+    temporary = temporary_for(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.image.image import Geometry, Image
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image
+from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.channel import Channel
-from autoseg.preprocessing.resample import Shape3, axis_orders, resample_channel, resampled_shape
+from autoseg.preprocessing.resample import axis_orders, resample_channel, resampled_shape
 from autoseg.preprocessing.resample_label import resample_label
 
 IGNORED = -1
@@ -36,12 +38,6 @@ class Prepared:
     geometry: Geometry
     box: tuple[tuple[int, int], ...]
     spacing_mm: tuple[float, float, float]
-
-    @property
-    def box_shape(self) -> Shape3:
-        """Voxels of the kept part on the file's grid."""
-        x, y, z = (stop - start for start, stop in self.box)
-        return x, y, z
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = N
 
 def to_classes(plan: Plan, label: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
     """Turn label values into the indices of the plan's parts: its classes, or values of regions."""
-    table = np.zeros(65536, np.int16)
+    table = np.zeros(HIGHEST_LABEL + 1, np.int16)
     for index, values in enumerate(plan.classes.parts):
         table[list(values)] = index
     if plan.ignore_label is not None:

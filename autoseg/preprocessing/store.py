@@ -8,7 +8,6 @@ adds `previous.b2nd`, int16 (x, y, z): what its previous stage made of the case.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.files import read_json, replacing, write_json
+from autoseg.files import read_json, replacing, temporary_for, write_json
 from autoseg.preprocessing.checksums import CHECKSUMS, checksum, is_as_written, write_checksums
 from autoseg.preprocessing.steps import Prepared
 
@@ -139,7 +138,7 @@ class CaseStore:
         import blosc2
         from safetensors import SafetensorError
 
-        temporary = self.folder / f"{LEFTOVER}{os.getpid()}-{name}"
+        temporary = temporary_for(self.folder / name)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoseg.errors import RunError
 
 
-def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def compiled(network: nn.Module) -> nn.Module:
     """A call of the network that the first step compiles; the network itself stays as it is."""
-    return torch.compile(network)
+    module = torch.compile(network)
+    assert isinstance(module, nn.Module)
+    return module
 
 
 @contextmanager

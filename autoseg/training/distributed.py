@@ -6,7 +6,10 @@ one process with the whole batch, but for the order in which numbers are added.
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +18,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Imported later, by the first optimiser or DistributedDataParallel, the defaults of its functions
+# would hold the group for ever, and its threads with it.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from autoseg.devices import pick_device
-from autoseg.errors import AutosegError, RunError
+from autoseg.errors import AutosegError, RunError, Stopped
 
 PATIENCE = timedelta(days=7)  # the others wait while the leader prepares and predicts cases
 
@@ -70,21 +78,16 @@ class Group:
         """The mean over all processes, without gradients."""
         return _summed(mine) / self.size if self.is_shared else mine
 
-    @torch.no_grad()
-    def average_gradients(self, network: nn.Module) -> None:
-        """Give all processes the mean of their gradients, in one exchange after the backward pass.
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network to call for a step: all processes get the mean of their gradients.
 
-        torch's DistributedDataParallel exchanges while it still computes, but it warns that the
-        layout of channels-last weights does not fit its own, and tried here (torch 2.13, gloo), a
-        process that had finished was aborted once while it ended.
+        Its weights are those of `network`; alone it is `network` itself.
         """
         if not self.is_shared:
-            return
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        mean = self.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        parts = mean.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view(gradient.shape))
+            return network
+        # Channels-last weights; it copies then, as it does for most weights anyway.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        return DistributedDataParallel(network)
 
     def largest(self, mine: int) -> int:
         """The largest of the processes' numbers; the host's numbers, no device waits for it."""
@@ -135,6 +138,10 @@ def joined(device_name: str | None) -> Iterator[tuple[Group, torch.device]]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield Group(dist.get_rank(), size), device
+    except Stopped as stop:
+        forget_frames(stop)
+        leave()
+        raise
     except RuntimeError as error:
         if "gloo" not in str(error).lower():  # the library by which processes talk
             raise
@@ -142,7 +149,28 @@ def joined(device_name: str | None) -> Iterator[tuple[Group, torch.device]]:
             "another process of this training ended; what it said stands near this line"
         ) from error
     # Not after an error: the end of this process tells the others, who may wait for it.
+    leave()
+
+
+def leave() -> None:
+    """End the group and its threads; the networks that were parallel must be out of use.
+
+    After an exchange a thread of the group lets go of the tensor, for which it needs Python's
+    lock. If Python has ended by then, that thread aborts the process ("terminate called without an
+    active exception", torch 2.13), so it has to end first. It does with the last object that holds
+    the group, which must not be a DistributedDataParallel: that one waits for the thread without
+    giving it the lock.
+    """
+    gc.collect()
     dist.destroy_process_group()
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of what the calls that raised this error held, the networks among it."""
+    chained: BaseException | None = error
+    while chained is not None:
+        traceback.clear_frames(chained.__traceback__)
+        chained = chained.__context__
 
 
 def _own_device(name: str | None, local_rank: int) -> torch.device:

@@ -15,6 +15,7 @@ from autoseg.planning.plan import Plan
 from autoseg.planning.training import Plateau
 from autoseg.training.history import Epoch
 from autoseg.training.learner import Learner
+from autoseg.training.pulse import Pulse
 from autoseg.training.run import Run
 from autoseg.training.schedule import Pace, learning_rate_factor
 from autoseg.training.state import EpochSoFar, State
@@ -36,6 +37,7 @@ class Loop:
     stop: StopSignals
     pace: Pace
     views: Views
+    pulse: Pulse
 
 
 def train_epoch(loop: Loop, state: State, so_far: EpochSoFar) -> Epoch:
@@ -89,6 +91,7 @@ def _take_steps(loop: Loop, state: State, so_far: EpochSoFar) -> tuple[float, li
     for step in range(so_far.steps, loop.plan.training.steps_per_epoch):
         batch = _next(loop)
         so_far.add(*loop.learner.step(batch, learning_rate(loop.plan, state, step)))
+        loop.pulse.beat(state, so_far.steps)
     brought = so_far.tensors()
     _check_finite(loop, state, brought["losses"].cpu())
     loss = float(group.mean(brought["losses"].mean()))

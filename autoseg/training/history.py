@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autoseg.files import write_text
+from autoseg.overfitting import Overfitting, find_overfitting
 
+LOG = "log.jsonl"
 MOST_CLASSES_IN_A_NOTE = 6
 
 
@@ -52,6 +54,12 @@ class Epoch:
                 parts[-1] += f" ({', '.join(f'{n} {_short(v)}' for n, v in each.items())})"
         parts.append(f"rate {self.learning_rate:.1e}")
         return "  ".join(parts)
+
+
+def overfitting_of(epochs: Sequence[Epoch]) -> Overfitting | None:
+    """Whether validation got worse while training got better; None without validation."""
+    dice = [epoch.mean_dice if epoch.validation_dice else None for epoch in epochs]
+    return find_overfitting([epoch.training_loss for epoch in epochs], dice)
 
 
 def write_log(path: Path, epochs: list[Epoch]) -> None:

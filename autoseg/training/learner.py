@@ -50,8 +50,9 @@ class Learner:
         if group.is_shared:
             share_batch_norm(self.network, group)
         self.network.to(device, memory_format=self.format)  # type: ignore[call-overload]
-        # Compiled or not, the network keeps its own names of weights.
-        self.forward = compiled(self.network) if plan.training.compile else self.network
+        # Compiled, shared or not, the network keeps its own names of weights.
+        forward = compiled(self.network) if plan.training.compile else self.network
+        self.forward = group.parallel(forward)
         self.loss = build_loss(plan)
         self.shared_loss = build_loss(plan, group.sum)
         self.scaler = GradScaler(device.type, enabled=self.dtype is torch.float16)
@@ -88,7 +89,6 @@ class Learner:
                 outputs = self.forward(image)
             loss, dice = self.shared_loss(outputs, label)
             self.scaler.scale(loss).backward()
-        self.group.average_gradients(self.network)
         return loss, dice
 
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from autoseg.files import replacing
 from autoseg.progress import in_words
 from autoseg.smoothing import smooth
-from autoseg.training.history import Epoch
+from autoseg.training.history import Epoch, overfitting_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +63,8 @@ def draw_progress(path: Path, epochs: Sequence[Epoch]) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     taken = in_words(sum(epoch.seconds for epoch in epochs))
     title = f"{path.parent.name}: epoch {len(epochs)} of {epochs[-1].epochs}, {taken}"
+    if found := overfitting_of(epochs):
+        title += "\n" + textwrap.fill(str(found), 110)
     figure.suptitle(title, parse_math=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from autoseg.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from autoseg.errors import AutosegError
+from autoseg.model_files import FINAL
 from autoseg.planning.extension import recipe_id
 from autoseg.planning.plan import Plan
 from autoseg.progress import say
 from autoseg.training.learner import Learner
 from autoseg.training.state import EpochSoFar, State, steps_in_words
 
-LATEST, BEST, FINAL = "latest.safetensors", "best.safetensors", "final.safetensors"
+LATEST, BEST = "latest.safetensors", "best.safetensors"
 EPOCH = "epoch"
 
 

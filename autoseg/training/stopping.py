@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -11,6 +12,8 @@ from typing import Any
 from autoseg.training.distributed import ALONE, Group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STANDARD_ERROR = 2
+SOON = "\nstopping after this step, to save it; Ctrl-C again stops at once\n"
 
 
 class StopAsked(Exception):  # noqa: N818
@@ -42,6 +45,9 @@ class StopSignals:
         self._restore(*SIGNALS)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.group.leads and not self.number:
+            # Not by print: the signal may have come amid one, whose buffer is then in use.
+            os.write(STANDARD_ERROR, SOON.encode())
         self.number = number
         self._restore(signal.SIGINT)
 
@@ -52,8 +58,9 @@ class StopSignals:
 
     @property
     def name(self) -> str:
-        """The signal's name, such as `SIGTERM`."""
-        return signal.Signals(self.number).name
+        """`Ctrl-C`, or the signal's name, such as `SIGTERM`."""
+        name = signal.Signals(self.number).name
+        return "Ctrl-C" if name == "SIGINT" else name
 
     def check(self) -> None:
         """To be called by all processes of the group at the same point of their work.

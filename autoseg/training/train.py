@@ -16,6 +16,8 @@ from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.dataset.splits import Split
 from autoseg.devices import fast_convolutions
 from autoseg.errors import Stopped
+from autoseg.model_files import FINAL
+from autoseg.overfitting import ADVICE
 from autoseg.planning.extension import recipe_id
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Plateau
@@ -23,18 +25,12 @@ from autoseg.preprocessing.store import CaseStore
 from autoseg.progress import in_words, progress, say
 from autoseg.training.distributed import Group
 from autoseg.training.epoch import Loop, train_epoch
-from autoseg.training.history import Epoch, write_log
+from autoseg.training.history import LOG, Epoch, overfitting_of, write_log
 from autoseg.training.learner import Learner
 from autoseg.training.picture import draw_progress
+from autoseg.training.pulse import Pulse
 from autoseg.training.run import Run
-from autoseg.training.saving import (
-    BEST,
-    FINAL,
-    LATEST,
-    check_vacant,
-    load_run,
-    save_run,
-)
+from autoseg.training.saving import BEST, LATEST, check_vacant, load_run, save_run
 from autoseg.training.schedule import Pace, PlateauState, epochs_within
 from autoseg.training.state import EpochSoFar, State, steps_in_words
 from autoseg.training.stopping import StopAsked, StopSignals
@@ -130,15 +126,25 @@ def _train(
         name = f"training {run.folder.name.replace('_', ' ')}"
         bar = None
         if run.group.leads:
+            say(_in_short(plan, split, run, state))
             bar = stack.enter_context(progress(name, state.epochs, state.done, every_seconds=0))
-        pace = Pace(time.monotonic())
-        loop = Loop(plan, run, learner, sampler, stream, validation, stop, pace, views)
+        pace, pulse = Pace(time.monotonic()), Pulse(bar, plan.training.steps_per_epoch)
+        loop = Loop(plan, run, learner, sampler, stream, validation, stop, pace, views, pulse)
         while not _is_finished(state, plan):
             state = _next_state(loop, state, so_far)
             so_far = EpochSoFar()
             if bar is not None:
                 bar.advance(state.history[-1].note(), state.epochs)
     return state
+
+
+def _in_short(plan: Plan, split: Split, run: Run, state: State) -> str:
+    """What begins now: where, on how many cases, and how long in steps."""
+    cases = f"{len(split.train)} cases"
+    if split.validation:
+        cases += f", {len(split.validation)} others to validate with"
+    epochs, steps = state.epochs - state.done, plan.training.steps_per_epoch
+    return f"training on {run.device}: {cases}; {epochs} epochs of {steps} steps"
 
 
 def _next_state(loop: Loop, state: State, so_far: EpochSoFar) -> State:
@@ -172,7 +178,7 @@ def _after_epoch(loop: Loop, state: State, epoch: Epoch) -> State:
     if training.seconds is not None and settled and state.done < state.epochs:
         state = _keep_budget(training.seconds, plan, run, state, used, loop.pace.epoch_seconds)
     save_run(run.folder, loop.learner, replace(state, seconds=used), EpochSoFar())
-    write_log(run.folder / "log.jsonl", state.history)
+    write_log(run.folder / LOG, state.history)
     loop.views.after_epoch(state.history)
     return state
 
@@ -232,8 +238,10 @@ def _finish(plan: Plan, learner: Learner, run: Run, state: State) -> None:
         weights, found = load_checkpoint(run.folder / BEST)
         epoch = found["epoch"]
     # Again: an interrupted run may have saved its last epoch and no more.
-    write_log(run.folder / "log.jsonl", state.history)
+    write_log(run.folder / LOG, state.history)
     draw_progress(run.folder / PICTURE, state.history)
+    if overfitting := overfitting_of(state.history):
+        say(f"note: {overfitting}; {ADVICE}")
     about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch}
     if state.pretrained is not None:
         about["pretrained"] = state.pretrained

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.image.image import read_label, write_label
+from autoseg.image.image import read_label
+from autoseg.image.label_writer import write_label
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
 
 TINY = (

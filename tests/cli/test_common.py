@@ -47,6 +47,11 @@ def make_parser() -> argparse.ArgumentParser:
         (OSError(28, "No space left"), 1, "error: [Errno 28] No space left"),
         (RuntimeError(), 1, "error: RuntimeError"),
         (
+            MemoryError("9 GiB"),
+            1,
+            "error: not enough memory (9 GiB); use fewer --processes, or close other programs",
+        ),
+        (
             KeyError("x"),
             1,
             "error: 'x' (KeyError; run again with --debug for the traceback)",

@@ -10,7 +10,8 @@ import pytest
 
 from autoseg.cli.evaluate import main
 from autoseg.evaluation.summary import Summary
-from autoseg.image.image import read_label, write_label
+from autoseg.image.image import read_label
+from autoseg.image.label_writer import write_label
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus
 
 TRUTH, IMAGES = str(HIPPOCAMPUS / "labelsTr"), str(HIPPOCAMPUS / "imagesTr")
@@ -32,7 +33,7 @@ def test_two_folders_with_pictures(tmp_path: Path, capsys: pytest.CaptureFixture
     pictures = [f"overlay_{names[place]}.png" for place in (2, 0, 1)]
     assert {path.name for path in out.iterdir()} == WRITTEN | set(pictures)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["case", "Anterior", "Posterior", "mean"]
+    assert lines[0].split() == ["Dice", "Anterior", "Posterior", "mean"]
     assert lines[2].split() == [names[1], "1.0000", "1.0000", "1.0000"]
     assert [s for s in lines if s.startswith("picture:")] == [
         f"picture: {out / name}" for name in pictures
@@ -98,7 +99,7 @@ def test_mapped_merged_and_within_a_tolerance(
     words = ["--map", "2:1", "1:2", "--merge", "hippocampus=1,2", "--tolerance", "1,Posterior=0.5"]
     assert main(["-g", TRUTH, "-p", str(tmp_path), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["case", "Anterior", "Posterior", "hippocampus", "mean"]
+    assert lines[0].split() == ["Dice", "Anterior", "Posterior", "hippocampus", "mean"]
     summary = Summary.load(tmp_path / "summary.json")
     dice = {c: summary.statistic(c).mean or 0 for c in summary.labels}
     assert dice["hippocampus"] == (dice["Anterior"] + dice["Posterior"]) / 2

@@ -97,6 +97,22 @@ def test_a_run_that_fails_is_named_with_its_log(
     assert f"error: there is no folder {tmp_path / 'nowhere'}" in log.read_text(encoding="utf-8")
 
 
+def test_a_report_that_cannot_be_written_is_told_and_written_the_next_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = write_task(tmp_path)
+    file = write_study(tmp_path, folds=[0])
+    figures = tmp_path / "experiments" / "tiny" / "figures"
+    figures.parent.mkdir(parents=True)
+    figures.touch()  # where the folder should be
+    assert main(command(file, workspace)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: all runs are done, but not reported: cannot write {figures}")
+    figures.unlink()
+    assert main(command(file, workspace)) == 0
+    assert (figures / "loss.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -56,6 +56,16 @@ def test_a_plan_is_written(task: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert len(json.loads((task / "default" / "splits.json").read_text(encoding="utf-8"))) == 5
 
 
+def test_a_long_training_is_told_and_a_short_one_is_not(
+    task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint = "that is a long training, made for a graphics card; --time-budget 2h plans for this"
+    assert main(["Task007", *ONE]) == 0
+    assert hint in capsys.readouterr().err
+    assert main(["Task007", "--set", "training.epochs=2", *ONE]) == 0
+    assert hint not in capsys.readouterr().err
+
+
 def test_the_same_task_gives_the_same_bytes(task: Path) -> None:
     assert main(["Task007", "--name", "a", *ONE]) == 0
     shutil.rmtree(task / ".survey")

@@ -96,7 +96,7 @@ def test_leave_one_out() -> None:
 def test_too_few_cases_or_patients() -> None:
     with pytest.raises(DataError, match="4 cases cannot fill 5 folds; choose fewer folds"):
         make_splits(CASES[:4])
-    with pytest.raises(DataError, match="1 patients cannot fill 5 folds"):
+    with pytest.raises(DataError, match="1 patient cannot fill 5 folds"):
         make_splits(CASES, groups=dict.fromkeys(CASES, "p"))
     with pytest.raises(DataError, match="1 folds: cross-validation needs at least 2"):
         make_splits(CASES, folds=1)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.dataset.task import Case, Task
+from autoseg.dataset.case import Case
+from autoseg.dataset.task import Task
 from autoseg.dataset.verify import (
     Problem,
     Verification,
@@ -17,7 +18,8 @@ from autoseg.dataset.verify import (
     write_verification,
 )
 from autoseg.errors import DataError
-from autoseg.image.image import Geometry, Image
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image
 
 GRID = Geometry((4, 4, 4), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 SCAN = Image(np.zeros((1, 4, 4, 4), np.float32), GRID)

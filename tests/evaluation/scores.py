@@ -8,8 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.evaluation.metrics import Confusion, overlap
-from autoseg.evaluation.summary import CaseScores, Summary, Volumes
-from autoseg.image.image import Geometry, read_label, write_label
+from autoseg.evaluation.scores import CaseScores, Volumes
+from autoseg.evaluation.summary import Summary
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import read_label
+from autoseg.image.label_writer import write_label
 
 HIPPOCAMPUS = Path(__file__).parents[1] / "data" / "Task004_Hippocampus"
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

@@ -17,7 +17,7 @@ IMAGE, TRUTH = HIPPOCAMPUS / "imagesTr" / NAME, HIPPOCAMPUS / "labelsTr" / NAME
 
 def test_overlay_is_a_picture(tmp_path: Path) -> None:
     out = tmp_path / "new" / "overlay.png"
-    overlay(Exhibit("a", IMAGE, TRUTH, TRUTH, LABELS, "costs $1, not $2"), out)
+    overlay(Exhibit("a", IMAGE, TRUTH, TRUTH, LABELS, "costs $1_^{x}$, not $2"), out)
     pixels = imread(out)
     rows, columns = pixels.shape[:2]
     assert columns == 1425

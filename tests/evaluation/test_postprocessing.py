@@ -18,11 +18,12 @@ from autoseg.evaluation.cleaned import mean_dice
 from autoseg.evaluation.cross_validation import CrossValidation, gather
 from autoseg.evaluation.evaluate import evaluate_case
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.metrics import count, overlap
+from autoseg.evaluation.metrics import confusion, cut_masks, overlap
 from autoseg.evaluation.postprocessing import Learned, learn, update
 from autoseg.evaluation.summary import Summary
 from autoseg.files import read_json, write_json
-from autoseg.image.image import read_label, write_label
+from autoseg.image.image import read_label
+from autoseg.image.label_writer import write_label
 from autoseg.planning.check import make_plan
 from autoseg.planning.plan import Plan
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
@@ -211,8 +212,8 @@ def test_dice_is_that_of_the_metrics(
     after = predicted.copy()
     Postprocessing("", steps).apply(after)
     for name, values in list(plan.labels.items())[1:]:
-        assert raw[name] == overlap(count(truth, predicted, values, 7)).dice
-        assert cleaned[name] == overlap(count(truth, after, values, 7)).dice
+        assert raw[name] == overlap(confusion(cut_masks(truth, predicted, values, 7))).dice
+        assert cleaned[name] == overlap(confusion(cut_masks(truth, after, values, 7))).dice
 
 
 def test_what_was_learned_is_written_once(tmp_path: Path) -> None:

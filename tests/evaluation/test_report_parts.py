@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_a_cross_validation(models: Path) -> None:
     assert dict(report.versions)["autoseg"] == "1.2.3"
     links = {line.cells[0].text: line.cells[0].link for line in report.cases.lines}
     assert links["hippocampus_008"] == "#case-1"
+
+
+def test_a_fold_that_learnt_its_cases_by_heart(tmp_path: Path) -> None:
+    models = write_models(tmp_path / "Task004_Hippocampus" / "plan")
+    log = [
+        {"epoch": n, "training_loss": 1 - 0.1 * n, "validation_dice": {"b": 1.0, "x": dice}}
+        for n, dice in enumerate([0.5, 0.5, 0.5, 0.2, 0.1, 0.1, 0.0, 0.0, 0.0])
+    ]
+    (models / "fold_0" / "log.jsonl").write_text("\n".join(map(json.dumps, log)), "utf-8")
+    told = [text for text in report_of(models).warnings if "by heart" in text]
+    assert len(told) == 1
+    assert told[0].startswith(
+        "Fold 0: the Dice of validation patches fell from 0.50 (epoch 3) to 0.00 in 6 epochs"
+    )
 
 
 def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from autoseg.evaluation.lesions import Lesions
+from autoseg.evaluation.rows import rows_as_markdown
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.tables import (
     as_csv,
-    as_markdown,
     dice_rows,
     dice_text,
     in_mm,
@@ -65,11 +65,12 @@ def test_tolerances_in_words() -> None:
 
 
 def test_markdown() -> None:
-    lines = as_markdown(three_cases()).splitlines()
+    lines = rows_as_markdown(dice_rows(three_cases())).splitlines()
     assert lines[0].split() == ["|", "case", "|", "lung", "|", "lesion", "|", "mean", "|"]
     assert lines[1].replace("-", "") == "|  | : | : | : |"
     assert len({len(line) for line in lines}) == 1
-    assert as_markdown(Summary((case("a|b", x=(1, 0, 0, 1)),))).count("a\\|b") == 1
+    summary = Summary((case("a|b", x=(1, 0, 0, 1)),))
+    assert rows_as_markdown(dice_rows(summary)).count("a\\|b") == 1
 
 
 def test_csv_has_every_number() -> None:
@@ -85,7 +86,7 @@ def test_csv_has_every_number() -> None:
 def test_plain_table_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(three_cases())
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "case                   lung           lesion     mean"
+    assert printed[0] == "Dice                   lung           lesion     mean"
     assert printed[2] == "b                    0.6000                -   0.6000"
 
 

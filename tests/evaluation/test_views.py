@@ -17,7 +17,7 @@ from autoseg.evaluation.views import (
     slicing_axis,
     window_of,
 )
-from autoseg.image.image import Geometry
+from autoseg.image.geometry import Geometry
 from tests.evaluation.scores import UPRIGHT, write
 
 LABELS = {"a": (1,), "b": (2,)}

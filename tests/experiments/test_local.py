@@ -15,7 +15,7 @@ from autoseg.experiments.local import Progress, run_here
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.status import in_short, status_of
 from autoseg.experiments.worker import Answer
-from autoseg.files import locked
+from autoseg.locks import locked
 from autoseg.workspace import Workspace
 from tests.making import tiny_plan
 

@@ -18,7 +18,7 @@ from autoseg.experiments.record import read_record
 from autoseg.experiments.runs import StudyRun, prepare_plans, runs_of
 from autoseg.experiments.status import is_held, status_of
 from autoseg.experiments.worker import Answer
-from autoseg.files import locked
+from autoseg.locks import locked
 from autoseg.workspace import Workspace
 from tests.experiments.studying import longer, study, write_task
 

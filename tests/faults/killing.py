@@ -5,62 +5,115 @@ from __future__ import annotations
 import importlib
 import io
 import multiprocessing
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-COMMANDS = ("plan", "train", "predict", "evaluate")
+COMMANDS = ("plan", "train", "predict", "evaluate", "pack", "export", "experiment")
 PRELOADED = [f"autoseg.cli.{command}" for command in COMMANDS] + [
     "SimpleITK",
     "autoseg.experiments.fold",
     "autoseg.evaluation.evaluate",
+    "autoseg.packing.package",
     "autoseg.prediction.batch",
+    "autoseg.prediction.export",
     "autoseg.prediction.predictor",
     "matplotlib.figure",
     "scipy.ndimage",
     "torch",
 ]
+KILLED = -9
 
 
-def _run(command: str, words: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit status, and what it said on standard error."""
+
+    status: int
+    said: str
+
+    @property
+    def error(self) -> str:
+        """Its one line of what went wrong; no more than that may be said of it."""
+        lines = [line for line in self.said.splitlines() if line.startswith("error: ")]
+        assert self.status in (1, 2), self
+        assert "Traceback" not in self.said, self.said
+        assert len(lines) == 1, self
+        assert self.said.splitlines()[-1] == lines[0], self.said
+        return lines[0]
+
+
+def _run(
+    command: str, words: Sequence[str], before: Callable[[], None] | None, told: Connection
+) -> None:
     torch.set_num_threads(1)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+        if before is not None:
+            before()
         status = importlib.import_module(f"autoseg.cli.{command}").main(list(words))
-    if status:
-        sys.stderr.write(said.getvalue())
-    sys.exit(status)
+    told.send((status, said.getvalue()))
 
 
-def start(command: str, words: Sequence[str]) -> BaseProcess:
-    """One of autoseg's commands, as a fork of a process that has imported everything."""
+def _begun(
+    command: str, words: Sequence[str], before: Callable[[], None] | None
+) -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_run, args=(command, words))
+    told, telling = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(command, words, before, telling))
     process.start()
-    return process
+    telling.close()
+    return process, told
 
 
-def finish(command: str, words: Sequence[str]) -> float:
+def attempt(
+    command: str,
+    words: Sequence[str],
+    before: Callable[[], None] | None = None,
+    meanwhile: Callable[[BaseProcess], None] | None = None,
+) -> Ended:
+    """One of autoseg's commands, as a fork of a process that has imported everything.
+
+    Args:
+        command: its name.
+        words: what follows it.
+        before: what the process does first, such as limiting itself; picklable.
+        meanwhile: what to do here while it runs.
+    """
+    process, told = _begun(command, words, before)
+    if meanwhile is not None:
+        meanwhile(process)
+    try:
+        status, said = told.recv()
+    except EOFError:  # it was killed
+        status, said = None, ""
+    process.join()
+    assert process.exitcode is not None
+    return Ended(process.exitcode if status is None else status, said)
+
+
+def finish(command: str, words: Sequence[str], before: Callable[[], None] | None = None) -> float:
     """Run a command to its end; returns its seconds."""
     begun = time.monotonic()
-    process = start(command, words)
-    process.join()
-    assert process.exitcode == 0, (command, words)
+    ended = attempt(command, words, before)
+    assert ended.status == 0, (command, words, ended)
     return time.monotonic() - begun
 
 
 def kill_after(seconds: float, command: str, words: Sequence[str]) -> bool:
     """Kill a command that long after its start; returns whether it was still at work."""
-    process = start(command, words)
-    process.join(seconds)
-    process.kill()
-    process.join()
-    return process.exitcode != 0
+
+    def kill(process: BaseProcess) -> None:
+        process.join(seconds)
+        process.kill()
+
+    return attempt(command, words, meanwhile=kill).status == KILLED
 
 
 def visible(folder: Path) -> dict[str, Path]:

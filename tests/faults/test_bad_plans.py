@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +12,12 @@ import pytest
 from autoseg.errors import AutosegError
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.planning.reference import read_reference
+from tests.faults.bad_json import changed, places
 from tests.making import tiny_plan
 
-Keys = tuple[str | int, ...]
 INSTEAD: tuple[Any, ...] = (None, True, "x", -1, 0, 1e300, math.nan, 1 << 70, [], {"x": 1})
 FEWEST = 1000
 RECIPE = ("preprocessing", "sampling", "augmentation", "network", "training", "inference")
-
-
-def places(value: Any, keys: Keys = ()) -> Iterator[Keys]:
-    """Where every value of a plan lies, those that hold others included."""
-    yield keys
-    items: list[tuple[str | int, Any]] = []
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list):
-        items = list(enumerate(value))
-    for key, inner in items:
-        yield from places(inner, (*keys, key))
-
-
-def changed(plan: Any, keys: Keys, value: Any) -> Any:
-    """A copy with another value at one place."""
-    if not keys:
-        return value
-    copied = copy.deepcopy(plan)
-    inner = copied
-    for key in keys[:-1]:
-        inner = inner[key]
-    inner[keys[-1]] = value
-    return copied
 
 
 def outcome(path: Path, text: str) -> str:

@@ -10,16 +10,16 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from autoseg.fingerprint.figures import (
-    SAMPLE_SIZE,
     CaseFigures,
-    Intensities,
     measure,
     orientation_of,
     shape_of_content,
 )
+from autoseg.fingerprint.intensities import SAMPLE_SIZE, Intensities
 from autoseg.fingerprint.labels import LabelFigures, count_labels
 from autoseg.fingerprint.rounding import rounded
-from autoseg.image.image import Geometry, Image
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from autoseg.fingerprint import (
     LabelFigures,
 )
 
-COVID = Path(__file__).parents[1] / "data" / "covid20_headers.csv"
 ANY = Intensities(mean=0, std=1, min=-1024, p00_5=-1000, median=0, p99_5=900, max=1000)
 THERE, ABSENT = LabelFigures(1.0, 1, (1.0, 2.0, 3.0)), LabelFigures(0.0, 0, None)
 CASE = CaseFigures(
@@ -33,30 +31,6 @@ CASE = CaseFigures(
 def fingerprint(cases: dict[str, CaseFigures]) -> Fingerprint:
     labels: dict[str, tuple[int, ...]] = {"background": (0,), "lung": (1,), "infection": (2,)}
     return Fingerprint("Task001_COVID", ("CT",), labels, None, cases, (None,))
-
-
-def covid() -> Fingerprint:
-    """The real shapes and spacings of Ma et al.'s 20 scans."""
-    with COVID.open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    cases = {}
-    for row in rows:
-        x, y, z = (int(row[f"size_{axis}"]) for axis in "xyz")
-        dx, dy, dz = (float(row[f"spacing_{axis}_mm"]) for axis in "xyz")
-        cases[row["case"]] = replace(CASE, shape=(x, y, z), spacing_mm=(dx, dy, dz))
-    return fingerprint(cases)
-
-
-def test_the_median_shape_of_the_covid_set_is_the_papers() -> None:
-    """Mueller et al. 2021 give 267 x 254 x 104."""
-    spacing_mm = (1.58, 1.58, 2.70)
-    assert covid().median_shape_at(spacing_mm, "down") == (267.0, 254.0, 103.5)
-    assert covid().median_shape_at(spacing_mm) == (268.0, 254.5, 103.5)
-
-
-def test_a_whole_size_is_not_rounded_down_by_a_float() -> None:
-    case = replace(CASE, shape=(3, 270, 1), spacing_mm=(0.1, 1.0, 1.0))
-    assert fingerprint({"a": case}).median_shape_at((0.3, 2.7, 9.0), "down") == (1.0, 100.0, 1.0)
 
 
 def test_spacings_survive_the_file_exactly(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from autoseg import parallel
 from autoseg.dataset.task import Task, find_task, read_task, without
 from autoseg.dataset.verify import errors_by_case
 from autoseg.fingerprint import Fingerprint, survey, surveying
-from autoseg.fingerprint.figures import Intensities
+from autoseg.fingerprint.intensities import Intensities
 from autoseg.fingerprint.labels import LabelFigures
-from autoseg.image.image import Image, read_image, read_label, stem_of
+from autoseg.image.endings import stem_of
+from autoseg.image.image import Image, read_image, read_label
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
 
 
@@ -230,9 +231,9 @@ def test_only_new_and_changed_cases_are_read(
     task = read_task(folder)
     read: list[str] = []
 
-    def noting(paths: Sequence[Path]) -> Image:
+    def noting(paths: Sequence[Path], own_type: bool) -> Image:
         read.append(stem_of(paths[0]).removesuffix("_0000"))
-        return read_image(paths)
+        return read_image(paths, own_type)
 
     monkeypatch.setattr(surveying, "read_image", noting)
     assert survey(task, 1, cache) == survey(task, 1)

@@ -10,17 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
-from autoseg.image.image import (
-    Geometry,
-    VoxelError,
-    ending_of,
-    read_geometry,
-    read_image,
-    read_label,
-    stem_of,
-    write_label,
-)
+from autoseg.errors import DataError, VoxelError
+from autoseg.image.endings import ending_of, stem_of
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import read_geometry, read_image, read_label
+from autoseg.image.label_writer import write_label
 from tests.dataset.making import HIPPOCAMPUS, write_4d, write_scan
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

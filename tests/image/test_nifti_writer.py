@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
-from autoseg.image.image import Geometry, read_geometry, read_image, read_label, write_label
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import read_geometry, read_image, read_label
+from autoseg.image.label_writer import write_label
+from autoseg.image.nifti_writer import as_stored
 from tests.dataset.making import write_4d, write_scan
 from tests.image.test_nifti import big_endian
 from tests.turning import TURNS, rotation
@@ -166,3 +172,24 @@ def test_a_grid_of_another_format_is_as_near_as_32_bits_allow(tmp_path: Path) ->
     assert found.spacing_mm == pytest.approx(expected.spacing_mm, rel=6e-8)
     assert found.origin_mm == pytest.approx(expected.origin_mm, rel=6e-8)
     assert found.direction == pytest.approx(expected.direction, abs=2e-7)
+
+
+@given(
+    hnp.arrays(st.sampled_from([np.uint8, np.uint16]), st.tuples(*[st.integers(1, 6)] * 3)),
+    st.permutations(range(3)),
+)
+def test_voxels_are_turned_as_numpy_turns_them(label: NDArray[Any], axes: list[int]) -> None:
+    label = label.transpose(axes)  # any order in memory
+    stored = as_stored(label)
+    assert stored.flags.c_contiguous
+    assert stored.dtype == label.dtype.newbyteorder("<")
+    assert np.array_equal(stored, label.T)
+
+
+def test_a_label_map_is_packed_without_a_time_or_a_name(scan: Path) -> None:
+    copied(scan)
+    first = (scan.parent / "out" / "label.nii.gz").read_bytes()
+    assert first[:4] == b"\x1f\x8b\x08\x00"  # no name
+    assert first[4:8] == bytes(4)  # no time
+    write_label(scan.parent / "out" / "other.nii.gz", LABEL, read_geometry(scan), like=scan)
+    assert (scan.parent / "out" / "other.nii.gz").read_bytes() == first

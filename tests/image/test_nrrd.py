@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.image.image import Geometry, read_geometry, read_image, read_label, write_label
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import read_geometry, read_image, read_label
+from autoseg.image.label_writer import write_label
 from tests.dataset.making import write_4d, write_scan
 from tests.turning import TURNS, rotation
 

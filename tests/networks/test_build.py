@@ -3,10 +3,10 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.networks.build import build_network, count_parameters
+from autoseg.networks.build import build_network
 from autoseg.planning.memory import parameter_count, training_memory
 from autoseg.planning.reference import find_reference
-from tests.making import CASCADE, REGIONS, tiny_plan
+from tests.making import CASCADE, REGIONS, count_parameters, tiny_plan
 
 CLASSES = {"background": [0], "left": [1], "right": [2], "infection": [3]}
 

@@ -14,7 +14,8 @@ from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.summary import Summary
 from autoseg.files import write_json
 from autoseg.fingerprint import survey
-from autoseg.image.image import read_label, write_label
+from autoseg.image.image import read_label
+from autoseg.image.label_writer import write_label
 from autoseg.planning.plan import Plan
 from autoseg.workspace import Workspace
 from tests.dataset.making import V2, declare, write_case

@@ -56,6 +56,14 @@ def test_the_name_is_the_users() -> None:
         planned("name=mine")
 
 
+@pytest.mark.parametrize(("patients", "folds"), [(None, 5), (9, 5), (5, 5), (4, 4), (2, 2), (1, 2)])
+def test_each_of_few_patients_gets_a_fold(patients: int | None, folds: int) -> None:
+    plan = planned(patients=patients)
+    assert plan.splits.folds == folds
+    assert ("splits.folds" in plan.provenance) == (folds < 5)
+    assert planned("splits.folds=3", patients=patients).splits.folds == 3
+
+
 def test_each_layer_wins_over_those_below(references: Path, tmp_path: Path) -> None:
     references.write_text("{sampling: {batch_size: 3}, training: {epochs: 3, seed: 3}}")
     overrides = tmp_path / "mit Leerzeichen.json5"
@@ -165,7 +173,7 @@ def test_settings_of_list_entries_see_the_recipe_of_the_budget() -> None:
 
 
 def test_a_budget_that_leaves_no_time() -> None:
-    with pytest.raises(PlanError, match=r"20 s leaves no time .* cases; give more time"):
+    with pytest.raises(PlanError, match=r"20 s leaves no time .* cases; give at least 2 min 36 s"):
         compose(
             fingerprint(),
             Wishes(seconds=20),

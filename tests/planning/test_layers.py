@@ -157,7 +157,7 @@ def test_json5_with_comments(tmp_path: Path) -> None:
         ("{a: 1, a: 2}", "is not valid JSON5: .*a"),
         ("{a: 1", "is not valid JSON5"),
         ("", "is not valid JSON5"),
-        ("[" * 5000, "is not valid JSON5"),
+        ("[" * 5000, "is nested too deeply"),
         ("[1]", "holds list; plan values are an object"),
         ("null", "holds NoneType"),
     ],
@@ -238,6 +238,11 @@ def test_bad_settings(text: str, told: str) -> None:
         set_values(text)
     assert str(caught.value) == f"--set {text}: {told}" or told == "write key=value"
     assert told in str(caught.value)
+
+
+def test_the_option_of_a_bad_setting_is_named() -> None:
+    with pytest.raises(PlanError, match=r"--slurm list\.3=1: '3' is no entry of that list"):
+        set_layer(["list.3=1"], {"list": [1, 2]}, "--slurm")
 
 
 @given(st.text(max_size=12), st.sampled_from(["sampling.batch_size", "preprocessing.0", "labels"]))

@@ -112,7 +112,13 @@ def test_too_little_memory() -> None:
         largest_patch(tiny_plan(), (1, 1, 1), (9, 9, 9), 1e-6)
 
 
-sizes = st.tuples(*[st.integers(3, 400)] * 3)
+def test_cases_too_small_for_the_network() -> None:
+    """The only patch within them leaves one voxel, which instance normalisation cannot take."""
+    with pytest.raises(PlanError, match=r"no patch .* cases of 3 x 3 x 3 voxels; .* fewer stages"):
+        largest_patch(tiny_plan(), (1, 1, 1), (3, 3, 3), 1)
+
+
+sizes = st.tuples(*[st.integers(4, 400)] * 3)
 spacings = st.tuples(*[st.floats(0.3, 6)] * 3)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import PlanError
-from autoseg.networks.build import build_network, count_parameters
+from autoseg.networks.build import build_network
 from autoseg.planning import reference
 from autoseg.planning.compose import Wishes, compose
 from autoseg.planning.plan import Plan
 from autoseg.planning.reference import find_reference, plans_folder, reference_names
+from tests.making import count_parameters
 from tests.planning.making import fingerprint
 from tests.planning.test_compose import never
 

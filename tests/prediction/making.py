@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.checkpoint import save_checkpoint
+from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
 from autoseg.planning.plan import Plan
-from autoseg.prediction.model import FINAL, Model
+from autoseg.prediction.model import Model
 
 
 class Pointwise(nn.Module):

@@ -59,7 +59,7 @@ def slow_shares(plan: Plan, network: torch.nn.Module, image: Image) -> NDArray[n
         out[0] = 1
     box = tuple(slice(*pair) for pair in ready.box)
     for share, whole in zip(low, out, strict=True):
-        whole[box] = resize(share, ready.box_shape, order=1, mode="edge", anti_aliasing=False)
+        whole[box] = resize(share, whole[box].shape, order=1, mode="edge", anti_aliasing=False)
     return out
 
 

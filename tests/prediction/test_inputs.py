@@ -45,6 +45,18 @@ def test_other_files_are_passed_over(tmp_path: Path) -> None:
     assert found(tmp_path) == {"a": ["a.nii.gz"]}
 
 
+def test_a_folder_a_case_as_it_was_trained_from(tmp_path: Path) -> None:
+    touch(tmp_path, "b/imaging.nii.gz", "b/segmentation.nii.gz", "a 1/imaging_0000.nrrd", "c.nii")
+    touch(tmp_path, "a 1/imaging_0001.nrrd", "results/b.nii.gz", "mixed/imaging.mha", "mixed/x.mha")
+    assert found(tmp_path, TWO) == {
+        "a 1": ["imaging_0000.nrrd", "imaging_0001.nrrd"],
+        "b": ["imaging.nii.gz"],
+        "c": ["c.nii"],
+    }
+    assert found(tmp_path / "b") == {"b": ["imaging.nii.gz"]}
+    assert found(tmp_path / "mixed") == {"imaging": ["imaging.mha"], "x": ["x.mha"]}
+
+
 @pytest.mark.parametrize("name", ["été 1.nii.gz", "été 1_0000.nii.gz"])
 def test_a_single_file(tmp_path: Path, name: str) -> None:
     touch(tmp_path, name, "other.nii.gz")

@@ -7,8 +7,9 @@ import torch
 
 from autoseg.checkpoint import save_checkpoint
 from autoseg.errors import AutosegError
+from autoseg.model_files import FINAL, FolderFiles
 from autoseg.networks.build import build_network
-from autoseg.prediction.model import FINAL, load_model, trained_folds
+from autoseg.prediction.model import load_model
 from tests.making import tiny_plan
 from tests.prediction.making import save_model
 
@@ -41,7 +42,7 @@ def test_loads_all_finished_folds_for_evaluation(folder: Path) -> None:
 
 def test_loads_the_named_folds_in_the_order_asked_for(folder: Path) -> None:
     assert load_model(folder, ["2", "0"], CPU).folds == ("2", "0")
-    assert trained_folds(folder) == ["0", "2", "all"]
+    assert FolderFiles(folder).folds() == ["0", "2", "all"]
 
 
 def test_a_missing_fold_is_named_with_those_there(folder: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_folder_without_plan_is_no_model(tmp_path: Path, exists: bool) -> None
 
 
 def test_a_model_without_finished_fold_says_how_to_train(folder: Path) -> None:
-    for fold in trained_folds(folder):
+    for fold in FolderFiles(folder).folds():
         (folder / f"fold_{fold}" / FINAL).unlink()
     with pytest.raises(AutosegError) as error:
         load_model(folder, None, CPU)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import autoseg
 from autoseg.errors import AutosegError
 from autoseg.files import read_json
 from autoseg.image.image import read_label
@@ -27,7 +26,7 @@ from tests.dataset.making import write_scan
 from tests.prediction.making import save_model
 from tests.prediction.scans import PLAN, files_in, predict, write_scans
 
-ROOT = Path(autoseg.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
 STATUSES = {
     signal.SIGTERM: (143, "error: stopped by SIGTERM; what was finished is kept"),

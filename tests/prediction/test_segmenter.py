@@ -128,7 +128,10 @@ def test_the_axis_that_patches_slide_along_does_not_count(
         shares.append(found.swapaxes(1, 1 + across))
     assert np.abs(shares[0] - shares[1]).max() <= 1e-5
     monkeypatch.setattr("autoseg.prediction.segmenter.AXES", (axis,))
-    label = model.segment(prepared)
+    told: list[float] = []
+    label = model.segment(prepared, tell=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1
     ranked = np.sort(shares[0], axis=0)
     clear = ranked[-1] - ranked[-2] > 1e-4
     assert (label == shares[0].argmax(axis=0))[clear].all()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from autoseg import parallel
-from autoseg.dataset.task import Case, read_task
+from autoseg.dataset.case import Case
+from autoseg.dataset.task import read_task
 from autoseg.errors import AutosegError, DataError
 from autoseg.image.image import read_image, read_label
 from autoseg.planning.plan import Plan

@@ -11,7 +11,8 @@ from scipy import ndimage
 from skimage.transform import resize
 
 from autoseg.errors import PlanError
-from autoseg.image.image import Geometry, Image
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.channel import Channel
 from autoseg.preprocessing.resample import resample_channel
@@ -172,7 +173,6 @@ def test_crop_equals_scipys_box_and_can_be_undone(
         assert box == ndimage.find_objects(occupied.astype(int))[0]
     assert (prepared.image == image.array[:, *box]).all()
     assert np.array_equal(np.asarray(prepared.label), label[box])
-    assert prepared.box_shape == prepared.image.shape[1:]
     back = np.zeros_like(image.array)
     back[:, *box] = prepared.image
     assert (back == image.array).all()
@@ -213,7 +213,7 @@ def test_resample_brings_image_and_label_to_the_target_spacing() -> None:
     assert prepared.image == pytest.approx(reference_resampled(before, (6, 10, 22)), abs=5e-3)
     expected = resample_label(label, (6, 10, 22), (1, 1, 1))
     assert np.array_equal(np.asarray(prepared.label), expected)
-    assert prepared.box_shape == (9, 10, 11)  # of the file, as prediction needs it
+    assert prepared.box == ((0, 9), (0, 10), (0, 11))  # of the file, as prediction needs it
     assert prepared.geometry == image.geometry
 
 

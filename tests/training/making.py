@@ -12,13 +12,14 @@ import torch
 
 from autoseg.checkpoint import load_checkpoint
 from autoseg.dataset.splits import Split
+from autoseg.model_files import FINAL
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training import picture
 from autoseg.training import train as train_module
 from autoseg.training.history import Epoch
 from autoseg.training.run import Run
-from autoseg.training.saving import BEST, FINAL, LATEST
+from autoseg.training.saving import BEST, LATEST
 from autoseg.training.state import State
 from autoseg.training.train import train
 from tests.making import tiny_plan, tiny_store

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from autoseg.checkpoint import Tensors, load_checkpoint, save_checkpoint
-from autoseg.training.distributed import Group
+from autoseg.training.distributed import Group, leave
 
 Work = Callable[[Group], Tensors]
 
@@ -33,4 +33,4 @@ def _work(work: Work, folder: Path, rank: int) -> None:
     where: dict[str, Any] = {"init_method": (folder / "meeting").as_uri()}
     dist.init_process_group("gloo", rank=rank, world_size=2, **where)
     save_checkpoint(folder / f"{rank}.safetensors", work(Group(rank, 2)), {})
-    dist.destroy_process_group()
+    leave()

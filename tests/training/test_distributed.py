@@ -82,10 +82,24 @@ def exchange(group: Group) -> Tensors:
     }
 
 
+def resume(group: Group) -> Tensors:
+    """The state after four steps, and after two that are saved and two of another learner."""
+    plan = plan_of("batch")
+    whole, first, second = (Learner(plan, CPU, group) for _ in range(3))
+    for seed in range(4):
+        whole.step(batch(group.places(4), seed), 0.1)
+    for seed in range(4):
+        if seed == 2:
+            second.load_tensors(first.tensors())
+        (first if seed < 2 else second).step(batch(group.places(4), seed), 0.1)
+    return with_prefix("whole", whole.tensors()) | with_prefix("resumed", second.tensors())
+
+
 def both(group: Group) -> Tensors:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return with_prefix("learn", learn(group)) | with_prefix("exchange", exchange(group))
+        found = with_prefix("learn", learn(group)) | with_prefix("resume", resume(group))
+        return found | with_prefix("exchange", exchange(group))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +116,13 @@ def test_two_processes_learn_what_one_does(pair: list[Tensors], recipe: str) -> 
         assert torch.equal(first[name], second[name]), name
         if not (recipe == "regions" and name == "dice"):  # its background is a mean of samples
             torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_processes_resume_to_the_bit(pair: list[Tensors]) -> None:
+    for each in pair:
+        whole, resumed = (without_prefix(f"resume.{name}", each) for name in ("whole", "resumed"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 def test_what_processes_tell_each_other(pair: list[Tensors]) -> None:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoseg.checkpoint import load_checkpoint
-from autoseg.networks.build import build_network, count_parameters
+from autoseg.model_files import FINAL
+from autoseg.networks.build import build_network
 from autoseg.networks.convolution import Convolution
 from autoseg.planning.compose import Wishes, compose
 from autoseg.planning.plan import Plan
@@ -27,9 +28,9 @@ from autoseg.planning.training import Adam, Plateau
 from autoseg.training import epoch as epoch_module
 from autoseg.training.learner import build_optimizer
 from autoseg.training.losses import build_loss
-from autoseg.training.saving import FINAL, LATEST
+from autoseg.training.saving import LATEST
 from autoseg.training.schedule import PlateauState
-from tests.making import tiny_plan
+from tests.making import count_parameters, tiny_plan
 from tests.planning.making import fingerprint
 from tests.planning.test_compose import never
 from tests.training.making import start, store_of, without_pictures

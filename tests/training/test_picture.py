@@ -71,6 +71,22 @@ def test_each_curve_has_its_colour(tmp_path):
     assert count_of(path, orange) < both[orange]
 
 
+def test_a_run_that_learns_by_heart_says_so_above_its_curves(tmp_path):
+    def top(losses):
+        dice = [0.5, 0.5, 0.5, 0.2, 0.1, 0.1, 0.0, 0.0, 0.0]
+        epochs = [
+            replace(FIRST, epoch=n, training_loss=loss, validation_dice={"b": 1.0, "x": d})
+            for n, (loss, d) in enumerate(zip(losses, dice, strict=True))
+        ]
+        draw_progress(tmp_path / "progress.png", epochs)
+        dark = pixels_of(tmp_path / "progress.png").max(-1) < 64
+        left = dark[:, : dark.shape[1] // 10]  # beside the title
+        return int(left[:, left.sum(0).argmax()].argmax())  # where the first panel's axis begins
+
+    falling = [1 - 0.1 * n for n in range(9)]
+    assert top(falling) > top(falling[::-1]) + 20  # two more lines of text
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that only drawing moves; returns it, and the epochs that were drawn."""

@@ -5,9 +5,10 @@ import torch
 
 from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.errors import AutosegError
+from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
 from autoseg.training.pretrained import read_pretrained
-from autoseg.training.saving import FINAL, LATEST
+from autoseg.training.saving import LATEST
 from tests.making import tiny_plan
 from tests.training.making import start, store_of, training_plan, without_pictures
 

@@ -7,9 +7,10 @@ import torch
 
 from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.errors import AutosegError
+from autoseg.model_files import FINAL
 from autoseg.training import saving
 from autoseg.training import train as module
-from autoseg.training.saving import BEST, FINAL, LATEST
+from autoseg.training.saving import BEST, LATEST
 from tests.training.making import assert_same_run, start, store_of, training_plan, without_pictures
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9}

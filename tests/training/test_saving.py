@@ -10,8 +10,9 @@ import torch
 
 from autoseg.checkpoint import load_checkpoint
 from autoseg.errors import AutosegError
+from autoseg.model_files import FINAL
 from autoseg.training.history import Epoch
-from autoseg.training.saving import BEST, FINAL, LATEST, describe, extended
+from autoseg.training.saving import BEST, LATEST, describe, extended
 from autoseg.training.schedule import PlateauState
 from autoseg.training.state import State
 from tests.making import tiny_plan

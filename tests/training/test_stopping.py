@@ -11,12 +11,13 @@ import pytest
 from autoseg.augmentation.pipeline import Batch
 from autoseg.checkpoint import load_checkpoint
 from autoseg.errors import RunError, Stopped
+from autoseg.model_files import FINAL
 from autoseg.planning.plan import Plan
 from autoseg.training import epoch
 from autoseg.training.distributed import Group
 from autoseg.training.learner import Learner
-from autoseg.training.saving import BEST, FINAL, LATEST
-from autoseg.training.stopping import StopAsked, StopSignals
+from autoseg.training.saving import BEST, LATEST
+from autoseg.training.stopping import SOON, StopAsked, StopSignals
 from tests.training.making import (
     assert_same_run,
     log_of,
@@ -36,13 +37,18 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_a_wish(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+)
+def test_a_signal_is_a_wish(
+    capfd: pytest.CaptureFixture[str], number: signal.Signals, name: str
+) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with StopSignals() as stop:
         stop.check()
         send(number)
-        assert stop.name == number.name
+        assert stop.name == name
+        assert capfd.readouterr().err == SOON
         with pytest.raises(StopAsked):
             stop.check()
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
@@ -130,7 +136,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     [
         ("step", 1, signal.SIGTERM, "SIGTERM after epoch 0 and 1 step;", 0, 1),
         ("step", 5, signal.SIGTERM, "SIGTERM after epoch 1 and 2 steps", 1, 2),
-        ("step", 3, signal.SIGINT, "SIGINT after epoch 0 and 3 steps", 0, 3),
+        ("step", 3, signal.SIGINT, "Ctrl-C after epoch 0 and 3 steps", 0, 3),
         ("validate", 3, signal.SIGTERM, "SIGTERM after epoch 1 and 3 steps", 1, 3),
         ("weights", 1, signal.SIGTERM, "SIGTERM after epoch 1; continue", 1, 0),  # best is saved
     ],

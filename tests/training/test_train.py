@@ -12,11 +12,12 @@ from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.checkpoint import load_checkpoint
 from autoseg.dataset.splits import Split
 from autoseg.errors import RunError
+from autoseg.model_files import FINAL
 from autoseg.training import epoch as epoch_module
 from autoseg.training import train as module
 from autoseg.training.history import Epoch, write_log
 from autoseg.training.picture import draw_progress
-from autoseg.training.saving import BEST, FINAL, LATEST
+from autoseg.training.saving import BEST, LATEST
 from autoseg.training.schedule import PlateauState
 from autoseg.training.state import State
 from autoseg.training.views import Views

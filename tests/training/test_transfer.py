@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from autoseg.checkpoint import Tensors, load_checkpoint
 from autoseg.errors import AutosegError
+from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
 from autoseg.training import train
 from autoseg.training.learner import Learner
 from autoseg.training.pretrained import Pretrained
-from autoseg.training.saving import FINAL, LATEST
+from autoseg.training.saving import LATEST
 from autoseg.training.transfer import (
     Transfer,
     adapt_channels,

@@ -1,0 +1,52 @@
+"""What the processes of a torchrun do in `test_leaving`: learn a step together, and end."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from autoseg.augmentation.pipeline import Batch
+from autoseg.errors import Stopped
+from autoseg.training.distributed import Group, joined
+from autoseg.training.learner import Learner
+from tests.making import tiny_plan
+
+
+def main(end: str) -> None:
+    """Learn in a group of processes, end as asked (`finished` or `stopped`), say what is left."""
+    torch.set_num_threads(1)
+    held: list[weakref.ref[Any]] = []
+    try:
+        with joined("cpu") as (group, _):
+            _learn(group, end, held)
+    except Stopped as stop:
+        print(f"{stop}; ", end="")
+    print(f"left of {len(held)}: {sum(each() is not None for each in held)}")
+
+
+def _learn(group: Group, end: str, held: list[weakref.ref[Any]]) -> None:
+    plan = tiny_plan(sampling={"batch_size": 4}, training={"precision": "float32"})
+    learner = Learner(plan, torch.device("cpu"), group)
+    learner.step(_batch(group.places(4)), 0.1)
+    held += [weakref.ref(learner.forward), weakref.ref(dist.group.WORLD)]
+    held.append(weakref.ref(learner))
+    circle: list[Any] = [learner]  # what only the garbage collector finds
+    circle.append(circle)
+    group.wait()
+    if end == "stopped":
+        raise Stopped("stopped by SIGTERM", 15)
+
+
+def _batch(places: range) -> Batch:
+    rng = np.random.default_rng(0)
+    label = (rng.random((4, 8, 8, 8)) * 3).astype(np.int16)[list(places)]
+    return {"data": label[:, None].astype(np.float32), "label": label}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
