@@ -56,8 +56,8 @@ def _in_pool(
 ) -> list[Result]:
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-    # All workers at once, as with "fork": the pool's thread goes through its list of workers when one
-    # dies, and fails if another is being added just then.
+    # All workers at once, as with "fork": the pool's thread goes through its list of workers when
+    # one dies, and fails if another is being added just then.
     pool._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]
     try:
         futures = _submitted(pool, function, items)
