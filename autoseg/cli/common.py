@@ -19,6 +19,11 @@ from autoseg.errors import AutosegError, Stopped
 
 LONGEST_WORD, LONGEST_LINE = 5000, 20_000
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# What the loader of libraries, threads, C++ and torch say where Python would say MemoryError.
+SIGNS_OF_NO_MEMORY = (
+    *("failed to map segment", "Cannot allocate memory", "can't start new thread"),
+    *("std::bad_alloc", "can't allocate memory"),
+)
 
 
 def parser(
@@ -155,7 +160,7 @@ def _in_words(error: BaseException, debug: bool) -> tuple[int, str]:
         return error.status, str(error)
     if isinstance(error, AutosegError):
         return BAD_INPUT, str(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY):
         details = f" ({error})" if str(error) else ""
         return FAILED, f"not enough memory{details}; use fewer --processes, or close other programs"
     text = str(error) or type(error).__name__

@@ -47,6 +47,12 @@ def make_parser() -> argparse.ArgumentParser:
         (OSError(28, "No space left"), 1, "error: [Errno 28] No space left"),
         (RuntimeError(), 1, "error: RuntimeError"),
         (
+            ImportError("libx.so: failed to map segment from shared object"),
+            1,
+            "error: not enough memory (libx.so: failed to map segment from shared object); "
+            "use fewer --processes, or close other programs",
+        ),
+        (
             MemoryError("9 GiB"),
             1,
             "error: not enough memory (9 GiB); use fewer --processes, or close other programs",

@@ -18,7 +18,7 @@ STEPS = {
     "evaluate": (400 << 10, 2),
     "pack": (40 << 10, 3),
     "export": (90 << 10, 2),
-    "experiment": (300 << 10, 2),
+    "experiment": (800 << 10, 1),
 }
 MOST_ATTEMPTS = 30
 

@@ -45,7 +45,8 @@ def test_a_home_that_cannot_be_written_is_no_hindrance(
     home = tmp_path / "home"
     home.mkdir()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(CACHES)}
-    words = [sys.executable, "-m", "autoseg.cli.evaluate", *JOBS["evaluate"].words(root)]
+    folders = ["-g", str(root / "truth"), "-p", str(root / "out"), "-o", str(root / "scores")]
+    words = [sys.executable, "-m", "autoseg.cli.evaluate", *folders, "--processes", "1"]
     with read_only(home):
         done = subprocess.run(
             words,
@@ -57,4 +58,7 @@ def test_a_home_that_cannot_be_written_is_no_hindrance(
         )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    undisturbed.assert_same("evaluate", root)
+    for name in ("table.csv", "dice.png"):
+        assert (root / "scores" / name).read_bytes() == (
+            undisturbed.root / "scores" / name
+        ).read_bytes()
