@@ -26,12 +26,12 @@ from scipy import ndimage
 from side_by_side import Cost, print_head, print_machine, print_row
 from threadpoolctl import threadpool_limits
 
-from autoseg.augmentation.sampler import Triple
 from autoseg.augmentation.spatial import rotation
 from autoseg.augmentation.transforms import Augmenter, seeded
 from autoseg.planning import transforms as plans
 from autoseg.planning.layers import read_layer
 from autoseg.planning.reference import plans_folder
+from autoseg.triple import Triple
 
 Specs = tuple[plans.Transform, ...]
 Volume = NDArray[np.float32]

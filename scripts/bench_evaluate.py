@@ -12,7 +12,6 @@ counts), autoseg all its metrics, surfaces and lesions included.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 import warnings
@@ -26,7 +25,7 @@ import numpy as np
 import surface_distance
 from make_phantom import Header, draw_anatomy, render, smooth_noise, widen, write
 from numpy.typing import NDArray
-from side_by_side import Cost, print_head, print_machine, print_row, run
+from side_by_side import Cost, bench_parser, print_head, print_machine, print_row, run
 from sklearn import metrics
 
 from autoseg.evaluation.evaluate import evaluate_folders
@@ -116,12 +115,11 @@ def run_nnunet(folder: Path, environment: Path, processes: int) -> Cost:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_parser(__doc__)
     parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 75), metavar="N")
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--reference-cases", type=int, default=1, help="0: leave them out")
-    parser.add_argument("--nnunet", type=Path, help="virtual environment with it")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # surface-distance uses old names of scipy
     x, y, z = arguments.size
@@ -135,6 +133,8 @@ def main() -> None:
         if arguments.nnunet:
             theirs = run_nnunet(folder, arguments.nnunet, arguments.processes)
             print_row(what, cost, "nnU-Net, overlap only,", theirs)
+        else:
+            print(f"| {what} | {cost} | | | |", flush=True)
         if arguments.reference_cases:
             seconds = time_references(folder, arguments.reference_cases)
             each = Cost(cost.cpu_seconds / arguments.cases)

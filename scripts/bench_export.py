@@ -11,7 +11,6 @@ work without reading and imports, and the peak of the process with them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,15 +18,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from bench_resample import CLASSES, LOW, NATIVE, ours, run_measured, smooth
+from bench_resample import CLASSES, LOW, NATIVE, ours, smooth
 from nnunet_plans import few_scans, plan_of_task, write_plan
 from side_by_side import (
     NnUNet,
+    bench_parser,
     by_turns,
     nnunet_with,
     print_head,
     print_machine,
     print_row,
+    run_measured,
     self_measured,
 )
 
@@ -70,10 +71,7 @@ def write_nnunet_plan(nnunet: NnUNet, folder: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nnunet", type=Path, required=True, help="virtual environment with it")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = bench_parser(__doc__, rounds=3, needs_nnunet=True).parse_args()
     with TemporaryDirectory() as name, nnunet_with(few_scans(), arguments.nnunet) as nnunet:
         folder = Path(name)
         write_inputs(folder)

@@ -8,13 +8,13 @@ to finish with its own clean workspace. nnU-Net is installed in a virtual enviro
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from side_by_side import (
     Cost,
+    bench_parser,
     by_turns,
     nnunet_with,
     print_head,
@@ -43,11 +43,9 @@ def time_nnunet(task: Task, environment: Path, processes: int) -> Cost:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_parser(__doc__, rounds=1, needs_nnunet=True)
     parser.add_argument("task", type=Path, help="a raw task's folder")
-    parser.add_argument("--nnunet", type=Path, required=True, help="virtual environment with it")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     task = read_task(arguments.task)
     voxels = warm_up(task)

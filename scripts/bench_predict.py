@@ -26,6 +26,7 @@ from plain_prediction import write_ct
 from side_by_side import (
     Command,
     NnUNet,
+    bench_parser,
     by_turns,
     link,
     nnunet_with,
@@ -169,16 +170,14 @@ def bench_ct(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_parser(__doc__, rounds=3)
     parser.add_argument("task", type=Path, nargs="?", help="a raw task's folder")
-    parser.add_argument("--nnunet", type=Path, help="virtual environment with nnunetv2")
     parser.add_argument("--cases", type=int, default=12, help="how many cases to predict")
     parser.add_argument("--model", type=Path, help="a trained model of the task")
     parser.add_argument("--time-budget", help="plan for training of this length, such as 5m")
     parser.add_argument("--mirror", action="store_true", help="compare with mirroring, too")
     parser.add_argument("--ct", action="store_true", help="one CT and the paper's plan instead")
     parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 301), help="of the CT")
-    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.ct:
         bench_ct(arguments)

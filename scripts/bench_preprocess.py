@@ -11,7 +11,6 @@ installed in a virtual environment of its own:
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from side_by_side import (
     Cost,
+    bench_parser,
     nnunet_with,
     print_head,
     print_machine,
@@ -65,10 +65,9 @@ def time_nnunet(task: Task, plan: Plan, environment: Path, processes: int) -> Co
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_parser(__doc__, needs_nnunet=True)
     parser.add_argument("task", type=Path, help="a raw task's folder")
     parser.add_argument("plan", type=Path, help="the plan.json of autoseg_plan")
-    parser.add_argument("--nnunet", type=Path, required=True, help="virtual environment with it")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     plan = load_plan(arguments.plan)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +25,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from side_by_side import Cost, median, print_head, print_machine, print_row, self_measured
+from side_by_side import (
+    Cost,
+    median,
+    print_head,
+    print_machine,
+    print_row,
+    run_measured,
+    self_measured,
+)
 
 from autoseg.image.image import from_array
 from autoseg.planning.check import make_plan
@@ -140,17 +147,6 @@ def segment(classes: str) -> Job:
 
 
 JOBS: dict[str, Callable[..., Job]] = {"cubic": cubic, "export": export, "segment": segment}
-
-
-def run_measured(job: Job) -> None:
-    """Do a job in this process, and print its seconds, core-seconds and the peak in GB."""
-    import resource
-
-    started = time.perf_counter(), time.process_time()
-    job()
-    seconds, cores = time.perf_counter() - started[0], time.process_time() - started[1]
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobytes elsewhere
-    print(seconds, cores, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
 def measure(*job: str) -> Cost:

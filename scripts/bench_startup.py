@@ -8,11 +8,9 @@ compiled, does not count.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
-from side_by_side import Command, by_turns, print_head, print_machine, print_row, run
+from side_by_side import Command, bench_parser, by_turns, print_head, print_machine, print_row, run
 
 PAIRS = (("plan", "nnUNetv2_plan_and_preprocess"), ("predict", "nnUNetv2_predict"))
 
@@ -25,10 +23,7 @@ def show_help(command: list[str]) -> Command:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nnunet", type=Path, required=True, help="virtual environment with it")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = bench_parser(__doc__, rounds=3, needs_nnunet=True).parse_args()
     print_head()
     for ours, theirs in PAIRS:
         commands = {

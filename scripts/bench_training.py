@@ -13,7 +13,6 @@ process of its own, by turns:
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -27,11 +26,13 @@ import numpy as np
 import torch
 from nnunet_plans import few_scans, plan_of_task, set_network, write_plan
 from side_by_side import (
+    bench_parser,
     by_turns,
     nnunet_with,
     print_head,
     print_machine,
     print_row,
+    run_measured,
     self_measured,
 )
 
@@ -140,20 +141,14 @@ def measure(
 
 
 def run_step(plan_file: str, steps: str) -> None:
-    """The command that is measured: print seconds and core-seconds of one step, and the peak."""
-    import resource
-
+    """The command that is measured: some steps."""
     cpu = torch.device("cpu")
     plan = load_plan(Path(plan_file))
     batch = random_batch(plan)
     with fast_convolutions(cpu):
         learner = Learner(plan, cpu)
         seconds_of(learner, batch, 2)
-        started = time.process_time()
-        seconds = seconds_of(learner, batch, int(steps))
-    cores = (time.process_time() - started) / int(steps)
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobytes elsewhere
-    print(seconds, cores, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+        run_measured(lambda: seconds_of(learner, batch, 1), int(steps))
 
 
 def against_nnunet(plan: Plan, environment: Path, rounds: int, steps: int) -> None:
@@ -193,16 +188,14 @@ def words(plan: Plan) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_parser(__doc__, rounds=5)
     parser.add_argument("--plan", type=Path, help="a plan.json (default: a small U-Net)")
     parser.add_argument("--norm", choices=["batch", "instance"], default="instance")
     parser.add_argument("--patch", type=int, nargs=3, metavar=("X", "Y", "Z"))
     parser.add_argument("--batch", type=int, help="samples a batch")
     parser.add_argument("--device")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps a round")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
-    parser.add_argument("--nnunet", type=Path, help="virtual environment with it, to compare with")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     plan = load_plan(arguments.plan) if arguments.plan else hippocampus_like(arguments.norm)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on 48 real MR scans: plan, train, predict, evaluate. About 4 minutes on two cores.
+# The main job on 48 real MR scans: plan, train, predict, evaluate. About 3 and a half minutes on two cores.
 # Usage: scripts/demo.sh [TIME]     TIME is the training budget, 3m if not given
 set -euo pipefail
 cd "$(dirname "$0")/.."

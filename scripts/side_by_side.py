@@ -5,6 +5,7 @@ Every bench prints rows of one table: what, autoseg, other, ratio, ratio of core
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from tempfile import TemporaryDirectory
 from autoseg.dataset.task import Task
 
 HEAD = ("| what | autoseg | other | ratio | of core time |", "| --- | --- | --- | ---: | ---: |")
+PEAKS_IN_A_GB = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobytes elsewhere
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,17 @@ Command = Callable[[Path], Cost]
 """Something to measure, which may write into an empty folder."""
 
 
+def bench_parser(doc: str, rounds: int = 0, needs_nnunet: bool = False) -> argparse.ArgumentParser:
+    """The options that all benches share; `rounds` is how often both sides run by default."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument(
+        "--nnunet", type=Path, required=needs_nnunet, help="virtual environment with nnU-Net"
+    )
+    if rounds:
+        parser.add_argument("--rounds", type=int, default=rounds)
+    return parser
+
+
 def run(command: list[str], environment: dict[str, str]) -> Cost:
     """Run a command as a child of a fresh process, which can tell its children's peak alone."""
     script = (
@@ -62,8 +75,19 @@ def run(command: list[str], environment: dict[str, str]) -> Cost:
         text=True,
     )
     seconds, cpu_seconds, peak = done.stdout.split()[-3:]
-    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobytes elsewhere
-    return Cost(float(seconds), float(cpu_seconds), float(peak) / unit)
+    return Cost(float(seconds), float(cpu_seconds), float(peak) / PEAKS_IN_A_GB)
+
+
+def run_measured(job: Callable[[], object], times: int = 1) -> None:
+    """Do a job in this process, and print what `self_measured` reads."""
+    import resource
+
+    started, cores = time.perf_counter(), time.process_time()
+    for _ in range(times):
+        job()
+    seconds, cores = time.perf_counter() - started, time.process_time() - cores
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / PEAKS_IN_A_GB
+    print(seconds / times, cores / times, peak)
 
 
 def self_measured(command: list[str], environment: dict[str, str]) -> Cost:

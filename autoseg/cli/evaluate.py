@@ -229,7 +229,8 @@ def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> 
     from autoseg.evaluation.tables import metric_rows, print_table
 
     paths = write_tables(out, summary, tables or {})
-    for rows in (tables or {}).values():
+    for heading, rows in (tables or {}).items():
+        print(f"{heading}:")
         print_rows(rows)
         print()
     print_table(summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,9 +57,15 @@ def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
     for exhibit in exhibits:
         view = read_view(exhibit)
         k = next(iter(fullest_slices(view, 1)))
-        name = textwrap.fill(exhibit.title, int(LETTERS_AN_INCH * _height(view)))
+        name = _between_classes(exhibit.title, int(LETTERS_AN_INCH * _height(view)))
         rows.append((_only(view, k), 0, f"{name}\nslice {k + 1} of {view.slices}"))
     return _draw(rows, title)
+
+
+def _between_classes(title: str, letters: int) -> str:
+    """A title on several lines, broken after a colon or a comma, so that no number stands alone."""
+    held_together = re.sub(r"(?<![:,]) ", "\N{NO-BREAK SPACE}", title)
+    return textwrap.fill(held_together, letters).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _only(view: View, k: int) -> View:

@@ -14,7 +14,7 @@ from autoseg.evaluation.rows import Pair, Row, rows_as_markdown
 from autoseg.evaluation.slides import Slides
 from autoseg.evaluation.sortable import Sortable
 from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import as_csv, dice_rows, lesion_rows, metric_rows
+from autoseg.evaluation.tables import LESIONS_TOGETHER, as_csv, dice_rows, lesion_rows, metric_rows
 from autoseg.files import write_text
 
 Tables = Mapping[str, Sequence[Row]]
@@ -80,7 +80,7 @@ def write_tables(folder: Path, summary: Summary, tables: Tables = NO_TABLES) -> 
     summary.save(paths[0])
     own = {
         "Mean of every metric": metric_rows(summary),
-        "Lesions of all cases": lesion_rows(summary),
+        LESIONS_TOGETHER: lesion_rows(summary),
         "Dice": dice_rows(summary),
     }
     sections = {**tables, **own}.items()

@@ -24,7 +24,7 @@ from autoseg.evaluation.run_facts import read_predictions, version_rows
 from autoseg.evaluation.slides import MOST_CASES, MOST_SLICES, Slides, draw_slides
 from autoseg.evaluation.sortable import Sortable, case_table, class_table, text_table, worst_first
 from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import in_mm, lesion_rows
+from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows
 from autoseg.evaluation.task_files import Trained, fold_groups
 from autoseg.evaluation.views import Exhibit
 from autoseg.fingerprint import Fingerprint
@@ -86,7 +86,7 @@ def cross_validation_report(
             *_missing_cases(summary),
             *_overfitted(trainings),
         ),
-        tables={**tables, "Lesions of all cases": lesion_rows(summary)},
+        tables={**tables, LESIONS_TOGETHER: lesion_rows(summary)},
         classes=class_table(summary),
         cases=case_table(summary, folds, _links(slides)),
         charts=(*_charts(summary, trained.colours), boxes),
@@ -143,7 +143,7 @@ def folder_report(
             **_facts(summary),
         },
         warnings=tuple(_missing_cases(summary)),
-        tables={"Lesions of all cases": lesion_rows(summary)},
+        tables={LESIONS_TOGETHER: lesion_rows(summary)},
         classes=class_table(summary),
         cases=case_table(summary, links=_links(slides)),
         charts=tuple(_charts(summary, labels.colours)),

@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.evaluation.summary import Statistic
@@ -28,6 +28,7 @@ LATEX = {
     MINUS: r"$-$",
     **{special: f"\\{special}" for special in "&%$#_{}"},
 }
+LETTERS_OF_A_PAGE = 130  # side by side, when LaTeX makes them as small as can be read
 NEGATIVE = re.compile(r"-(?=\d)")
 
 
@@ -100,13 +101,55 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """The table for LaTeX, with the packages booktabs and (for wide ones) graphicx."""
-    header, *body = table.rows
+    """The table for LaTeX, with the packages booktabs and (for wide ones) graphicx.
+
+    Groups that have no room beside each other stand below each other.
+    """
+    below = ["", "  \\medskip", ""]
+    parts = [_tabular(part) for part in _side_by_side(table)]
     lines = [
         "% \\usepackage{booktabs, graphicx}",
         "\\begin{table}",
         "  \\centering",
         f"  \\caption{{{escaped(' '.join(filter(None, (_sentence(table.title), table.note))))}}}",
+        *parts[0],
+        *(line for part in parts[1:] for line in (*below, *part)),
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _side_by_side(table: Table) -> list[Table]:
+    """The table in parts that a page has room for, each with the first group's columns."""
+    if not table.groups:
+        return [table]
+    widths = [max(map(len, column)) + 2 for column in zip(*table.rows, strict=True)]
+    head, *groups = table.groups
+    parts: list[list[tuple[str, int]]] = []
+    starts: list[int] = []
+    column, room = head[1], 0
+    for group in groups:
+        width = sum(widths[column : column + group[1]])
+        if not parts or width > room:
+            parts.append([])
+            starts.append(column)
+            room = LETTERS_OF_A_PAGE - sum(widths[: head[1]])
+        parts[-1].append(group)
+        column, room = column + group[1], room - width
+    return [
+        replace(
+            table,
+            rows=[(*row[: head[1]], *row[start:end]) for row in table.rows],
+            groups=[head, *part],
+        )
+        for part, start, end in zip(parts, starts, [*starts[1:], column], strict=True)
+    ]
+
+
+def _tabular(table: Table) -> list[str]:
+    """What stands between the caption and the end."""
+    header, *body = table.rows
+    return [
         "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         "    \\toprule",
@@ -116,9 +159,7 @@ def as_latex(table: Table) -> str:
         *(f"    {_cells(row)} \\\\" for row in body),
         "    \\bottomrule",
         "  \\end{tabular}}",
-        "\\end{table}",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def escaped(text: str) -> str:

@@ -11,6 +11,7 @@ from autoseg.evaluation.rows import NOTHING, Row, number, print_rows, spread
 from autoseg.evaluation.scores import CaseScores
 from autoseg.evaluation.summary import Summary
 
+LESIONS_TOGETHER = "Lesions (connected parts of a class), all cases together"
 LESIONS = {
     "lesions": "reference",
     "lesions_found": "found",

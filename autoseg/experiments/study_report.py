@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg.errors import AutosegError
@@ -21,7 +22,7 @@ from autoseg.evaluation.paper_tables import (
     median_table,
     titled,
 )
-from autoseg.evaluation.rows import write_table
+from autoseg.evaluation.rows import Table, write_table
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.task_files import FIGURES, TABLES, Trained
 from autoseg.experiments.study_scores import StudyScores, read_scores
@@ -54,10 +55,15 @@ def report_study(folder: Path) -> list[Path]:
     paths = [
         path
         for name, table in tables.items()
-        for path in write_table(folder / TABLES / name, table)
+        for path in write_table(folder / TABLES / name, _captioned(table, folder.name))
     ]
     colours: Colours = {} if study.labels is None else study.labels.colours
     return paths + _write_figures(study, colours, folder / FIGURES, _raw_task(study, folder))
+
+
+def _captioned(table: Table, study: str) -> Table:
+    """The table with its study's name before its title."""
+    return replace(table, title=f"{study}: {table.title}")
 
 
 def _raw_task(study: StudyScores, folder: Path) -> Path | None:

@@ -68,3 +68,16 @@ def test_one_row_a_case(tmp_path: Path) -> None:
     words = [axes.get_ylabel() for axes in figure.axes[::3]]
     assert words == ["0\nslice 8 of 9", "1\nslice 9 of 9"]
     assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "truth", "prediction"]
+
+
+def test_what_stands_beside_a_row_is_not_broken_amid_a_number(tmp_path: Path) -> None:
+    label = np.zeros((6, 6, 9), np.uint8)
+    label[1:3, 1:4, 7] = 1
+    path = write(tmp_path / "a.nii.gz", label)
+    title = "patient_0001: Dice left lung 0.9187, right lung 0.9053, infection 0.5000"
+    figure = draw_cases([Exhibit("a", path, path, path, {"x": (1,)}, title=title)])
+    words = figure.axes[0].get_ylabel().splitlines()
+    assert words[:-1] == [
+        "patient_0001: Dice left lung 0.9187,",
+        "right lung 0.9053, infection 0.5000",
+    ]

@@ -13,6 +13,7 @@ from autoseg.evaluation.report import Report, write_report, write_tables
 from autoseg.evaluation.report_parts import folder_report
 from autoseg.evaluation.sortable import case_table, class_table
 from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.tables import LESIONS_TOGETHER
 from tests.evaluation.scores import case, three_cases
 
 LABELS = Labels({"lung": (1,), "lesion": (2,)})
@@ -101,6 +102,6 @@ def test_tables_are_written(tmp_path: Path, folder: str) -> None:
     assert all(path.stat().st_size for path in paths)
     headings = [s for s in paths[1].read_text(encoding="utf-8").splitlines() if s.startswith("#")]
     assert headings == [
-        *("## Folds", "## Mean of every metric", "## Lesions of all cases", "## Dice")
+        *("## Folds", "## Mean of every metric", f"## {LESIONS_TOGETHER}", "## Dice")
     ]
     assert Summary.load(paths[0]) == three_cases()

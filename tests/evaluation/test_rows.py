@@ -77,3 +77,27 @@ CELL = st.text(st.characters(exclude_characters="\r"), max_size=5)
 def test_csv_is_read_back(rows: list[tuple[str, str]]) -> None:
     text = rows_as_csv(rows)
     assert [tuple(row) for row in csv.reader(io.StringIO(text, newline=""))] == rows
+
+
+def test_wide_groups_stand_below_each_other_in_latex() -> None:
+    names = ("validation", "first hospital", "second hospital")
+    groups = [("", 2), *((name, 3) for name in names)]
+    header = ("k", "folds", *(f"{metric}{i}" for i in range(3) for metric in "abc"))
+    values = [[f"0.{i}{column} ± 0.123" for column in range(3)] for i in range(3)]
+    row = ("2", "5", *(value for of_group in values for value in of_group))
+    lines = as_latex(Table("Wide", [header, row], groups)).splitlines()
+    begun = [line.strip() for line in lines if "begin{tabular}" in line]
+    assert begun == ["\\begin{tabular}{lrrrrrrr}", "\\begin{tabular}{lrrrr}"]
+    cells = [[escaped(value) for value in of_group] for of_group in values]
+    assert f"    2 & 5 & {' & '.join(cells[0] + cells[1])} \\\\" in lines
+    assert f"    2 & 5 & {' & '.join(cells[2])} \\\\" in lines
+    assert "    \\multicolumn{2}{c}{} & \\multicolumn{3}{c}{second hospital} \\\\" in lines
+    assert sum("\\caption" in line for line in lines) == 1
+
+
+def test_a_group_wider_than_a_page_stands_alone() -> None:
+    header = ("k", *"abcd")
+    row = ("1", *["x" * 50] * 4)
+    text = as_latex(Table("Wide", [header, row], [("", 1), ("one", 3), ("two", 1)]))
+    assert text.count("begin{tabular}{lrrr}") == 1
+    assert text.count("begin{tabular}{lr}") == 1

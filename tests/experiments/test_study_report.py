@@ -63,6 +63,7 @@ def test_the_sensitivity_analysis_has_the_layout_of_table_1(tmp_path: Path) -> N
     assert means[1][2] == "0.900 ± 0.018"
     latex = (folder / "tables" / "medians.tex").read_text(encoding="utf-8")
     assert "\\multicolumn{5}{c}{An\\_et\\_al infection}" in latex
+    assert "\\caption{study: Mean of the folds' medians" in latex
     assert {line.count("&") for line in latex.splitlines() if line.endswith("\\\\")} == {16, 3}
 
 
