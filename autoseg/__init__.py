@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autoseg.image.label_writer import write_label
     from autoseg.planning.plan import Plan, load_plan
     from autoseg.prediction.predictor import Predictor
-    from autoseg.task import plan_task, train_fold
+    from autoseg.workflow import plan_task, train_fold
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,10 +49,10 @@ _HOMES = {
     "Predictor": "autoseg.prediction.predictor",
     "evaluate_folders": "autoseg.evaluation.evaluate",
     "load_plan": "autoseg.planning.plan",
-    "plan_task": "autoseg.task",
+    "plan_task": "autoseg.workflow",
     "read_image": "autoseg.image.image",
     "read_label": "autoseg.image.image",
-    "train_fold": "autoseg.task",
+    "train_fold": "autoseg.workflow",
     "write_label": "autoseg.image.label_writer",
 }
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+# What the loader of libraries, threads, C++, torch and ITK say where Python would say MemoryError.
+SIGNS_OF_NO_MEMORY = (
+    *("failed to map segment", "Cannot allocate memory", "can't start new thread"),
+    *("std::bad_alloc", "can't allocate memory", "Failed to allocate memory"),
+)
+
 
 class AutosegError(ValueError):
     """Bad input: the message says what, which file, what was found and what to do.
@@ -43,3 +49,8 @@ class Stopped(RunError):  # noqa: N818
     def __init__(self, text: str, signal_number: int) -> None:
         super().__init__(text)
         self.status = 128 + signal_number
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python or of a library, means that memory ran out."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY)

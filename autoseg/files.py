@@ -8,15 +8,18 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from autoseg.errors import AutosegError
+from autoseg.processes import is_alive
 
 LONGEST_NAME = 255  # bytes that most file systems allow
-TEMPORARY = re.compile(r"(\.tmp-\d+-)(.+)", re.DOTALL)
+UNFINISHED = ".tmp-"  # begins the names of what is not whole yet
+TEMPORARY = re.compile(rf"({re.escape(UNFINISHED)}(\d+)-)(.+)", re.DOTALL)
 
 # Within strings JSON writes a line break as two characters: a real one is always layout.
 PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")
@@ -47,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def temporary_for(path: Path) -> Path:
     """Where `path` is written before it is whole; it ends like the real one."""
-    start = f".tmp-{os.getpid()}-"
+    start = f"{UNFINISHED}{os.getpid()}-"
     return path.with_name(start + end_of_name(path.name, LONGEST_NAME - len(start)))
 
 
@@ -59,7 +62,7 @@ def is_temporary(name: str, of: str) -> bool:
     most_bytes = LONGEST_NAME - len(found[1])
     once = end_of_name(of, most_bytes)
     twice = end_of_name(found[1] + once, most_bytes)  # a writer in a writer of the same file
-    return found[2] in (once, twice)
+    return found[3] in (once, twice)
 
 
 def end_of_name(name: str, most_bytes: int) -> str:
@@ -71,12 +74,37 @@ def end_of_name(name: str, most_bytes: int) -> str:
     return start + encoded[len(start) - most_bytes :].decode("utf-8", "ignore")
 
 
+def unfinished_in(folder: Path) -> list[Path]:
+    """What is being written there now, and what killed processes have left."""
+    return list(folder.glob(f"{UNFINISHED}*"))
+
+
 def remove_leftovers(folder: Path, of: Iterable[str]) -> None:
     """Delete what killed processes have left of these files; nobody may be writing them."""
     names = list(of)
-    for path in folder.glob(".tmp-*"):
+    for path in unfinished_in(folder):
         if any(is_temporary(path.name, name) for name in names):
             path.unlink(missing_ok=True)
+
+
+def remove_leftovers_of_dead(path: Path) -> None:
+    """Delete what dead processes have left of a file or folder that a living one may be writing.
+
+    A process of another machine that shares the folder is not seen to live.
+    """
+    for left in unfinished_in(path.parent):
+        if is_temporary(left.name, path.name) and not is_alive(_writer_of(left.name)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    left.unlink(missing_ok=True)
+
+
+def _writer_of(temporary: str) -> int:
+    found = TEMPORARY.fullmatch(temporary)
+    assert found is not None
+    return int(found[2])
 
 
 def sha256_of(path: Path) -> str:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from autoseg.errors import InUse
 from autoseg.files import LONGEST_NAME, cannot_write, end_of_name
+from autoseg.processes import is_alive
 
 BEAT_SECONDS = 20.0
 LOST_SECONDS = 300.0
+BIRTH_SECONDS = 2.0  # within which a lock without a holder may be one that is just being written
 
 
 @dataclass(frozen=True)
@@ -80,38 +82,52 @@ def _take(path: Path, mine: Path, what: str, wait: bool) -> None:
     watch = _Watch()
     while True:
         try:
-            os.link(mine, path)  # appears whole, with its holder's number in it
+            _appear(mine, path)
             return
         except FileExistsError:
             holder = _read_holder(path)
         mine.touch()
         with suppress(FileNotFoundError):  # released in this moment
-            if (
-                holder is None
-                or _is_left(path, holder, mine.stat().st_mtime)
-                or watch.sees_no_touch(path, holder)
-            ):
+            if _is_left(path, holder, mine.stat().st_mtime) or watch.sees_no_touch(path, holder):
                 _remove_left(path, holder)
                 continue
         if holder is not None and not wait:
             raise InUse(
                 f"{what} is in use by process {holder}; wait for it, or stop it and delete {path}"
             )
-        time.sleep(0.2 if wait else 0)
+        time.sleep(0.2 if wait else 0.01)
+
+
+def _appear(mine: Path, path: Path) -> None:
+    """Make the lock out of a process's own file; raises FileExistsError if there is one."""
+    try:
+        os.link(mine, path)  # appears whole, with its holder's number in it
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, as on many memory sticks
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(mine.read_text(encoding="utf-8"))
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 class _Watch:
     """Notices a lock that nobody touches any more also where the clock was set back meanwhile."""
 
     def __init__(self) -> None:
-        self._seen: tuple[Holder, int] | None = None
+        self._seen: tuple[Holder | None, int] | None = None
         self._since = 0.0
 
-    def sees_no_touch(self, path: Path, holder: Holder) -> bool:
-        """Has a lock of another machine been as it is for so long as this has been called?"""
+    def sees_no_touch(self, path: Path, holder: Holder | None) -> bool:
+        """Has a lock of nobody here been as it is for so long as this has been called?"""
         now, seen = time.monotonic(), (holder, path.stat().st_mtime_ns)
         if seen != self._seen:
             self._seen, self._since = seen, now
+        if holder is None:
+            return now - self._since > BIRTH_SECONDS
         return holder.machine != platform.node() and now - self._since > LOST_SECONDS
 
 
@@ -142,10 +158,12 @@ def _read_holder(path: Path) -> Holder | None:
         return None
 
 
-def _is_left(path: Path, holder: Holder, now: float) -> bool:
+def _is_left(path: Path, holder: Holder | None, now: float) -> bool:
     """Has the holder ended without releasing its lock?"""
+    if holder is None:
+        return now - path.stat().st_mtime > BIRTH_SECONDS
     if holder.machine == platform.node():
-        return not _is_alive(holder.pid)
+        return not is_alive(holder.pid)
     return now - path.stat().st_mtime > LOST_SECONDS
 
 
@@ -158,17 +176,7 @@ def _remove_left(path: Path, holder: Holder | None) -> None:
         path.rename(aside)
     if aside.exists() and _read_holder(aside) != holder:
         with suppress(FileExistsError):
-            os.link(aside, path)
+            _appear(aside, path)
     aside.unlink(missing_ok=True)
     if holder is not None:
         _own(path, holder).unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -1,7 +1,9 @@
-"""Tiny plans and grids, made by the tests that use them."""
+"""Tiny plans and grids and whatever else more than one test needs, made by them."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,3 +89,10 @@ def tiny_store(folder: Path, plan: Plan, cases: int = 4, size: int = 12) -> Case
 def count_parameters(network: nn.Module) -> int:
     """How many numbers training adjusts."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def dead_process() -> int:
+    """The number of a process that has just ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid

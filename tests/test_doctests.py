@@ -31,7 +31,10 @@ def find_examples() -> dict[str, doctest.DocTest]:
 
 
 EXAMPLES = find_examples()
-FIRST = ("autoseg.task.plan_task", "autoseg.task.train_fold")  # the others need what they make
+FIRST = (
+    "autoseg.workflow.plan_task",
+    "autoseg.workflow.train_fold",
+)  # the others need what they make
 
 
 def run(name: str) -> str:

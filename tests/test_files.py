@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from autoseg.files import (
     is_temporary,
     read_json,
     remove_leftovers,
+    remove_leftovers_of_dead,
     replacing,
     to_json,
     write_json,
     write_text,
 )
+from tests.making import dead_process
 
 
 def test_a_written_file_is_whole_and_alone(tmp_path: Path) -> None:
@@ -140,3 +143,15 @@ def test_what_killed_processes_have_left_of_a_file_is_removed(tmp_path: Path) ->
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, ["a.bin"])
     assert {path.name for path in tmp_path.iterdir()} == {names[0], *names[3:]}
+
+
+def test_what_dead_processes_have_left_of_a_file_or_folder_is_removed(tmp_path: Path) -> None:
+    dead, living = dead_process(), os.getppid()
+    files = [f".tmp-{living}-out", f".tmp-{dead}-other", f".tmp-{dead}-out"]
+    folder = tmp_path / f".tmp-{dead}-.tmp-{dead}-out"
+    for name in files:
+        (tmp_path / name).touch()
+    write_text(folder / "in it.txt", "half")
+    remove_leftovers_of_dead(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == set(files[:2])
+    remove_leftovers_of_dead(tmp_path / "no such folder" / "out")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import subprocess
@@ -47,6 +48,20 @@ def test_a_lock_cannot_be_taken_twice(tmp_path: Path) -> None:
         locked(tmp_path / "lock", "it"),
     ):
         pass
+
+
+def test_locks_need_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    lock = tmp_path / "lock"
+    for _ in range(2):
+        with locked(lock, "it"):
+            assert lock.read_text(encoding="utf-8").split()[0] == str(os.getpid())
+            with pytest.raises(InUse), locked(lock, "it"):
+                pass
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("holder", ["dead", "", "nonsense"])

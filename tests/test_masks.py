@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from autoseg.masks import members
 
@@ -15,3 +19,13 @@ def test_members_are_found_in_the_maps_own_memory_order() -> None:
 
 def test_values_beyond_the_integer_type_are_nowhere() -> None:
     assert not members(np.zeros((2, 2, 2), np.uint8), (300,)).any()
+
+
+@given(
+    arrays(np.int16, st.tuples(*[st.integers(0, 4)] * 3), elements=st.integers(-1, 5)),
+    st.lists(st.integers(-1, 6)),
+)
+def test_members_are_those_of_numpy(label: NDArray[np.int16], values: list[int]) -> None:
+    inside = members(label, values)
+    assert inside.dtype == bool
+    assert np.array_equal(inside, np.isin(label, values))

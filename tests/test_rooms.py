@@ -29,7 +29,7 @@ FLOW = (
     {"training", "prediction"},
     {"evaluation"},
     {"packing", "experiments"},
-    {"task"},
+    {"workflow"},
     {"cli"},
 )
 PLACE = {room: place for place, rooms in enumerate(FLOW) for room in rooms}

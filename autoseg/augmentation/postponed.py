@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from autoseg.augmentation.changes import Change, Flip, draw_change
 from autoseg.augmentation.previous import change_previous
 from autoseg.augmentation.sampler import Border
-from autoseg.augmentation.spatial import Triple, Warp, draw_warp
+from autoseg.augmentation.spatial import Warp, draw_warp
 from autoseg.planning import transforms as plans
+from autoseg.triple import Triple
 
 
 @dataclass(frozen=True)

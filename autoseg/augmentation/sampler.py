@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from autoseg.planning.plan import Sampling
 from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
+from autoseg.triple import Triple
 
-Triple = tuple[int, int, int]
 Border = Literal["constant", "nearest"]
 
 

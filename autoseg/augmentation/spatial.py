@@ -27,8 +27,7 @@ from autoseg.augmentation.spline import (
     rows_at_points,
 )
 from autoseg.planning.transforms import Spatial
-
-Triple = tuple[int, int, int]
+from autoseg.triple import Triple
 
 
 def draw_warp(spec: Spatial, size: Triple, rng: np.random.Generator) -> Warp | None:

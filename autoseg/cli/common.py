@@ -15,15 +15,11 @@ from types import FrameType
 from typing import Any
 
 from autoseg import __version__
-from autoseg.errors import AutosegError, Stopped
+from autoseg.errors import AutosegError, Stopped, is_lack_of_memory
 
 LONGEST_WORD, LONGEST_LINE = 5000, 20_000
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-# What the loader of libraries, threads, C++ and torch say where Python would say MemoryError.
-SIGNS_OF_NO_MEMORY = (
-    *("failed to map segment", "Cannot allocate memory", "can't start new thread"),
-    *("std::bad_alloc", "can't allocate memory"),
-)
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+GO_ON = "what was finished is kept, and the same command goes on"
 
 
 def parser(
@@ -107,18 +103,31 @@ def run(
     make_parser: Callable[[], argparse.ArgumentParser],
     command: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None,
+    go_on: str = GO_ON,
 ) -> int:
-    """Parse, run, and turn errors into one line and an exit status."""
+    """Parse, run, and turn errors into one line and an exit status.
+
+    Args:
+        make_parser: the command's arguments.
+        command: what it does with them.
+        argv: the words after the command's name; those that Python was called with if None.
+        go_on: what to tell who has stopped the command.
+    """
     try:
         arguments = make_parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed help or what is wrong
         return int(stop.code or 0)
     try:
-        with _ended_cleanly():
+        with _ended_cleanly(go_on):
             return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug:
             traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            error = Stopped(f"stopped by Ctrl-C; {go_on}", signal.SIGINT)
+        if isinstance(error, Stopped):
+            _print_line(str(error))
+            return error.status
         status, text = _in_words(error, arguments.debug)
         print_error(text)
         return status
@@ -126,8 +135,12 @@ def run(
 
 def print_error(text: str) -> None:
     """One line that begins with `error:`."""
+    _print_line(f"error: {text}")
+
+
+def _print_line(text: str) -> None:
     words = (word if len(word) <= LONGEST_WORD else _shortened(word) for word in text.split())
-    print(f"error: {' '.join(words)}"[:LONGEST_LINE], file=sys.stderr, flush=True)
+    print(" ".join(words)[:LONGEST_LINE], file=sys.stderr, flush=True)
 
 
 def _shortened(word: str) -> str:
@@ -136,11 +149,11 @@ def _shortened(word: str) -> str:
 
 
 @contextmanager
-def _ended_cleanly() -> Iterator[None]:
+def _ended_cleanly(go_on: str) -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does: locks are released and workers end, too."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped("stopped by SIGTERM; what was finished is kept", number)
+        raise Stopped(f"stopped by SIGTERM; {go_on}", number)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread alone
@@ -152,15 +165,11 @@ def _ended_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _in_words(error: BaseException, debug: bool) -> tuple[int, str]:
+def _in_words(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit status and what to say."""
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; what was finished is kept"
-    if isinstance(error, Stopped):
-        return error.status, str(error)
     if isinstance(error, AutosegError):
         return BAD_INPUT, str(error)
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY):
+    if is_lack_of_memory(error):
         details = f" ({error})" if str(error) else ""
         return FAILED, f"not enough memory{details}; use fewer --processes, or close other programs"
     text = str(error) or type(error).__name__

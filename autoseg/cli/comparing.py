@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from autoseg.counting import counted
+from autoseg.dataset.verify import some
 from autoseg.errors import AutosegError
 from autoseg.evaluation.comparison import SHOWN, compare
 from autoseg.evaluation.cross_validation import gather
@@ -42,7 +44,8 @@ def write_comparison(
     found = compare(a, b, names)
     for name, only in ((found.a, found.only_a), (found.b, found.only_b)):
         if only:
-            say(f"warning: {len(only)} cases are scored for {name} alone and left out: {only[0]}")
+            cases = counted(len(only), "case")
+            say(f"warning: {cases} scored for {name} alone, left out: {some(only)}")
     table = found.table(SHOWN)
     print()
     print_rows(table.rows)

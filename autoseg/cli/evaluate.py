@@ -208,7 +208,10 @@ def _find_plan(models: Path, task: str, given: str | None) -> str:
     if not found:
         raise AutosegError(f"{task} has no validated fold in {models}; run: autoseg_train {task} 0")
     if given is not None:
-        raise AutosegError(f"plan {given!r} has no validated fold; there: {', '.join(found)}")
+        raise AutosegError(
+            f"plan {given!r} has no validated fold; run: autoseg_train {task} 0 --plan {given} "
+            f"(with --resume if it was stopped), or choose one of {', '.join(found)}"
+        )
     if len(found) > 1:
         raise AutosegError(f"{task} has the plans {', '.join(found)}; choose with --plan NAME")
     return found[0]

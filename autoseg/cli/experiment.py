@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
+from autoseg.counting import counted
 
 if TYPE_CHECKING:
     from autoseg.errors import AutosegError
@@ -15,6 +17,32 @@ if TYPE_CHECKING:
     from autoseg.workspace import Workspace
 
 WIDTH = 200  # of tables that go into a file
+EXAMPLE = """
+{
+  title: "Does a wider network help?",
+  task: "Task004_Hippocampus",
+  plans: [ // with reference, rules_only, configuration, planner, memory_gb,
+           // time_budget or pretrained, as the options of autoseg_plan and _train
+    { name: "narrow" },
+    { name: "wide", overrides: { network: { features: [48, 96, 192, 384] } } },
+  ],
+  k: [3, 5], // numbers of folds; seeds: [1, 2] for values of training.seed
+  folds: [0, 1], // only these; all without it
+  overrides: { training: { epochs: 50 } }, // of all plans
+  skip_bad_cases: false,
+  held_out: [{ // labelled scans for all models; folders in the workspace
+    name: "unseen",
+    images: "test_sets/unseen/images",
+    labels: "test_sets/unseen/labels",
+    classes: { Anterior: [1], Posterior: [2] }, // what is scored: values there
+  }],
+  slurm: { time: "12h", gpus: 1 }, // keys as those of --slurm
+}
+"""
+EPILOG = f"""\
+a study's file, of which only `task` is needed (it may also begin with
+`extends: "ANOTHER"`, a study whose keys stand unless this file has them):
+{EXAMPLE}"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -25,6 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
         "What is finished is not done again, and what was interrupted goes on: start it as often "
         "as you like.",
     )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = textwrap.fill(parser.description or "", 79)
+    parser.epilog = EPILOG
     parser.add_argument(
         "studies",
         nargs="+",
@@ -90,7 +121,8 @@ def _run_here(studies: Sequence[Study], workspace: Workspace, arguments: argpars
     for run, log in failed.items():
         say(f"{run} failed; log: {log}")
     if failed:
-        raise RunError(f"{len(failed)} runs failed; start the study again to try them anew")
+        runs, them = counted(len(failed), "run"), "it" if len(failed) == 1 else "them"
+        raise RunError(f"{runs} failed; start the study again to try {them} anew")
     if unreported:
         raise AutosegError(f"all runs are done, but not reported: {unreported[0]}")
     return common.DONE
@@ -117,7 +149,10 @@ def _print_status(studies: Sequence[Study], workspace: Workspace) -> None:
         jobs = read_jobs(study, workspace)
         of_plans = {each.name: runs_of_plan(each, workspace) for each in variants(study)}
         statuses = [status_of(run, workspace, jobs) for runs in of_plans.values() for run in runs]
-        console.print(table(statuses, f"{study.name}: {in_short(statuses)}"))
+        if statuses:
+            console.print(table(statuses, f"{study.name}: {in_short(statuses)}"))
+        else:
+            print(f"{study.name}: no run yet")
         if unplanned := [name for name, runs in of_plans.items() if not runs]:
             print(f"not planned yet: {', '.join(unplanned)}")
 

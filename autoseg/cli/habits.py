@@ -18,6 +18,10 @@ PLAN = _DEVICE | {
     "--clean": "leave it out; what no longer fits is made anew",
     "--no_pp": "leave it out; autoseg_train preprocesses what is missing",
     "--no_pbar": "leave it out; there are bars on a terminal only",
+    "-fpe": "leave it out; there is one way to measure the data",
+    "-preprocessor_name": "leave it out; the steps are plan values: --set preprocessing=[...]",
+    "-plans_name": "write --name NAME",
+    "--verbose": "leave it out; --explain tells why each value was chosen",
 }
 
 TRAIN = _DEVICE | {
@@ -44,6 +48,7 @@ PREDICT = _DEVICE | {
     "--disable_tta": "leave it out; nothing is mirrored without --tta",
     "--save_probabilities": "write --save-probabilities",
     "--continue_prediction": "leave it out; what is there is kept without --overwrite",
+    "--c": "leave it out; what is there is kept without --overwrite",
     "-npp": "leave it out; one case is read while another is segmented",
     "-nps": "leave it out; one case is written while another is segmented",
     "-prev_stage_predictions": "leave it out; the first stage is run, too",
@@ -55,6 +60,7 @@ PREDICT = _DEVICE | {
 }
 
 EVALUATE = {
+    "-d": "the task comes first, without an option: autoseg_evaluate TASK",
     "-ref": "write -g TRUTH",
     "-pred": "write -p PREDICTED",
     "-djfile": "leave it out; the labels are found, or chosen with --map",
@@ -62,4 +68,13 @@ EVALUATE = {
     "-np": "write --processes N",
     "--chill": "leave it out; a missing prediction is told and counted as missing",
     "-l": "leave it out; --map P:T chooses labels",
+}
+
+PACK = {
+    "-d": "the task comes first, without an option: autoseg_pack TASK",
+    "-c": "write -p NAME of the plan, if several are trained",
+    "-tr": "leave it out; -p NAME of the plan decides",
+    "-chk": "leave it out; a fold has one file of weights, final.safetensors",
+    "--not_strict": "leave it out; the folds that are trained are packed, or those of -f",
+    "--exp_cv_preds": "leave it out; scores are packed, segmentations are not",
 }

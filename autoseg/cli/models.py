@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from autoseg.errors import AutosegError
@@ -59,18 +60,29 @@ def model_folder(arguments: argparse.Namespace) -> Path:
         model: Path = arguments.model
         return model
     workspace = Workspace.find(arguments.workspace)
-    trained = workspace.trained()
+    there = workspace.trained()
+    if not there:
+        raise AutosegError(
+            f"there is no trained model in {workspace.root / 'models'}; run autoseg_train first, "
+            "or name a model with -m"
+        )
+    fitting = there
     if arguments.task:
         task = workspace.find_task_name(arguments.task)
-        trained = [pair for pair in trained if pair[0] == task]
+        fitting = [pair for pair in fitting if pair[0] == task]
     if arguments.plan:
-        trained = [pair for pair in trained if pair[1] == arguments.plan]
-    if len(trained) == 1:
-        return workspace.models(*trained[0])
-    if not trained:
-        raise AutosegError(
-            f"no trained model fits in {workspace.root / 'models'}; run autoseg_train first, or "
-            "name a model with -m"
+        fitting = [pair for pair in fitting if pair[1] == arguments.plan]
+    if len(fitting) == 1:
+        return workspace.models(*fitting[0])
+    if not fitting:
+        wished = " ".join(
+            f"{option} {name}"
+            for option, name in (("-t", arguments.task), ("-p", arguments.plan))
+            if name
         )
-    names = ", ".join(f"-t {task} -p {plan}" for task, plan in trained)
-    raise AutosegError(f"several models are trained; choose one: {names}")
+        raise AutosegError(f"no trained model fits {wished}; there: {_named(there)}")
+    raise AutosegError(f"several models are trained; choose one: {_named(fitting)}")
+
+
+def _named(models: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"-t {task} -p {plan}" for task, plan in models)

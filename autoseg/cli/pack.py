@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.cli import common, models
+from autoseg.cli import common, habits, models
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -16,6 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Pack a trained model into one zip for others: `-m model.zip` predicts with it. It holds "
         "the plan, weights, labels, fingerprint, splits, scores and a card, and the names of the "
         "training cases with them.",
+        habits.PACK,
     )
     parser.add_argument("task", metavar="TASK", help="name of a trained task, or its beginning")
     parser.add_argument(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common, habits
+from autoseg.counting import counted
 
 if TYPE_CHECKING:
     from autoseg.planning.plan import Plan
@@ -159,10 +160,11 @@ def _in_short(plan: Plan) -> str:
     patch = " x ".join(str(size) for size in plan.sampling.patch_size)
     spacing = " x ".join("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)
     grid = f"{spacing} mm" if plan.resamples else "each scan's own voxel size"
+    training = plan.training
     return (
         f"plan {plan.name} ({plan.id}): {grid}, patches of {patch}, batch "
         f"{plan.sampling.batch_size}, {'-'.join(map(str, plan.network.features))} feature maps, "
-        f"{plan.training.epochs} epochs, {plan.training.steps} steps"
+        f"{counted(training.epochs, 'epoch')}, {counted(training.steps, 'step')}"
     )
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common, habits
+from autoseg.counting import listed
 
 if TYPE_CHECKING:
     from autoseg.experiments.fold import FoldJob
 
 
+GO_ON = "what was finished is kept; continue with --resume"
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 
 
@@ -61,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `autoseg_train`."""
-    return common.run(make_parser, _train, argv)
+    return common.run(make_parser, _train, argv, GO_ON)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -119,7 +121,7 @@ def _run_all(jobs: Sequence[FoldJob]) -> None:
             common.print_error(f"fold {job.fold}: {error}")
             failed.append(job.fold)
     if failed:
-        raise RunError(f"folds that failed: {', '.join(failed)}; their messages stand above")
+        raise RunError(f"{listed('fold', failed)} failed; what is wrong stands above")
 
 
 def _run(job: FoldJob) -> None:

@@ -8,12 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoseg.dataset.scales import HOUNSFIELD, is_called_ct
-from autoseg.dataset.splits import number_of_patients, patients
+from autoseg.counting import counted
+from autoseg.dataset.scales import HOUNSFIELD, OTHER, is_called_ct
+from autoseg.dataset.splits import find_splits, number_of_patients, patients
 from autoseg.dataset.task import Task
 from autoseg.dataset.verify import Problem, some
 
 SPACING_FACTOR = 3.0
+UNITS = "Hounsfield units (air -1000, water 0)"
+SCALES = {HOUNSFIELD: "Hounsfield units", OTHER: "another scale"}
+ADVICE_ON_SCALES = (
+    f"convert all cases to {UNITS}, or plan steps that bring each to one range, such as clip and "
+    "rescale"
+)
+ADVICE_ON_ONE_SCALE = "convert them, or see to it that new scans are on this scale, too"
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,16 @@ def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> li
 
 def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
     names = [case.name for case in task.cases]
-    if len(patients(names, task.groups)) >= folds:
+    count = len(patients(names, task.groups))
+    if count >= folds or find_splits(task.folder) is not None:
         return []
-    there = number_of_patients(names, task.groups)
-    advice = "a plan takes fewer, unless splits.folds or a splits.json says otherwise"
-    message = f"{there} for {folds} folds; {advice}"
+    advice = (
+        f"by the rules each gets a fold; a reference plan or a study that asks for {folds} needs "
+        "another splits.folds, or a splits.json of yours"
+    )
+    if count < 2:
+        advice = "there is no cross-validation, only `fold all` can be trained"
+    message = f"{number_of_patients(names, task.groups)} for {folds} folds: {advice}"
     return [Problem("", "", "too few cases", "warning", message)]
 
 
@@ -101,21 +114,19 @@ def _odd_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
         if not is_called_ct(channel) or not set(groups) - {HOUNSFIELD}:
             continue
         told = " and ".join(
-            f"{scale} ({_range(facts, names, index)}: {some(names)})"
+            f"{SCALES.get(scale, scale)} ({_range(facts, names, index)}: {some(names)})"
             for scale, names in sorted(groups.items(), key=lambda item: item[0] != HOUNSFIELD)
         )
-        message = (
-            f"channel {channel!r} holds intensities on the scale {told}; a CT is in Hounsfield "
-            "units (air -1000, water 0): convert the rest, or plan a window and a rescaling"
-        )
+        message = f"channel {channel!r} is on {told} instead of {UNITS}; {ADVICE_ON_ONE_SCALE}"
+        if len(groups) > 1:
+            message = f"channel {channel!r} is not on one scale: {told}; {ADVICE_ON_SCALES}"
         problems.append(Problem("", "", "intensity scale", "warning", message))
     return problems
 
 
 def _range(facts: Mapping[str, CaseFacts], names: Sequence[str], channel: int) -> str:
     ranges = np.array([facts[name].ranges[channel] for name in names])
-    noun = "case" if len(names) == 1 else "cases"
-    return f"{len(names)} {noun} from {ranges[:, 0].min():g} to {ranges[:, 1].max():g}"
+    return f"{counted(len(names), 'case')} from {ranges[:, 0].min():g} to {ranges[:, 1].max():g}"
 
 
 def _odd_spacings(facts: Mapping[str, CaseFacts]) -> list[Problem]:

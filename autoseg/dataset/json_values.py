@@ -14,6 +14,8 @@ def is_whole(value: Any) -> bool:
 
 def kind_of(value: Any) -> str:
     """What it is in words, if it is no object."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return {list: "a list", str: "text", type(None): "null"}.get(type(value), "a number")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autoseg.dataset.json_values import is_whole, short
+from autoseg.dataset.json_values import LONGEST, is_whole, short
 from autoseg.errors import DataError
 from autoseg.image.label_writer import HIGHEST_LABEL
 
@@ -44,8 +44,10 @@ def _written(fields: dict[str, Any], path: Path) -> Labels:
 def _labels_by_value(declared: dict[str, str], path: Path) -> Labels:
     labels: Labels = {}
     for value, name in declared.items():
-        if not value.isdecimal():
-            raise DataError(f'{path}: "labels" has the value {value!r}; it must be a whole number')
+        if not value.isdecimal() or len(value) > LONGEST:  # Python counts in 4300 digits at most
+            raise DataError(
+                f'{path}: "labels" has the value {short(value)}; it must be a whole number'
+            )
         if name in labels:
             raise DataError(
                 f'{path}: "labels" gives the name {name!r} to {labels[name][0]} and {value}; '

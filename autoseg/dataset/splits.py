@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from autoseg.counting import counted
 from autoseg.dataset.stratification import Classes, Unit, stratified
 from autoseg.dataset.verify import some
 from autoseg.errors import AutosegError, DataError
@@ -61,11 +62,11 @@ def make_splits(
     """
     units = patients(cases, groups or {})
     if folds < 2:
-        raise DataError(f"{folds} folds: cross-validation needs at least 2")
+        raise DataError(f"{counted(folds, 'fold')}: cross-validation needs at least 2")
     if len(units) < folds:
         raise DataError(
             f"{number_of_patients(cases, groups or {})} cannot fill {folds} folds; choose fewer "
-            "folds (--set splits.folds=2), add cases, write splits.json, or train `fold all`"
+            "folds (--set splits.folds=2), add cases, or write splits.json"
         )
     order = np.arange(len(units))
     np.random.RandomState(seed).shuffle(order)  # this stream never changes between releases
@@ -93,9 +94,7 @@ def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[Unit]:
 
 def number_of_patients(cases: Iterable[str], groups: Mapping[str, str]) -> str:
     """How many patients there are, in words; they are called cases where nothing is grouped."""
-    count = len(patients(cases, groups))
-    noun = "patient" if groups else "case"
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return counted(len(patients(cases, groups)), "patient" if groups else "case")
 
 
 def _deal_out(units: Sequence[Unit], folds: int) -> list[list[Unit]]:

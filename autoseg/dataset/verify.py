@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from autoseg.counting import counted
 from autoseg.errors import DataError
 from autoseg.files import write_json
 
@@ -69,9 +70,9 @@ class Verification:
         told = [f"{p.case}: {p.message}" if p.case else p.message for p in self.errors]
         more = len(told) - MOST_NAMED
         rest = f"; and {more} more" if more > 0 else ""
-        count = "1 error" if len(told) == 1 else f"{len(told)} errors"
         end = f"; {advice}" if advice else ""
-        raise DataError(f"task {task} has {count}: {'; '.join(told[:MOST_NAMED])}{rest}{end}")
+        first = "; ".join(told[:MOST_NAMED])
+        raise DataError(f"task {task} has {counted(len(told), 'error')}: {first}{rest}{end}")
 
 
 def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]]:
@@ -112,7 +113,9 @@ def check_case(
     problems = []
     if len(image.array) != len(task.channels):
         image_file = shown(case.images[0], task.folder)
-        message = f"{len(image.array)} channels; dataset.json declares {len(task.channels)}"
+        message = (
+            f"{counted(len(image.array), 'channel')}; dataset.json declares {len(task.channels)}"
+        )
         problems.append(Problem(case.name, image_file, "channels", "error", message))
     if differences := image.geometry.differences(label_geometry):
         kind = "shape" if image.geometry.size != label_geometry.size else "geometry"
@@ -122,7 +125,7 @@ def check_case(
         )
         problems.append(Problem(case.name, label_file, kind, "error", message))
     if undeclared := sorted(set(voxels) - task.declared_values):
-        found = ", ".join(f"{value} in {voxels[value]} voxels" for value in undeclared)
+        found = ", ".join(f"{value} in {counted(voxels[value], 'voxel')}" for value in undeclared)
         message = f"undeclared labels: {found}; declare them in dataset.json or correct them"
         problems.append(Problem(case.name, label_file, "undeclared label", "error", message))
     if not set(voxels) - {0, task.ignore_label}:

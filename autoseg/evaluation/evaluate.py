@@ -7,6 +7,7 @@ from functools import partial
 from math import hypot, prod
 from pathlib import Path
 
+from autoseg.counting import counted
 from autoseg.errors import DataError
 from autoseg.evaluation.labels import Labels, find_labels, labels_in, read_names
 from autoseg.evaluation.lesions import lesions
@@ -160,9 +161,11 @@ def _pair(truth: Path, predicted: Path) -> tuple[list[Pair], tuple[str, ...]]:
 def _say_unpaired(truth: Path, predicted: Path) -> None:
     truths, predictions = label_maps(truth), label_maps(predicted)
     if missing := [name for name in truths if name not in predictions]:
-        say(f"warning: {len(missing)} of {len(truths)} cases have no prediction: {_some(missing)}")
+        cases = counted(len(truths), "case")
+        say(f"warning: no prediction for {len(missing)} of {cases}: {_some(missing)}")
     if extra := [name for name in predictions if name not in truths]:
-        say(f"warning: {len(extra)} predictions have no truth, left out: {_some(extra)}")
+        found = counted(len(extra), "prediction")
+        say(f"warning: {found} without truth, left out: {_some(extra)}")
 
 
 def _say_absent(cases: Sequence[CaseScores], labels: Labels) -> None:

@@ -15,12 +15,12 @@ from autoseg.dataset.declaration import read_declaration
 from autoseg.errors import DataError
 from autoseg.files import read_json
 from autoseg.image.image import read_label
+from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.parallel import in_parallel
 from autoseg.planning.evaluation import DEFAULT_TOLERANCE_MM, Evaluation
 from autoseg.planning.plan import Plan
 
 BACKGROUND = 0
-LARGEST_LABEL = 65535
 Values = dict[str, tuple[int, ...]]
 
 
@@ -125,7 +125,7 @@ def labels_in(paths: Sequence[Path], ignore: int | None = None, processes: int =
 
 def _values_in(path: Path) -> set[int]:
     label: NDArray[Any] = read_label(path)[0]
-    there = np.zeros(LARGEST_LABEL + 1, bool)  # np.unique would sort all voxels
+    there = np.zeros(HIGHEST_LABEL + 1, bool)  # np.unique would sort all voxels
     there[label.ravel(order="K")] = True
     return {int(value) for value in np.flatnonzero(there)}
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from autoseg.counting import listed
 from autoseg.errors import DataError
 from autoseg.evaluation.cleaned import Dice, Pair, mean_dice
 from autoseg.evaluation.cross_validation import CrossValidation
@@ -225,8 +226,10 @@ def _taken_over(now: Dice, attempt: Attempt, alone: bool) -> Dice:
 
 def _check_folds(folder: Path, validation: CrossValidation, plan: Plan) -> None:
     if validation.missing:
-        missing = ", ".join(map(str, validation.missing))
-        raise DataError(f"{folder} lacks fold {missing}; train all folds, then evaluate again")
+        raise DataError(
+            f"{folder} lacks {listed('fold', validation.missing)}; train all folds, then evaluate "
+            "again"
+        )
     for fold in validation.folds:
         record = folder / f"fold_{fold}" / "validation" / "predictions.json"
         found = read_json(record).get("plan_id")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoseg.counting import listed
 from autoseg.dataset.splits import FILE_NAME, count_folds, read_splits
 from autoseg.dataset.task import Task
 from autoseg.errors import AutosegError
@@ -114,8 +115,9 @@ def find_segmentations(
     if missing:
         folds = " ".join(map(str, sorted(missing)))
         raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, of which fold {folds.replace(' ', ', ')} "
-            f"is not trained and validated yet; run: {_train(plan, f'fold {folds}')}"
+            f"{plan.name} refines {plan.previous_stage}, which lacks "
+            f"{listed('fold', sorted(missing))}: each case is refined from the segmentation of "
+            f"the fold that validated it; run: {_train(plan, f'fold {folds}')}"
         )
     return found
 

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from autoseg.counting import counted
 from autoseg.dataset.splits import FILE_NAME, count_folds
 from autoseg.dataset.task import find_task
 from autoseg.errors import PlanError
@@ -234,8 +235,9 @@ def _check_folds(variant: Variant, workspace: Workspace, plan: Plan) -> None:
     count = count_folds(file)
     if variant.k is not None and count != variant.k:
         raise PlanError(
-            f"{file} has {count} folds, but study {variant.study.name} asks for {variant.k}: "
-            f"splits of your own go before k; move them out of {workspace.raw(plan.task)}"
+            f"{file} has {counted(count, 'fold')}, but study {variant.study.name} asks for "
+            f"{variant.k}: splits of your own go before k; move them out of "
+            f"{workspace.raw(plan.task)}"
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from autoseg.counting import counted
 from autoseg.errors import AutosegError
 from autoseg.evaluation.training_log import LOG
 from autoseg.experiments.attempt import LOCK
@@ -136,4 +137,4 @@ def in_short(statuses: Sequence[Status]) -> str:
     """How many runs are in which state, in one line."""
     counts = Counter(each.state for each in statuses)
     parts = [f"{counts[state]} {state}" for state in get_args(State) if counts[state]]
-    return f"{len(statuses)} runs: {', '.join(parts) or 'none'}"
+    return f"{counted(len(statuses), 'run')}: {', '.join(parts)}" if parts else "no run"

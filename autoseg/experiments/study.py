@@ -197,9 +197,11 @@ def _find(given: str, beside: Path | None = None) -> Path:
     path = Path(given) if beside is None else beside / given
     if path.is_file():
         return path
+    whole = path.with_name(path.name + ENDING)
+    meant = f"; did you mean {whole}?" if whole.is_file() else ""
     raise PlanError(
         f"there is no study {given!r}: neither a file nor one of autoseg's own, which are: "
-        f"{', '.join(study_names()) or 'none'}"
+        f"{', '.join(study_names()) or 'none'}{meant}"
     )
 
 

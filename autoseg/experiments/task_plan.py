@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autoseg.counting import counted
 from autoseg.dataset.splits import (
     Recipe,
     find_splits,
@@ -78,8 +79,12 @@ def survey_task(
     verification = Verification.of(problems)
     if problems:
         print(problems_table(problems), file=sys.stderr)
-    counts = f"{len(verification.errors)} errors, {len(verification.warnings)} warnings"
-    say(f"{task.name}: {len(task.cases)} cases, {counts}")
+    counts = (
+        counted(len(task.cases), "case"),
+        counted(len(verification.errors), "error"),
+        counted(len(verification.warnings), "warning"),
+    )
+    say(f"{task.name}: {', '.join(counts)}")
     if not skip_bad_cases:
         verification.raise_errors(task.name, _advice(fingerprint, problems))
         return Surveyed(task, fingerprint)
@@ -100,7 +105,7 @@ def _bad_cases(task: Task, fingerprint: Fingerprint, problems: list[Problem]) ->
     if not fingerprint.cases:
         Verification.of(problems).raise_errors(task.name)
     if bad:
-        say(f"going on without {len(bad)} of the cases, which have errors: {', '.join(bad)}")
+        say(f"going on without {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
     return tuple(bad)
 
 

@@ -22,6 +22,7 @@ from autoseg.fingerprint.intensities import (
 )
 from autoseg.fingerprint.labels import LabelFigures, measure_labels
 from autoseg.image.image import Image
+from autoseg.triple import Triple
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class CaseFigures:
         content: SHA-256 of the image array (float32; z, y, x, channel).
     """
 
-    shape: tuple[int, int, int]
+    shape: Triple
     spacing_mm: tuple[float, float, float]
     orientation: str
-    shape_after_crop: tuple[int, int, int]
+    shape_after_crop: Triple
     channels: tuple[ChannelFigures, ...]
     voxels: dict[int, int]
     labels: dict[str, LabelFigures]
@@ -177,7 +178,7 @@ def content_of(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def shape_of_content(array: NDArray[Any]) -> tuple[int, int, int]:
+def shape_of_content(array: NDArray[Any]) -> Triple:
     """The shape of the box around all voxels of (channel, x, y, z) that are not zero everywhere.
 
     An image that is all zero keeps its shape.

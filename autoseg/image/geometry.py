@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.triple import Triple
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -37,7 +38,7 @@ class Geometry:
     'spacing by 0.5 mm'
     """
 
-    size: tuple[int, int, int]
+    size: Triple
     spacing_mm: tuple[float, float, float]
     origin_mm: tuple[float, float, float]
     direction: tuple[float, ...]

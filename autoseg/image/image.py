@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError, VoxelError
+from autoseg.errors import DataError, VoxelError, is_lack_of_memory
 from autoseg.image.dicom import is_dicom, read_series
 from autoseg.image.endings import ENDINGS, ending_of, stem_of
 from autoseg.image.geometry import Geometry, geometry_of, sheared
@@ -248,7 +248,9 @@ def _must_exist(path: Path) -> None:
         raise DataError(f"{path}: unknown ending; known are {', '.join(ENDINGS)}")
 
 
-def _unreadable(path: Path, error: RuntimeError) -> DataError:
+def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
+    if is_lack_of_memory(error):
+        return MemoryError(f"to read {path}")
     text = str(error)
     if "orthonormal" in text:
         return sheared(path)

@@ -19,6 +19,7 @@ from autoseg.image.endings import ending_of
 from autoseg.image.geometry import Geometry, geometry_of
 from autoseg.image.headers import PACKED_AT_MOST
 from autoseg.image.nifti import PACKING_ERRORS, Layout, has_size, is_packed, layout_of, unpacked
+from autoseg.triple import Triple
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -86,7 +87,7 @@ def _is_plain(picture: sitk.ImageFileReader, layout: Layout) -> bool:
     )
 
 
-def _voxels(path: Path, layout: Layout, size: tuple[int, int, int]) -> NDArray[Any]:
+def _voxels(path: Path, layout: Layout, size: Triple) -> NDArray[Any]:
     damaged = DataError(
         f"{path}: cannot be read (it is damaged, or its end is missing): copy it anew"
     )

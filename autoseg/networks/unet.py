@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from autoseg.networks.convolution import Convolution
 from autoseg.planning.network import Network
-
-Triple = tuple[int, int, int]
+from autoseg.triple import Triple
 
 
 class ConvBlock(nn.Sequential):

@@ -16,12 +16,13 @@ from typing import Any
 from autoseg import __version__
 from autoseg.archive import ENDING, Content, write_archive
 from autoseg.checkpoint import load_checkpoint
+from autoseg.counting import listed
 from autoseg.dataset.splits import FILE_NAME as SPLITS
 from autoseg.errors import AutosegError, DataError
 from autoseg.evaluation.postprocessing import source_of
 from autoseg.evaluation.summary import Summary, combine
 from autoseg.evaluation.training_log import read_log
-from autoseg.files import read_json, to_json
+from autoseg.files import read_json, remove_leftovers_of_dead, to_json
 from autoseg.fingerprint import Fingerprint
 from autoseg.model_files import FINAL, PLAN, PREVIOUS_FOLDER, FolderFiles, open_model, plan_in
 from autoseg.packing.card import Card, Training, read_statements
@@ -92,6 +93,7 @@ def pack(order: Order, out: Path, overwrite: bool) -> list[str]:
     files["card.json"] = to_json(card.to_json()).encode()
     files["card.md"] = card.to_markdown().encode()
     files["labels.json"] = to_json(_labels(plan)).encode()
+    remove_leftovers_of_dead(out)
     write_archive(out, _about(plan, folds), files)
     return sorted(files)
 
@@ -122,7 +124,7 @@ def _folds(folder: Path, plan: Plan, wanted: Sequence[str] | None) -> list[str]:
         raise AutosegError(f"{folder} has no finished fold; run: autoseg_train {plan.task} fold 0")
     if missing := sorted(set(wanted or ()) - set(there)):
         raise AutosegError(
-            f"{folder} has no finished fold {', '.join(missing)}; there: {', '.join(there)}"
+            f"{folder} has no finished {listed('fold', missing)}; there: {', '.join(there)}"
         )
     return [fold for fold in there if wanted is None or fold in wanted]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoseg.counting import counted
 from autoseg.errors import PlanError
 from autoseg.planning.defaults import Values
 from autoseg.planning.layers import Layer
@@ -163,9 +164,10 @@ def _try(chosen: Plan, seconds: float, work: Work, measure: Callable[[Plan], Tim
     steps = max(0, int((AIM * seconds - spent) / timing.step_seconds))
     features, sampling = chosen.network.features, chosen.sampling
     patch = " x ".join(map(str, sampling.patch_size))
+    batch = f"{counted(sampling.batch_size, 'patch')} of {patch}"
     say(
-        f"{features[0]} to {features[-1]} feature maps, {sampling.batch_size} patches of {patch}: "
-        f"{timing.step_seconds:.2f} s a step, time for {steps} steps"
+        f"{features[0]} to {features[-1]} feature maps, {batch}: "
+        f"{timing.step_seconds:.2f} s a step, time for {counted(steps, 'step')}"
     )
     figures = {
         "features": list(features),

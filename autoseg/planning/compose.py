@@ -18,6 +18,7 @@ from autoseg.planning.defaults import (
     configurations,
     rule_values,
 )
+from autoseg.planning.grid import times
 from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
 from autoseg.planning.own_rules import patch_layer, strides_without_patch, whole_case_layer
 from autoseg.planning.plan import CASCADE, Plan, Splits
@@ -207,9 +208,17 @@ def _choose(
     chosen = wished or fixed or next(iter(there))
     if chosen not in there:
         raise PlanError(
-            f"configuration {chosen!r} makes no sense for these data; there: {', '.join(there)}"
+            f"configuration {chosen!r} makes no sense for these data{_why_absent(there)}; there: "
+            f"{', '.join(there)}"
         )
     return chosen
+
+
+def _why_absent(there: Mapping[str, Configuration]) -> str:
+    if (full := there.get("3d_fullres")) is None:
+        return ", whose cases are single slices"
+    patch, case = times(full.patch_size), times(full.median_shape)
+    return f": a median case of {case} voxels is small enough for patches of {patch}"
 
 
 def _users_layers(wishes: Wishes, rules: Values, lower: list[Layer]) -> list[Layer]:

@@ -30,12 +30,12 @@ from math import prod
 from autoseg.planning.network import Network
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Adam, Optimizer
+from autoseg.triple import Triple
 
 FLOAT, HALF, INDEX = 4, 2, 8  # bytes
 GB = 2**30  # as graphics cards count
 LOSS_TENSORS = 3
 PASSING_SHARE = 0.5  # of the activations: what lives for a moment
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

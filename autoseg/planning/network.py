@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from autoseg.planning.part import Part, Positive, Share
+from autoseg.triple import Triple
 
 Stride = Literal[1, 2]
 Kernel = Literal[1, 3]
@@ -67,7 +68,7 @@ class Network(Part):
         return max(1, len(self.features) - 2) if self.deep_supervision else 1
 
     @property
-    def reduction(self) -> tuple[int, int, int]:
+    def reduction(self) -> Triple:
         """Voxels of the finest stage per voxel of the coarsest, along x, y, z."""
         x, y, z = (prod(axis) for axis in zip(*self.strides, strict=True))
         return x, y, z

@@ -26,9 +26,10 @@ import numpy as np
 from autoseg.errors import PlanError
 from autoseg.planning.grid import times
 from autoseg.planning.layers import Layer, value_at
-from autoseg.planning.memory import GB, Triple, training_memory
+from autoseg.planning.memory import GB, training_memory
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import CropToNonzero, Resample, whole_sizes
+from autoseg.triple import Triple
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
@@ -144,7 +145,7 @@ def _layer(patch: Sequence[int], evidence: str) -> Layer:
     return Layer(SOURCE, values, evidence)
 
 
-def _reduction(strides: Any) -> tuple[int, int, int]:
+def _reduction(strides: Any) -> Triple:
     """Of strides that nobody has checked yet; what is wrong with them is told later."""
     try:
         x, y, z = (prod(along) for along in zip(*strides, strict=True))

@@ -32,6 +32,7 @@ from autoseg.planning.part import (
 from autoseg.planning.steps import Resample, Step
 from autoseg.planning.training import Training
 from autoseg.planning.transforms import Mirror, PreviousMorphology, PreviousRemoval, Transform
+from autoseg.triple import Triple
 
 FORMAT_VERSION = 1
 CASCADE = "3d_cascade_fullres"
@@ -71,9 +72,7 @@ class Splits(Part):
 class Inference(Part):
     """How a whole scan is predicted from patches."""
 
-    overlap: tuple[int, int, int] = Field(
-        description="voxels that neighbouring patches share along x, y, z"
-    )
+    overlap: Triple = Field(description="voxels that neighbouring patches share along x, y, z")
     weighting: Literal["gaussian", "uniform"] = "gaussian"
     mirror_axes: Axes = Field((), description="axes on which --tta may mirror")
 
@@ -146,16 +145,17 @@ class Plan(Part):
         patch, reduction = self.sampling.patch_size, self.network.reduction
         for axis, size, factor in zip("xyz", patch, reduction, strict=True):
             if size % factor:
+                below = size // factor * factor
+                fitting = f"{below} or {below + factor}" if below else factor
                 raise ValueError(
                     f"sampling.patch_size is {size} along {axis}, which the network's strides "
-                    f"cannot divide; take {size // factor * factor or factor} or "
-                    f"{(size // factor + 1) * factor}"
+                    f"cannot divide; take {fitting}"
                 )
         for axis, size, overlap in zip("xyz", patch, self.inference.overlap, strict=True):
             if not 0 <= overlap < size:
                 raise ValueError(
                     f"inference.overlap is {overlap} along {axis}; take 0 to {size - 1}, "
-                    "less than the patch"
+                    f"less than the patch: half of it is {[each // 2 for each in patch]}"
                 )
 
     def _check_bottleneck(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from autoseg.counting import counted
 from autoseg.errors import DataError
 from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
@@ -39,7 +40,7 @@ def _channels(plan: Plan, image: Image) -> str | None:
     if len(image.array) == wanted:
         return None
     return (
-        f"the scan has {len(image.array)} channels, the model needs {wanted}: "
+        f"the scan has {counted(len(image.array), 'channel')}, the model needs {wanted}: "
         f"{', '.join(plan.channels)}"
     )
 

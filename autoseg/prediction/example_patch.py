@@ -14,6 +14,7 @@ from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, Resample
 from autoseg.preprocessing.steps import prepare
+from autoseg.triple import Triple
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 ORDINARY = (0.0, 1000.0)
@@ -52,7 +53,7 @@ def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> NDArray[np.fl
     return np.asarray(low + (high - low) * bright, np.float32)
 
 
-def _coarse(blocks: NDArray[Any], patch: tuple[int, int, int]) -> NDArray[Any]:
+def _coarse(blocks: NDArray[Any], patch: Triple) -> NDArray[Any]:
     """Blocks (4, 4, 4) widened to a patch."""
     x, y, z = (np.arange(size) * 4 // size for size in patch)
     return blocks[np.ix_(x, y, z)]

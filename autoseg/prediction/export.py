@@ -17,14 +17,21 @@ import torch
 from torch import Tensor
 
 from autoseg.errors import AutosegError, RunError
-from autoseg.files import cannot_write, sha256_of, temporary_for, write_json, write_text
+from autoseg.files import (
+    cannot_write,
+    remove_leftovers_of_dead,
+    sha256_of,
+    temporary_for,
+    write_json,
+    write_text,
+)
 from autoseg.networks.unet import UNet
 from autoseg.prediction import onnx_network, openvino_network
 from autoseg.prediction.example_patch import example_patch
 from autoseg.prediction.export_words import describe, read_me
 from autoseg.prediction.model import Model
+from autoseg.triple import Triple
 
-Triple = tuple[int, int, int]
 TOLERANCE = 1e-4  # of the largest logit
 LEAST_SAME = 0.9999  # share of the voxels that keep their class
 
@@ -137,6 +144,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out` that becomes `out` when the block succeeds."""
     if out.exists():
         raise AutosegError(f"{out} is there already; choose another -o, or delete it")
+    remove_leftovers_of_dead(out)
     temporary = temporary_for(out)
     try:
         temporary.mkdir(parents=True)

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from autoseg.planning.classes import Classes
 from autoseg.prediction.native_grid import Patch, Planes, whole
 from autoseg.prediction.probabilities import ProbabilityFile
-from autoseg.preprocessing.resample import Shape3
+from autoseg.triple import Triple
 
 LabelMap = NDArray[np.unsignedinteger]
 
 
 def label_map(
-    planes: Iterable[Planes], classes: Classes, size: Shape3, saved: ProbabilityFile | None = None
+    planes: Iterable[Planes], classes: Classes, size: Triple, saved: ProbabilityFile | None = None
 ) -> LabelMap:
     """The label values (x, y, z) of a whole grid; 0 is the background.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from autoseg.checkpoint import load_weights
+from autoseg.counting import listed
 from autoseg.errors import AutosegError
 from autoseg.files import read_json, write_json
 from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
@@ -53,7 +54,7 @@ def _load(files: ModelFiles, folder: Path, folds: list[str] | None, device: torc
     wanted = folds or there
     if missing := sorted(set(wanted) - set(there)):
         raise AutosegError(
-            f"{folder} has no finished fold {', '.join(missing)}; there: {', '.join(there)}"
+            f"{folder} has no finished {listed('fold', missing)}; there: {', '.join(there)}"
         )
     networks = tuple(_load_network(plan, files, f"fold_{fold}/{FINAL}", device) for fold in wanted)
     return Model(folder, plan, tuple(wanted), networks, files)

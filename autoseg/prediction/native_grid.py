@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import (
     Band,
-    Shape3,
     apply_bands,
     axis_bands,
     axis_operator,
     most_shrinking_first,
 )
+from autoseg.triple import Triple
 
 PLANES_AT_ONCE = 16
 
@@ -37,7 +37,7 @@ class Planes(Protocol):
     """
 
     rows: slice
-    shape: Shape3
+    shape: Triple
 
     def reach(self, index: int, least: float) -> Patch | None:
         """A part (y, z) outside of which a class is nowhere more probable than `least`."""
@@ -57,9 +57,9 @@ class Place:
         outside: the class of all that it does not cover; None for regions, which are not there.
     """
 
-    low_shape: Shape3
+    low_shape: Triple
     box: tuple[tuple[int, int], ...]
-    size: Shape3
+    size: Triple
     outside: int | None = 0
 
 
@@ -213,6 +213,6 @@ def _moved(side: slice, by: int) -> slice:
     return slice(side.start + by, side.stop + by)
 
 
-def whole(shape: Shape3) -> Patch:
+def whole(shape: Triple) -> Patch:
     """All of the planes of this shape (x, y, z)."""
     return slice(0, shape[1]), slice(0, shape[2])

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from autoseg.networks.unet import UNet
 from autoseg.prediction.openvino_graph import INPUT, OUTPUT
+from autoseg.triple import Triple
 
 NEEDS = ("onnx", "onnxruntime", "onnxscript")  # torch's exporter is built on onnxscript
-Triple = tuple[int, int, int]
 
 
 def is_installed() -> bool:

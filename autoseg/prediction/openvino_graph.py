@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from autoseg.networks.unet import UNet
+from autoseg.triple import Triple
 
-Triple = tuple[int, int, int]
 Node = Any  # of OpenVINO, which may not be installed
 INPUT, OUTPUT = "patches", "logits"
 

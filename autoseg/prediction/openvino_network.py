@@ -17,8 +17,8 @@ from torch import Tensor
 from autoseg.files import cannot_write
 from autoseg.networks.unet import UNet
 from autoseg.prediction.openvino_graph import to_openvino
+from autoseg.triple import Triple
 
-Triple = tuple[int, int, int]
 TELEMETRY = "openvino_telemetry"
 
 

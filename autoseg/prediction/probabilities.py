@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from autoseg.files import cannot_write, replacing
 from autoseg.prediction.native_grid import PLANES_AT_ONCE
-from autoseg.preprocessing.resample import Shape3
+from autoseg.triple import Triple
 
 ENDING = ".probabilities.b2nd"
 
@@ -54,7 +54,7 @@ class ProbabilityFile:
 
 @contextmanager
 def probability_file(
-    path: Path, names: Sequence[str], size: Shape3, axis: int = 0
+    path: Path, names: Sequence[str], size: Triple, axis: int = 0
 ) -> Iterator[ProbabilityFile]:
     """A file to fill within the block; it appears when the block ends, whole or not at all.
 

@@ -22,7 +22,7 @@ import torch
 from autoseg import __version__
 from autoseg.devices import describe
 from autoseg.errors import AutosegError
-from autoseg.files import read_json, sha256_of, write_json
+from autoseg.files import read_json, remove_leftovers, sha256_of, write_json
 from autoseg.locks import locked
 from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.model import Model
@@ -30,7 +30,6 @@ from autoseg.prediction.predictor import Predictor
 from autoseg.progress import say
 
 RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
-LEFTOVER = ".tmp-"  # begins the names of files that are not whole yet
 CaseRecord = dict[str, Any]
 FileFacts = dict[str, Any]  # file name -> its size and SHA-256
 
@@ -74,7 +73,7 @@ class Record:
             AutosegError: the predictions there were made otherwise, and are not to be overwritten.
         """
         with self._alone():
-            self._remove_leftovers()
+            remove_leftovers(self.path.parent, (RECORD, LABELS))
             found = self._read()
             cases, outdated = found.get("cases", {}), found.get("outdated", {})
             if differing := self._differing(found):
@@ -132,12 +131,6 @@ class Record:
             pass
         say(f"{self.path} is damaged; it is written anew")
         return {}
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a killed run has left half-written."""
-        for name in (RECORD, LABELS):
-            for path in self.path.parent.glob(f"{LEFTOVER}*-{name}"):
-                path.unlink(missing_ok=True)
 
     def _write(
         self, cases: dict[str, CaseRecord], outdated: FileFacts, runs: dict[str, Any]

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.planning.plan import Inference
+from autoseg.triple import Triple
 
-Triple = tuple[int, int, int]
 Network = Callable[[Tensor], Tensor]  # patches (B, channel, *patch) -> (B, classes, *patch)
 Slab = tuple[int, NDArray[np.float32]]  # first x plane, probabilities (classes, planes, Y, Z)
 GAUSSIAN_SIGMA = 1 / 8  # of the patch, as in nnU-Net

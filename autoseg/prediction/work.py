@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 from autoseg.errors import DataError, InUse
-from autoseg.files import is_temporary
+from autoseg.files import is_temporary, unfinished_in
 from autoseg.image.endings import ending_of
 from autoseg.image.image import files_of, read_label
 from autoseg.locks import locked
-from autoseg.prediction.record import LEFTOVER, CaseRecord, Record, file_facts
+from autoseg.prediction.record import CaseRecord, Record, file_facts
 from autoseg.progress import say
 
 POLL_SECONDS = 0.2
@@ -138,7 +138,7 @@ class Work:
 
     def _remove_leftovers(self) -> None:
         """Remove the unfinished files that a killed run has left of these cases."""
-        leftovers = [path.name for path in self.folder.glob(f"{LEFTOVER}*")]
+        leftovers = [path.name for path in unfinished_in(self.folder)]
         for name, files in self.outputs.items() if leftovers else ():
             found = [left for left in leftovers if any(is_temporary(left, of) for of in files)]
             if found:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.triple import Triple
+
 SLAB_VOXELS = 1 << 20
 
 Box = tuple[slice, slice, slice]
@@ -34,7 +36,7 @@ class Channel:
     changes: tuple[Change, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Triple:
         """Voxels along x, y, z."""
         x, y, z = self.stored.shape
         return x, y, z

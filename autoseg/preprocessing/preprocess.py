@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from autoseg.counting import counted
 from autoseg.dataset.case import Case
 from autoseg.errors import DataError
 from autoseg.image.image import files_of, read_image, read_label
@@ -86,7 +87,8 @@ def _prepare(plan: Plan, case: Case) -> Prepared:
         )
     if len(image.array) != len(plan.channels):
         raise DataError(
-            f"{case.images[0]}: has {len(image.array)} channels, the plan {len(plan.channels)}"
+            f"{case.images[0]}: has {counted(len(image.array), 'channel')}, the plan has "
+            f"{len(plan.channels)}"
         )
     return prepare(plan, image, label)
 

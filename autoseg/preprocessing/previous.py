@@ -16,10 +16,11 @@ from autoseg.image.image import read_geometry, read_label
 from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Resample
-from autoseg.preprocessing.resample import Shape3, axis_orders
+from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.resample_label import resample_label
 from autoseg.preprocessing.steps import to_classes
 from autoseg.preprocessing.store import CaseStore
+from autoseg.triple import Triple
 
 Box = Sequence[tuple[int, int]]
 
@@ -29,7 +30,7 @@ def prepare_previous(
     segmentation: NDArray[np.integer[Any]],
     spacing_mm: Sequence[float],
     box: Box,
-    shape: Shape3,
+    shape: Triple,
 ) -> NDArray[np.int16]:
     """Bring a segmentation to where the plan's steps bring the scan, as they bring its label.
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from autoseg.planning.steps import whole_sizes
 from autoseg.preprocessing.channel import Channel
+from autoseg.triple import Triple
 
-Shape3 = tuple[int, int, int]
 BAND_ROWS = 32
 NEGLIGIBLE = 1e-9  # weight of an old voxel
 
@@ -72,7 +72,7 @@ def _band(operator: NDArray[np.float32], rows: slice) -> Band:
     return Band(rows, columns, np.ascontiguousarray(operator[rows, columns]))
 
 
-def resample_channel(channel: Channel, shape: Shape3, orders: Sequence[int]) -> Channel:
+def resample_channel(channel: Channel, shape: Triple, orders: Sequence[int]) -> Channel:
     """Resample a channel to a number of voxels along x, y, z by splines of order 0, 1 or 3.
 
     Values stay within the channel's own range, as in scikit-image. Two axes are resampled a few
@@ -93,7 +93,7 @@ def resample_channel(channel: Channel, shape: Shape3, orders: Sequence[int]) -> 
 
 
 def apply_operators(
-    volume: NDArray[np.float32], shape: Shape3, orders: Sequence[int]
+    volume: NDArray[np.float32], shape: Triple, orders: Sequence[int]
 ) -> NDArray[np.float32]:
     """Apply the three axis operators to a volume (x, y, z), the most shrinking axis first."""
     for axis in most_shrinking_first(volume.shape, shape):
@@ -101,7 +101,7 @@ def apply_operators(
     return volume
 
 
-def most_shrinking_first(shape: Sequence[int], new_shape: Sequence[int]) -> Shape3:
+def most_shrinking_first(shape: Sequence[int], new_shape: Sequence[int]) -> Triple:
     """The axes in the order that leaves the least to compute."""
     gain = [new / old for new, old in zip(new_shape, shape, strict=True)]
     first, second, last = (int(axis) for axis in np.argsort(gain, kind="stable"))
@@ -170,7 +170,7 @@ def resampled_shape(
     spacing_mm: Sequence[float],
     new_spacing_mm: Sequence[float],
     rounding: str,
-) -> Shape3:
+) -> Triple:
     """The number of voxels that keeps the extent in mm: at least one along each axis."""
     exact = np.asarray(shape) * np.asarray(spacing_mm) / np.asarray(new_spacing_mm)
     x, y, z = whole_sizes(exact, rounding)
@@ -182,7 +182,7 @@ def axis_orders(
     spacing_mm: Sequence[float],
     new_spacing_mm: Sequence[float],
     anisotropy: float | None,
-) -> Shape3:
+) -> Triple:
     """The spline order along each axis: 0 along a single coarse axis, `order` elsewhere.
 
     The coarse axis is found in the old spacing, else in the new one, as in nnU-Net: the largest

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.preprocessing.resample import Shape3, axis_operator, is_turned
+from autoseg.preprocessing.resample import axis_operator, is_turned
+from autoseg.triple import Triple
 
 SLAB_VOXELS = 1 << 19
 TIE = 1e-6  # rounding must not decide between equal shares
@@ -40,7 +41,7 @@ class _Neighbours:
         return _Neighbours(self.index - first, self.weight)
 
 
-def resample_label(label: NDArray[Any], shape: Shape3, orders: Sequence[int]) -> NDArray[Any]:
+def resample_label(label: NDArray[Any], shape: Triple, orders: Sequence[int]) -> NDArray[Any]:
     """Resample a label map (x, y, z) by order 0 (the nearest voxel) or 1 along each axis.
 
     Ties go to the smaller value.

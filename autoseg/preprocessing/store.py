@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg import masks
 from autoseg.errors import AutosegError
-from autoseg.files import read_json, replacing, temporary_for, write_json
+from autoseg.files import read_json, replacing, temporary_for, unfinished_in, write_json
 from autoseg.preprocessing.checksums import CHECKSUMS, checksum, is_as_written, write_checksums
 from autoseg.preprocessing.steps import Prepared
+from autoseg.triple import Triple
 
 LOCATIONS_PER_CLASS = 5000
 BLOCK_BYTES = 128 * 1024
-LEFTOVER = ".tmp-"
 ANNOTATED, PREVIOUS = "annotated", "previous.b2nd"
 FILES = ("image.b2nd", "label.b2nd", "foreground.safetensors", "case.json")
 
@@ -85,16 +86,20 @@ class StoredCase:
 class StoredGrid:
     """The shape of a stored case, and the part of its file's grid (start, stop) that it covers."""
 
-    shape: tuple[int, int, int]
+    shape: Triple
     box: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class CaseStore:
-    """The preprocessed cases of one plan in one folder."""
+    """The preprocessed cases of one plan in one folder.
+
+    `elsewhere` says in messages how to have them in another one.
+    """
 
     folder: Path
     preprocessing_id: str
+    elsewhere: str = "choose another --workspace"
 
     def has(self, name: str, source: Sequence[Sequence[int]]) -> bool:
         """Is the case there, made by this preprocessing from the same files?
@@ -158,13 +163,13 @@ class CaseStore:
             shutil.rmtree(target, ignore_errors=True)
             temporary.replace(target)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
-            raise _cannot_store(name, self.folder, error) from error
+            raise self._cannot_store(name, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def remove_leftovers(self) -> None:
         """Delete what a killed run left half written; nobody may be writing meanwhile."""
-        for folder in self.folder.glob(f"{LEFTOVER}*"):
+        for folder in unfinished_in(self.folder):
             shutil.rmtree(folder, ignore_errors=True)
 
     def open(self, name: str) -> StoredCase:
@@ -180,6 +185,8 @@ class CaseStore:
             previous = None
             if (folder / PREVIOUS).exists():
                 previous = blosc2.open(str(folder / PREVIOUS), mode="r")
+        except MemoryError:
+            raise
         except Exception as error:  # blosc2 raises many kinds
             raise _damaged(folder, error) from error
         annotated = voxels.pop(ANNOTATED, None)
@@ -223,8 +230,14 @@ class CaseStore:
             with replacing(folder / PREVIOUS) as temporary:
                 _compress(blosc2, temporary, segmentation)
         except RuntimeError as error:  # of blosc2, for example on a full disk
-            raise _cannot_store(name, self.folder, error) from error
+            raise self._cannot_store(name, error) from error
         write_json(folder / "previous.json", _previous_record(folder, source))
+
+    def _cannot_store(self, name: str, error: Exception) -> AutosegError:
+        return AutosegError(
+            f"cannot store case {name} in {self.folder}: {error}; make space there, "
+            f"or {self.elsewhere}"
+        )
 
 
 def _previous_record(folder: Path, source: Sequence[int]) -> dict[str, Any]:
@@ -234,12 +247,6 @@ def _previous_record(folder: Path, source: Sequence[int]) -> dict[str, Any]:
 def _damaged(folder: Path, error: Exception) -> AutosegError:
     return AutosegError(
         f"case {folder.name}: {folder} is damaged ({error}); delete that folder and train again"
-    )
-
-
-def _cannot_store(name: str, folder: Path, error: Exception) -> AutosegError:
-    return AutosegError(
-        f"cannot store case {name} in {folder}: {error}; make space or choose another --workspace"
     )
 
 
@@ -275,19 +282,12 @@ def _save_voxels(
     if members is None:
         members = [(value,) for value in range(1, int(label.max()) + 1)]
     found = {
-        str(number): _spread(_inside(label, values))
+        str(number): _spread(masks.members(label, values))
         for number, values in enumerate(members, start=1)
     }
     if label.min() < 0:
         found[ANNOTATED] = _spread(label >= 0)
     save_file({key: voxels for key, voxels in found.items() if len(voxels)}, path)
-
-
-def _inside(label: NDArray[np.int16], values: Sequence[int]) -> NDArray[np.bool_]:
-    mask: NDArray[np.bool_] = label == values[0]
-    for value in values[1:]:
-        mask |= label == value
-    return mask
 
 
 def _spread(mask: NDArray[np.bool_]) -> NDArray[np.int32]:

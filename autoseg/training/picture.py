@@ -62,7 +62,9 @@ def draw_progress(path: Path, epochs: Sequence[Epoch]) -> None:
         axes.set(xlabel="epoch", xlim=(0, 1.02 * max(2, epochs[-1].epoch + 1)))
         axes.xaxis.get_major_locator().set_params(integer=True)
     taken = in_words(sum(epoch.seconds for epoch in epochs))
-    title = f"{path.parent.name}: epoch {len(epochs)} of {epochs[-1].epochs}, {taken}"
+    *names, fold = path.absolute().parts[-4:-1]  # as in models/TASK/PLAN/fold_K/progress.png
+    whose = ", ".join([*names, fold.replace("_", " ")])
+    title = textwrap.fill(f"{whose}: epoch {len(epochs)} of {epochs[-1].epochs}, {taken}", 110)
     if found := overfitting_of(epochs):
         title += "\n" + textwrap.fill(str(found), 110)
     figure.suptitle(title, parse_math=False)

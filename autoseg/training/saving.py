@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
+from autoseg.counting import counted
 from autoseg.errors import AutosegError
 from autoseg.model_files import FINAL
 from autoseg.planning.extension import recipe_id
@@ -56,7 +57,7 @@ def load_run(folder: Path, plan: Plan, learner: Learner) -> tuple[State, EpochSo
         return state, so_far
     longer = extended(state, plan, folder)
     if learner.group.leads:
-        say(f"extended from {state.epochs} to {longer.epochs} epochs by plan {plan.id}")
+        say(f"extended from {state.epochs} to {counted(longer.epochs, 'epoch')} by plan {plan.id}")
     return longer, so_far
 
 
@@ -72,7 +73,7 @@ def extended(state: State, plan: Plan, folder: Path) -> State:
     epochs = _planned_epochs(state, plan)
     if state.done > epochs:
         raise AutosegError(
-            f"{folder} has done {state.done} epochs, but plan.json has only {epochs} "
+            f"{folder} has done {counted(state.done, 'epoch')}, but plan.json has only {epochs} "
             f"(training.epochs); plan at least {state.done}, or give the plan another --name"
         )
     return replace(
@@ -116,5 +117,5 @@ def describe(path: Path) -> str:
     tensors, values = load_checkpoint(path)
     done, steps = len(values.get("history", ())), len(tensors.get(f"{EPOCH}.losses", ()))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-    epochs = f"{done} of {values.get('epochs')} epochs{steps_in_words(steps)}"
-    return f"{epochs}, saved {when}, plan {values.get('plan_id')}"
+    reached = f"epoch {done} of {values.get('epochs')}{steps_in_words(steps)}"
+    return f"{reached}, saved {when}, plan {values.get('plan_id')}"

@@ -70,7 +70,8 @@ class Stopwatch:
 
     def _prepared(self, plan: Plan) -> CaseStore:
         assert self._folder is not None
-        store = CaseStore(Path(self._folder.name), plan.preprocessing_id)
+        elsewhere = "let TMPDIR name another folder"
+        store = CaseStore(Path(self._folder.name), plan.preprocessing_id, elsewhere)
         if not self.case_seconds:
             started = time.perf_counter()
             for case in self.cases:

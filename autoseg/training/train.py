@@ -13,6 +13,7 @@ import torch
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.counting import counted
 from autoseg.dataset.splits import Split
 from autoseg.devices import fast_convolutions
 from autoseg.errors import Stopped
@@ -91,11 +92,11 @@ def _tell_begin(
     plan: Plan, learner: Learner, state: State, so_far: EpochSoFar, resumed: bool
 ) -> None:
     if _is_finished(state, plan):
-        say(f"training is finished already: {state.done} of {state.epochs} epochs are done")
+        say(f"training is finished already: {state.done} of {counted(state.epochs, 'epoch')} done")
         return
     if resumed:
         steps = steps_in_words(so_far.steps)
-        say(f"resuming after epoch {state.done}{steps} of {state.epochs} epochs")
+        say(f"resuming after epoch {state.done}{steps} of {counted(state.epochs, 'epoch')}")
     if plan.training.precision == "float16" and learner.dtype is not torch.float16:
         told = str(learner.dtype).removeprefix("torch.")
         say(f"float16 is for CUDA: on {learner.device} the network computes in {told}")
@@ -140,11 +141,12 @@ def _train(
 
 def _in_short(plan: Plan, split: Split, run: Run, state: State) -> str:
     """What begins now: where, on how many cases, and how long in steps."""
-    cases = f"{len(split.train)} cases"
+    cases = counted(len(split.train), "case")
     if split.validation:
-        cases += f", {len(split.validation)} others to validate with"
-    epochs, steps = state.epochs - state.done, plan.training.steps_per_epoch
-    return f"training on {run.device}: {cases}; {epochs} epochs of {steps} steps"
+        cases += f", and {counted(len(split.validation), 'other')} to validate with"
+    epochs = counted(state.epochs - state.done, "epoch")
+    steps = counted(plan.training.steps_per_epoch, "step")
+    return f"training on {run.device}: {cases}; {epochs} of {steps}"
 
 
 def _next_state(loop: Loop, state: State, so_far: EpochSoFar) -> State:
@@ -218,7 +220,7 @@ def _keep_budget(
     epochs = epochs_within(budget, used, epoch_seconds, reserve, state.done, state.epochs)
     if epochs != state.epochs:
         say(
-            f"an epoch takes {in_words(epoch_seconds)}: {epochs} epochs instead of "
+            f"an epoch takes {in_words(epoch_seconds)}: {counted(epochs, 'epoch')} instead of "
             f"{state.epochs} fit the budget of {in_words(budget)}"
         )
     return replace(state, epochs=epochs)

@@ -67,11 +67,15 @@ def make_parser() -> argparse.ArgumentParser:
             1,
             "error: AssertionError (AssertionError; run again with --debug for the traceback)",
         ),
-        (KeyboardInterrupt(), 130, "error: interrupted; what was finished is kept"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "stopped by Ctrl-C; what was finished is kept, and the same command goes on",
+        ),
         (
             Stopped("stopped by SIGTERM after epoch 3", 15),
             143,
-            "error: stopped by SIGTERM after epoch 3",
+            "stopped by SIGTERM after epoch 3",
         ),
     ],
 )
@@ -93,10 +97,9 @@ def test_sigterm_ends_a_command_cleanly(capsys: pytest.CaptureFixture[str]) -> N
             cleaned.append(True)
         return 0
 
-    assert common.run(make_parser, command, []) == 143
+    assert common.run(make_parser, command, [], "continue with --resume") == 143
     assert cleaned
-    told = "error: stopped by SIGTERM; what was finished is kept\n"
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == "stopped by SIGTERM; continue with --resume\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -32,7 +32,7 @@ def test_two_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = (line.split() for line in printed.out.splitlines() if line.startswith("Dice"))
     assert row[:7] == ["Dice", "x", "6", "0", "0.6333", "0.2833", "0.3500"]
     assert row[-1] == "A"
-    assert "warning: 1 cases are scored for big alone and left out: g" in printed.err
+    assert "warning: 1 case scored for big alone, left out: g" in printed.err
     out = tmp_path / "models" / "Task001_X" / "big" / "cross_validation"
     assert sorted(path.name for path in out.iterdir()) == [f"against_small.{e}" for e in FORMS]
     text = (out / "against_small.md").read_text(encoding="utf-8")

@@ -52,7 +52,7 @@ def test_as_a_command_beside_the_predictions(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert WRITTEN.issubset(path.name for path in tmp_path.iterdir())
     assert f"summary: {tmp_path / 'summary.json'}" in done.stdout
-    assert "39 of 40 cases have no prediction" in done.stderr
+    assert "no prediction for 39 of 40 cases" in done.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -148,7 +148,10 @@ def test_a_task_with_several_plans(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["Task001", *workspace]) == 2
     assert "has the plans big, small; choose with --plan NAME" in capsys.readouterr().err
     assert main(["Task001", "--plan", "other", *workspace]) == 2
-    assert "plan 'other' has no validated fold; there: big, small" in capsys.readouterr().err
+    assert (
+        "--plan other (with --resume if it was stopped), or choose one of big, small"
+        in capsys.readouterr().err
+    )
     assert main(["Task001", "--plan", "small", *workspace]) == 0
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.cli.experiment import main
+from autoseg.cli.common import GO_ON
+from autoseg.cli.experiment import EXAMPLE, main
 from autoseg.experiments.record import read_record
 from autoseg.experiments.runs import runs_of
 from autoseg.experiments.status import is_held
-from autoseg.experiments.study import read_study
+from autoseg.experiments.study import HeldOut, Study, StudyPlan, read_study
 from autoseg.workspace import Workspace
 from tests.experiments.studying import TEST_SET, longer, write_study, write_task
 
@@ -53,7 +54,7 @@ def test_interrupted_it_goes_on_when_started_again(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "error: interrupted; what was finished is kept"
+    assert told.splitlines()[-1] == f"stopped by Ctrl-C; {GO_ON}"
     record = read_record(run.folder(workspace))
     assert record is not None
     assert record.state == "stopped"
@@ -93,7 +94,7 @@ def test_a_run_that_fails_is_named_with_its_log(
     err = capsys.readouterr().err
     log = tmp_path / "experiments" / "tiny" / "logs" / "default-k2.fold_1.log"
     assert f"default-k2 fold 1 failed; log: {log}" in err
-    assert err.splitlines()[-1].startswith("error: 1 runs failed; start the study again")
+    assert err.splitlines()[-1].startswith("error: 1 run failed; start the study again to try it")
     assert f"error: there is no folder {tmp_path / 'nowhere'}" in log.read_text(encoding="utf-8")
 
 
@@ -113,10 +114,26 @@ def test_a_report_that_cannot_be_written_is_told_and_written_the_next_time(
     assert (figures / "loss.png").is_file()
 
 
+def test_help_shows_a_study_with_every_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "wider.json5"
+    file.write_text(EXAMPLE, encoding="utf-8")
+    study = read_study(str(file))
+    assert [plan.name for plan in study.plans] == ["narrow", "wide"]
+    assert study.held_out[0].classes == {"Anterior": (1,), "Posterior": (2,)}
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"{EXAMPLE}")
+    keys = {*Study.model_fields, *StudyPlan.model_fields, *HeldOut.model_fields}
+    assert {key for key in keys if key not in EXAMPLE} == set()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["nothing"], "there is no study 'nothing'"),
+        (["covid"], "phantom_sensitivity; did you mean covid.json5?"),
         (["covid_ablation"], "task 'Task001_COVID' was not found"),
         (["covid_ablation", "--slurm", "gpu=1"], "unknown key 'slurm.gpu'; did you mean 'gpus'?"),
         (["covid_ablation", "./covid_ablation.json5"], "two of the studies have one name"),
@@ -131,6 +148,7 @@ def test_mistakes_end_with_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_study(tmp_path, "covid_ablation")
+    write_study(tmp_path, "covid")
     assert main([*arguments, "--workspace", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

@@ -4,13 +4,14 @@ from types import ModuleType
 
 import pytest
 
-from autoseg.cli import evaluate, habits, plan, predict, train
+from autoseg.cli import evaluate, habits, pack, plan, predict, train
 
 TABLES = [
     (plan, habits.PLAN, ["Task"]),
     (train, habits.TRAIN, ["Task", "fold", "0"]),
     (predict, habits.PREDICT, ["-i", "in", "-o", "out"]),
     (evaluate, habits.EVALUATE, []),
+    (pack, habits.PACK, ["Task", "-o", "model.zip"]),
 ]
 EACH = [
     (command, option, instead, needed)

@@ -130,7 +130,7 @@ def test_a_cascade_refines_the_low_resolution(
     assert run_train(tmp_path, "fold", "1", "--plan", "default-3d_lowres") == 0
     capsys.readouterr()
     assert run_train(tmp_path, "fold", "0", "--plan", CASCADE) == 2
-    missing = "of which fold 0 is not trained and validated yet; run: autoseg_train"
+    missing = "which lacks fold 0: "
     assert missing in capsys.readouterr().err.splitlines()[-1]
     assert run_train(tmp_path, "fold", "0", "--plan", "default-3d_lowres") == 0
 

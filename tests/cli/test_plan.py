@@ -241,7 +241,7 @@ def test_bad_cases_are_skipped_where_asked(
     (raw / "labelsTr" / "case_4.nii.gz").write_bytes(b"half a file")
     folds = settings("splits.folds=3")
     assert main(["Task007", "--skip-bad-cases", *folds, *ONE]) == 0
-    told = "going on without 2 of the cases, which have errors: case_1, case_4"
+    told = "going on without 2 cases with errors: case_1, case_4"
     assert told in capsys.readouterr().err
     plan = load_plan(task / "default" / "plan.json")
     assert plan.skipped_cases == ("case_1", "case_4")

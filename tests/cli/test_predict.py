@@ -36,7 +36,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_without_a_model(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = f"no trained model fits in {workspace / 'models'}; run autoseg_train first"
+    told = f"there is no trained model in {workspace / 'models'}; run autoseg_train first"
     assert error_of(capsys).startswith(told)
 
 
@@ -49,7 +49,10 @@ def test_several_models_are_listed(workspace: Path, capsys: pytest.CaptureFixtur
     )
     assert "choose one: -t Task001_A -p 5m, -t Task001_A -p d" in error_of(capsys, "-t", "Task001")
     assert "Task001_A, Task002_B; write more" in error_of(capsys, "-t", "Task")
-    assert "no trained model fits" in error_of(capsys, "-t", "Task002", "-p", "5m")
+    assert error_of(capsys, "-t", "Task002", "-p", "5m") == (
+        "no trained model fits -t Task002 -p 5m; there: "
+        "-t Task001_A -p 5m, -t Task001_A -p default, -t Task002_B -p default"
+    )
 
 
 def test_the_only_model_is_taken_and_its_damage_told(
@@ -64,7 +67,7 @@ def test_the_only_model_is_taken_and_its_damage_told(
 
 def test_folds_that_are_not_there(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretend_trained(workspace, "Task001_A", "default")
-    assert "has no finished fold 1, all; there: 0" in error_of(capsys, "-f", "0", "1", "all")
+    assert "has no finished folds 1, all; there: 0" in error_of(capsys, "-f", "0", "1", "all")
 
 
 def test_a_model_folder_names_everything(

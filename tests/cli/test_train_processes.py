@@ -107,7 +107,7 @@ def test_two_folds_at_once_of_which_one_is_stopped(
     stopped, other = (begin(root, "long", str(number)) for number in (0, 1))
     last = stop_after_an_epoch(stopped).splitlines()[-1]
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert last.startswith("error: stopped by SIGTERM after epoch ")
+    assert last.startswith("stopped by SIGTERM after epoch ")
     assert last.endswith("; continue with --resume")
     folder = fold(root, "long", 0)
     files = {"latest.safetensors", "log.jsonl", "progress.png"}
@@ -157,8 +157,8 @@ def test_a_fold_that_fails_does_not_keep_the_others_from_their_turn(
     told = [line for line in lines if line.startswith("error:")]
     for number in (0, 1):
         assert told[number].startswith(f"error: fold {number}: {fold(root, 'short', number)} holds")
-        assert " a run already: 2 of 2 epochs, saved " in told[number]
-    assert told[2:] == ["error: folds that failed: 0, 1; their messages stand above"]
+        assert " a run already: epoch 2 of 2, saved " in told[number]
+    assert told[2:] == ["error: folds 0, 1 failed; what is wrong stands above"]
     assert (fold(root, "short", 0) / "final.safetensors").read_bytes() == before
 
 

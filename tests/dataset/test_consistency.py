@@ -51,10 +51,25 @@ def test_problems_of_labels_copies_and_folds() -> None:
         ("absent label", ""),
         ("duplicate image", "a"),
     ]
-    assert "4 patients for 5 folds" in found[0].message
+    assert found[0].message.startswith("4 patients for 5 folds: by the rules each gets a fold; ")
     assert "'tumour'" in found[1].message
     assert "the same image as c, e" in found[2].message
     assert [problem.kind for problem in check_task(TASK, FACTS, folds=6)] == ["too few cases"]
+
+
+def test_few_cases_are_no_problem_with_splits_of_ones_own(tmp_path: Path) -> None:
+    task = replace(TASK, folder=tmp_path, cases=TASK.cases[:4])
+    (problem,) = check_task(task, FACTS)
+    assert problem.message.startswith("4 cases for 5 folds: ")
+    (tmp_path / "splits_final.json").write_text("[]", encoding="utf-8")
+    assert check_task(task, FACTS) == []
+
+
+def test_one_patient_cannot_be_split() -> None:
+    (problem,) = check_task(replace(TASK, groups=dict.fromkeys(NAMES, "p")), FACTS)
+    assert problem.message == (
+        "1 patient for 5 folds: there is no cross-validation, only `fold all` can be trained"
+    )
 
 
 def test_a_ct_on_two_scales_names_both_groups() -> None:
@@ -64,15 +79,19 @@ def test_a_ct_on_two_scales_names_both_groups() -> None:
     (problem,) = check_task(TASK, facts)
     assert (problem.case, problem.kind, problem.severity) == ("", "intensity scale", "warning")
     assert (
-        "hounsfield (3 cases from -1024 to 3071: b, c, e) and 0..255 (2 cases from 0 to 255: a, d)"
+        "channel 'CT' is not on one scale: Hounsfield units (3 cases from -1024 to 3071: b, c, e) "
+        "and 0..255 (2 cases from 0 to 255: a, d); convert all cases to Hounsfield units "
     ) in problem.message
 
 
-@pytest.mark.parametrize("scale", ["0..1", "0..255", "other"])
-def test_a_ct_that_is_never_in_hounsfield_units(scale: str) -> None:
+@pytest.mark.parametrize(
+    ("scale", "name"), [("0..1", "0..1"), ("0..255", "0..255"), ("other", "another scale")]
+)
+def test_a_ct_that_is_never_in_hounsfield_units(scale: str, name: str) -> None:
     facts = {name: replace(case, scales=(scale,)) for name, case in FACTS.items()}
     (problem,) = check_task(TASK, facts)
-    assert f"on the scale {scale} (5 cases" in problem.message
+    assert f"is on {name} (5 cases from -1024 to 3071: " in problem.message
+    assert " instead of Hounsfield units (air -1000, water 0); convert them" in problem.message
 
 
 def test_other_channels_may_be_on_any_scale() -> None:

@@ -98,7 +98,7 @@ def test_too_few_cases_or_patients() -> None:
         make_splits(CASES[:4])
     with pytest.raises(DataError, match="1 patient cannot fill 5 folds"):
         make_splits(CASES, groups=dict.fromkeys(CASES, "p"))
-    with pytest.raises(DataError, match="1 folds: cross-validation needs at least 2"):
+    with pytest.raises(DataError, match="1 fold: cross-validation needs at least 2"):
         make_splits(CASES, folds=1)
 
 

@@ -72,7 +72,7 @@ def test_rounding_noise_in_the_grid_is_none() -> None:
 def test_undeclared_labels_are_counted() -> None:
     (problem,) = check_case(TASK, CASE, SCAN, USUAL | {3: 7, 9: 1}, GRID)
     assert problem.severity == "error"
-    assert "3 in 7 voxels, 9 in 1 voxels" in problem.message
+    assert "3 in 7 voxels, 9 in 1 voxel;" in problem.message
 
 
 @pytest.mark.parametrize("voxels", [{0: 64}, {0: 60, 5: 4}])

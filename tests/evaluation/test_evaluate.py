@@ -86,7 +86,7 @@ def test_folders_with_names_from_the_decathlon(
     dice = [case.mean() or 0 for case in summary.cases]
     assert dice[0] == 1
     assert dice[0] > dice[1] > dice[2]
-    assert "37 of 40 cases have no prediction: hippocampus_023" in capsys.readouterr().err
+    assert "no prediction for 37 of 40 cases: hippocampus_023" in capsys.readouterr().err
 
 
 def test_processes_do_not_change_the_result(
@@ -106,7 +106,7 @@ def test_a_prediction_without_truth_is_said(
     summary = evaluate_folders(truth, predicted)
     assert [case.case for case in summary.cases] == ["a"]
     assert summary.missing == ()
-    assert "1 predictions have no truth, left out: b" in capsys.readouterr().err
+    assert "1 prediction without truth, left out: b" in capsys.readouterr().err
 
 
 def test_other_endings_and_hidden_files(tmp_path: Path) -> None:

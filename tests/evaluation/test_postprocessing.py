@@ -240,6 +240,8 @@ def test_all_folds_are_needed(tmp_path: Path) -> None:
     validation = validated(tmp_path, plan, same)
     with pytest.raises(DataError, match=r"lacks fold 2; train all folds"):
         update(tmp_path, gather(tmp_path, 3), 3, 1)
+    with pytest.raises(DataError, match=r"lacks folds 2, 3; train all folds"):
+        update(tmp_path, gather(tmp_path, 4), 4, 1)
     with pytest.raises(DataError, match=r"splits\.json is not here"):
         update(tmp_path, validation, 0, 1)
     record = tmp_path / "fold_1" / "validation" / "predictions.json"

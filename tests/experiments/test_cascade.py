@@ -101,8 +101,9 @@ def test_missing_folds_are_named_with_what_to_run(
     with pytest.raises(AutosegError) as caught:
         claim(workspace, task)
     assert str(caught.value) == (
-        "tiny-3d_cascade_fullres refines tiny-3d_lowres, of which fold 1, 2 is not trained and "
-        "validated yet; run: autoseg_train Task001_Würfel fold 1 2 --plan tiny-3d_lowres"
+        "tiny-3d_cascade_fullres refines tiny-3d_lowres, which lacks folds 1, 2: each case is "
+        "refined from the segmentation of the fold that validated it; run: "
+        "autoseg_train Task001_Würfel fold 1 2 --plan tiny-3d_lowres"
     )
     assert not models_of(workspace, CASCADE_PLAN).exists()
 

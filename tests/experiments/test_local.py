@@ -87,4 +87,4 @@ def test_the_outcome_of_runs_is_told(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_counts_of_nothing() -> None:
-    assert in_short([]) == "0 runs: none"
+    assert in_short([]) == "no run"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -60,11 +61,17 @@ def _run(
     told.send((status, said.getvalue()))
 
 
+def forks() -> ForkServerContext:
+    """What starts processes as forks of one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def _begun(
     command: str, words: Sequence[str], before: Callable[[], None] | None
 ) -> tuple[BaseProcess, Connection]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forks()
     told, telling = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(command, words, before, telling))
     process.start()

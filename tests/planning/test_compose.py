@@ -228,7 +228,10 @@ def test_the_only_configuration_of_single_slices_keeps_the_name() -> None:
 
 
 def test_a_configuration_that_the_data_do_not_allow() -> None:
-    with pytest.raises(PlanError, match=r"'3d_lowres' makes no sense .*; there: 3d_fullres, 2d$"):
+    with pytest.raises(
+        PlanError,
+        match=r"'3d_lowres' makes no sense .*: a median case of .*; there: 3d_fullres, 2d$",
+    ):
         planned(configuration="3d_lowres")
 
 

@@ -22,6 +22,12 @@ def test_it_is_the_same_every_time() -> None:
     assert to_json(plan_schema()) == to_json(plan_schema())
 
 
+def test_it_tells_what_a_plan_is_and_nothing_of_python() -> None:
+    schema = plan_schema()
+    assert schema["description"].startswith("Everything that changes a result")
+    assert ">>>" not in to_json(schema)
+
+
 def check(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> None:
     """A small part of JSON Schema: objects, their keys, lists, alternatives, and constants."""
     if "$ref" in schema:

@@ -48,7 +48,7 @@ def test_loads_the_named_folds_in_the_order_asked_for(folder: Path) -> None:
 def test_a_missing_fold_is_named_with_those_there(folder: Path) -> None:
     with pytest.raises(AutosegError) as error:
         load_model(folder, ["0", "1", "4"], CPU)
-    assert "has no finished fold 1, 4; there: 0, 2, all" in one_line(error)
+    assert "has no finished folds 1, 4; there: 0, 2, all" in one_line(error)
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -16,7 +16,7 @@ from autoseg.planning.classes import Classes
 from autoseg.prediction.label_map import label_map
 from autoseg.prediction.native_grid import Patch, Place, Planes, native_planes
 from autoseg.prediction.sliding_window import Slab
-from autoseg.preprocessing.resample import Shape3
+from autoseg.triple import Triple
 
 SHAPES = st.tuples(*[st.integers(1, 14)] * 3)
 quick = settings(max_examples=60, deadline=None)
@@ -24,8 +24,8 @@ quick = settings(max_examples=60, deadline=None)
 
 def segment(
     slabs: list[Slab] | Iterator[Slab],
-    low: Shape3,
-    native: Shape3,
+    low: Triple,
+    native: Triple,
     regions: bool = False,
     classes: int = 0,
 ) -> NDArray[Any]:
@@ -37,7 +37,7 @@ def segment(
     return label_map(native_planes(slabs, place), kinds, native)
 
 
-def random_probabilities(classes: int, shape: Shape3, seed: int) -> NDArray[np.float32]:
+def random_probabilities(classes: int, shape: Triple, seed: int) -> NDArray[np.float32]:
     shares = np.random.default_rng(seed).random((classes, *shape)).astype(np.float32)
     normed: NDArray[np.float32] = shares / shares.sum(axis=0)
     return normed
@@ -50,7 +50,7 @@ def cut(probabilities: NDArray[np.float32], at: list[int]) -> list[Slab]:
     return [(a, probabilities[:, a:b]) for a, b in pairwise(edges)]
 
 
-def reference(probabilities: NDArray[np.float32], shape: Shape3) -> tuple[Any, Any]:
+def reference(probabilities: NDArray[np.float32], shape: Triple) -> tuple[Any, Any]:
     """Every class resized whole in float64; the winner, and by how much it wins."""
     wide = np.stack(
         [
@@ -66,7 +66,7 @@ def reference(probabilities: NDArray[np.float32], shape: Shape3) -> tuple[Any, A
 @quick
 @given(SHAPES, SHAPES, st.integers(1, 4), st.lists(st.integers(0, 99)), st.integers(0, 2**32 - 1))
 def test_equals_scikit_image_on_the_whole_array(
-    low: Shape3, native: Shape3, classes: int, cuts: list[int], seed: int
+    low: Triple, native: Triple, classes: int, cuts: list[int], seed: int
 ) -> None:
     probabilities = random_probabilities(classes, low, seed)
     expected, margin = reference(probabilities, native)
@@ -78,7 +78,7 @@ def test_equals_scikit_image_on_the_whole_array(
 
 @quick
 @given(SHAPES, SHAPES, st.lists(st.integers(0, 99)), st.integers(0, 2**32 - 1))
-def test_the_cuts_do_not_matter(low: Shape3, native: Shape3, cuts: list[int], seed: int) -> None:
+def test_the_cuts_do_not_matter(low: Triple, native: Triple, cuts: list[int], seed: int) -> None:
     probabilities = random_probabilities(3, low, seed)
     _, margin = reference(probabilities, native)
     whole = segment([(0, probabilities)], low, native)
@@ -103,7 +103,7 @@ def test_the_same_grid_is_a_plain_argmax_and_ties_go_to_the_smaller_class() -> N
 
 
 @pytest.mark.parametrize("native", [(9, 9, 9), (4, 4, 4), (17, 3, 8)])
-def test_ties_go_to_the_smaller_class_on_another_grid(native: Shape3) -> None:
+def test_ties_go_to_the_smaller_class_on_another_grid(native: Triple) -> None:
     probabilities = np.full((3, 8, 8, 8), 1 / 3, np.float32)
     assert (segment(cut(probabilities, [3, 5]), (8, 8, 8), native) == 0).all()
 
@@ -142,7 +142,7 @@ def test_slabs_are_asked_for_one_at_a_time() -> None:
     assert max(alive) <= 2
 
 
-def painted(probabilities: NDArray[np.float32], shape: Shape3) -> tuple[Any, Any]:
+def painted(probabilities: NDArray[np.float32], shape: Triple) -> tuple[Any, Any]:
     """Every region resized whole in float64 and painted in order; how far each is from 0.5."""
     wide = np.stack(
         [
@@ -159,7 +159,7 @@ def painted(probabilities: NDArray[np.float32], shape: Shape3) -> tuple[Any, Any
 @quick
 @given(SHAPES, SHAPES, st.integers(1, 4), st.lists(st.integers(0, 99)), st.integers(0, 2**32 - 1))
 def test_regions_are_painted_in_order(
-    low: Shape3, native: Shape3, regions: int, cuts: list[int], seed: int
+    low: Triple, native: Triple, regions: int, cuts: list[int], seed: int
 ) -> None:
     probabilities = np.random.default_rng(seed).random((regions, *low)).astype(np.float32)
     expected, margin = painted(probabilities, native)
@@ -168,7 +168,7 @@ def test_regions_are_painted_in_order(
 
 
 @pytest.mark.parametrize("native", [(4, 4, 4), (7, 3, 5)])
-def test_a_region_as_probable_as_not_is_not_painted(native: Shape3) -> None:
+def test_a_region_as_probable_as_not_is_not_painted(native: Triple) -> None:
     probabilities = np.full((2, 4, 4, 4), 0.5, np.float32)
     assert not segment([(0, probabilities)], (4, 4, 4), native, regions=True).any()
 
@@ -212,7 +212,7 @@ def planes_of(
 @quick
 @given(SHAPES, BOXES, st.sampled_from([0, None]), st.integers(0, 2**32 - 1))
 def test_probabilities_equal_scikit_image_everywhere(
-    low: Shape3, sides: Any, outside: int | None, seed: int
+    low: Triple, sides: Any, outside: int | None, seed: int
 ) -> None:
     probabilities = random_probabilities(3, low, seed)
     found, expected = planes_of(probabilities, sides, outside)
@@ -231,7 +231,7 @@ def test_probabilities_equal_scikit_image_everywhere(
 @quick
 @given(SHAPES, BOXES, st.sampled_from([0, None]), st.floats(0.1, 0.9), st.integers(0, 2**32 - 1))
 def test_outside_of_its_reach_a_class_is_less_probable(
-    low: Shape3, sides: Any, outside: int | None, least: float, seed: int
+    low: Triple, sides: Any, outside: int | None, least: float, seed: int
 ) -> None:
     probabilities = random_probabilities(3, low, seed) ** 4
     found, expected = planes_of(probabilities, sides, outside)

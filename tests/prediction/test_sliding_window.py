@@ -14,13 +14,13 @@ from autoseg.planning.plan import Inference
 from autoseg.prediction import sliding_window
 from autoseg.prediction.sliding_window import (
     Slab,
-    Triple,
     count_tiles,
     predict_slabs,
     tile_starts,
     weight_map,
     window_bytes,
 )
+from autoseg.triple import Triple
 
 PATCH = (6, 4, 5)
 SHAPES = st.tuples(*[st.integers(1, 15)] * 3)

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from autoseg.preprocessing.resample import Shape3
+from autoseg.triple import Triple
 
 
 def one_axis_after_another(
-    volume: NDArray[Any], shape: Shape3, orders: Shape3
+    volume: NDArray[Any], shape: Triple, orders: Triple
 ) -> NDArray[np.float64]:
     """The slow reference, not clipped to the range of the volume."""
     result = volume.astype(float)

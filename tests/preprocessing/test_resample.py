@@ -12,7 +12,6 @@ from skimage.transform import resize
 from autoseg.preprocessing import channel as channel_module
 from autoseg.preprocessing.channel import Channel
 from autoseg.preprocessing.resample import (
-    Shape3,
     axis_bands,
     axis_operator,
     axis_orders,
@@ -20,6 +19,7 @@ from autoseg.preprocessing.resample import (
     resample_channel,
     resampled_shape,
 )
+from autoseg.triple import Triple
 from tests.preprocessing.resizing import one_axis_after_another
 
 SHAPES = st.tuples(*[st.integers(1, 12)] * 3)
@@ -28,7 +28,7 @@ ORDERS = st.sampled_from([0, 1, 3])
 quick = settings(max_examples=40, deadline=None)
 
 
-def reference(volume: NDArray[Any], shape: Shape3, order: int) -> NDArray[np.float64]:
+def reference(volume: NDArray[Any], shape: Triple, order: int) -> NDArray[np.float64]:
     """scikit-image in float64, with its clipping to the range of the volume."""
     resized: NDArray[np.float64] = resize(
         volume.astype(float), shape, order=order, mode="edge", anti_aliasing=False
@@ -36,13 +36,13 @@ def reference(volume: NDArray[Any], shape: Shape3, order: int) -> NDArray[np.flo
     return resized
 
 
-def resampled(volume: NDArray[np.float32], shape: Shape3, orders: Shape3) -> NDArray[np.float32]:
+def resampled(volume: NDArray[np.float32], shape: Triple, orders: Triple) -> NDArray[np.float32]:
     return resample_channel(Channel(volume), shape, orders).values()
 
 
 @quick
 @given(SHAPES, SHAPES, ORDERS, SEEDS)
-def test_image_equals_scikit_image(old: Shape3, new: Shape3, order: int, seed: int) -> None:
+def test_image_equals_scikit_image(old: Triple, new: Triple, order: int, seed: int) -> None:
     volume = np.random.default_rng(seed).normal(100, 50, old).astype(np.float32)
     got = resampled(volume, new, (order, order, order))
     assert got.dtype == np.float32
@@ -54,7 +54,7 @@ def test_image_equals_scikit_image(old: Shape3, new: Shape3, order: int, seed: i
 @quick
 @given(SHAPES, SHAPES, st.tuples(ORDERS, ORDERS, ORDERS), SEEDS)
 def test_mixed_orders_equal_one_axis_after_another(
-    old: Shape3, new: Shape3, orders: Shape3, seed: int
+    old: Triple, new: Triple, orders: Triple, seed: int
 ) -> None:
     volume = np.random.default_rng(seed).normal(size=old).astype(np.float32)
     expected = one_axis_after_another(volume, new, orders).clip(volume.min(), volume.max())
@@ -64,7 +64,7 @@ def test_mixed_orders_equal_one_axis_after_another(
 @pytest.mark.parametrize("new", [(4, 8, 6), (12, 3, 5), (4, 14, 2)])  # another axis is the last
 @pytest.mark.parametrize("turned", [False, True])
 def test_slabs_give_what_the_whole_volume_gives(
-    new: Shape3, turned: bool, monkeypatch: pytest.MonkeyPatch
+    new: Triple, turned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = np.random.default_rng(0).normal(size=(9, 7, 5)).astype(np.float32)
     stored = volume.T.copy().T if turned else volume
@@ -105,7 +105,7 @@ def test_bands_are_the_whole_matrix(old: int, new: int, order: int) -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [((70, 45, 81), (33, 97, 40)), ((97, 20, 40), (65, 66, 9))]
 )
-def test_shapes_of_several_bands_equal_scikit_image(old: Shape3, new: Shape3) -> None:
+def test_shapes_of_several_bands_equal_scikit_image(old: Triple, new: Triple) -> None:
     volume = np.random.default_rng(0).normal(100, 50, old).astype(np.float32)
     for order in (1, 3):
         got = resampled(volume, new, (order, order, order))
@@ -159,13 +159,13 @@ def test_a_ramp_in_mm_stays_the_same_ramp(order: int, new: int) -> None:
     ],
 )
 def test_resampled_shape(
-    shape: Shape3, spacing: Any, target: Any, rounding: str, expected: Shape3
+    shape: Triple, spacing: Any, target: Any, rounding: str, expected: Triple
 ) -> None:
     assert resampled_shape(shape, spacing, target, rounding) == expected
 
 
 @given(SHAPES, st.tuples(*[st.floats(0.1, 9)] * 3), st.sampled_from(["down", "nearest"]))
-def test_the_own_spacing_keeps_the_shape(shape: Shape3, spacing: Any, rounding: str) -> None:
+def test_the_own_spacing_keeps_the_shape(shape: Triple, spacing: Any, rounding: str) -> None:
     third = tuple(value * 3 / 3 for value in spacing)  # not always the same number
     assert resampled_shape(shape, spacing, third, rounding) == shape
 
@@ -181,5 +181,5 @@ def test_the_own_spacing_keeps_the_shape(shape: Shape3, spacing: Any, rounding: 
         ((1, 1, 5), (1, 1, 5), None, (3, 3, 3)),
     ],
 )
-def test_axis_orders(old: Any, new: Any, anisotropy: float | None, expected: Shape3) -> None:
+def test_axis_orders(old: Any, new: Any, anisotropy: float | None, expected: Triple) -> None:
     assert axis_orders(3, old, new, anisotropy) == expected

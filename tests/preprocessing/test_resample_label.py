@@ -12,8 +12,9 @@ from skimage.transform import resize
 from autoseg.dataset.task import read_task
 from autoseg.image.image import read_label
 from autoseg.preprocessing import resample_label as module
-from autoseg.preprocessing.resample import Shape3, apply_operators
+from autoseg.preprocessing.resample import apply_operators
 from autoseg.preprocessing.resample_label import resample_label
+from autoseg.triple import Triple
 from tests.dataset.making import HIPPOCAMPUS
 from tests.preprocessing.resizing import one_axis_after_another
 
@@ -22,7 +23,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=40, deadline=None)
 
 
-def slow_label(label: NDArray[Any], shape: Shape3, orders: Shape3) -> tuple[Any, Any]:
+def slow_label(label: NDArray[Any], shape: Triple, orders: Triple) -> tuple[Any, Any]:
     """The winning value of every voxel, and by how much it wins, in float64."""
     values = np.unique(label)
     shares = [
@@ -37,7 +38,7 @@ def slow_label(label: NDArray[Any], shape: Shape3, orders: Shape3) -> tuple[Any,
 @quick
 @given(SHAPES, SHAPES, st.sampled_from([(1, 1, 1), (1, 1, 0), (0, 1, 1)]), SEEDS)
 def test_label_equals_the_best_of_the_masks(
-    old: Shape3, new: Shape3, orders: Shape3, seed: int
+    old: Triple, new: Triple, orders: Triple, seed: int
 ) -> None:
     values = np.array([-1, 0, 3, 7], np.int16)
     label = np.random.default_rng(seed).choice(values, old)
@@ -57,13 +58,13 @@ def test_the_smaller_value_wins_a_tie() -> None:
 
 @quick
 @given(SHAPES, SHAPES, SEEDS)
-def test_label_of_order_0_equals_scikit_image(old: Shape3, new: Shape3, seed: int) -> None:
+def test_label_of_order_0_equals_scikit_image(old: Triple, new: Triple, seed: int) -> None:
     label = np.random.default_rng(seed).integers(-1, 30, old).astype(np.int16)
     nearest = resize(label.astype(float), new, order=0, mode="edge", anti_aliasing=False)
     assert (resample_label(label, new, (0, 0, 0)) == nearest).all()
 
 
-def all_masks(label: NDArray[Any], shape: Shape3, orders: Shape3) -> NDArray[Any]:
+def all_masks(label: NDArray[Any], shape: Triple, orders: Triple) -> NDArray[Any]:
     """Every label's share of every voxel, in float32."""
     best = np.full(shape, -np.inf, np.float32)
     out = np.zeros(shape, label.dtype)
@@ -76,7 +77,7 @@ def all_masks(label: NDArray[Any], shape: Shape3, orders: Shape3) -> NDArray[Any
 
 
 @pytest.mark.parametrize("shape", [(17, 60, 23), (50, 41, 36), (35, 26, 80)])
-def test_real_labels_equal_the_shares_of_all_masks(shape: Shape3) -> None:
+def test_real_labels_equal_the_shares_of_all_masks(shape: Triple) -> None:
     for case in read_task(HIPPOCAMPUS).cases[:2]:
         label, _ = read_label(case.label)
         expected = all_masks(label, shape, (1, 1, 1))
@@ -87,7 +88,7 @@ def test_real_labels_equal_the_shares_of_all_masks(shape: Shape3) -> None:
 @quick
 @given(SHAPES, SHAPES, st.integers(1, 3), SEEDS)
 def test_compact_labels_equal_the_shares_of_all_masks(
-    old: Shape3, new: Shape3, edge: int, seed: int
+    old: Triple, new: Triple, edge: int, seed: int
 ) -> None:
     """Blocks of voxels with the same label, so that most new voxels mix only one."""
     coarse = np.random.default_rng(seed).integers(-1, 3, [-(-n // edge) for n in old])
@@ -100,7 +101,7 @@ def test_compact_labels_equal_the_shares_of_all_masks(
 
 @pytest.mark.parametrize("new", [(4, 8, 9), (12, 3, 5)])
 def test_layout_in_memory_and_slabs_do_not_count(
-    new: Shape3, monkeypatch: pytest.MonkeyPatch
+    new: Triple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = np.random.default_rng(0).integers(0, 3, (12, 11, 13)).astype(np.uint8)
     box = (slice(2, 11), slice(1, 8), slice(3, 9))

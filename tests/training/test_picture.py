@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from autoseg.training import picture
@@ -55,6 +56,16 @@ def test_it_is_drawn_whatever_the_epochs_hold(tmp_path, count, changes):
     axes = (dark.sum(0) > 0.7 * height).nonzero()[0] / width
     assert axes.min() < 0.2
     assert 0.4 < axes.max() < 0.7
+
+
+def test_the_title_names_the_run(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(Figure, "suptitle", lambda _, text, **how: titles.append(text))
+    for folder in ("models/Task001_A/default-2d/fold_0", "models/" + "T" * 90 + "/5m/fold_all"):
+        (tmp_path / folder).mkdir(parents=True)
+        draw_progress(tmp_path / folder / "progress.png", [FIRST])
+    assert titles[0].startswith("Task001_A, default-2d, fold 0: epoch 1 of ")
+    assert titles[1].startswith("T" * 90 + ", 5m, fold all:\nepoch 1 of ")
 
 
 def test_each_curve_has_its_colour(tmp_path):

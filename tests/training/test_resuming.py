@@ -120,7 +120,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
     store = store_of(tmp_path, plan)
     start(plan, store, tmp_path / "run")
     before = (tmp_path / "run" / LATEST).read_bytes()
-    told = rf"holds a run already: 1 of 1 epochs, saved 20.*, plan {plan.id}; continue it with --re"
+    told = rf"holds a run already: epoch 1 of 1, saved 20.*, plan {plan.id}; continue it with --re"
     with pytest.raises(AutosegError, match=told):
         start(plan, store, tmp_path / "run")
     assert (tmp_path / "run" / LATEST).read_bytes() == before

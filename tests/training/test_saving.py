@@ -49,7 +49,7 @@ def test_a_finished_run_goes_on_by_a_longer_plan(
     assert load_checkpoint(folder / FINAL)[1] == {"plan_id": longer.id, "fold": 0, "epoch": 3}
     before = (folder / FINAL).read_bytes()
     start(longer, store, folder, resume=True)
-    assert "training is finished already: 4 of 4 epochs are done" in capsys.readouterr().err
+    assert "training is finished already: 4 of 4 epochs done" in capsys.readouterr().err
     assert (folder / FINAL).read_bytes() == before
 
 
@@ -109,7 +109,7 @@ def test_a_model_without_its_run_is_not_overwritten(tmp_path: Path) -> None:
     plan = training_plan(epochs=1)
     store, folder = store_of(tmp_path, plan), tmp_path / "run"
     start(plan, store, folder)
-    assert describe(folder / LATEST).startswith("1 of 1 epochs, saved 20")
+    assert describe(folder / LATEST).startswith("epoch 1 of 1, saved 20")
     (folder / LATEST).unlink()
     before = (folder / FINAL).read_bytes()
     for resume in (False, True):
