@@ -43,6 +43,11 @@ def _written(fields: dict[str, Any], path: Path) -> Labels:
 
 def _labels_by_value(declared: dict[str, str], path: Path) -> Labels:
     labels: Labels = {}
+    named_first = not any(map(str.isdecimal, declared))
+    if named_first and all(map(str.isdecimal, declared.values())):
+        raise DataError(
+            f'{path}: "labels" has its values as text: {short(declared)}; write them without quotes'
+        )
     for value, name in declared.items():
         if not value.isdecimal() or len(value) > LONGEST:  # Python counts in 4300 digits at most
             raise DataError(

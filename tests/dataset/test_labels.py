@@ -54,6 +54,7 @@ def test_regions_keep_the_order_of_the_file_behind_the_background() -> None:
             {"background": 0, "a": [1, 2], "b": [2, 1]},
             "labels 'a' and 'b' both have the value 1, 2",
         ),
+        ({"background": "0", "tumour": "1"}, '"labels" has its values as text: '),
         ({"ignore": 0, "a": 1, "b": 2}, 'no label has the value 0; declare "background": 0'),
         ({"background": 0, "ignore": 1}, '"labels" has nothing to segment beside the background'),
         ({"background": 0, "a": 1, "ignore": [2, 3]}, "label 'ignore' covers [2, 3]; it needs one"),
