@@ -28,6 +28,8 @@ from autoseg.image.nifti_reader import read_nifti
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+SPARE_BYTES = 16 * 2**20  # where these cannot be had, ITK takes whole files for damaged ones
+
 
 @dataclass(frozen=True)
 class Image:
@@ -249,7 +251,7 @@ def _must_exist(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
-    if is_lack_of_memory(error):
+    if is_lack_of_memory(error) or not _has_memory(SPARE_BYTES):
         return MemoryError(f"to read {path}")
     text = str(error)
     if "orthonormal" in text:
@@ -257,3 +259,11 @@ def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
     reason = text.strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
     reason = re.sub(r"\(0x\w+\): ", ": ", reason)  # where an object lies in memory
     return DataError(f"{path}: cannot be read ({reason}); it may be truncated: copy it anew")
+
+
+def _has_memory(size: int) -> bool:
+    try:
+        bytearray(size)
+    except MemoryError:
+        return False
+    return True

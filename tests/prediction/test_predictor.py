@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
+from autoseg.counting import counted
 from autoseg.errors import DataError
 from autoseg.image.image import Image
 from autoseg.prediction.predictor import Predictor
@@ -142,7 +143,8 @@ def test_probabilities_sum_to_one_in_bfloat16_too() -> None:
 def test_another_number_of_channels_is_refused(has: int, needs: int) -> None:
     channels = ["CT", "MRI"][:needs]
     predictor = Predictor(model_of(tiny_plan(channels=channels), Pointwise()), device="cpu")
-    message = f"the scan has {has} channels, the model needs {needs}: {', '.join(channels)}"
+    there = counted(has, "channel")
+    message = f"the scan has {there}, the model needs {needs}: {', '.join(channels)}"
     with pytest.raises(DataError, match=message):
         predictor.predict(scan(np.zeros((has, 8, 8, 8))))
 

@@ -172,7 +172,7 @@ def test_a_label_on_another_grid_is_refused(tmp_path: Path) -> None:
 def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     (case,) = make_cases(tmp_path, "a")
     write_4d(case.images[0], np.ones((2, 8, 9, 10), np.float32))
-    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: has 2 channels, the plan 1"):
+    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: has 2 channels, the plan has 1"):
         preprocess(PLAN, [case], store_in(tmp_path), processes=1)
 
 
