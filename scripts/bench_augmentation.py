@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from scipy import ndimage
-from side_by_side import Cost, print_head, print_machine, print_row
+from side_by_side import Cost, print_table
 from threadpoolctl import threadpool_limits
 
 from autoseg.augmentation.spatial import rotation
@@ -53,10 +53,8 @@ def main() -> None:
         print_each(specs, (x, y, z), arguments.samples)
     with threadpool_limits(limits=1):
         slow, fast = milliseconds(specs, (x, y, z), arguments.plan_samples)
-    print_head()
     what = f"augment a patch of {x} x {y} x {z}, one core"
-    print_row(what, Cost(fast / 1000), "batchgenerators", Cost(slow / 1000))
-    print_machine()
+    print_table(what, Cost(fast / 1000), "batchgenerators", Cost(slow / 1000))
 
 
 def print_each(specs: Specs, patch: Triple, samples: int) -> None:

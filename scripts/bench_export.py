@@ -25,9 +25,7 @@ from side_by_side import (
     bench_parser,
     by_turns,
     nnunet_with,
-    print_head,
-    print_machine,
-    print_row,
+    print_table,
     run_measured,
     self_measured,
 )
@@ -92,9 +90,7 @@ def main() -> None:
             arguments.rounds,
         )
     what = f"export {CLASSES} classes to {' x '.join(map(str, NATIVE))}, written"
-    print_head()
-    print_row(what, costs["autoseg"], "nnU-Net", costs["nnU-Net"])
-    print_machine()
+    print_table(what, costs["autoseg"], "nnU-Net", costs["nnU-Net"])
 
 
 if __name__ == "__main__":

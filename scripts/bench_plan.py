@@ -17,9 +17,7 @@ from side_by_side import (
     bench_parser,
     by_turns,
     nnunet_with,
-    print_head,
-    print_machine,
-    print_row,
+    print_table,
     run,
     warm_up,
 )
@@ -57,9 +55,7 @@ def main() -> None:
         arguments.rounds,
     )
     what = f"plan {len(task.cases)} scans, {voxels / 1e9:.2g} G voxels (memory: of a process)"
-    print_head()
-    print_row(what, costs["autoseg"], "nnU-Net", costs["nnU-Net"])
-    print_machine()
+    print_table(what, costs["autoseg"], "nnU-Net", costs["nnU-Net"])
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ from side_by_side import (
     Cost,
     bench_parser,
     nnunet_with,
-    print_head,
-    print_machine,
-    print_row,
+    print_table,
     run,
     warm_up,
 )
@@ -76,9 +74,7 @@ def main() -> None:
     ours = time_autoseg(arguments.task, arguments.plan, arguments.processes)
     theirs = time_nnunet(task, plan, arguments.nnunet, arguments.processes)
     what = f"preprocess {len(task.cases)} scans, {voxels / 1e9:.2g} G voxels (memory: of a process)"
-    print_head()
-    print_row(what, ours, "nnU-Net", theirs)
-    print_machine()
+    print_table(what, ours, "nnU-Net", theirs)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,7 @@ from side_by_side import (
     bench_parser,
     by_turns,
     nnunet_with,
-    print_head,
-    print_machine,
-    print_row,
+    print_table,
     run_measured,
     self_measured,
 )
@@ -172,9 +170,7 @@ def against_nnunet(plan: Plan, environment: Path, rounds: int, steps: int) -> No
             rounds,
         )
     what = f"training step, {words(plan)}"
-    print_head()
-    print_row(what, costs["autoseg"], "nnU-Net, float32,", costs["nnU-Net"])
-    print_machine()
+    print_table(what, costs["autoseg"], "nnU-Net, float32,", costs["nnU-Net"])
 
 
 def words(plan: Plan) -> str:

@@ -67,15 +67,8 @@ def run(command: list[str], environment: dict[str, str]) -> Cost:
         "seconds = time.perf_counter() - started\n"
         "print(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *command],
-        env=os.environ | environment,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    seconds, cpu_seconds, peak = done.stdout.split()[-3:]
-    return Cost(float(seconds), float(cpu_seconds), float(peak) / PEAKS_IN_A_GB)
+    seconds, cpu_seconds, peak = _figures(script, command, environment)
+    return Cost(seconds, cpu_seconds, peak / PEAKS_IN_A_GB)
 
 
 def run_measured(job: Callable[[], object], times: int = 1) -> None:
@@ -96,6 +89,11 @@ def self_measured(command: list[str], environment: dict[str, str]) -> Cost:
     It is started by a small process, as Linux counts the starter's peak.
     """
     script = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
+    return Cost(*_figures(script, command, environment))
+
+
+def _figures(script: str, command: list[str], environment: dict[str, str]) -> list[float]:
+    """The three numbers that a small script prints last, which starts the command."""
     done = subprocess.run(
         [sys.executable, "-c", script, *command],
         env=os.environ | environment,
@@ -103,8 +101,7 @@ def self_measured(command: list[str], environment: dict[str, str]) -> Cost:
         stdout=subprocess.PIPE,
         text=True,
     )
-    seconds, cores, peak_gb = map(float, done.stdout.split()[-3:])
-    return Cost(seconds, cores, peak_gb)
+    return [float(word) for word in done.stdout.split()[-3:]]
 
 
 @dataclass(frozen=True)
@@ -209,6 +206,13 @@ def print_row(what: str, ours: Cost, name: str, theirs: Cost) -> None:
     known = ours.cpu_seconds and theirs.cpu_seconds
     of_cores = f"{theirs.cpu_seconds / ours.cpu_seconds:.1f}" if known else ""
     print(f"| {what} | {ours} | {name} {theirs} | {ratio} | {of_cores} |", flush=True)
+
+
+def print_table(what: str, ours: Cost, name: str, theirs: Cost) -> None:
+    """A table of one row, and where it was measured."""
+    print_head()
+    print_row(what, ours, name, theirs)
+    print_machine()
 
 
 def print_machine() -> None:
