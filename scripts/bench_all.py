@@ -31,6 +31,7 @@ def benches(task: Path, plan: Path, nnunet: Path) -> Iterator[tuple[str, ...]]:
     yield "bench_plan.py", str(task), *against
     yield "bench_preprocess.py", str(task), str(plan), *against
     yield "bench_augmentation.py", "--samples", "0", "--plan-samples", "40"
+    yield "bench_transforms.py", *against
     yield "bench_training.py", *against
     yield "bench_predict.py", str(HIPPOCAMPUS), "--time-budget", "5m", *against
     yield "bench_predict.py", "--ct", "--rounds", "1"
