@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoseg.errors import AutosegError
+    from autoseg.common.errors import AutosegError
     from autoseg.evaluation.evaluate import evaluate_folders
     from autoseg.image.geometry import Geometry
     from autoseg.image.image import Image, read_image, read_label
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AutosegError": "autoseg.errors",
+    "AutosegError": "autoseg.common.errors",
     "Geometry": "autoseg.image.geometry",
     "Image": "autoseg.image.image",
     "Plan": "autoseg.planning.plan",

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import AutosegError
-from autoseg.files import parse_json, replacing, to_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import parse_json, replacing, to_json
 
 ENDING = ".zip"
 MANIFEST = "manifest.json"

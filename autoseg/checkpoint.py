@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from autoseg.errors import AutosegError
-from autoseg.files import cannot_write, replacing
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import cannot_write, replacing
 
 Tensors = dict[str, Tensor]
 DAMAGES = (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from autoseg.archive import Archive, is_archive, open_archive
 from autoseg.checkpoint import Tensors, load_checkpoint, parse_checkpoint
-from autoseg.errors import AutosegError
-from autoseg.files import parse_json, read_json, sha256_of
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import parse_json, read_json, sha256_of
 from autoseg.planning.plan import Plan, plan_of
 
 PLAN, FINAL = "plan.json", "final.safetensors"

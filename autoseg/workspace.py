@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.errors import AutosegError
-from autoseg.files import read_json, write_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json, write_json
 
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
 RAW_FOLDER = "raw_folder.json"

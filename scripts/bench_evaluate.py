@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from side_by_side import Cost, bench_parser, print_head, print_machine, print_row, run
 from sklearn import metrics
 
+from autoseg.common.files import write_json
 from autoseg.evaluation.evaluate import evaluate_folders
-from autoseg.files import write_json
 from autoseg.image.image import read_label
 
 LABELS = {"background": 0, "lungs": 1, "infection": 2}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.files import read_json
+from autoseg.common.files import read_json
 from autoseg.planning.rules import Configuration, DataFigures, decide, planner_axes
 
 CASCADE = "3d_cascade_fullres"

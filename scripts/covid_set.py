@@ -17,9 +17,9 @@ from typing import Any
 
 from fetching import MEGABYTE
 
-from autoseg.errors import AutosegError, DataError
-from autoseg.files import read_json, replacing, write_json
-from autoseg.progress import progress
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import read_json, replacing, write_json
+from autoseg.common.progress import progress
 
 TASK = "Task001_COVID"
 LABELS = {"background": 0, "left lung": 1, "right lung": 2, "infection": 3}

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import DataError
-from autoseg.files import replacing, write_json
-from autoseg.progress import progress, say
+from autoseg.common.errors import DataError
+from autoseg.common.files import replacing, write_json
+from autoseg.common.progress import progress, say
 
 FOLDER = "COVID-19-20"
 SCAN = re.compile(r"(volume-covid19-A-\d{4}(?:_\d+)?)(_ct)?\.nii\.gz")

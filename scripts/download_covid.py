@@ -35,9 +35,9 @@ from covid_test_set import FOLDER, lay_out_test_set
 from fetching import Remote, Wait, checksum, fetch, fetch_json
 
 from autoseg.cli.common import DONE, add_workspace, parser, run
-from autoseg.errors import DataError, RunError
-from autoseg.locks import locked
-from autoseg.progress import say
+from autoseg.common.errors import DataError, RunError
+from autoseg.common.locks import locked
+from autoseg.common.progress import say
 from autoseg.workspace import Workspace
 
 RECORD = "https://zenodo.org/api/records/3757476"

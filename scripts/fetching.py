@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from autoseg import __version__
-from autoseg.errors import RunError
-from autoseg.files import read_json, write_json
-from autoseg.progress import in_words, progress, say
+from autoseg.common.errors import RunError
+from autoseg.common.files import read_json, write_json
+from autoseg.common.progress import in_words, progress, say
 
 MEGABYTE = 1 << 20
 TRIES = 6  # in a row that bring nothing new

@@ -91,7 +91,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 def attempt(target: str, content: bytes) -> None:
     """Let a reader read; what it may raise is no finding."""
-    from autoseg.errors import AutosegError
+    from autoseg.common.errors import AutosegError
 
     with suppress(AutosegError):
         TARGETS[target](content)

@@ -22,7 +22,7 @@ from covid_set import declaration
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from autoseg.files import replacing, write_json
+from autoseg.common.files import replacing, write_json
 from autoseg.preprocessing.resample import apply_operators
 
 HEADERS = Path(__file__).resolve().parent.parent / "tests" / "data" / "covid20_headers.csv"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoseg.files import write_json
+from autoseg.common.files import write_json
 from autoseg.planning.schema import plan_schema
 
 PATH = Path(__file__).resolve().parent.parent / "plans" / "schema.json"

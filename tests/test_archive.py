@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.archive import Archive, is_archive, open_archive, write_archive
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from tests.zips import FILES, WEIGHTS, make_zip, manifest, refusal
 
 

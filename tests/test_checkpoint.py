@@ -15,7 +15,7 @@ from autoseg.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.training.learner import build_optimizer
 from tests.making import tiny_plan

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from autoseg.common.errors import AutosegError
 from autoseg.devices import (
     autocast,
     autocast_type,
@@ -14,7 +15,6 @@ from autoseg.devices import (
     memory_format,
     pick_device,
 )
-from autoseg.errors import AutosegError
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from autoseg.archive import Content, write_archive
-from autoseg.errors import AutosegError
-from autoseg.files import write_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import write_json
 from autoseg.model_files import FINAL, ModelFiles, open_model, plan_in
 from tests.making import tiny_plan
 from tests.prediction.making import save_model

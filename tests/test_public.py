@@ -39,7 +39,7 @@ def test_every_name_is_there_and_nothing_else() -> None:
         assert getattr(autoseg, name).__name__ == name
     with pytest.raises(AttributeError, match="module 'autoseg' has no attribute 'nothing'"):
         _ = autoseg.nothing
-    assert importlib.import_module("autoseg.files") is autoseg.files
+    assert importlib.import_module("autoseg.common.files") is autoseg.common.files
 
 
 def test_names_lie_where_type_checkers_are_told() -> None:

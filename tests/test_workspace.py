@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.workspace import ENVIRONMENT_VARIABLE, RAW_FOLDER, Workspace
 
 

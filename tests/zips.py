@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autoseg.archive import MANIFEST, open_archive
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 
 HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + b"\0\0\0\0"

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from autoseg.augmentation.intensity import blurring, nearest_of_coarser
 from autoseg.augmentation.spatial import Warp, random_factor
 from autoseg.augmentation.spline import Floats
+from autoseg.common.arrays import Triple
 from autoseg.planning import transforms as plans
 from autoseg.preprocessing.resample import axis_operator
-from autoseg.triple import Triple
 
 Factors = tuple[float, ...]  # one for each channel
 Operators = tuple[Floats, Floats, Floats]  # the matrices (new size, size) of x, y, z

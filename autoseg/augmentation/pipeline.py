@@ -17,7 +17,7 @@ from autoseg.augmentation.postponed import Postponer
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.augmentation.workers import live_with_parent, worker_stream
-from autoseg.errors import AutosegError, RunError
+from autoseg.common.errors import AutosegError, RunError
 from autoseg.planning.transforms import Transform
 
 # For a cascade the label is (B, 2, X, Y, Z): the second one is its previous stage.

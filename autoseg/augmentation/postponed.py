@@ -16,8 +16,8 @@ from autoseg.augmentation.changes import Change, Flip, draw_change
 from autoseg.augmentation.previous import change_previous
 from autoseg.augmentation.sampler import Border
 from autoseg.augmentation.spatial import Warp, draw_warp
+from autoseg.common.arrays import Triple
 from autoseg.planning import transforms as plans
-from autoseg.triple import Triple
 
 
 @dataclass(frozen=True)

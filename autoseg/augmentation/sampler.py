@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Triple
 from autoseg.planning.plan import Sampling
 from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
-from autoseg.triple import Triple
 
 Border = Literal["constant", "nearest"]
 

@@ -26,8 +26,8 @@ from autoseg.augmentation.spline import (
     prefilter,
     rows_at_points,
 )
+from autoseg.common.arrays import Triple
 from autoseg.planning.transforms import Spatial
-from autoseg.triple import Triple
 
 
 def draw_warp(spec: Spatial, size: Triple, rng: np.random.Generator) -> Warp | None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, NoReturn, Protocol
 
-from autoseg.errors import RunError
+from autoseg.common.errors import RunError
 
 CACHED_PER_WORKER = 2
 SECONDS_BETWEEN_TRIES = 0.005

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from autoseg import __version__
-from autoseg.errors import AutosegError, Stopped, is_lack_of_memory
+from autoseg.common.errors import AutosegError, Stopped, is_lack_of_memory
 
 LONGEST_WORD, LONGEST_LINE = 5000, 20_000
 DONE, FAILED, BAD_INPUT = 0, 1, 2

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoseg.counting import counted
+from autoseg.common.errors import AutosegError
+from autoseg.common.progress import counted, say
 from autoseg.dataset.verify import some
-from autoseg.errors import AutosegError
 from autoseg.evaluation.comparison import SHOWN, compare
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.rows import print_rows
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.task_files import Trained, save_comparison
-from autoseg.progress import say
 
 
 def different_names(one: Path, other: Path) -> tuple[str, str]:

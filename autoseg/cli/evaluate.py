@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common, habits
-from autoseg.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ def _learn_postprocessing(
     folder: Path, validation: CrossValidation, fold_count: int, processes: int
 ) -> Tables:
     """A table of what was tried; none where it cannot be learned, such as before all folds."""
+    from autoseg.common.progress import say
     from autoseg.evaluation.postprocessing import update
-    from autoseg.progress import say
 
     try:
         learned = update(folder, validation, fold_count, processes)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
-from autoseg.counting import counted
+from autoseg.common.progress import counted
 
 if TYPE_CHECKING:
-    from autoseg.errors import AutosegError
+    from autoseg.common.errors import AutosegError
     from autoseg.experiments.study import Study
     from autoseg.workspace import Workspace
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
-    from autoseg.errors import AutosegError
+    from autoseg.common.errors import AutosegError
     from autoseg.experiments.study import read_study, with_slurm
     from autoseg.workspace import Workspace
 
@@ -111,9 +111,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
 
 
 def _run_here(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
-    from autoseg.errors import AutosegError, RunError
+    from autoseg.common.errors import AutosegError, RunError
+    from autoseg.common.progress import say
     from autoseg.experiments.conduct import conduct_here
-    from autoseg.progress import say
 
     failed = conduct_here(studies, workspace, arguments.jobs, arguments.processes, arguments.device)
     _print_status(studies, workspace)
@@ -159,10 +159,10 @@ def _print_status(studies: Sequence[Study], workspace: Workspace) -> None:
 
 def _print_results(studies: Sequence[Study], workspace: Workspace) -> list[AutosegError]:
     """Write the tables and figures of all studies; returns what kept some of them away."""
-    from autoseg.errors import AutosegError
+    from autoseg.common.errors import AutosegError
+    from autoseg.common.progress import say
     from autoseg.experiments.results import RESULTS, study_folder
     from autoseg.experiments.study_report import report_study
-    from autoseg.progress import say
 
     problems = []
     for study in studies:

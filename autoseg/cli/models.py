@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 
 
 def add_model(to: argparse.ArgumentParser, several: bool = False) -> None:

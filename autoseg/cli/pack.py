@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
+    from autoseg.common.progress import say
     from autoseg.packing.package import Order, pack
-    from autoseg.progress import say
     from autoseg.workspace import Workspace
 
     folder = models.model_folder(arguments)

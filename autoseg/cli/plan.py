@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common, habits
-from autoseg.counting import counted
+from autoseg.common.progress import counted
 
 if TYPE_CHECKING:
     from autoseg.planning.plan import Plan
@@ -93,11 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from autoseg.common.progress import say
     from autoseg.experiments.task_plan import fitted, survey_task, write_plan
     from autoseg.planning.budget import parse_seconds
     from autoseg.planning.compose import Wishes, other_configurations
     from autoseg.planning.explain import citations
-    from autoseg.progress import say
     from autoseg.workspace import Workspace
 
     workspace = Workspace.find(arguments.workspace)
@@ -133,7 +133,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _tell(plan: Plan) -> None:
     """The plan in short, and what its user should know before training."""
-    from autoseg.progress import say
+    from autoseg.common.progress import say
 
     say(_in_short(plan))
     if plan.training.seconds is None and plan.training.steps >= MANY_STEPS:

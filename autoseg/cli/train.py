@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common, habits
-from autoseg.counting import listed
+from autoseg.common.progress import listed
 
 if TYPE_CHECKING:
     from autoseg.experiments.fold import FoldJob
@@ -102,7 +102,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _run_all(jobs: Sequence[FoldJob]) -> None:
     """One fold after the other; one that fails does not keep the others from their training."""
-    from autoseg.errors import AutosegError, RunError, Stopped
+    from autoseg.common.errors import AutosegError, RunError, Stopped
     from autoseg.experiments.fold import check_fold
 
     if len(jobs) == 1 or jobs[0].group.is_shared:  # processes that share a fold fail together
@@ -137,7 +137,7 @@ def _run(job: FoldJob) -> None:
 
 def _folds(words: Sequence[str]) -> list[str]:
     """The folds of `fold 0 1`, `0 1` or `fold all`."""
-    from autoseg.errors import AutosegError
+    from autoseg.common.errors import AutosegError
 
     folds = list(words[1:]) if words[0] == "fold" else list(words)
     bad = [fold for fold in folds if fold != "all" and not fold.isdecimal()]

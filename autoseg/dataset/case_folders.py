@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from autoseg.common.errors import DataError
+from autoseg.common.files import read_json
+from autoseg.common.parallel import in_parallel
 from autoseg.dataset.case import Case
 from autoseg.dataset.declaration import FILE_NAME, Declaration, declaration_of
 from autoseg.dataset.layouts import IMAGES, LABELS, ambiguous, by_stem, missing_file
 from autoseg.dataset.verify import Problem
-from autoseg.errors import DataError
-from autoseg.files import read_json
 from autoseg.image.image import read_label
-from autoseg.parallel import in_parallel
 
 IMAGE, LABEL = "imaging", "segmentation"
 CHANNEL = "image"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoseg.counting import counted
+from autoseg.common.progress import counted
 from autoseg.dataset.scales import HOUNSFIELD, OTHER, is_called_ct
 from autoseg.dataset.splits import find_splits, number_of_patients, patients
 from autoseg.dataset.task import Task

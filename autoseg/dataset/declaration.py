@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import read_json
 from autoseg.dataset.json_values import is_whole, kind_of, short
 from autoseg.dataset.labels import read_labels, read_painting_order
-from autoseg.errors import AutosegError, DataError
-from autoseg.files import read_json
 from autoseg.image.endings import stem_of
 
 FILE_NAME = "dataset.json"

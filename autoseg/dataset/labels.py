@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from autoseg.common.errors import DataError
 from autoseg.dataset.json_values import LONGEST, is_whole, short
-from autoseg.errors import DataError
 from autoseg.image.label_writer import HIGHEST_LABEL
 
 IGNORE = "ignore"

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from autoseg.common.errors import DataError
 from autoseg.dataset.case import Case
 from autoseg.dataset.declaration import Declaration, ListedCase
 from autoseg.dataset.verify import Problem, shown
-from autoseg.errors import DataError
 from autoseg.image.endings import ENDINGS, ending_of, stem_of
 
 IMAGES, LABELS = "imagesTr", "labelsTr"

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.counting import counted
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import read_json, write_json
+from autoseg.common.progress import counted, say
 from autoseg.dataset.stratification import Classes, Unit, stratified
 from autoseg.dataset.verify import some
-from autoseg.errors import AutosegError, DataError
-from autoseg.files import read_json, write_json
-from autoseg.progress import say
 
 FILE_NAME = "splits.json"
 NNUNET_FILE_NAME = "splits_final.json"

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from autoseg.counting import counted
-from autoseg.errors import DataError
-from autoseg.files import write_json
+from autoseg.common.errors import DataError
+from autoseg.common.files import write_json
+from autoseg.common.progress import counted
 
 if TYPE_CHECKING:
     from autoseg.dataset.case import Case

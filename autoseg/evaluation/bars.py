@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from autoseg.common.figures import Colours, colours_of, hatch, jitter, take_literally, tidy
 from autoseg.evaluation.boxes import (
     NO_COLOURS,
     Groups,
@@ -13,7 +14,6 @@ from autoseg.evaluation.boxes import (
     classes_in,
     known,
 )
-from autoseg.evaluation.figures import Colours, colours_of, hatch, jitter, take_literally, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

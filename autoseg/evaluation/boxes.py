@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.evaluation.figures import (
+from autoseg.common.figures import (
     Colours,
     colours_of,
     hatch,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
-from autoseg.evaluation.scores import mean_of_known
+from autoseg.common.arrays import mean_of_known
+from autoseg.common.errors import DataError
+from autoseg.common.parallel import in_parallel
 from autoseg.image.image import read_label
-from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
 

@@ -22,7 +22,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.rows import NOTHING, Row, Table, number
 from autoseg.evaluation.summary import Summary

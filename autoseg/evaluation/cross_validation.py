@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.rows import Row, Table, number, spread
 from autoseg.evaluation.summary import Statistic, Summary, combine

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.evaluation.figures import DARK_COLOURS, LINES, tidy
+from autoseg.common.figures import DARK_COLOURS, LINES, smooth, tidy
 from autoseg.evaluation.training_log import read_log
-from autoseg.smoothing import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autoseg.common.figures import Colours, colours_of, jitter, take_literally
 from autoseg.evaluation.boxes import NO_COLOURS
 from autoseg.evaluation.comparison import Comparison
-from autoseg.evaluation.figures import Colours, colours_of, jitter, take_literally
 from autoseg.evaluation.rows import MINUS
 from autoseg.evaluation.tables import metric_name
 

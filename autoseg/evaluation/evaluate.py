@@ -7,8 +7,9 @@ from functools import partial
 from math import hypot, prod
 from pathlib import Path
 
-from autoseg.counting import counted
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
+from autoseg.common.parallel import in_parallel
+from autoseg.common.progress import counted, say
 from autoseg.evaluation.labels import Labels, find_labels, labels_in, read_names
 from autoseg.evaluation.lesions import lesions
 from autoseg.evaluation.metrics import confusion, cut_masks, overlap
@@ -18,8 +19,6 @@ from autoseg.evaluation.surface import surface
 from autoseg.evaluation.wishes import NO_WISHES, Wishes, apply, mapped_labels
 from autoseg.image.endings import ending_of, stem_of
 from autoseg.image.image import read_label
-from autoseg.parallel import in_parallel
-from autoseg.progress import say
 
 Pair = tuple[Path, Path]
 NAMES_IN_A_LINE = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.overlay import overlay
 from autoseg.evaluation.scores import CaseScores

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from autoseg.common.figures import save_figure
+from autoseg.common.parallel import in_parallel
+from autoseg.common.progress import say
 from autoseg.evaluation.examples import exhibit
-from autoseg.evaluation.figures import save_figure
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.overlay import draw_overlay
 from autoseg.evaluation.panels import write_scroll
 from autoseg.evaluation.scores import CaseScores
 from autoseg.evaluation.views import Exhibit, read_view
-from autoseg.parallel import in_parallel
-from autoseg.progress import say
 
 OVERLAYS, SCROLLS = "overlays", "scrolls"
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from autoseg.common.errors import DataError
+from autoseg.common.files import read_json
+from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
-from autoseg.errors import DataError
-from autoseg.files import read_json
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import HIGHEST_LABEL
-from autoseg.parallel import in_parallel
 from autoseg.planning.evaluation import DEFAULT_TOLERANCE_MM, Evaluation
 from autoseg.planning.plan import Plan
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.masks import members
+from autoseg.common.arrays import members
 
 LabelMap = NDArray[np.integer[Any]]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoseg.evaluation.figures import line, save_figure, take_literally
+from autoseg.common.figures import line, save_figure, take_literally
 from autoseg.evaluation.views import Exhibit, Masks, View, fullest_slices, read_view
 
 if TYPE_CHECKING:

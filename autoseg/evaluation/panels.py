@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.files import replacing
 from autoseg.evaluation.views import Masks, View, scroll_slices
-from autoseg.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoseg.counting import listed
-from autoseg.errors import DataError
+from autoseg.common.arrays import mean_of_known
+from autoseg.common.errors import DataError
+from autoseg.common.files import read_json, write_json
+from autoseg.common.progress import listed
 from autoseg.evaluation.cleaned import Dice, Pair, mean_dice
 from autoseg.evaluation.cross_validation import CrossValidation
 from autoseg.evaluation.rows import Row, number
-from autoseg.evaluation.scores import mean_of_known
-from autoseg.files import read_json, write_json
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction.postprocessing import (
     FILE_NAME,

@@ -7,15 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.figures import Chart, Colours, chart
+from autoseg.common.progress import say
 from autoseg.evaluation import data_facts, run_facts, training_log
 from autoseg.evaluation.boxes import draw_box_plot, draw_grouped_boxes
-from autoseg.evaluation.charts import Chart, chart
 from autoseg.evaluation.cross_validation import CrossValidation
 from autoseg.evaluation.curves import draw_losses, read_losses
 from autoseg.evaluation.decisions import decisions
 from autoseg.evaluation.examples import find_image
-from autoseg.evaluation.figures import Colours
 from autoseg.evaluation.gallery import exhibits_of
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.report import Report, Tables
@@ -30,7 +30,6 @@ from autoseg.evaluation.views import Exhibit
 from autoseg.fingerprint import Fingerprint
 from autoseg.overfitting import ADVICE
 from autoseg.planning.explain import citations
-from autoseg.progress import say
 
 MOST_NAMES = 10
 FEW_CLASSES = 4

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autoseg.common.files import write_text
 from autoseg.evaluation.summary import Statistic
-from autoseg.files import write_text
 
 Row = tuple[str, ...]
 Pair = tuple[str, str]  # what -> its value

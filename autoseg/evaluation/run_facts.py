@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
+from autoseg.common.progress import in_fine_words, say
 from autoseg.evaluation.rows import NOTHING, Pair
 from autoseg.evaluation.sortable import Cell, Column, Line, Sortable
 from autoseg.evaluation.training_log import Training
-from autoseg.files import read_json
-from autoseg.progress import in_fine_words, say
 
 RECORD = "predictions.json"  # as prediction writes it beside its label maps
 PREDICTED = ("cases predicted", "a case (median)")

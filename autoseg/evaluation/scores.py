@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
+from autoseg.common.arrays import mean_of_known
 from autoseg.evaluation.lesions import Lesions
 from autoseg.evaluation.metrics import COUNTS, METRICS, Overlap, ratio
 from autoseg.evaluation.surface import Surface
@@ -83,12 +83,6 @@ class CaseScores:
 
 
 Scores = TypeVar("Scores", Overlap, Surface, Volumes, Lesions)
-
-
-def mean_of_known(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are not None; None if there is none."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
 
 
 def merge(case: CaseScores, rows: Mapping[str, Sequence[str]]) -> CaseScores:

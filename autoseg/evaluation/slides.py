@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoseg.evaluation.charts import picture_uri
+from autoseg.common.figures import picture_uri
+from autoseg.common.parallel import in_parallel
 from autoseg.evaluation.panels import as_png, draw_panels
 from autoseg.evaluation.views import (
     Array,
@@ -25,7 +26,6 @@ from autoseg.evaluation.views import (
     scroll_slices,
     window_of,
 )
-from autoseg.parallel import in_parallel
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,19 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoseg.errors import DataError
+from autoseg.common.arrays import mean_of_known
+from autoseg.common.errors import DataError
+from autoseg.common.files import check_fields, read_json, write_json
 from autoseg.evaluation.lesions import Lesions, pool
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import (
-    CaseScores,
-    Json,
-    from_json,
-    lesions_to_json,
-    mean_of_known,
-    to_json,
-)
-from autoseg.fields import check_fields
-from autoseg.files import read_json, write_json
+from autoseg.evaluation.scores import CaseScores, Json, from_json, lesions_to_json, to_json
 
 
 @dataclass(frozen=True)

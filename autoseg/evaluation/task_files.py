@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from autoseg.common.figures import Colours, save_forms
+from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
 from autoseg.evaluation.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.comparison import Comparison
@@ -14,7 +16,6 @@ from autoseg.evaluation.cross_validation import CrossValidation, tables
 from autoseg.evaluation.curves import draw_losses, read_losses
 from autoseg.evaluation.differences import draw_differences
 from autoseg.evaluation.examples import worst_median_best
-from autoseg.evaluation.figures import Colours, save_forms
 from autoseg.evaluation.gallery import draw_gallery, exhibits_of
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.overlay import draw_cases
@@ -22,7 +23,6 @@ from autoseg.evaluation.rows import write_table
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.views import Exhibit
 from autoseg.planning.plan import Plan, load_plan
-from autoseg.progress import say
 
 TABLES, FIGURES = "tables", "figures"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from autoseg.errors import DataError
-from autoseg.evaluation.figures import DARK_COLOURS, LINES, tidy
-from autoseg.evaluation.scores import mean_of_known
+from autoseg.common.arrays import mean_of_known
+from autoseg.common.errors import DataError
+from autoseg.common.figures import DARK_COLOURS, LINES, tidy
 from autoseg.overfitting import Overfitting, find_overfitting
 
 if TYPE_CHECKING:

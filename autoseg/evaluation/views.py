@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
-from autoseg.evaluation.figures import Colours, colours_of
+from autoseg.common.arrays import members
+from autoseg.common.errors import DataError
+from autoseg.common.figures import Colours, colours_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_image, read_label
-from autoseg.masks import members
 
 Array = NDArray[Any]
 Classes = Mapping[str, tuple[int, ...]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.evaluation.labels import Labels, Names, Values
 from autoseg.planning.evaluation import class_of
 

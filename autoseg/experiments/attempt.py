@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from autoseg.errors import AutosegError, InUse, Stopped
+from autoseg.common.errors import AutosegError, InUse, Stopped
+from autoseg.common.locks import locked
 from autoseg.experiments.finished import is_finished, is_scored, is_trained
 from autoseg.experiments.record import Recorder
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.locks import locked
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:

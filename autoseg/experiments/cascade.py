@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.counting import listed
+from autoseg.common.errors import AutosegError
+from autoseg.common.progress import listed
 from autoseg.dataset.splits import FILE_NAME, count_folds, read_splits
 from autoseg.dataset.task import Task
-from autoseg.errors import AutosegError
 from autoseg.model_files import FINAL
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction.batch import output_path

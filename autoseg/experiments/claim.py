@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.progress import say
 from autoseg.planning.extension import differing_keys, is_extension
 from autoseg.planning.plan import Plan, load_plan
-from autoseg.progress import say
 
 MOST_KEYS = 4
 

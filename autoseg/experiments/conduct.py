@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from autoseg.common.files import write_json
 from autoseg.experiments import slurm
 from autoseg.experiments.attempt import Order
 from autoseg.experiments.finished import is_finished
@@ -15,7 +16,6 @@ from autoseg.experiments.results import gather, read_jobs, study_folder
 from autoseg.experiments.runs import StudyRun, joined, prepare_plans, runs_of
 from autoseg.experiments.status import in_short, is_held, status_of, table
 from autoseg.experiments.study import Study
-from autoseg.files import write_json
 from autoseg.workspace import Workspace
 
 

@@ -9,22 +9,23 @@ from pathlib import Path
 
 import torch
 
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import remove_leftovers
+from autoseg.common.locks import locked
+from autoseg.common.parallel import in_parallel
+from autoseg.common.progress import in_words, say
 from autoseg.dataset.case import Case
 from autoseg.dataset.splits import Split, load_or_make_splits
 from autoseg.dataset.task import Task, read_task
-from autoseg.errors import AutosegError
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import CaseScores
 from autoseg.evaluation.summary import Summary
 from autoseg.experiments.cascade import claim_segmentations
 from autoseg.experiments.claim import claim
-from autoseg.files import remove_leftovers
 from autoseg.fingerprint import Fingerprint
-from autoseg.locks import locked
 from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
-from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.model import load_model
@@ -33,7 +34,6 @@ from autoseg.prediction.sliding_window import count_tiles
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.previous import add_previous
 from autoseg.preprocessing.store import CaseStore
-from autoseg.progress import in_words, say
 from autoseg.training.distributed import ALONE, Group
 from autoseg.training.events import check_tensorboard
 from autoseg.training.pretrained import read_pretrained

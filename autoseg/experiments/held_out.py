@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import write_json
+from autoseg.common.parallel import in_parallel
 from autoseg.evaluation.evaluate import evaluate_case, label_maps, tolerances
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import CaseScores
@@ -15,8 +17,6 @@ from autoseg.evaluation.summary import Summary
 from autoseg.experiments.finished import SUMMARY, TEST_SET, described, is_described, test_folder
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.files import write_json
-from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.inputs import find_inputs

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from autoseg.common.progress import say
 from autoseg.experiments.attempt import Order
 from autoseg.experiments.finished import is_finished
 from autoseg.experiments.hand import Event, Hand
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.status import is_held
 from autoseg.experiments.worker import Answer
-from autoseg.progress import say
 from autoseg.workspace import Workspace
 
 SECONDS_BETWEEN_LOOKS = 1.0

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from autoseg import __version__
-from autoseg.errors import AutosegError
-from autoseg.files import read_json, write_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json, write_json
 
 FILE_NAME = "run.json"
 State = Literal["running", "done", "failed", "stopped"]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json, write_json, write_text
 from autoseg.evaluation.paper_tables import VALIDATION
 from autoseg.experiments.finished import (
     SUMMARY,
@@ -28,7 +29,6 @@ from autoseg.experiments.finished import (
 from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
 from autoseg.experiments.status import Status, status_of
 from autoseg.experiments.study import Study
-from autoseg.files import read_json, write_json, write_text
 from autoseg.workspace import Workspace
 
 RESULTS, STUDY = "results.csv", "study.json"

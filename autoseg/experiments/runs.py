@@ -8,20 +8,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from autoseg.counting import counted
+from autoseg.common.errors import PlanError
+from autoseg.common.locks import locked
+from autoseg.common.progress import counted, say
 from autoseg.dataset.splits import FILE_NAME, count_folds
 from autoseg.dataset.task import find_task
-from autoseg.errors import PlanError
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.experiments.task_plan import Surveyed, fitted, survey_task, write_plan
 from autoseg.fingerprint import Fingerprint
-from autoseg.locks import locked
 from autoseg.planning.budget import parse_seconds
 from autoseg.planning.compose import Wishes, compose_unmeasured
 from autoseg.planning.extension import differing_keys
 from autoseg.planning.layers import Layer, merge
 from autoseg.planning.plan import Plan, Splits, load_plan
-from autoseg.progress import say
 from autoseg.workspace import Workspace
 
 MOST_KEYS = 4

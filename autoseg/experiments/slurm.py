@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import AutosegError, RunError, Stopped
+from autoseg.common.errors import AutosegError, RunError, Stopped
 from autoseg.experiments.attempt import Order
 from autoseg.experiments.hand import Event, Hand
 from autoseg.experiments.record import read_record

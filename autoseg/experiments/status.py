@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from autoseg.counting import counted
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
+from autoseg.common.locks import holder_of
+from autoseg.common.progress import counted, in_words
 from autoseg.evaluation.training_log import LOG
 from autoseg.experiments.attempt import LOCK
 from autoseg.experiments.finished import is_finished, is_trained, validation
 from autoseg.experiments.record import Record, read_record
 from autoseg.experiments.runs import StudyRun
-from autoseg.files import read_json
-from autoseg.locks import holder_of
-from autoseg.progress import in_words
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:

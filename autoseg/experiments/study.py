@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.planning.check import in_words
 from autoseg.planning.layers import merge, read_layer, set_layer
 from autoseg.planning.part import Count, Index, LabelValue, Positive, Seed

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.figures import Colours, save_forms
 from autoseg.evaluation.bars import draw_bars
 from autoseg.evaluation.boxes import draw_grouped_boxes
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.curves import draw_losses, read_losses
 from autoseg.evaluation.examples import worst_median_best
-from autoseg.evaluation.figures import Colours, save_forms
 from autoseg.evaluation.overlay import draw_cases
 from autoseg.evaluation.paper_tables import (
     bars,

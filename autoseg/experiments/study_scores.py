@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import read_json
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.paper_tables import VALIDATION, Arm, Column
 from autoseg.experiments.results import RESULTS, STUDY
-from autoseg.files import read_json
 from autoseg.planning.plan import load_plan
 
 Scores = dict[str, dict[str, dict[int, dict[str, dict[str, list[float | None]]]]]]

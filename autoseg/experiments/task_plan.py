@@ -7,7 +7,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.counting import counted
+from autoseg.common.errors import AutosegError
+from autoseg.common.progress import counted, say
 from autoseg.dataset.splits import (
     Recipe,
     find_splits,
@@ -24,11 +25,9 @@ from autoseg.dataset.verify import (
     problems_table,
     write_verification,
 )
-from autoseg.errors import AutosegError
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.planning.compose import Wishes, compose, compose_unmeasured, other_plans
 from autoseg.planning.plan import Plan, Splits, load_plan
-from autoseg.progress import say
 from autoseg.workspace import Workspace
 
 TIMED_CASES = 4

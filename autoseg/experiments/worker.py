@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from autoseg.errors import AutosegError, InUse, Stopped
+from autoseg.common.errors import AutosegError, InUse, Stopped
 
 if TYPE_CHECKING:  # imported late: the processes that a run spawns import this module, too
     from autoseg.experiments.attempt import Order

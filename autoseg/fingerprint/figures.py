@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Triple, box_of_content
 from autoseg.dataset.scales import scale_of
-from autoseg.fingerprint.content import box_of_content
 from autoseg.fingerprint.intensities import (
     Intensities,
     Sample,
@@ -22,7 +22,6 @@ from autoseg.fingerprint.intensities import (
 )
 from autoseg.fingerprint.labels import LabelFigures, measure_labels
 from autoseg.image.image import Image
-from autoseg.triple import Triple
 
 
 @dataclass(frozen=True)

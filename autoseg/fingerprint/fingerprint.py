@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
-from autoseg.fields import check_fields
-from autoseg.files import read_json, write_json
+from autoseg.common.errors import DataError
+from autoseg.common.files import check_fields, read_json, write_json
 from autoseg.fingerprint.figures import CaseFigures
 from autoseg.fingerprint.intensities import Intensities, intensities_from_json
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.fingerprint.content import Box, box_of_content
+from autoseg.common.arrays import Box, box_of_content
 from autoseg.fingerprint.rounding import rounded
 
 LabelArray = NDArray[np.integer[Any]]

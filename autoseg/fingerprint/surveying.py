@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.errors import AutosegError, DataError, VoxelError
+from autoseg.common.files import read_json, to_json, write_json
+from autoseg.common.parallel import in_parallel
 from autoseg.dataset.case import Case
 from autoseg.dataset.consistency import CaseFacts, check_task
 from autoseg.dataset.task import Task
 from autoseg.dataset.verify import Problem, Verification, check_case, shown
-from autoseg.errors import AutosegError, DataError, VoxelError
-from autoseg.files import read_json, to_json, write_json
 from autoseg.fingerprint.figures import CaseFigures, measure
 from autoseg.fingerprint.fingerprint import FORMAT, Fingerprint
 from autoseg.fingerprint.intensities import Intensities, Sample
@@ -25,7 +26,6 @@ from autoseg.fingerprint.labels import count_labels
 from autoseg.fingerprint.rounding import rounded
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, files_of, read_image, read_label
-from autoseg.parallel import in_parallel
 
 
 @dataclass(frozen=True)

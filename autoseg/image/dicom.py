@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.endings import ending_of
 from autoseg.image.pixels import check_pixels, pixel_bytes
 from autoseg.image.stack import Series, Slice, check_stack

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoseg.errors import DataError
-from autoseg.triple import Triple
+from autoseg.common.arrays import Triple
+from autoseg.common.errors import DataError
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

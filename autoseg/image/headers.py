@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.endings import ending_of
 
 LONGEST_HEADER = 1 << 20

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError, VoxelError, is_lack_of_memory
+from autoseg.common.errors import DataError, VoxelError, is_lack_of_memory
 from autoseg.image.dicom import is_dicom, read_series
 from autoseg.image.endings import ENDINGS, ending_of, stem_of
 from autoseg.image.geometry import Geometry, geometry_of, sheared

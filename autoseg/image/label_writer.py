@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError, VoxelError
-from autoseg.files import replacing
+from autoseg.common.errors import DataError, VoxelError
+from autoseg.common.files import replacing
 from autoseg.image.endings import ENDINGS, ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.nifti_writer import is_nifti_1, write_on_grid_of

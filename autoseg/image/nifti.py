@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from isal import igzip, isal_zlib
 
-from autoseg.errors import DataError, VoxelError
+from autoseg.common.errors import DataError, VoxelError
 from autoseg.image.endings import ending_of
 
 FLOAT_TYPES = {16: "f4", 64: "f8"}  # NIfTI's code -> NumPy's

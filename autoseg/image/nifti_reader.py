@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
+from autoseg.common.arrays import Triple
+from autoseg.common.errors import DataError
 from autoseg.image.endings import ending_of
 from autoseg.image.geometry import Geometry, geometry_of
 from autoseg.image.headers import PACKED_AT_MOST
 from autoseg.image.nifti import PACKING_ERRORS, Layout, has_size, is_packed, layout_of, unpacked
-from autoseg.triple import Triple
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

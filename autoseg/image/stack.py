@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 
 GAP_TOLERANCE = 0.1  # of the usual distance: positions are often rounded to a tenth of a millimetre
 SAME_PLACE_MM = 1e-3

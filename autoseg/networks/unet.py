@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from autoseg.common.arrays import Triple
 from autoseg.networks.convolution import Convolution
 from autoseg.planning.network import Network
-from autoseg.triple import Triple
 
 
 class ConvBlock(nn.Sequential):

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
+from autoseg.common.progress import in_words
 from autoseg.evaluation.rows import Row, number, rows_as_markdown, spread
 from autoseg.evaluation.summary import Summary
-from autoseg.files import read_json
 from autoseg.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
-from autoseg.progress import in_words
 
 NOT_STATED = "not stated"
 # What people may say of a model: key -> heading.

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoseg.counting import counted
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
+from autoseg.common.progress import counted, in_words, say
 from autoseg.planning.defaults import Values
 from autoseg.planning.layers import Layer
 from autoseg.planning.part import Size3
 from autoseg.planning.plan import Plan
 from autoseg.planning.recipe import SHORT
 from autoseg.planning.topology import pool_and_kernels
-from autoseg.progress import in_words, say
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint

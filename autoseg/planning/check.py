@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.planning.part import Part
 from autoseg.planning.plan import FORMAT_VERSION, Plan
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.planning.budget import Timing, Work, budget_layer
 from autoseg.planning.check import make_plan
 from autoseg.planning.defaults import (

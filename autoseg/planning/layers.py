@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.planning.check import make_plan
 from autoseg.planning.defaults import Evidence, Values
 from autoseg.planning.plan import Plan, Provenance

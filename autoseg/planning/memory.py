@@ -27,10 +27,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from autoseg.common.arrays import Triple
 from autoseg.planning.network import Network
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Adam, Optimizer
-from autoseg.triple import Triple
 
 FLOAT, HALF, INDEX = 4, 2, 8  # bytes
 GB = 2**30  # as graphics cards count

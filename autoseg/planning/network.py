@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from autoseg.common.arrays import Triple
 from autoseg.planning.part import Part, Positive, Share
-from autoseg.triple import Triple
 
 Stride = Literal[1, 2]
 Kernel = Literal[1, 3]

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoseg.errors import PlanError
+from autoseg.common.arrays import Triple
+from autoseg.common.errors import PlanError
 from autoseg.planning.grid import times
 from autoseg.planning.layers import Layer, value_at
 from autoseg.planning.memory import GB, training_memory
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import CropToNonzero, Resample, whole_sizes
-from autoseg.triple import Triple
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint

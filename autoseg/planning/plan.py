@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from autoseg.files import read_json, write_json
+from autoseg.common.arrays import Triple
+from autoseg.common.files import read_json, write_json
 from autoseg.planning.classes import Classes, check_labels, check_regions, classes_of, values_of
 from autoseg.planning.evaluation import Evaluation
 from autoseg.planning.network import Network
@@ -32,7 +33,6 @@ from autoseg.planning.part import (
 from autoseg.planning.steps import Resample, Step
 from autoseg.planning.training import Training
 from autoseg.planning.transforms import Mirror, PreviousMorphology, PreviousRemoval, Transform
-from autoseg.triple import Triple
 
 FORMAT_VERSION = 1
 CASCADE = "3d_cascade_fullres"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 
 REFERENCE_BATCH = {2: 12, 3: 2}  # the batch sizes that the references below are meant for
 PLAIN_BLOCKS = 2

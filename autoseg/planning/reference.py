@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.planning.layers import Layer, read_layer
 
 ENDING = ".json5"

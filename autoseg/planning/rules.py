@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.planning.grid import (
     DataFigures,
     Grid,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autoseg.common.errors import AutosegError
 from autoseg.devices import autocast, autocast_type, memory_format
-from autoseg.errors import AutosegError
 from autoseg.networks.unet import UNet
 from autoseg.planning.plan import Plan
 from autoseg.prediction import openvino_network

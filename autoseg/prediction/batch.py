@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autoseg.errors import AutosegError, DataError, RunError
-from autoseg.files import replacing
+from autoseg.common.errors import AutosegError, DataError, RunError
+from autoseg.common.files import replacing
+from autoseg.common.progress import Progress, progress, say
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_image, read_label
 from autoseg.prediction.ensemble import Ensemble, PreparedEach
@@ -27,7 +28,6 @@ from autoseg.prediction.segmenter import LabelMap
 from autoseg.prediction.volumes import volumes
 from autoseg.prediction.work import Work, input_bytes
 from autoseg.preprocessing.steps import Prepared
-from autoseg.progress import Progress, progress, say
 
 Value = TypeVar("Value")
 

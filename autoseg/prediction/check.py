@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from autoseg.counting import counted
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
+from autoseg.common.progress import counted
 from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, Rescale, Step, ZScore

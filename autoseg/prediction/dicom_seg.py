@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg import __version__
-from autoseg.files import replacing
+from autoseg.common.files import replacing
 from autoseg.image.dicom import find_series
 from autoseg.planning.plan import Plan
 

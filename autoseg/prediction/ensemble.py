@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.prediction.label_map import around

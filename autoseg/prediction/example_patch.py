@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.common.arrays import Triple
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Clip, Resample
 from autoseg.preprocessing.steps import prepare
-from autoseg.triple import Triple
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 ORDINARY = (0.0, 1000.0)

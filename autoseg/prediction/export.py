@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg.errors import AutosegError, RunError
-from autoseg.files import (
+from autoseg.common.arrays import Triple
+from autoseg.common.errors import AutosegError, RunError
+from autoseg.common.files import (
     cannot_write,
     remove_leftovers_of_dead,
     sha256_of,
@@ -30,7 +31,6 @@ from autoseg.prediction import onnx_network, openvino_network
 from autoseg.prediction.example_patch import example_patch
 from autoseg.prediction.export_words import describe, read_me
 from autoseg.prediction.model import Model
-from autoseg.triple import Triple
 
 TOLERANCE = 1e-4  # of the largest logit
 LEAST_SAME = 0.9999  # share of the voxels that keep their class

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.common.errors import DataError
 from autoseg.dataset.case_folders import IMAGE, LABEL
-from autoseg.errors import DataError
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.endings import ENDINGS, ending_of, stem_of
 from autoseg.prediction.studies import Scan, find_studies, scan_of_slice

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Triple
 from autoseg.planning.classes import Classes
 from autoseg.prediction.native_grid import Patch, Planes, whole
 from autoseg.prediction.probabilities import ProbabilityFile
-from autoseg.triple import Triple
 
 LabelMap = NDArray[np.unsignedinteger]
 

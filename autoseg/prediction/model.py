@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from autoseg.checkpoint import load_weights
-from autoseg.counting import listed
-from autoseg.errors import AutosegError
-from autoseg.files import read_json, write_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json, write_json
+from autoseg.common.progress import listed
 from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet

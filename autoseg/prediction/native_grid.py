@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Triple
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import (
     Band,
@@ -21,7 +22,6 @@ from autoseg.preprocessing.resample import (
     axis_operator,
     most_shrinking_first,
 )
-from autoseg.triple import Triple
 
 PLANES_AT_ONCE = 16
 

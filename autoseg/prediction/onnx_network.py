@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from autoseg.common.arrays import Triple
 from autoseg.networks.unet import UNet
 from autoseg.prediction.openvino_graph import INPUT, OUTPUT
-from autoseg.triple import Triple
 
 NEEDS = ("onnx", "onnxruntime", "onnxscript")  # torch's exporter is built on onnxscript
 

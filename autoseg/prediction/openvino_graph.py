@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from autoseg.common.arrays import Triple
 from autoseg.networks.unet import UNet
-from autoseg.triple import Triple
 
 Node = Any  # of OpenVINO, which may not be installed
 INPUT, OUTPUT = "patches", "logits"

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg.files import cannot_write
+from autoseg.common.arrays import Triple
+from autoseg.common.files import cannot_write
 from autoseg.networks.unet import UNet
 from autoseg.prediction.openvino_graph import to_openvino
-from autoseg.triple import Triple
 
 TELEMETRY = "openvino_telemetry"
 

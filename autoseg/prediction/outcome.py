@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from autoseg.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.progress import say
 from autoseg.prediction.record import CaseRecord
-from autoseg.progress import say
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.image.endings import ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.label_writer import write_label

@@ -14,8 +14,8 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
-from autoseg.masks import members
+from autoseg.common.arrays import members
+from autoseg.common.errors import AutosegError
 
 LabelMap = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]

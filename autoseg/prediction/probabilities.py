@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.files import cannot_write, replacing
+from autoseg.common.arrays import Triple
+from autoseg.common.files import cannot_write, replacing
 from autoseg.prediction.native_grid import PLANES_AT_ONCE
-from autoseg.triple import Triple
 
 ENDING = ".probabilities.b2nd"
 

@@ -20,14 +20,14 @@ from uuid import uuid4
 import torch
 
 from autoseg import __version__
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json, remove_leftovers, sha256_of, write_json
+from autoseg.common.locks import locked
+from autoseg.common.progress import say
 from autoseg.devices import describe
-from autoseg.errors import AutosegError
-from autoseg.files import read_json, remove_leftovers, sha256_of, write_json
-from autoseg.locks import locked
 from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Predictor
-from autoseg.progress import say
 
 RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
 CaseRecord = dict[str, Any]

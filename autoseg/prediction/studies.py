@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.dicom import Contents, Other, dicom_files, find_series, read_contents
 from autoseg.image.stack import Series, check_stack
 

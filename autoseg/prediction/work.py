@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
-from autoseg.errors import DataError, InUse
-from autoseg.files import is_temporary, unfinished_in
+from autoseg.common.errors import DataError, InUse
+from autoseg.common.files import is_temporary, unfinished_in
+from autoseg.common.locks import locked
+from autoseg.common.progress import say
 from autoseg.image.endings import ending_of
 from autoseg.image.image import files_of, read_label
-from autoseg.locks import locked
 from autoseg.prediction.record import CaseRecord, Record, file_facts
-from autoseg.progress import say
 
 POLL_SECONDS = 0.2
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.triple import Triple
+from autoseg.common.arrays import Triple
 
 SLAB_VOXELS = 1 << 20
 

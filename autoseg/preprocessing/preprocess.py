@@ -7,17 +7,16 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from autoseg.counting import counted
+from autoseg.common.errors import DataError
+from autoseg.common.locks import locked
+from autoseg.common.parallel import in_parallel
+from autoseg.common.progress import counted, say
 from autoseg.dataset.case import Case
-from autoseg.errors import DataError
 from autoseg.image.image import files_of, read_image, read_label
-from autoseg.locks import locked
-from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sharing import link_from_others
 from autoseg.preprocessing.steps import Prepared, prepare
 from autoseg.preprocessing.store import CaseStore
-from autoseg.progress import say
 
 
 def preprocess(

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Triple
+from autoseg.common.errors import DataError
+from autoseg.common.parallel import in_parallel
 from autoseg.dataset.case import Case
-from autoseg.errors import DataError
 from autoseg.image.image import read_geometry, read_label
-from autoseg.parallel import in_parallel
 from autoseg.planning.plan import Plan
 from autoseg.planning.steps import Resample
 from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.resample_label import resample_label
 from autoseg.preprocessing.steps import to_classes
 from autoseg.preprocessing.store import CaseStore
-from autoseg.triple import Triple
 
 Box = Sequence[tuple[int, int]]
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Triple
 from autoseg.planning.steps import whole_sizes
 from autoseg.preprocessing.channel import Channel
-from autoseg.triple import Triple
 
 BAND_ROWS = 32
 NEGLIGIBLE = 1e-9  # weight of an old voxel

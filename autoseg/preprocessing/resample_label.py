@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Triple
 from autoseg.preprocessing.resample import axis_operator, is_turned
-from autoseg.triple import Triple
 
 SLAB_VOXELS = 1 << 19
 TIE = 1e-6  # rounding must not decide between equal shares

@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.files import temporary_for
-from autoseg.preprocessing.checksums import CHECKSUMS
+from autoseg.common.files import CHECKSUMS, temporary_for
 from autoseg.preprocessing.store import FILES, CaseStore
 
 Source = Sequence[Sequence[int]]

@@ -17,12 +17,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg import masks
-from autoseg.errors import AutosegError
-from autoseg.files import read_json, replacing, temporary_for, unfinished_in, write_json
-from autoseg.preprocessing.checksums import CHECKSUMS, checksum, is_as_written, write_checksums
+from autoseg.common import arrays
+from autoseg.common.arrays import Triple
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import (
+    CHECKSUMS,
+    checksum,
+    is_as_written,
+    read_json,
+    replacing,
+    temporary_for,
+    unfinished_in,
+    write_checksums,
+    write_json,
+)
 from autoseg.preprocessing.steps import Prepared
-from autoseg.triple import Triple
 
 LOCATIONS_PER_CLASS = 5000
 BLOCK_BYTES = 128 * 1024
@@ -282,7 +291,7 @@ def _save_voxels(
     if members is None:
         members = [(value,) for value in range(1, int(label.max()) + 1)]
     found = {
-        str(number): _spread(masks.members(label, values))
+        str(number): _spread(arrays.members(label, values))
         for number, values in enumerate(members, start=1)
     }
     if label.min() < 0:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from autoseg.errors import RunError
+from autoseg.common.errors import RunError
 
 
 def compiled(network: nn.Module) -> nn.Module:

@@ -25,8 +25,8 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from autoseg.common.errors import AutosegError, RunError, Stopped
 from autoseg.devices import pick_device
-from autoseg.errors import AutosegError, RunError, Stopped
 
 PATIENCE = timedelta(days=7)  # the others wait while the leader prepares and predicts cases
 

@@ -10,7 +10,7 @@ import torch
 
 from autoseg.augmentation.pipeline import Batch
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.errors import RunError
+from autoseg.common.errors import RunError
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Plateau
 from autoseg.training.history import Epoch

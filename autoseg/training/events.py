@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.training.history import Epoch
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoseg.files import write_text
+from autoseg.common.files import write_text
 from autoseg.overfitting import Overfitting, find_overfitting
 
 LOG = "log.jsonl"

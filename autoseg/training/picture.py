@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoseg.files import replacing
-from autoseg.progress import in_words
-from autoseg.smoothing import smooth
+from autoseg.common.figures import smooth
+from autoseg.common.files import replacing
+from autoseg.common.progress import in_words
 from autoseg.training.history import Epoch, overfitting_of
 
 if TYPE_CHECKING:

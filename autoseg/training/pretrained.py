@@ -8,7 +8,7 @@ from typing import Any
 
 from autoseg.archive import is_archive
 from autoseg.checkpoint import Tensors, without_prefix
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
 from autoseg.planning.plan import Plan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from autoseg.progress import Progress, in_fine_words, in_words
+from autoseg.common.progress import Progress, in_fine_words, in_words
 from autoseg.training.state import State
 
 

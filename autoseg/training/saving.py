@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
-from autoseg.counting import counted
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.progress import counted, say
 from autoseg.model_files import FINAL
 from autoseg.planning.extension import recipe_id
 from autoseg.planning.plan import Plan
-from autoseg.progress import say
 from autoseg.training.learner import Learner
 from autoseg.training.state import EpochSoFar, State, steps_in_words
 

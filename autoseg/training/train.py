@@ -13,17 +13,16 @@ import torch
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.checkpoint import load_checkpoint, save_checkpoint
-from autoseg.counting import counted
+from autoseg.common.errors import Stopped
+from autoseg.common.progress import counted, in_words, progress, say
 from autoseg.dataset.splits import Split
 from autoseg.devices import fast_convolutions
-from autoseg.errors import Stopped
 from autoseg.model_files import FINAL
 from autoseg.overfitting import ADVICE
 from autoseg.planning.extension import recipe_id
 from autoseg.planning.plan import Plan
 from autoseg.planning.training import Plateau
 from autoseg.preprocessing.store import CaseStore
-from autoseg.progress import in_words, progress, say
 from autoseg.training.distributed import Group
 from autoseg.training.epoch import Loop, train_epoch
 from autoseg.training.history import LOG, Epoch, overfitting_of, write_log

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.checkpoint import Tensors
-from autoseg.errors import AutosegError
-from autoseg.files import write_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import write_json
+from autoseg.common.progress import say
 from autoseg.planning.plan import Plan
-from autoseg.progress import say
 from autoseg.training.learner import Learner
 from autoseg.training.pretrained import Pretrained, read_pretrained
 

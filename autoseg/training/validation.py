@@ -9,8 +9,8 @@ import torch
 
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
-from autoseg.errors import RunError
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.learner import Learner, dice_of

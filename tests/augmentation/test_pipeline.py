@@ -9,7 +9,7 @@ import torch
 from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.errors import RunError
+from autoseg.common.errors import RunError
 from autoseg.image.image import read_image, read_label
 from autoseg.planning.plan import Sampling
 from autoseg.preprocessing.store import CaseStore

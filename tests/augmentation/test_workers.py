@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from autoseg.augmentation.workers import live_with_parent, worker_stream
-from autoseg.errors import RunError
+from autoseg.common.errors import RunError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 pytestmark = pytest.mark.timeout(100)

@@ -13,7 +13,7 @@ import pytest
 
 from autoseg import __version__
 from autoseg.cli import common, evaluate, experiment, export, pack, plan, predict, train
-from autoseg.errors import AutosegError, DataError, PlanError, RunError, Stopped
+from autoseg.common.errors import AutosegError, DataError, PlanError, RunError, Stopped
 
 COMMANDS = {
     "autoseg_plan": plan,

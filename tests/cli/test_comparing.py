@@ -8,7 +8,7 @@ import pytest
 
 from autoseg.cli.comparing import different_names
 from autoseg.cli.evaluate import main
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.evaluation.summary import Summary
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from autoseg.cli import evaluate, plan, predict, train
+from autoseg.common.arrays import members
+from autoseg.common.files import read_json
 from autoseg.evaluation.summary import Summary
-from autoseg.files import read_json
 from autoseg.image.image import read_label
-from autoseg.masks import members
 from autoseg.planning.plan import load_plan
 from autoseg.preprocessing.store import CaseStore
 from tests.cli.making import copy_hippocampus, copy_sparse_regions, settings

@@ -6,7 +6,7 @@ import pytest
 
 from autoseg.archive import open_archive
 from autoseg.cli import evaluate, pack, predict
-from autoseg.files import read_json
+from autoseg.common.files import read_json
 from autoseg.workspace import Workspace
 from tests.making import tiny_plan
 from tests.packing.making import TASK, plan_and_train, trained_workspace

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoseg.cli.predict import main
-from autoseg.files import read_json
+from autoseg.common.files import read_json
 from autoseg.image.image import read_image, read_label
 from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.predictor import Predictor

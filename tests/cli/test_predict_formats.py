@@ -10,7 +10,7 @@ import pydicom
 import pytest
 
 from autoseg.cli.predict import main, make_parser
-from autoseg.files import read_json
+from autoseg.common.files import read_json
 from autoseg.image.image import read_geometry, read_label
 from autoseg.prediction.output import DEFAULT_FORMAT, FORMATS, ending
 from tests.dataset.making import write_scan

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.case_folders import labels_in_maps
 from autoseg.dataset.task import find_task, read_task
-from autoseg.errors import AutosegError, DataError
 from tests.dataset.making import MSD, V2, declare, touch, write_scan
 from tests.dicom_series import write_series
 

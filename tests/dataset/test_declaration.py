@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.declaration import read_declaration
-from autoseg.errors import AutosegError, DataError
 from tests.dataset.making import MSD, V2, declare
 
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "necrosis": 2}

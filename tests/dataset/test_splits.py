@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoseg.common.errors import DataError
 from autoseg.dataset.splits import (
     Recipe,
     Split,
@@ -20,7 +21,6 @@ from autoseg.dataset.splits import (
     remake_splits,
     write_splits,
 )
-from autoseg.errors import DataError
 
 CASES = [f"case_{i:02d}" for i in range(12)]
 names = st.lists(st.text(min_size=1, max_size=8), min_size=5, max_size=60, unique=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoseg.common.errors import DataError
 from autoseg.dataset.task import find_task, read_task, without
-from autoseg.errors import DataError
 from autoseg.image.image import read_image
 from tests.dataset.making import HIPPOCAMPUS, MSD, V2, declare, touch, write_4d
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoseg.common.errors import DataError
 from autoseg.dataset.case import Case
 from autoseg.dataset.task import Task
 from autoseg.dataset.verify import (
@@ -17,7 +18,6 @@ from autoseg.dataset.verify import (
     problems_table,
     write_verification,
 )
-from autoseg.errors import DataError
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 

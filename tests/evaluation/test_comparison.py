@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.evaluation.comparison import (
     Comparison,
     Difference,

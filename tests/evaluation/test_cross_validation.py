@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.evaluation.cross_validation import fold_rows, gather, median_rows, tables
 from autoseg.evaluation.summary import Summary
 from tests.evaluation.scores import case

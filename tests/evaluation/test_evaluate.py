@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.evaluation.evaluate import evaluate_case, evaluate_folders
 from autoseg.evaluation.labels import Labels
 from autoseg.image.image import read_label
@@ -94,7 +94,9 @@ def test_processes_do_not_change_the_result(
 ) -> None:
     shifted_hippocampus(tmp_path, (0, 1))
     alone = evaluate_folders(TRUTH, tmp_path)
-    monkeypatch.setattr("autoseg.parallel.WORKER_START_SECONDS", 0.0)  # so that they do start
+    monkeypatch.setattr(
+        "autoseg.common.parallel.WORKER_START_SECONDS", 0.0
+    )  # so that they do start
     assert evaluate_folders(TRUTH, tmp_path, processes=2) == alone
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.evaluation.examples import find_image, worst_median_best
 from autoseg.evaluation.summary import Summary
 from tests.evaluation.scores import case, three_cases

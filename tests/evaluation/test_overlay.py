@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from autoseg.evaluation.figures import COLOURS
+from autoseg.common.figures import COLOURS
 from autoseg.evaluation.overlay import draw_cases, overlay
 from autoseg.evaluation.views import Exhibit
 from tests.evaluation.scores import HIPPOCAMPUS, write

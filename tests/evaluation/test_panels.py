@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from autoseg.evaluation.figures import COLOURS
+from autoseg.common.figures import COLOURS
 from autoseg.evaluation.panels import (
     CAPTION,
     GAP,

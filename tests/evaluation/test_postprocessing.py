@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
+from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.cleaned import mean_dice
 from autoseg.evaluation.cross_validation import CrossValidation, gather
 from autoseg.evaluation.evaluate import evaluate_case
@@ -21,7 +22,6 @@ from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.metrics import confusion, cut_masks, overlap
 from autoseg.evaluation.postprocessing import Learned, learn, update
 from autoseg.evaluation.summary import Summary
-from autoseg.files import read_json, write_json
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
 from autoseg.planning.check import make_plan

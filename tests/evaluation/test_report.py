@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from autoseg.common.figures import LARGEST_SVG, chart
 from autoseg.evaluation.boxes import draw_box_plot
-from autoseg.evaluation.charts import LARGEST_SVG, chart
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.report import Report, write_report, write_tables
 from autoseg.evaluation.report_parts import folder_report

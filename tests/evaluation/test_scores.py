@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.errors import DataError
+from autoseg.common.arrays import mean_of_known
+from autoseg.common.errors import DataError
 from autoseg.evaluation.evaluate import evaluate_case, evaluate_folders
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import CaseScores, Volumes, from_json, mean_of_known, merge, to_json
+from autoseg.evaluation.scores import CaseScores, Volumes, from_json, merge, to_json
 from autoseg.evaluation.summary import Summary, combine
 from tests.evaluation.scores import case, write
 

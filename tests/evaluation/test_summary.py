@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.evaluation.summary import Statistic, Summary, combine
 from tests.evaluation.scores import case, three_cases
 

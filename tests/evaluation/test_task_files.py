@@ -58,7 +58,7 @@ def test_every_table_figure_and_case(models: Path, tmp_path: Path) -> None:
 def test_pictures_do_not_depend_on_the_processes(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoseg.parallel.WORKER_START_SECONDS", 0)
+    monkeypatch.setattr("autoseg.common.parallel.WORKER_START_SECONDS", 0)
     exhibits = Trained(models, HIPPOCAMPUS).exhibits(gather(models).combined)[:2]
     for processes in (1, 2):
         draw_gallery(exhibits, tmp_path / str(processes), processes)

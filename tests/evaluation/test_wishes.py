@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.summary import Summary

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.files import write_json
+from autoseg.common.files import write_json
 from tests.evaluation.making import write_log
 from tests.making import tiny_plan
 

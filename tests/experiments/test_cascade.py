@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
 from autoseg.dataset.splits import Split, write_splits
 from autoseg.dataset.task import Task, read_task
-from autoseg.errors import AutosegError
 from autoseg.experiments.cascade import claim_segmentations, find_segmentations
-from autoseg.files import read_json
 from autoseg.planning.plan import Plan
 from autoseg.workspace import Workspace
 from tests.cli.making import write_ct

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.experiments.claim import claim
 from autoseg.planning.plan import load_plan
 from tests.making import tiny_plan

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import AutosegError, PlanError
+from autoseg.common.errors import AutosegError, PlanError
+from autoseg.common.files import read_json
 from autoseg.evaluation.summary import Summary
 from autoseg.experiments.conduct import conduct_here
 from autoseg.experiments.finished import is_finished
@@ -18,7 +19,6 @@ from autoseg.experiments.results import study_folder
 from autoseg.experiments.runs import prepare_plans, runs_of
 from autoseg.experiments.status import in_short, status_of, table
 from autoseg.experiments.study import Study
-from autoseg.files import read_json
 from autoseg.image.image import read_label
 from autoseg.planning.plan import load_plan
 from autoseg.workspace import Workspace

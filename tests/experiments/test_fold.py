@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from autoseg.cli.plan import main as plan_task
+from autoseg.common.errors import AutosegError, PlanError, RunError
+from autoseg.common.locks import locked
 from autoseg.dataset.splits import Split
 from autoseg.dataset.task import read_task
-from autoseg.errors import AutosegError, PlanError, RunError
 from autoseg.experiments.fold import FoldJob, count_patches, find_split, run_fold
 from autoseg.image.image import read_label
-from autoseg.locks import locked
 from autoseg.planning.plan import load_plan
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.workspace import Workspace

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import pytest
 
+from autoseg.common.locks import locked
 from autoseg.experiments import local
 from autoseg.experiments.attempt import LOCK
 from autoseg.experiments.hand import Hand
@@ -15,7 +16,6 @@ from autoseg.experiments.local import Progress, run_here
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.status import in_short, status_of
 from autoseg.experiments.worker import Answer
-from autoseg.locks import locked
 from autoseg.workspace import Workspace
 from tests.making import tiny_plan
 

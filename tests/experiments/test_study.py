@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.experiments.runs import StudyRun, joined, runs_of, variants
 from autoseg.experiments.study import read_study, study_names, with_slurm
 from autoseg.workspace import Workspace

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.experiments.study_report import report_study
 from autoseg.experiments.study_scores import read_scores
 from tests.experiments.study_folders import (

@@ -12,7 +12,7 @@ import torch
 
 from autoseg.checkpoint import load_checkpoint
 from autoseg.cli.plan import main as plan_task
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.experiments.fold import FoldJob, run_fold
 from autoseg.planning.plan import load_plan
 from autoseg.workspace import Workspace

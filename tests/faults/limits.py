@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from autoseg import parallel
+from autoseg.common import parallel
 
 Before = Callable[[], None]
 FAR_SECONDS = 70 * 365 * 86400

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.dicom import dicom_files, read_contents
 from autoseg.image.image import Image, read_image
 from tests.dicom_series import write_series

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.image import read_geometry, read_image
 from tests.dataset.making import HIPPOCAMPUS
 from tests.faults.damage import damaged_files

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json, write_json
 from autoseg.dataset.splits import read_splits
 from autoseg.dataset.task import find_task
-from autoseg.errors import AutosegError
 from autoseg.evaluation.labels import find_labels, read_names
 from autoseg.evaluation.run_facts import read_predictions, version_rows
 from autoseg.evaluation.summary import Summary
 from autoseg.experiments.runs import runs_of
 from autoseg.experiments.study import read_study
 from autoseg.experiments.study_scores import read_scores
-from autoseg.files import read_json, write_json
 from autoseg.fingerprint import Fingerprint
 from autoseg.packing.card import read_statements
 from autoseg.prediction.postprocessing import Postprocessing

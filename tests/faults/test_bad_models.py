@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from autoseg.archive import MANIFEST, write_archive
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.prediction.model import load_model
 from tests.dataset.making import write_scan
 from tests.faults.commands import everything_in, refusal

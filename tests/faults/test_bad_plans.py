@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.planning.reference import read_reference
 from tests.faults.bad_json import changed, places

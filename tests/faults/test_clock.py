@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from autoseg.checkpoint import load_checkpoint
-from autoseg.files import read_json
+from autoseg.common.files import read_json
 from autoseg.training.saving import LATEST
 from tests.cli.making import settings
 from tests.faults.jobs import JOBS, TASK, Undisturbed

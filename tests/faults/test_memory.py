@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.image import read_image
 from tests.dataset.making import HIPPOCAMPUS
 from tests.dicom_series import write_series

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.files import read_json
+from autoseg.common.files import read_json
 from tests.cli.making import settings
 from tests.dataset.making import V2, declare, write_case
 from tests.faults.killing import finish

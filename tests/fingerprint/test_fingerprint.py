@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.fingerprint import (
     CaseFigures,
     ChannelFigures,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from autoseg.fingerprint.content import box_of_content
+from autoseg.common.arrays import box_of_content
 from autoseg.fingerprint.figures import content_of
 from autoseg.fingerprint.intensities import (
     CHUNK,

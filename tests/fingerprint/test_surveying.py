@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg import parallel
+from autoseg.common import parallel
 from autoseg.dataset.task import Task, find_task, read_task, without
 from autoseg.dataset.verify import errors_by_case
 from autoseg.fingerprint import Fingerprint, survey, surveying

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.dicom import dicom_files, find_series, is_dicom, read_contents
 from autoseg.image.image import files_of, read_geometry, read_image
 from tests.dicom_series import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.headers import check_header
 from autoseg.image.image import read_image
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError, VoxelError
+from autoseg.common.errors import DataError, VoxelError
 from autoseg.image.image import read_image, read_label
 from autoseg.image.label_writer import write_label
 from tests.making import grid

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.image import read_image
 from autoseg.image.nifti import check_nifti
 from tests.dataset.making import HIPPOCAMPUS, write_4d, write_scan

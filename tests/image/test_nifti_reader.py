@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.geometry import geometry_of
 from autoseg.image.image import read_image, read_label
 from autoseg.image.nifti_reader import TYPES, read_nifti

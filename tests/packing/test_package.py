@@ -11,10 +11,10 @@ import torch
 
 from autoseg.archive import open_archive, write_archive
 from autoseg.checkpoint import load_checkpoint
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.postprocessing import update
-from autoseg.files import read_json, write_json
 from autoseg.image.image import read_image
 from autoseg.packing.package import Order, pack
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.networks.build import build_network
 from autoseg.planning.budget import (
     START_SECONDS,

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.planning.check import make_plan
 from autoseg.planning.plan import Plan
 from tests.planning.test_plan import full_plan

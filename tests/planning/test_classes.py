@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.planning.plan import Plan
 from tests.making import CASCADE, REGIONS, tiny_plan
 

@@ -5,8 +5,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from autoseg.errors import PlanError
-from autoseg.files import to_json
+from autoseg.common.errors import PlanError
+from autoseg.common.files import to_json
 from autoseg.planning import reference
 from autoseg.planning.budget import Timing, Work
 from autoseg.planning.compose import Wishes, compose, other_configurations

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from autoseg.errors import PlanError
-from autoseg.files import read_json
+from autoseg.common.errors import PlanError
+from autoseg.common.files import read_json
 from autoseg.planning.evaluation import Evaluation, class_of
 from autoseg.planning.plan import load_plan
 from autoseg.planning.reference import find_reference

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.fingerprint import Fingerprint
 from autoseg.planning import reference
 from autoseg.planning.compose import Wishes, compose

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from autoseg.errors import AutosegError, PlanError
+from autoseg.common.errors import AutosegError, PlanError
 from autoseg.planning.check import make_plan
 from autoseg.planning.layers import merge
 from autoseg.planning.plan import Plan, load_plan

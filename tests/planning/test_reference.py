@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.networks.build import build_network
 from autoseg.planning import reference
 from autoseg.planning.compose import Wishes, compose

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.errors import PlanError
-from autoseg.files import read_json
+from autoseg.common.errors import PlanError
+from autoseg.common.files import read_json
 from autoseg.planning.planners import PLANNERS
 from autoseg.planning.rules import Configuration, DataFigures, decide, planner_axes
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from autoseg.files import to_json
+from autoseg.common.files import to_json
 from autoseg.planning.schema import plan_schema
 from tests.planning.test_plan import full_plan
 

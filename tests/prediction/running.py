@@ -24,7 +24,7 @@ import SimpleITK  # noqa: F401  (here, so that not every forked process imports 
 import torch
 from torch import Tensor, nn
 
-from autoseg.files import read_json
+from autoseg.common.files import read_json
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.record import RECORD, file_facts

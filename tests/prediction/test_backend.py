@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autoseg.cli import predict
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.image.image import Image
 from autoseg.networks.build import build_network
 from autoseg.prediction import openvino_network

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoseg.errors import AutosegError, DataError, RunError, Stopped
-from autoseg.files import read_json
+from autoseg.common.errors import AutosegError, DataError, RunError, Stopped
+from autoseg.common.files import read_json
 from autoseg.image.image import read_geometry, read_image, read_label
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.predictor import Predictor

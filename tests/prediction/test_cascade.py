@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoseg.errors import AutosegError
-from autoseg.files import read_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
 from autoseg.image.image import Image, read_label
 from autoseg.planning.plan import Plan
 from autoseg.prediction.batch import predict_cases

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.image import Image, from_array
 from autoseg.planning.reference import plans_folder
 from autoseg.prediction.check import check_scan

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from autoseg.errors import AutosegError
-from autoseg.files import read_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
 from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.prediction.batch import predict_cases

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import autoseg
-from autoseg.errors import AutosegError, RunError
-from autoseg.files import read_json
+from autoseg.common.errors import AutosegError, RunError
+from autoseg.common.files import read_json
 from autoseg.planning.plan import Plan, load_plan
 from autoseg.prediction import export, onnx_network, openvino_network
 from autoseg.prediction.example_patch import example_patch

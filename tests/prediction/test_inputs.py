@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.prediction.inputs import find_inputs
 from tests.dataset.making import touch
 from tests.dicom_series import REPORT, make_object, save, write_series

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autoseg.checkpoint import save_checkpoint
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.model_files import FINAL, FolderFiles
 from autoseg.networks.build import build_network
 from autoseg.prediction.model import load_model

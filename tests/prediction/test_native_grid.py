@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.transform import resize
 
+from autoseg.common.arrays import Triple
 from autoseg.planning.classes import Classes
 from autoseg.prediction.label_map import label_map
 from autoseg.prediction.native_grid import Patch, Place, Planes, native_planes
 from autoseg.prediction.sliding_window import Slab
-from autoseg.triple import Triple
 
 SHAPES = st.tuples(*[st.integers(1, 14)] * 3)
 quick = settings(max_examples=60, deadline=None)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from autoseg.errors import DataError, RunError
+from autoseg.common.errors import DataError, RunError
 from autoseg.prediction.outcome import Outcome, show
 
 

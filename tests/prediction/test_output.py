@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.image.image import read_geometry, read_image, read_label
 from autoseg.planning.plan import Plan
 from autoseg.prediction import output

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.errors import AutosegError
-from autoseg.files import write_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import write_json
 from autoseg.image.image import Image
 from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous

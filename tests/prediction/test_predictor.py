@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from autoseg.counting import counted
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
+from autoseg.common.progress import counted
 from autoseg.image.image import Image
 from autoseg.prediction.predictor import Predictor
 from autoseg.preprocessing.steps import prepare

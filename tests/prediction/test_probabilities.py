@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
-from autoseg.files import read_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
 from autoseg.image.image import Image
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from autoseg import __version__
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
 from autoseg.evaluation.labels import find_labels, read_names
-from autoseg.files import read_json
 from autoseg.image.image import read_image
 from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import RECORD, Record, file_facts, model_id

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from autoseg.files import read_json
+from autoseg.common.files import read_json
 from autoseg.image.image import Image, read_label
 from autoseg.planning.plan import Plan
 from autoseg.prediction.batch import predict_cases

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from autoseg.cli.common import GO_ON
-from autoseg.errors import AutosegError
-from autoseg.files import read_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
 from autoseg.image.image import read_label
 from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import RECORD, file_facts

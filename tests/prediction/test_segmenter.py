@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.image import Image
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.segmenter import swapped

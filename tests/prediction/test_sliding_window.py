@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.common.arrays import Triple
 from autoseg.planning.plan import Inference
 from autoseg.prediction import sliding_window
 from autoseg.prediction.sliding_window import (
@@ -20,7 +21,6 @@ from autoseg.prediction.sliding_window import (
     weight_map,
     window_bytes,
 )
-from autoseg.triple import Triple
 
 PATCH = (6, 4, 5)
 SHAPES = st.tuples(*[st.integers(1, 15)] * 3)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.files import read_json
+from autoseg.common.files import read_json
+from autoseg.common.locks import locked
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
-from autoseg.locks import locked
 from autoseg.prediction.record import RECORD, CaseRecord, Record, file_facts
 from autoseg.prediction.work import Work
 from tests.dataset.making import write_scan

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from autoseg.triple import Triple
+from autoseg.common.arrays import Triple
 
 
 def one_axis_after_another(

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg import parallel
+from autoseg.common import parallel
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.case import Case
 from autoseg.dataset.task import read_task
-from autoseg.errors import AutosegError, DataError
 from autoseg.image.image import read_image, read_label
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess

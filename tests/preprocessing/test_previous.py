@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.case import Case
-from autoseg.errors import AutosegError, DataError
 from autoseg.image.image import Image
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess_case

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.transform import resize
 
+from autoseg.common.arrays import Triple
 from autoseg.preprocessing import channel as channel_module
 from autoseg.preprocessing.channel import Channel
 from autoseg.preprocessing.resample import (
@@ -19,7 +20,6 @@ from autoseg.preprocessing.resample import (
     resample_channel,
     resampled_shape,
 )
-from autoseg.triple import Triple
 from tests.preprocessing.resizing import one_axis_after_another
 
 SHAPES = st.tuples(*[st.integers(1, 12)] * 3)

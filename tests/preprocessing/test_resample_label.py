@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.transform import resize
 
+from autoseg.common.arrays import Triple
 from autoseg.dataset.task import read_task
 from autoseg.image.image import read_label
 from autoseg.preprocessing import resample_label as module
 from autoseg.preprocessing.resample import apply_operators
 from autoseg.preprocessing.resample_label import resample_label
-from autoseg.triple import Triple
 from tests.dataset.making import HIPPOCAMPUS
 from tests.preprocessing.resizing import one_axis_after_another
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.transform import resize
 
-from autoseg.errors import PlanError
+from autoseg.common.errors import PlanError
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.planning.plan import Plan

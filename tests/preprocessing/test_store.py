@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.preprocessing import store as store_module
 from autoseg.preprocessing.steps import IGNORED, Prepared
 from autoseg.preprocessing.store import LOCATIONS_PER_CLASS, CaseStore

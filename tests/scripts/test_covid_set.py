@@ -12,10 +12,10 @@ from covid_set import ARCHIVES, CASES, LABELS, Archive, lay_out, patient_of, pub
 from make_phantom import HEADERS
 from make_phantom import main as make_phantom
 
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.declaration import declaration_of
 from autoseg.dataset.splits import make_splits
 from autoseg.dataset.task import read_task
-from autoseg.errors import AutosegError, DataError
 from autoseg.planning.layers import read_layer
 from autoseg.planning.reference import plans_folder
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from covid_test_set import DECLARATION, FOLDER, lay_out_test_set
 
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.image import read_label
 from autoseg.planning.layers import read_layer
 from autoseg.planning.reference import plans_folder

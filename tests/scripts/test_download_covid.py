@@ -14,7 +14,7 @@ from download_covid import RECORD, download, main, make_parser, remotes_of
 from fetching import TRIES
 
 from autoseg.cli import plan
-from autoseg.errors import DataError, RunError
+from autoseg.common.errors import DataError, RunError
 from tests.scripts.serving import Answer, Web
 from tests.scripts.test_covid_set import EXPECTED, files_below
 from tests.scripts.test_covid_test_set import make_case

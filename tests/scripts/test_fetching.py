@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fetching import TRIES, Remote, checksum, fetch, fetch_json, has_checksum
 
-from autoseg.errors import RunError
+from autoseg.common.errors import RunError
 from tests.scripts.serving import Answer, Web
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -9,7 +9,7 @@ import fuzz
 import pytest
 
 from autoseg.archive import open_archive
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 
 LARGEST = 200 * 1024  # bytes of all seeds
 

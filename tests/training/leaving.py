@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from autoseg.augmentation.pipeline import Batch
-from autoseg.errors import Stopped
+from autoseg.common.errors import Stopped
 from autoseg.training.distributed import Group, joined
 from autoseg.training.learner import Learner
 from tests.making import tiny_plan

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoseg.checkpoint import Tensors, with_prefix, without_prefix
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.steps import IGNORED
 from autoseg.training.distributed import ALONE, Group, SharedBatchNorm, joined

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.training import events as module
 from autoseg.training.events import Events, check_tensorboard, scalars
 from autoseg.training.history import Epoch

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.errors import RunError
+from autoseg.common.errors import RunError
 from autoseg.training import learner as module
 from autoseg.training.learner import Learner
 from tests.making import tiny_plan

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoseg.checkpoint import load_checkpoint, save_checkpoint
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
 from autoseg.training.pretrained import read_pretrained

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from autoseg.progress import progress
+from autoseg.common.progress import progress
 from autoseg.training.pulse import Pulse
 from autoseg.training.schedule import PlateauState
 from autoseg.training.state import State
-from tests.test_progress import Clock
+from tests.common.test_progress import Clock
 
 STATE = State("plan", 1000, PlateauState(0.01))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autoseg.checkpoint import load_checkpoint, save_checkpoint
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.model_files import FINAL
 from autoseg.training import saving
 from autoseg.training import train as module

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from autoseg.checkpoint import load_checkpoint
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.model_files import FINAL
 from autoseg.training.history import Epoch
 from autoseg.training.saving import BEST, LATEST, describe, extended

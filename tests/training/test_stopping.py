@@ -10,7 +10,7 @@ import pytest
 
 from autoseg.augmentation.pipeline import Batch
 from autoseg.checkpoint import load_checkpoint
-from autoseg.errors import RunError, Stopped
+from autoseg.common.errors import RunError, Stopped
 from autoseg.model_files import FINAL
 from autoseg.planning.plan import Plan
 from autoseg.training import epoch

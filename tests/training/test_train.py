@@ -10,8 +10,8 @@ from PIL import Image
 
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.checkpoint import load_checkpoint
+from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
-from autoseg.errors import RunError
 from autoseg.model_files import FINAL
 from autoseg.training import epoch as epoch_module
 from autoseg.training import train as module

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.checkpoint import Tensors, load_checkpoint
-from autoseg.errors import AutosegError
+from autoseg.common.errors import AutosegError
 from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
 from autoseg.training import train

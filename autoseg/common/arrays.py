@@ -1,11 +1,31 @@
-"""The box around what is not zero."""
+"""Where classes are in label maps."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def members(label_map: NDArray[np.integer[Any]], values: Sequence[int]) -> NDArray[np.bool_]:
+    """Where `label_map` holds one of `values`: booleans of the same shape."""
+    if not values:
+        return np.zeros_like(label_map, dtype=bool)
+    inside: NDArray[np.bool_] = label_map == values[0]  # in the map's own memory order
+    for value in values[1:]:  # np.isin would hold eight bytes a voxel
+        inside |= label_map == value
+    return inside
+
+
+# Three whole numbers, one for each axis of a volume: a shape, a patch, a stride.
+
+Triple = tuple[int, int, int]  # x, y, z
+
+
+# The box around what is not zero.
 
 Box = tuple[slice, slice, slice]
 
@@ -43,3 +63,9 @@ def _between(hits: NDArray[np.bool_]) -> slice:
     """From the first hit to the last."""
     places = np.flatnonzero(hits)
     return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None; None if there is none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

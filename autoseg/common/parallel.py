@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from autoseg.errors import RunError
-from autoseg.progress import Progress, progress
+from autoseg.common.errors import RunError
+from autoseg.common.progress import Progress, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

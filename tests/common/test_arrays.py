@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from autoseg.masks import members
+from autoseg.common.arrays import members
 
 
 def test_members_are_found_in_the_maps_own_memory_order() -> None:

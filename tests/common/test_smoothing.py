@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.smoothing import FEWEST_POINTS, MOST_POINTS, smooth
+from autoseg.common.figures import FEWEST_POINTS, MOST_POINTS, smooth
 
 
 def falling(epochs: int) -> np.ndarray:

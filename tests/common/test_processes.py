@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from autoseg.processes import is_alive
+from autoseg.common.files import is_alive
 from tests.making import dead_process
 
 

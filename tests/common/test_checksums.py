@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.preprocessing.checksums import BYTES_AT_ONCE, CHECKSUMS, checksum
+from autoseg.common.files import BYTES_AT_ONCE, CHECKSUMS, checksum
 from autoseg.preprocessing.store import FILES, CaseStore
 from tests.making import store_case
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from autoseg import locks
-from autoseg.errors import InUse, RunError
-from autoseg.locks import LOST_SECONDS, Holder, holder_of, locked
+from autoseg.common import locks
+from autoseg.common.errors import InUse, RunError
+from autoseg.common.locks import LOST_SECONDS, Holder, holder_of, locked
 
 
 def test_a_lock_keeps_others_out_and_says_who_holds_it(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     taken = (
-        "import sys; from pathlib import Path; from autoseg.locks import locked\n"
+        "import sys; from pathlib import Path; from autoseg.common.locks import locked\n"
         "with locked(Path(sys.argv[1]), 'the model'): pass"
     )
     with locked(lock, "the model"):

@@ -9,13 +9,33 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autoseg.errors import AutosegError
-from autoseg.processes import is_alive
+import psutil
+
+from autoseg.common.errors import AutosegError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from pydantic import TypeAdapter
+
+
+# Processes of this machine.
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs here."""
+    try:
+        return bool(psutil.pid_exists(pid))
+    except OverflowError:  # none has a number that large
+        return False
+
 
 LONGEST_NAME = 255  # bytes that most file systems allow
 UNFINISHED = ".tmp-"  # begins the names of what is not whole yet
@@ -205,3 +225,59 @@ def _unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
         return keys
 
     return build
+
+
+# Whether what was read from a file has the types that its dataclass declares.
+
+
+def check_fields(made: DataclassInstance) -> None:
+    """Check every field, at any depth: Python itself lets a dataclass hold anything.
+
+    Raises:
+        ValueError: a field holds another type than it declares, or a number that is not finite.
+    """
+    from pydantic import ValidationError
+
+    values = json.dumps(asdict(made), allow_nan=False)
+    try:
+        _adapter(type(made)).validate_json(values, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+# Checksums of files: what a disk or a copy has changed is noticed, whatever reads the file.
+
+CHECKSUMS = "checksums.json"
+BYTES_AT_ONCE = 1 << 20
+
+
+def checksum(path: Path) -> str:
+    """The CRC-32 of a file's bytes, in hexadecimal."""
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(BYTES_AT_ONCE):
+            value = zlib.crc32(part, value)
+    return f"{value:08x}"
+
+
+def write_checksums(folder: Path, names: Sequence[str]) -> None:
+    """Keep the checksums of files of a folder, in the folder."""
+    write_json(folder / CHECKSUMS, {name: checksum(folder / name) for name in names})
+
+
+def is_as_written(folder: Path, names: Sequence[str]) -> bool:
+    """Do the files have the checksums that were kept, so that nothing in them has changed?"""
+    try:
+        kept = read_json(folder / CHECKSUMS)
+        return bool(kept == {name: checksum(folder / name) for name in names})
+    except (AutosegError, OSError):
+        return False

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from autoseg.progress import in_fine_words, in_words, progress, say
+from autoseg.common.progress import in_fine_words, in_words, progress, say
 
 
 class Clock:

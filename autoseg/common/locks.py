@@ -11,9 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.errors import InUse
-from autoseg.files import LONGEST_NAME, cannot_write, end_of_name
-from autoseg.processes import is_alive
+from autoseg.common.errors import InUse
+from autoseg.common.files import LONGEST_NAME, cannot_write, end_of_name, is_alive
 
 BEAT_SECONDS = 20.0
 LOST_SECONDS = 300.0

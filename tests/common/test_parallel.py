@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from autoseg import parallel
-from autoseg.errors import DataError, RunError
-from autoseg.parallel import in_parallel
+from autoseg.common import parallel
+from autoseg.common.errors import DataError, RunError
+from autoseg.common.parallel import in_parallel
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoseg.counting import counted, listed
+from autoseg.common.progress import counted, listed
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from autoseg.errors import AutosegError
-from autoseg.evaluation.figures import (
+from autoseg.common.errors import AutosegError
+from autoseg.common.figures import (
     COLOURS,
     HATCHES,
     LINES,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.errors import AutosegError
-from autoseg.files import (
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import (
     is_temporary,
     read_json,
     remove_leftovers,
