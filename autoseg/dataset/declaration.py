@@ -16,7 +16,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json
 from autoseg.dataset.json_values import is_whole, kind_of, short
 from autoseg.dataset.labels import read_labels, read_painting_order
-from autoseg.image.endings import stem_of
+from autoseg.image.formats import stem_of
 
 FILE_NAME = "dataset.json"
 

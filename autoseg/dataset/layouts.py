@@ -12,7 +12,7 @@ from autoseg.common.errors import DataError
 from autoseg.dataset.case import Case
 from autoseg.dataset.declaration import Declaration, ListedCase
 from autoseg.dataset.verify import Problem, shown
-from autoseg.image.endings import ENDINGS, ending_of, stem_of
+from autoseg.image.formats import ENDINGS, ending_of, stem_of
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
 CHANNEL_NUMBER = re.compile(r"_(\d{4})$")

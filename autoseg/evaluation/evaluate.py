@@ -17,7 +17,7 @@ from autoseg.evaluation.scores import CaseScores, Volumes, merge
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.surface import surface
 from autoseg.evaluation.wishes import NO_WISHES, Wishes, apply, mapped_labels
-from autoseg.image.endings import ending_of, stem_of
+from autoseg.image.formats import ending_of, stem_of
 from autoseg.image.image import read_label
 
 Pair = tuple[Path, Path]

@@ -11,7 +11,7 @@ from autoseg.evaluation.scores import CaseScores
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.evaluation.views import Exhibit
-from autoseg.image.endings import ending_of, stem_of
+from autoseg.image.formats import ending_of, stem_of
 
 
 def draw_examples(summary: Summary, images: Path, labels: Labels, out: Path) -> list[Path]:

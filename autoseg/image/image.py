@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError, is_lack_of_memory
 from autoseg.image.dicom import is_dicom, read_series
-from autoseg.image.endings import ENDINGS, ending_of, stem_of
+from autoseg.image.formats import ENDINGS, check_header, ending_of, stem_of
 from autoseg.image.geometry import Geometry, geometry_of, sheared
-from autoseg.image.headers import check_header
 from autoseg.image.label_writer import HIGHEST_LABEL, File, smallest_type
-from autoseg.image.nifti import check_nifti
-from autoseg.image.nifti_reader import read_nifti
+from autoseg.image.nifti import check_nifti, read_nifti
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError
-from autoseg.image.endings import ending_of
+from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.label_writer import write_label
 from autoseg.planning.plan import Plan

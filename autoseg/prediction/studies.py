@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoseg.common.errors import DataError
 from autoseg.image.dicom import Contents, Other, dicom_files, find_series, read_contents
-from autoseg.image.stack import Series, check_stack
+from autoseg.image.dicom_series import Series, check_stack
 
 
 @dataclass(frozen=True)

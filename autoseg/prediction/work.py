@@ -14,7 +14,7 @@ from autoseg.common.errors import DataError, InUse
 from autoseg.common.files import is_temporary, unfinished_in
 from autoseg.common.locks import locked
 from autoseg.common.progress import say
-from autoseg.image.endings import ending_of
+from autoseg.image.formats import ending_of
 from autoseg.image.image import files_of, read_label
 from autoseg.prediction.record import CaseRecord, Record, file_facts
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from autoseg.image.endings import stem_of
+from autoseg.image.formats import stem_of
 from tests.cli.making import settings
 from tests.dataset.making import V2, declare, write_4d, write_scan
 from tests.faults.commands import everything_in, refusal, tell

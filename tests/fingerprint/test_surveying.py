@@ -15,7 +15,7 @@ from autoseg.dataset.verify import errors_by_case
 from autoseg.fingerprint import Fingerprint, survey, surveying
 from autoseg.fingerprint.intensities import Intensities
 from autoseg.fingerprint.labels import LabelFigures
-from autoseg.image.endings import stem_of
+from autoseg.image.formats import stem_of
 from autoseg.image.image import Image, read_image, read_label
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
 

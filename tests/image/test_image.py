@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError
-from autoseg.image.endings import ending_of, stem_of
+from autoseg.image.formats import ending_of, stem_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_geometry, read_image, read_label
 from autoseg.image.label_writer import write_label

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autoseg.common.errors import DataError
 from autoseg.image.geometry import geometry_of
 from autoseg.image.image import read_image, read_label
-from autoseg.image.nifti_reader import TYPES, read_nifti
+from autoseg.image.nifti import TYPES, read_nifti
 from tests.dataset.making import HIPPOCAMPUS, write_4d, write_scan
 from tests.image.test_nifti import big_endian
 

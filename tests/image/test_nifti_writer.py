@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_geometry, read_image, read_label
 from autoseg.image.label_writer import write_label
-from autoseg.image.nifti_writer import as_stored
+from autoseg.image.nifti import as_stored
 from tests.dataset.making import write_4d, write_scan
 from tests.image.test_nifti import big_endian
 from tests.turning import TURNS, rotation

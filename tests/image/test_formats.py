@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from autoseg.common.errors import DataError
-from autoseg.image.headers import check_header
+from autoseg.image.formats import check_header
 from autoseg.image.image import read_image
 
 NOISE = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
