@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from autoseg.image.geometry import Geometry
     from autoseg.image.image import Image, read_image, read_label
     from autoseg.image.label_writer import write_label
-    from autoseg.planning.plan import Plan, load_plan
+    from autoseg.plan.plan import Plan
+    from autoseg.plan.reading import load_plan
     from autoseg.prediction.predictor import Predictor
     from autoseg.workflow import plan_task, train_fold
 
@@ -45,10 +46,10 @@ _HOMES = {
     "AutosegError": "autoseg.common.errors",
     "Geometry": "autoseg.image.geometry",
     "Image": "autoseg.image.image",
-    "Plan": "autoseg.planning.plan",
+    "Plan": "autoseg.plan.plan",
     "Predictor": "autoseg.prediction.predictor",
     "evaluate_folders": "autoseg.evaluation.evaluate",
-    "load_plan": "autoseg.planning.plan",
+    "load_plan": "autoseg.plan.plan",
     "plan_task": "autoseg.workflow",
     "read_image": "autoseg.image.image",
     "read_label": "autoseg.image.image",

@@ -11,7 +11,8 @@ from autoseg.archive import Archive, is_archive, open_archive
 from autoseg.checkpoint import Tensors, load_checkpoint, parse_checkpoint
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import parse_json, read_json, sha256_of
-from autoseg.planning.plan import Plan, plan_of
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import plan_of
 
 PLAN, FINAL = "plan.json", "final.safetensors"
 PREVIOUS_FOLDER = "previous_stage"

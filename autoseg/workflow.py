@@ -12,8 +12,8 @@ from autoseg.devices import pick_device
 from autoseg.evaluation.summary import Summary
 from autoseg.experiments.fold import FoldJob, run_fold
 from autoseg.experiments.task_plan import survey_task, write_plan
+from autoseg.plan.plan import Plan
 from autoseg.planning.compose import Wishes
-from autoseg.planning.plan import Plan
 from autoseg.workspace import Workspace
 
 

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from autoseg.augmentation.spatial import rotation
 from autoseg.augmentation.transforms import Augmenter, seeded
 from autoseg.common.arrays import Triple
-from autoseg.planning import transforms as plans
+from autoseg.plan import augmentation as plans
 from autoseg.planning.layers import read_layer
 from autoseg.planning.reference import plans_folder
 

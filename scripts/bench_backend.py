@@ -23,9 +23,9 @@ from torch import Tensor
 from autoseg.devices import describe
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet
-from autoseg.planning.check import make_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import make_plan
 from autoseg.planning.layers import merge
-from autoseg.planning.plan import Plan
 from autoseg.planning.reference import read_reference
 from autoseg.prediction.backend import AUTO, TORCH, Run, choose_backend
 from autoseg.prediction.model import load_model

@@ -41,7 +41,8 @@ from autoseg.checkpoint import save_checkpoint
 from autoseg.dataset.task import Task, read_task
 from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 
 PLAIN = Path(__file__).with_name("plain_prediction.py")
 UNTRAINED = """

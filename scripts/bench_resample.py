@@ -36,8 +36,8 @@ from side_by_side import (
 )
 
 from autoseg.image.image import from_array
-from autoseg.planning.check import make_plan
-from autoseg.planning.classes import Classes
+from autoseg.plan.labels import Classes
+from autoseg.plan.reading import make_plan
 from autoseg.prediction.label_map import label_map
 from autoseg.prediction.model import Model
 from autoseg.prediction.native_grid import Place, native_planes

@@ -36,8 +36,8 @@ from side_by_side import (
 
 from autoseg.augmentation.pipeline import Batch
 from autoseg.devices import describe, fast_convolutions, pick_device
-from autoseg.planning.check import make_plan
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan, make_plan
 from autoseg.training.learner import Learner
 
 OURS = "_step"  # as this script calls itself to be measured

@@ -50,7 +50,7 @@ def written(name: str, content: bytes) -> Path:
 
 def read_plan(content: bytes) -> None:
     """A plan file; what is read is the same plan when it is written and read again."""
-    from autoseg.planning.plan import load_plan, plan_of
+    from autoseg.plan.reading import load_plan, plan_of
 
     plan = load_plan(written(PLAN, content))
     again = plan_of(json.loads(json.dumps(plan.to_json(), allow_nan=False)), PLAN)
@@ -126,7 +126,7 @@ def fitted(files: dict[str, bytes]) -> dict[str, bytes]:
     """The files with the plan's id in all weights, and a manifest that lists what is there."""
     import hashlib
 
-    from autoseg.planning.plan import plan_of
+    from autoseg.plan.reading import plan_of
 
     with suppress(ValueError, KeyError, RecursionError):
         plan_id = plan_of(json.loads(files[PLAN]), PLAN).id

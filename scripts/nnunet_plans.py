@@ -10,7 +10,7 @@ from typing import Any
 from side_by_side import NnUNet
 
 from autoseg.dataset.task import Task, read_task
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 
 HIPPOCAMPUS = Path(__file__).parents[1] / "tests" / "data" / "Task004_Hippocampus"
 

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from autoseg.planning.plan import Plan
-from autoseg.planning.steps import Clip, Resample, Rescale, ZScore
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Clip, Resample, Rescale, ZScore
 from autoseg.prediction.model import Model, load_model
 from autoseg.prediction.sliding_window import tile_starts, weight_map
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autoseg.image.geometry import Geometry
-from autoseg.planning.check import make_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import make_plan
 from autoseg.planning.layers import merge
-from autoseg.planning.plan import Plan
 from autoseg.preprocessing.steps import Prepared
 from autoseg.preprocessing.store import CaseStore
 

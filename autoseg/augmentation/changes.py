@@ -16,7 +16,7 @@ from autoseg.augmentation.intensity import blurring, nearest_of_coarser
 from autoseg.augmentation.spatial import Warp, random_factor
 from autoseg.augmentation.spline import Floats
 from autoseg.common.arrays import Triple
-from autoseg.planning import transforms as plans
+from autoseg.plan import augmentation as plans
 from autoseg.preprocessing.resample import axis_operator
 
 Factors = tuple[float, ...]  # one for each channel

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from autoseg.augmentation.spline import along
-from autoseg.planning.transforms import GaussianBlur, GaussianNoise, LowResolution
+from autoseg.plan.augmentation import GaussianBlur, GaussianNoise, LowResolution
 from autoseg.preprocessing.resample import apply_operators, axis_operator
 
 Image = NDArray[np.float32]  # (channel, x, y, z)

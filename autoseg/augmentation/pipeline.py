@@ -18,7 +18,7 @@ from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.augmentation.workers import live_with_parent, worker_stream
 from autoseg.common.errors import AutosegError, RunError
-from autoseg.planning.transforms import Transform
+from autoseg.plan.augmentation import Transform
 
 # For a cascade the label is (B, 2, X, Y, Z): the second one is its previous stage.
 # For images left to the device there is `postponed` in place of data: a list of Postponed.

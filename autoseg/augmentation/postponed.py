@@ -17,7 +17,7 @@ from autoseg.augmentation.previous import change_previous
 from autoseg.augmentation.sampler import Border
 from autoseg.augmentation.spatial import Warp, draw_warp
 from autoseg.common.arrays import Triple
-from autoseg.planning import transforms as plans
+from autoseg.plan import augmentation as plans
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.planning.transforms import PreviousMorphology, PreviousRemoval
+from autoseg.plan.augmentation import PreviousMorphology, PreviousRemoval
 
 Mask = NDArray[np.bool_]
 Operator = Callable[[Mask, int], Mask]

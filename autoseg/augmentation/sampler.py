@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple
-from autoseg.planning.plan import Sampling
+from autoseg.plan.plan import Sampling
 from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
 
 Border = Literal["constant", "nearest"]

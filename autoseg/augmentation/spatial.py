@@ -27,7 +27,7 @@ from autoseg.augmentation.spline import (
     rows_at_points,
 )
 from autoseg.common.arrays import Triple
-from autoseg.planning.transforms import Spatial
+from autoseg.plan.augmentation import Spatial
 
 
 def draw_warp(spec: Spatial, size: Triple, rng: np.random.Generator) -> Warp | None:

@@ -25,7 +25,7 @@ from autoseg.augmentation.previous import change_previous
 from autoseg.augmentation.sampler import Border
 from autoseg.augmentation.spatial import Warp, draw_warp
 from autoseg.common.arrays import Triple
-from autoseg.planning import transforms as plans
+from autoseg.plan import augmentation as plans
 
 Image = NDArray[np.float32]  # (channel, x, y, z)
 Labels = NDArray[np.int16]  # (label, x, y, z)

@@ -11,7 +11,7 @@ from autoseg.cli import common, habits
 from autoseg.common.progress import counted
 
 if TYPE_CHECKING:
-    from autoseg.planning.plan import Plan
+    from autoseg.plan.plan import Plan
 
 MANY_STEPS = 20_000  # of training: hours on most processors
 

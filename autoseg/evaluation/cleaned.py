@@ -14,7 +14,7 @@ from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.parallel import in_parallel
 from autoseg.image.image import read_label
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
 
 Pair = tuple[Path, Path]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autoseg.plan.plan import Plan
 from autoseg.planning.explain import DEFAULT, Row, rows
-from autoseg.planning.plan import Plan
 from autoseg.planning.words import GROUPS, group_of
 
 

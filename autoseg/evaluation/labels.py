@@ -17,8 +17,8 @@ from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import HIGHEST_LABEL
-from autoseg.planning.evaluation import DEFAULT_TOLERANCE_MM, Evaluation
-from autoseg.planning.plan import Plan
+from autoseg.plan.evaluation import DEFAULT_TOLERANCE_MM, Evaluation
+from autoseg.plan.plan import Plan
 
 BACKGROUND = 0
 Values = dict[str, tuple[int, ...]]

@@ -21,7 +21,8 @@ from autoseg.common.progress import listed
 from autoseg.evaluation.cleaned import Dice, Pair, mean_dice
 from autoseg.evaluation.cross_validation import CrossValidation
 from autoseg.evaluation.rows import Row, number
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 from autoseg.prediction.postprocessing import (
     FILE_NAME,
     FORMAT_VERSION,

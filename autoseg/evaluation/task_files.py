@@ -22,7 +22,8 @@ from autoseg.evaluation.overlay import draw_cases
 from autoseg.evaluation.rows import write_table
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.views import Exhibit
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 
 TABLES, FIGURES = "tables", "figures"
 

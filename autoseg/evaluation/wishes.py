@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from autoseg.common.errors import AutosegError
 from autoseg.evaluation.labels import Labels, Names, Values
-from autoseg.planning.evaluation import class_of
+from autoseg.plan.evaluation import class_of
 
 EVERY = ""  # in tolerances: every class
 

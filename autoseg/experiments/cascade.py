@@ -14,7 +14,8 @@ from autoseg.common.progress import listed
 from autoseg.dataset.splits import FILE_NAME, count_folds, read_splits
 from autoseg.dataset.task import Task
 from autoseg.model_files import FINAL
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 from autoseg.prediction.batch import output_path
 from autoseg.prediction.model import check_previous, save_previous
 from autoseg.workspace import Workspace

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import say
-from autoseg.planning.extension import differing_keys, is_extension
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import differing_keys, is_extension, load_plan
 
 MOST_KEYS = 4
 

@@ -10,7 +10,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.planning.plan import load_plan
+from autoseg.plan.reading import load_plan
 from autoseg.workspace import Workspace
 
 SUMMARY = "summary.json"

@@ -26,7 +26,8 @@ from autoseg.experiments.claim import claim
 from autoseg.fingerprint import Fingerprint
 from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.model import load_model
 from autoseg.prediction.predictor import Predictor

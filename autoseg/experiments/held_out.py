@@ -17,7 +17,7 @@ from autoseg.evaluation.summary import Summary
 from autoseg.experiments.finished import SUMMARY, TEST_SET, described, is_described, test_folder
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.inputs import find_inputs
 from autoseg.prediction.predictor import Predictor

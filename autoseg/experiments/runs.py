@@ -16,11 +16,11 @@ from autoseg.dataset.task import find_task
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.experiments.task_plan import Surveyed, fitted, survey_task, write_plan
 from autoseg.fingerprint import Fingerprint
+from autoseg.plan.plan import Plan, Splits
+from autoseg.plan.reading import differing_keys, load_plan
 from autoseg.planning.budget import parse_seconds
 from autoseg.planning.compose import Wishes, compose_unmeasured
-from autoseg.planning.extension import differing_keys
 from autoseg.planning.layers import Layer, merge
-from autoseg.planning.plan import Plan, Splits, load_plan
 from autoseg.workspace import Workspace
 
 MOST_KEYS = 4

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autoseg.common.errors import PlanError
-from autoseg.planning.check import in_words
+from autoseg.plan.reading import in_words
+from autoseg.plan.sections import Count, Index, LabelValue, Positive, Seed
 from autoseg.planning.layers import merge, read_layer, set_layer
-from autoseg.planning.part import Count, Index, LabelValue, Positive, Seed
 from autoseg.planning.reference import plans_folder
 
 ENDING = ".json5"

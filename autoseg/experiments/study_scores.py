@@ -14,7 +14,7 @@ from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.paper_tables import VALIDATION, Arm, Column
 from autoseg.experiments.results import RESULTS, STUDY
-from autoseg.planning.plan import load_plan
+from autoseg.plan.reading import load_plan
 
 Scores = dict[str, dict[str, dict[int, dict[str, dict[str, list[float | None]]]]]]
 

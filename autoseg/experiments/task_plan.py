@@ -26,8 +26,9 @@ from autoseg.dataset.verify import (
     write_verification,
 )
 from autoseg.fingerprint import Fingerprint, survey
+from autoseg.plan.plan import Plan, Splits
+from autoseg.plan.reading import load_plan
 from autoseg.planning.compose import Wishes, compose, compose_unmeasured, other_plans
-from autoseg.planning.plan import Plan, Splits, load_plan
 from autoseg.workspace import Workspace
 
 TIMED_CASES = 4

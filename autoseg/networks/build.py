@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autoseg.networks.unet import UNet
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 
 
 def build_network(plan: Plan) -> UNet:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoseg.common.arrays import Triple
 from autoseg.networks.convolution import Convolution
-from autoseg.planning.network import Network
+from autoseg.plan.sections import Network
 
 
 class ConvBlock(nn.Sequential):

@@ -20,7 +20,7 @@ from autoseg.common.progress import in_words
 from autoseg.evaluation.rows import Row, number, rows_as_markdown, spread
 from autoseg.evaluation.summary import Summary
 from autoseg.fingerprint import Fingerprint
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 
 NOT_STATED = "not stated"
 # What people may say of a model: key -> heading.

@@ -26,7 +26,8 @@ from autoseg.evaluation.training_log import read_log
 from autoseg.fingerprint import Fingerprint
 from autoseg.model_files import FINAL, PLAN, PREVIOUS_FOLDER, FolderFiles, open_model, plan_in
 from autoseg.packing.card import Card, Training, read_statements
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 from autoseg.prediction.model import PREVIOUS, check_previous
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import Postprocessing

@@ -12,10 +12,10 @@ import numpy as np
 
 from autoseg.common.errors import PlanError
 from autoseg.common.progress import counted, in_words, say
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Size3
 from autoseg.planning.defaults import Values
 from autoseg.planning.layers import Layer
-from autoseg.planning.part import Size3
-from autoseg.planning.plan import Plan
 from autoseg.planning.recipe import SHORT
 from autoseg.planning.topology import pool_and_kernels
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from autoseg.common.errors import PlanError
+from autoseg.plan.plan import CASCADE, Plan, Splits
+from autoseg.plan.reading import make_plan
 from autoseg.planning.budget import Timing, Work, budget_layer
-from autoseg.planning.check import make_plan
 from autoseg.planning.defaults import (
     A_FOLD_EACH,
     LEFT_OUT,
@@ -21,7 +22,6 @@ from autoseg.planning.defaults import (
 from autoseg.planning.grid import times
 from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
 from autoseg.planning.own_rules import patch_layer, strides_without_patch, whole_case_layer
-from autoseg.planning.plan import CASCADE, Plan, Splits
 from autoseg.planning.planners import find_planner
 from autoseg.planning.recipe import short_recipe
 from autoseg.planning.reference import Reference, find_reference

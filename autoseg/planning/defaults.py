@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from autoseg.planning.plan import CASCADE
+from autoseg.plan.plan import CASCADE
 from autoseg.planning.rules import Configuration, DataFigures, decide
 
 if TYPE_CHECKING:

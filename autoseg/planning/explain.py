@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoseg.plan.plan import Plan, Provenance
 from autoseg.planning.defaults import A_FOLD_EACH, DECLARED, LEFT_OUT
-from autoseg.planning.plan import Plan, Provenance
 from autoseg.planning.words import GROUPS, group_of, name_of, value_of
 
 HIDDEN = ("format_version", "provenance", "measured", "task", "name")

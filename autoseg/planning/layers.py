@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.common.errors import PlanError
-from autoseg.planning.check import make_plan
+from autoseg.plan.plan import Plan, Provenance
+from autoseg.plan.reading import make_plan
 from autoseg.planning.defaults import Evidence, Values
-from autoseg.planning.plan import Plan, Provenance
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
 WHOLE = ("labels", "measured")  # objects with the user's own keys: replaced, not merged

@@ -28,9 +28,8 @@ from dataclasses import dataclass
 from math import prod
 
 from autoseg.common.arrays import Triple
-from autoseg.planning.network import Network
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Adam, Optimizer
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Adam, Network, Optimizer
 
 FLOAT, HALF, INDEX = 4, 2, 8  # bytes
 GB = 2**30  # as graphics cards count

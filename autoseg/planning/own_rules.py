@@ -25,11 +25,11 @@ import numpy as np
 
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import PlanError
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import CropToNonzero, Resample, whole_sizes
 from autoseg.planning.grid import times
 from autoseg.planning.layers import Layer, value_at
 from autoseg.planning.memory import GB, training_memory
-from autoseg.planning.plan import Plan
-from autoseg.planning.steps import CropToNonzero, Resample, whole_sizes
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint

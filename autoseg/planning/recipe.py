@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from autoseg.common.progress import in_words
+from autoseg.plan.plan import Plan
 from autoseg.planning.defaults import ANISOTROPY, Values
 from autoseg.planning.layers import Layer
-from autoseg.planning.plan import Plan
 
 SHORT = 12 * 3600.0  # seconds: from here on the rules' own recipe has the time that it needs
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoseg.common.errors import AutosegError
 from autoseg.devices import autocast, autocast_type, memory_format
 from autoseg.networks.unet import UNet
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction import openvino_network
 from autoseg.prediction.openvino_network import OpenVinoNetwork
 

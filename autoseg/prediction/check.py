@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from autoseg.common.errors import DataError
 from autoseg.common.progress import counted
 from autoseg.image.image import Image
-from autoseg.planning.plan import Plan
-from autoseg.planning.steps import Clip, Rescale, Step, ZScore
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Clip, Rescale, Step, ZScore
 
 SPACING_FACTOR = 30.0  # thick slices are 10 to 20 times as far apart as pixels; metres 1000 times
 SMALLEST_SPREAD = 0.05  # of the standard deviation of the training's values

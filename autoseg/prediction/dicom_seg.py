@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from autoseg import __version__
 from autoseg.common.files import replacing
 from autoseg.image.dicom import find_series
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription

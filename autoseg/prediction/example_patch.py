@@ -12,8 +12,8 @@ from torch import Tensor
 from autoseg.common.arrays import Triple
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
-from autoseg.planning.plan import Plan
-from autoseg.planning.steps import Clip, Resample
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Clip, Resample
 from autoseg.preprocessing.steps import prepare
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

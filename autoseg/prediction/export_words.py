@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from autoseg import __version__
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.model import Model
 from autoseg.prediction.openvino_graph import INPUT, OUTPUT
 

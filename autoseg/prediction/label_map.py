@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple
-from autoseg.planning.classes import Classes
+from autoseg.plan.labels import Classes
 from autoseg.prediction.native_grid import Patch, Planes, whole
 from autoseg.prediction.probabilities import ProbabilityFile
 

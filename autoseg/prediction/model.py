@@ -15,7 +15,7 @@ from autoseg.common.progress import listed
 from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.postprocessing import FILE_NAME, Postprocessing
 
 PREVIOUS = "previous_stage.json"

@@ -14,7 +14,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.label_writer import write_label
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 
 DEFAULT_FORMAT, DICOM_SEG = "nii.gz", "dicom-seg"
 ENDINGS = {DEFAULT_FORMAT: ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", DICOM_SEG: ".dcm"}

@@ -15,7 +15,7 @@ from autoseg.common.errors import DataError
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, from_array, from_simpleitk
 from autoseg.image.label_writer import to_simpleitk
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.label_map import label_map
 from autoseg.prediction.native_grid import Planes
 from autoseg.prediction.probabilities import probability_file

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.common.arrays import Triple
-from autoseg.planning.plan import Inference
+from autoseg.plan.plan import Inference
 
 Network = Callable[[Tensor], Tensor]  # patches (B, channel, *patch) -> (B, classes, *patch)
 Slab = tuple[int, NDArray[np.float32]]  # first x plane, probabilities (classes, planes, Y, Z)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.image.geometry import Geometry
-from autoseg.planning.plan import Plan, VolumeShare
+from autoseg.plan.plan import Plan, VolumeShare
 
 
 def volumes(label: NDArray[Any], geometry: Geometry, plan: Plan) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
 from autoseg.dataset.case import Case
 from autoseg.image.image import files_of, read_image, read_label
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.preprocessing.sharing import link_from_others
 from autoseg.preprocessing.steps import Prepared, prepare
 from autoseg.preprocessing.store import CaseStore

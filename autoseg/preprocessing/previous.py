@@ -15,8 +15,8 @@ from autoseg.common.errors import DataError
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.case import Case
 from autoseg.image.image import read_geometry, read_label
-from autoseg.planning.plan import Plan
-from autoseg.planning.steps import Resample
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Resample
 from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.resample_label import resample_label
 from autoseg.preprocessing.steps import to_classes

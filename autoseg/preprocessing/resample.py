@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple
-from autoseg.planning.steps import whole_sizes
+from autoseg.plan.sections import whole_sizes
 from autoseg.preprocessing.channel import Channel
 
 BAND_ROWS = 32

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.image.label_writer import HIGHEST_LABEL
-from autoseg.planning.plan import Plan
-from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.channel import Channel
 from autoseg.preprocessing.resample import axis_orders, resample_channel, resampled_shape
 from autoseg.preprocessing.resample_label import resample_label

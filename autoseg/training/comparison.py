@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoseg.planning.classes import Classes
+from autoseg.plan.labels import Classes
 from autoseg.preprocessing.steps import IGNORED
 
 Total = Callable[[Tensor], Tensor]

@@ -11,8 +11,8 @@ import torch
 from autoseg.augmentation.pipeline import Batch
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Plateau
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Plateau
 from autoseg.training.history import Epoch
 from autoseg.training.learner import Learner
 from autoseg.training.pulse import Pulse

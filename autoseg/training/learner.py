@@ -19,8 +19,8 @@ from autoseg.checkpoint import (
 from autoseg.devices import autocast, autocast_type, memory_format, to_device
 from autoseg.networks.build import build_network
 from autoseg.networks.previous import with_masks
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Adam, Sgd
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Adam, Sgd
 from autoseg.training.compiling import compiled, failures_told
 from autoseg.training.distributed import ALONE, Group, share_batch_norm
 from autoseg.training.losses import build_loss

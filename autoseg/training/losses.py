@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import DiceCrossEntropy, TverskyCrossEntropy
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import DiceCrossEntropy, TverskyCrossEntropy
 from autoseg.training.comparison import (
     ClassComparison,
     RegionComparison,

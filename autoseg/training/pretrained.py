@@ -10,7 +10,7 @@ from autoseg.archive import is_archive
 from autoseg.checkpoint import Tensors, without_prefix
 from autoseg.common.errors import AutosegError
 from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 
 
 @dataclass(frozen=True)

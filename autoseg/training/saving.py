@@ -11,8 +11,8 @@ from autoseg.checkpoint import load_checkpoint, save_checkpoint, with_prefix, wi
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, say
 from autoseg.model_files import FINAL
-from autoseg.planning.extension import recipe_id
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import recipe_id
 from autoseg.training.learner import Learner
 from autoseg.training.state import EpochSoFar, State, steps_in_words
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from autoseg.planning.training import Cosine, Plateau, Polynomial, Schedule
+from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule
 
 AIM = 0.96  # of the budget: what is left absorbs the noise of the last epochs
 TOLERANCE = 0.1

@@ -13,8 +13,8 @@ from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.dataset.case import Case
 from autoseg.devices import describe
+from autoseg.plan.plan import Plan
 from autoseg.planning.budget import Timing
-from autoseg.planning.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.learner import Learner

@@ -19,9 +19,9 @@ from autoseg.dataset.splits import Split
 from autoseg.devices import fast_convolutions
 from autoseg.model_files import FINAL
 from autoseg.overfitting import ADVICE
-from autoseg.planning.extension import recipe_id
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Plateau
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import recipe_id
+from autoseg.plan.sections import Plateau
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import Group
 from autoseg.training.epoch import Loop, train_epoch

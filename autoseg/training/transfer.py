@@ -25,7 +25,7 @@ from autoseg.checkpoint import Tensors
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
 from autoseg.common.progress import say
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.training.learner import Learner
 from autoseg.training.pretrained import Pretrained, read_pretrained
 

@@ -11,7 +11,7 @@ from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.learner import Learner, dice_of
 

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import kstest, kurtosis, skew
 
 from autoseg.augmentation.intensity import add_noise, blur, lower_resolution, through_coarser_grid
-from autoseg.planning.transforms import GaussianBlur, GaussianNoise, LowResolution
+from autoseg.plan.augmentation import GaussianBlur, GaussianNoise, LowResolution
 
 SHAPES = st.tuples(st.integers(1, 14), st.integers(2, 14), st.integers(1, 14))
 

@@ -15,7 +15,7 @@ from autoseg.augmentation.on_device import changed, finish
 from autoseg.augmentation.postponed import Postponed, Postponer
 from autoseg.augmentation.spatial import draw_warp
 from autoseg.augmentation.transforms import Augmenter
-from autoseg.planning import transforms as plans
+from autoseg.plan import augmentation as plans
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # Nothing is left to chance, so that both ways do the same.

@@ -11,7 +11,7 @@ from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.image.image import read_image, read_label
-from autoseg.planning.plan import Sampling
+from autoseg.plan.plan import Sampling
 from autoseg.preprocessing.store import CaseStore
 from tests.making import store_case, tiny_plan, tiny_store
 

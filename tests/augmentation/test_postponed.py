@@ -12,7 +12,7 @@ from autoseg.augmentation.changes import draw_change
 from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.postponed import Postponer
 from autoseg.augmentation.transforms import Augmenter
-from autoseg.planning import transforms as plans
+from autoseg.plan import augmentation as plans
 
 CPU = torch.device("cpu")
 SPECS = (

@@ -21,7 +21,7 @@ from autoseg.augmentation.previous import (
     opened,
 )
 from autoseg.augmentation.transforms import Augmenter
-from autoseg.planning.transforms import (
+from autoseg.plan.augmentation import (
     Mirror,
     PreviousMorphology,
     PreviousRemoval,

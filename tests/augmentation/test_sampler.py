@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.planning.plan import Sampling
+from autoseg.plan.plan import Sampling
 from autoseg.preprocessing.store import CaseStore
 from tests.making import store_case, tiny_plan, tiny_store
 

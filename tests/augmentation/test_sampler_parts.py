@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.planning.plan import Sampling
+from autoseg.plan.plan import Sampling
 from autoseg.preprocessing.steps import IGNORED, Prepared
 from autoseg.preprocessing.store import CaseStore
 from tests.making import REGIONS, grid, tiny_plan

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import ks_2samp
 
 from autoseg.augmentation.spatial import Warp, draw_warp, rotation
-from autoseg.planning.transforms import Spatial
+from autoseg.plan.augmentation import Spatial
 
 SIZES = {(12, 16, 10): (52, 48, 44), (15, 9, 8): (53, 49, 44)}  # patch: a volume about it
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoseg.augmentation.transforms import Augmenter, seeded
-from autoseg.planning.transforms import (
+from autoseg.plan.augmentation import (
     Brightness,
     Contrast,
     Gamma,

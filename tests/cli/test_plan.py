@@ -11,7 +11,8 @@ import pytest
 
 from autoseg.cli.plan import main, make_parser
 from autoseg.fingerprint import Fingerprint
-from autoseg.planning.plan import ConfigurationName, load_plan
+from autoseg.plan.plan import ConfigurationName
+from autoseg.plan.reading import load_plan
 from autoseg.workspace import ENVIRONMENT_VARIABLE
 from tests.cli.making import settings, write_ct
 from tests.dataset.making import HIPPOCAMPUS

@@ -16,7 +16,7 @@ from autoseg.checkpoint import load_checkpoint
 from autoseg.cli import plan, train
 from autoseg.dataset.task import read_task
 from autoseg.experiments.fold import find_split
-from autoseg.planning.plan import load_plan
+from autoseg.plan.reading import load_plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.store import CaseStore
 from tests.cli.making import TINY, copy_hippocampus, settings

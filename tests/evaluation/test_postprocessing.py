@@ -24,8 +24,8 @@ from autoseg.evaluation.postprocessing import Learned, learn, update
 from autoseg.evaluation.summary import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
-from autoseg.planning.check import make_plan
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import make_plan
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
 from tests.dataset.making import HIPPOCAMPUS, write_scan
 from tests.making import REGIONS, grid, tiny_plan

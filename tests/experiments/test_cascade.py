@@ -12,7 +12,7 @@ from autoseg.common.files import read_json
 from autoseg.dataset.splits import Split, write_splits
 from autoseg.dataset.task import Task, read_task
 from autoseg.experiments.cascade import claim_segmentations, find_segmentations
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.workspace import Workspace
 from tests.cli.making import write_ct
 from tests.making import CASCADE, tiny_plan

@@ -6,7 +6,7 @@ import pytest
 
 from autoseg.common.errors import AutosegError
 from autoseg.experiments.claim import claim
-from autoseg.planning.plan import load_plan
+from autoseg.plan.reading import load_plan
 from tests.making import tiny_plan
 
 PLAN = tiny_plan(training={"epochs": 2})

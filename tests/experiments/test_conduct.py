@@ -20,7 +20,7 @@ from autoseg.experiments.runs import prepare_plans, runs_of
 from autoseg.experiments.status import in_short, status_of, table
 from autoseg.experiments.study import Study
 from autoseg.image.image import read_label
-from autoseg.planning.plan import load_plan
+from autoseg.plan.reading import load_plan
 from autoseg.workspace import Workspace
 from tests.experiments.studying import OVERRIDES, TASK, TEST_SET, study, write_task
 

@@ -14,7 +14,7 @@ from autoseg.checkpoint import load_checkpoint
 from autoseg.cli.plan import main as plan_task
 from autoseg.common.errors import AutosegError
 from autoseg.experiments.fold import FoldJob, run_fold
-from autoseg.planning.plan import load_plan
+from autoseg.plan.reading import load_plan
 from autoseg.workspace import Workspace
 from tests.cli.making import TINY, settings
 from tests.dataset.making import V2, declare, write_case

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from autoseg.common.errors import AutosegError
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 from autoseg.planning.reference import read_reference
 from tests.faults.bad_json import changed, places
 from tests.making import tiny_plan

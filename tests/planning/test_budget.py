@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
 from autoseg.networks.build import build_network
+from autoseg.plan.plan import Plan
 from autoseg.planning.budget import (
     START_SECONDS,
     Timing,
@@ -20,7 +21,6 @@ from autoseg.planning.budget import (
     parse_seconds,
 )
 from autoseg.planning.layers import Layer, complete, merge, stack
-from autoseg.planning.plan import Plan
 from autoseg.planning.recipe import short_recipe
 from autoseg.prediction.sliding_window import count_tiles
 from tests.making import TINY, tiny_plan

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from autoseg.fingerprint import Fingerprint
 from autoseg.networks.build import build_network
-from autoseg.planning.check import make_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import make_plan
 from autoseg.planning.compose import Wishes, compose
-from autoseg.planning.plan import Plan
 from autoseg.training.learner import Learner
 from autoseg.training.losses import build_loss
 from tests.planning.making import fingerprint

@@ -7,11 +7,11 @@ import pytest
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import to_json
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Adam, Cosine, Sgd
 from autoseg.planning import reference
 from autoseg.planning.budget import Timing, Work
 from autoseg.planning.compose import Wishes, compose, other_configurations
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Adam, Cosine, Sgd
 from tests.planning.making import fingerprint
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.fingerprint import Fingerprint
-from autoseg.planning.check import make_plan
+from autoseg.plan.reading import make_plan
 from autoseg.planning.defaults import Evidence, Values, configurations
 from autoseg.planning.defaults import rule_values as rule_values_of
 from tests.planning.making import FOREGROUND, LABELS, fingerprint

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from autoseg.plan.plan import Plan
 from autoseg.planning.compose import Wishes, compose
 from autoseg.planning.explain import explain, rows
-from autoseg.planning.plan import Plan
 from autoseg.planning.words import GROUPS
 from tests.making import tiny_plan
 from tests.planning.making import fingerprint

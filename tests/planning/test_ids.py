@@ -8,17 +8,16 @@ from typing import Any
 
 from pydantic import Field
 
-from autoseg.planning.part import FOR_ID, Part, since
-from autoseg.planning.plan import load_plan
-from autoseg.planning.schema import plan_schema
+from autoseg.plan.reading import load_plan, plan_schema
+from autoseg.plan.sections import FOR_ID, Part, since
 from tests.making import tiny_plan
-from tests.planning.test_plan import full_plan
+from tests.plan.test_plan import full_plan
 
 DATA = Path(__file__).parents[1] / "data"
 PLAN = DATA / "plan_0.1.0.json"  # written by version 0.1.0; every part but the kinds of loss, ...
 KEYS = DATA / "plan_keys_0.1.0.json"  # part -> its keys in version 0.1.0
 WITHOUT_ID = {"Colour", "Evaluation", "Merged", "Provenance", "Tolerance"}
-ADVICE = "ids of existing plans would change: mark the key by autoseg.planning.part.since"
+ADVICE = "ids of existing plans would change: mark the key by autoseg.plan.sections.since"
 
 
 def test_a_plan_of_the_first_release_keeps_its_id_and_its_cases() -> None:

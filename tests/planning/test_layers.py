@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Adam, Sgd, TverskyCrossEntropy
 from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Adam, Sgd, TverskyCrossEntropy
 from tests.making import TINY
 
 STEPS = [

@@ -11,9 +11,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from autoseg.devices import autocast
 from autoseg.networks.build import build_network
+from autoseg.plan.plan import Plan
 from autoseg.planning.layers import merge
 from autoseg.planning.memory import parameter_count, training_memory
-from autoseg.planning.plan import Plan
 from autoseg.training.learner import build_optimizer
 from autoseg.training.losses import build_loss
 from tests.making import count_parameters, tiny_plan

@@ -8,9 +8,9 @@ import pytest
 
 from autoseg.common.errors import PlanError
 from autoseg.networks.build import build_network
+from autoseg.plan.plan import Plan
 from autoseg.planning import reference
 from autoseg.planning.compose import Wishes, compose
-from autoseg.planning.plan import Plan
 from autoseg.planning.reference import find_reference, plans_folder, reference_names
 from tests.making import count_parameters
 from tests.planning.making import fingerprint

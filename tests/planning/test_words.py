@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Adam, Cosine, DiceCrossEntropy, Plateau, TverskyCrossEntropy
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Adam, Cosine, DiceCrossEntropy, Plateau, TverskyCrossEntropy
 from autoseg.planning.words import GROUPS, WORDS, group_of, name_of, value_of
-from tests.planning.test_plan import full_plan
+from tests.plan.test_plan import full_plan
 
 CT = ("CT",)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoseg.checkpoint import save_checkpoint
 from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.model import Model
 
 

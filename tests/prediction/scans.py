@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.outcome import Outcome
 from autoseg.prediction.predictor import Predictor

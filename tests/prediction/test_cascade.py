@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.image.image import Image, read_label
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import load_model, save_previous

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.image.dicom import read_contents
 from autoseg.image.image import read_image
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.output import write_prediction
 from tests.dicom_series import AXIAL, write_series
 from tests.making import REGIONS, tiny_plan

@@ -11,7 +11,8 @@ import torch
 import autoseg
 from autoseg.common.errors import AutosegError, RunError
 from autoseg.common.files import read_json
-from autoseg.planning.plan import Plan, load_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 from autoseg.prediction import export, onnx_network, openvino_network
 from autoseg.prediction.example_patch import example_patch
 from autoseg.prediction.export import FORMATS, compare, export_model

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from autoseg.common.arrays import Triple
-from autoseg.planning.classes import Classes
+from autoseg.plan.labels import Classes
 from autoseg.prediction.label_map import label_map
 from autoseg.prediction.native_grid import Patch, Place, Planes, native_planes
 from autoseg.prediction.sliding_window import Slab

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction import openvino_network
 from autoseg.prediction.openvino_graph import to_openvino
 from tests.making import tiny_plan

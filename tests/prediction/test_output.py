@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError
 from autoseg.image.image import read_geometry, read_image, read_label
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction import output
 from autoseg.prediction.output import FORMATS, check_format, ending, write_prediction
 from tests.dataset.making import write_scan

@@ -13,7 +13,7 @@ from skimage.transform import resize
 
 from autoseg.common.files import read_json
 from autoseg.image.image import Image, read_label
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.predictor import Predictor

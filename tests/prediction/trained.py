@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from tests.making import tiny_plan
 
 STEPS = 150

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from autoseg.image.image import Image
-from autoseg.planning.plan import Plan
-from autoseg.planning.steps import Clip, CropToNonzero, Resample, Rescale, ZScore
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.resample import axis_orders, resampled_shape
 from autoseg.preprocessing.resample_label import resample_label
 from autoseg.preprocessing.steps import prepare, to_classes

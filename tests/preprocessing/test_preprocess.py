@@ -11,7 +11,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.case import Case
 from autoseg.dataset.task import read_task
 from autoseg.image.image import read_image, read_label
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.steps import prepare
 from autoseg.preprocessing.store import CaseStore

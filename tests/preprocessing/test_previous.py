@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.case import Case
 from autoseg.image.image import Image
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.previous import add_previous, prepare_previous
 from autoseg.preprocessing.steps import prepare

@@ -13,7 +13,7 @@ from skimage.transform import resize
 from autoseg.common.errors import PlanError
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.preprocessing.channel import Channel
 from autoseg.preprocessing.resample import resample_channel
 from autoseg.preprocessing.resample_label import resample_label

@@ -13,7 +13,7 @@ import torch
 from autoseg.checkpoint import load_checkpoint
 from autoseg.dataset.splits import Split
 from autoseg.model_files import FINAL
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training import picture
 from autoseg.training import train as train_module

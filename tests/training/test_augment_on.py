@@ -11,7 +11,7 @@ import torch
 
 from autoseg.augmentation.postponed import Postponer
 from autoseg.augmentation.transforms import Augmenter
-from autoseg.planning.transforms import Brightness, Spatial
+from autoseg.plan.augmentation import Brightness, Spatial
 from autoseg.training import train as train_module
 from autoseg.training.learner import Learner
 from tests.making import CASCADE, tiny_plan

@@ -13,7 +13,7 @@ from torch import nn
 
 from autoseg.checkpoint import Tensors, with_prefix, without_prefix
 from autoseg.common.errors import AutosegError
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.preprocessing.steps import IGNORED
 from autoseg.training.distributed import ALONE, Group, SharedBatchNorm, joined
 from autoseg.training.learner import Learner

@@ -22,9 +22,9 @@ from autoseg.checkpoint import load_checkpoint
 from autoseg.model_files import FINAL
 from autoseg.networks.build import build_network
 from autoseg.networks.convolution import Convolution
+from autoseg.plan.plan import Plan
+from autoseg.plan.sections import Adam, Plateau
 from autoseg.planning.compose import Wishes, compose
-from autoseg.planning.plan import Plan
-from autoseg.planning.training import Adam, Plateau
 from autoseg.training import epoch as epoch_module
 from autoseg.training.learner import build_optimizer
 from autoseg.training.losses import build_loss

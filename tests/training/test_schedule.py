@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.planning.training import Cosine, Plateau, Polynomial, Schedule
+from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule
 from autoseg.training.schedule import PlateauState, epochs_within, learning_rate_factor
 
 

@@ -12,7 +12,7 @@ from autoseg.augmentation.pipeline import Batch
 from autoseg.checkpoint import load_checkpoint
 from autoseg.common.errors import RunError, Stopped
 from autoseg.model_files import FINAL
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from autoseg.training import epoch
 from autoseg.training.distributed import Group
 from autoseg.training.learner import Learner

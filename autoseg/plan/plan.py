@@ -15,24 +15,25 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from autoseg.common.arrays import Triple
-from autoseg.common.files import read_json, write_json
-from autoseg.planning.classes import Classes, check_labels, check_regions, classes_of, values_of
-from autoseg.planning.evaluation import Evaluation
-from autoseg.planning.network import Network
-from autoseg.planning.part import (
+from autoseg.common.files import write_json
+from autoseg.plan.augmentation import Mirror, PreviousMorphology, PreviousRemoval, Transform
+from autoseg.plan.evaluation import Evaluation
+from autoseg.plan.labels import Classes, check_labels, check_regions, classes_of, values_of
+from autoseg.plan.sections import (
     FOR_ID,
     Axes,
     Count,
     LabelValue,
+    Network,
     Part,
     Positive,
+    Resample,
     Seed,
     Share,
     Size3,
+    Step,
+    Training,
 )
-from autoseg.planning.steps import Resample, Step
-from autoseg.planning.training import Training
-from autoseg.planning.transforms import Mirror, PreviousMorphology, PreviousRemoval, Transform
 
 FORMAT_VERSION = 1
 CASCADE = "3d_cascade_fullres"
@@ -271,26 +272,3 @@ def _digest(values: dict[str, Any]) -> str:
     # Keys stay in their order: that of the labels decides the classes' indices.
     text = json.dumps(values, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def load_plan(path: Path | str) -> Plan:
-    """Read and check a plan file.
-
-    >>> import autoseg
-    >>> plan = autoseg.load_plan("preprocessed/Task004_Hippocampus/default/plan.json")
-    >>> plan.task, plan.sampling.batch_size
-    ('Task004_Hippocampus', 2)
-
-    Raises:
-        PlanError: it is not a plan. The id in it is for people only: it is counted anew.
-    """
-    return plan_of(read_json(Path(path)), str(path))
-
-
-def plan_of(values: Any, where: str) -> Plan:
-    """The same for a plan file's content; `where` is named in messages."""
-    from autoseg.planning.check import make_plan
-
-    if isinstance(values, dict):
-        values = {key: value for key, value in values.items() if key != "id"}
-    return make_plan(values, where)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
-from autoseg.planning.check import make_plan
-from autoseg.planning.plan import Plan
-from tests.planning.test_plan import full_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import make_plan
+from tests.plan.test_plan import full_plan
 
 VALID = full_plan(shares=[{"label": 2, "container": [1]}]).model_dump(mode="json")
 

@@ -8,8 +8,8 @@ import pytest
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
-from autoseg.planning.evaluation import Evaluation, class_of
-from autoseg.planning.plan import load_plan
+from autoseg.plan.evaluation import Evaluation, class_of
+from autoseg.plan.reading import load_plan
 from autoseg.planning.reference import find_reference
 from tests.making import REGIONS, tiny_plan
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from autoseg.common.errors import PlanError
-from autoseg.planning.part import Part
-from autoseg.planning.plan import FORMAT_VERSION, Plan
+from autoseg.common.files import read_json
+from autoseg.plan.plan import FORMAT_VERSION, Plan
+from autoseg.plan.sections import (
+    Part,
+)
 
 LISTS_OF_KINDS = (("preprocessing",), ("augmentation",))
 KINDS = (("training", "loss"), ("training", "optimizer"), ("training", "schedule"))
@@ -95,3 +99,79 @@ def _parts() -> list[type[Part]]:
 
 def _all_keys() -> list[str]:
     return sorted({key for part in _parts() for key in part.model_fields})
+
+
+# The JSON Schema of a plan file, for editors and for programs in other languages.
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def plan_schema() -> dict[str, Any]:
+    """The schema of what `Plan.save` writes. It knows no checks across keys: `make_plan` does."""
+    schema = Plan.model_json_schema(mode="validation")
+    schema["description"] = schema["description"].partition("\n\n>>>")[0]  # no Python in it
+    written = {"type": "string", "description": "counted anew on reading: for people only"}
+    schema["properties"] = {"id": written, **schema["properties"]}
+    return {"$schema": DIALECT, **schema}
+
+
+# Two plans of one recipe: they differ only in how long training takes.
+#
+# A run that was begun by one of them may go on by the other. Everything else that differs makes
+# them plans of different models.
+
+
+def recipe_id(plan: Plan) -> str:
+    """An id that is the same for all plans that differ only in how long training takes.
+
+    That is in `training.epochs`, `training.seconds` and `training.early_stopping_epochs`.
+    """
+    length = {"epochs": 1, "seconds": None, "early_stopping_epochs": None}
+    return plan.model_copy(update={"training": plan.training.model_copy(update=length)}).id
+
+
+def is_extension(one: Plan, other: Plan) -> bool:
+    """Whether two different plans differ in nothing but how long training takes."""
+    return one.id != other.id and recipe_id(one) == recipe_id(other)
+
+
+def differing_keys(one: Plan, other: Plan) -> list[str]:
+    """Dotted keys, such as `training.epochs`, of the values that decide a result and differ."""
+    values = [p.model_dump(mode="json", exclude={"provenance", "measured"}) for p in (one, other)]
+    return list(_differing(values[0], values[1], ""))
+
+
+def _differing(one: Any, other: Any, key: str) -> list[str]:
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [key]
+    if one.keys() == other.keys() and list(one) != list(other):
+        return [key]  # the order of the labels decides the classes' indices
+    start = f"{key}." if key else ""
+    names = [*one, *(name for name in other if name not in one)]
+    return [
+        found
+        for name in names
+        for found in _differing(one.get(name), other.get(name), f"{start}{name}")
+    ]
+
+
+def load_plan(path: Path | str) -> Plan:
+    """Read and check a plan file.
+
+    >>> import autoseg
+    >>> plan = autoseg.load_plan("preprocessed/Task004_Hippocampus/default/plan.json")
+    >>> plan.task, plan.sampling.batch_size
+    ('Task004_Hippocampus', 2)
+
+    Raises:
+        PlanError: it is not a plan. The id in it is for people only: it is counted anew.
+    """
+    return plan_of(read_json(Path(path)), str(path))
+
+
+def plan_of(values: Any, where: str) -> Plan:
+    """The same for a plan file's content; `where` is named in messages."""
+
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key != "id"}
+    return make_plan(values, where)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from autoseg.planning.classes import Labels
-from autoseg.planning.part import LabelValue, Part, Positive
+from autoseg.plan.labels import Labels
+from autoseg.plan.sections import LabelValue, Part, Positive
 
 DEFAULT_TOLERANCE_MM = 1.0
 

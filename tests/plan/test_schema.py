@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.common.files import to_json
-from autoseg.planning.schema import plan_schema
-from tests.planning.test_plan import full_plan
+from autoseg.plan.reading import plan_schema
+from tests.plan.test_plan import full_plan
 
 FILE = Path(__file__).parents[2] / "plans" / "schema.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autoseg.common.errors import PlanError
-from autoseg.planning.check import make_plan
+from autoseg.plan.reading import make_plan
 from autoseg.planning.layers import merge
 from tests.making import TINY
 

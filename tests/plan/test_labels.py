@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoseg.common.errors import PlanError
-from autoseg.planning.plan import Plan
+from autoseg.plan.plan import Plan
 from tests.making import CASCADE, REGIONS, tiny_plan
 
 

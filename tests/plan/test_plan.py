@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from autoseg.common.errors import AutosegError, PlanError
-from autoseg.planning.check import make_plan
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan, make_plan
 from autoseg.planning.layers import merge
-from autoseg.planning.plan import Plan, load_plan
 from tests.making import tiny_plan
 
 STEPS: list[dict[str, Any]] = [

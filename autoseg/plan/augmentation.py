@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.planning.part import (
+from autoseg.plan.sections import (
     Axes,
     CountRange,
     FactorRange,

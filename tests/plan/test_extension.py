@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from autoseg.planning.extension import differing_keys, is_extension, recipe_id
+from autoseg.plan.reading import differing_keys, is_extension, recipe_id
 from tests.making import tiny_plan
 
 
