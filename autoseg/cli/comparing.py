@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, say
-from autoseg.dataset.verify import some
+from autoseg.dataset.problems import some
 from autoseg.evaluation.comparison import SHOWN, compare
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.rows import print_rows

@@ -8,11 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.dataset.case import Case
-from autoseg.dataset.case_folders import declare_case_folders, find_case_folders, in_case_folders
 from autoseg.dataset.declaration import Declaration, read_declaration
-from autoseg.dataset.layouts import find_cases
-from autoseg.dataset.verify import Problem, Verification
+from autoseg.dataset.layouts import (
+    Case,
+    declare_case_folders,
+    find_case_folders,
+    find_cases,
+    in_case_folders,
+)
+from autoseg.dataset.problems import Problem, Verification
 
 
 @dataclass(frozen=True)

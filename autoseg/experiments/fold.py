@@ -14,7 +14,7 @@ from autoseg.common.files import remove_leftovers
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import in_words, say
-from autoseg.dataset.case import Case
+from autoseg.dataset.layouts import Case
 from autoseg.dataset.splits import Split, load_or_make_splits
 from autoseg.dataset.task import Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances

@@ -9,22 +9,22 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, say
-from autoseg.dataset.splits import (
-    Recipe,
-    find_splits,
-    load_or_make_splits,
-    patients,
-    remake_splits,
-)
-from autoseg.dataset.stratification import Unit
-from autoseg.dataset.task import Task, find_task, without
-from autoseg.dataset.verify import (
+from autoseg.dataset.problems import (
     Problem,
     Verification,
     errors_by_case,
     problems_table,
     write_verification,
 )
+from autoseg.dataset.splits import (
+    Recipe,
+    Unit,
+    find_splits,
+    load_or_make_splits,
+    patients,
+    remake_splits,
+)
+from autoseg.dataset.task import Task, find_task, without
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import load_plan

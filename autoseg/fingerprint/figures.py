@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple, box_of_content
-from autoseg.dataset.scales import scale_of
+from autoseg.dataset.checks import scale_of
 from autoseg.fingerprint.intensities import (
     Intensities,
     Sample,

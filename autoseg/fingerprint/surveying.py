@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from autoseg.common.errors import AutosegError, DataError, VoxelError
 from autoseg.common.files import read_json, to_json, write_json
 from autoseg.common.parallel import in_parallel
-from autoseg.dataset.case import Case
-from autoseg.dataset.consistency import CaseFacts, check_task
+from autoseg.dataset.checks import CaseFacts, check_case, check_task
+from autoseg.dataset.layouts import Case
+from autoseg.dataset.problems import Problem, Verification, shown
 from autoseg.dataset.task import Task
-from autoseg.dataset.verify import Problem, Verification, check_case, shown
 from autoseg.fingerprint.figures import CaseFigures, measure
 from autoseg.fingerprint.fingerprint import FORMAT, Fingerprint
 from autoseg.fingerprint.intensities import Intensities, Sample

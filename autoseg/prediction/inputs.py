@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.common.errors import DataError
-from autoseg.dataset.case_folders import IMAGE, LABEL
+from autoseg.dataset.layouts import IMAGE, LABEL
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.formats import ENDINGS, ending_of, stem_of
 from autoseg.prediction.studies import Scan, find_studies, scan_of_slice

@@ -11,7 +11,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
-from autoseg.dataset.case import Case
+from autoseg.dataset.layouts import Case
 from autoseg.image.image import files_of, read_image, read_label
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.sharing import link_from_others

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import DataError
 from autoseg.common.parallel import in_parallel
-from autoseg.dataset.case import Case
+from autoseg.dataset.layouts import Case
 from autoseg.image.image import read_geometry, read_label
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Resample

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.dataset.case_folders import labels_in_maps
+from autoseg.dataset.layouts import labels_in_maps
 from autoseg.dataset.task import find_task, read_task
 from tests.dataset.making import MSD, V2, declare, touch, write_scan
 from tests.dicom_series import write_series

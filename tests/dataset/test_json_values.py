@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.dataset.json_values import LONGEST, is_whole, kind_of, short
+from autoseg.dataset.declaration import LONGEST, is_whole, kind_of, short
 
 
 @given(st.integers())

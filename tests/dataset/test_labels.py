@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.common.errors import DataError
-from autoseg.dataset.labels import Labels, read_labels, read_painting_order
+from autoseg.dataset.declaration import Labels, read_labels, read_painting_order
 
 FILE = Path("raw/Task001_A/dataset.json")
 REGIONS: Labels = {"background": (0,), "whole": (1, 2, 3), "core": (2, 3)}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoseg.dataset.scales import is_called_ct, scale_of
+from autoseg.dataset.checks import is_called_ct, scale_of
 
 
 @pytest.mark.parametrize(

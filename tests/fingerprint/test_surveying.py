@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from autoseg.common import parallel
+from autoseg.dataset.problems import errors_by_case
 from autoseg.dataset.task import Task, find_task, read_task, without
-from autoseg.dataset.verify import errors_by_case
 from autoseg.fingerprint import Fingerprint, survey, surveying
 from autoseg.fingerprint.intensities import Intensities
 from autoseg.fingerprint.labels import LabelFigures

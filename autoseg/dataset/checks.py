@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoseg.common.progress import counted
-from autoseg.dataset.scales import HOUNSFIELD, OTHER, is_called_ct
+from autoseg.dataset.problems import Problem, shown, some
 from autoseg.dataset.splits import find_splits, number_of_patients, patients
 from autoseg.dataset.task import Task
-from autoseg.dataset.verify import Problem, some
+
+if TYPE_CHECKING:
+    from autoseg.dataset.layouts import Case
+    from autoseg.dataset.task import Task
+    from autoseg.image.geometry import Geometry
+    from autoseg.image.image import Image
+
+
+# Which scale an image's intensities are on, as far as they tell it themselves.
+
+HOUNSFIELD = "hounsfield"
+BYTES = "0..255"
+UNIT = "0..1"
+OTHER = "other"
+
+FAT_HU = -100.0  # every body part holds fat or air
+LARGEST_HU = 4096.0  # 12 bits; metal and padding reach further, but not 0.5 % of a scan
+
+
+def scale_of(smallest: float, low: float, high: float, largest: float) -> str:
+    """`hounsfield`, `0..255`, `0..1` or `other`.
+
+    Hounsfield units need something as light as fat; a scan that was shifted by 1024 or clipped at
+    0 has nothing below 0 and is `other`.
+
+    Args:
+        smallest: the least intensity of the whole image.
+        low: its 0.5 percentile.
+        high: its 99.5 percentile.
+        largest: its greatest intensity.
+    """
+    if smallest >= 0 and largest <= 1:
+        return UNIT
+    if smallest >= 0 and largest <= 255:
+        return BYTES
+    if smallest <= FAT_HU and low >= -LARGEST_HU and high <= LARGEST_HU:
+        return HOUNSFIELD
+    return OTHER
+
+
+def is_called_ct(channel: str) -> bool:
+    """Whether a channel's name says that it is computed tomography, as CT, CTA or low_dose_ct."""
+    return re.search(r"(^|[^a-z])cta?($|[^a-z])", channel.casefold()) is not None
+
 
 SPACING_FACTOR = 3.0
 UNITS = "Hounsfield units (air -1000, water 0)"
@@ -148,4 +193,41 @@ def _odd_spacings(facts: Mapping[str, CaseFacts]) -> list[Problem]:
             f"spacing {told}: more than {SPACING_FACTOR:g} times off; check that this is meant"
         )
         problems.append(Problem(name, "", "spacing outlier", "warning", message))
+    return problems
+
+
+def check_case(
+    task: Task, case: Case, image: Image, voxels: Mapping[int, int], label_geometry: Geometry
+) -> list[Problem]:
+    """Check one loaded case.
+
+    Args:
+        task: what the data set declares.
+        case: the case's files.
+        image: its scan, all channels.
+        voxels: label value -> number of voxels in its label map.
+        label_geometry: the label map's grid.
+    """
+    label_file = shown(case.label, task.folder)
+    problems = []
+    if len(image.array) != len(task.channels):
+        image_file = shown(case.images[0], task.folder)
+        message = (
+            f"{counted(len(image.array), 'channel')}; dataset.json declares {len(task.channels)}"
+        )
+        problems.append(Problem(case.name, image_file, "channels", "error", message))
+    if differences := image.geometry.differences(label_geometry):
+        kind = "shape" if image.geometry.size != label_geometry.size else "geometry"
+        message = (
+            f"image and label map are not on the same grid: {', '.join(differences)}; "
+            "export them on one grid"
+        )
+        problems.append(Problem(case.name, label_file, kind, "error", message))
+    if undeclared := sorted(set(voxels) - task.declared_values):
+        found = ", ".join(f"{value} in {counted(voxels[value], 'voxel')}" for value in undeclared)
+        message = f"undeclared labels: {found}; declare them in dataset.json or correct them"
+        problems.append(Problem(case.name, label_file, "undeclared label", "error", message))
+    if not set(voxels) - {0, task.ignore_label}:
+        message = "nothing is labelled; check that this is meant"
+        problems.append(Problem(case.name, label_file, "empty label map", "warning", message))
     return problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,10 +12,8 @@ from autoseg.common.files import write_json
 from autoseg.common.progress import counted
 
 if TYPE_CHECKING:
-    from autoseg.dataset.case import Case
-    from autoseg.dataset.task import Task
-    from autoseg.image.geometry import Geometry
-    from autoseg.image.image import Image
+    pass
+
 
 MOST_NAMED = 10
 
@@ -95,43 +93,6 @@ def some(names: Sequence[str], most: int = MOST_NAMED) -> str:
 def shown(path: Path, folder: Path) -> str:
     """A path as problems show it: relative to the task's folder where it lies in there."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-
-
-def check_case(
-    task: Task, case: Case, image: Image, voxels: Mapping[int, int], label_geometry: Geometry
-) -> list[Problem]:
-    """Check one loaded case.
-
-    Args:
-        task: what the data set declares.
-        case: the case's files.
-        image: its scan, all channels.
-        voxels: label value -> number of voxels in its label map.
-        label_geometry: the label map's grid.
-    """
-    label_file = shown(case.label, task.folder)
-    problems = []
-    if len(image.array) != len(task.channels):
-        image_file = shown(case.images[0], task.folder)
-        message = (
-            f"{counted(len(image.array), 'channel')}; dataset.json declares {len(task.channels)}"
-        )
-        problems.append(Problem(case.name, image_file, "channels", "error", message))
-    if differences := image.geometry.differences(label_geometry):
-        kind = "shape" if image.geometry.size != label_geometry.size else "geometry"
-        message = (
-            f"image and label map are not on the same grid: {', '.join(differences)}; "
-            "export them on one grid"
-        )
-        problems.append(Problem(case.name, label_file, kind, "error", message))
-    if undeclared := sorted(set(voxels) - task.declared_values):
-        found = ", ".join(f"{value} in {counted(voxels[value], 'voxel')}" for value in undeclared)
-        message = f"undeclared labels: {found}; declare them in dataset.json or correct them"
-        problems.append(Problem(case.name, label_file, "undeclared label", "error", message))
-    if not set(voxels) - {0, task.ignore_label}:
-        message = "nothing is labelled; check that this is meant"
-        problems.append(Problem(case.name, label_file, "empty label map", "warning", message))
-    return problems
 
 
 def problems_table(problems: Sequence[Problem]) -> str:

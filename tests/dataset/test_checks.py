@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.dataset.case import Case
-from autoseg.dataset.consistency import CaseFacts, check_task
+from autoseg.dataset.checks import CaseFacts, check_task
+from autoseg.dataset.layouts import Case
 from autoseg.dataset.task import Task
 
 FOLDER = Path("/data/Task001")

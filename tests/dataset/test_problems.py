@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from autoseg.common.errors import DataError
-from autoseg.dataset.case import Case
-from autoseg.dataset.task import Task
-from autoseg.dataset.verify import (
+from autoseg.dataset.checks import check_case
+from autoseg.dataset.layouts import Case
+from autoseg.dataset.problems import (
     Problem,
     Verification,
-    check_case,
     errors_by_case,
     problems_table,
     write_verification,
 )
+from autoseg.dataset.task import Task
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 
