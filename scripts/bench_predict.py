@@ -37,9 +37,9 @@ from side_by_side import (
     warm_up,
 )
 
-from autoseg.checkpoint import save_checkpoint
 from autoseg.dataset.task import Task, read_task
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import save_checkpoint
+from autoseg.models.folder import FINAL
 from autoseg.networks.build import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from autoseg.archive import MANIFEST, open_archive
 from autoseg.common.errors import AutosegError
+from autoseg.models.archive import MANIFEST, open_archive
 
 HEADER = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + b"\0\0\0\0"

@@ -10,10 +10,9 @@ from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.figures import Chart, Colours, chart
 from autoseg.common.progress import say
-from autoseg.evaluation import data_facts, run_facts, training_log
+from autoseg.evaluation import data_facts, run_facts
 from autoseg.evaluation.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.cross_validation import CrossValidation
-from autoseg.evaluation.curves import draw_losses, read_losses
 from autoseg.evaluation.decisions import decisions
 from autoseg.evaluation.examples import find_image
 from autoseg.evaluation.gallery import exhibits_of
@@ -28,7 +27,8 @@ from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows
 from autoseg.evaluation.task_files import Trained, fold_groups
 from autoseg.evaluation.views import Exhibit
 from autoseg.fingerprint import Fingerprint
-from autoseg.overfitting import ADVICE
+from autoseg.models import log
+from autoseg.models.log import ADVICE, draw_losses, read_losses
 from autoseg.planning.explain import citations
 
 MOST_NAMES = 10
@@ -61,7 +61,7 @@ def cross_validation_report(
     summary, folder, plan = validation.combined, trained.folder, trained.plan
     slides = _worst_slides(summary, exhibits, processes)
     found = _read_fingerprint(fingerprint)
-    trainings = {k: training_log.read_training(folder / f"fold_{k}") for k in validation.folds}
+    trainings = {k: log.read_training(folder / f"fold_{k}") for k in validation.folds}
     records = {k: read_predictions(folder / f"fold_{k}" / "validation") for k in validation.folds}
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
     boxes = chart(
@@ -232,7 +232,7 @@ def _charts(summary: Summary, colours: Colours) -> list[Chart]:
 def _curves(
     trained: Trained,
     validation: CrossValidation,
-    trainings: Mapping[int, training_log.Training | None],
+    trainings: Mapping[int, log.Training | None],
 ) -> Iterable[Chart]:
     logs = [read_losses(trained.folder / f"fold_{k}") for k in validation.folds]
     if losses := [log for log in logs if log is not None]:
@@ -246,7 +246,7 @@ def _curves(
     known = {k: each for k, each in trainings.items() if each is not None and each.dice}
     if known:
         yield chart(
-            training_log.draw_dice(known),
+            log.draw_dice(known),
             "Dice while training",
             "Mean Dice of patches over the epochs, a line for each fold",
             "Of patches, not of whole cases: it shows how training went, not how good the model "
@@ -254,7 +254,7 @@ def _curves(
         )
 
 
-def _overfitted(trainings: Mapping[int, training_log.Training | None]) -> Iterable[str]:
+def _overfitted(trainings: Mapping[int, log.Training | None]) -> Iterable[str]:
     for fold, training in trainings.items():
         if training is not None and training.overfitting is not None:
             yield f"Fold {fold}: {training.overfitting}; {ADVICE}."

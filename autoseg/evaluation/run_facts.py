@@ -13,7 +13,7 @@ from autoseg.common.files import read_json
 from autoseg.common.progress import in_fine_words, say
 from autoseg.evaluation.rows import NOTHING, Pair
 from autoseg.evaluation.sortable import Cell, Column, Line, Sortable
-from autoseg.evaluation.training_log import Training
+from autoseg.models.log import Training
 
 RECORD = "predictions.json"  # as prediction writes it beside its label maps
 PREDICTED = ("cases predicted", "a case (median)")

@@ -13,7 +13,6 @@ from autoseg.dataset.task import find_task
 from autoseg.evaluation.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.comparison import Comparison
 from autoseg.evaluation.cross_validation import CrossValidation, tables
-from autoseg.evaluation.curves import draw_losses, read_losses
 from autoseg.evaluation.differences import draw_differences
 from autoseg.evaluation.examples import worst_median_best
 from autoseg.evaluation.gallery import draw_gallery, exhibits_of
@@ -22,6 +21,7 @@ from autoseg.evaluation.overlay import draw_cases
 from autoseg.evaluation.rows import write_table
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.views import Exhibit
+from autoseg.models.log import draw_losses, read_losses
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 

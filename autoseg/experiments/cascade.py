@@ -13,7 +13,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.progress import listed
 from autoseg.dataset.splits import FILE_NAME, count_folds, read_splits
 from autoseg.dataset.task import Task
-from autoseg.model_files import FINAL
+from autoseg.models.folder import FINAL
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 from autoseg.prediction.batch import output_path

@@ -24,7 +24,7 @@ from autoseg.evaluation.summary import Summary
 from autoseg.experiments.cascade import claim_segmentations
 from autoseg.experiments.claim import claim
 from autoseg.fingerprint import Fingerprint
-from autoseg.model_files import FINAL
+from autoseg.models.folder import FINAL
 from autoseg.networks.build import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan

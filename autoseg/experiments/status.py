@@ -12,11 +12,11 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.common.locks import holder_of
 from autoseg.common.progress import counted, in_words
-from autoseg.evaluation.training_log import LOG
 from autoseg.experiments.attempt import LOCK
 from autoseg.experiments.finished import is_finished, is_trained, validation
 from autoseg.experiments.record import Record, read_record
 from autoseg.experiments.runs import StudyRun
+from autoseg.models.log import LOG
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:

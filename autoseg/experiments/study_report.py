@@ -11,7 +11,6 @@ from autoseg.common.figures import Colours, save_forms
 from autoseg.evaluation.bars import draw_bars
 from autoseg.evaluation.boxes import draw_grouped_boxes
 from autoseg.evaluation.cross_validation import gather
-from autoseg.evaluation.curves import draw_losses, read_losses
 from autoseg.evaluation.examples import worst_median_best
 from autoseg.evaluation.overlay import draw_cases
 from autoseg.evaluation.paper_tables import (
@@ -26,6 +25,7 @@ from autoseg.evaluation.rows import Table, write_table
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.task_files import FIGURES, TABLES, Trained
 from autoseg.experiments.study_scores import StudyScores, read_scores
+from autoseg.models.log import draw_losses, read_losses
 from autoseg.workspace import Workspace
 
 

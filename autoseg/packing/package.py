@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from autoseg import __version__
-from autoseg.archive import ENDING, Content, write_archive
-from autoseg.checkpoint import load_checkpoint
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, remove_leftovers_of_dead, to_json
 from autoseg.common.progress import listed
 from autoseg.dataset.splits import FILE_NAME as SPLITS
 from autoseg.evaluation.postprocessing import source_of
 from autoseg.evaluation.summary import Summary, combine
-from autoseg.evaluation.training_log import read_log
 from autoseg.fingerprint import Fingerprint
-from autoseg.model_files import FINAL, PLAN, PREVIOUS_FOLDER, FolderFiles, open_model, plan_in
+from autoseg.models.archive import ENDING, Content, write_archive
+from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.folder import FINAL, PLAN, PREVIOUS_FOLDER, FolderFiles, open_model, plan_in
+from autoseg.models.log import read_log
 from autoseg.packing.card import Card, Training, read_statements
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan

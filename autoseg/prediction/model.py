@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from autoseg.checkpoint import load_weights
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import listed
-from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
+from autoseg.models.checkpoint import load_weights
+from autoseg.models.folder import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
 from autoseg.networks.build import build_network
 from autoseg.networks.unet import UNet
 from autoseg.plan.plan import Plan

@@ -11,9 +11,9 @@ import torch
 from autoseg.augmentation.pipeline import Batch
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
+from autoseg.models.log import Epoch
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Plateau
-from autoseg.training.history import Epoch
 from autoseg.training.learner import Learner
 from autoseg.training.pulse import Pulse
 from autoseg.training.run import Run

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.common.errors import AutosegError
-from autoseg.training.history import Epoch
+from autoseg.models.log import Epoch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

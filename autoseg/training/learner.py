@@ -9,14 +9,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.pipeline import Batch
-from autoseg.checkpoint import (
+from autoseg.devices import autocast, autocast_type, memory_format, to_device
+from autoseg.models.checkpoint import (
     Tensors,
     load_optimizer,
     optimizer_tensors,
     with_prefix,
     without_prefix,
 )
-from autoseg.devices import autocast, autocast_type, memory_format, to_device
 from autoseg.networks.build import build_network
 from autoseg.networks.previous import with_masks
 from autoseg.plan.plan import Plan

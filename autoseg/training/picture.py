@@ -14,7 +14,7 @@ import numpy as np
 from autoseg.common.figures import smooth
 from autoseg.common.files import replacing
 from autoseg.common.progress import in_words
-from autoseg.training.history import Epoch, overfitting_of
+from autoseg.models.log import Epoch, overfitting_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

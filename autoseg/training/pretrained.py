@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.archive import is_archive
-from autoseg.checkpoint import Tensors, without_prefix
 from autoseg.common.errors import AutosegError
-from autoseg.model_files import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
+from autoseg.models.archive import is_archive
+from autoseg.models.checkpoint import Tensors, without_prefix
+from autoseg.models.folder import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
 from autoseg.plan.plan import Plan
 
 

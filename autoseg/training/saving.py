@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from autoseg.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, say
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
+from autoseg.models.folder import FINAL
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import recipe_id
 from autoseg.training.learner import Learner

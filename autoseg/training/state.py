@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg.checkpoint import Tensors
-from autoseg.training.history import Epoch, from_json, to_json
+from autoseg.models.checkpoint import Tensors
+from autoseg.models.log import Epoch, from_json, to_json
 from autoseg.training.schedule import PlateauState
 
 

@@ -12,20 +12,19 @@ import torch
 
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.common.errors import Stopped
 from autoseg.common.progress import counted, in_words, progress, say
 from autoseg.dataset.splits import Split
 from autoseg.devices import fast_convolutions
-from autoseg.model_files import FINAL
-from autoseg.overfitting import ADVICE
+from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.models.folder import FINAL
+from autoseg.models.log import ADVICE, LOG, Epoch, overfitting_of, write_log
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import recipe_id
 from autoseg.plan.sections import Plateau
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import Group
 from autoseg.training.epoch import Loop, train_epoch
-from autoseg.training.history import LOG, Epoch, overfitting_of, write_log
 from autoseg.training.learner import Learner
 from autoseg.training.picture import draw_progress
 from autoseg.training.pulse import Pulse

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoseg.checkpoint import Tensors
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
 from autoseg.common.progress import say
+from autoseg.models.checkpoint import Tensors
 from autoseg.plan.plan import Plan
 from autoseg.training.learner import Learner
 from autoseg.training.pretrained import Pretrained, read_pretrained

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autoseg.models.log import Epoch
 from autoseg.training.events import Events
-from autoseg.training.history import Epoch
 from autoseg.training.picture import Painter
 from autoseg.training.run import Run
 

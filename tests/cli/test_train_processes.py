@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg.checkpoint import load_checkpoint
 from autoseg.cli import plan, train
 from autoseg.dataset.task import read_task
 from autoseg.experiments.fold import find_split
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.plan.reading import load_plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.store import CaseStore

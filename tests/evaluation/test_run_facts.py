@@ -14,7 +14,7 @@ from autoseg.evaluation.run_facts import (
     read_predictions,
     version_rows,
 )
-from autoseg.evaluation.training_log import Training, draw_dice, read_training
+from autoseg.models.log import Training, draw_dice, read_training
 from tests.evaluation.making import write_record
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.checkpoint import load_checkpoint
 from autoseg.cli.plan import main as plan_task
 from autoseg.common.errors import AutosegError
 from autoseg.experiments.fold import FoldJob, run_fold
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.plan.reading import load_plan
 from autoseg.workspace import Workspace
 from tests.cli.making import TINY, settings

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.archive import open_archive
-from autoseg.checkpoint import load_checkpoint
+from autoseg.models.archive import open_archive
+from autoseg.models.checkpoint import load_checkpoint
 from tests.cli.making import TINY, copy_hippocampus, settings
 from tests.dataset.making import HIPPOCAMPUS
 from tests.experiments.studying import write_study, write_task

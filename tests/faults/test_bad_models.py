@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.archive import MANIFEST, write_archive
 from autoseg.common.errors import AutosegError
+from autoseg.models.archive import MANIFEST, write_archive
 from autoseg.prediction.model import load_model
 from tests.dataset.making import write_scan
 from tests.faults.commands import everything_in, refusal

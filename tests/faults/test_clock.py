@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autoseg.checkpoint import load_checkpoint
 from autoseg.common.files import read_json
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.training.saving import LATEST
 from tests.cli.making import settings
 from tests.faults.jobs import JOBS, TASK, Undisturbed

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoseg.archive import open_archive
+from autoseg.models.archive import open_archive
 from autoseg.packing.package import Order, pack
 from autoseg.workspace import Workspace
 from tests.making import tiny_plan

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.archive import open_archive, write_archive
-from autoseg.checkpoint import load_checkpoint
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.postprocessing import update
 from autoseg.image.image import read_image
+from autoseg.models.archive import open_archive, write_archive
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.packing.package import Order, pack
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous
 from autoseg.prediction.predictor import Predictor

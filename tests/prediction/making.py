@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from autoseg.checkpoint import save_checkpoint
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import save_checkpoint
+from autoseg.models.folder import FINAL
 from autoseg.networks.build import build_network
 from autoseg.plan.plan import Plan
 from autoseg.prediction.model import Model

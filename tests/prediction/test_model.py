@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg.checkpoint import save_checkpoint
 from autoseg.common.errors import AutosegError
-from autoseg.model_files import FINAL, FolderFiles
+from autoseg.models.checkpoint import save_checkpoint
+from autoseg.models.folder import FINAL, FolderFiles
 from autoseg.networks.build import build_network
 from autoseg.prediction.model import load_model
 from tests.making import tiny_plan

@@ -8,8 +8,8 @@ from random import Random
 import fuzz
 import pytest
 
-from autoseg.archive import open_archive
 from autoseg.common.errors import AutosegError
+from autoseg.models.archive import open_archive
 
 LARGEST = 200 * 1024  # bytes of all seeds
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.checkpoint import load_checkpoint
 from autoseg.dataset.splits import Split
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.folder import FINAL
+from autoseg.models.log import Epoch
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training import picture
 from autoseg.training import train as train_module
-from autoseg.training.history import Epoch
 from autoseg.training.run import Run
 from autoseg.training.saving import BEST, LATEST
 from autoseg.training.state import State

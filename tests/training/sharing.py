@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from autoseg.checkpoint import Tensors, load_checkpoint, save_checkpoint
+from autoseg.models.checkpoint import Tensors, load_checkpoint, save_checkpoint
 from autoseg.training.distributed import Group, leave
 
 Work = Callable[[Group], Tensors]

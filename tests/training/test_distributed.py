@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.checkpoint import Tensors, with_prefix, without_prefix
 from autoseg.common.errors import AutosegError
+from autoseg.models.checkpoint import Tensors, with_prefix, without_prefix
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.steps import IGNORED
 from autoseg.training.distributed import ALONE, Group, SharedBatchNorm, joined

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from autoseg.common.errors import AutosegError
+from autoseg.models.log import Epoch
 from autoseg.training import events as module
 from autoseg.training.events import Events, check_tensorboard, scalars
-from autoseg.training.history import Epoch
 from autoseg.training.saving import LATEST
 from tests.training.making import log_of, start, store_of, training_plan, without_pictures
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from autoseg.checkpoint import load_checkpoint
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.folder import FINAL
 from autoseg.networks.build import build_network
 from autoseg.networks.convolution import Convolution
 from autoseg.plan.plan import Plan

@@ -3,9 +3,9 @@ import hashlib
 import pytest
 import torch
 
-from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.common.errors import AutosegError
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.models.folder import FINAL
 from autoseg.networks.build import build_network
 from autoseg.training.pretrained import read_pretrained
 from autoseg.training.saving import LATEST

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.common.errors import AutosegError
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.models.folder import FINAL
 from autoseg.training import saving
 from autoseg.training import train as module
 from autoseg.training.saving import BEST, LATEST

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.checkpoint import load_checkpoint
 from autoseg.common.errors import AutosegError
-from autoseg.model_files import FINAL
-from autoseg.training.history import Epoch
+from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.folder import FINAL
+from autoseg.models.log import Epoch
 from autoseg.training.saving import BEST, LATEST, describe, extended
 from autoseg.training.schedule import PlateauState
 from autoseg.training.state import State

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from autoseg.augmentation.pipeline import Batch
-from autoseg.checkpoint import load_checkpoint
 from autoseg.common.errors import RunError, Stopped
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.folder import FINAL
 from autoseg.plan.plan import Plan
 from autoseg.training import epoch
 from autoseg.training.distributed import Group

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.checkpoint import load_checkpoint
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.folder import FINAL
+from autoseg.models.log import Epoch, write_log
 from autoseg.training import epoch as epoch_module
 from autoseg.training import train as module
-from autoseg.training.history import Epoch, write_log
 from autoseg.training.picture import draw_progress
 from autoseg.training.saving import BEST, LATEST
 from autoseg.training.schedule import PlateauState

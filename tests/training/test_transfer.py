@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.checkpoint import Tensors, load_checkpoint
 from autoseg.common.errors import AutosegError
-from autoseg.model_files import FINAL
+from autoseg.models.checkpoint import Tensors, load_checkpoint
+from autoseg.models.folder import FINAL
 from autoseg.networks.build import build_network
 from autoseg.training import train
 from autoseg.training.learner import Learner

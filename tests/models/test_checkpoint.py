@@ -5,8 +5,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from autoseg import checkpoint
-from autoseg.checkpoint import (
+from autoseg.common.errors import AutosegError
+from autoseg.models import checkpoint
+from autoseg.models.checkpoint import (
     load_checkpoint,
     load_optimizer,
     load_weights,
@@ -15,7 +16,6 @@ from autoseg.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from autoseg.common.errors import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.training.learner import build_optimizer
 from tests.making import tiny_plan

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg.archive import Content, write_archive
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
-from autoseg.model_files import FINAL, ModelFiles, open_model, plan_in
+from autoseg.models.archive import Content, write_archive
+from autoseg.models.folder import FINAL, ModelFiles, open_model, plan_in
 from tests.making import tiny_plan
 from tests.prediction.making import save_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.archive import MANIFEST
+from autoseg.models.archive import MANIFEST
 from tests.zips import FILES, make_zip, manifest, refusal
 
 

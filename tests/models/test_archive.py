@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.archive import Archive, is_archive, open_archive, write_archive
 from autoseg.common.errors import AutosegError
+from autoseg.models.archive import Archive, is_archive, open_archive, write_archive
 from tests.zips import FILES, WEIGHTS, make_zip, manifest, refusal
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from autoseg.training.history import from_json, to_json, write_log
+from autoseg.models.log import from_json, to_json, write_log
 from tests.training.making import FIRST_EPOCH as FIRST
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from autoseg.archive import Archive, is_archive, open_archive
-from autoseg.checkpoint import Tensors, load_checkpoint, parse_checkpoint
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import parse_json, read_json, sha256_of
+from autoseg.models.archive import Archive, is_archive, open_archive
+from autoseg.models.checkpoint import Tensors, load_checkpoint, parse_checkpoint
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import plan_of
 

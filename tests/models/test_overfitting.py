@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.overfitting import WAIT_EPOCHS, WINDOW, find_overfitting
+from autoseg.models.log import WAIT_EPOCHS, WINDOW, find_overfitting
 
 # 15 minutes on two soft-tissue sarcoma sets: training loss and Dice of validation patches.
 CT_LOSS = [1.434, 1.024, 0.695, 0.549, 0.489, 0.383, 0.388, 0.287, 0.316, 0.257, 0.223, 0.219]
