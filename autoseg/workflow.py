@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoseg.devices import pick_device
 from autoseg.evaluation.summary import Summary
 from autoseg.experiments.fold import FoldJob, run_fold
 from autoseg.experiments.task_plan import survey_task, write_plan
+from autoseg.networks.devices import pick_device
 from autoseg.plan.plan import Plan
 from autoseg.planning.compose import Wishes
 from autoseg.workspace import Workspace

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg.devices import describe
-from autoseg.networks.build import build_network
-from autoseg.networks.unet import UNet
+from autoseg.networks.devices import describe
+from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import make_plan
 from autoseg.planning.layers import merge

@@ -40,7 +40,7 @@ from side_by_side import (
 from autoseg.dataset.task import Task, read_task
 from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.folder import FINAL
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 

@@ -35,7 +35,7 @@ from side_by_side import (
 )
 
 from autoseg.augmentation.pipeline import Batch
-from autoseg.devices import describe, fast_convolutions, pick_device
+from autoseg.networks.devices import describe, fast_convolutions, pick_device
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan, make_plan
 from autoseg.training.learner import Learner

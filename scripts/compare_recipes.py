@@ -128,7 +128,7 @@ def time_steps(task: Path, plans: dict[str, Values], threads: int | None) -> dic
     import torch
 
     from autoseg.dataset.task import find_task
-    from autoseg.devices import pick_device
+    from autoseg.networks.devices import pick_device
     from autoseg.plan.reading import make_plan
     from autoseg.training.timing import Stopwatch
 

@@ -29,7 +29,7 @@ from autoseg.augmentation.changes import (
 from autoseg.augmentation.postponed import Postponed
 from autoseg.augmentation.spatial import Warp
 from autoseg.augmentation.spline import prefilter
-from autoseg.devices import to_device
+from autoseg.networks.devices import to_device
 
 
 @torch.no_grad()

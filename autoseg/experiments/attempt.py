@@ -61,7 +61,7 @@ def attempt(order: Order) -> None:
         Stopped: by a signal; training has saved its state, and the next attempt goes on from there.
         AutosegError, RunError: it failed.
     """
-    from autoseg.devices import describe
+    from autoseg.networks.devices import describe
 
     run, workspace = order.run, Workspace(Path(order.workspace))
     folder = run.folder(workspace)
@@ -127,7 +127,7 @@ def _device(order: Order) -> torch.device:
     """The device that was asked for; of several graphics cards that of the slot."""
     import torch
 
-    from autoseg.devices import pick_device
+    from autoseg.networks.devices import pick_device
 
     if order.device in (None, "cuda") and torch.cuda.is_available():
         return pick_device(f"cuda:{order.slot % torch.cuda.device_count()}")

@@ -25,7 +25,7 @@ from autoseg.experiments.cascade import claim_segmentations
 from autoseg.experiments.claim import claim
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import FINAL
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 from autoseg.prediction.batch import output_path, predict_cases

@@ -179,7 +179,7 @@ def _compose(
     if wishes.seconds is None:
         return compose_unmeasured(fingerprint, wishes)
 
-    from autoseg.devices import pick_device
+    from autoseg.networks.devices import pick_device
     from autoseg.planning.budget import expected_work
     from autoseg.training.timing import Stopwatch
 

@@ -11,8 +11,50 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.common.arrays import Triple
-from autoseg.networks.convolution import Convolution
+from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Network
+
+# What a cascade's network sees of its previous stage: one mask for each part of a segmentation.
+
+
+def with_masks(image: Tensor, segmentation: Tensor, parts: int) -> Tensor:
+    """Channels of an image, then one 0/1 mask for each part.
+
+    Args:
+        image: (B, C, X, Y, Z).
+        segmentation: (B, X, Y, Z) with 0 for background and 1 to `parts`.
+        parts: how many masks.
+
+    Returns:
+        (B, C + parts, X, Y, Z) of the image's type.
+    """
+    indices = torch.arange(1, parts + 1, device=image.device).view(1, -1, 1, 1, 1)
+    masks = segmentation[:, None] == indices
+    return torch.cat([image, masks.to(image.dtype)], dim=1)
+
+
+# The networks' convolution.
+
+FEWEST = 3  # voxels along each axis that bfloat16 is right with
+
+
+class Convolution(nn.Conv3d):
+    """A convolution that computes very small volumes in float32 on a processor.
+
+    Where an axis has two voxels, torch 2.13's bfloat16 gradient of a 3x3x3 convolution's weights
+    (oneDNN) reads memory that is not its own: it differs from run to run and is now and then NaN.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if (
+            torch.is_autocast_enabled("cpu")
+            and x.device.type == "cpu"
+            and min(x.shape[2:]) < FEWEST
+        ):
+            dtype = torch.get_autocast_dtype("cpu")
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float()).to(dtype)
+        return super().forward(x)
 
 
 class ConvBlock(nn.Sequential):
@@ -145,3 +187,11 @@ def _initialise(network: nn.Module, plan: Network) -> None:
                 nn.init.kaiming_normal_(module.weight, a=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+# From a plan to a network.
+
+
+def build_network(plan: Plan) -> UNet:
+    """The plan's network: one output per class, background included, or one per region."""
+    return UNet(plan.network, channels=plan.input_channels, classes=plan.classes.outputs)

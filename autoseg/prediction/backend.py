@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.common.errors import AutosegError
-from autoseg.devices import autocast, autocast_type, memory_format
+from autoseg.networks.devices import autocast, autocast_type, memory_format
 from autoseg.networks.unet import UNet
 from autoseg.plan.plan import Plan
 from autoseg.prediction import openvino_network

@@ -13,8 +13,7 @@ from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import listed
 from autoseg.models.checkpoint import load_weights
 from autoseg.models.folder import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
-from autoseg.networks.build import build_network
-from autoseg.networks.unet import UNet
+from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.prediction.postprocessing import FILE_NAME, Postprocessing
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.devices import pick_device
 from autoseg.image.image import Image
-from autoseg.networks.previous import with_masks
+from autoseg.networks.devices import pick_device
+from autoseg.networks.unet import with_masks
 from autoseg.prediction.backend import AUTO, choose_backend
 from autoseg.prediction.check import check_scan
 from autoseg.prediction.model import Model, load_model, load_postprocessing, load_previous

@@ -24,7 +24,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, remove_leftovers, sha256_of, write_json
 from autoseg.common.locks import locked
 from autoseg.common.progress import say
-from autoseg.devices import describe
+from autoseg.networks.devices import describe
 from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Predictor

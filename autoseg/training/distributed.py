@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autoseg.common.errors import AutosegError, RunError, Stopped
-from autoseg.devices import pick_device
+from autoseg.networks.devices import pick_device
 
 PATIENCE = timedelta(days=7)  # the others wait while the leader prepares and predicts cases
 

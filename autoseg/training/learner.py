@@ -9,7 +9,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.pipeline import Batch
-from autoseg.devices import autocast, autocast_type, memory_format, to_device
 from autoseg.models.checkpoint import (
     Tensors,
     load_optimizer,
@@ -17,8 +16,8 @@ from autoseg.models.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from autoseg.networks.build import build_network
-from autoseg.networks.previous import with_masks
+from autoseg.networks.devices import autocast, autocast_type, memory_format, to_device
+from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd
 from autoseg.training.compiling import compiled, failures_told

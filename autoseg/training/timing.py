@@ -12,7 +12,7 @@ import torch
 from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.dataset.layouts import Case
-from autoseg.devices import describe
+from autoseg.networks.devices import describe
 from autoseg.plan.plan import Plan
 from autoseg.planning.budget import Timing
 from autoseg.preprocessing.preprocess import preprocess_case

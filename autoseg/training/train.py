@@ -15,10 +15,10 @@ from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import Stopped
 from autoseg.common.progress import counted, in_words, progress, say
 from autoseg.dataset.splits import Split
-from autoseg.devices import fast_convolutions
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.models.folder import FINAL
 from autoseg.models.log import ADVICE, LOG, Epoch, overfitting_of, write_log
+from autoseg.networks.devices import fast_convolutions
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import recipe_id
 from autoseg.plan.sections import Plateau

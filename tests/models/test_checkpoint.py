@@ -16,7 +16,7 @@ from autoseg.models.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.training.learner import build_optimizer
 from tests.making import tiny_plan
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.planning.memory import parameter_count, training_memory
 from autoseg.planning.reference import find_reference
 from tests.making import CASCADE, REGIONS, count_parameters, tiny_plan

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.convolution import Convolution
+from autoseg.networks.unet import Convolution
 
 SIZES = [*itertools.product((2, 3, 4), repeat=3), (2, 2, 1), (1, 1, 1)]
 

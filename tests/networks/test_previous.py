@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from autoseg.networks.previous import with_masks
+from autoseg.networks.unet import with_masks
 
 
 def test_every_part_becomes_a_channel_after_the_images() -> None:

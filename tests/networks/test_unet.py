@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.networks.build import build_network
-from autoseg.networks.convolution import Convolution
+from autoseg.networks.unet import Convolution, build_network
 from tests.making import tiny_plan
 
 

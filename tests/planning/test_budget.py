@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.planning.budget import (
     START_SECONDS,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.fingerprint import Fingerprint
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import make_plan
 from autoseg.planning.compose import Wishes, compose

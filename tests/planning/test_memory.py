@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from autoseg.devices import autocast
-from autoseg.networks.build import build_network
+from autoseg.networks.devices import autocast
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.planning.layers import merge
 from autoseg.planning.memory import parameter_count, training_memory

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.errors import PlanError
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.planning import reference
 from autoseg.planning.compose import Wishes, compose

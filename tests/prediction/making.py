@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.folder import FINAL
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.prediction.model import Model
 

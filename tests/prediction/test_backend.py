@@ -13,7 +13,7 @@ import torch
 from autoseg.cli import predict
 from autoseg.common.errors import AutosegError
 from autoseg.image.image import Image
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.prediction import openvino_network
 from autoseg.prediction.backend import BACKENDS, choose_backend
 from autoseg.prediction.model import save_previous

@@ -8,7 +8,7 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.folder import FINAL, FolderFiles
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.prediction.model import load_model
 from tests.making import tiny_plan
 from tests.prediction.making import save_model

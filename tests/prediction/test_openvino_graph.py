@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.networks.build import build_network
-from autoseg.networks.unet import UNet
+from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.prediction import openvino_network
 from autoseg.prediction.openvino_graph import to_openvino

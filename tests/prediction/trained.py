@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autoseg.networks.build import build_network
-from autoseg.networks.unet import UNet
+from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from tests.making import tiny_plan
 

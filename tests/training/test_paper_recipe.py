@@ -20,8 +20,7 @@ from torch import nn
 
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.models.folder import FINAL
-from autoseg.networks.build import build_network
-from autoseg.networks.convolution import Convolution
+from autoseg.networks.unet import Convolution, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Plateau
 from autoseg.planning.compose import Wishes, compose

@@ -6,7 +6,7 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.models.folder import FINAL
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.training.pretrained import read_pretrained
 from autoseg.training.saving import LATEST
 from tests.making import tiny_plan

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import Tensors, load_checkpoint
 from autoseg.models.folder import FINAL
-from autoseg.networks.build import build_network
+from autoseg.networks.unet import build_network
 from autoseg.training import train
 from autoseg.training.learner import Learner
 from autoseg.training.pretrained import Pretrained

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autoseg.common.errors import AutosegError
-from autoseg.devices import (
+from autoseg.networks.devices import (
     autocast,
     autocast_type,
     describe,
