@@ -1,9 +1,7 @@
 """What a data set is like, measured in one pass over its files."""
 
-from autoseg.fingerprint.figures import CaseFigures, ChannelFigures
-from autoseg.fingerprint.fingerprint import Fingerprint
-from autoseg.fingerprint.intensities import Intensities
-from autoseg.fingerprint.labels import LabelFigures
-from autoseg.fingerprint.surveying import survey
+from autoseg.fingerprint.fingerprint import CaseFigures, ChannelFigures, Fingerprint
+from autoseg.fingerprint.statistics import Intensities, LabelFigures
+from autoseg.fingerprint.survey import survey
 
 __all__ = ["CaseFigures", "ChannelFigures", "Fingerprint", "Intensities", "LabelFigures", "survey"]

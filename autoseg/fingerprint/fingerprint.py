@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,186 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Triple, box_of_content
 from autoseg.common.errors import DataError
 from autoseg.common.files import check_fields, read_json, write_json
-from autoseg.fingerprint.figures import CaseFigures
-from autoseg.fingerprint.intensities import Intensities, intensities_from_json
+from autoseg.dataset.checks import scale_of
+from autoseg.fingerprint.statistics import (
+    Intensities,
+    LabelFigures,
+    Sample,
+    intensities_from_json,
+    measure_labels,
+    sample,
+    summary,
+    whole_and_inside,
+)
+from autoseg.image.image import Image
+
+# The figures of one case: its grid, its intensities, its labels.
+
+
+@dataclass(frozen=True)
+class ChannelFigures:
+    """One channel.
+
+    Attributes:
+        scale: what its intensities can be: `hounsfield`, `0..255`, `0..1` or `other`.
+        image: all its voxels.
+        foreground: its labelled voxels; None if the case has none.
+    """
+
+    scale: str
+    image: Intensities
+    foreground: Intensities | None
+
+
+@dataclass(frozen=True)
+class CaseFigures:
+    """What one case is like.
+
+    Attributes:
+        shape: voxels along x, y, z.
+        spacing_mm: along x, y, z, exactly as the header has it.
+        orientation: where the x, y and z axes point, as ITK names it; no rotation is "LPS".
+        shape_after_crop: the box around all voxels that are not zero in every channel.
+        channels: intensities, channel by channel.
+        voxels: label value -> number of voxels.
+        labels: name -> volume, pieces and extent, for every label but the background.
+        content: SHA-256 of the image array (float32; z, y, x, channel).
+    """
+
+    shape: Triple
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    shape_after_crop: Triple
+    channels: tuple[ChannelFigures, ...]
+    voxels: dict[int, int]
+    labels: dict[str, LabelFigures]
+    content: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for strict JSON."""
+        voxels = {str(value): count for value, count in self.voxels.items()}
+        return asdict(self) | {"voxels": voxels}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> CaseFigures:
+        """The inverse of `to_json`."""
+        return CaseFigures(
+            shape=_three(values["shape"]),
+            spacing_mm=_three(values["spacing_mm"]),
+            orientation=values["orientation"],
+            shape_after_crop=_three(values["shape_after_crop"]),
+            channels=tuple(
+                ChannelFigures(
+                    scale=channel["scale"],
+                    image=Intensities(**channel["image"]),
+                    foreground=intensities_from_json(channel["foreground"]),
+                )
+                for channel in values["channels"]
+            ),
+            voxels={int(value): count for value, count in values["voxels"].items()},
+            labels={name: _label_from_json(label) for name, label in values["labels"].items()},
+            content=values["content"],
+        )
+
+
+def _label_from_json(values: dict[str, Any]) -> LabelFigures:
+    extent = values["extent_mm"]
+    return LabelFigures(
+        volume_ml=values["volume_ml"],
+        components=values["components"],
+        extent_mm=None if extent is None else _three(extent),
+    )
+
+
+def _three(values: Sequence[Any]) -> tuple[Any, Any, Any]:
+    x, y, z = values
+    return x, y, z
+
+
+def measure(
+    image: Image,
+    label: NDArray[np.integer[Any]],
+    voxels: dict[int, int],
+    labels: Mapping[str, Sequence[int]],
+    ignore_label: int | None,
+) -> tuple[CaseFigures, tuple[Sample, ...]]:
+    """Measure one case.
+
+    Args:
+        image: the scan.
+        label: its label map of the same shape (x, y, z).
+        voxels: what `count_labels` found.
+        labels: name -> values that it covers, background included.
+        ignore_label: value that is no foreground although it is above zero.
+
+    Returns:
+        The figures, and for each channel a sample of 500 foreground intensities: the
+        quantiles at the middles of as many equal shares of the foreground.
+    """
+    foreground = label > 0
+    if ignore_label is not None:
+        foreground &= label != ignore_label
+    channels, samples = [], []
+    for channel in image.array:
+        values, inside = whole_and_inside(channel, foreground)
+        samples.append(sample(inside))
+        whole = summary(values)
+        channels.append(
+            ChannelFigures(
+                scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
+                image=whole,
+                foreground=summary(inside) if len(inside) else None,
+            )
+        )
+    geometry = image.geometry
+    figures = CaseFigures(
+        shape=geometry.size,
+        spacing_mm=geometry.spacing_mm,
+        orientation=orientation_of(geometry.direction),
+        shape_after_crop=shape_of_content(image.array),
+        channels=tuple(channels),
+        voxels=voxels,
+        labels=measure_labels(label, labels, geometry.spacing_mm),
+        content=content_of(image.array),
+    )
+    return figures, tuple(samples)
+
+
+def orientation_of(direction: Sequence[float]) -> str:
+    """Name a 3 x 3 direction matrix, given row by row, as ITK does.
+
+    Each axis of the grid gets the letter of the side of the patient that it points to: left or
+    right, posterior or anterior, superior or inferior. Oblique grids get the nearest name.
+    """
+    cosines = np.array(direction, dtype=np.float64).reshape(3, 3)
+    strength = np.abs(cosines)
+    letters = ["", "", ""]
+    for _ in range(3):
+        side, axis = np.unravel_index(np.argmax(strength), (3, 3))
+        letters[axis] = ("LR", "PA", "SI")[side][int(cosines[side, axis] < 0)]
+        strength[side, :] = strength[:, axis] = -1.0
+    return "".join(letters)
+
+
+def content_of(array: NDArray[Any]) -> str:
+    """SHA-256 of an image array (channel, x, y, z), as float32 in the order z, y, x, channel."""
+    digest = hashlib.sha256()
+    for plane in array.T:
+        digest.update(np.ascontiguousarray(plane, np.float32).data)
+    return digest.hexdigest()
+
+
+def shape_of_content(array: NDArray[Any]) -> Triple:
+    """The shape of the box around all voxels of (channel, x, y, z) that are not zero everywhere.
+
+    An image that is all zero keeps its shape.
+    """
+    box = box_of_content(array)
+    return _three(array.shape[1:] if box is None else [side.stop - side.start for side in box])
+
 
 FORMAT = 2
 

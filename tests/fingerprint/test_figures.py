@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from autoseg.fingerprint.figures import (
-    CaseFigures,
-    measure,
-    orientation_of,
-    shape_of_content,
+from autoseg.fingerprint.fingerprint import CaseFigures, measure, orientation_of, shape_of_content
+from autoseg.fingerprint.statistics import (
+    SAMPLE_SIZE,
+    Intensities,
+    LabelFigures,
+    count_labels,
+    rounded,
 )
-from autoseg.fingerprint.intensities import SAMPLE_SIZE, Intensities
-from autoseg.fingerprint.labels import LabelFigures, count_labels
-from autoseg.fingerprint.rounding import rounded
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from autoseg.fingerprint.labels import LabelFigures, count_components, count_labels, measure_labels
+from autoseg.fingerprint.statistics import (
+    LabelFigures,
+    count_components,
+    count_labels,
+    measure_labels,
+)
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5))
 LABELS = {"background": (0,), "one": (1,), "two": (2,), "far": (300,), "some": (1, 2)}

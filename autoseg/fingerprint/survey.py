@@ -19,11 +19,8 @@ from autoseg.dataset.checks import CaseFacts, check_case, check_task
 from autoseg.dataset.layouts import Case
 from autoseg.dataset.problems import Problem, Verification, shown
 from autoseg.dataset.task import Task
-from autoseg.fingerprint.figures import CaseFigures, measure
-from autoseg.fingerprint.fingerprint import FORMAT, Fingerprint
-from autoseg.fingerprint.intensities import Intensities, Sample
-from autoseg.fingerprint.labels import count_labels
-from autoseg.fingerprint.rounding import rounded
+from autoseg.fingerprint.fingerprint import FORMAT, CaseFigures, Fingerprint, measure
+from autoseg.fingerprint.statistics import Intensities, Sample, count_labels, rounded
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, files_of, read_image, read_label
 

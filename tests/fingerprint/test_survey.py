@@ -12,9 +12,8 @@ import pytest
 from autoseg.common import parallel
 from autoseg.dataset.problems import errors_by_case
 from autoseg.dataset.task import Task, find_task, read_task, without
-from autoseg.fingerprint import Fingerprint, survey, surveying
-from autoseg.fingerprint.intensities import Intensities
-from autoseg.fingerprint.labels import LabelFigures
+from autoseg.fingerprint import Fingerprint, survey
+from autoseg.fingerprint.statistics import Intensities, LabelFigures
 from autoseg.image.formats import stem_of
 from autoseg.image.image import Image, read_image, read_label
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
@@ -214,7 +213,7 @@ def test_a_second_survey_reads_no_scan(tmp_path: Path, monkeypatch: pytest.Monke
     task, cache = make_task(tmp_path / "task"), tmp_path / "cache"
     write_scan(task.cases[1].label, np.zeros((6, 5, 4), np.uint8))
     first = survey(task, 2, cache)
-    monkeypatch.setattr(surveying, "read_image", None)
+    monkeypatch.setattr(survey, "read_image", None)
     assert survey(task, 2, cache) == first
     assert [problem.case for problem in first[1]] == ["case1"]
 
@@ -235,7 +234,7 @@ def test_only_new_and_changed_cases_are_read(
         read.append(stem_of(paths[0]).removesuffix("_0000"))
         return read_image(paths, own_type)
 
-    monkeypatch.setattr(surveying, "read_image", noting)
+    monkeypatch.setattr(survey, "read_image", noting)
     assert survey(task, 1, cache) == survey(task, 1)
     assert read[:3] == ["case2", "case3", "case9"]
     assert read[3:] == [case.name for case in task.cases]

@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import box_of_content
-from autoseg.fingerprint.figures import content_of
-from autoseg.fingerprint.intensities import (
+from autoseg.fingerprint.fingerprint import content_of
+from autoseg.fingerprint.statistics import (
     CHUNK,
     Counted,
     Intensities,
