@@ -32,8 +32,7 @@ from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.model import load_model
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import count_tiles
-from autoseg.preprocessing.preprocess import preprocess
-from autoseg.preprocessing.previous import add_previous
+from autoseg.preprocessing.preprocess import add_previous, preprocess
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group
 from autoseg.training.events import check_tensorboard

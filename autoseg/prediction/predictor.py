@@ -21,7 +21,7 @@ from autoseg.prediction.model import Model, load_model, load_postprocessing, loa
 from autoseg.prediction.native_grid import Place, Planes, native_planes
 from autoseg.prediction.segmenter import LabelMap, Segmenter, Tell, swapped
 from autoseg.prediction.sliding_window import predict_slabs, window_bytes
-from autoseg.preprocessing.previous import prepare_previous
+from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.steps import Prepared, prepare
 
 

@@ -15,8 +15,12 @@ from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.channel import Channel
-from autoseg.preprocessing.resample import axis_orders, resample_channel, resampled_shape
-from autoseg.preprocessing.resample_label import resample_label
+from autoseg.preprocessing.resample import (
+    axis_orders,
+    resample_channel,
+    resample_label,
+    resampled_shape,
+)
 
 IGNORED = -1
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autoseg.image.image import Image
-from autoseg.preprocessing.resample import resampled_shape
-from autoseg.preprocessing.resample_label import resample_label
+from autoseg.preprocessing.resample import resample_label, resampled_shape
 from autoseg.preprocessing.steps import IGNORED, prepare, to_classes
 from tests.making import REGIONS, grid, tiny_plan
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
-from autoseg.preprocessing.resample import axis_orders, resampled_shape
-from autoseg.preprocessing.resample_label import resample_label
+from autoseg.preprocessing.resample import axis_orders, resample_label, resampled_shape
 from autoseg.preprocessing.steps import prepare, to_classes
 from tests.making import grid, tiny_plan
 from tests.preprocessing.resizing import one_axis_after_another

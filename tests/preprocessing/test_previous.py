@@ -12,8 +12,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.layouts import Case
 from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
-from autoseg.preprocessing.preprocess import preprocess_case
-from autoseg.preprocessing.previous import add_previous, prepare_previous
+from autoseg.preprocessing.preprocess import add_previous, prepare_previous, preprocess_case
 from autoseg.preprocessing.steps import prepare
 from autoseg.preprocessing.store import CaseStore
 from tests.dataset.making import write_case, write_scan

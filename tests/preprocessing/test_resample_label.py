@@ -12,9 +12,8 @@ from skimage.transform import resize
 from autoseg.common.arrays import Triple
 from autoseg.dataset.task import read_task
 from autoseg.image.image import read_label
-from autoseg.preprocessing import resample_label as module
-from autoseg.preprocessing.resample import apply_operators
-from autoseg.preprocessing.resample_label import resample_label
+from autoseg.preprocessing import resample as module
+from autoseg.preprocessing.resample import apply_operators, resample_label
 from tests.dataset.making import HIPPOCAMPUS
 from tests.preprocessing.resizing import one_axis_after_another
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoseg.dataset.layouts import Case
-from autoseg.preprocessing import sharing
+from autoseg.preprocessing import store
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.steps import Prepared
 from autoseg.preprocessing.store import CaseStore
@@ -85,6 +85,6 @@ def test_without_links_cases_are_copied(
 
     _, first = run(tmp_path / "plans", "default", cases)
     second = CaseStore(tmp_path / "copy", PLAN.preprocessing_id)
-    monkeypatch.setattr("autoseg.preprocessing.sharing.os.link", no_links)
-    assert sharing._link(first.folder / "a", second.folder / "a")
+    monkeypatch.setattr("autoseg.preprocessing.store.os.link", no_links)
+    assert store._link(first.folder / "a", second.folder / "a")
     assert second.is_whole("a")

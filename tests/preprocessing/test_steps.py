@@ -15,8 +15,7 @@ from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.channel import Channel
-from autoseg.preprocessing.resample import resample_channel
-from autoseg.preprocessing.resample_label import resample_label
+from autoseg.preprocessing.resample import resample_channel, resample_label
 from autoseg.preprocessing.steps import IGNORED, Prepared, prepare, to_classes
 from tests.making import grid, tiny_plan
 
