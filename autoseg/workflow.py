@@ -13,7 +13,7 @@ from autoseg.experiments.fold import FoldJob, run_fold
 from autoseg.experiments.task_plan import survey_task, write_plan
 from autoseg.networks.devices import pick_device
 from autoseg.plan.plan import Plan
-from autoseg.planning.compose import Wishes
+from autoseg.planner.compose import Wishes
 from autoseg.workspace import Workspace
 
 

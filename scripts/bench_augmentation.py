@@ -30,8 +30,7 @@ from autoseg.augmentation.spatial import rotation
 from autoseg.augmentation.transforms import Augmenter, seeded
 from autoseg.common.arrays import Triple
 from autoseg.plan import augmentation as plans
-from autoseg.planning.layers import read_layer
-from autoseg.planning.reference import plans_folder
+from autoseg.planner.overrides import plans_folder, read_layer
 
 Specs = tuple[plans.Transform, ...]
 Volume = NDArray[np.float32]

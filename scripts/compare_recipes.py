@@ -85,7 +85,7 @@ def plan_recipes(
 
 def derive(base: Values, recipes: dict[str, Values]) -> dict[str, Values]:
     """The plan of each recipe, named after it, with a fixed number of steps."""
-    from autoseg.planning.layers import merge
+    from autoseg.planner.overrides import merge
 
     budget = base["name"].removeprefix("base-")
     base["training"]["seconds"] = None

@@ -59,7 +59,7 @@ def read_plan(content: bytes) -> None:
 
 def read_overrides(content: bytes) -> None:
     """A JSON5 file of plan values, as for --overrides, and of studies."""
-    from autoseg.planning.layers import read_layer
+    from autoseg.planner.overrides import read_layer
 
     read_layer(written("overrides.json5", content), "--overrides")
 

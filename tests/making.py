@@ -15,7 +15,7 @@ from torch import nn
 from autoseg.image.geometry import Geometry
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import make_plan
-from autoseg.planning.layers import merge
+from autoseg.planner.overrides import merge
 from autoseg.preprocessing.steps import Prepared
 from autoseg.preprocessing.store import CaseStore
 

@@ -95,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from autoseg.common.progress import say
     from autoseg.experiments.task_plan import fitted, survey_task, write_plan
-    from autoseg.planning.budget import parse_seconds
-    from autoseg.planning.compose import Wishes, other_configurations
-    from autoseg.planning.explain import citations
+    from autoseg.planner.budget import parse_seconds
+    from autoseg.planner.compose import Wishes, other_configurations
+    from autoseg.planner.explain import citations
     from autoseg.workspace import Workspace
 
     workspace = Workspace.find(arguments.workspace)
@@ -150,7 +150,7 @@ def _tell(plan: Plan) -> None:
 
 
 def _explain(plan: Plan) -> None:
-    from autoseg.planning.explain import explain
+    from autoseg.planner.explain import explain
 
     explain(plan)
 

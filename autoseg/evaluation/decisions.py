@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoseg.plan.plan import Plan
-from autoseg.planning.explain import DEFAULT, Row, rows
-from autoseg.planning.words import GROUPS, group_of
+from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Decisions:
     """
 
     heading: str
-    chosen: tuple[Row, ...]
-    defaults: tuple[Row, ...]
+    chosen: tuple[Explained, ...]
+    defaults: tuple[Explained, ...]
 
 
 def decisions(plan: Plan) -> list[Decisions]:
@@ -37,5 +36,5 @@ def decisions(plan: Plan) -> list[Decisions]:
     ]
 
 
-def _is_of(row: Row, heading: str) -> bool:
+def _is_of(row: Explained, heading: str) -> bool:
     return group_of(row.key) == heading

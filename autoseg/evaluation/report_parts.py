@@ -29,7 +29,7 @@ from autoseg.evaluation.views import Exhibit
 from autoseg.fingerprint import Fingerprint
 from autoseg.models import log
 from autoseg.models.log import ADVICE, draw_losses, read_losses
-from autoseg.planning.explain import citations
+from autoseg.planner.explain import citations
 
 MOST_NAMES = 10
 FEW_CLASSES = 4

@@ -18,9 +18,9 @@ from autoseg.experiments.task_plan import Surveyed, fitted, survey_task, write_p
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import differing_keys, load_plan
-from autoseg.planning.budget import parse_seconds
-from autoseg.planning.compose import Wishes, compose_unmeasured
-from autoseg.planning.layers import Layer, merge
+from autoseg.planner.budget import parse_seconds
+from autoseg.planner.compose import Wishes, compose_unmeasured
+from autoseg.planner.overrides import Layer, merge
 from autoseg.workspace import Workspace
 
 MOST_KEYS = 4

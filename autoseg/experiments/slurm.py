@@ -23,7 +23,7 @@ from autoseg.experiments.results import gather, study_folder
 from autoseg.experiments.study import SlurmSettings, Study, check_study
 from autoseg.experiments.study_report import report_study
 from autoseg.experiments.worker import Answer
-from autoseg.planning.budget import parse_seconds
+from autoseg.planner.budget import parse_seconds
 from autoseg.workspace import Workspace
 
 MOST_TIMEOUTS = 1000  # a run may need as many jobs

@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from autoseg.common.errors import PlanError
 from autoseg.plan.reading import in_words
 from autoseg.plan.sections import Count, Index, LabelValue, Positive, Seed
-from autoseg.planning.layers import merge, read_layer, set_layer
-from autoseg.planning.reference import plans_folder
+from autoseg.planner.overrides import merge, plans_folder, read_layer, set_layer
 
 ENDING = ".json5"
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]

@@ -28,7 +28,7 @@ from autoseg.dataset.task import Task, find_task, without
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import load_plan
-from autoseg.planning.compose import Wishes, compose, compose_unmeasured, other_plans
+from autoseg.planner.compose import Wishes, compose, compose_unmeasured, other_plans
 from autoseg.workspace import Workspace
 
 TIMED_CASES = 4
@@ -180,7 +180,7 @@ def _compose(
         return compose_unmeasured(fingerprint, wishes)
 
     from autoseg.networks.devices import pick_device
-    from autoseg.planning.budget import expected_work
+    from autoseg.planner.budget import expected_work
     from autoseg.training.timing import Stopwatch
 
     spread = max(1, len(task.cases) // TIMED_CASES)

@@ -14,7 +14,7 @@ from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.dataset.layouts import Case
 from autoseg.networks.devices import describe
 from autoseg.plan.plan import Plan
-from autoseg.planning.budget import Timing
+from autoseg.planner.budget import Timing
 from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.learner import Learner

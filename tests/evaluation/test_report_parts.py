@@ -18,7 +18,7 @@ from autoseg.evaluation.report_parts import (
 )
 from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.task_files import Trained
-from autoseg.planning.explain import rows
+from autoseg.planner.explain import rows
 from tests.evaluation.making import LABELS, write_plan, write_record
 from tests.evaluation.report_pages import FINGERPRINT, write_models
 from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases

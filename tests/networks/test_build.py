@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from autoseg.networks.unet import build_network
-from autoseg.planning.memory import parameter_count, training_memory
-from autoseg.planning.reference import find_reference
+from autoseg.planner.overrides import find_reference
+from autoseg.planner.patch_rule import parameter_count, training_memory
 from tests.making import CASCADE, REGIONS, count_parameters, tiny_plan
 
 CLASSES = {"background": [0], "left": [1], "right": [2], "infection": [3]}

@@ -10,7 +10,7 @@ from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
 from autoseg.plan.evaluation import Evaluation, class_of
 from autoseg.plan.reading import load_plan
-from autoseg.planning.reference import find_reference
+from autoseg.planner.overrides import find_reference
 from tests.making import REGIONS, tiny_plan
 
 LUNGS = {"left": (1,), "right": (2,), "infection": (3,)}

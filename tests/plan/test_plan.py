@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from autoseg.common.errors import AutosegError, PlanError
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan, make_plan
-from autoseg.planning.layers import merge
+from autoseg.planner.overrides import merge
 from tests.making import tiny_plan
 
 STEPS: list[dict[str, Any]] = [

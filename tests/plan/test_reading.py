@@ -8,7 +8,7 @@ import pytest
 
 from autoseg.common.errors import PlanError
 from autoseg.plan.reading import make_plan
-from autoseg.planning.layers import merge
+from autoseg.planner.overrides import merge
 from tests.making import TINY
 
 CLIP = {"step": "clip"}

@@ -16,8 +16,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.dataset.declaration import declaration_of
 from autoseg.dataset.splits import make_splits
 from autoseg.dataset.task import read_task
-from autoseg.planning.layers import read_layer
-from autoseg.planning.reference import plans_folder
+from autoseg.planner.overrides import plans_folder, read_layer
 
 Zips = dict[Archive, Path]
 

@@ -10,8 +10,7 @@ from covid_test_set import DECLARATION, FOLDER, lay_out_test_set
 
 from autoseg.common.errors import DataError
 from autoseg.image.image import read_label
-from autoseg.planning.layers import read_layer
-from autoseg.planning.reference import plans_folder
+from autoseg.planner.overrides import plans_folder, read_layer
 from tests.dataset.making import write_scan
 
 

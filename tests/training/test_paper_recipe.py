@@ -23,15 +23,15 @@ from autoseg.models.folder import FINAL
 from autoseg.networks.unet import Convolution, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Plateau
-from autoseg.planning.compose import Wishes, compose
+from autoseg.planner.compose import Wishes, compose
 from autoseg.training import epoch as epoch_module
 from autoseg.training.learner import build_optimizer
 from autoseg.training.losses import build_loss
 from autoseg.training.saving import LATEST
 from autoseg.training.schedule import PlateauState
 from tests.making import count_parameters, tiny_plan
-from tests.planning.making import fingerprint
-from tests.planning.test_compose import never
+from tests.planner.making import fingerprint
+from tests.planner.test_compose import never
 from tests.training.making import start, store_of, without_pictures
 
 LABELS = {"background": (0,), "left lung": (1,), "right lung": (2,), "infection": (3,)}

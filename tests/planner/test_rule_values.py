@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.reading import make_plan
-from autoseg.planning.defaults import Evidence, Values, configurations
-from autoseg.planning.defaults import rule_values as rule_values_of
-from tests.planning.making import FOREGROUND, LABELS, fingerprint
+from autoseg.planner.rule_values import Evidence, Values, configurations
+from autoseg.planner.rule_values import rule_values as rule_values_of
+from tests.planner.making import FOREGROUND, LABELS, fingerprint
 
 
 def rule_values(

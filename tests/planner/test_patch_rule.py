@@ -11,14 +11,19 @@ from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
 from autoseg.fingerprint import Fingerprint
-from autoseg.planning import reference
-from autoseg.planning.compose import Wishes, compose
-from autoseg.planning.memory import training_memory
-from autoseg.planning.own_rules import SOURCE, USABLE_SHARE, largest_patch, median_grid
-from autoseg.planning.reference import plans_folder
+from autoseg.planner import overrides
+from autoseg.planner.compose import Wishes, compose
+from autoseg.planner.overrides import plans_folder
+from autoseg.planner.patch_rule import (
+    SOURCE,
+    USABLE_SHARE,
+    largest_patch,
+    median_grid,
+    training_memory,
+)
 from tests.making import tiny_plan
-from tests.planning.making import fingerprint
-from tests.planning.test_compose import never
+from tests.planner.making import fingerprint
+from tests.planner.test_compose import never
 
 HEADERS = Path(__file__).parents[1] / "data" / "covid20_headers.csv"
 LABELS = {"background": (0,), "left lung": (1,), "right lung": (2,), "infection": (3,)}
@@ -51,7 +56,7 @@ def without_patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (plans_folder() / "Task001_COVID.json5").read_text(encoding="utf-8")
     assert text.count(PATCH) == 1
     (tmp_path / "Task001_COVID.json5").write_text(text.replace(PATCH, ""), encoding="utf-8")
-    monkeypatch.setattr(reference, "plans_folder", lambda: tmp_path)
+    monkeypatch.setattr(overrides, "plans_folder", lambda: tmp_path)
 
 
 @pytest.mark.usefixtures("without_patch")

@@ -14,13 +14,62 @@ from autoseg.common.errors import PlanError
 from autoseg.common.progress import counted, in_words, say
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Size3
-from autoseg.planning.defaults import Values
-from autoseg.planning.layers import Layer
-from autoseg.planning.recipe import SHORT
-from autoseg.planning.topology import pool_and_kernels
+from autoseg.planner.grid import pool_and_kernels
+from autoseg.planner.overrides import Layer
+from autoseg.planner.rule_values import ANISOTROPY, Values
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
+
+
+# The recipe of short runs: augmentation, normalisation and optimiser.
+
+SHORT = 12 * 3600.0  # seconds: from here on the rules' own recipe has the time that it needs
+
+
+def short_recipe(plan: Plan, seconds: float) -> Layer | None:
+    """What learns most in few steps, in place of the rules' recipe for long runs.
+
+    On the Hippocampus set, 4 minutes on two cores, one run each: Dice 0.883, with mirroring 0.833,
+    with instance normalisation 0.883 (in 1 minute 0.828, against 0.840 and 0.849 with batch
+    normalisation). On 100 seconds of Hippocampus and 4 minutes of head and neck, one core: two
+    patches of three around the foreground 0.879 and 0.701, the rules' sampling 0.875 and 0.681
+    (another seed 0.876 and 0.683), nnU-Net's SGD 0.040 on the second.
+    """
+    if seconds >= SHORT:
+        return None
+    patch = plan.sampling.patch_size
+    flat = max(patch) / min(patch) > ANISOTROPY
+    turns = [[-20, 20] if not flat or size == min(patch) else [0, 0] for size in patch]
+    values: Values = {
+        "sampling": {"foreground_share": 0.67, "foreground_mode": "chance"},
+        "network": {"norm": "batch", "convolution_bias": False},
+        "augmentation": [
+            {
+                "transform": "spatial",
+                "rotation_probability": 0.3,
+                "rotation_degrees": turns,
+                "scaling_probability": 0.3,
+                "scaling": [0.8, 1.25],
+                "image_order": 1,
+            },
+            {"transform": "brightness"},
+            {"transform": "contrast"},
+            {"transform": "gamma"},
+        ],
+        "training": {
+            "loss": {"batch_dice": True},
+            "optimizer": {
+                "optimizer": "adam",
+                "learning_rate": 2e-3,
+                "weight_decay": 1e-2,
+                "decoupled": True,
+            },
+        },
+        "inference": {"mirror_axes": []},
+    }
+    return Layer(f"recipe for runs under {in_words(SHORT)}", values)
+
 
 AIM = 0.95  # of the budget; the run itself corrects what the measurement missed
 START_SECONDS = 8.0  # importing, starting workers, the first slow steps

@@ -5,12 +5,11 @@ from typing import Any
 import pytest
 
 from autoseg.plan.plan import Plan
-from autoseg.planning.compose import Wishes, compose
-from autoseg.planning.explain import explain, rows
-from autoseg.planning.words import GROUPS
+from autoseg.planner.compose import Wishes, compose
+from autoseg.planner.explain import GROUPS, explain, rows
 from tests.making import tiny_plan
-from tests.planning.making import fingerprint
-from tests.planning.test_compose import never
+from tests.planner.making import fingerprint
+from tests.planner.test_compose import never
 
 PATCH = "sampling.patch_size=[32,32,32]"
 

@@ -9,10 +9,10 @@ from autoseg.common.errors import PlanError
 from autoseg.common.files import to_json
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Cosine, Sgd
-from autoseg.planning import reference
-from autoseg.planning.budget import Timing, Work
-from autoseg.planning.compose import Wishes, compose, other_configurations
-from tests.planning.making import fingerprint
+from autoseg.planner import overrides
+from autoseg.planner.budget import Timing, Work
+from autoseg.planner.compose import Wishes, compose, other_configurations
+from tests.planner.making import fingerprint
 
 
 def never(plan: Plan) -> NoReturn:
@@ -38,7 +38,7 @@ def timed(*settings: str, seconds: float = 300, **wishes: Any) -> Plan:
 def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "plans"
     folder.mkdir()
-    monkeypatch.setattr(reference, "plans_folder", lambda: folder)
+    monkeypatch.setattr(overrides, "plans_folder", lambda: folder)
     return folder / "Task001_Tiny.json5"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Cosine, DiceCrossEntropy, Plateau, TverskyCrossEntropy
-from autoseg.planning.words import GROUPS, WORDS, group_of, name_of, value_of
+from autoseg.planner.explain import GROUPS, WORDS, group_of, name_of, value_of
 from tests.plan.test_plan import full_plan
 
 CT = ("CT",)

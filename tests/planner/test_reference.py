@@ -9,12 +9,12 @@ import pytest
 from autoseg.common.errors import PlanError
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
-from autoseg.planning import reference
-from autoseg.planning.compose import Wishes, compose
-from autoseg.planning.reference import find_reference, plans_folder, reference_names
+from autoseg.planner import overrides
+from autoseg.planner.compose import Wishes, compose
+from autoseg.planner.overrides import find_reference, plans_folder, reference_names
 from tests.making import count_parameters
-from tests.planning.making import fingerprint
-from tests.planning.test_compose import never
+from tests.planner.making import fingerprint
+from tests.planner.test_compose import never
 
 LABELS = {"background": (0,), "left lung": (1,), "right lung": (2,), "infection": (3,)}
 
@@ -151,7 +151,7 @@ def test_the_folder_of_a_checkout_or_of_an_installed_package(
     assert (plans_folder() / "Task001_COVID.json5").is_file()
     module = tmp_path / "autoseg" / "planning" / "reference.py"
     module.parent.mkdir(parents=True)
-    monkeypatch.setattr(reference, "__file__", str(module))
+    monkeypatch.setattr(overrides, "__file__", str(module))
     assert plans_folder() == tmp_path / "plans"
     (tmp_path / "autoseg" / "plans").mkdir()
     assert plans_folder() == tmp_path / "autoseg" / "plans"
@@ -217,7 +217,7 @@ def test_a_reference_plan_is_for_one_configuration() -> None:
 
 @pytest.fixture
 def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(reference, "plans_folder", lambda: tmp_path)
+    monkeypatch.setattr(overrides, "plans_folder", lambda: tmp_path)
     return tmp_path
 
 

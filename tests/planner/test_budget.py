@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from autoseg.common.errors import PlanError
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
-from autoseg.planning.budget import (
+from autoseg.planner.budget import (
     START_SECONDS,
     Timing,
     Work,
     budget_layer,
     expected_work,
     parse_seconds,
+    short_recipe,
 )
-from autoseg.planning.layers import Layer, complete, merge, stack
-from autoseg.planning.recipe import short_recipe
+from autoseg.planner.overrides import Layer, complete, merge, stack
 from autoseg.prediction.sliding_window import count_tiles
 from tests.making import TINY, tiny_plan
-from tests.planning.making import fingerprint
+from tests.planner.making import fingerprint
 
 NETWORK = TINY["network"] | {"features": [32, 64]}
 SAMPLING = {"patch_size": [8, 8, 8], "batch_size": 8}

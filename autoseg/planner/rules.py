@@ -13,24 +13,47 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoseg.common.errors import PlanError
-from autoseg.planning.grid import (
+from autoseg.planner.grid import (
+    FIRST_FEATURES,
+    MOST_FEATURES,
+    REFERENCE_BATCH,
     DataFigures,
     Grid,
+    Planner,
+    Topology,
     coarser,
+    feature_map_voxels,
+    find_planner,
     full_grid,
     in_plane,
     planner_axes,
+    pool_and_kernels,
     times,
 )
-from autoseg.planning.normalization import MASK_BELOW, schemes, use_masks
-from autoseg.planning.planners import REFERENCE_BATCH, Planner, find_planner
-from autoseg.planning.topology import (
-    FIRST_FEATURES,
-    MOST_FEATURES,
-    Topology,
-    feature_map_voxels,
-    pool_and_kernels,
-)
+
+# How each channel's intensities are normalized, by the channel's name and nnU-Net's rules.
+
+MASK_BELOW = 0.75  # of the median relative size after cropping to non-zero
+
+NORMALIZATIONS = {
+    "ct": "CTNormalization",
+    "nonorm": "NoNormalization",
+    "rescale_to_0_1": "RescaleTo01Normalization",
+    "rgb_to_0_1": "RGBTo01Normalization",
+}
+PER_CASE = "ZScoreNormalization"  # every other name; only this scheme can use the mask
+
+
+def schemes(channels: tuple[str, ...]) -> tuple[str, ...]:
+    """nnU-Net's scheme of each channel; upper and lower case are the same."""
+    return tuple(NORMALIZATIONS.get(name.casefold(), PER_CASE) for name in channels)
+
+
+def use_masks(channels: tuple[str, ...], relative_size_after_cropping: float) -> tuple[bool, ...]:
+    """Whether only a channel's non-zero part is normalized: if cropping removed a quarter."""
+    much_is_zero = relative_size_after_cropping < MASK_BELOW
+    return tuple(much_is_zero and scheme == PER_CASE for scheme in schemes(channels))
+
 
 __all__ = ["Configuration", "DataFigures", "decide", "planner_axes"]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.planning.topology import Topology, feature_map_voxels, pool_and_kernels
+from autoseg.planner.grid import Topology, feature_map_voxels, pool_and_kernels
 
 SPACINGS = st.floats(0.1, 12)
 SIDES = st.integers(1, 1000)

@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, NoReturn
 from autoseg.common.errors import PlanError
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
-from autoseg.planning.budget import Timing, Work, budget_layer
-from autoseg.planning.defaults import (
+from autoseg.planner.budget import Timing, Work, budget_layer, short_recipe
+from autoseg.planner.grid import find_planner, times
+from autoseg.planner.overrides import (
+    Layer,
+    Reference,
+    complete,
+    find_reference,
+    merge,
+    read_layer,
+    set_layer,
+    stack,
+)
+from autoseg.planner.patch_rule import patch_layer, strides_without_patch, whole_case_layer
+from autoseg.planner.rule_values import (
     A_FOLD_EACH,
     LEFT_OUT,
     Evidence,
@@ -19,16 +31,11 @@ from autoseg.planning.defaults import (
     configurations,
     rule_values,
 )
-from autoseg.planning.grid import times
-from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
-from autoseg.planning.own_rules import patch_layer, strides_without_patch, whole_case_layer
-from autoseg.planning.planners import find_planner
-from autoseg.planning.recipe import short_recipe
-from autoseg.planning.reference import Reference, find_reference
-from autoseg.planning.rules import Configuration
+from autoseg.planner.rules import Configuration
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
+
 
 FEWEST_FOLDS = 2
 

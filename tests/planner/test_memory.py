@@ -12,8 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from autoseg.networks.devices import autocast
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
-from autoseg.planning.layers import merge
-from autoseg.planning.memory import parameter_count, training_memory
+from autoseg.planner.overrides import merge
+from autoseg.planner.patch_rule import parameter_count, training_memory
 from autoseg.training.learner import build_optimizer
 from autoseg.training.losses import build_loss
 from tests.making import count_parameters, tiny_plan

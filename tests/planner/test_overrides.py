@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autoseg.common.errors import PlanError
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd, TverskyCrossEntropy
-from autoseg.planning.layers import Layer, complete, merge, read_layer, set_layer, stack
+from autoseg.planner.overrides import Layer, complete, merge, read_layer, set_layer, stack
 from tests.making import TINY
 
 STEPS = [

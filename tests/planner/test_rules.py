@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
-from autoseg.planning.planners import PLANNERS
-from autoseg.planning.rules import Configuration, DataFigures, decide, planner_axes
+from autoseg.planner.grid import PLANNERS
+from autoseg.planner.rules import Configuration, DataFigures, decide, planner_axes
 
 ROOT = Path(__file__).parents[2]
 VECTORS = read_json(ROOT / "tests/data/nnunet_plan_vectors.json")

@@ -13,11 +13,11 @@ from autoseg.fingerprint import Fingerprint
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import make_plan
-from autoseg.planning.compose import Wishes, compose
+from autoseg.planner.compose import Wishes, compose
 from autoseg.training.learner import Learner
 from autoseg.training.losses import build_loss
-from tests.planning.making import fingerprint
-from tests.planning.test_compose import never
+from tests.planner.making import fingerprint
+from tests.planner.test_compose import never
 
 MOST_VOXELS = 20_000
 PLANNERS = ("default", "resenc_m", "resenc_l", "resenc_xl")

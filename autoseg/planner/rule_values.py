@@ -8,10 +8,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from autoseg.plan.plan import CASCADE
-from autoseg.planning.rules import Configuration, DataFigures, decide
+from autoseg.planner.rules import Configuration, DataFigures, decide
 
 if TYPE_CHECKING:
     from autoseg.fingerprint import Fingerprint
+
 
 Values = dict[str, Any]
 Evidence = dict[str, tuple[str, str]]  # dotted key -> rule, figures
