@@ -34,7 +34,7 @@ from side_by_side import (
     self_measured,
 )
 
-from autoseg.augmentation.pipeline import Batch
+from autoseg.augmentation.loader import Batch
 from autoseg.networks.devices import describe, fast_convolutions, pick_device
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan, make_plan

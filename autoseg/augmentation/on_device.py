@@ -7,29 +7,261 @@ rounding; noise has the same distribution. The host never waits for the device.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from autoseg.augmentation.changes import (
-    Blur,
-    Brightness,
-    Change,
-    CoarseGrid,
-    Contrast,
-    Factors,
-    Flip,
-    Gamma,
-    LowResolution,
-    Noise,
-    Operators,
-)
-from autoseg.augmentation.postponed import Postponed
-from autoseg.augmentation.spatial import Warp
-from autoseg.augmentation.spline import prefilter
+from autoseg.augmentation.sampler import Border
+from autoseg.augmentation.spatial import Warp, draw_warp, random_factor
+from autoseg.augmentation.spline import Floats, prefilter
+from autoseg.augmentation.transforms import blurring, change_previous, nearest_of_coarser
+from autoseg.common.arrays import Triple
 from autoseg.networks.devices import to_device
+from autoseg.plan import augmentation as plans
+from autoseg.preprocessing.resample import axis_operator
+
+# What is drawn for an image that the training device will change: plain numbers and matrices.
+#
+# The distributions are those of `transforms`, which acts at once. The numbers come in another
+# order from a sample's generator, so that the samples of the two differ.
+
+Factors = tuple[float, ...]  # one for each channel
+Operators = tuple[Floats, Floats, Floats]  # the matrices (new size, size) of x, y, z
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Turn these axes about."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add normal noise."""
+
+    deviation: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """Multiply each channel."""
+
+    factors: Factors
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Stretch each channel about its mean."""
+
+    factors: Factors
+    preserve_range: bool
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Raise each channel, or its negative, to a power within its range."""
+
+    powers: Factors
+    invert: bool
+    retain_statistics: bool
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Apply matrices to the axes of each channel; None: it stays."""
+
+    channels: tuple[Operators | None, ...]
+
+
+@dataclass(frozen=True)
+class CoarseGrid:
+    """The nearest voxels of a coarser grid along x, y, z, and the matrices back."""
+
+    nearest: tuple[NDArray[np.intp], ...]
+    back: Operators
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """Take each channel through its coarser grid; None: it stays."""
+
+    channels: tuple[CoarseGrid | None, ...]
+
+
+Change = Warp | Flip | Noise | Brightness | Contrast | Gamma | Blur | LowResolution
+Changing = (
+    plans.Mirror
+    | plans.GaussianNoise
+    | plans.GaussianBlur
+    | plans.Brightness
+    | plans.Contrast
+    | plans.LowResolution
+    | plans.Gamma
+)
+
+
+def draw_change(
+    spec: Changing, channels: int, size: Triple, rng: np.random.Generator
+) -> Change | None:
+    """Draw what a transform does to one image; None if nothing.
+
+    Args:
+        spec: the plan's chances and ranges.
+        channels: of the image.
+        size: of the patch (x, y, z).
+        rng: the sample's random numbers.
+    """
+    if rng.random() >= spec.probability:
+        return None
+    match spec:
+        case plans.Mirror():
+            return Flip(tuple(axis for axis in sorted(set(spec.axes)) if rng.random() < 0.5))
+        case plans.GaussianNoise():
+            return Noise(rng.uniform(*spec.variance), int(rng.integers(2**63)))
+        case plans.Brightness():
+            return Brightness(tuple(rng.uniform(*spec.factor) for _ in range(channels)))
+        case plans.Contrast():
+            return Contrast(_factors(spec.factor, channels, rng), spec.preserve_range)
+        case plans.Gamma():
+            powers = _factors(spec.gamma, channels, rng)
+            return Gamma(powers, spec.invert, spec.retain_statistics)
+        case plans.GaussianBlur():
+            sigmas = _some(spec.channel_probability, spec.sigma, channels, rng)
+            return Blur(tuple(None if s is None else _blur(size, s) for s in sigmas))
+        case plans.LowResolution():
+            zooms = _some(spec.channel_probability, spec.zoom, channels, rng)
+            return LowResolution(tuple(None if z is None else _coarse_grid(size, z) for z in zooms))
+
+
+def _factors(limits: tuple[float, float], channels: int, rng: np.random.Generator) -> Factors:
+    return tuple(random_factor(limits, rng) for _ in range(channels))
+
+
+def _some(
+    chance: float, limits: tuple[float, float], channels: int, rng: np.random.Generator
+) -> list[float | None]:
+    """A number for each channel that has the luck."""
+    return [rng.uniform(*limits) if rng.random() < chance else None for _ in range(channels)]
+
+
+def _blur(size: Triple, sigma: float) -> Operators:
+    return _changed_along_axes(lambda axis: blurring(size[axis], sigma))
+
+
+def _coarse_grid(size: Triple, zoom: float) -> CoarseGrid:
+    nearest = nearest_of_coarser(size, zoom)
+    back = _changed_along_axes(lambda axis: axis_operator(len(nearest[axis]), size[axis], 3))
+    return CoarseGrid(tuple(nearest), back)
+
+
+def _changed_along_axes(matrix: Callable[[int], Floats]) -> Operators:
+    return matrix(0), matrix(1), matrix(2)
+
+
+# Samples whose image is left to the training device; only what the device lacks is done at once.
+#
+# A worker draws, reads the box, and moves the labels, which are cheap: no interpolation, and the
+# box has needed their places already. `on_device` does the rest.
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """An image as it was read, and what shall become of it.
+
+    Attributes:
+        image: (channel, *box).
+        changes: in order; after them it is as large as the patch.
+    """
+
+    image: NDArray[np.float32]
+    changes: tuple[Change, ...]
+
+
+class Postponer:
+    """Draws what happens to each sample of a plan, like `transforms.Augmenter`."""
+
+    def __init__(self, specs: Sequence[plans.Transform], patch_size: Triple) -> None:
+        self.specs = specs
+        self.patch_size = patch_size
+
+    def draw(self, rng: np.random.Generator) -> PostponedAugmentation:
+        """What happens to the sample whose random numbers these are."""
+        size = self.patch_size
+        border: Border = "constant"
+        steps: list[plans.Transform | Warp] = []
+        for spec in reversed(self.specs):
+            if not isinstance(spec, plans.Spatial):
+                steps.append(spec)
+            elif (warp := draw_warp(spec, size, rng)) is not None:
+                size, border = warp.box_size, spec.border
+                steps.append(warp)
+        return PostponedAugmentation(size, border, tuple(reversed(steps)), rng)
+
+
+@dataclass(frozen=True)
+class PostponedAugmentation:
+    """What happens to one sample, like `transforms.Augmentation`.
+
+    Attributes:
+        box_size: voxels to read.
+        border: what lies beyond the case: zero, or its nearest voxel.
+        steps: warps that are drawn, and transforms that are not.
+        rng: the sample's random numbers.
+    """
+
+    box_size: Triple
+    border: Border
+    steps: tuple[plans.Transform | Warp, ...]
+    rng: np.random.Generator
+
+    def __call__(
+        self, image: NDArray[np.float32], label: NDArray[np.int16]
+    ) -> tuple[Postponed, NDArray[np.int16]]:
+        """Change the label now; the image goes with what shall be done to it.
+
+        Args:
+            image: (channel, *box_size).
+            label: box_size, or (label, *box_size) for a cascade's two.
+        """
+        labels = list(label.reshape(-1, *label.shape[-3:]))
+        changes: list[Change] = []
+        for step in self.steps:
+            if isinstance(step, plans.PreviousMorphology | plans.PreviousRemoval):
+                labels[1] = change_previous(labels[1], step, self.rng)
+            elif (change := self._change(step, image, labels)) is not None:
+                changes.append(change)
+                labels = [_moved(change, one) for one in labels]
+        moved = np.stack(labels) if label.ndim == 4 else np.ascontiguousarray(labels[0])
+        # Copies of the warps travel without the places that they remember.
+        light = [replace(change) for change in changes]
+        return Postponed(image, tuple(light)), moved
+
+    def _change(
+        self,
+        step: plans.Transform | Warp,
+        image: NDArray[np.float32],
+        labels: list[NDArray[np.int16]],
+    ) -> Change | None:
+        assert not isinstance(
+            step, plans.Spatial | plans.PreviousMorphology | plans.PreviousRemoval
+        )
+        if isinstance(step, Warp):
+            return step
+        x, y, z = labels[0].shape
+        return draw_change(step, len(image), (x, y, z), self.rng)
+
+
+def _moved(change: Change, label: NDArray[np.int16]) -> NDArray[np.int16]:
+    if isinstance(change, Warp):
+        return change.label(label)
+    return np.flip(label, change.axes) if isinstance(change, Flip) else label
 
 
 @torch.no_grad()

@@ -19,13 +19,186 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from autoseg.augmentation.intensity import add_noise, blur, lower_resolution
-from autoseg.augmentation.previous import change_previous
 from autoseg.augmentation.sampler import Border
 from autoseg.augmentation.spatial import Warp, draw_warp
+from autoseg.augmentation.spline import along
 from autoseg.common.arrays import Triple
 from autoseg.plan import augmentation as plans
+from autoseg.plan.augmentation import (
+    GaussianBlur,
+    GaussianNoise,
+    LowResolution,
+    PreviousMorphology,
+    PreviousRemoval,
+)
+from autoseg.preprocessing.resample import apply_operators, axis_operator
+
+# Random faults in what a cascade's previous stage found, so that the cascade learns to mend them.
+#
+# nnU-Net's two, on part numbers instead of one mask a part: a voxel still has one part at most.
+# Segmentations are (x, y, z), 0 for background.
+
+Mask = NDArray[np.bool_]
+Operator = Callable[[Mask, int], Mask]
+
+
+def change_previous(
+    segmentation: NDArray[Any],
+    spec: PreviousMorphology | PreviousRemoval,
+    rng: np.random.Generator,
+) -> NDArray[Any]:
+    """The segmentation, with the transform's chance changed."""
+    if rng.random() >= spec.probability:
+        return segmentation
+    if isinstance(spec, PreviousMorphology):
+        return _morphed(segmentation, spec, rng)
+    return _without_components(segmentation, spec, rng)
+
+
+def dilated(mask: Mask, radius: int) -> Mask:
+    """All voxels within a radius (voxels) of the mask; beyond the patch nothing is known."""
+    from scipy.ndimage import distance_transform_edt
+
+    if not mask.any():
+        return mask
+    box = _box_around(mask, radius)
+    out = np.zeros_like(mask)
+    out[box] = distance_transform_edt(~mask[box]) <= radius
+    return out
+
+
+def eroded(mask: Mask, radius: int) -> Mask:
+    """The voxels of the mask that are further than a radius from all others."""
+    return ~dilated(~mask, radius)
+
+
+def opened(mask: Mask, radius: int) -> Mask:
+    """Eroded, then dilated: what is thinner than the ball goes."""
+    return dilated(eroded(mask, radius), radius)
+
+
+def closed(mask: Mask, radius: int) -> Mask:
+    """Dilated, then eroded: gaps thinner than the ball are filled."""
+    return eroded(dilated(mask, radius), radius)
+
+
+OPERATORS: tuple[Operator, ...] = (dilated, eroded, opened, closed)
+
+
+def _morphed(
+    segmentation: NDArray[Any], spec: PreviousMorphology, rng: np.random.Generator
+) -> NDArray[Any]:
+    """One random operator for each part; where a part grows, the others give way."""
+    out = segmentation.copy()
+    for part in rng.permutation(_parts(segmentation)):
+        operator = OPERATORS[rng.integers(len(OPERATORS))]
+        mask = out == part
+        changed = operator(mask, int(rng.integers(spec.radius[0], spec.radius[1] + 1)))
+        out[mask] = 0
+        out[changed] = part
+    return out
+
+
+def _without_components(
+    segmentation: NDArray[Any], spec: PreviousRemoval, rng: np.random.Generator
+) -> NDArray[Any]:
+    """Each part without one of its components, chosen evenly among those that are small enough."""
+    import cc3d
+
+    out = segmentation.copy()
+    for part in _parts(segmentation):
+        components, count = cc3d.connected_components(out == part, return_N=True)
+        sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
+        small = 1 + np.flatnonzero(sizes < spec.largest_share * out.size)
+        if len(small):
+            out[components == small[rng.integers(len(small))]] = 0
+    return out
+
+
+def _parts(segmentation: NDArray[Any]) -> NDArray[Any]:
+    return np.unique(segmentation[segmentation > 0])
+
+
+def _box_around(mask: Mask, margin: int) -> tuple[slice, ...]:
+    """The box of the mask, and a margin on every side as far as the array reaches."""
+    from scipy.ndimage import find_objects
+
+    (box,) = find_objects(mask.view(np.uint8))
+    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
+
+
+# Noise, blur and low resolution, in less time than batchgenerators takes.
+#
+# The same draws from the same distributions, and given the same draws the same image.
+
+ImageArray = NDArray[np.float32]  # (channel, x, y, z)
+
+
+def add_noise(spec: GaussianNoise, image: ImageArray, rng: np.random.Generator) -> ImageArray:
+    """Gaussian noise; what the plan calls its variance is, as in batchgenerators, its deviation."""
+    if rng.random() >= spec.probability:
+        return image
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    noise *= rng.uniform(*spec.variance)
+    noise += image
+    return noise
+
+
+def blur(spec: GaussianBlur, image: ImageArray, rng: np.random.Generator) -> ImageArray:
+    """A Gaussian blur of each channel with a chance and a sigma of its own."""
+    if rng.random() >= spec.probability:
+        return image
+    channels = []
+    for channel in image:
+        if rng.random() < spec.channel_probability:
+            sigma = rng.uniform(*spec.sigma)
+            for axis, size in enumerate(channel.shape):
+                channel = along(blurring(size, sigma), channel, axis)
+        channels.append(channel)
+    return np.stack(channels)
+
+
+def blurring(size: int, sigma: float) -> NDArray[np.float32]:
+    """The matrix that `scipy.ndimage.gaussian_filter` applies to an axis."""
+    return np.asarray(ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0), np.float32)
+
+
+def lower_resolution(
+    spec: LowResolution, image: ImageArray, rng: np.random.Generator
+) -> ImageArray:
+    """A scan of lower resolution: the nearest voxels of a coarser grid, and splines back."""
+    if rng.random() >= spec.probability:
+        return image
+    channels = []
+    for channel in image:
+        if rng.random() < spec.channel_probability:
+            channel = through_coarser_grid(channel, rng.uniform(*spec.zoom))
+        channels.append(channel)
+    return np.stack(channels)
+
+
+def nearest_of_coarser(shape: Sequence[int], zoom: float) -> list[NDArray[np.intp]]:
+    """Along each axis the voxels next to those of a grid of `zoom` times as many."""
+    coarse = [max(1, round(size * zoom)) for size in shape]
+    return [
+        axis_operator(size, small, 0).argmax(axis=1)
+        for size, small in zip(shape, coarse, strict=True)
+    ]
+
+
+def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:
+    """A channel (x, y, z) resampled to `zoom` times as many voxels along each axis and back.
+
+    What scikit-image's `resize` does with order 0 on the way there and order 3 on the way back. An
+    axis of a single voxel stays.
+    """
+    x, y, z = channel.shape
+    small = channel[np.ix_(*nearest_of_coarser(channel.shape, zoom))]
+    values = apply_operators(small, (x, y, z), (3, 3, 3))
+    return np.clip(values, small.min(), small.max(), out=values)
+
 
 Image = NDArray[np.float32]  # (channel, x, y, z)
 Labels = NDArray[np.int16]  # (label, x, y, z)

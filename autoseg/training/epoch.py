@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autoseg.augmentation.pipeline import Batch
+from autoseg.augmentation.loader import Batch
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.models.log import Epoch

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
+from autoseg.augmentation.loader import Batch
 from autoseg.augmentation.on_device import finish
-from autoseg.augmentation.pipeline import Batch
 from autoseg.models.checkpoint import (
     Tensors,
     load_optimizer,

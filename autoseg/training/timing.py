@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from autoseg.augmentation.pipeline import batches
+from autoseg.augmentation.loader import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.dataset.layouts import Case
 from autoseg.networks.devices import describe

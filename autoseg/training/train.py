@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import torch
 
-from autoseg.augmentation.pipeline import batches
+from autoseg.augmentation.loader import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import Stopped
 from autoseg.common.progress import counted, in_words, progress, say

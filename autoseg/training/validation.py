@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from autoseg.augmentation.pipeline import batches
+from autoseg.augmentation.loader import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split

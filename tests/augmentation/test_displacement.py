@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 from scipy.stats import ks_2samp
 
-from autoseg.augmentation.displacement import displacement, smoother
+from autoseg.augmentation.spatial import displacement, smoother
 
 
 def covariance(matrix):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from scipy.stats import kstest, kurtosis, skew
 
-from autoseg.augmentation.intensity import add_noise, blur, lower_resolution, through_coarser_grid
+from autoseg.augmentation.transforms import add_noise, blur, lower_resolution, through_coarser_grid
 from autoseg.plan.augmentation import GaussianBlur, GaussianNoise, LowResolution
 
 SHAPES = st.tuples(st.integers(1, 14), st.integers(2, 14), st.integers(1, 14))

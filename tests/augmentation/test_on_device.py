@@ -10,9 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import kurtosis, skew
 
-from autoseg.augmentation.changes import Noise, draw_change
-from autoseg.augmentation.on_device import changed, finish
-from autoseg.augmentation.postponed import Postponed, Postponer
+from autoseg.augmentation.on_device import Noise, Postponed, Postponer, changed, draw_change, finish
 from autoseg.augmentation.spatial import draw_warp
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.plan import augmentation as plans

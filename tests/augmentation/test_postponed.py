@@ -8,9 +8,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from autoseg.augmentation.changes import draw_change
-from autoseg.augmentation.on_device import finish
-from autoseg.augmentation.postponed import Postponer
+from autoseg.augmentation.on_device import Postponer, draw_change, finish
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.plan import augmentation as plans
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.morphology import ball, closing, dilation, erosion, opening
 
-from autoseg.augmentation.previous import (
+from autoseg.augmentation.transforms import (
+    Augmenter,
     Operator,
     change_previous,
     closed,
@@ -20,7 +21,6 @@ from autoseg.augmentation.previous import (
     eroded,
     opened,
 )
-from autoseg.augmentation.transforms import Augmenter
 from autoseg.plan.augmentation import (
     Mirror,
     PreviousMorphology,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.augmentation.workers import live_with_parent, worker_stream
+from autoseg.augmentation.loader import live_with_parent, worker_stream
 from autoseg.common.errors import RunError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

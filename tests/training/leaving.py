@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from autoseg.augmentation.pipeline import Batch
+from autoseg.augmentation.loader import Batch
 from autoseg.common.errors import Stopped
 from autoseg.training.distributed import Group, joined
 from autoseg.training.learner import Learner

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.augmentation.postponed import Postponer
+from autoseg.augmentation.on_device import Postponer
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.plan.augmentation import Brightness, Spatial
 from autoseg.training import train as train_module

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.augmentation.pipeline import Batch
+from autoseg.augmentation.loader import Batch
 from autoseg.training.learner import Learner, dice_of
 from tests.making import CASCADE, REGIONS, tiny_plan
 

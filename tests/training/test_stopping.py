@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoseg.augmentation.pipeline import Batch
+from autoseg.augmentation.loader import Batch
 from autoseg.common.errors import RunError, Stopped
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.models.folder import FINAL

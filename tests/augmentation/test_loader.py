@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from autoseg.augmentation.loader import batches
 from autoseg.augmentation.on_device import finish
-from autoseg.augmentation.pipeline import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.image.image import read_image, read_label
