@@ -35,12 +35,10 @@ from autoseg.prediction.sliding_window import count_tiles
 from autoseg.preprocessing.preprocess import add_previous, preprocess
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group
-from autoseg.training.events import check_tensorboard
-from autoseg.training.pretrained import read_pretrained
-from autoseg.training.run import Run
-from autoseg.training.saving import BEST, LATEST
+from autoseg.training.monitor import check_tensorboard
+from autoseg.training.state import BEST, LATEST, Run
 from autoseg.training.train import train
-from autoseg.training.transfer import transfer
+from autoseg.training.transfer import read_pretrained, transfer
 from autoseg.workspace import Workspace
 
 ALL = "all"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -9,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from autoseg.augmentation.loader import Batch
 from autoseg.augmentation.on_device import finish
+from autoseg.common.errors import RunError
 from autoseg.models.checkpoint import (
     Tensors,
     load_optimizer,
@@ -20,9 +25,38 @@ from autoseg.networks.devices import autocast, autocast_type, memory_format, to_
 from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd
-from autoseg.training.compiling import compiled, failures_told
 from autoseg.training.distributed import ALONE, Group, share_batch_norm
 from autoseg.training.losses import build_loss
+
+# torch.compile, where a plan asks for it: what it compiles, and what is said when it cannot.
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """A call of the network that the first step compiles; the network itself stays as it is."""
+    module = torch.compile(network)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """Turn a failed compilation within the block into one line.
+
+    Raises:
+        RunError: torch could not compile.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        compiler = sys.modules.get("torch._dynamo.exc")  # loaded by what compiles, and slowly
+        if compiler is None or not isinstance(error, compiler.TorchDynamoException):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"training.compile: torch could not compile the network ({reason}); plan with "
+            "training.compile=false, or install what is missing, most often a C++ compiler"
+        ) from error
+
 
 TensorList = tuple[Tensor, ...] | list[Tensor]
 

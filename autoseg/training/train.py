@@ -24,18 +24,24 @@ from autoseg.plan.reading import recipe_id
 from autoseg.plan.sections import Plateau
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import Group
-from autoseg.training.epoch import Loop, train_epoch
+from autoseg.training.epoch import Loop, Pulse, StopAsked, StopSignals, Validation, train_epoch
 from autoseg.training.learner import Learner
-from autoseg.training.picture import draw_progress
-from autoseg.training.pulse import Pulse
-from autoseg.training.run import Run
-from autoseg.training.saving import BEST, LATEST, check_vacant, load_run, save_run
-from autoseg.training.schedule import Pace, PlateauState, epochs_within
-from autoseg.training.state import EpochSoFar, State, steps_in_words
-from autoseg.training.stopping import StopAsked, StopSignals
+from autoseg.training.monitor import PICTURE, Views, draw_progress
+from autoseg.training.state import (
+    BEST,
+    LATEST,
+    EpochSoFar,
+    Pace,
+    PlateauState,
+    Run,
+    State,
+    check_vacant,
+    epochs_within,
+    load_run,
+    save_run,
+    steps_in_words,
+)
 from autoseg.training.transfer import begin_with
-from autoseg.training.validation import Validation
-from autoseg.training.views import PICTURE, Views
 
 GO_ON = "continue with --resume"
 SETTLED_EPOCHS = 3  # the first ones pay for starting up and would mislead

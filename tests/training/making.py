@@ -16,11 +16,9 @@ from autoseg.models.folder import FINAL
 from autoseg.models.log import Epoch
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.store import CaseStore
-from autoseg.training import picture
+from autoseg.training import monitor
 from autoseg.training import train as train_module
-from autoseg.training.run import Run
-from autoseg.training.saving import BEST, LATEST
-from autoseg.training.state import State
+from autoseg.training.state import BEST, LATEST, Run, State
 from autoseg.training.train import train
 from tests.making import tiny_plan, tiny_store
 
@@ -63,7 +61,7 @@ def start(
 
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave pictures empty: drawing one takes longer than the training."""
-    for where in (picture, train_module):
+    for where in (monitor, train_module):
         monkeypatch.setattr(where, "draw_progress", lambda path, _: path.touch())
 
 

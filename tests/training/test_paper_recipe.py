@@ -27,8 +27,7 @@ from autoseg.planner.compose import Wishes, compose
 from autoseg.training import epoch as epoch_module
 from autoseg.training.learner import build_optimizer
 from autoseg.training.losses import build_loss
-from autoseg.training.saving import LATEST
-from autoseg.training.schedule import PlateauState
+from autoseg.training.state import LATEST, PlateauState
 from tests.making import count_parameters, tiny_plan
 from tests.planner.making import fingerprint
 from tests.planner.test_compose import never

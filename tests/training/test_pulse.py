@@ -7,9 +7,8 @@ import time
 import pytest
 
 from autoseg.common.progress import progress
-from autoseg.training.pulse import Pulse
-from autoseg.training.schedule import PlateauState
-from autoseg.training.state import State
+from autoseg.training.epoch import Pulse
+from autoseg.training.state import PlateauState, State
 from tests.common.test_progress import Clock
 
 STATE = State("plan", 1000, PlateauState(0.01))

@@ -8,9 +8,9 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.models.folder import FINAL
-from autoseg.training import saving
+from autoseg.training import state
 from autoseg.training import train as module
-from autoseg.training.saving import BEST, LATEST
+from autoseg.training.state import BEST, LATEST
 from tests.training.making import assert_same_run, start, store_of, training_plan, without_pictures
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -55,7 +55,7 @@ def interrupt(monkeypatch, after, saved):
         if path.name == LATEST and count == after and saved:
             raise Stop
 
-    monkeypatch.setattr(saving, "save_checkpoint", save_or_stop)
+    monkeypatch.setattr(state, "save_checkpoint", save_or_stop)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     again = start(plan, store, folder, resume=True)
     assert again.history == first.history
     assert (folder / "log.jsonl").read_bytes() == log
-    for name, (tensors, state) in before.items():
+    for name, (tensors, written) in before.items():
         found, found_state = load_checkpoint(folder / name)
-        assert found_state == state
+        assert found_state == written
         assert all(torch.equal(found[key], tensors[key]) for key in tensors)
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule
-from autoseg.training.schedule import PlateauState, epochs_within, learning_rate_factor
+from autoseg.training.state import PlateauState, epochs_within, learning_rate_factor
 
 
 @pytest.mark.parametrize(

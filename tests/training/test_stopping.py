@@ -15,9 +15,9 @@ from autoseg.models.folder import FINAL
 from autoseg.plan.plan import Plan
 from autoseg.training import epoch
 from autoseg.training.distributed import Group
+from autoseg.training.epoch import SOON, StopAsked, StopSignals
 from autoseg.training.learner import Learner
-from autoseg.training.saving import BEST, LATEST
-from autoseg.training.stopping import SOON, StopAsked, StopSignals
+from autoseg.training.state import BEST, LATEST
 from tests.training.making import (
     assert_same_run,
     log_of,

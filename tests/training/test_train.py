@@ -16,11 +16,8 @@ from autoseg.models.folder import FINAL
 from autoseg.models.log import Epoch, write_log
 from autoseg.training import epoch as epoch_module
 from autoseg.training import train as module
-from autoseg.training.picture import draw_progress
-from autoseg.training.saving import BEST, LATEST
-from autoseg.training.schedule import PlateauState
-from autoseg.training.state import State
-from autoseg.training.views import Views
+from autoseg.training.monitor import Views, draw_progress
+from autoseg.training.state import BEST, LATEST, PlateauState, State
 from tests.making import store_case
 from tests.training.making import SPLIT, log_of, start, store_of, training_plan, without_pictures
 

@@ -12,9 +12,9 @@ from autoseg.models.folder import FINAL
 from autoseg.networks.unet import build_network
 from autoseg.training import train
 from autoseg.training.learner import Learner
-from autoseg.training.pretrained import Pretrained
-from autoseg.training.saving import LATEST
+from autoseg.training.state import LATEST
 from autoseg.training.transfer import (
+    Pretrained,
     Transfer,
     adapt_channels,
     begin_with,

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from autoseg.training import picture
-from autoseg.training.picture import COLOURS, SHARE_OF_TIME, Painter, draw_progress
+from autoseg.training import monitor
+from autoseg.training.monitor import COLOURS, SHARE_OF_TIME, Painter, draw_progress
 from tests.training.making import FIRST_EPOCH as FIRST
 
 
@@ -112,7 +112,7 @@ def clock(monkeypatch):
         drawn.append(len(epochs))
         Clock.now += Clock.cost
 
-    monkeypatch.setattr(picture, "draw_progress", draw)
+    monkeypatch.setattr(monitor, "draw_progress", draw)
     monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
     return Clock, drawn
 
