@@ -25,7 +25,7 @@ from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import make_plan
 from autoseg.planner.overrides import merge, read_reference
-from autoseg.prediction.backend import AUTO, TORCH, Run, choose_backend
+from autoseg.prediction.backends import AUTO, TORCH, Run, choose_backend
 from autoseg.prediction.model import load_model
 
 CPU = torch.device("cpu")

@@ -38,9 +38,8 @@ from side_by_side import (
 from autoseg.image.image import from_array
 from autoseg.plan.labels import Classes
 from autoseg.plan.reading import make_plan
-from autoseg.prediction.label_map import label_map
 from autoseg.prediction.model import Model
-from autoseg.prediction.native_grid import Place, native_planes
+from autoseg.prediction.native_grid import Place, label_map, native_planes
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.channel import Channel

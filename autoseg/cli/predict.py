@@ -76,11 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from autoseg.common.progress import say
-    from autoseg.prediction.batch import predict_cases
-    from autoseg.prediction.ensemble import Ensemble
+    from autoseg.prediction.batch import predict_cases, show
     from autoseg.prediction.inputs import find_inputs
-    from autoseg.prediction.outcome import show
-    from autoseg.prediction.predictor import Predictor
+    from autoseg.prediction.predictor import Ensemble, Predictor
 
     folders = models.model_folders(arguments)
     members = [

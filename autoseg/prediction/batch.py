@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,18 +19,153 @@ from autoseg.common.files import replacing
 from autoseg.common.progress import Progress, progress, say
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_image, read_label
-from autoseg.prediction.ensemble import Ensemble, PreparedEach
 from autoseg.prediction.inputs import Inputs
-from autoseg.prediction.outcome import Outcome
-from autoseg.prediction.output import DEFAULT_FORMAT, check_format, ending, write_prediction
-from autoseg.prediction.pipeline import overlap
-from autoseg.prediction.predictor import Predictor
-from autoseg.prediction.probabilities import ENDING as PROBABILITIES
-from autoseg.prediction.record import CaseRecord, Record, file_facts
-from autoseg.prediction.segmenter import LabelMap
-from autoseg.prediction.volumes import volumes
-from autoseg.prediction.work import Work, input_bytes
+from autoseg.prediction.native_grid import ENDING as PROBABILITIES
+from autoseg.prediction.output import (
+    DEFAULT_FORMAT,
+    check_format,
+    ending,
+    volumes,
+    write_prediction,
+)
+from autoseg.prediction.predictor import Ensemble, LabelMap, Predictor, PreparedEach
+from autoseg.prediction.record import CaseRecord, Record, Work, file_facts, input_bytes
 from autoseg.preprocessing.steps import Prepared
+
+# What became of the cases of a run.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of every case.
+
+    Attributes:
+        predicted: name -> its record.
+        skipped: names of cases that were there already, or that another run has predicted.
+        refused: name -> what is wrong with the scan.
+        failed: name -> what went wrong in spite of a good scan, such as a MemoryError.
+    """
+
+    predicted: dict[str, CaseRecord] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Is every case there?"""
+        return not (self.refused or self.failed)
+
+    @property
+    def is_our_fault(self) -> bool:
+        """Is no case there, and not because of the scans alone?"""
+        return bool(self.failed) and not (self.predicted or self.skipped)
+
+    def raise_failures(self) -> None:
+        """Stop if a case is not there.
+
+        Raises:
+            Exception: what went wrong in spite of a good scan.
+            DataError: names the first scan that was refused and how many more there are.
+        """
+        for error in self.failed.values():
+            raise error
+        if self.refused:
+            reason = next(iter(self.refused.values()))
+            more = f" (and {len(self.refused) - 1} more)" if len(self.refused) > 1 else ""
+            raise DataError(f"{reason}{more}")
+
+    def print_tracebacks(self) -> None:
+        """Print where each failure in spite of a good scan came from (standard error)."""
+        for error in self.failed.values():
+            traceback.print_exception(error)
+
+    def counts(self) -> str:
+        """One line that says how many became what."""
+        done = f"{len(self.predicted)} predicted, {len(self.skipped)} were there already"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{done}, {len(self.refused)} refused{failed}"
+
+    def missing(self) -> Iterator[tuple[str, str, str]]:
+        """What became of it, the case and the reason, of each that is not there."""
+        yield from (("refused", name, reason) for name, reason in self.refused.items())
+        yield from (("failed", name, in_words(error)) for name, error in self.failed.items())
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, MemoryError):
+        return "memory ran out; close other programs, or use a machine with more"
+    if isinstance(error, AutosegError):
+        return str(error)
+    return f"{' '.join(str(error).split()) or 'no reason given'} ({type(error).__name__})"
+
+
+def show(outcome: Outcome) -> None:
+    """Tell the user: a table on a terminal, plain lines elsewhere (standard error)."""
+    missing = list(outcome.missing())
+    if not (missing and sys.stderr.isatty()):
+        say(outcome.counts())
+        for state, name, reason in missing:
+            say(f"{state} {name}: {reason}")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=outcome.counts(), title_justify="left")
+    for heading in ("", "case", "reason"):
+        table.add_column(heading)
+    for row in missing:
+        table.add_row(*map(Text, row))  # names of cases may have [brackets]
+    Console(stderr=True).print(table)
+
+
+# Three stages of work on many items, at the same time and in bounded memory.
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Computed = TypeVar("Computed")
+Result = TypeVar("Result")
+
+
+def overlap(
+    items: Iterator[Item],
+    prepare: Callable[[Item], Made],
+    compute: Callable[[Made], Computed],
+    finish: Callable[[Computed], Result],
+) -> Iterator[Result]:
+    """`finish(compute(prepare(item)))` of each item, in their order.
+
+    While one item is computed in the calling thread, the next one is prepared in a second thread
+    and the last one is finished in a third. An item is taken from `items` (in the second thread)
+    only when the one before it goes on to be computed: at most three are alive at once, one a
+    stage. What a stage raises ends the iteration once the other two stages have ended.
+    """
+    # Threads are enough, as readers, compressors, numpy and torch let go of the interpreter while
+    # they work; processes would have to send whole volumes to each other.
+    preparing, finishing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+
+    def prepare_next() -> list[Made]:
+        return [prepare(item) for item in islice(items, 1)]
+
+    try:
+        coming = preparing.submit(prepare_next)
+        last: Future[Result] | None = None
+        while found := coming.result():
+            coming = preparing.submit(prepare_next)
+            computed = compute(found.pop())
+            if last is not None:
+                yield last.result()
+            last = finishing.submit(finish, computed)
+            del computed
+        if last is not None:
+            yield last.result()
+    finally:
+        for stage in (preparing, finishing):
+            stage.shutdown(cancel_futures=True)
+
 
 Value = TypeVar("Value")
 

@@ -27,7 +27,7 @@ from autoseg.common.files import (
     write_text,
 )
 from autoseg.networks.unet import UNet
-from autoseg.prediction import onnx_network, openvino_network
+from autoseg.prediction import backends, onnx_network
 from autoseg.prediction.example_patch import example_patch
 from autoseg.prediction.export_words import describe, read_me
 from autoseg.prediction.model import Model
@@ -59,9 +59,9 @@ FORMATS = {
     ),
     "openvino": Format(
         ".xml",
-        openvino_network.write_openvino,
-        openvino_network.run_openvino,
-        openvino_network.is_installed,
+        backends.write_openvino,
+        backends.run_openvino,
+        backends.is_installed,
     ),
 }
 

@@ -9,8 +9,8 @@ import torch
 
 from autoseg import __version__
 from autoseg.plan.plan import Plan
+from autoseg.prediction.backends import INPUT, OUTPUT
 from autoseg.prediction.model import Model
-from autoseg.prediction.openvino_graph import INPUT, OUTPUT
 
 SPACE = ["x", "y", "z"]
 

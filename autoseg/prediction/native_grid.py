@@ -7,13 +7,17 @@ largest of those around, which tells where a class cannot be chosen before anyth
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple
+from autoseg.common.files import cannot_write, replacing
+from autoseg.plan.labels import Classes
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import (
     Band,
@@ -216,3 +220,148 @@ def _moved(side: slice, by: int) -> slice:
 def whole(shape: Triple) -> Patch:
     """All of the planes of this shape (x, y, z)."""
     return slice(0, shape[1]), slice(0, shape[2])
+
+
+# Probabilities as a file: float16, compressed, written some planes at a time.
+#
+# The file is one Blosc2 array (class, x, y, z) on the scan's own grid; its classes are in the
+# order of the plan's labels, without the background where they are regions. Slicing it reads no
+# more than is needed:
+#
+# import blosc2 probabilities = blosc2.open("case.probabilities.b2nd", mode="r") tumour =
+# probabilities[2] # a NumPy array (x, y, z) names = probabilities.vlmeta["classes"]
+
+ENDING = ".probabilities.b2nd"
+
+
+class ProbabilityFile:
+    """An array (class, x, y, z) on disk that is filled by planes across one axis.
+
+    Args:
+        path: for messages.
+        array: the open Blosc2 array.
+        axis: 0, 1 or 2: what `write` calls x is that axis of the file, and the other way round.
+    """
+
+    def __init__(self, path: Path, array: Any, axis: int) -> None:
+        self.path, self.array, self.axis = path, array, axis
+
+    def write(self, index: int, rows: slice, shares: NDArray[np.float32]) -> None:
+        """Fill some planes of a class.
+
+        Raises:
+            AutosegError: the disk is full.
+        """
+        where: list[Any] = [index, slice(None), slice(None), slice(None)]
+        where[1 + self.axis] = rows
+        turned = shares.astype(np.float16).swapaxes(0, self.axis)
+        with _told(self.path):
+            self.array[tuple(where)] = np.ascontiguousarray(turned)
+
+
+@contextmanager
+def probability_file(
+    path: Path, names: Sequence[str], size: Triple, axis: int = 0
+) -> Iterator[ProbabilityFile]:
+    """A file to fill within the block; it appears when the block ends, whole or not at all.
+
+    Args:
+        path: the file.
+        names: of the classes.
+        size: voxels along x, y, z.
+        axis: across which planes are written, `PLANES_AT_ONCE` at a time.
+
+    Raises:
+        AutosegError: it cannot be written.
+    """
+    import blosc2
+
+    chunk = list(size)
+    chunk[axis] = min(PLANES_AT_ONCE, size[axis])  # so that each chunk is compressed once
+    with replacing(path) as temporary:
+        with _told(path):
+            array = blosc2.zeros(
+                (len(names), *size),
+                dtype=np.float16,
+                urlpath=str(temporary),
+                mode="w",
+                chunks=(1, *chunk),
+                cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
+            )
+            array.vlmeta["classes"] = list(names)
+        yield ProbabilityFile(path, array, axis)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Blosc2 raises RuntimeErrors: say which file, and what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise cannot_write(path, error) from error
+
+
+# From probabilities on the scan's grid to a label map, some planes at a time.
+#
+# Of classes the most probable wins, and the first of those that tie; regions are painted in order
+# wherever they are more probable than not.
+
+LabelMap = NDArray[np.unsignedinteger]
+
+
+def label_map(
+    planes: Iterable[Planes], classes: Classes, size: Triple, saved: ProbabilityFile | None = None
+) -> LabelMap:
+    """The label values (x, y, z) of a whole grid; 0 is the background.
+
+    Args:
+        planes: all planes of the grid.
+        classes: what the probabilities are of, and the value that each class paints.
+        size: voxels of the grid.
+        saved: where to put the probabilities too.
+    """
+    out: LabelMap = np.zeros(size, np.uint8 if max(classes.painted) < 256 else np.uint16)
+    for some in planes:
+        if classes.are_regions:
+            _paint_regions(some, classes.painted[1:], out[some.rows])
+        else:
+            _paint_classes(some, classes.painted, out[some.rows])
+        if saved is not None:
+            for index in range(classes.outputs):
+                saved.write(index, some.rows, some.shares(index, whole(some.shape)))
+    return out
+
+
+def _paint_classes(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:
+    # The winner has at least 1 / classes of a sum of one: who has less than half of that anywhere
+    # cannot win there.
+    least = 0.5 / len(values)
+    reached = {index: planes.reach(index, least) for index in range(1, len(values))}
+    parts = {index: part for index, part in reached.items() if part is not None}
+    if not parts:
+        return
+    hull = around(list(parts.values()))
+    best = planes.shares(0, hull)
+    for index, part in parts.items():
+        shares = planes.shares(index, part)
+        rival = best[:, *_inside(part, hull)]
+        np.copyto(out[:, *part], values[index], where=shares > rival)
+        np.maximum(shares, rival, out=rival)
+
+
+def _paint_regions(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:
+    for index, value in enumerate(values):
+        if (part := planes.reach(index, 0.5)) is not None:
+            np.copyto(out[:, *part], value, where=planes.shares(index, part) > 0.5)
+
+
+def around(parts: list[Patch]) -> Patch:
+    """The smallest part that holds all of these."""
+    ys, zs = zip(*parts, strict=True)
+    y, z = (slice(min(s.start for s in side), max(s.stop for s in side)) for side in (ys, zs))
+    return y, z
+
+
+def _inside(part: Patch, hull: Patch) -> Patch:
+    (y, z), (first_y, first_z) = part, (hull[0].start, hull[1].start)
+    return slice(y.start - first_y, y.stop - first_y), slice(z.start - first_z, z.stop - first_z)

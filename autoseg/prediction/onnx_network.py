@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autoseg.common.arrays import Triple
 from autoseg.networks.unet import UNet
-from autoseg.prediction.openvino_graph import INPUT, OUTPUT
+from autoseg.prediction.backends import INPUT, OUTPUT
 
 NEEDS = ("onnx", "onnxruntime", "onnxscript")  # torch's exporter is built on onnxscript
 

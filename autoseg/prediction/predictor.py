@@ -3,26 +3,177 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.image.image import Image
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image, from_array, from_simpleitk
+from autoseg.image.label_writer import to_simpleitk
 from autoseg.networks.devices import pick_device
 from autoseg.networks.unet import with_masks
-from autoseg.prediction.backend import AUTO, choose_backend
-from autoseg.prediction.check import check_scan
-from autoseg.prediction.model import Model, load_model, load_postprocessing, load_previous
-from autoseg.prediction.native_grid import Place, Planes, native_planes
-from autoseg.prediction.segmenter import LabelMap, Segmenter, Tell, swapped
+from autoseg.plan.plan import Plan
+from autoseg.prediction.backends import AUTO, choose_backend
+from autoseg.prediction.model import (
+    Model,
+    check_scan,
+    load_model,
+    load_postprocessing,
+    load_previous,
+)
+from autoseg.prediction.native_grid import (
+    Patch,
+    Place,
+    Planes,
+    around,
+    label_map,
+    native_planes,
+    probability_file,
+)
 from autoseg.prediction.sliding_window import predict_slabs, window_bytes
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.steps import Prepared, prepare
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+
+# What one model and an ensemble of models share: from a scan to a label map on its own grid.
+
+LabelMap = NDArray[np.integer[Any]]
+Value = TypeVar("Value")
+Tell = Callable[[float], None]
+AXES = (2, 1, 0)  # z first: its planes lie as image files have them
+
+
+class OnGrid(Protocol):
+    """A prepared scan: it knows its own grid."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the scan."""
+
+
+Ready = TypeVar("Ready", bound=OnGrid)
+
+
+class Segmenter(ABC, Generic[Ready]):
+    """Segments scans. `Ready` is a scan after `prepare`, as `segment` takes it.
+
+    Attributes:
+        plan: names the channels and the labels.
+    """
+
+    plan: Plan
+
+    @abstractmethod
+    def prepare(self, image: Image, previous: LabelMap | None = None) -> Ready:
+        """Bring a scan to where the networks take it."""
+
+    @abstractmethod
+    def planes(self, prepared: Ready, axis: int) -> Iterator[Planes]:
+        """Probabilities on the scan's own grid by planes across one axis, swapped with x."""
+
+    @abstractmethod
+    def window_bytes(self, prepared: Ready, axis: int) -> int:
+        """Memory that the sliding window takes along one axis."""
+
+    def segment(
+        self, prepared: Ready, save: Path | None = None, tell: Tell | None = None
+    ) -> LabelMap:
+        """The label map (x, y, z) of a prepared scan on the scan's own grid.
+
+        Args:
+            prepared: by `prepare`.
+            save: a file for the probabilities, see `autoseg.prediction.native_grid`.
+            tell: called with the share of the scan that is done, from 0 to 1, now and then.
+        """
+        axis = min(AXES, key=lambda axis: self.window_bytes(prepared, axis))
+        size, classes = prepared.geometry.size, self.plan.classes
+        names = classes.names[int(classes.are_regions) :]
+        saving = nullcontext() if save is None else probability_file(save, names, size, axis)
+        with saving as file:
+            planes = _told(self.planes(prepared, axis), size[axis], tell)
+            found = label_map(planes, classes, swapped(size, axis), file)
+        return found.swapaxes(0, axis)
+
+    @overload
+    def predict(self, scan: Image, previous: LabelMap | None = None) -> LabelMap: ...
+
+    @overload
+    def predict(
+        self,
+        scan: NDArray[Any],
+        previous: LabelMap | None = None,
+        *,
+        spacing_mm: Sequence[float],
+    ) -> LabelMap: ...
+
+    @overload
+    def predict(self, scan: sitk.Image, previous: LabelMap | None = None) -> sitk.Image: ...
+
+    def predict(
+        self,
+        scan: Image | NDArray[Any] | sitk.Image,
+        previous: LabelMap | None = None,
+        *,
+        spacing_mm: Sequence[float] | None = None,
+    ) -> LabelMap | sitk.Image:
+        """The label map of a scan on its own grid, in the label values of the task.
+
+            predictor = Predictor(Path("models/Task001_COVID/default"))
+            label = predictor.predict(array, spacing_mm=(0.8, 0.8, 1.0))  # array: (x, y, z)
+            SimpleITK.WriteImage(predictor.predict(SimpleITK.ReadImage("a.nrrd")), "b.nrrd")
+
+        Args:
+            scan: an array (x, y, z) or (channel, x, y, z), a SimpleITK image, or an `Image`.
+            previous: for a cascade, what its previous stage made of the scan (x, y, z), where that
+                is known.
+            spacing_mm: distance of an array's voxels along x, y, z.
+
+        Returns:
+            a SimpleITK image for a SimpleITK image, else an array (x, y, z).
+
+        Raises:
+            DataError: the scan cannot be one for this model.
+        """
+        if isinstance(scan, np.ndarray):
+            if spacing_mm is None:
+                raise DataError("an array has no spacing of its own: give spacing_mm=(x, y, z)")
+            scan = from_array(scan, spacing_mm)
+        if isinstance(scan, Image):
+            return self.segment(self.prepare(scan, previous))
+        image = from_simpleitk(scan)
+        return to_simpleitk(self.segment(self.prepare(image, previous)), image.geometry)
+
+
+def _told(planes: Iterator[Planes], count: int, tell: Tell | None) -> Iterator[Planes]:
+    """The planes; those before the one that is asked for are done."""
+    for some in planes:
+        yield some
+        if tell is not None:
+            tell(some.rows.stop / count)
+
+
+def swapped(values: Sequence[Value], axis: int) -> tuple[Value, Value, Value]:
+    """Three values along x, y, z with that of one axis and that of x in each other's place."""
+    x, y, z = values
+    match axis:
+        case 0:
+            return x, y, z
+        case 1:
+            return y, x, z
+    return z, y, x
 
 
 class Predictor(Segmenter[Prepared]):
@@ -128,7 +279,7 @@ class Predictor(Segmenter[Prepared]):
 
         Args:
             prepared: by `prepare`.
-            save: a file for the probabilities, see `autoseg.prediction.probabilities`. They are
+            save: a file for the probabilities, see `autoseg.prediction.native_grid`. They are
                 those of the networks: postprocessing changes the label map alone.
             tell: called with the share of the scan that is done, from 0 to 1, now and then.
         """
@@ -188,3 +339,102 @@ class Predictor(Segmenter[Prepared]):
 
     def _activated(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits) if self.classes.are_regions else torch.softmax(logits, dim=1)
+
+
+# Several models of one task as one: the mean of their probabilities, plan by plan.
+#
+# Plans may differ in spacing, patches, crops and network. So their probabilities meet on the
+# scan's own grid, a few planes and one class at a time.
+
+
+@dataclass(frozen=True)
+class PreparedEach:
+    """A scan as each of several plans' networks see it."""
+
+    each: tuple[Prepared, ...]
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the scan."""
+        return self.each[0].geometry
+
+
+class Ensemble(Segmenter[PreparedEach]):
+    """Segments scans with several plans' models, averaging their probabilities.
+
+    Each model counts as much as the others, however many folds it has. What was learned of
+    postprocessing is for one model alone: it is not done here.
+
+    Args:
+        members: the models.
+
+    Raises:
+        AutosegError: they do not segment the same classes of the same channels.
+    """
+
+    def __init__(self, members: Sequence[Predictor]) -> None:
+        self.members, self.plan = tuple(members), members[0].plan
+        for member in self.members[1:]:
+            for what in ("channels", "labels", "regions_class_order"):
+                ours, theirs = getattr(self.plan, what), getattr(member.plan, what)
+                if _in_order(ours) != _in_order(theirs):
+                    raise AutosegError(
+                        f"plans {self.plan.name} and {member.plan.name} cannot be averaged: they "
+                        f"have other {what} ({ours} and {theirs}); name plans of one task"
+                    )
+
+    @property
+    def device(self) -> torch.device:
+        """What the networks run on."""
+        return self.members[0].device
+
+    @property
+    def backend_name(self) -> str:
+        """What runs the networks, in which version and precision."""
+        return ", ".join(dict.fromkeys(member.backend_name for member in self.members))
+
+    def prepare(self, image: Image, previous: LabelMap | None = None) -> PreparedEach:
+        """A scan as each plan's networks see it.
+
+        Args:
+            image: the scan.
+            previous: is for a single cascade; here each cascade predicts its own.
+        """
+        assert previous is None, "each cascade has another previous stage"
+        return PreparedEach(tuple(member.prepare(image) for member in self.members))
+
+    def window_bytes(self, prepared: PreparedEach, axis: int) -> int:
+        """Memory that the sliding windows take along one axis."""
+        pairs = zip(self.members, prepared.each, strict=True)
+        return sum(member.window_bytes(ready, axis) for member, ready in pairs)
+
+    def planes(self, prepared: PreparedEach, axis: int) -> Iterator[Planes]:
+        """Mean probabilities on the scan's own grid by planes across one axis, swapped with x."""
+        pairs = zip(self.members, prepared.each, strict=True)
+        each = [member.planes(ready, axis) for member, ready in pairs]
+        return (_Mean(planes) for planes in zip(*each, strict=True))
+
+
+class _Mean:
+    """The mean of several models' probabilities on the same planes."""
+
+    def __init__(self, members: Sequence[Planes]) -> None:
+        self.members = members
+        self.rows, self.shape = members[0].rows, members[0].shape
+
+    def reach(self, index: int, least: float) -> Patch | None:
+        # A mean above `least` takes one of them above it.
+        parts = [member.reach(index, least) for member in self.members]
+        found = [part for part in parts if part is not None]
+        return around(found) if found else None
+
+    def shares(self, index: int, part: Patch) -> NDArray[np.float32]:
+        total = self.members[0].shares(index, part)
+        for member in self.members[1:]:
+            total = total + member.shares(index, part)
+        return total / np.float32(len(self.members))
+
+
+def _in_order(value: object) -> object:
+    """Objects with their order of keys: that of the labels is that of the classes."""
+    return list(value.items()) if isinstance(value, dict) else value

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from autoseg.plan.plan import Plan
-from autoseg.prediction.batch import predict_cases
-from autoseg.prediction.outcome import Outcome
+from autoseg.prediction.batch import Outcome, predict_cases
 from autoseg.prediction.predictor import Predictor
 from tests.dataset.making import write_scan
 from tests.making import tiny_plan

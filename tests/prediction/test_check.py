@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from autoseg.common.errors import DataError
 from autoseg.image.image import Image, from_array
 from autoseg.planner.overrides import plans_folder
-from autoseg.prediction.check import check_scan
+from autoseg.prediction.model import check_scan
 from autoseg.prediction.predictor import Predictor
 from tests.making import tiny_plan
 from tests.prediction.making import Pointwise, model_of

@@ -15,9 +15,8 @@ from autoseg.common.files import read_json
 from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
-from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.inputs import Inputs
-from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.preprocessing.steps import prepare
 from tests.dataset.making import write_scan
 from tests.making import REGIONS, grid, tiny_plan

@@ -13,7 +13,7 @@ from autoseg.common.errors import AutosegError, RunError
 from autoseg.common.files import read_json
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
-from autoseg.prediction import export, onnx_network, openvino_network
+from autoseg.prediction import backends, export, onnx_network
 from autoseg.prediction.example_patch import example_patch
 from autoseg.prediction.export import FORMATS, compare, export_model
 from autoseg.prediction.model import Model, load_model
@@ -21,7 +21,7 @@ from tests.making import CASCADE, REGIONS, tiny_plan
 from tests.prediction.making import save_model
 
 CPU = torch.device("cpu")
-RUNS = {"onnx": onnx_network.run_onnx, "openvino": openvino_network.run_openvino}
+RUNS = {"onnx": onnx_network.run_onnx, "openvino": backends.run_openvino}
 SLICES: dict[str, Any] = {
     "configuration": "2d",
     "sampling": {"patch_size": [12, 16, 1]},

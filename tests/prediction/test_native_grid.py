@@ -14,8 +14,7 @@ from skimage.transform import resize
 
 from autoseg.common.arrays import Triple
 from autoseg.plan.labels import Classes
-from autoseg.prediction.label_map import label_map
-from autoseg.prediction.native_grid import Patch, Place, Planes, native_planes
+from autoseg.prediction.native_grid import Patch, Place, Planes, label_map, native_planes
 from autoseg.prediction.sliding_window import Slab
 
 SHAPES = st.tuples(*[st.integers(1, 14)] * 3)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
-from autoseg.prediction import openvino_network
-from autoseg.prediction.openvino_graph import to_openvino
+from autoseg.prediction import backends
+from autoseg.prediction.backends import to_openvino
 from tests.making import tiny_plan
 
 pytestmark = pytest.mark.skipif(
-    not openvino_network.is_installed(), reason="OpenVINO is not installed (extra cpu)"
+    not backends.is_installed(), reason="OpenVINO is not installed (extra cpu)"
 )
 
 SWITCHES = st.fixed_dictionaries(
@@ -58,7 +58,7 @@ def stirred(plan: Plan, seed: int) -> UNet:
 def check(plan: Plan, seed: int = 0) -> None:
     """OpenVINO's float32 is torch's float64 but for rounding, at any batch."""
     network, patch = stirred(plan, seed), plan.sampling.patch_size
-    run = openvino_network.OpenVinoNetwork(network, patch, torch.float32, frees=False)
+    run = backends.OpenVinoNetwork(network, patch, torch.float32, frees=False)
     exact = stirred(plan, seed).double()
     for batch in (1, 3):
         patches = torch.randn(batch, plan.input_channels, *patch)
@@ -90,6 +90,6 @@ def test_slices_and_several_channels() -> None:
 
 def test_input_and_output_have_names() -> None:
     network = build_network(tiny_plan()).eval()
-    graph = to_openvino(openvino_network.openvino(), network, (8, 8, 8))
+    graph = to_openvino(backends.openvino(), network, (8, 8, 8))
     assert graph.input("patches").get_partial_shape().to_string() == "[?,1,8,8,8]"
     assert graph.output("logits").get_partial_shape().to_string() == "[?,3,8,8,8]"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from autoseg.common.errors import DataError, RunError
-from autoseg.prediction.outcome import Outcome, show
+from autoseg.prediction.batch import Outcome, show
 
 
 def error_of(text: str) -> Exception:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from autoseg.prediction.pipeline import overlap
+from autoseg.prediction.batch import overlap
 
 
 class Volume:

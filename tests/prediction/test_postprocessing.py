@@ -16,10 +16,9 @@ from scipy import ndimage
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
 from autoseg.image.image import Image
-from autoseg.prediction.ensemble import Ensemble
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
-from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.prediction.record import origin
 from tests.making import CASCADE, grid, tiny_plan
 from tests.prediction.making import Pointwise, model_of, save_model

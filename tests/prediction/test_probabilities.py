@@ -13,8 +13,8 @@ from autoseg.common.files import read_json
 from autoseg.image.image import Image
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.native_grid import ENDING, ProbabilityFile, probability_file
 from autoseg.prediction.predictor import Predictor
-from autoseg.prediction.probabilities import ENDING, ProbabilityFile, probability_file
 from tests.dataset.making import write_scan
 from tests.making import REGIONS, grid, tiny_plan
 from tests.prediction.making import Layers, Pointwise, Sided, model_of

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
 from autoseg.image.image import Image
-from autoseg.prediction.predictor import Predictor
-from autoseg.prediction.segmenter import swapped
+from autoseg.prediction.predictor import Predictor, swapped
 from tests.making import grid, tiny_plan
 from tests.prediction.making import Pointwise, Sided, model_of, save_model
 
@@ -127,7 +126,7 @@ def test_the_axis_that_patches_slide_along_does_not_count(
                 found[index, planes.rows] = planes.shares(index, whole)
         shares.append(found.swapaxes(1, 1 + across))
     assert np.abs(shares[0] - shares[1]).max() <= 1e-5
-    monkeypatch.setattr("autoseg.prediction.segmenter.AXES", (axis,))
+    monkeypatch.setattr("autoseg.prediction.predictor.AXES", (axis,))
     told: list[float] = []
     label = model.segment(prepared, tell=told.append)
     assert told == sorted(told)

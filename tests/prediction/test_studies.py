@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoseg.image.image import read_image
-from autoseg.prediction.studies import Studies, find_studies
+from autoseg.prediction.inputs import Studies, find_studies
 from tests.dicom_series import (
     REPORT,
     STORAGE,

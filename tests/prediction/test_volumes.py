@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoseg.prediction.volumes import volumes
+from autoseg.prediction.output import volumes
 from tests.making import grid, tiny_plan
 from tests.prediction.scans import LABELS, PLAN
 

@@ -10,8 +10,7 @@ from autoseg.common.files import read_json
 from autoseg.common.locks import locked
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
-from autoseg.prediction.record import RECORD, CaseRecord, Record, file_facts
-from autoseg.prediction.work import Work
+from autoseg.prediction.record import RECORD, CaseRecord, Record, Work, file_facts
 from tests.dataset.making import write_scan
 from tests.making import grid
 from tests.prediction.scans import files_in, inputs_of, predict, predictor_of, write_scans

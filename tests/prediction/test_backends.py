@@ -14,8 +14,8 @@ from autoseg.cli import predict
 from autoseg.common.errors import AutosegError
 from autoseg.image.image import Image
 from autoseg.networks.unet import build_network
-from autoseg.prediction import openvino_network
-from autoseg.prediction.backend import BACKENDS, choose_backend
+from autoseg.prediction import backends
+from autoseg.prediction.backends import BACKENDS, choose_backend
 from autoseg.prediction.model import save_previous
 from autoseg.prediction.predictor import Predictor
 from tests.making import CASCADE, REGIONS, grid, tiny_plan
@@ -24,7 +24,7 @@ from tests.prediction.trained import boxes, plan_of, trained_network
 
 CPU = torch.device("cpu")
 needs_openvino = pytest.mark.skipif(
-    not openvino_network.is_installed(), reason="OpenVINO is not installed (extra cpu)"
+    not backends.is_installed(), reason="OpenVINO is not installed (extra cpu)"
 )
 
 
@@ -80,8 +80,8 @@ def test_a_trained_network_gives_the_same_in_openvino(precision: str, tolerance:
     expected = torch.softmax(network(image), dim=1)
     assert (expected.argmax(dim=1) == label).double().mean() > 0.999  # it has learnt
     backend = choose_backend("auto", [network], plan_of(precision), CPU)
-    used = precision if openvino_network.computes_bfloat16() else "float32"
-    assert backend.name == f"openvino {openvino_network.version()} {used}"
+    used = precision if backends.computes_bfloat16() else "float32"
+    assert backend.name == f"openvino {backends.version()} {used}"
     got = torch.softmax(backend.networks[0](image), dim=1)
     assert (got - expected).abs().max() < tolerance
     assert (got.argmax(dim=1) == expected.argmax(dim=1)).double().mean() >= 0.9999
@@ -118,7 +118,7 @@ def test_two_threads_may_use_one_network() -> None:
 
 @needs_openvino
 def test_openvino_takes_as_many_threads_as_torch() -> None:
-    network = openvino_network.OpenVinoNetwork(
+    network = backends.OpenVinoNetwork(
         trained_network(), plan_of().sampling.patch_size, torch.float32, frees=False
     )
     threads = network.compiled.get_property("INFERENCE_NUM_THREADS")
@@ -161,7 +161,7 @@ def test_both_stages_of_a_cascade_run_in_openvino(tmp_path: Path) -> None:
 def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from autoseg.prediction.openvino_network import core, openvino\n"
+        "from autoseg.prediction.backends import core, openvino\n"
         "print(core().available_devices, hasattr(openvino(), 'convert_model'))\n"
         "print([name for name in sys.modules if name.startswith('openvino_telemetry')])\n"
     )
