@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.experiments.fold import FoldJob, run_fold
 from autoseg.experiments.task_plan import survey_task, write_plan
 from autoseg.networks.devices import pick_device

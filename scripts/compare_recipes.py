@@ -148,7 +148,7 @@ def time_steps(task: Path, plans: dict[str, Values], threads: int | None) -> dic
 
 def dice(workspace: Path, entry: Entry, fold: str) -> float | None:
     """Mean validation Dice of a run; None if there is none yet."""
-    from autoseg.evaluation.summary import Summary
+    from autoseg.evaluation.scores import Summary
 
     folder = workspace / "models" / entry.task / entry.plan / f"fold_{fold}"
     path = folder / "validation" / "summary.json"

@@ -10,8 +10,8 @@ from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import some
 from autoseg.evaluation.comparison import SHOWN, compare
 from autoseg.evaluation.cross_validation import gather
-from autoseg.evaluation.rows import print_rows
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
+from autoseg.evaluation.tables import print_rows
 from autoseg.evaluation.task_files import Trained, save_comparison
 
 

@@ -14,7 +14,7 @@ from autoseg.workspace import Workspace
 if TYPE_CHECKING:
     from autoseg.evaluation.cross_validation import CrossValidation
     from autoseg.evaluation.report import Report, Tables
-    from autoseg.evaluation.summary import Summary
+    from autoseg.evaluation.scores import Summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,8 +109,8 @@ def _evaluate_folders(arguments: argparse.Namespace) -> int:
     from autoseg.cli.comparing import different_names, write_comparison
     from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
     from autoseg.evaluation.examples import draw_examples
+    from autoseg.evaluation.labels import read_wishes
     from autoseg.evaluation.report_parts import folder_report, worst_exhibits
-    from autoseg.evaluation.wishes import read_wishes
 
     truth, predicted, images = arguments.truth, arguments.predicted, arguments.images
     if images is not None and not images.is_dir():
@@ -183,7 +183,7 @@ def _learn_postprocessing(
 ) -> Tables:
     """A table of what was tried; none where it cannot be learned, such as before all folds."""
     from autoseg.common.progress import say
-    from autoseg.evaluation.postprocessing import update
+    from autoseg.evaluation.learn_postprocessing import update
 
     try:
         learned = update(folder, validation, fold_count, processes)
@@ -228,8 +228,7 @@ def _fold_count(workspace: Workspace, task: str, plan: str) -> int:
 def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> None:
     """Write the tables; show them and where they are."""
     from autoseg.evaluation.report import write_tables
-    from autoseg.evaluation.rows import print_rows
-    from autoseg.evaluation.tables import metric_rows, print_table
+    from autoseg.evaluation.tables import metric_rows, print_rows, print_table
 
     paths = write_tables(out, summary, tables or {})
     for heading, rows in (tables or {}).items():

@@ -15,7 +15,7 @@ from autoseg.common.figures import (
     take_literally,
     tidy,
 )
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

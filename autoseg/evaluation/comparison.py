@@ -24,9 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.rows import NOTHING, Row, Table, number
-from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import metric_name
+from autoseg.evaluation.scores import Summary
+from autoseg.evaluation.tables import NOTHING, Row, Table, metric_name, number
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999

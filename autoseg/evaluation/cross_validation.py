@@ -9,9 +9,8 @@ from pathlib import Path
 
 from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.rows import Row, Table, number, spread
-from autoseg.evaluation.summary import Statistic, Summary, combine
-from autoseg.evaluation.tables import metric_name
+from autoseg.evaluation.scores import Statistic, Summary, combine
+from autoseg.evaluation.tables import Row, Table, metric_name, number, spread
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from autoseg.evaluation.rows import NOTHING, Pair, Row
+from autoseg.evaluation.tables import NOTHING, Pair, Row
 from autoseg.fingerprint import Fingerprint
 
 RANGE = "\N{EN DASH}"

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from autoseg.common.figures import Colours, colours_of, jitter, take_literally
 from autoseg.evaluation.boxes import NO_COLOURS
 from autoseg.evaluation.comparison import Comparison
-from autoseg.evaluation.rows import MINUS
-from autoseg.evaluation.tables import metric_name
+from autoseg.evaluation.tables import MINUS, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

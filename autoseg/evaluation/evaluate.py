@@ -10,13 +10,19 @@ from pathlib import Path
 from autoseg.common.errors import DataError
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
-from autoseg.evaluation.labels import Labels, find_labels, labels_in, read_names
-from autoseg.evaluation.lesions import lesions
-from autoseg.evaluation.metrics import confusion, cut_masks, overlap
-from autoseg.evaluation.scores import CaseScores, Volumes, merge
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.labels import (
+    NO_WISHES,
+    Labels,
+    Wishes,
+    apply,
+    find_labels,
+    labels_in,
+    mapped_labels,
+    read_names,
+)
+from autoseg.evaluation.metrics import confusion, cut_masks, lesions, overlap
+from autoseg.evaluation.scores import CaseScores, Summary, Volumes, merge
 from autoseg.evaluation.surface import surface
-from autoseg.evaluation.wishes import NO_WISHES, Wishes, apply, mapped_labels
 from autoseg.image.formats import ending_of, stem_of
 from autoseg.image.image import read_label
 

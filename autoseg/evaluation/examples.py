@@ -7,8 +7,7 @@ from pathlib import Path
 from autoseg.common.errors import DataError
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.overlay import overlay
-from autoseg.evaluation.scores import CaseScores
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.evaluation.views import Exhibit
 from autoseg.image.formats import ending_of, stem_of

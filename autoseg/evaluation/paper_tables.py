@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autoseg.evaluation.boxes import Groups
-from autoseg.evaluation.rows import NOTHING, Row, Table, number, spread
-from autoseg.evaluation.summary import Statistic
+from autoseg.evaluation.scores import Statistic
+from autoseg.evaluation.tables import NOTHING, Row, Table, number, spread
 
 VALIDATION = "validation"
 PAPER_METRICS = {"Dice": "DSC", "IoU": "IoU", "Sensitivity": "Sens", "Specificity": "Spec"}

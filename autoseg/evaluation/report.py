@@ -11,11 +11,19 @@ from autoseg.common.figures import Chart
 from autoseg.common.files import write_text
 from autoseg.evaluation.boxes import box_plot
 from autoseg.evaluation.decisions import Decisions
-from autoseg.evaluation.rows import Pair, Row, rows_as_markdown
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.slides import Slides
 from autoseg.evaluation.sortable import Sortable
-from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import LESIONS_TOGETHER, as_csv, dice_rows, lesion_rows, metric_rows
+from autoseg.evaluation.tables import (
+    LESIONS_TOGETHER,
+    Pair,
+    Row,
+    as_csv,
+    dice_rows,
+    lesion_rows,
+    metric_rows,
+    rows_as_markdown,
+)
 
 Tables = Mapping[str, Sequence[Row]]
 NO_TABLES: Tables = {}

@@ -18,12 +18,11 @@ from autoseg.evaluation.examples import find_image
 from autoseg.evaluation.gallery import exhibits_of
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.report import Report, Tables
-from autoseg.evaluation.rows import number
 from autoseg.evaluation.run_facts import read_predictions, version_rows
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.slides import MOST_CASES, MOST_SLICES, Slides, draw_slides
 from autoseg.evaluation.sortable import Sortable, case_table, class_table, text_table, worst_first
-from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows
+from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows, number
 from autoseg.evaluation.task_files import Trained, fold_groups
 from autoseg.evaluation.views import Exhibit
 from autoseg.fingerprint import Fingerprint

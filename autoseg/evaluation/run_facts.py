@@ -11,8 +11,8 @@ from typing import Any
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.common.progress import in_fine_words, say
-from autoseg.evaluation.rows import NOTHING, Pair
 from autoseg.evaluation.sortable import Cell, Column, Line, Sortable
+from autoseg.evaluation.tables import NOTHING, Pair
 from autoseg.models.log import Training
 
 RECORD = "predictions.json"  # as prediction writes it beside its label maps

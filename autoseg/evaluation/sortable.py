@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.rows import NOTHING, number, spread
-from autoseg.evaluation.scores import CaseScores
-from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.tables import metric_name
+from autoseg.evaluation.scores import CaseScores, Summary
+from autoseg.evaluation.tables import NOTHING, metric_name, number, spread
 
 Order = Literal["ascending", "descending"]
 

@@ -18,8 +18,8 @@ from autoseg.evaluation.examples import worst_median_best
 from autoseg.evaluation.gallery import draw_gallery, exhibits_of
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.overlay import draw_cases
-from autoseg.evaluation.rows import write_table
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
+from autoseg.evaluation.tables import write_table
 from autoseg.evaluation.views import Exhibit
 from autoseg.models.log import draw_losses, read_losses
 from autoseg.plan.plan import Plan

@@ -19,8 +19,7 @@ from autoseg.dataset.splits import Split, load_or_make_splits
 from autoseg.dataset.task import Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.scores import CaseScores
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.experiments.cascade import claim_segmentations
 from autoseg.experiments.claim import claim
 from autoseg.fingerprint import Fingerprint

@@ -12,8 +12,7 @@ from autoseg.common.files import write_json
 from autoseg.common.parallel import in_parallel
 from autoseg.evaluation.evaluate import evaluate_case, label_maps, tolerances
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.scores import CaseScores
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.experiments.finished import SUMMARY, TEST_SET, described, is_described, test_folder
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut

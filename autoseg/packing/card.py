@@ -17,8 +17,8 @@ from autoseg import __version__
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.common.progress import in_words
-from autoseg.evaluation.rows import Row, number, rows_as_markdown, spread
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
+from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
 

@@ -18,8 +18,8 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, remove_leftovers_of_dead, to_json
 from autoseg.common.progress import listed
 from autoseg.dataset.splits import FILE_NAME as SPLITS
-from autoseg.evaluation.postprocessing import source_of
-from autoseg.evaluation.summary import Summary, combine
+from autoseg.evaluation.learn_postprocessing import source_of
+from autoseg.evaluation.scores import Summary, combine
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.archive import ENDING, Content, write_archive
 from autoseg.models.checkpoint import load_checkpoint

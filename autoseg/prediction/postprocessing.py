@@ -2,7 +2,7 @@
 
 What was learned stands in `postprocessing.json` beside the folds of a model: of some classes, or of
 all foreground together, only the largest component is kept. It was learned on whole scans by
-`autoseg.evaluation.postprocessing`.
+`autoseg.evaluation.learn_postprocessing`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from autoseg.cli import evaluate, plan, predict, train
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.plan.reading import load_plan
 from tests.cli.making import TINY, copy_hippocampus, settings, write_phantom

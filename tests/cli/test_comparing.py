@@ -9,7 +9,7 @@ import pytest
 from autoseg.cli.comparing import different_names
 from autoseg.cli.evaluate import main
 from autoseg.common.errors import AutosegError
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus
 
 FORMS = ("csv", "md", "png", "svg", "tex")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoseg.cli.evaluate import main
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus

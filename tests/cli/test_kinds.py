@@ -13,7 +13,7 @@ import torch
 from autoseg.cli import evaluate, plan, predict, train
 from autoseg.common.arrays import members
 from autoseg.common.files import read_json
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.plan.reading import load_plan
 from autoseg.preprocessing.store import CaseStore

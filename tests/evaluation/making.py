@@ -9,7 +9,7 @@ import numpy as np
 
 from autoseg.evaluation.evaluate import evaluate_case
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
 from tests.evaluation.scores import HIPPOCAMPUS

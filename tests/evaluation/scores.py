@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.evaluation.metrics import Confusion, overlap
-from autoseg.evaluation.scores import CaseScores, Volumes
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import CaseScores, Summary, Volumes
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label

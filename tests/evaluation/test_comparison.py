@@ -19,7 +19,7 @@ from autoseg.evaluation.comparison import (
     signed_rank_p,
 )
 from autoseg.evaluation.differences import draw_differences
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.surface import Surface
 from tests.evaluation.scores import case
 

@@ -6,7 +6,7 @@ import pytest
 
 from autoseg.common.errors import DataError
 from autoseg.evaluation.cross_validation import fold_rows, gather, median_rows, tables
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import case
 
 

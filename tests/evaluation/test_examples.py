@@ -6,7 +6,7 @@ import pytest
 
 from autoseg.common.errors import DataError
 from autoseg.evaluation.examples import find_image, worst_median_best
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import case, three_cases
 
 

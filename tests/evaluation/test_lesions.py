@@ -8,8 +8,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.evaluation.lesions import Lesions, lesions, pool
-from autoseg.evaluation.metrics import cut_masks
+from autoseg.evaluation.metrics import Lesions, cut_masks, lesions, pool
 
 Mask = NDArray[np.bool_]
 pairs = st.tuples(*[st.integers(1, 7)] * 3).flatmap(

@@ -11,8 +11,8 @@ from autoseg.evaluation.boxes import draw_box_plot
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.report import Report, write_report, write_tables
 from autoseg.evaluation.report_parts import folder_report
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.sortable import case_table, class_table
-from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.tables import LESIONS_TOGETHER
 from tests.evaluation.scores import case, three_cases
 

@@ -16,7 +16,7 @@ from autoseg.evaluation.report_parts import (
     folder_report,
     worst_exhibits,
 )
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.task_files import Trained
 from autoseg.planner.explain import rows
 from tests.evaluation.making import LABELS, write_plan, write_record

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.evaluation.rows import Table, as_latex, escaped, rows_as_csv, write_table
+from autoseg.evaluation.tables import Table, as_latex, escaped, rows_as_csv, write_table
 
 TABLE = Table(
     "100 % of the folds' medians",

@@ -14,8 +14,15 @@ from autoseg.common.errors import DataError
 from autoseg.evaluation.evaluate import evaluate_case, evaluate_folders
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import CaseScores, Volumes, from_json, merge, to_json
-from autoseg.evaluation.summary import Summary, combine
+from autoseg.evaluation.scores import (
+    CaseScores,
+    Summary,
+    Volumes,
+    combine,
+    from_json,
+    merge,
+    to_json,
+)
 from tests.evaluation.scores import case, write
 
 LABELS = Labels({"left": (1,), "right": (2,)}, merged={"both": ("left", "right")})

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.sortable import (
     ALL,
     Sortable,
@@ -11,7 +12,6 @@ from autoseg.evaluation.sortable import (
     text_table,
     worst_first,
 )
-from autoseg.evaluation.summary import Summary
 from autoseg.evaluation.surface import Surface
 from tests.evaluation.scores import case, three_cases
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.evaluation.summary import Statistic, Summary, combine
+from autoseg.evaluation.scores import Statistic, Summary, combine
 from tests.evaluation.scores import case, three_cases
 
 

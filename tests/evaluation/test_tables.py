@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from autoseg.evaluation.lesions import Lesions
-from autoseg.evaluation.rows import rows_as_markdown
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.metrics import Lesions
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import (
     as_csv,
     dice_rows,
@@ -17,6 +16,7 @@ from autoseg.evaluation.tables import (
     lesion_rows,
     metric_rows,
     print_table,
+    rows_as_markdown,
 )
 from tests.evaluation.scores import case, three_cases
 

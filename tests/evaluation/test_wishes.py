@@ -9,9 +9,8 @@ import pytest
 
 from autoseg.common.errors import AutosegError
 from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
-from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.summary import Summary
-from autoseg.evaluation.wishes import EVERY, Wishes, apply, read_wishes
+from autoseg.evaluation.labels import EVERY, Labels, Wishes, apply, read_wishes
+from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import write
 
 LUNGS = {"background": [0], "left lung": [1], "right lung": [2], "infection": [3]}

@@ -11,7 +11,7 @@ import pytest
 
 from autoseg.common.errors import AutosegError, PlanError
 from autoseg.common.files import read_json
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.experiments.conduct import conduct_here
 from autoseg.experiments.finished import is_finished
 from autoseg.experiments.record import read_record

@@ -12,7 +12,7 @@ from autoseg.dataset.splits import make_splits, write_splits
 from autoseg.dataset.task import read_task
 from autoseg.evaluation.evaluate import evaluate_case
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.fingerprint import survey
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label

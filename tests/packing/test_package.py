@@ -12,7 +12,7 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.cross_validation import gather
-from autoseg.evaluation.postprocessing import update
+from autoseg.evaluation.learn_postprocessing import update
 from autoseg.image.image import read_image
 from autoseg.models.archive import open_archive, write_archive
 from autoseg.models.checkpoint import load_checkpoint

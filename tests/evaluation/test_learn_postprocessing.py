@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, write_json
-from autoseg.evaluation.cleaned import mean_dice
 from autoseg.evaluation.cross_validation import CrossValidation, gather
 from autoseg.evaluation.evaluate import evaluate_case
 from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.learn_postprocessing import Learned, learn, mean_dice, update
 from autoseg.evaluation.metrics import confusion, cut_masks, overlap
-from autoseg.evaluation.postprocessing import Learned, learn, update
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
 from autoseg.plan.plan import Plan
