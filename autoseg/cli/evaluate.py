@@ -108,7 +108,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def _evaluate_folders(arguments: argparse.Namespace) -> int:
     from autoseg.cli.comparing import different_names, write_comparison
     from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
-    from autoseg.evaluation.examples import draw_examples
+    from autoseg.evaluation.figures.overlay import draw_examples
     from autoseg.evaluation.labels import read_wishes
     from autoseg.evaluation.report_parts import folder_report, worst_exhibits
 

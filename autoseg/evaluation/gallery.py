@@ -9,12 +9,11 @@ from pathlib import Path
 from autoseg.common.figures import save_figure
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
-from autoseg.evaluation.examples import exhibit
+from autoseg.evaluation.figures.overlay import draw_overlay, exhibit
+from autoseg.evaluation.figures.slices import write_scroll
+from autoseg.evaluation.figures.views import Exhibit, read_view
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.overlay import draw_overlay
-from autoseg.evaluation.panels import write_scroll
 from autoseg.evaluation.scores import CaseScores
-from autoseg.evaluation.views import Exhibit, read_view
 
 OVERLAYS, SCROLLS = "overlays", "scrolls"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autoseg.evaluation.boxes import Groups
+from autoseg.evaluation.figures.boxes import Groups
 from autoseg.evaluation.scores import Statistic
 from autoseg.evaluation.tables import NOTHING, Row, Table, number, spread
 

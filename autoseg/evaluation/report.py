@@ -9,10 +9,10 @@ from pathlib import Path
 
 from autoseg.common.figures import Chart
 from autoseg.common.files import write_text
-from autoseg.evaluation.boxes import box_plot
 from autoseg.evaluation.decisions import Decisions
+from autoseg.evaluation.figures.boxes import box_plot
+from autoseg.evaluation.figures.slices import Slides
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.slides import Slides
 from autoseg.evaluation.sortable import Sortable
 from autoseg.evaluation.tables import (
     LESIONS_TOGETHER,

@@ -11,20 +11,20 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.figures import Chart, Colours, chart
 from autoseg.common.progress import say
 from autoseg.evaluation import data_facts, run_facts
-from autoseg.evaluation.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.cross_validation import CrossValidation
 from autoseg.evaluation.decisions import decisions
-from autoseg.evaluation.examples import find_image
+from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.figures.overlay import find_image
+from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, Slides, draw_slides
+from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.gallery import exhibits_of
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.report import Report, Tables
 from autoseg.evaluation.run_facts import read_predictions, version_rows
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.slides import MOST_CASES, MOST_SLICES, Slides, draw_slides
 from autoseg.evaluation.sortable import Sortable, case_table, class_table, text_table, worst_first
 from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows, number
 from autoseg.evaluation.task_files import Trained, fold_groups
-from autoseg.evaluation.views import Exhibit
 from autoseg.fingerprint import Fingerprint
 from autoseg.models import log
 from autoseg.models.log import ADVICE, draw_losses, read_losses

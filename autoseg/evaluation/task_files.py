@@ -10,17 +10,15 @@ from pathlib import Path
 from autoseg.common.figures import Colours, save_forms
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
-from autoseg.evaluation.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.comparison import Comparison
 from autoseg.evaluation.cross_validation import CrossValidation, tables
-from autoseg.evaluation.differences import draw_differences
-from autoseg.evaluation.examples import worst_median_best
+from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, draw_grouped_boxes
+from autoseg.evaluation.figures.overlay import draw_cases, worst_median_best
+from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.gallery import draw_gallery, exhibits_of
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.overlay import draw_cases
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import write_table
-from autoseg.evaluation.views import Exhibit
 from autoseg.models.log import draw_losses, read_losses
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan

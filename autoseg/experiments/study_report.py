@@ -8,11 +8,9 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.figures import Colours, save_forms
-from autoseg.evaluation.bars import draw_bars
-from autoseg.evaluation.boxes import draw_grouped_boxes
 from autoseg.evaluation.cross_validation import gather
-from autoseg.evaluation.examples import worst_median_best
-from autoseg.evaluation.overlay import draw_cases
+from autoseg.evaluation.figures.boxes import draw_bars, draw_grouped_boxes
+from autoseg.evaluation.figures.overlay import draw_cases, worst_median_best
 from autoseg.evaluation.paper_tables import (
     bars,
     fold_boxes,

@@ -18,7 +18,7 @@ from autoseg.evaluation.comparison import (
     holm,
     signed_rank_p,
 )
-from autoseg.evaluation.differences import draw_differences
+from autoseg.evaluation.figures.boxes import draw_differences
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.surface import Surface
 from tests.evaluation.scores import case

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.figures import LARGEST_SVG, chart
-from autoseg.evaluation.boxes import draw_box_plot
+from autoseg.evaluation.figures.boxes import draw_box_plot
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.report import Report, write_report, write_tables
 from autoseg.evaluation.report_parts import folder_report

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from autoseg.evaluation.slides import WRONG, Slides, draw_slides
-from autoseg.evaluation.views import Exhibit
+from autoseg.evaluation.figures.slices import WRONG, Slides, draw_slides
+from autoseg.evaluation.figures.views import Exhibit
 from tests.evaluation.scores import write
 
 LABELS = {"a": (1,), "b": (2,)}

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.image import imread
 
 from autoseg.common.figures import COLOURS
-from autoseg.evaluation.overlay import draw_cases, overlay
-from autoseg.evaluation.views import Exhibit
+from autoseg.evaluation.figures.overlay import draw_cases, overlay
+from autoseg.evaluation.figures.views import Exhibit
 from tests.evaluation.scores import HIPPOCAMPUS, write
 
 LABELS: dict[str, tuple[int, ...]] = {"Anterior": (1,), "Posterior": (2,)}

@@ -13,8 +13,13 @@ from matplotlib.patches import PathPatch, Rectangle
 
 from autoseg.common.errors import DataError
 from autoseg.common.figures import smooth
-from autoseg.evaluation.bars import draw_bars
-from autoseg.evaluation.boxes import Groups, box_plot, draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.figures.boxes import (
+    Groups,
+    box_plot,
+    draw_bars,
+    draw_box_plot,
+    draw_grouped_boxes,
+)
 from autoseg.evaluation.scores import Summary
 from autoseg.models.log import Losses, draw_losses, read_losses
 from tests.evaluation.making import write_log

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.errors import DataError
-from autoseg.evaluation.examples import find_image, worst_median_best
+from autoseg.evaluation.figures.overlay import find_image, worst_median_best
 from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import case, three_cases
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
-from autoseg.evaluation.views import (
+from autoseg.evaluation.figures.views import (
     Exhibit,
     Upright,
     View,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from autoseg.common.figures import COLOURS
-from autoseg.evaluation.panels import (
+from autoseg.evaluation.figures.slices import (
     CAPTION,
     GAP,
     MOST_FRAMES,
@@ -19,7 +19,7 @@ from autoseg.evaluation.panels import (
     draw_panels,
     write_scroll,
 )
-from autoseg.evaluation.views import Exhibit, View
+from autoseg.evaluation.figures.views import Exhibit, View
 
 RED = (0xD5, 0x5E, 0x00)
 
