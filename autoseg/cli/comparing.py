@@ -10,9 +10,9 @@ from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import some
 from autoseg.evaluation.comparison import SHOWN, compare
 from autoseg.evaluation.cross_validation import gather
+from autoseg.evaluation.report.task_files import Trained, save_comparison
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import print_rows
-from autoseg.evaluation.task_files import Trained, save_comparison
 
 
 def different_names(one: Path, other: Path) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoseg.evaluation.cross_validation import CrossValidation
-    from autoseg.evaluation.report import Report, Tables
+    from autoseg.evaluation.report.page import Report, Tables
     from autoseg.evaluation.scores import Summary
 
 
@@ -110,7 +110,7 @@ def _evaluate_folders(arguments: argparse.Namespace) -> int:
     from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
     from autoseg.evaluation.figures.overlay import draw_examples
     from autoseg.evaluation.labels import read_wishes
-    from autoseg.evaluation.report_parts import folder_report, worst_exhibits
+    from autoseg.evaluation.report.contents import folder_report, worst_exhibits
 
     truth, predicted, images = arguments.truth, arguments.predicted, arguments.images
     if images is not None and not images.is_dir():
@@ -148,8 +148,8 @@ def _compare_plans(arguments: argparse.Namespace) -> int:
 
 def _evaluate_task(arguments: argparse.Namespace) -> int:
     from autoseg.evaluation.cross_validation import fold_rows, gather
-    from autoseg.evaluation.report_parts import cross_validation_report
-    from autoseg.evaluation.task_files import Trained, write_cross_validation
+    from autoseg.evaluation.report.contents import cross_validation_report
+    from autoseg.evaluation.report.task_files import Trained, write_cross_validation
 
     workspace = Workspace.find(arguments.workspace)
     task = workspace.find_task_name(arguments.task)
@@ -227,7 +227,7 @@ def _fold_count(workspace: Workspace, task: str, plan: str) -> int:
 
 def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> None:
     """Write the tables; show them and where they are."""
-    from autoseg.evaluation.report import write_tables
+    from autoseg.evaluation.report.page import write_tables
     from autoseg.evaluation.tables import metric_rows, print_rows, print_table
 
     paths = write_tables(out, summary, tables or {})
@@ -243,7 +243,7 @@ def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> 
 
 
 def _write_report(out: Path, report: Report) -> None:
-    from autoseg.evaluation.report import write_report
+    from autoseg.evaluation.report.page import write_report
 
     path = out / "report.html"
     write_report(path, report)

@@ -19,9 +19,9 @@ from autoseg.evaluation.paper_tables import (
     median_table,
     titled,
 )
+from autoseg.evaluation.report.task_files import FIGURES, TABLES, Trained
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import Table, write_table
-from autoseg.evaluation.task_files import FIGURES, TABLES, Trained
 from autoseg.experiments.study_scores import StudyScores, read_scores
 from autoseg.models.log import draw_losses, read_losses
 from autoseg.workspace import Workspace

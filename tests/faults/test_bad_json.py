@@ -15,7 +15,7 @@ from autoseg.common.files import read_json, write_json
 from autoseg.dataset.splits import read_splits
 from autoseg.dataset.task import find_task
 from autoseg.evaluation.labels import find_labels, read_names
-from autoseg.evaluation.run_facts import read_predictions, version_rows
+from autoseg.evaluation.report.facts import read_predictions, version_rows
 from autoseg.evaluation.scores import Summary
 from autoseg.experiments.runs import runs_of
 from autoseg.experiments.study import read_study

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoseg.dataset.task import read_task
-from autoseg.evaluation.data_facts import data_rows, intensity_rows, label_rows
+from autoseg.evaluation.report.facts import data_rows, intensity_rows, label_rows
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.image.image import read_image, read_label
 from tests.evaluation.scores import HIPPOCAMPUS

@@ -10,21 +10,26 @@ from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.figures import Chart, Colours, chart
 from autoseg.common.progress import say
-from autoseg.evaluation import data_facts, run_facts
 from autoseg.evaluation.cross_validation import CrossValidation
-from autoseg.evaluation.decisions import decisions
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import find_image
 from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, Slides, draw_slides
 from autoseg.evaluation.figures.views import Exhibit
-from autoseg.evaluation.gallery import exhibits_of
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.report import Report, Tables
-from autoseg.evaluation.run_facts import read_predictions, version_rows
+from autoseg.evaluation.report import facts
+from autoseg.evaluation.report.facts import (
+    Sortable,
+    case_table,
+    class_table,
+    read_predictions,
+    text_table,
+    version_rows,
+    worst_first,
+)
+from autoseg.evaluation.report.page import Report, Tables, decisions
+from autoseg.evaluation.report.task_files import Trained, exhibits_of, fold_groups
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.sortable import Sortable, case_table, class_table, text_table, worst_first
 from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows, number
-from autoseg.evaluation.task_files import Trained, fold_groups
 from autoseg.fingerprint import Fingerprint
 from autoseg.models import log
 from autoseg.models.log import ADVICE, draw_losses, read_losses
@@ -91,11 +96,11 @@ def cross_validation_report(
         slides=tuple(slides),
         slides_note=_slides_note(len(slides), len(summary.cases), "overlays/ and scrolls/"),
         curves=tuple(_curves(trained, validation, trainings)),
-        data=tuple(data_facts.data_rows(found)) if found else (),
+        data=tuple(facts.data_rows(found)) if found else (),
         data_tables=tuple(_data_tables(found)) if found else (),
         plan=tuple(decisions(plan)) if plan else (),
         plan_notes=citations(plan) if plan else {},
-        times=run_facts.fold_times(trainings, records),
+        times=facts.fold_times(trainings, records),
         versions=tuple(version_rows(each for each in records.values() if each)),
     )
 
@@ -130,7 +135,7 @@ def folder_report(
         made = {
             f"predicted by {key}": _told(record.head[key]) for key in MADE_BY & set(record.head)
         }
-        times = run_facts.prediction_times(record)
+        times = facts.prediction_times(record)
     return Report(
         title=f"Evaluation of {predicted.resolve().name}",
         key_figures=_key_figures(summary),
@@ -271,10 +276,10 @@ def _read_fingerprint(path: Path) -> Fingerprint | None:
 
 def _data_tables(fingerprint: Fingerprint) -> list[Sortable]:
     return [
-        text_table("Labels", data_facts.label_rows(fingerprint)),
+        text_table("Labels", facts.label_rows(fingerprint)),
         text_table(
             "Intensities of labelled voxels",
-            data_facts.intensity_rows(fingerprint),
+            facts.intensity_rows(fingerprint),
             "Over all cases, each weighing the same.",
         ),
     ]

@@ -8,8 +8,12 @@ import pytest
 from PIL import Image
 
 from autoseg.evaluation.cross_validation import gather
-from autoseg.evaluation.gallery import draw_gallery
-from autoseg.evaluation.task_files import Trained, fold_groups, write_cross_validation
+from autoseg.evaluation.report.task_files import (
+    Trained,
+    draw_gallery,
+    fold_groups,
+    write_cross_validation,
+)
 from tests.evaluation.making import write_fold, write_log, write_plan
 from tests.evaluation.scores import HIPPOCAMPUS
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autoseg.common.errors import DataError
-from autoseg.evaluation.run_facts import (
+from autoseg.evaluation.report.facts import (
     Predictions,
     fold_times,
     prediction_times,

@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 
 from autoseg.evaluation.cross_validation import CrossValidation, fold_rows, gather
-from autoseg.evaluation.decisions import decisions
-from autoseg.evaluation.report import Report
-from autoseg.evaluation.report_parts import (
+from autoseg.evaluation.report.contents import (
     cross_validation_report,
     folder_report,
     worst_exhibits,
 )
+from autoseg.evaluation.report.page import Report, decisions
+from autoseg.evaluation.report.task_files import Trained
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.task_files import Trained
 from autoseg.planner.explain import rows
 from tests.evaluation.making import LABELS, write_plan, write_record
-from tests.evaluation.report_pages import FINGERPRINT, write_models
+from tests.evaluation.report.report_pages import FINGERPRINT, write_models
 from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases
 from tests.making import tiny_plan
 
@@ -84,7 +83,7 @@ def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture
 
 
 def test_only_some_cases_are_drawn(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoseg.evaluation.report_parts.MOST_CASES", 2)
+    monkeypatch.setattr("autoseg.evaluation.report.contents.MOST_CASES", 2)
     report = report_of(models)
     assert [slides.case for slides in report.slides] == ["hippocampus_008", "hippocampus_003"]
     assert report.slides_note == (

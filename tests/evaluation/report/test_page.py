@@ -9,10 +9,10 @@ import pytest
 from autoseg.common.figures import LARGEST_SVG, chart
 from autoseg.evaluation.figures.boxes import draw_box_plot
 from autoseg.evaluation.labels import Labels
-from autoseg.evaluation.report import Report, write_report, write_tables
-from autoseg.evaluation.report_parts import folder_report
+from autoseg.evaluation.report.contents import folder_report
+from autoseg.evaluation.report.facts import case_table, class_table
+from autoseg.evaluation.report.page import Report, write_report, write_tables
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.sortable import case_table, class_table
 from autoseg.evaluation.tables import LESIONS_TOGETHER
 from tests.evaluation.scores import case, three_cases
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.sortable import (
+from autoseg.evaluation.report.facts import (
     ALL,
     Sortable,
     case_table,
@@ -12,6 +11,7 @@ from autoseg.evaluation.sortable import (
     text_table,
     worst_first,
 )
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.surface import Surface
 from tests.evaluation.scores import case, three_cases
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from autoseg.common.figures import Chart
 from autoseg.common.files import write_text
-from autoseg.evaluation.decisions import Decisions
 from autoseg.evaluation.figures.boxes import box_plot
 from autoseg.evaluation.figures.slices import Slides
+from autoseg.evaluation.report.facts import Sortable
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.sortable import Sortable
 from autoseg.evaluation.tables import (
     LESIONS_TOGETHER,
     Pair,
@@ -24,10 +23,47 @@ from autoseg.evaluation.tables import (
     metric_rows,
     rows_as_markdown,
 )
+from autoseg.plan.plan import Plan
+from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
+
+# The plan's values for the report: those that somebody or some rule chose, and the defaults.
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The values under one heading.
+
+    Attributes:
+        heading: what they are about.
+        chosen: values with a source other than the defaults.
+        defaults: the others.
+    """
+
+    heading: str
+    chosen: tuple[Explained, ...]
+    defaults: tuple[Explained, ...]
+
+
+def decisions(plan: Plan) -> list[Decisions]:
+    """All values of a plan, heading by heading."""
+    found = rows(plan)
+    return [
+        Decisions(
+            heading,
+            tuple(row for row in found if _is_of(row, heading) and row.source != DEFAULT.source),
+            tuple(row for row in found if _is_of(row, heading) and row.source == DEFAULT.source),
+        )
+        for heading in GROUPS
+    ]
+
+
+def _is_of(row: Explained, heading: str) -> bool:
+    return group_of(row.key) == heading
+
 
 Tables = Mapping[str, Sequence[Row]]
 NO_TABLES: Tables = {}
-TEMPLATES = files("autoseg.evaluation").joinpath("templates")
+TEMPLATES = files("autoseg.evaluation.report").joinpath("templates")
 
 
 @dataclass(frozen=True)
