@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from autoseg.plan.plan import Plan
     from autoseg.plan.reading import load_plan
     from autoseg.prediction.predictor import Predictor
-    from autoseg.workflow import plan_task, train_fold
+    from autoseg.workflow.api import plan_task, train_fold
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,10 +50,10 @@ _HOMES = {
     "Predictor": "autoseg.prediction.predictor",
     "evaluate_folders": "autoseg.evaluation.evaluate",
     "load_plan": "autoseg.plan.plan",
-    "plan_task": "autoseg.workflow",
+    "plan_task": "autoseg.workflow.api",
     "read_image": "autoseg.image.image",
     "read_label": "autoseg.image.image",
-    "train_fold": "autoseg.workflow",
+    "train_fold": "autoseg.workflow.api",
     "write_label": "autoseg.image.label_writer",
 }
 

@@ -58,7 +58,7 @@ def plan_recipes(
 ) -> list[Entry]:
     """Plan the first recipe for the budget, derive the others, and give all the same time."""
     from autoseg.plan.reading import load_plan
-    from autoseg.workspace import Workspace
+    from autoseg.workflow.workspace import Workspace
 
     places = Workspace(workspace)
     raw = places.find_task_folder(task)

@@ -38,7 +38,7 @@ from autoseg.cli.common import DONE, add_workspace, parser, run
 from autoseg.common.errors import DataError, RunError
 from autoseg.common.locks import locked
 from autoseg.common.progress import say
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 RECORD = "https://zenodo.org/api/records/3757476"
 CHECKSUMS = ("md5", "sha256", "sha512")

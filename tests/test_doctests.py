@@ -32,8 +32,8 @@ def find_examples() -> dict[str, doctest.DocTest]:
 
 EXAMPLES = find_examples()
 FIRST = (
-    "autoseg.workflow.plan_task",
-    "autoseg.workflow.train_fold",
+    "autoseg.workflow.api.plan_task",
+    "autoseg.workflow.api.train_fold",
 )  # the others need what they make
 
 

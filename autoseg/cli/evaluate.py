@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoseg.cli import common, habits
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoseg.evaluation.cross_validation import CrossValidation

@@ -14,7 +14,7 @@ from autoseg.common.progress import counted
 if TYPE_CHECKING:
     from autoseg.common.errors import AutosegError
     from autoseg.experiments.study import Study
-    from autoseg.workspace import Workspace
+    from autoseg.workflow.workspace import Workspace
 
 WIDTH = 200  # of tables that go into a file
 EXAMPLE = """
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _experiment(arguments: argparse.Namespace) -> int:
     from autoseg.common.errors import AutosegError
     from autoseg.experiments.study import read_study, with_slurm
-    from autoseg.workspace import Workspace
+    from autoseg.workflow.workspace import Workspace
 
     workspace = Workspace.find(arguments.workspace)
     studies = [read_study(given) for given in dict.fromkeys(arguments.studies)]

@@ -52,7 +52,7 @@ def model_folder(arguments: argparse.Namespace) -> Path:
     Raises:
         AutosegError: none fits, or several.
     """
-    from autoseg.workspace import Workspace
+    from autoseg.workflow.workspace import Workspace
 
     if arguments.model is not None:
         if arguments.task or arguments.plan:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _pack(arguments: argparse.Namespace) -> int:
     from autoseg.common.progress import say
     from autoseg.packing.package import Order, pack
-    from autoseg.workspace import Workspace
+    from autoseg.workflow.workspace import Workspace
 
     folder = models.model_folder(arguments)
     order = Order(

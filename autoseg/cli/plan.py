@@ -94,11 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from autoseg.common.progress import say
-    from autoseg.experiments.task_plan import fitted, survey_task, write_plan
     from autoseg.planner.budget import parse_seconds
     from autoseg.planner.compose import Wishes, other_configurations
     from autoseg.planner.explain import citations
-    from autoseg.workspace import Workspace
+    from autoseg.workflow.task_plan import fitted, survey_task, write_plan
+    from autoseg.workflow.workspace import Workspace
 
     workspace = Workspace.find(arguments.workspace)
     seconds = parse_seconds(arguments.time_budget) if arguments.time_budget else None

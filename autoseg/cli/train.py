@@ -13,7 +13,7 @@ from autoseg.cli import common, habits
 from autoseg.common.progress import listed
 
 if TYPE_CHECKING:
-    from autoseg.experiments.fold import FoldJob
+    from autoseg.workflow.fold import FoldJob
 
 
 GO_ON = "what was finished is kept; continue with --resume"
@@ -72,9 +72,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     common.spawn_workers()
 
-    from autoseg.experiments.fold import FoldJob
     from autoseg.training.distributed import joined
-    from autoseg.workspace import Workspace
+    from autoseg.workflow.fold import FoldJob
+    from autoseg.workflow.workspace import Workspace
 
     workspace = Workspace.find(arguments.workspace)
     task = workspace.find_task_folder(arguments.task)
@@ -103,7 +103,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _run_all(jobs: Sequence[FoldJob]) -> None:
     """One fold after the other; one that fails does not keep the others from their training."""
     from autoseg.common.errors import AutosegError, RunError, Stopped
-    from autoseg.experiments.fold import check_fold
+    from autoseg.workflow.fold import check_fold
 
     if len(jobs) == 1 or jobs[0].group.is_shared:  # processes that share a fold fail together
         for job in jobs:
@@ -126,7 +126,7 @@ def _run_all(jobs: Sequence[FoldJob]) -> None:
 
 def _run(job: FoldJob) -> None:
     from autoseg.evaluation.tables import print_table
-    from autoseg.experiments.fold import run_fold
+    from autoseg.workflow.fold import run_fold
 
     summary = run_fold(job)
     if summary is not None:

@@ -14,7 +14,7 @@ from autoseg.experiments.finished import is_finished, is_scored, is_trained
 from autoseg.experiments.record import Recorder
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +85,8 @@ def attempt(order: Order) -> None:
 def _do(order: Order, run: StudyRun, workspace: Workspace, device: str) -> None:
     import torch
 
-    from autoseg.experiments.fold import FoldJob, run_fold
     from autoseg.experiments.held_out import score_held_out
+    from autoseg.workflow.fold import FoldJob, run_fold
 
     _check_beginning(run, workspace)
     if not is_trained(run, workspace):

@@ -16,7 +16,7 @@ from autoseg.experiments.results import gather, read_jobs, study_folder
 from autoseg.experiments.runs import StudyRun, joined, prepare_plans, runs_of
 from autoseg.experiments.status import in_short, is_held, status_of, table
 from autoseg.experiments.study import Study
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 
 def log_of(run: StudyRun, study: Study, workspace: Workspace) -> Path:

@@ -11,7 +11,7 @@ from autoseg.common.files import read_json
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
 from autoseg.plan.reading import load_plan
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 SUMMARY = "summary.json"
 TEST_SET = "test_set.json"

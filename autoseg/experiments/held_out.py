@@ -20,7 +20,7 @@ from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.inputs import find_inputs
 from autoseg.prediction.predictor import Predictor
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 
 def score_held_out(

@@ -14,7 +14,7 @@ from autoseg.experiments.hand import Event, Hand
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.status import is_held
 from autoseg.experiments.worker import Answer
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 SECONDS_BETWEEN_LOOKS = 1.0
 

@@ -29,7 +29,7 @@ from autoseg.experiments.finished import (
 from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
 from autoseg.experiments.status import Status, status_of
 from autoseg.experiments.study import Study
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 RESULTS, STUDY = "results.csv", "study.json"
 FIRST = ("study", "task", "plan", "variant", "k", "seed", "fold", "set", "case", "class")

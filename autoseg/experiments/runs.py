@@ -14,14 +14,14 @@ from autoseg.common.progress import counted, say
 from autoseg.dataset.splits import FILE_NAME, count_folds
 from autoseg.dataset.task import find_task
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
-from autoseg.experiments.task_plan import Surveyed, fitted, survey_task, write_plan
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import differing_keys, load_plan
 from autoseg.planner.budget import parse_seconds
 from autoseg.planner.compose import Wishes, compose_unmeasured
 from autoseg.planner.overrides import Layer, merge
-from autoseg.workspace import Workspace
+from autoseg.workflow.task_plan import Surveyed, fitted, survey_task, write_plan
+from autoseg.workflow.workspace import Workspace
 
 MOST_KEYS = 4
 DEFAULT_FOLDS = Splits().folds

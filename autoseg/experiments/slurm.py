@@ -24,7 +24,7 @@ from autoseg.experiments.study import SlurmSettings, Study, check_study
 from autoseg.experiments.study_report import report_study
 from autoseg.experiments.worker import Answer
 from autoseg.planner.budget import parse_seconds
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 MOST_TIMEOUTS = 1000  # a run may need as many jobs
 SIGTERM = 15

@@ -17,7 +17,7 @@ from autoseg.experiments.finished import is_finished, is_trained, validation
 from autoseg.experiments.record import Record, read_record
 from autoseg.experiments.runs import StudyRun
 from autoseg.models.log import LOG
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -24,7 +24,7 @@ from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import Table, write_table
 from autoseg.experiments.study_scores import StudyScores, read_scores
 from autoseg.models.log import draw_losses, read_losses
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 
 def report_study(folder: Path) -> list[Path]:

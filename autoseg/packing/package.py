@@ -31,7 +31,7 @@ from autoseg.plan.reading import load_plan
 from autoseg.prediction.model import PREVIOUS, check_previous
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import Postprocessing
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 FINGERPRINT = "fingerprint.json"
 SUMMARY = "validation/summary.json"

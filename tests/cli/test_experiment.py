@@ -17,7 +17,7 @@ from autoseg.experiments.record import read_record
 from autoseg.experiments.runs import runs_of
 from autoseg.experiments.status import is_held
 from autoseg.experiments.study import HeldOut, Study, StudyPlan, read_study
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import TEST_SET, longer, write_study, write_task
 
 EPOCHS = 10

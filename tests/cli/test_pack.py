@@ -7,7 +7,7 @@ import pytest
 from autoseg.cli import evaluate, pack, predict
 from autoseg.common.files import read_json
 from autoseg.models.archive import open_archive
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.making import tiny_plan
 from tests.packing.making import TASK, plan_and_train, trained_workspace
 

@@ -13,7 +13,7 @@ from autoseg.cli.plan import main, make_parser
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import ConfigurationName
 from autoseg.plan.reading import load_plan
-from autoseg.workspace import ENVIRONMENT_VARIABLE
+from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE
 from tests.cli.making import settings, write_ct
 from tests.dataset.making import HIPPOCAMPUS
 

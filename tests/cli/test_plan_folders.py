@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.cli.plan import main
-from autoseg.workspace import ENVIRONMENT_VARIABLE
+from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE
 from tests.cli.making import write_ct
 
 ONE = ["--processes", "1"]

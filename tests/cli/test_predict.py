@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.cli.predict import main
-from autoseg.workspace import ENVIRONMENT_VARIABLE
+from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE
 from tests.making import tiny_plan
 
 

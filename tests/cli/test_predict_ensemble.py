@@ -13,7 +13,7 @@ from autoseg.cli.predict import main
 from autoseg.common.files import read_json
 from autoseg.image.image import read_image, read_label
 from autoseg.prediction.predictor import Ensemble, Predictor
-from autoseg.workspace import ENVIRONMENT_VARIABLE
+from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE
 from tests.dataset.making import write_scan
 from tests.making import tiny_plan
 from tests.prediction.making import save_model

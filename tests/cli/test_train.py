@@ -6,7 +6,7 @@ import pytest
 
 from autoseg.cli.plan import main as plan_task
 from autoseg.cli.train import _folds, main
-from autoseg.workspace import ENVIRONMENT_VARIABLE
+from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE
 from tests.cli.making import write_ct
 
 

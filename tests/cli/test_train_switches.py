@@ -7,7 +7,7 @@ import pytest
 
 from autoseg.cli.plan import main as plan_task
 from autoseg.cli.train import main
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.cli.making import TINY, settings, write_ct
 from tests.making import tiny_plan
 from tests.training.test_pretrained import model

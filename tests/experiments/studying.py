@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoseg.experiments.study import Study, check_study
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.cli.making import write_ct
 from tests.dataset.making import write_scan
 

@@ -21,7 +21,7 @@ from autoseg.experiments.status import in_short, status_of, table
 from autoseg.experiments.study import Study
 from autoseg.image.image import read_label
 from autoseg.plan.reading import load_plan
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import OVERRIDES, TASK, TEST_SET, study, write_task
 
 STUDY = study(

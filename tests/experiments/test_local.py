@@ -16,7 +16,7 @@ from autoseg.experiments.local import Progress, run_here
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.status import in_short, status_of
 from autoseg.experiments.worker import Answer
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.making import tiny_plan
 
 RUN = StudyRun("Task001_Tiny", "default", 0)

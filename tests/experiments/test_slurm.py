@@ -14,7 +14,7 @@ from autoseg.experiments.record import read_record
 from autoseg.experiments.results import read_jobs, study_folder
 from autoseg.experiments.runs import StudyRun, runs_of
 from autoseg.experiments.status import status_of
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.experiments import one_box
 from tests.experiments.one_box import OneBox
 from tests.experiments.studying import longer, study, write_task

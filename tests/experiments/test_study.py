@@ -11,7 +11,7 @@ import pytest
 from autoseg.common.errors import PlanError
 from autoseg.experiments.runs import StudyRun, joined, runs_of, variants
 from autoseg.experiments.study import read_study, study_names, with_slurm
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import OVERRIDES, TASK, TEST_SET, study
 
 

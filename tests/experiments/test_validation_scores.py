@@ -12,10 +12,10 @@ import torch
 
 from autoseg.cli.plan import main as plan_task
 from autoseg.common.errors import AutosegError
-from autoseg.experiments.fold import FoldJob, run_fold
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.plan.reading import load_plan
-from autoseg.workspace import Workspace
+from autoseg.workflow.fold import FoldJob, run_fold
+from autoseg.workflow.workspace import Workspace
 from tests.cli.making import TINY, settings
 from tests.dataset.making import V2, declare, write_case
 from tests.evaluation.reference_scores import check_summary

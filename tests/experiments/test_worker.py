@@ -19,7 +19,7 @@ from autoseg.experiments.record import read_record
 from autoseg.experiments.runs import StudyRun, prepare_plans, runs_of
 from autoseg.experiments.status import is_held, status_of
 from autoseg.experiments.worker import Answer
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import longer, study, write_task
 
 EPOCHS = 10

@@ -19,7 +19,7 @@ import torch
 COMMANDS = ("plan", "train", "predict", "evaluate", "pack", "export", "experiment")
 PRELOADED = [f"autoseg.cli.{command}" for command in COMMANDS] + [
     "SimpleITK",
-    "autoseg.experiments.fold",
+    "autoseg.workflow.fold",
     "autoseg.evaluation.evaluate",
     "autoseg.packing.package",
     "autoseg.prediction.batch",

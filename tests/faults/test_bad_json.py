@@ -23,7 +23,7 @@ from autoseg.experiments.study_scores import read_scores
 from autoseg.fingerprint import Fingerprint
 from autoseg.packing.card import read_statements
 from autoseg.prediction.postprocessing import Postprocessing
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.dataset.making import MSD, V2
 from tests.experiments.study_folders import ablation
 from tests.faults.bad_json import MOST_PLACES, damaged_json

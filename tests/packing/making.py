@@ -17,7 +17,7 @@ from autoseg.fingerprint import survey
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
 from autoseg.plan.plan import Plan
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.dataset.making import V2, declare, write_case
 from tests.making import tiny_plan
 from tests.prediction.making import save_model

@@ -6,7 +6,7 @@ from typing import Any
 
 from autoseg.models.archive import open_archive
 from autoseg.packing.package import Order, pack
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.making import tiny_plan
 from tests.packing.making import TASK, plan_and_train, trained_workspace, write_raw
 

@@ -20,7 +20,7 @@ from autoseg.packing.package import Order, pack
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous
 from autoseg.prediction.predictor import Predictor
 from autoseg.training.transfer import read_pretrained
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 from tests.making import CASCADE, tiny_plan
 from tests.packing.making import TASK, plan_and_train, trained_workspace, write_raw
 

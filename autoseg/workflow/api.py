@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.evaluation.scores import Summary
-from autoseg.experiments.fold import FoldJob, run_fold
-from autoseg.experiments.task_plan import survey_task, write_plan
 from autoseg.networks.devices import pick_device
 from autoseg.plan.plan import Plan
 from autoseg.planner.compose import Wishes
-from autoseg.workspace import Workspace
+from autoseg.workflow.fold import FoldJob, run_fold
+from autoseg.workflow.task_plan import survey_task, write_plan
+from autoseg.workflow.workspace import Workspace
 
 
 def plan_task(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,22 +14,20 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import remove_leftovers
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
-from autoseg.common.progress import in_words, say
+from autoseg.common.progress import in_words, listed, say
 from autoseg.dataset.layouts import Case
-from autoseg.dataset.splits import Split, load_or_make_splits
+from autoseg.dataset.splits import FILE_NAME, Split, count_folds, load_or_make_splits, read_splits
 from autoseg.dataset.task import Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.experiments.cascade import claim_segmentations
-from autoseg.experiments.claim import claim
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import FINAL
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.reading import differing_keys, is_extension, load_plan
 from autoseg.prediction.batch import output_path, predict_cases
-from autoseg.prediction.model import load_model
+from autoseg.prediction.model import check_previous, load_model, save_previous
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.preprocessing.preprocess import add_previous, preprocess
@@ -38,7 +37,162 @@ from autoseg.training.monitor import check_tensorboard
 from autoseg.training.state import BEST, LATEST, Run
 from autoseg.training.train import train
 from autoseg.training.transfer import read_pretrained, transfer
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
+
+# What a cascade refines: its previous stage's segmentation of every case.
+#
+# A case is segmented by the model of the fold in whose validation it was, which has not learnt
+# from it: so a cascade trains on segmentations as they will be on new scans.
+
+SHARED = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
+
+
+def claim_segmentations(
+    workspace: Workspace, plan: Plan, task: Task, cases: Sequence[str]
+) -> dict[str, Path] | None:
+    """Case -> the label map to refine; from now on a cascade's models belong to those of its stage.
+
+    Returns:
+        None if the plan is no cascade.
+
+    Raises:
+        AutosegError: as `find_segmentations`, or earlier folds refine another plan.
+    """
+    if plan.previous_stage is None:
+        return None
+    previous = previous_plan(workspace, plan)
+    found = find_segmentations(workspace, plan, task, cases)
+    models = workspace.models(plan.task, plan.name)
+    if any(models.glob("fold_*/*.safetensors")):
+        check_previous(models, previous)
+    else:
+        save_previous(models, previous)
+    return found
+
+
+def previous_plan(workspace: Workspace, plan: Plan) -> Plan:
+    """The plan that the models of a cascade's previous stage belong to.
+
+    Raises:
+        AutosegError: it is not planned or not trained yet, or it is a plan for other channels,
+            labels or cases.
+    """
+    folder = workspace.models(plan.task, plan.previous_stage)
+    splits = workspace.preprocessed(plan.task, plan.previous_stage) / FILE_NAME
+    if not splits.is_file():
+        raise AutosegError(
+            f"{plan.name} refines {plan.previous_stage}, which is not planned yet; plan it with "
+            "--config 3d_lowres and the same options, and train all its folds"
+        )
+    if not (folder / "plan.json").is_file():
+        folds = " ".join(map(str, range(count_folds(splits))))
+        raise AutosegError(
+            f"{plan.name} refines {plan.previous_stage}, of which no fold is trained; run: "
+            f"{_train_stage(plan, f'fold {folds}')}"
+        )
+    previous = load_plan(folder / "plan.json")
+    if wrong := [key for key in SHARED if getattr(plan, key) != getattr(previous, key)]:
+        raise AutosegError(
+            f"{plan.name} refines {previous.name}, which has another {' and '.join(wrong)}; plan "
+            "both with the same options"
+        )
+    return previous
+
+
+def find_segmentations(
+    workspace: Workspace, plan: Plan, task: Task, cases: Sequence[str]
+) -> dict[str, Path]:
+    """Case -> the label map that the previous stage made of it in its validation.
+
+    Args:
+        workspace: holds plans and models.
+        plan: the cascade's.
+        task: the task.
+        cases: names of the cases that are needed.
+
+    Raises:
+        AutosegError: the splits differ, or folds are missing; the message names them.
+    """
+    known = [case.name for case in task.cases]
+    names = (plan.name, str(plan.previous_stage))
+    files = [workspace.preprocessed(plan.task, name) / FILE_NAME for name in names]
+    ours, theirs = (read_splits(file, known) for file in files)
+    if ours != theirs:
+        raise AutosegError(
+            f"{files[0]} and {files[1]} differ: a cascade needs the splits of the plan that it "
+            "refines; plan both with the same splits"
+        )
+    fold_of = {name: number for number, split in enumerate(theirs) for name in split.validation}
+    if never := [name for name in cases if name not in fold_of]:
+        raise AutosegError(
+            f"{files[1]}: no fold validates {never[0]} ({len(never)} such cases), so the previous "
+            "stage has no segmentation of it; take splits in which each case validates once"
+        )
+    folder = workspace.models(plan.task, plan.previous_stage)
+    found = {
+        name: output_path(folder / f"fold_{fold_of[name]}" / "validation", name) for name in cases
+    }
+    missing = {
+        fold_of[name]
+        for name, path in found.items()
+        if not (path.exists() and (path.parents[1] / FINAL).exists())
+    }
+    if missing:
+        folds = " ".join(map(str, sorted(missing)))
+        raise AutosegError(
+            f"{plan.name} refines {plan.previous_stage}, which lacks "
+            f"{listed('fold', sorted(missing))}: each case is refined from the segmentation of "
+            f"the fold that validated it; run: {_train_stage(plan, f'fold {folds}')}"
+        )
+    return found
+
+
+def _train_stage(plan: Plan, folds: str) -> str:
+    return f"autoseg_train {plan.task} {folds} --plan {plan.previous_stage}"
+
+
+# Which plan the models in a folder belong to.
+
+MOST_KEYS = 4
+
+
+def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
+    """Put the plan beside the models in `models/TASK/PLAN`, which belong to it from now on.
+
+    A plan that differs from theirs only in how long training takes may take over: with `resume`,
+    which extends the fold's run. Other folds keep their length until they are resumed, too.
+
+    Raises:
+        AutosegError: there are models of a plan that differs, or of a shorter one and no `resume`.
+    """
+    path = folder / "plan.json"
+    begun = sorted({file.parent.name for file in folder.glob("fold_*/*.safetensors")})
+    if begun:
+        _check_owner(load_plan(path), plan, folder, begun, resume)
+        others = [name for name in begun if name != f"fold_{fold}"]
+        if others and load_plan(path).id != plan.id:
+            say(
+                f"extend {', '.join(others)} with --resume, too: predicting needs folds of one plan"
+            )
+    plan.save(path)
+
+
+def _check_owner(owner: Plan, plan: Plan, folder: Path, begun: list[str], resume: bool) -> None:
+    if owner.id == plan.id or (resume and is_extension(owner, plan)):
+        return
+    found = differing_keys(owner, plan)
+    keys = ", ".join(found[:MOST_KEYS]) + (", ..." if len(found) > MOST_KEYS else "")
+    folds = ", ".join(begun)
+    if is_extension(owner, plan):
+        raise AutosegError(
+            f"{folder} holds models of a plan that differs only in {keys} ({folds}); extend them "
+            "with --resume, or plan with another --name"
+        )
+    raise AutosegError(
+        f"{folder} holds models of another plan ({folds}), which differs in {keys}; plan with "
+        "another --name, or move that folder away"
+    )
+
 
 ALL = "all"
 NUMBER_OF_ALL = 999_999  # seeds the fold `all`, which no number of folds reaches

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.errors import AutosegError
-from autoseg.workspace import ENVIRONMENT_VARIABLE, RAW_FOLDER, Workspace
+from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE, RAW_FOLDER, Workspace
 
 
 @pytest.fixture

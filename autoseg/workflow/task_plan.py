@@ -29,7 +29,7 @@ from autoseg.fingerprint import Fingerprint, survey
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import load_plan
 from autoseg.planner.compose import Wishes, compose, compose_unmeasured, other_plans
-from autoseg.workspace import Workspace
+from autoseg.workflow.workspace import Workspace
 
 TIMED_CASES = 4
 

@@ -11,9 +11,9 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.dataset.splits import Split, write_splits
 from autoseg.dataset.task import Task, read_task
-from autoseg.experiments.cascade import claim_segmentations, find_segmentations
 from autoseg.plan.plan import Plan
-from autoseg.workspace import Workspace
+from autoseg.workflow.fold import claim_segmentations, find_segmentations
+from autoseg.workflow.workspace import Workspace
 from tests.cli.making import write_ct
 from tests.making import CASCADE, tiny_plan
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.errors import AutosegError
-from autoseg.experiments.claim import claim
 from autoseg.plan.reading import load_plan
+from autoseg.workflow.fold import claim
 from tests.making import tiny_plan
 
 PLAN = tiny_plan(training={"epochs": 2})

@@ -12,11 +12,11 @@ from autoseg.common.errors import AutosegError, PlanError, RunError
 from autoseg.common.locks import locked
 from autoseg.dataset.splits import Split
 from autoseg.dataset.task import read_task
-from autoseg.experiments.fold import FoldJob, count_patches, find_split, run_fold
 from autoseg.image.image import read_label
 from autoseg.plan.reading import load_plan
 from autoseg.prediction.sliding_window import count_tiles
-from autoseg.workspace import Workspace
+from autoseg.workflow.fold import FoldJob, count_patches, find_split, run_fold
+from autoseg.workflow.workspace import Workspace
 from tests.cli.making import TINY, settings, write_ct
 from tests.making import CASCADE, tiny_plan, tiny_store
 
