@@ -113,7 +113,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _run_here(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
     from autoseg.common.errors import AutosegError, RunError
     from autoseg.common.progress import say
-    from autoseg.experiments.conduct import conduct_here
+    from autoseg.experiments.local import conduct_here
 
     failed = conduct_here(studies, workspace, arguments.jobs, arguments.processes, arguments.device)
     _print_status(studies, workspace)
@@ -129,7 +129,7 @@ def _run_here(studies: Sequence[Study], workspace: Workspace, arguments: argpars
 
 
 def _submit(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
-    from autoseg.experiments.conduct import conduct_on_slurm
+    from autoseg.experiments.slurm import conduct_on_slurm
 
     numbers = conduct_on_slurm(studies, workspace, arguments.processes, arguments.device)
     _print_status(studies, workspace)
@@ -161,8 +161,8 @@ def _print_results(studies: Sequence[Study], workspace: Workspace) -> list[Autos
     """Write the tables and figures of all studies; returns what kept some of them away."""
     from autoseg.common.errors import AutosegError
     from autoseg.common.progress import say
+    from autoseg.experiments.report import report_study
     from autoseg.experiments.results import RESULTS, study_folder
-    from autoseg.experiments.study_report import report_study
 
     problems = []
     for study in studies:

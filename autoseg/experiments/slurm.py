@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.common.errors import AutosegError, RunError, Stopped
-from autoseg.experiments.attempt import Order
-from autoseg.experiments.hand import Event, Hand
-from autoseg.experiments.record import read_record
-from autoseg.experiments.results import gather, study_folder
+from autoseg.common.files import write_json
+from autoseg.experiments.attempt import Order, _logs, order_for
+from autoseg.experiments.local import Answer, Event, Hand
+from autoseg.experiments.report import report_study
+from autoseg.experiments.results import gather, read_jobs, study_folder
+from autoseg.experiments.runs import StudyRun, prepare_plans, runs_of
+from autoseg.experiments.status import is_finished, is_held, read_record
 from autoseg.experiments.study import SlurmSettings, Study, check_study
-from autoseg.experiments.study_report import report_study
-from autoseg.experiments.worker import Answer
 from autoseg.planner.budget import parse_seconds
 from autoseg.workflow.workspace import Workspace
 
@@ -202,3 +203,49 @@ def _submitted(submit: Any) -> list[str]:
         return [job.job_id for job in submit()]
     except FailedJobError as error:
         raise RunError(f"Slurm refused the jobs: {error}") from error
+
+
+# Studies carried out: planned, run on this machine or handed to a cluster, and gathered.
+
+
+def conduct_on_slurm(
+    studies: Sequence[Study], workspace: Workspace, processes: int, device: str | None = None
+) -> list[str]:
+    """Hand all runs that are missing and that no job has yet to Slurm, and a last job that gathers.
+
+    Returns:
+        the numbers of the new jobs.
+
+    Raises:
+        AutosegError: as `conduct_here`, or Slurm is not there.
+        RunError: Slurm refuses.
+    """
+    living = living_jobs()
+    prepare_plans(studies, workspace, processes, device)
+    logs = _logs(studies, workspace)
+    known = {name: job for study in studies for name, job in read_jobs(study, workspace).items()}
+    taken = {name: job for name, job in known.items() if job in living}
+    numbers: list[str] = []
+    for study in studies:
+        keys = {run.key for run in runs_of(study, workspace)}
+        runs = [run for run in logs if run.key in keys]
+        new = [run for run in runs if str(run) not in taken and _is_free(run, workspace)]
+        if new:
+            cpus = study.slurm.cpus
+            orders = [order_for(run, workspace, logs[run], cpus) for run in new]
+            folder = study_folder(study, workspace) / "slurm"
+            given = submit(orders, study.slurm, folder, study.name)
+            numbers += given
+            taken |= dict(zip(map(str, new), given, strict=True))
+        theirs = {str(run): taken[str(run)] for run in runs if str(run) in taken}
+        write_json(study_folder(study, workspace) / "jobs.json", theirs)
+        gather(study, workspace)
+    after = sorted(set(taken.values()))
+    if after and numbers:
+        numbers += submit_gathering(studies, workspace, after)
+    return numbers
+
+
+def _is_free(run: StudyRun, workspace: Workspace) -> bool:
+    """Is there something left to do, which nobody does?"""
+    return not is_finished(run, workspace) and not is_held(run, workspace)

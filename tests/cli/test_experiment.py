@@ -13,9 +13,8 @@ import pytest
 
 from autoseg.cli.common import GO_ON
 from autoseg.cli.experiment import EXAMPLE, main
-from autoseg.experiments.record import read_record
 from autoseg.experiments.runs import runs_of
-from autoseg.experiments.status import is_held
+from autoseg.experiments.status import is_held, read_record
 from autoseg.experiments.study import HeldOut, Study, StudyPlan, read_study
 from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import TEST_SET, longer, write_study, write_task

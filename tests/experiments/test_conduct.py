@@ -12,12 +12,10 @@ import pytest
 from autoseg.common.errors import AutosegError, PlanError
 from autoseg.common.files import read_json
 from autoseg.evaluation.scores import Summary
-from autoseg.experiments.conduct import conduct_here
-from autoseg.experiments.finished import is_finished
-from autoseg.experiments.record import read_record
+from autoseg.experiments.local import conduct_here
 from autoseg.experiments.results import study_folder
 from autoseg.experiments.runs import prepare_plans, runs_of
-from autoseg.experiments.status import in_short, status_of, table
+from autoseg.experiments.status import in_short, is_finished, read_record, status_of, table
 from autoseg.experiments.study import Study
 from autoseg.image.image import read_label
 from autoseg.plan.reading import load_plan
@@ -181,7 +179,7 @@ def test_classes_and_folds_that_are_not_there(done: Workspace) -> None:
 
 
 def test_a_test_set_that_is_not_there(done: Workspace, tmp_path: Path) -> None:
-    from autoseg.experiments.held_out import score_held_out
+    from autoseg.experiments.attempt import score_held_out
 
     missing = study(plans=[{"name": "flip"}], held_out=[TEST_SET | {"images": "nowhere"}])
     run = runs_of(missing, done)[0]

@@ -10,12 +10,9 @@ import pytest
 
 from autoseg.common.locks import locked
 from autoseg.experiments import local
-from autoseg.experiments.attempt import LOCK
-from autoseg.experiments.hand import Hand
-from autoseg.experiments.local import Progress, run_here
+from autoseg.experiments.local import Answer, Hand, Progress, run_here
 from autoseg.experiments.runs import StudyRun
-from autoseg.experiments.status import in_short, status_of
-from autoseg.experiments.worker import Answer
+from autoseg.experiments.status import LOCK, in_short, status_of
 from autoseg.workflow.workspace import Workspace
 from tests.making import tiny_plan
 

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.files import read_json
-from autoseg.experiments.conduct import conduct_on_slurm
-from autoseg.experiments.finished import is_finished
-from autoseg.experiments.record import read_record
 from autoseg.experiments.results import read_jobs, study_folder
 from autoseg.experiments.runs import StudyRun, runs_of
-from autoseg.experiments.status import status_of
+from autoseg.experiments.slurm import conduct_on_slurm
+from autoseg.experiments.status import is_finished, read_record, status_of
 from autoseg.workflow.workspace import Workspace
 from tests.experiments import one_box
 from tests.experiments.one_box import OneBox

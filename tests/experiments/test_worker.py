@@ -12,13 +12,10 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.locks import locked
-from autoseg.experiments.attempt import LOCK, Order
-from autoseg.experiments.finished import is_finished
-from autoseg.experiments.hand import Event, Hand, how_it_ended
-from autoseg.experiments.record import read_record
+from autoseg.experiments.attempt import Order
+from autoseg.experiments.local import Answer, Event, Hand, how_it_ended
 from autoseg.experiments.runs import StudyRun, prepare_plans, runs_of
-from autoseg.experiments.status import is_held, status_of
-from autoseg.experiments.worker import Answer
+from autoseg.experiments.status import LOCK, is_finished, is_held, read_record, status_of
 from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import longer, study, write_task
 

@@ -17,9 +17,9 @@ from autoseg.dataset.task import find_task
 from autoseg.evaluation.labels import find_labels, read_names
 from autoseg.evaluation.report.facts import read_predictions, version_rows
 from autoseg.evaluation.scores import Summary
+from autoseg.experiments.results import read_scores
 from autoseg.experiments.runs import runs_of
 from autoseg.experiments.study import read_study
-from autoseg.experiments.study_scores import read_scores
 from autoseg.fingerprint import Fingerprint
 from autoseg.packing.card import read_statements
 from autoseg.prediction.postprocessing import Postprocessing

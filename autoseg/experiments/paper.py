@@ -7,54 +7,15 @@ has not been scored yet is said to be missing, never left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from autoseg.evaluation.figures.boxes import Groups
 from autoseg.evaluation.scores import Statistic
 from autoseg.evaluation.tables import NOTHING, Row, Table, number, spread
+from autoseg.experiments.results import VALIDATION, Arm, Column
 
-VALIDATION = "validation"
 PAPER_METRICS = {"Dice": "DSC", "IoU": "IoU", "Sensitivity": "Sens", "Specificity": "Spec"}
 MISSING = "missing"
 DIGITS = 3
-Values = Sequence[float | None]
-FoldScores = Mapping[str, Mapping[str, Values]]  # class -> metric -> a number a case
-Column = tuple[str, str]  # a set of cases, and a class
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One plan of a study.
-
-    Attributes:
-        name: how rows and columns call it.
-        folds: the numbers of those that the study wants.
-        scores: set of cases -> fold -> its scores, as far as they are there.
-    """
-
-    name: str
-    folds: tuple[int, ...]
-    scores: Mapping[str, Mapping[int, FoldScores]]
-
-    def of_fold(self, column: Column, fold: int, metric: str) -> Values:
-        """The numbers of a fold's cases; none if it has not been scored."""
-        where, label = column
-        return self.scores.get(where, {}).get(fold, {}).get(label, {}).get(metric, ())
-
-    def medians(self, column: Column, metric: str) -> dict[int, float]:
-        """Fold -> the median of its cases, for the folds that have a number."""
-        of = {fold: Statistic.of(self.of_fold(column, fold, metric)) for fold in self.folds}
-        return {fold: each.median for fold, each in of.items() if each.median is not None}
-
-    def statistic(self, column: Column, metric: str) -> Statistic:
-        """One metric over the cases of all folds."""
-        return Statistic.of(
-            value for fold in self.folds for value in self.of_fold(column, fold, metric)
-        )
-
-    def done(self, where: str) -> int:
-        """How many folds have been scored on a set of cases."""
-        return len(set(self.folds) & self.scores.get(where, {}).keys())
 
 
 def median_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> Table:

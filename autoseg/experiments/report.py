@@ -11,18 +11,11 @@ from autoseg.common.figures import Colours, save_forms
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.figures.boxes import draw_bars, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, worst_median_best
-from autoseg.evaluation.paper_tables import (
-    bars,
-    fold_boxes,
-    fold_table,
-    mean_table,
-    median_table,
-    titled,
-)
 from autoseg.evaluation.report.task_files import FIGURES, TABLES, Trained
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import Table, write_table
-from autoseg.experiments.study_scores import StudyScores, read_scores
+from autoseg.experiments.paper import bars, fold_boxes, fold_table, mean_table, median_table, titled
+from autoseg.experiments.results import StudyScores, read_scores
 from autoseg.models.log import draw_losses, read_losses
 from autoseg.workflow.workspace import Workspace
 

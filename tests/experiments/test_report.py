@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.errors import AutosegError
-from autoseg.experiments.study_report import report_study
-from autoseg.experiments.study_scores import read_scores
+from autoseg.experiments.report import report_study
+from autoseg.experiments.results import read_scores
 from tests.experiments.study_folders import (
     ABLATION,
     AVERAGES,
