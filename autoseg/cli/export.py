@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     import torch
 
-    from autoseg.prediction.export import export_model
+    from autoseg.export.networks import export_model
     from autoseg.prediction.model import load_model
 
     model = load_model(models.model_folder(arguments), arguments.folds, torch.device("cpu"))

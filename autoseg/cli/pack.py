@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _pack(arguments: argparse.Namespace) -> int:
     from autoseg.common.progress import say
-    from autoseg.packing.package import Order, pack
+    from autoseg.export.model_zip import Order, pack
     from autoseg.workflow.workspace import Workspace
 
     folder = models.model_folder(arguments)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.cli import export
-from autoseg.prediction.export import FORMATS
+from autoseg.export.networks import FORMATS
 from tests.making import tiny_plan
 from tests.prediction.making import save_model
 

@@ -8,8 +8,8 @@ from autoseg.cli import evaluate, pack, predict
 from autoseg.common.files import read_json
 from autoseg.models.archive import open_archive
 from autoseg.workflow.workspace import Workspace
+from tests.export.making import TASK, plan_and_train, trained_workspace
 from tests.making import tiny_plan
-from tests.packing.making import TASK, plan_and_train, trained_workspace
 
 
 @pytest.fixture

@@ -20,15 +20,15 @@ from autoseg.evaluation.scores import Summary
 from autoseg.experiments.results import read_scores
 from autoseg.experiments.runs import runs_of
 from autoseg.experiments.study import read_study
+from autoseg.export.model_zip import read_statements
 from autoseg.fingerprint import Fingerprint
-from autoseg.packing.card import read_statements
 from autoseg.prediction.postprocessing import Postprocessing
 from autoseg.workflow.workspace import Workspace
 from tests.dataset.making import MSD, V2
 from tests.experiments.study_folders import ablation
+from tests.export.making import TASK, trained_workspace
 from tests.faults.bad_json import MOST_PLACES, damaged_json
 from tests.making import tiny_plan
-from tests.packing.making import TASK, trained_workspace
 
 STUDY = {
     "title": "all keys",

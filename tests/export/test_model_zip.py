@@ -13,16 +13,16 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.learn_postprocessing import update
+from autoseg.export.model_zip import Order, pack
 from autoseg.image.image import read_image
 from autoseg.models.archive import open_archive, write_archive
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.packing.package import Order, pack
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous
 from autoseg.prediction.predictor import Predictor
 from autoseg.training.transfer import read_pretrained
 from autoseg.workflow.workspace import Workspace
+from tests.export.making import TASK, plan_and_train, trained_workspace, write_raw
 from tests.making import CASCADE, tiny_plan
-from tests.packing.making import TASK, plan_and_train, trained_workspace, write_raw
 
 CPU = torch.device("cpu")
 

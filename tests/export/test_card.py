@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from autoseg.export.model_zip import Order, pack
 from autoseg.models.archive import open_archive
-from autoseg.packing.package import Order, pack
 from autoseg.workflow.workspace import Workspace
+from tests.export.making import TASK, plan_and_train, trained_workspace, write_raw
 from tests.making import tiny_plan
-from tests.packing.making import TASK, plan_and_train, trained_workspace, write_raw
 
 
 def card_of(workspace: Workspace) -> tuple[dict[str, Any], str]:

@@ -11,17 +11,17 @@ import torch
 import autoseg
 from autoseg.common.errors import AutosegError, RunError
 from autoseg.common.files import read_json
+from autoseg.export import networks
+from autoseg.export.networks import FORMATS, compare, example_patch, export_model
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
-from autoseg.prediction import backends, export, onnx_network
-from autoseg.prediction.example_patch import example_patch
-from autoseg.prediction.export import FORMATS, compare, export_model
+from autoseg.prediction import backends
 from autoseg.prediction.model import Model, load_model
 from tests.making import CASCADE, REGIONS, tiny_plan
 from tests.prediction.making import save_model
 
 CPU = torch.device("cpu")
-RUNS = {"onnx": onnx_network.run_onnx, "openvino": backends.run_openvino}
+RUNS = {"onnx": networks.run_onnx, "openvino": backends.run_openvino}
 SLICES: dict[str, Any] = {
     "configuration": "2d",
     "sampling": {"patch_size": [12, 16, 1]},
@@ -142,7 +142,7 @@ def test_a_file_that_differs_is_refused_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_in(tmp_path / "model", "0")
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)  # no file can be as near as that
+    monkeypatch.setattr(networks, "TOLERANCE", -1.0)  # no file can be as near as that
     with pytest.raises(RunError, match=r"fold_0\..* does not give what torch gives"):
         export_model(model, tmp_path / "new" / "out", ["openvino"])
     assert list((tmp_path / "new").iterdir()) == []
