@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.cli import common, habits
+from autoseg.cli import common
 from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.progress import counted, say
+from autoseg.dataset.problems import some
+from autoseg.evaluation.comparison import SHOWN, compare
+from autoseg.evaluation.cross_validation import gather
+from autoseg.evaluation.report.task_files import Trained, save_comparison
+from autoseg.evaluation.scores import Summary
+from autoseg.evaluation.tables import print_rows
 from autoseg.workflow.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_evaluate",
         "Score a folder of predictions (-g and -p), or gather the cross-validation of a trained "
         "task (TASK): tables, figures and a report.",
-        habits.EVALUATE,
+        common.EVALUATE,
     )
     made.add_argument("task", nargs="?", metavar="TASK", help="name of a task, or its beginning")
     made.add_argument("more", nargs="*", help=argparse.SUPPRESS)
@@ -106,7 +113,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_folders(arguments: argparse.Namespace) -> int:
-    from autoseg.cli.comparing import different_names, write_comparison
     from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
     from autoseg.evaluation.figures.overlay import draw_examples
     from autoseg.evaluation.labels import read_wishes
@@ -134,7 +140,6 @@ def _evaluate_folders(arguments: argparse.Namespace) -> int:
 
 
 def _compare_plans(arguments: argparse.Namespace) -> int:
-    from autoseg.cli.comparing import compare_plans
 
     if arguments.plan:
         raise AutosegError("--compare names both plans; leave --plan out")
@@ -252,3 +257,44 @@ def _write_report(out: Path, report: Report) -> None:
 
 if __name__ == "__main__":
     raise SystemExit(main())
+
+
+# The comparisons of `autoseg_evaluate`: two plans of a task, or two folders of predictions.
+
+
+def different_names(one: Path, other: Path) -> tuple[str, str]:
+    """The last parts of two folders' paths, as many as it takes to tell them apart."""
+    parts = one.resolve().parts, other.resolve().parts
+    for length in range(1, 1 + max(map(len, parts))):
+        names = "_".join(parts[0][-length:]), "_".join(parts[1][-length:])
+        if names[0] != names[1]:
+            return names
+    raise AutosegError(f"{other} cannot be compared with itself; name two different folders")
+
+
+def compare_plans(a: Path, b: Path) -> None:
+    """Compare the cross-validations of two plans, given by the folders of their models.
+
+    Raises:
+        AutosegError: they are the same, or have nothing in common.
+    """
+    names = different_names(a, b)
+    found = (gather(a).combined, gather(b).combined)
+    write_comparison(*found, names, a / "cross_validation", Trained(a, None).colours)
+
+
+def write_comparison(
+    a: Summary, b: Summary, names: tuple[str, str], out: Path, colours: Mapping[str, str]
+) -> None:
+    """Compare, write what was found, and show the metrics that people ask for first."""
+    found = compare(a, b, names)
+    for name, only in ((found.a, found.only_a), (found.b, found.only_b)):
+        if only:
+            cases = counted(len(only), "case")
+            say(f"warning: {cases} scored for {name} alone, left out: {some(only)}")
+    table = found.table(SHOWN)
+    print()
+    print_rows(table.rows)
+    print(table.note)
+    for path in save_comparison(found, out, colours):
+        print(f"comparison: {path}")

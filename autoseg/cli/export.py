@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.cli import common, models
+from autoseg.cli import common
 
 FORMATS = ["onnx", "openvino"]
 
@@ -18,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Write the patch network of a trained model, one file a fold, with the plan beside it; "
         "each file is compared with torch first.",
     )
-    models.add_model(parser)
+    common.add_model(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="a new folder"
     )
@@ -44,7 +44,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from autoseg.export.networks import export_model
     from autoseg.prediction.model import load_model
 
-    model = load_model(models.model_folder(arguments), arguments.folds, torch.device("cpu"))
+    model = load_model(common.model_folder(arguments), arguments.folds, torch.device("cpu"))
     export_model(model, arguments.output, list(dict.fromkeys(arguments.format)))
     print(arguments.output)
     return common.DONE

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.cli import common, habits, models
+from autoseg.cli import common
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Pack a trained model into one zip for others: `-m model.zip` predicts with it. It holds "
         "the plan, weights, labels, fingerprint, splits, scores and a card, and the names of the "
         "training cases with them.",
-        habits.PACK,
+        common.PACK,
     )
     parser.add_argument("task", metavar="TASK", help="name of a trained task, or its beginning")
     parser.add_argument(
@@ -50,7 +50,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     from autoseg.export.model_zip import Order, pack
     from autoseg.workflow.workspace import Workspace
 
-    folder = models.model_folder(arguments)
+    folder = common.model_folder(arguments)
     order = Order(
         workspace=Workspace.find(arguments.workspace),
         task=folder.parent.name,

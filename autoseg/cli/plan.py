@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.cli import common, habits
+from autoseg.cli import common
 from autoseg.common.progress import counted
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_plan",
         "Check a raw task, measure it (fingerprint), and write a plan for it: "
         "preprocessed/TASK/NAME/plan.json.",
-        habits.PLAN,
+        common.PLAN,
     )
     parser.add_argument(
         "task", metavar="TASK", help="name in raw/, a unique beginning of it, or a folder"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.cli import common, habits, models
+from autoseg.cli import common
 
 if TYPE_CHECKING:
     from autoseg.prediction.predictor import Predictor
@@ -18,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = common.parser(
         "autoseg_predict",
         "Segment scans with a trained model: one label map a scan, on the scan's own grid.",
-        habits.PREDICT,
+        common.PREDICT,
     )
     parser.add_argument(
         "-i",
@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the label maps"
     )
-    models.add_model(parser, several=True)
+    common.add_model(parser, several=True)
     parser.add_argument(
         "--tta", action="store_true", help="average over mirror images on the axes the plan allows"
     )
@@ -80,7 +80,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from autoseg.prediction.inputs import find_inputs
     from autoseg.prediction.predictor import Ensemble, Predictor
 
-    folders = models.model_folders(arguments)
+    folders = common.model_folders(arguments)
     members = [
         Predictor(
             folder,

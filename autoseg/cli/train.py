@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.cli import common, habits
+from autoseg.cli import common
 from autoseg.common.progress import listed
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_train",
         "Train folds of a planned task into models/TASK/PLAN/fold_K, and score each fold's "
         "validation cases.",
-        habits.TRAIN,
+        common.TRAIN,
     )
     parser.add_argument(
         "task", metavar="TASK", help="name in raw/, a unique beginning of it, or a folder"

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.cli.comparing import different_names
-from autoseg.cli.evaluate import main
+from autoseg.cli.evaluate import different_names, main
 from autoseg.common.errors import AutosegError
 from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus

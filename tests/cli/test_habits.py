@@ -4,14 +4,14 @@ from types import ModuleType
 
 import pytest
 
-from autoseg.cli import evaluate, habits, pack, plan, predict, train
+from autoseg.cli import common, evaluate, pack, plan, predict, train
 
 TABLES = [
-    (plan, habits.PLAN, ["Task"]),
-    (train, habits.TRAIN, ["Task", "fold", "0"]),
-    (predict, habits.PREDICT, ["-i", "in", "-o", "out"]),
-    (evaluate, habits.EVALUATE, []),
-    (pack, habits.PACK, ["Task", "-o", "model.zip"]),
+    (plan, common.PLAN, ["Task"]),
+    (train, common.TRAIN, ["Task", "fold", "0"]),
+    (predict, common.PREDICT, ["-i", "in", "-o", "out"]),
+    (evaluate, common.EVALUATE, []),
+    (pack, common.PACK, ["Task", "-o", "model.zip"]),
 ]
 EACH = [
     (command, option, instead, needed)
@@ -50,7 +50,7 @@ def test_a_task_named_by_option_is_answered_before_the_missing_argument(
 ) -> None:
     assert plan.main(["-d", "12", "--verify_dataset_integrity"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.endswith("-d is an option of nnU-Net; " + habits.PLAN["-d"])
+    assert told.endswith("-d is an option of nnU-Net; " + common.PLAN["-d"])
 
 
 @pytest.mark.parametrize("words", [["3d_fullres", "0"], ["0", "2d"]])
