@@ -91,7 +91,7 @@ def test_a_worker_killed_before_it_began_is_reported(tmp_path):
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from autoseg.augmentation.workers import worker_stream
+from autoseg.augmentation.loader import worker_stream
 from tests.augmentation.test_workers import Counting
 
 def main(way):

@@ -24,7 +24,7 @@ import resource, sys
 from pathlib import Path
 from typing import Any
 import SimpleITK, numpy
-from autoseg.errors import DataError
+from autoseg.common.errors import DataError
 from autoseg.image.image import read_geometry, read_image
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (256 << 20),) * 2)
