@@ -10,7 +10,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import Tensors, load_checkpoint
 from autoseg.models.folder import FINAL
 from autoseg.networks.unet import build_network
-from autoseg.training import train
+from autoseg.training import monitor
 from autoseg.training.learner import Learner
 from autoseg.training.state import LATEST
 from autoseg.training.transfer import (
@@ -206,7 +206,7 @@ def test_a_run_records_its_source_and_a_resumed_one_keeps_it(tmp_path, monkeypat
     store = store_of(tmp_path, plan)
     model(tmp_path / "old", plan=training_plan())
     with monkeypatch.context() as patched:
-        patched.setattr(train, "write_log", lambda *_: 1 / 0)  # dies after its first epoch
+        patched.setattr(monitor, "write_log", lambda *_: 1 / 0)  # dies after its first epoch
         with pytest.raises(ZeroDivisionError):
             start(plan, store, tmp_path / "run", pretrained=tmp_path / "old")
     capsys.readouterr()
