@@ -1,7 +1,7 @@
 """Losses of a plan, and the comparison of logits with a label map that they are made of.
 
 Shapes: logits (B, N, X, Y, Z); target (B, X, Y, Z) with the indices of a preprocessed label map
-(see `plan.labels.Classes.parts`), `IGNORED` where the label is unknown. Ignored voxels do not count.
+(see `plan.labels.Classes.parts`), or `IGNORED` for voxels that do not count.
 """
 
 from __future__ import annotations

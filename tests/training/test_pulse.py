@@ -1,4 +1,4 @@
-"""Signs of life amid an epoch: how far it is, and how long all epochs take."""
+"""The heartbeat of a run within an epoch: how far it is, and how long all epochs take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_slow_epoch_tells_its_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_epoch_shows_its_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress("training fold 0", 1000, every_seconds=0) as bar:
         heartbeat = Heartbeat(bar, 250)
         for done, seconds in enumerate((60, 25, 25), start=1):
@@ -31,7 +31,7 @@ def test_a_slow_epoch_tells_its_steps(clock: Clock, capsys: pytest.CaptureFixtur
         "training fold 0: epoch 1 of 1000, step 1 of 250, 1 min 00 s a step, about 173 days 14 h "
         "left",
         "training fold 0: epoch 1 of 1000, step 2 of 250, 25 s a step, about 72 days 8 h left",
-        # 25 seconds later it is silent: signs of life become rarer
+        # 25 seconds later it is silent: heartbeats become rarer
     ]
 
 
@@ -46,7 +46,7 @@ def test_fast_epochs_and_last_steps_are_silent(
     assert capsys.readouterr().err == ""
 
 
-def test_who_does_not_lead_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_bar_nothing_is_printed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     heartbeat = Heartbeat(None, 3)
     clock.seconds += 100
     heartbeat.beat(STATE, 1)

@@ -174,7 +174,7 @@ def test_a_signal_at_the_very_end_is_not_lost(
 ) -> None:
     plan, folder = full
     stop_at(monkeypatch, "validate", 6, signal.SIGTERM)  # the last batch of all
-    with pytest.raises(Stopped, match="SIGTERM after training.*--resume"):
+    with pytest.raises(Stopped, match=r"SIGTERM after training.*--resume"):
         start(plan, store_of(folder, plan), tmp_path / "run")
     assert_same_run(tmp_path / "run", folder / "run")
 

@@ -139,7 +139,7 @@ def test_an_infinite_validation_loss_is_reported(tmp_path):
     plan = training_plan()
     store = store_of(tmp_path, plan)
     spoil(store, "case_3")
-    with pytest.raises(RunError, match="validation loss.*epoch 1;"):
+    with pytest.raises(RunError, match=r"validation loss.*epoch 1;"):
         start(plan, store, tmp_path / "run")
 
 
