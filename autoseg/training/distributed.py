@@ -1,26 +1,30 @@
-"""Several processes that train one network, each on its share of every batch.
+"""The processes that train one network, each on its share of every batch, and stopping them.
 
-`torchrun --nproc-per-node=2 -m autoseg.cli.train TASK fold 0` starts them. Gradients are those of
-one process with the whole batch, but for the order in which numbers are added.
+`torchrun --nproc-per-node=2 -m autoseg.cli.train TASK fold 0` starts several. Gradients equal those
+of a single process with the full batch, except for the order in which numbers are added.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-# Imported later, by the first optimiser or DistributedDataParallel, the defaults of its functions
-# would hold the group for ever, and its threads with it.
+# Imported later, by the first optimiser or DistributedDataParallel, the default arguments of its
+# functions would keep the group and its threads alive for ever.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,14 +32,17 @@ from torch.nn.parallel import DistributedDataParallel
 from autoseg.common.errors import AutosegError, RunError, Stopped
 from autoseg.networks.devices import pick_device
 
-PATIENCE = timedelta(days=7)  # the others wait while the leader prepares and predicts cases
+TIMEOUT = timedelta(days=7)  # the others wait while the leader preprocesses and predicts cases
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STANDARD_ERROR = 2
+STOPPING = "\nstopping after this step to save it; press Ctrl-C again to stop immediately\n"
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process among those of a run; the default is a process alone.
+    """This process and the number of processes of a run; by default a single process.
 
-    The first one leads: it alone writes files, validates and talks.
+    The first process leads: only it writes files, validates and prints messages.
     """
 
     rank: int = 0
@@ -43,25 +50,24 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
     @property
     def is_shared(self) -> bool:
-        """Whether there are others."""
+        """Whether there are several processes."""
         return self.size > 1
 
     def places(self, batch_size: int) -> range:
-        """The samples of a batch that this process makes.
+        """The indices of the samples of a batch that this process makes.
 
         Raises:
-            AutosegError: the batch cannot be shared equally.
+            AutosegError: the batch size is not divisible by the number of processes.
         """
         if batch_size % self.size:
             raise AutosegError(
-                f"a batch of {batch_size} (sampling.batch_size) cannot be shared equally by "
-                f"{self.size} processes; start torchrun with a --nproc-per-node that divides it, "
-                "or plan another batch"
+                f"sampling.batch_size={batch_size} is not divisible by {self.size} processes; "
+                "start torchrun with a --nproc-per-node that divides it, or plan another batch size"
             )
         share = batch_size // self.size
         return range(self.rank * share, (self.rank + 1) * share)
@@ -69,8 +75,8 @@ class Group:
     def sum(self, mine: Tensor) -> Tensor:
         """The sum over all processes, with gradients.
 
-        A loss made of such sums is the same number in all processes; the mean of their gradients,
-        which training takes, is the gradient of that number.
+        A loss computed from such sums is the same number in all processes. The mean of their
+        gradients, which training uses, is the gradient of that number.
         """
         return _Sum.apply(mine) if self.is_shared else mine
 
@@ -81,16 +87,16 @@ class Group:
     def parallel(self, network: nn.Module) -> nn.Module:
         """The network to call for a step: all processes get the mean of their gradients.
 
-        Its weights are those of `network`; alone it is `network` itself.
+        It shares its weights with `network`; for a single process it is `network` itself.
         """
         if not self.is_shared:
             return network
-        # Channels-last weights; it copies then, as it does for most weights anyway.
+        # Caused by channels-last weights, whose gradients are copied; that happens to most anyway.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(network)
 
     def largest(self, mine: int) -> int:
-        """The largest of the processes' numbers; the host's numbers, no device waits for it."""
+        """The maximum over all processes of a number on the host; no device waits for it."""
         if not self.is_shared:
             return mine
         found = torch.tensor(mine)
@@ -119,12 +125,12 @@ ALONE = Group()
 
 @contextmanager
 def joined(device_name: str | None) -> Iterator[tuple[Group, torch.device]]:
-    """This process's group and its device, for the block: by torchrun's variables, else alone.
+    """The group that torchrun's variables describe, or a single process, and its device.
 
-    With graphics cards the processes of a machine take one each, in order.
+    On GPUs, each process of a machine takes one, in order.
 
     Raises:
-        AutosegError: the device is not there, or there are fewer cards than processes.
+        AutosegError: the device does not exist, or there are fewer GPUs than processes.
         RunError: another process of the group ended.
     """
     size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
@@ -135,7 +141,7 @@ def joined(device_name: str | None) -> Iterator[tuple[Group, torch.device]]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
         yield Group(dist.get_rank(), size), device
     except Stopped as stop:
@@ -143,30 +149,30 @@ def joined(device_name: str | None) -> Iterator[tuple[Group, torch.device]]:
         leave()
         raise
     except RuntimeError as error:
-        if "gloo" not in str(error).lower():  # the library by which processes talk
+        if "gloo" not in str(error).lower():  # the library by which the processes communicate
             raise
         raise RunError(
-            "another process of this training ended; what it said stands near this line"
+            "another process of this training run ended; see its message near this line"
         ) from error
-    # Not after an error: the end of this process tells the others, who may wait for it.
+    # Not after an error: others may be waiting, and the end of this process ends their wait.
     leave()
 
 
 def leave() -> None:
-    """End the group and its threads; the networks that were parallel must be out of use.
+    """End the group and its threads; parallel networks must no longer be in use.
 
-    After an exchange a thread of the group lets go of the tensor, for which it needs Python's
-    lock. If Python has ended by then, that thread aborts the process ("terminate called without an
-    active exception", torch 2.13), so it has to end first. It does with the last object that holds
-    the group, which must not be a DistributedDataParallel: that one waits for the thread without
-    giving it the lock.
+    After a collective call, a thread of the group releases the tensor, which needs Python's global
+    lock. If Python has already shut down, the thread aborts the process ("terminate called without
+    an active exception", torch 2.13), so the thread has to end first. It ends when the last object
+    that holds the group is deleted. That object must not be a DistributedDataParallel, which waits
+    for the thread without releasing the lock.
     """
     gc.collect()
     dist.destroy_process_group()
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of what the calls that raised this error held, the networks among it."""
+    """Delete the local variables of the calls that raised this error, such as networks."""
     chained: BaseException | None = error
     while chained is not None:
         traceback.clear_frames(chained.__traceback__)
@@ -178,14 +184,16 @@ def _own_device(name: str | None, local_rank: int) -> torch.device:
     if first.type == "cpu":
         return first
     if first.type != "cuda":
-        raise AutosegError(f"several processes cannot share the device {first}; use cpu or cuda")
+        raise AutosegError(f"--device {first} cannot be used by several processes; use cpu or cuda")
     if name not in (None, "cuda"):
-        raise AutosegError(f"--device {name}: under torchrun each process takes a card of its own")
+        raise AutosegError(
+            f"--device {name}: torchrun gives each process its own GPU; use --device cuda"
+        )
     return pick_device(f"cuda:{local_rank}")
 
 
 def share_batch_norm(network: nn.Module, group: Group) -> None:
-    """Let batch normalisation count the samples of all processes; names of weights stay."""
+    """Replace batch normalisation by one over all processes; the weights keep their names."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm3d):
@@ -193,9 +201,9 @@ def share_batch_norm(network: nn.Module, group: Group) -> None:
 
 
 class SharedBatchNorm(nn.BatchNorm3d):
-    """Batch normalisation over the batch shares of all processes, which are equally large.
+    """Batch normalisation over the batch shares of all processes, which have the same size.
 
-    torch's own SyncBatchNorm computes on CUDA only; this one runs everywhere, in plain operations.
+    torch's SyncBatchNorm supports CUDA only; this one uses plain operations and runs everywhere.
     """
 
     def __init__(self, like: nn.BatchNorm3d, group: Group) -> None:
@@ -207,17 +215,17 @@ class SharedBatchNorm(nn.BatchNorm3d):
         if not self.training:
             return super().forward(x)
         space = (0, 2, 3, 4)
-        whole, shape = x.float(), (1, -1, 1, 1, 1)
-        count = whole.numel() // self.num_features * self.group.size
-        mean = self.group.sum(whole.sum(space)) / count
-        centred = whole - mean.view(shape)
+        values, shape = x.float(), (1, -1, 1, 1, 1)
+        count = values.numel() // self.num_features * self.group.size
+        mean = self.group.sum(values.sum(space)) / count
+        centred = values - mean.view(shape)
         variance = self.group.sum(centred.square().sum(space)) / count
-        self._follow(mean.detach(), variance.detach() * count / max(1, count - 1))
+        self._update_statistics(mean.detach(), variance.detach() * count / max(1, count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_statistics(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -241,3 +249,74 @@ def _summed(mine: Tensor) -> Tensor:
     total = mine.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total
+
+
+class StopRequested(Exception):  # noqa: N818
+    """Raised by `StopSignals.check`, for the training loop to save its state and end."""
+
+
+class StopSignals:
+    """Turns Ctrl-C and SIGTERM within a `with` block into requests that `check` reports.
+
+    A second Ctrl-C has its previous effect. A second SIGTERM has none, as a cluster and torchrun
+    may both send one. Only the main thread receives signals; in another thread nothing is caught.
+    An ignored signal stays ignored, as a shell sets it for background processes.
+    """
+
+    def __init__(self, group: Group = ALONE) -> None:
+        self.group = group
+        self.number = 0  # of the signal that was received
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore(*SIGNALS)
+
+    def _request(self, number: int, _: FrameType | None) -> None:
+        if self.group.leads and not self.number:
+            # Not print: the signal may arrive during a print, whose buffer is then in use.
+            os.write(STANDARD_ERROR, STOPPING.encode())
+        self.number = number
+        self._restore(signal.SIGINT)
+
+    def _restore(self, *numbers: int) -> None:
+        for number in numbers:
+            if number in self._previous:
+                signal.signal(number, self._previous.pop(number))
+
+    @property
+    def name(self) -> str:
+        """`Ctrl-C`, or the name of the signal, such as `SIGTERM`."""
+        name = signal.Signals(self.number).name
+        return "Ctrl-C" if name == "SIGINT" else name
+
+    def check(self) -> None:
+        """Call it in all processes of the group at the same point of their work.
+
+        Raises:
+            StopRequested: this process or another one of the group received a signal.
+        """
+        self.number = self.group.largest(self.number)
+        if self.number:
+            raise StopRequested
+
+    def check_alone(self) -> None:
+        """The same for a single process; a process of a group goes on to its next `check`."""
+        if not self.group.is_shared:
+            self.check()
+
+    def wait_a_moment(self) -> None:
+        """Wait up to a second for a signal that may have been sent to several processes."""
+        end = time.monotonic() + 1.0
+        while not self.number and time.monotonic() < end:
+            time.sleep(0.02)
+
+    def stopped(self, when: str) -> Stopped:
+        """The error that ends the run."""
+        return Stopped(f"stopped by {self.name} {when}; continue with --resume", self.number)

@@ -1,7 +1,8 @@
-"""What learns: the network with its optimiser, loss and average, one step at a time."""
+"""The network with its loss, optimiser and weight average: training steps and validation."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from autoseg.augmentation.loader import Batch
+from autoseg.augmentation.loader import Batch, batches
 from autoseg.augmentation.on_device import finish
+from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
+from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import (
     Tensors,
     load_optimizer,
@@ -25,51 +28,23 @@ from autoseg.networks.devices import autocast, autocast_type, memory_format, to_
 from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd
-from autoseg.training.distributed import ALONE, Group, share_batch_norm
+from autoseg.preprocessing.store import CaseStore
+from autoseg.training.distributed import ALONE, Group, StopSignals, share_batch_norm
 from autoseg.training.losses import build_loss
 
-# torch.compile, where a plan asks for it: what it compiles, and what is said when it cannot.
-
-
-def compiled(network: nn.Module) -> nn.Module:
-    """A call of the network that the first step compiles; the network itself stays as it is."""
-    module = torch.compile(network)
-    assert isinstance(module, nn.Module)
-    return module
-
-
-@contextmanager
-def failures_told() -> Iterator[None]:
-    """Turn a failed compilation within the block into one line.
-
-    Raises:
-        RunError: torch could not compile.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        compiler = sys.modules.get("torch._dynamo.exc")  # loaded by what compiles, and slowly
-        if compiler is None or not isinstance(error, compiler.TorchDynamoException):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"training.compile: torch could not compile the network ({reason}); plan with "
-            "training.compile=false, or install what is missing, most often a C++ compiler"
-        ) from error
-
-
+VALIDATION_STREAM = 1_000_000  # separates the random numbers of validation from those of training
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 class Learner:
     """The state that a training step changes, on one device.
 
-    A step never waits for the device: losses, clipping and the scaling of a float16 loss stay.
+    A step never waits for the device: loss, gradient clipping and loss scaling stay there.
 
     Args:
         plan: network, loss, optimiser, precision.
-        device: where everything lies.
-        group: the processes that share each batch; they keep the same weights.
+        device: where all tensors are.
+        group: the processes that share each batch; their weights stay equal.
     """
 
     def __init__(self, plan: Plan, device: torch.device, group: Group = ALONE) -> None:
@@ -83,8 +58,9 @@ class Learner:
         if group.is_shared:
             share_batch_norm(self.network, group)
         self.network.to(device, memory_format=self.format)  # type: ignore[call-overload]
-        # Compiled, shared or not, the network keeps its own names of weights.
-        forward = compiled(self.network) if plan.training.compile else self.network
+        # `network` itself is neither wrapped nor compiled, so that its weights keep their names.
+        forward = torch.compile(self.network) if plan.training.compile else self.network
+        assert isinstance(forward, nn.Module)
         self.forward = group.parallel(forward)
         self.loss = build_loss(plan)
         self.shared_loss = build_loss(plan, group.sum)
@@ -96,7 +72,8 @@ class Learner:
     def step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """One optimiser step; returns the loss and the soft Dice per class, still on the device.
 
-        Where processes share the batch, both are this process's; their means are the batch's.
+        If processes share the batch, both belong to this process's share; their means over the
+        processes belong to the batch.
 
         Raises:
             RunError: the network could not be compiled.
@@ -117,7 +94,7 @@ class Learner:
         return loss.detach(), dice
 
     def _gradients(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        with failures_told():
+        with _compile_errors():
             with autocast(self.device, self.dtype):
                 outputs = self.forward(image)
             loss, dice = self.shared_loss(outputs, label)
@@ -126,7 +103,7 @@ class Learner:
 
     @torch.inference_mode()
     def validate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and hard counts (3, classes) of the weights that prediction would use."""
+        """Loss and hard counts (3, classes), with the weights that prediction uses."""
         image, label = self.to_device(batch)
         network = self.network if self.average is None else self.average.module
         network.eval()
@@ -136,7 +113,7 @@ class Learner:
         return loss, self.loss.hard_counts(logits, label)
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The batch as tensors: what the network takes (B, C, X, Y, Z), and label (B, X, Y, Z)."""
+        """The batch as tensors: network input (B, C, X, Y, Z) and label (B, X, Y, Z)."""
         label = to_device(batch["label"], self.device)
         if "postponed" in batch:
             image = finish(batch["postponed"], self.device)
@@ -150,12 +127,12 @@ class Learner:
         return image, label
 
     def weights(self) -> Tensors:
-        """The weights that prediction uses: the average if the plan keeps one."""
+        """The weights that prediction uses: the moving average if the plan has one."""
         network = self.network if self.average is None else self.average.module
         return dict(network.state_dict())
 
     def tensors(self) -> Tensors:
-        """Everything that a resumed run needs to continue to the bit."""
+        """All tensors that a resumed run needs to continue bit by bit."""
         found = with_prefix("network", self.network.state_dict())
         found |= optimizer_tensors(self.optimizer)
         found |= with_prefix("scaler", scaler_tensors(self.scaler))
@@ -172,8 +149,69 @@ class Learner:
             self.average.load_state_dict(without_prefix("average", tensors))
 
 
+class Validation:
+    """Loss and Dice on patches of the validation cases: the same patches after every epoch.
+
+    The first process of a group validates. Without validation cases there is no result.
+    """
+
+    def __init__(
+        self, plan: Plan, store: CaseStore, split: Split, fold: int, group: Group = ALONE
+    ) -> None:
+        self.plan, self.fold = plan, fold
+        self.steps = plan.training.validation_steps if split.validation and group.leads else 0
+        self.sampler = PatchSampler(store, split.validation, plan.sampling, self.steps)
+
+    def after(
+        self, learner: Learner, epoch: int, stop: StopSignals
+    ) -> tuple[float | None, list[float | None]]:
+        """Mean loss, and Dice per class over all patches.
+
+        Raises:
+            StopRequested: a signal was received.
+            RunError: the loss is not finite.
+        """
+        if not self.steps:
+            return None, []
+        training = self.plan.training
+        transforms = self.plan.augmentation if training.augment_validation else ()
+        drawn = epoch if training.augment_validation else 0
+        first = Position(training.seed, VALIDATION_STREAM + self.fold, drawn, 0, 0)
+        losses, counts = [], []
+        on_device = training.augment_on == "device"
+        with batches(self.sampler, transforms, first, workers=0, on_device=on_device) as stream:
+            for _ in range(self.steps):
+                stop.check_alone()
+                loss, count = learner.validate(next(stream))
+                losses.append(loss)
+                counts.append(count)
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise RunError(
+                f"the validation loss became NaN or infinite in epoch {epoch + 1}; look for "
+                "implausible intensities in the validation cases"
+            )
+        return mean, dice_of(torch.stack(counts).sum(0).cpu())
+
+
+@contextmanager
+def _compile_errors() -> Iterator[None]:
+    """Report an error of torch.compile in one line, as a RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        compiler = sys.modules.get("torch._dynamo.exc")  # slow to import, loaded by torch.compile
+        if compiler is None or not isinstance(error, compiler.TorchDynamoException):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"training.compile: torch could not compile the network ({reason}); plan with "
+            "training.compile=false, or install what is missing, most often a C++ compiler"
+        ) from error
+
+
 def scaler_tensors(scaler: GradScaler) -> Tensors:
-    """The scale of a float16 loss and the steps since it changed; nothing for other precisions."""
+    """The scale of a float16 loss and the steps since its last change; empty without scaling."""
     state = scaler.state_dict()
     return {key: torch.tensor(state[key]) for key in ("scale", "_growth_tracker") if key in state}
 
@@ -186,7 +224,7 @@ def load_scaler(scaler: GradScaler, tensors: Tensors) -> None:
 
 
 def build_optimizer(spec: Sgd | Adam, network: nn.Module) -> torch.optim.Optimizer:
-    """The plan's optimiser, fused: one kernel for all parameters."""
+    """The plan's optimiser in its fused form: one kernel for all parameters."""
     parameters = list(network.parameters())
     if isinstance(spec, Sgd):
         return torch.optim.SGD(
@@ -209,23 +247,22 @@ def build_optimizer(spec: Sgd | Adam, network: nn.Module) -> torch.optim.Optimiz
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights that forgets the random start quickly."""
+    """An exponential moving average of the weights that soon forgets their initialisation."""
 
     def update(average: TensorList, current: TensorList, count: Tensor | int) -> None:
         if not average[0].is_floating_point():  # counters of batch normalisation
             torch._foreach_copy_(average, current)
             return
-        # The mean of the first steps is young: let it follow as fast as its age allows.
-        young = (1 + float(count)) / (10 + float(count))
-        torch._foreach_lerp_(average, current, 1 - min(decay, young))
+        # A warm-up: the decay grows with the number of steps.
+        warmup = (1 + float(count)) / (10 + float(count))
+        torch._foreach_lerp_(average, current, 1 - min(decay, warmup))
 
     return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
 
 
 def dice_of(counts: Tensor) -> list[float | None]:
-    """Dice per class from (3, classes) counts; None for a class that is nowhere."""
-    hits, wrong, missed = counts.double().tolist()
+    """Dice per class from (3, classes) counts; None for a class without any voxel."""
     return [
-        2 * h / (2 * h + w + m) if h + w + m > 0 else None
-        for h, w, m in zip(hits, wrong, missed, strict=True)
+        2 * tp / (2 * tp + fp + fn) if tp + fp + fn > 0 else None
+        for tp, fp, fn in counts.double().T.tolist()
     ]

@@ -1,4 +1,4 @@
-"""`progress.png`: a run at a glance, drawn anew while it lasts."""
+"""What shows a run while it lasts: progress bar, `log.jsonl`, `progress.png`, TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,41 +7,137 @@ import math
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.figures import smooth
+from autoseg.common.figures import DARK_COLOURS, smooth
 from autoseg.common.files import replacing
-from autoseg.common.progress import in_words
-from autoseg.models.log import Epoch, overfitting_of
-from autoseg.training.state import Run
+from autoseg.common.progress import Progress, counted, in_fine_words, in_words, progress, say
+from autoseg.dataset.splits import Split
+from autoseg.models.log import ADVICE, LOG, Epoch, overfitting_of, write_log
+from autoseg.plan.plan import Plan
+from autoseg.training.learner import Learner
+from autoseg.training.state import Run, State
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch.utils.tensorboard import SummaryWriter
 
 
-SHARE_OF_TIME = 0.02  # that drawing may take
-# Of Okabe and Ito's palette, which colour-blind people can tell apart too, what is dark enough for
-# thin lines on white paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINES = ("-", "--", ":")  # the second and third time that a colour is used
-MOST_CLASSES = 12  # that are told apart; of more, all are grey and their mean is black
+PICTURE, EVENTS = "progress.png", "tensorboard"
+SHARE_OF_TIME = 0.02  # of a run, which drawing may take at most
+COLOURS = (*DARK_COLOURS, "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito's, without yellow
+LINES = ("-", "--", ":")  # for the first, second and third use of a colour
+MOST_CLASSES = 12  # with colours of their own; more classes are all grey, and their mean is black
 Values = Sequence[float | None]
 
 
+class Monitor:
+    """Shows a run in the process that leads; in the others it does nothing.
+
+    Use as a context manager around the epochs.
+    """
+
+    def __init__(self, plan: Plan, split: Split, run: Run, learner: Learner, state: State) -> None:
+        self.plan, self.split, self.run, self.learner, self.state = plan, split, run, learner, state
+        self._painter = Painter(run.folder / PICTURE)
+        self._events: Events | None = None
+        self._bar: Progress | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Monitor:
+        run, state, training = self.run, self.state, self.plan.training
+        if run.group.leads and run.tensorboard:
+            self._events = Events(run.folder / EVENTS, state.history)
+            self._stack.callback(self._events.close)
+        if run.group.leads and not state.is_finished(training):
+            for line in self._introduction():
+                say(line)
+            name = f"training {run.folder.name.replace('_', ' ')}"
+            bar = progress(name, state.epochs, state.done, every_seconds=0)
+            self._bar = self._stack.enter_context(bar)
+        self._heartbeat = Heartbeat(self._bar, training.steps_per_epoch)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def _introduction(self) -> Iterator[str]:
+        training, learner = self.plan.training, self.learner
+        if training.precision == "float16" and learner.dtype is not torch.float16:
+            used = str(learner.dtype).removeprefix("torch.")
+            yield f"float16 is supported on CUDA only: on {learner.device} the network uses {used}"
+        if training.compile:
+            yield "the first step compiles the network, which takes a minute or more"
+        cases = counted(len(self.split.train), "case")
+        if self.split.validation:
+            cases += f", validating on {counted(len(self.split.validation), 'case')}"
+        epochs = counted(self.state.epochs - self.state.done, "epoch")
+        steps = counted(training.steps_per_epoch, "step")
+        yield f"training on {self.run.device}: {cases}; {epochs} of {steps}"
+
+    def after_step(self, state: State, done: int) -> None:
+        """Show that `done` steps of the next epoch are finished."""
+        self._heartbeat.beat(state, done)
+
+    def after_epoch(self, state: State) -> None:
+        """Show one more epoch, the last one of the state's history."""
+        write_log(self.run.folder / LOG, state.history)
+        self._painter.draw_if_due(state.history)
+        if self._events is not None:
+            self._events.write(state.history[-1])
+        if self._bar is not None:
+            self._bar.advance(state.history[-1].note(), state.epochs)
+
+    def finish(self, state: State) -> None:
+        """Write log and picture again, as an interrupted run may lack them; report overfitting."""
+        write_log(self.run.folder / LOG, state.history)
+        draw_progress(self.run.folder / PICTURE, state.history)
+        if overfitting := overfitting_of(state.history):
+            say(f"note: {overfitting}; {ADVICE}")
+
+
+class Heartbeat:
+    """Shows how far an epoch is, and how long the rest of the run takes at the present pace.
+
+    Steps on a GPU are counted when they are submitted, a few steps before they are finished.
+    """
+
+    def __init__(self, bar: Progress | None, steps: int) -> None:
+        self.bar, self.steps = bar, steps  # of an epoch
+        self._since = time.monotonic()
+        self._steps_since = 0
+        self._is_first = True
+
+    def beat(self, state: State, done: int) -> None:
+        """Count a step; `done` steps of the state's next epoch are finished."""
+        now = time.monotonic()
+        self._steps_since += 1
+        step = (now - self._since) / self._steps_since
+        if self.bar is not None and done < self.steps:
+            left = (self.steps * (state.epochs - state.done) - done) * step
+            self.bar.tell(
+                f"epoch {state.done + 1} of {state.epochs}, step {done} of {self.steps}, "
+                f"{in_fine_words(step)} a step, about {in_words(left)} left"
+            )
+        if self._is_first:  # it includes the start-up, so the pace is that of the other steps
+            self._since, self._steps_since, self._is_first = now, 0, False
+
+
 class Painter:
-    """Draws a run's picture as often as `SHARE_OF_TIME` allows: long epochs get one each."""
+    """Draws a run's picture as often as `SHARE_OF_TIME` allows: after each epoch if it is long."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._due = -math.inf
 
     def draw_if_due(self, epochs: Sequence[Epoch]) -> None:
-        """Draw, unless the last picture took so long that it is too early."""
+        """Draw, unless it is too early after the previous picture."""
         started = time.monotonic()
         if started < self._due:
             return
@@ -52,7 +148,7 @@ class Painter:
 
 def draw_progress(path: Path, epochs: Sequence[Epoch]) -> None:
     """Draw losses, Dice of each class, learning rate and seconds over the epochs, as a PNG."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import, and not needed by short runs
 
     figure = Figure(figsize=(10.5, 7.5), layout="constrained")
     (losses, dice), (rate, seconds) = figure.subplots(2, 2, height_ratios=(2, 1), sharex=True)
@@ -66,19 +162,19 @@ def draw_progress(path: Path, epochs: Sequence[Epoch]) -> None:
     for axes in (rate, seconds):
         axes.set(xlabel="epoch", xlim=(0, 1.02 * max(2, epochs[-1].epoch + 1)))
         axes.xaxis.get_major_locator().set_params(integer=True)
-    taken = in_words(sum(epoch.seconds for epoch in epochs))
+    duration = in_words(sum(epoch.seconds for epoch in epochs))
     *names, fold = path.absolute().parts[-4:-1]  # as in models/TASK/PLAN/fold_K/progress.png
-    whose = ", ".join([*names, fold.replace("_", " ")])
-    title = textwrap.fill(f"{whose}: epoch {len(epochs)} of {epochs[-1].epochs}, {taken}", 110)
-    if found := overfitting_of(epochs):
-        title += "\n" + textwrap.fill(str(found), 110)
+    run = ", ".join([*names, fold.replace("_", " ")])
+    title = textwrap.fill(f"{run}: epoch {len(epochs)} of {epochs[-1].epochs}, {duration}", 110)
+    if overfitting := overfitting_of(epochs):
+        title += "\n" + textwrap.fill(str(overfitting), 110)
     figure.suptitle(title, parse_math=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 
 def _draw_losses(axes: Axes, epochs: Sequence[Epoch]) -> None:
-    """Each epoch as a faint point, the curve beneath them with its 95 % confidence band."""
+    """Epochs as faint points, and the smoothed curve with its 95 % confidence band."""
     curves: dict[str, Values] = {
         "training": [epoch.training_loss for epoch in epochs],
         "validation": [epoch.validation_loss for epoch in epochs],
@@ -87,7 +183,7 @@ def _draw_losses(axes: Axes, epochs: Sequence[Epoch]) -> None:
         if any(value is not None for value in values):
             _draw_curve(axes, epochs, values, name, index, banded=True)
     axes.set_ylabel("loss")
-    _explain(axes)
+    _add_legend(axes)
 
 
 def _draw_dice(axes: Axes, epochs: Sequence[Epoch]) -> None:
@@ -104,27 +200,27 @@ def _draw_dice(axes: Axes, epochs: Sequence[Epoch]) -> None:
         _draw_curve(axes, epochs, means, f"mean of {len(names)} classes", COLOURS.index("#000000"))
     where = "validation" if epochs[-1].validation_dice else "training"
     axes.set(ylabel=f"Dice on {where} patches", ylim=(0, 1))
-    _explain(axes, ncols=2 if 4 < len(names) <= MOST_CLASSES else 1)
+    _add_legend(axes, ncols=2 if 4 < len(names) <= MOST_CLASSES else 1)
 
 
 def _draw_rate(axes: Axes, epochs: Sequence[Epoch]) -> None:
     rates = [epoch.learning_rate for epoch in epochs]
     axes.plot(_numbers(epochs), rates, color=COLOURS[0], marker="o" if len(epochs) == 1 else "")
     axes.set_ylabel("learning rate")
-    if min(rates) > 0:  # whole decades: what lies within one would be labelled on top of each other
+    if min(rates) > 0:  # full decades, as labels within a single one would overlap
         low, high = math.log10(min(rates)) - 0.05, math.log10(max(rates)) + 0.05
         axes.set(yscale="log", ylim=(10 ** math.floor(low), 10 ** math.ceil(high)))
 
 
 def _draw_seconds(axes: Axes, epochs: Sequence[Epoch]) -> None:
-    """Epochs that took far longer than the others are marks at the upper edge."""
+    """Epochs that took much longer than the others are marked at the upper edge."""
     x, values = np.array(_numbers(epochs)), np.array([epoch.seconds for epoch in epochs])
     top = min(1.15 * values.max(), 3 * float(np.median(values))) or 1.0
     long = values > top
     axes.plot(x[~long], values[~long], ".", color=COLOURS[0], markersize=4)
     if long.any():
         axes.plot(x[long], np.full(long.sum(), top), "^", color=COLOURS[1], clip_on=False)
-    axes.set(ylabel="seconds an epoch", ylim=(0, top))
+    axes.set(ylabel="seconds per epoch", ylim=(0, top))
 
 
 def _draw_curve(
@@ -135,7 +231,7 @@ def _draw_curve(
     index: int,
     banded: bool = False,
 ) -> None:
-    """Faint points and the smoothed curve; a plain line while there are too few for a curve."""
+    """Faint points and the smoothed curve; a plain line if there are too few points."""
     colour = COLOURS[index % len(COLOURS)]
     line = LINES[index // len(COLOURS) % len(LINES)]
     x, points = _numbers(epochs), _gaps(values)
@@ -150,27 +246,24 @@ def _draw_curve(
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.25, linewidth=0)
 
 
-def _explain(axes: Axes, **how: Any) -> None:
-    """The legend; it takes the names of classes literally."""
-    for text in axes.legend(frameon=False, **how).get_texts():
+def _add_legend(axes: Axes, **options: Any) -> None:
+    """Add a legend; names of classes are not parsed as formulas."""
+    for text in axes.legend(frameon=False, **options).get_texts():
         text.set_parse_math(False)
 
 
 def _numbers(epochs: Sequence[Epoch]) -> list[int]:
-    """The epochs' numbers as people count, from 1."""
+    """The numbers of the epochs, from 1."""
     return [epoch.epoch + 1 for epoch in epochs]
 
 
 def _gaps(values: Values) -> list[float]:
-    """None as NaN, which leaves a gap."""
+    """The values with NaN for None, which leaves a gap in a line."""
     return [math.nan if value is None else value for value in values]
 
 
-# Event files for TensorBoard: what the log has, as curves in a browser.
-
-
 def check_tensorboard() -> None:
-    """Raise an AutosegError unless TensorBoard is installed."""
+    """Raise an AutosegError if TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise AutosegError(
             "--tensorboard: the package tensorboard is not installed; run: "
@@ -179,17 +272,17 @@ def check_tensorboard() -> None:
 
 
 class Events:
-    """Writes a run's epochs into event files; their step is the epoch's number, from 1.
+    """Writes the epochs of a run to TensorBoard event files; the step is the epoch, from 1.
 
-    The epochs that are done are written anew whenever a run starts or goes on: a run that was
-    killed between its checkpoint and its event file lacks no point and has none twice.
+    Whenever a run starts or resumes, its finished epochs are written again. So after a run was
+    killed between checkpoint and event file, no point is missing and none is there twice.
     """
 
     def __init__(self, folder: Path, done: Sequence[Epoch]) -> None:
-        """Open `folder`, replace its event files, and write the epochs that are `done`.
+        """Replace the event files in `folder` by one with the `done` epochs.
 
         Raises:
-            AutosegError: TensorBoard is not installed, or the folder cannot be written.
+            AutosegError: TensorBoard is not installed, or the folder is not writable.
         """
         check_tensorboard()
         self._writer = _opened(folder)
@@ -200,7 +293,7 @@ class Events:
         self._writer.flush()
 
     def write(self, epoch: Epoch) -> None:
-        """One more epoch is done."""
+        """Add an epoch."""
         self._write(epoch, time.time())
         self._writer.flush()
 
@@ -209,12 +302,12 @@ class Events:
             self._writer.add_scalar(name, value, epoch.epoch + 1, walltime=at)
 
     def close(self) -> None:
-        """Write what is left, and end."""
+        """Write the rest and close the file."""
         self._writer.close()
 
 
 def scalars(epoch: Epoch) -> Iterator[tuple[str, float]]:
-    """The numbers of an epoch by their names in TensorBoard; those that are not there are left."""
+    """The known numbers of an epoch, with their names in TensorBoard."""
     yield "loss/training", epoch.training_loss
     if epoch.validation_loss is not None:
         yield "loss/validation", epoch.validation_loss
@@ -233,37 +326,10 @@ def _opened(folder: Path) -> SummaryWriter:
     try:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        # A TensorBoard that is watching forgets what it has read from step 0 on.
+        # A running TensorBoard discards what it has read, from step 0 on.
         return SummaryWriter(str(folder), purge_step=0)
     except OSError as error:
         raise AutosegError(
             f"cannot write {folder}: {error.strerror or error}; choose a folder that is writable "
             "and has free space"
         ) from error
-
-
-# What people watch while a run lasts: its picture, and TensorBoard's event files.
-
-PICTURE, EVENTS = "progress.png", "tensorboard"
-
-
-class Views:
-    """Shows the epochs of a run, for a `with` block, in the process that leads."""
-
-    def __init__(self, run: Run, done: Sequence[Epoch]) -> None:
-        self._painter = Painter(run.folder / PICTURE)
-        wanted = run.tensorboard and run.group.leads
-        self._events = Events(run.folder / EVENTS, done) if wanted else None
-
-    def __enter__(self) -> Views:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._events is not None:
-            self._events.close()
-
-    def after_epoch(self, epochs: Sequence[Epoch]) -> None:
-        """Show one more epoch, the last of `epochs`."""
-        self._painter.draw_if_due(epochs)
-        if self._events is not None:
-            self._events.write(epochs[-1])

@@ -1,7 +1,8 @@
-"""What a run knows between two steps, besides the learner's tensors."""
+"""What a run knows between two steps besides the learner's tensors, and how it is saved."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -21,17 +22,42 @@ from autoseg.models.checkpoint import (
     without_prefix,
 )
 from autoseg.models.folder import FINAL
-from autoseg.models.log import Epoch, from_json, to_json
+from autoseg.models.log import Epoch
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import recipe_id
-from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule
+from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule, Training
 from autoseg.training.distributed import ALONE, Group
 from autoseg.training.learner import Learner
+from autoseg.training.transfer import start_from
 
-# Learning rates over a run, and how many epochs a time budget allows.
+LATEST, BEST = "latest.safetensors", "best.safetensors"
+EPOCH = "epoch"  # prefix of the tensors of an unfinished epoch
 
-AIM = 0.96  # of the budget: what is left absorbs the noise of the last epochs
-TOLERANCE = 0.1
+
+@dataclass(frozen=True)
+class Run:
+    """Where and with which means a fold is trained; only `pretrained` changes its result.
+
+    Attributes:
+        folder: `models/TASK/PLAN/fold_K`.
+        workers: augmentation processes.
+        started: `time.monotonic()` when the command began, for the time budget.
+        patches_after: patches that will be predicted after training, for the time budget.
+        group: the processes that train together; only the first one writes, validates and prints.
+        pretrained: a trained model whose weights initialise a new run.
+        tensorboard: whether to write TensorBoard event files as well.
+    """
+
+    folder: Path
+    fold: int
+    device: torch.device
+    workers: int
+    resume: bool
+    started: float
+    patches_after: int = 0
+    group: Group = ALONE
+    pretrained: Path | None = None
+    tensorboard: bool = False
 
 
 def learning_rate_factor(schedule: Schedule, progress: float) -> float:
@@ -76,107 +102,99 @@ class PlateauState:
         return replace(state, learning_rate=lower, waited=0, cooldown=spec.cooldown_epochs)
 
 
-class Pace:
-    """How long an epoch takes by the clock, checkpoints and all, judged by the latest half."""
-
-    def __init__(self, started: float) -> None:
-        self._times = [started]
-
-    @property
-    def ticks(self) -> int:
-        """How many epochs have ended."""
-        return len(self._times) - 1
-
-    def tick(self, now: float) -> None:
-        """An epoch has ended."""
-        self._times.append(now)
-
-    @property
-    def epoch_seconds(self) -> float:
-        """Mean over the latest half, at least five; without the first, slow one where possible."""
-        first = max(min(1, self.ticks - 1), self.ticks - max(5, self.ticks // 2))
-        return (self._times[-1] - self._times[first]) / (self.ticks - first)
-
-
-def epochs_within(
-    budget: float, used: float, epoch_seconds: float, reserve: float, done: int, planned: int
-) -> int:
-    """How many epochs a run should have in all, so that it ends inside its budget.
-
-    The planned number stays as long as it ends the run between 90 % and 100 % of the budget, so
-    that a run is repeatable wherever its plan was measured well.
-
-    Args:
-        budget: seconds for the run from start to finish.
-        used: seconds since the start.
-        epoch_seconds: what one more epoch will take.
-        reserve: seconds for what comes after the last epoch.
-        done: finished epochs.
-        planned: epochs in all, so far.
-    """
-    end = used + epoch_seconds * (planned - done) + reserve
-    if (1 - TOLERANCE) * budget <= end <= budget:
-        return planned
-    left = (AIM * budget - reserve - used) / epoch_seconds
-    return max(done, done + math.floor(left))
-
-
 @dataclass(frozen=True)
 class State:
-    """Saved with every checkpoint; a resumed run continues from it."""
+    """Saved with every checkpoint; a resumed run continues from it.
+
+    Attributes:
+        epochs: the total number; a time budget may change it.
+        progress: the share of the learning rate schedule that is done.
+        seconds: used by earlier starts of this run.
+        pretrained: the model whose weights initialised the run.
+    """
 
     plan_id: str
-    epochs: int  # in all
+    epochs: int
     plateau: PlateauState
     progress: float = 0.0
     best_loss: float = math.inf
     best_epoch: int = -1
-    seconds: float = 0.0  # used by earlier starts of this run
+    seconds: float = 0.0
     history: list[Epoch] = field(default_factory=list)
     recipe_id: str = ""
-    pretrained: dict[str, Any] | None = None  # whose weights the run began with
+    pretrained: dict[str, Any] | None = None
 
     @property
     def done(self) -> int:
-        """How many epochs are finished."""
+        """The number of finished epochs, which is the index of the next one."""
         return len(self.history)
 
     @property
     def next_progress(self) -> float:
-        """The progress after the next epoch: the epochs that are left share what is left."""
+        """The progress after the next epoch: the remaining epochs share the rest equally."""
         return self.progress + (1 - self.progress) / (self.epochs - self.done)
+
+    def is_finished(self, training: Training) -> bool:
+        """Whether all epochs are done, or the training loss has not fallen for the patience."""
+        if self.done >= self.epochs:
+            return True
+        wait = training.early_stopping_epochs
+        return wait is not None and self.done > 0 and self.done - 1 - self.best_epoch >= wait
+
+    def learning_rate(self, training: Training, step: int) -> float:
+        """The learning rate at a step of the next epoch."""
+        if isinstance(training.schedule, Plateau):
+            return self.plateau.learning_rate
+        share = step / training.steps_per_epoch
+        progress = self.progress + (self.next_progress - self.progress) * share
+        return training.optimizer.learning_rate * learning_rate_factor(training.schedule, progress)
+
+    def after_epoch(self, epoch: Epoch, training: Training) -> State:
+        """The state after one more epoch."""
+        state = replace(self, history=[*self.history, epoch], progress=self.next_progress)
+        if isinstance(training.schedule, Plateau):
+            plateau = state.plateau.after_epoch(epoch.training_loss, training.schedule)
+            state = replace(state, plateau=plateau)
+        if epoch.training_loss < state.best_loss:
+            state = replace(state, best_loss=epoch.training_loss, best_epoch=epoch.epoch)
+        return state
+
+    def seconds_used(self, run: Run) -> float:
+        """Seconds since the start of the run, those of earlier starts included."""
+        return self.seconds + time.monotonic() - run.started
+
+    def shared(self, group: Group) -> State:
+        """The first process's state, in all processes of the group."""
+        if not group.is_shared:
+            return self
+        return State.from_json(json.loads(group.shared_text(json.dumps(self.to_json()))))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; infinity, which JSON lacks, becomes null."""
-        values = asdict(self) | {"history": to_json(self.history)}
-        values["best_loss"] = None if math.isinf(self.best_loss) else self.best_loss
-        values["plateau"]["best"] = None if math.isinf(self.plateau.best) else self.plateau.best
+        values = asdict(self)
+        for part, key in ((values, "best_loss"), (values["plateau"], "best")):
+            part[key] = None if math.isinf(part[key]) else part[key]
         return values
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> State:
         """The reverse of `to_json`."""
-        plateau = dict(values["plateau"])
-        plateau["best"] = math.inf if plateau["best"] is None else plateau["best"]
-        best = math.inf if values["best_loss"] is None else values["best_loss"]
-        history = from_json(values["history"])
-        changed = {"plateau": PlateauState(**plateau), "best_loss": best, "history": history}
-        return State(**(values | changed))
-
-
-def steps_in_words(steps: int) -> str:
-    """What to say after a number of epochs: ` and 3 steps`, or nothing for none."""
-    return f" and {steps} step{'s' if steps > 1 else ''}" if steps else ""
+        values = values | {"plateau": dict(values["plateau"])}
+        for part, key in ((values, "best_loss"), (values["plateau"], "best")):
+            part[key] = math.inf if part[key] is None else part[key]
+        values["plateau"] = PlateauState(**values["plateau"])
+        values["history"] = [Epoch(**epoch) for epoch in values["history"]]
+        return State(**values)
 
 
 @dataclass
 class EpochSoFar:
-    """What the steps of the running epoch brought; it stays on the device until the epoch's end.
+    """The results of the steps of an unfinished epoch; they stay on the device until its end.
 
     Attributes:
-        losses: one number a step.
-        dice: soft Dice per class, one row a step.
-        seconds: that earlier starts of the run spent on this epoch.
+        losses: one scalar per step.
+        dice: soft Dice per class, (classes,), one tensor per step.
+        seconds: spent on this epoch by earlier starts of the run.
     """
 
     losses: list[Tensor] = field(default_factory=list)
@@ -185,16 +203,21 @@ class EpochSoFar:
 
     @property
     def steps(self) -> int:
-        """How many steps of the epoch are done."""
+        """The number of finished steps."""
         return len(self.losses)
 
     def add(self, loss: Tensor, dice: Tensor) -> None:
-        """A step is done."""
+        """Add the results of a step."""
         self.losses.append(loss.float())
         self.dice.append(dice.float())
 
+    def means(self, group: Group) -> tuple[float, list[float]]:
+        """Mean loss and mean soft Dice per class over all steps and processes."""
+        loss = float(group.mean(torch.stack(self.losses).mean()))
+        return loss, group.mean(torch.stack(self.dice).mean(0)).tolist()
+
     def tensors(self) -> Tensors:
-        """Losses (steps,), Dice (steps, classes) and seconds; nothing before the first step."""
+        """Losses (steps,), Dice (steps, classes) and seconds; empty before the first step."""
         if not self.losses:
             return {}
         return {
@@ -212,26 +235,64 @@ class EpochSoFar:
         return EpochSoFar(losses, dice, float(tensors["seconds"]))
 
 
-# A run on disk: its state after an epoch or a step, and going on from there.
+def begin(plan: Plan, learner: Learner, run: Run) -> tuple[State, EpochSoFar]:
+    """A new state, or the saved one of a run to resume, whose tensors the learner gets."""
+    if not run.resume or not (run.folder / LATEST).exists():
+        check_vacant(run.folder)
+        plateau = PlateauState(plan.training.optimizer.learning_rate)
+        source = start_from(run.pretrained, learner, run.folder) if run.pretrained else None
+        state = State(plan.id, plan.training.epochs, plateau, recipe_id=recipe_id(plan))
+        return replace(state, pretrained=source), EpochSoFar()
+    state, so_far = load_run(run.folder, plan, learner)
+    if run.group.leads:
+        epochs = counted(state.epochs, "epoch")
+        if state.is_finished(plan.training):
+            say(f"training is finished already: {state.done} of {epochs} done")
+        else:
+            say(f"resuming after epoch {state.done}{and_steps(so_far.steps)} of {epochs}")
+        if run.pretrained:
+            say(f"--pretrained {run.pretrained} is ignored: a resumed run keeps its own weights")
+    return state, so_far
 
-LATEST, BEST = "latest.safetensors", "best.safetensors"
-EPOCH = "epoch"
+
+def and_steps(steps: int) -> str:
+    """Text that follows a number of epochs: ` and 3 steps`, or nothing for no steps."""
+    return f" and {counted(steps, 'step')}" if steps else ""
 
 
-def save_run(folder: Path, learner: Learner, state: State, so_far: EpochSoFar) -> None:
-    """Write all that a resumed run needs to go on as if it had never stopped."""
-    tensors = learner.tensors() | with_prefix(EPOCH, so_far.tensors())
-    save_checkpoint(folder / LATEST, tensors, state.to_json())
+def save_run(run: Run, learner: Learner, state: State, so_far: EpochSoFar) -> None:
+    """Write `latest.safetensors`, from which a run resumes as if it had never stopped.
+
+    All processes of a group call it, as an unfinished epoch holds the means of their results; the
+    first one writes.
+    """
+    epoch = {name: run.group.mean(tensor) for name, tensor in so_far.tensors().items()}
+    if run.group.leads:
+        tensors = learner.tensors() | with_prefix(EPOCH, epoch)
+        state = replace(state, seconds=state.seconds_used(run))
+        save_checkpoint(run.folder / LATEST, tensors, state.to_json())
+
+
+def save_final(run: Run, learner: Learner, plan: Plan, state: State) -> None:
+    """Write `final.safetensors`, the weights that prediction uses: the last or the best ones."""
+    weights, epoch = learner.weights(), state.done - 1
+    if plan.training.keep == "best_training_loss":
+        weights, best = load_checkpoint(run.folder / BEST)
+        epoch = best["epoch"]
+    about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch}
+    if state.pretrained is not None:
+        about["pretrained"] = state.pretrained
+    save_checkpoint(run.folder / FINAL, weights, about)
 
 
 def load_run(folder: Path, plan: Plan, learner: Learner) -> tuple[State, EpochSoFar]:
-    """Put the saved tensors into the learner; returns the rest.
+    """Load the saved tensors into the learner; return the rest.
 
-    A plan that differs from the run's own only in how long training takes goes on with it, see
+    A plan that differs from that of the run only in how long training takes extends the run, see
     `extended`.
 
     Raises:
-        AutosegError: the run belongs to another plan, is damaged, or another version's.
+        AutosegError: the run belongs to another plan, another version wrote it, or it is damaged.
     """
     path = folder / LATEST
     tensors, values = load_checkpoint(path)
@@ -247,8 +308,8 @@ def load_run(folder: Path, plan: Plan, learner: Learner) -> tuple[State, EpochSo
         so_far = EpochSoFar.from_tensors(without_prefix(EPOCH, tensors), learner.device)
     except (KeyError, TypeError, RuntimeError) as error:
         raise AutosegError(
-            f"{path} cannot be resumed; another version of autoseg wrote it: move {folder} "
-            "away and train anew"
+            f"{path} cannot be resumed: it was written by another version of autoseg; move "
+            f"{folder} away and train again"
         ) from error
     if begun_by == plan.id:
         return state, so_far
@@ -259,39 +320,30 @@ def load_run(folder: Path, plan: Plan, learner: Learner) -> tuple[State, EpochSo
 
 
 def extended(state: State, plan: Plan, folder: Path) -> State:
-    """The state under a plan with another number of epochs, budget or patience.
+    """The state under a plan with another number of epochs, time budget or patience.
 
-    A schedule goes on from the share of the new number that is done: after 30 of 30 epochs, 60
-    planned, the learning rate rises to where it would stand half-way, and falls to zero again.
+    A schedule continues from the share of the new number that is done: after 30 of 30 epochs, with
+    60 planned, the learning rate rises to its value half-way and falls to zero again. With a time
+    budget the number is at least what fits it at the pace so far.
 
     Raises:
         AutosegError: more epochs are done than the plan has.
     """
-    epochs = _planned_epochs(state, plan)
+    training = plan.training
+    epochs = training.epochs
+    if training.seconds is not None and state.seconds > 0:
+        epochs = max(epochs, math.floor(state.done * training.seconds / state.seconds))
     if state.done > epochs:
         raise AutosegError(
             f"{folder} has done {counted(state.done, 'epoch')}, but plan.json has only {epochs} "
             f"(training.epochs); plan at least {state.done}, or give the plan another --name"
         )
-    return replace(
-        state,
-        plan_id=plan.id,
-        recipe_id=recipe_id(plan),
-        epochs=epochs,
-        progress=state.done / epochs,
-    )
-
-
-def _planned_epochs(state: State, plan: Plan) -> int:
-    """The plan's number; under a time budget at least what fits it at the pace so far."""
-    training = plan.training
-    if training.seconds is None or state.seconds <= 0:
-        return training.epochs
-    return max(training.epochs, math.floor(state.done * training.seconds / state.seconds))
+    recipe, progress = recipe_id(plan), state.done / epochs
+    return replace(state, plan_id=plan.id, recipe_id=recipe, epochs=epochs, progress=progress)
 
 
 def check_vacant(folder: Path) -> None:
-    """Make sure that a new run would overwrite no other.
+    """Make sure that a new run does not overwrite another one.
 
     Raises:
         AutosegError: there is one; the message says how far it is.
@@ -299,49 +351,20 @@ def check_vacant(folder: Path) -> None:
     latest, final = folder / LATEST, folder / FINAL
     if latest.exists():
         raise AutosegError(
-            f"{folder} holds a run already: {describe(latest)}; continue it with --resume, or "
+            f"{folder} already contains a run: {describe(latest)}; continue it with --resume, or "
             "move it away"
         )
     if final.exists():
         raise AutosegError(
-            f"{folder} holds a trained model ({final.name}), but not {latest.name}, from which "
-            "training could go on; move it away to train anew"
+            f"{folder} contains a trained model ({final.name}), but not {latest.name}, which is "
+            "needed to resume; move it away to train again"
         )
 
 
 def describe(path: Path) -> str:
-    """What a saved run is: epochs done of how many, when it was saved, and by which plan."""
+    """A saved run in short: epochs done and in total, when it was saved, and its plan."""
     tensors, values = load_checkpoint(path)
     done, steps = len(values.get("history", ())), len(tensors.get(f"{EPOCH}.losses", ()))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-    reached = f"epoch {done} of {values.get('epochs')}{steps_in_words(steps)}"
+    reached = f"epoch {done} of {values.get('epochs')}{and_steps(steps)}"
     return f"{reached}, saved {when}, plan {values.get('plan_id')}"
-
-
-# Where and with what one fold is trained.
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where and with what one fold is trained; only `pretrained` changes its result.
-
-    Attributes:
-        folder: `models/TASK/PLAN/fold_K`.
-        workers: augmentation processes.
-        started: `time.monotonic()` when the command began, for the time budget.
-        patches_after: patches that will be predicted after training, for the time budget.
-        group: the processes that train together; the first alone writes, validates and talks.
-        pretrained: a trained model whose weights a new run begins with.
-        tensorboard: whether to write event files, too.
-    """
-
-    folder: Path
-    fold: int
-    device: torch.device
-    workers: int
-    resume: bool
-    started: float
-    patches_after: int = 0
-    group: Group = ALONE
-    pretrained: Path | None = None
-    tensorboard: bool = False

@@ -1,254 +1,142 @@
-"""The training loop: executes a plan on one fold."""
+"""The training loop: trains one fold as its plan says.
+
+On the loop hang the network with its optimiser and validation (`learner`), the checkpoints and the
+schedule (`state`), progress bar, log and pictures (`monitor`), parallel processes and signals
+(`distributed`), and the time budget (`timing`).
+"""
 
 from __future__ import annotations
 
-import json
 import time
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import NoReturn
+from collections.abc import Iterator
 
 import torch
 
-from autoseg.augmentation.loader import batches
+from autoseg.augmentation.loader import Batch, batches
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.common.errors import Stopped
-from autoseg.common.progress import counted, in_words, progress, say
+from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
-from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
-from autoseg.models.folder import FINAL
-from autoseg.models.log import ADVICE, LOG, Epoch, overfitting_of, write_log
+from autoseg.models.checkpoint import save_checkpoint
+from autoseg.models.log import Epoch
 from autoseg.networks.devices import fast_convolutions
 from autoseg.plan.plan import Plan
-from autoseg.plan.reading import recipe_id
-from autoseg.plan.sections import Plateau
 from autoseg.preprocessing.store import CaseStore
-from autoseg.training.distributed import Group
-from autoseg.training.epoch import Loop, Pulse, StopAsked, StopSignals, Validation, train_epoch
-from autoseg.training.learner import Learner
-from autoseg.training.monitor import PICTURE, Views, draw_progress
+from autoseg.training.distributed import StopRequested, StopSignals
+from autoseg.training.learner import Learner, Validation
+from autoseg.training.monitor import Monitor
 from autoseg.training.state import (
     BEST,
-    LATEST,
     EpochSoFar,
-    Pace,
-    PlateauState,
     Run,
     State,
-    check_vacant,
-    epochs_within,
-    load_run,
+    and_steps,
+    begin,
+    save_final,
     save_run,
-    steps_in_words,
 )
-from autoseg.training.transfer import begin_with
-
-GO_ON = "continue with --resume"
-SETTLED_EPOCHS = 3  # the first ones pay for starting up and would mislead
+from autoseg.training.timing import TimeBudget
 
 
 def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
-    """Train one fold and leave `final.safetensors`, `log.jsonl` and `progress.png` in its folder.
+    """Train one fold and write `final.safetensors`, `log.jsonl` and `progress.png` to its folder.
 
     Raises:
         AutosegError: there is a run already and `resume` is false, or it belongs to another plan.
-        RunError: the loss became NaN, or a worker died.
-        Stopped: Ctrl-C or SIGTERM came; the state after the last step is saved.
+        RunError: the loss became NaN or infinite, or an augmentation worker died.
+        Stopped: Ctrl-C or SIGTERM was received; the state after the last step is saved.
     """
-    learner = Learner(plan, run.device, run.group)
-    state, so_far = _begin(plan, learner, run)
-    with (
-        fast_convolutions(run.device),
-        Views(run, state.history) as views,
-        StopSignals(run.group) as stop,
-    ):
-        if not _is_finished(state, plan):
-            state = _train(plan, store, split, run, learner, state, so_far, stop, views)
-        if run.group.leads:
-            _finish(plan, learner, run, state)
+    training, group = plan.training, run.group
+    steps, classes = training.steps_per_epoch, list(plan.labels)
+    learner = Learner(plan, run.device, group)  # network, loss, optimiser, weight average
+    state, so_far = begin(plan, learner, run)  # a new run, or the step at which a run stopped
+    sampler = PatchSampler(store, split.train, plan.sampling, steps)
+    validation = Validation(plan, store, split, run.fold, group)
+    first = Position(training.seed, run.fold, state.done, so_far.steps, 0)
+    samples = group.places(plan.sampling.batch_size)  # B of them, this process's share of a batch
+    workers = 0 if state.is_finished(training) else run.workers  # a finished run needs no batch
+    on_device = training.augment_on == "device"
+    with fast_convolutions(run.device), StopSignals(group) as stop:
+        with (
+            batches(sampler, plan.augmentation, first, workers, samples, on_device) as stream,
+            Monitor(plan, split, run, learner, state) as monitor,
+        ):
+            budget = TimeBudget(plan, run)
+            while not state.is_finished(training):
+                started = time.monotonic()
+                try:
+                    for step in range(so_far.steps, steps):
+                        batch = draw(stream, stop)  # image (B, C, X, Y, Z) and label (B, X, Y, Z)
+                        rate = state.learning_rate(training, step)
+                        loss, dice = learner.step(batch, rate)  # () and (classes,), on the device
+                        so_far.add(loss, dice)
+                        monitor.after_step(state, so_far.steps)
+                    check_finite(so_far, state, sampler, samples, plan, run)
+                    training_loss, training_dice = so_far.means(group)
+                    validation_loss, validation_dice = validation.after(learner, state.done, stop)
+                except StopRequested:
+                    so_far.seconds += time.monotonic() - started
+                    save_run(run, learner, state, so_far)
+                    group.wait()  # torchrun ends all processes when the first one has ended
+                    done = f"after epoch {state.done}{and_steps(so_far.steps)}"
+                    raise stop.stopped(done) from None
+                epoch = Epoch(
+                    epoch=state.done,
+                    epochs=state.epochs,
+                    learning_rate=state.learning_rate(training, steps - 1),
+                    training_loss=training_loss,
+                    training_dice=dict(zip(classes, training_dice, strict=True)),
+                    validation_loss=validation_loss,
+                    validation_dice=dict(zip(classes, validation_dice, strict=False)),
+                    seconds=so_far.seconds + time.monotonic() - started,
+                )
+                state, so_far = state.after_epoch(epoch, training), EpochSoFar()
+                if group.leads:
+                    if training.keep == "best_training_loss" and state.best_epoch == epoch.epoch:
+                        save_checkpoint(
+                            run.folder / BEST, learner.weights(), {"epoch": epoch.epoch}
+                        )
+                    state = budget.recount(state)
+                    save_run(run, learner, state, so_far)
+                    monitor.after_epoch(state)
+                state = state.shared(group)
+        if group.leads:
+            monitor.finish(state)
+            save_final(run, learner, plan, state)
         try:
             stop.check()
-        except StopAsked:
-            raise Stopped(f"stopped by {stop.name} after training; {GO_ON}", stop.number) from None
+        except StopRequested:
+            raise stop.stopped("after training") from None
     return state
 
 
-def _begin(plan: Plan, learner: Learner, run: Run) -> tuple[State, EpochSoFar]:
-    """A new state, or the saved one with its tensors in the learner."""
-    resumed = run.resume and (run.folder / LATEST).exists()
-    if resumed:
-        state, so_far = load_run(run.folder, plan, learner)
-    else:
-        check_vacant(run.folder)
-        rate = PlateauState(plan.training.optimizer.learning_rate)
-        source = begin_with(run.pretrained, learner, run.folder) if run.pretrained else None
-        recipe = recipe_id(plan)
-        state = State(plan.id, plan.training.epochs, rate, recipe_id=recipe, pretrained=source)
-        so_far = EpochSoFar()
-    if run.group.leads:
-        _tell_begin(plan, learner, state, so_far, resumed)
-        if resumed and run.pretrained:
-            say(f"--pretrained {run.pretrained} is not read: a resumed run keeps its own weights")
-    return state, so_far
+def draw(stream: Iterator[Batch], stop: StopSignals) -> Batch:
+    """The next batch.
 
-
-def _tell_begin(
-    plan: Plan, learner: Learner, state: State, so_far: EpochSoFar, resumed: bool
-) -> None:
-    if _is_finished(state, plan):
-        say(f"training is finished already: {state.done} of {counted(state.epochs, 'epoch')} done")
-        return
-    if resumed:
-        steps = steps_in_words(so_far.steps)
-        say(f"resuming after epoch {state.done}{steps} of {counted(state.epochs, 'epoch')}")
-    if plan.training.precision == "float16" and learner.dtype is not torch.float16:
-        told = str(learner.dtype).removeprefix("torch.")
-        say(f"float16 is for CUDA: on {learner.device} the network computes in {told}")
-    if plan.training.compile:
-        say("the first step compiles the network, which takes a minute or more")
-
-
-def _train(
-    plan: Plan,
-    store: CaseStore,
-    split: Split,
-    run: Run,
-    learner: Learner,
-    state: State,
-    so_far: EpochSoFar,
-    stop: StopSignals,
-    views: Views,
-) -> State:
-    sampler = PatchSampler(store, split.train, plan.sampling, plan.training.steps_per_epoch)
-    first = Position(plan.training.seed, run.fold, state.done, so_far.steps, 0)
-    places = run.group.places(plan.sampling.batch_size)
-    with ExitStack() as stack:
-        on_device = plan.training.augment_on == "device"
-        stream = stack.enter_context(
-            batches(sampler, plan.augmentation, first, run.workers, places, on_device)
-        )
-        validation = Validation(plan, store, split, run.fold) if run.group.leads else None
-        name = f"training {run.folder.name.replace('_', ' ')}"
-        bar = None
-        if run.group.leads:
-            say(_in_short(plan, split, run, state))
-            bar = stack.enter_context(progress(name, state.epochs, state.done, every_seconds=0))
-        pace, pulse = Pace(time.monotonic()), Pulse(bar, plan.training.steps_per_epoch)
-        loop = Loop(plan, run, learner, sampler, stream, validation, stop, pace, views, pulse)
-        while not _is_finished(state, plan):
-            state = _next_state(loop, state, so_far)
-            so_far = EpochSoFar()
-            if bar is not None:
-                bar.advance(state.history[-1].note(), state.epochs)
-    return state
-
-
-def _in_short(plan: Plan, split: Split, run: Run, state: State) -> str:
-    """What begins now: where, on how many cases, and how long in steps."""
-    cases = counted(len(split.train), "case")
-    if split.validation:
-        cases += f", and {counted(len(split.validation), 'other')} to validate with"
-    epochs = counted(state.epochs - state.done, "epoch")
-    steps = counted(plan.training.steps_per_epoch, "step")
-    return f"training on {run.device}: {cases}; {epochs} of {steps}"
-
-
-def _next_state(loop: Loop, state: State, so_far: EpochSoFar) -> State:
-    """Train the epoch that the state comes to next, or what is left of it, and save."""
+    Raises:
+        StopRequested: a signal was received.
+        RunError: an augmentation worker died.
+    """
     try:
-        epoch = train_epoch(loop, state, so_far)
-    except StopAsked:
-        _stop(loop, state, so_far)
-    loop.pace.tick(time.monotonic())
-    if loop.run.group.leads:
-        state = _after_epoch(loop, state, epoch)
-    return _shared(state, loop.run.group)
+        batch = next(stream)
+    except RunError:
+        stop.wait_a_moment()  # the signal that ended the worker may be sent to this process as well
+        stop.check()
+        raise
+    stop.check()
+    return batch
 
 
-def _after_epoch(loop: Loop, state: State, epoch: Epoch) -> State:
-    """Update the state and save it."""
-    plan, run, training = loop.plan, loop.run, loop.plan.training
-    state = replace(state, history=[*state.history, epoch], progress=state.next_progress)
-    if isinstance(training.schedule, Plateau):
-        plateau = state.plateau.after_epoch(epoch.training_loss, training.schedule)
-        state = replace(state, plateau=plateau)
-    if epoch.training_loss < state.best_loss:
-        state = replace(state, best_loss=epoch.training_loss, best_epoch=epoch.epoch)
-        if training.keep == "best_training_loss":
-            save_checkpoint(run.folder / BEST, loop.learner.weights(), {"epoch": epoch.epoch})
-    used = _seconds_used(state, run)
-    settled = loop.pace.ticks >= SETTLED_EPOCHS or (
-        training.seconds and used > training.seconds / 4
+def check_finite(
+    so_far: EpochSoFar, state: State, sampler: PatchSampler, samples: range, plan: Plan, run: Run
+) -> None:
+    """Raise a RunError that names the cases of the first batch whose loss is not finite."""
+    bad = torch.nonzero(~torch.isfinite(torch.stack(so_far.losses).cpu()))
+    if not len(bad):
+        return
+    batch = int(bad[0])
+    at = [Position(plan.training.seed, run.fold, state.done, batch, place) for place in samples]
+    names = ", ".join(dict.fromkeys(map(sampler.name_at, at)))
+    raise RunError(
+        f"the loss became NaN or infinite in epoch {state.done + 1}, batch {batch + 1} ({names}); "
+        "lower training.optimizer.learning_rate, or look for implausible intensities in these cases"
     )
-    # After the last epoch the learning rate is at its end: more epochs would learn nothing.
-    if training.seconds is not None and settled and state.done < state.epochs:
-        state = _keep_budget(training.seconds, plan, run, state, used, loop.pace.epoch_seconds)
-    save_run(run.folder, loop.learner, replace(state, seconds=used), EpochSoFar())
-    write_log(run.folder / LOG, state.history)
-    loop.views.after_epoch(state.history)
-    return state
-
-
-def _seconds_used(state: State, run: Run) -> float:
-    return state.seconds + time.monotonic() - run.started
-
-
-def _shared(state: State, group: Group) -> State:
-    """The leader's state, in all processes."""
-    if not group.is_shared:
-        return state
-    return State.from_json(json.loads(group.shared_text(json.dumps(state.to_json()))))
-
-
-def _stop(loop: Loop, state: State, so_far: EpochSoFar) -> NoReturn:
-    """Save the state after the last step, and end."""
-    run, stop = loop.run, loop.stop
-    mean = EpochSoFar.from_tensors(
-        {name: run.group.mean(t) for name, t in so_far.tensors().items()}, run.device
-    )
-    if run.group.leads:
-        saved = replace(state, seconds=_seconds_used(state, run))
-        save_run(run.folder, loop.learner, saved, mean)
-    run.group.wait()  # torchrun ends all processes when the first one has ended
-    steps = steps_in_words(so_far.steps)
-    raise Stopped(f"stopped by {stop.name} after epoch {state.done}{steps}; {GO_ON}", stop.number)
-
-
-def _keep_budget(
-    budget: float, plan: Plan, run: Run, state: State, used: float, epoch_seconds: float
-) -> State:
-    """Re-count the epochs where the planned number would miss the budget."""
-    step = epoch_seconds / plan.training.steps_per_epoch
-    # A forward pass takes about a third of a training step.
-    reserve = 3 + 0.4 * run.patches_after * step / plan.sampling.batch_size
-    epochs = epochs_within(budget, used, epoch_seconds, reserve, state.done, state.epochs)
-    if epochs != state.epochs:
-        say(
-            f"an epoch takes {in_words(epoch_seconds)}: {counted(epochs, 'epoch')} instead of "
-            f"{state.epochs} fit the budget of {in_words(budget)}"
-        )
-    return replace(state, epochs=epochs)
-
-
-def _is_finished(state: State, plan: Plan) -> bool:
-    """Are all epochs done, or has the training loss not fallen for as long as the plan waits?"""
-    if state.done >= state.epochs:
-        return True
-    wait = plan.training.early_stopping_epochs
-    return wait is not None and state.done > 0 and state.done - 1 - state.best_epoch >= wait
-
-
-def _finish(plan: Plan, learner: Learner, run: Run, state: State) -> None:
-    weights, epoch = learner.weights(), state.done - 1
-    if plan.training.keep == "best_training_loss":
-        weights, found = load_checkpoint(run.folder / BEST)
-        epoch = found["epoch"]
-    # Again: an interrupted run may have saved its last epoch and no more.
-    write_log(run.folder / LOG, state.history)
-    draw_progress(run.folder / PICTURE, state.history)
-    if overfitting := overfitting_of(state.history):
-        say(f"note: {overfitting}; {ADVICE}")
-    about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch}
-    if state.pretrained is not None:
-        about["pretrained"] = state.pretrained
-    save_checkpoint(run.folder / FINAL, weights, about)

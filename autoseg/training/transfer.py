@@ -1,13 +1,13 @@
-"""Transfer: weights of a trained model as the start of another one.
+"""Transfer learning: weights of a trained model as the initialisation of another one.
 
-What fits is taken layer by layer, by name and shape: a layer is taken whole or not at all. Two
-kinds of layers are made to fit:
+Tensors are matched by name and shape, and a layer is loaded completely or not at all. Two kinds of
+layers are adapted:
 
-* The first convolution, if the number of image channels differs: its weights' mean over the old
-  channels, for every new one, times old channels / new channels. So the sum over the channels stays
-  what it was, and with it the size of the responses that the next layers are used to. Channels of
-  the same names in another order are put into their new order.
-* The heads, one filter a class: classes of the same name are taken, new ones stay random.
+* The first convolution, if the number of image channels differs: each new channel gets the mean of
+  the weights over the old channels, times old channels / new channels. This preserves the sum over
+  the channels, and so the scale of the layer's responses. Channels of the same names in another
+  order are reordered.
+* The heads, with one filter per class: classes of the same name are loaded, new ones stay random.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
-from autoseg.common.progress import say
+from autoseg.common.progress import counted, say
 from autoseg.models.archive import is_archive
 from autoseg.models.checkpoint import Tensors, without_prefix
 from autoseg.models.folder import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
 from autoseg.plan.plan import Plan
 from autoseg.training.learner import Learner
 
-# A trained model on disk, whose weights another run may begin with.
+RECORD = "pretrained.json"
+HEADS = "heads."
+NAMES_IN_A_LINE = 8
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Pretrained:
 
     Attributes:
         tensors: the weights that prediction uses, by their names in the network.
-        plan: the plan that they were trained by.
-        source: what they are, for the records of a run that begins with them.
+        plan: the plan of the model.
+        source: describes the model in the records of a run that starts from it.
     """
 
     tensors: Tensors
@@ -52,7 +54,7 @@ def read_pretrained(path: Path) -> Pretrained:
     """Read the weights of a model folder, a packed model, a fold in one of them, or a file.
 
     Raises:
-        AutosegError: there is no trained model, the plan is not beside it, or it is of another one.
+        AutosegError: there is no trained model, or its plan is missing or another one.
     """
     files, name = _find_weights(path)
     plan = plan_in(files)
@@ -60,7 +62,7 @@ def read_pretrained(path: Path) -> Pretrained:
     if about.get("plan_id", plan.id) != plan.id:
         raise AutosegError(
             f"--pretrained {path}: {Path(name).name} was trained by plan {about['plan_id']}, but "
-            f"{files.path(PLAN)} is {plan.id}; put the plan back that it was trained by"
+            f"{files.path(PLAN)} is {plan.id}; restore the plan that it was trained by"
         )
     digest = files.sha256(name)
     source = {"task": plan.task, "plan": plan.name, "plan_id": plan.id, "sha256": digest}
@@ -68,7 +70,7 @@ def read_pretrained(path: Path) -> Pretrained:
 
 
 def _find_weights(path: Path) -> tuple[ModelFiles, str]:
-    """The model that a path means, and the name of the weights in it."""
+    """The model that a path refers to, and the name of the weights in it."""
     if is_archive(path) and path.exists():
         return _fold_in(open_model(path), path)
     if is_archive(path.parent) and path.parent.exists():  # model.zip/fold_0
@@ -85,12 +87,12 @@ def _find_weights(path: Path) -> tuple[ModelFiles, str]:
         return _beside_plan(path / name, path)
     raise AutosegError(
         f"--pretrained {path}: there is no trained model; give models/TASK/PLAN, a fold_K in "
-        "it, a packed model.zip, or a .safetensors file with its plan.json beside"
+        "it, a packed model.zip, or a .safetensors file next to its plan.json"
     )
 
 
 def _fold_in(files: ModelFiles, path: Path) -> tuple[ModelFiles, str]:
-    """The weights of the fold of all cases, or of the only one."""
+    """The weights of the fold `all`, or of the only fold."""
     folds = files.folds()
     if len(folds) > 1 and "all" not in folds:
         names = [f"fold_{fold}" for fold in folds]
@@ -99,41 +101,36 @@ def _fold_in(files: ModelFiles, path: Path) -> tuple[ModelFiles, str]:
             f"{path / names[0]}"
         )
     if not folds:
-        raise AutosegError(f"--pretrained {path} holds no weights")
+        raise AutosegError(f"--pretrained {path} contains no weights")
     return files, f"fold_{'all' if 'all' in folds else folds[0]}/{FINAL}"
 
 
 def _beside_plan(file: Path, path: Path) -> tuple[FolderFiles, str]:
-    """A file of weights in the folder of its plan, or one below."""
+    """A file of weights, in the folder of its plan or one level below."""
     folder = next((f for f in file.parents[:2] if (f / PLAN).is_file()), None)
     if folder is None:
-        raise AutosegError(f"--pretrained {path}: there is no {PLAN} beside {file.name}")
+        raise AutosegError(f"--pretrained {path}: there is no {PLAN} next to {file.name}")
     return FolderFiles(folder), file.relative_to(folder).as_posix()
 
 
 def _weights_in(tensors: Tensors) -> Tensors:
-    """Those that prediction would use: a run's own file holds other tensors, too."""
+    """The weights that prediction uses: a `latest.safetensors` contains other tensors as well."""
     for prefix in ("average.module", "network"):
         if found := without_prefix(prefix, tensors):
             return found
     return tensors
 
 
-RECORD = "pretrained.json"
-HEADS = "heads."
-NAMES_IN_A_LINE = 8
-
-
 @dataclass(frozen=True)
 class Transfer:
-    """A new network's weights, and where they come from.
+    """The weights of a new network, and where they come from.
 
     Attributes:
         tensors: all weights of the new network.
-        loaded: names of those that come from the pretrained model, adapted ones included.
-        not_loaded: name -> why it keeps its random start.
-        unused: names in the pretrained model that nothing was taken from.
-        remarks: how layers were made to fit, for people.
+        loaded: names of those from the pretrained model, adapted ones included.
+        not_loaded: name -> why it keeps its random initialisation.
+        unused: names in the pretrained model that are not loaded.
+        remarks: how layers were adapted, for the user.
     """
 
     tensors: Tensors
@@ -143,7 +140,7 @@ class Transfer:
     remarks: tuple[str, ...]
 
     def __str__(self) -> str:
-        """One line that says what was done."""
+        """A summary in one line."""
         counts = f"{len(self.loaded)} of {len(self.tensors)} tensors loaded"
         missing = list(self.not_loaded)
         more = ", ..." if len(missing) > NAMES_IN_A_LINE else ""
@@ -151,7 +148,7 @@ class Transfer:
         return "; ".join([counts, *self.remarks, *left])
 
     def to_json(self) -> dict[str, Any]:
-        """What was done, in full."""
+        """All details but the tensors."""
         return {
             "remarks": list(self.remarks),
             "loaded": list(self.loaded),
@@ -161,10 +158,10 @@ class Transfer:
 
 
 def transfer(pretrained: Pretrained, plan: Plan, network: nn.Module) -> Transfer:
-    """Make pretrained weights fit a plan's new network; the network itself is not changed.
+    """Adapt pretrained weights to a plan's new network, which itself is not changed.
 
     Raises:
-        AutosegError: nothing but perhaps a head fits; the networks are too different.
+        AutosegError: no convolution fits except perhaps a head: the networks are too different.
     """
     start = network.state_dict()
     fitter = _Fitter(pretrained, plan, first_convolution(network))
@@ -183,34 +180,34 @@ def transfer(pretrained: Pretrained, plan: Plan, network: nn.Module) -> Transfer
     return Transfer(tensors, loaded, not_loaded, unused, tuple(fitter.remarks(loaded)))
 
 
-def begin_with(path: Path, learner: Learner, folder: Path) -> dict[str, Any]:
-    """Put pretrained weights into a learner that has not learnt yet, and into its average.
+def start_from(path: Path, learner: Learner, folder: Path) -> dict[str, Any]:
+    """Load pretrained weights into a new learner and its weight average.
 
-    What was done is said, and written in full to `pretrained.json` in the folder.
+    Prints a summary and writes the details to `pretrained.json` in the folder.
 
     Returns:
-        the weights' source.
+        the source of the weights.
     """
     pretrained = read_pretrained(path)
-    done = transfer(pretrained, learner.plan, learner.network)
-    learner.network.load_state_dict(done.tensors)
+    found = transfer(pretrained, learner.plan, learner.network)
+    learner.network.load_state_dict(found.tensors)
     if learner.average is not None:
-        learner.average.module.load_state_dict(done.tensors)
+        learner.average.module.load_state_dict(found.tensors)
     if learner.group.leads:
-        of = "{task} {plan}, plan {plan_id}".format(**pretrained.source)
-        say(f"pretrained on {of}: {done}")
-        write_json(folder / RECORD, pretrained.source | done.to_json())
+        model = "{task} {plan}, plan {plan_id}".format(**pretrained.source)
+        say(f"pretrained on {model}: {found}")
+        write_json(folder / RECORD, pretrained.source | found.to_json())
     return pretrained.source
 
 
 def first_convolution(network: nn.Module) -> str:
-    """The name of the weights that see the image."""
+    """The name of the weights that are applied to the image."""
     names = (name for name, module in network.named_modules() if isinstance(module, nn.Conv3d))
     return f"{next(names)}.weight"
 
 
 def adapt_channels(weight: Tensor, old: Sequence[str], new: Sequence[str]) -> Tensor:
-    """Weights (maps, old channels, x, y, z) for the new channels, see the module's rule."""
+    """Weights (maps, old channels, x, y, z) for the new channels, as the module describes."""
     if len(set(old)) == len(old) and sorted(old) == sorted(new):
         return weight[:, [old.index(name) for name in new]]
     if len(old) == len(new):
@@ -226,7 +223,7 @@ class _Fitter:
     first: str
 
     def fitted(self, name: str, mine: Tensor) -> Tensor | None:
-        """The pretrained tensor in the shape of the new network's `mine`; None if it cannot be."""
+        """The pretrained tensor in the shape of the new network's `mine`; None if it cannot fit."""
         theirs = self.pretrained.tensors.get(name)
         if theirs is None:
             return None
@@ -242,68 +239,67 @@ class _Fitter:
             return theirs
         image = adapt_channels(theirs[:, : len(old.channels)], old.channels, new.channels)
         masks, previous = theirs[:, len(old.channels) :], mine[:, len(new.channels) :]
-        # A cascade's masks mean the same only where both plans have the same classes.
+        # The masks of a cascade have the same meaning only if both plans have the same classes.
         same = masks.shape == previous.shape and old.classes == new.classes
         return torch.cat([image, (masks if same else previous).to(image)], dim=1)
 
     def _head(self, mine: Tensor, theirs: Tensor) -> Tensor | None:
         old, new = outputs_of(self.pretrained.plan), outputs_of(self.plan)
-        if theirs.shape[1:] != mine.shape[1:] or not self._taken_classes():
+        if theirs.shape[1:] != mine.shape[1:] or not self._common_outputs():
             return None
         head = mine.detach().clone()
-        for name in self._taken_classes():
+        for name in self._common_outputs():
             head[new.index(name)] = theirs[old.index(name)].to(mine)
         return head
 
-    def _taken_classes(self) -> list[str]:
-        """Outputs of the same name and kind: a softmax's differ from a region's sigmoid."""
+    def _common_outputs(self) -> list[str]:
+        """Outputs of the same name and kind: a class differs from a region of the same name."""
         if self.pretrained.plan.classes.are_regions != self.plan.classes.are_regions:
             return []
         old = outputs_of(self.pretrained.plan)
         return [name for name in outputs_of(self.plan) if name in old]
 
     def misfit(self, name: str, mine: Tensor) -> str:
-        """Why a tensor was not taken."""
+        """Why a tensor is not loaded."""
         theirs = self.pretrained.tensors.get(name)
         if theirs is None:
             return f"{name} is not in the pretrained model"
-        if name.startswith(HEADS) and not self._taken_classes():
+        if name.startswith(HEADS) and not self._common_outputs():
             return "no class of the same name"
         return f"{name} is {tuple(theirs.shape)} in the pretrained model, {tuple(mine.shape)} here"
 
     def remarks(self, loaded: Sequence[str]) -> list[str]:
-        """What was made to fit."""
-        said = []
+        """How layers were adapted."""
+        remarks = []
         old, new = self.pretrained.plan.channels, self.plan.channels
         if self.first in loaded and len(old) != len(new):
-            channels = "channel" if len(new) == 1 else "channels"
-            said.append(f"first convolution adapted from {len(old)} to {len(new)} {channels}")
+            channels = counted(len(new), "channel")
+            remarks.append(f"first convolution adapted from {len(old)} to {channels}")
         elif self.first in loaded and old != new and sorted(old) == sorted(new):
-            said.append("first convolution: channels put into their new order")
+            remarks.append("first convolution: channels reordered")
         if any(name.startswith(HEADS) for name in loaded):
-            said.append(f"head: {self._classes_in_words()}")
+            remarks.append(f"head: {self._classes_in_words()}")
         else:
-            said.append("head: new")
-        return said
+            remarks.append("head: new")
+        return remarks
 
     def _classes_in_words(self) -> str:
-        taken, names = self._taken_classes(), list(self.plan.classes.names)[1:]
-        fresh = [name for name in names if name not in taken]
-        known = [name for name in names if name in taken]
-        if not fresh:
-            return "all classes taken"
-        parts = [f"{', '.join(known)} taken"] if known else ["only background taken"]
-        return ", ".join([*parts, f"{', '.join(fresh)} new"])
+        names = self.plan.classes.names[1:]
+        loaded = [name for name in names if name in self._common_outputs()]
+        if len(loaded) == len(names):
+            return "all classes loaded"
+        new = [name for name in names if name not in loaded]
+        return f"{', '.join(loaded) or 'only background'} loaded, {', '.join(new)} new"
 
 
 def outputs_of(plan: Plan) -> list[str]:
-    """The names of what the network gives, in order: regions have no background."""
+    """The names of the network's outputs, in order: regions have no background."""
     classes = plan.classes
     return list(classes.names[1:] if classes.are_regions else classes.names)
 
 
 def _check_any(loaded: Sequence[str], start: Tensors, pretrained: Pretrained, plan: Plan) -> None:
-    """Some convolution must fit: normalisations alone carry nothing over."""
+    """Raise an AutosegError if no convolution fits: normalisation layers alone are useless."""
     if any(start[name].ndim == 5 and not name.startswith(HEADS) for name in loaded):
         return
     old, new = (
@@ -311,5 +307,5 @@ def _check_any(loaded: Sequence[str], start: Tensors, pretrained: Pretrained, pl
     )
     raise AutosegError(
         f"--pretrained: no convolution of {pretrained.plan.task} {pretrained.plan.name} ({old}) "
-        f"fits the network of {plan.task} {plan.name} ({new}); plan with the same network.*"
+        f"fits the network of {plan.task} {plan.name} ({new}); plan with equal network.* values"
     )

@@ -17,7 +17,6 @@ from autoseg.models.log import Epoch
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training import monitor
-from autoseg.training import train as train_module
 from autoseg.training.state import BEST, LATEST, Run, State
 from autoseg.training.train import train
 from tests.making import tiny_plan, tiny_store
@@ -61,8 +60,7 @@ def start(
 
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave pictures empty: drawing one takes longer than the training."""
-    for where in (monitor, train_module):
-        monkeypatch.setattr(where, "draw_progress", lambda path, _: path.touch())
+    monkeypatch.setattr(monitor, "draw_progress", lambda path, _: path.touch())
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

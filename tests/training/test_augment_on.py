@@ -12,7 +12,7 @@ import torch
 from autoseg.augmentation.on_device import Postponer
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.plan.augmentation import Brightness, Spatial
-from autoseg.training import train as train_module
+from autoseg.training import monitor
 from autoseg.training.learner import Learner
 from tests.making import CASCADE, tiny_plan
 from tests.training.making import (
@@ -77,7 +77,7 @@ def test_a_run_repeats_whatever_the_workers_and_where_it_is_cut(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module, "write_log", cut)  # after the first epoch is saved
+        patched.setattr(monitor, "write_log", cut)  # after the first epoch is saved
         with pytest.raises(KeyboardInterrupt):
             start(plan, store, tmp_path / "cut")
     start(plan, store, tmp_path / "cut", resume=True)

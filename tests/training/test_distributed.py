@@ -127,12 +127,12 @@ def test_two_processes_resume_to_the_bit(pair: list[Tensors]) -> None:
 
 def test_what_processes_tell_each_other(pair: list[Tensors]) -> None:
     for each in pair:
-        told = without_prefix("exchange", each)
-        assert told["sum"].tolist() == [3.0, 20.0]
-        assert told["gradient"].tolist() == [12.0, 80.0]  # both processes' 2 x sum
-        assert told["mean"].tolist() == [1.5, 10.0]
-        assert told["largest"] == 7
-        assert bytes(told["text"].tolist()).decode() == "Grüße"
+        found = without_prefix("exchange", each)
+        assert found["sum"].tolist() == [3.0, 20.0]
+        assert found["gradient"].tolist() == [12.0, 80.0]  # both processes' 2 x sum
+        assert found["mean"].tolist() == [1.5, 10.0]
+        assert found["largest"] == 7
+        assert bytes(found["text"].tolist()).decode() == "Grüße"
 
 
 def test_a_process_alone_needs_nobody() -> None:
@@ -156,7 +156,7 @@ def test_a_batch_is_shared_in_order(size: int, batch_size: int, shares: list[lis
 
 @pytest.mark.parametrize(("size", "batch_size"), [(2, 3), (4, 2)])
 def test_a_batch_that_cannot_be_shared(size: int, batch_size: int) -> None:
-    with pytest.raises(AutosegError, match=f"a batch of {batch_size} .* equally by {size} proc"):
+    with pytest.raises(AutosegError, match=f"batch_size={batch_size} .* {size} processes"):
         Group(0, size).places(batch_size)
 
 
@@ -200,10 +200,10 @@ def test_where_processes_share_a_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(AutosegError, match="cuda:1 is not on this machine"), joined(None):
+    with pytest.raises(AutosegError, match="cuda:1"), joined(None):
         pass
     with (
-        pytest.raises(AutosegError, match="--device cuda:0: under torchrun each"),
+        pytest.raises(AutosegError, match="--device cuda:0: torchrun"),
         joined("cuda:0"),
     ):
         pass

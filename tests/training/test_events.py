@@ -57,7 +57,7 @@ def test_the_numbers_of_an_epoch():
     assert "loss/validation" not in dict(scalars(alone))
 
 
-def test_without_the_package_one_line_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_the_package_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     missing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
     monkeypatch.setattr(module, "importlib", missing)
     for refused in (check_tensorboard, lambda: Events(tmp_path / "tensorboard", [])):
@@ -97,12 +97,12 @@ def test_other_files_in_the_folder_stay(tmp_path):
 @needs_tensorboard
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "fold_0").write_text("a file")
-    with pytest.raises(AutosegError, match=r"cannot write .*tensorboard: .*; choose a folder"):
+    with pytest.raises(AutosegError, match=r"cannot write .*tensorboard: "):
         Events(tmp_path / "fold_0" / "tensorboard", [])
 
 
 @needs_tensorboard
-def test_a_run_writes_what_its_log_has_and_a_resumed_one_goes_on(tmp_path, monkeypatch):
+def test_a_run_writes_what_its_log_has_and_a_resumed_one_continues(tmp_path, monkeypatch):
     plan = training_plan(epochs=3)
     store, folder = store_of(tmp_path, plan), tmp_path / "run"
     without_pictures(monkeypatch)

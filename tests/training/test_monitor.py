@@ -82,7 +82,7 @@ def test_each_curve_has_its_colour(tmp_path):
     assert count_of(path, orange) < both[orange]
 
 
-def test_a_run_that_learns_by_heart_says_so_above_its_curves(tmp_path):
+def test_the_title_reports_overfitting(tmp_path):
     def top(losses):
         dice = [0.5, 0.5, 0.5, 0.2, 0.1, 0.1, 0.0, 0.0, 0.0]
         epochs = [

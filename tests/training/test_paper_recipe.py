@@ -24,10 +24,9 @@ from autoseg.networks.unet import Convolution, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Plateau
 from autoseg.planner.compose import Wishes, compose
-from autoseg.training import epoch as epoch_module
-from autoseg.training.learner import build_optimizer
+from autoseg.training.learner import Learner, Validation, build_optimizer
 from autoseg.training.losses import build_loss
-from autoseg.training.state import LATEST, PlateauState
+from autoseg.training.state import LATEST, EpochSoFar, PlateauState
 from tests.making import count_parameters, tiny_plan
 from tests.planner.making import fingerprint
 from tests.planner.test_compose import never
@@ -273,14 +272,17 @@ def test_early_stopping_and_the_best_weights(
     )
     losses = [3.0, 2.0, 1.0] + [1.0] * 200  # as low is not lower
     given_losses, seen = iter(losses), []
-    take = epoch_module._take_steps
+    means = EpochSoFar.means
 
-    def replaced(loop: Any, state: Any, so_far: Any) -> tuple[float, list[float]]:
-        _, dice = take(loop, state, so_far)
-        seen.append(loop.learner.weights()["heads.0.weight"].clone())
-        return next(given_losses), dice
+    def replaced(*arguments: Any) -> tuple[float, list[float]]:
+        return next(given_losses), means(*arguments)[1]
 
-    monkeypatch.setattr(epoch_module, "_take_steps", replaced)
+    def remember(_: Validation, learner: Learner, *__: Any) -> tuple[None, list[float]]:
+        seen.append(learner.weights()["heads.0.weight"].clone())
+        return None, []
+
+    monkeypatch.setattr(EpochSoFar, "means", replaced)
+    monkeypatch.setattr(Validation, "after", remember)
     state = start(tiny, store_of(tmp_path, tiny), tmp_path / "run")
     assert (state.done, state.best_epoch) == (3 + 100, 2)
     # The first better epoch is the third; the rates fall 15 and 30 epochs after it.

@@ -75,14 +75,14 @@ def test_other_precisions_have_no_scale() -> None:
     assert not [name for name in learner(precision="float32").tensors() if "scale" in name]
 
 
-def test_float16_on_a_processor_is_told(
+def test_float16_on_a_cpu_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_pictures(monkeypatch)
     plan = training_plan(epochs=1, precision="float16")
     start(plan, store_of(tmp_path, plan), tmp_path / "run")
     said = capsys.readouterr().err
-    assert "float16 is for CUDA: on cpu the network computes in " in said
+    assert "float16 is supported on CUDA only" in said
 
 
 def test_a_compiled_network_learns_the_same_and_keeps_its_names(
@@ -110,7 +110,7 @@ def test_a_failed_compilation_ends_with_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(inductor, "fx_graph_cache", False)
     pupil = learner(precision="float32", compile=True, average_decay=0.5)
-    with pytest.raises(RunError, match=r"^training\.compile: torch could not compile") as told:
+    with pytest.raises(RunError, match=r"^training\.compile: ") as told:
         pupil.step(batch(), 1e-2)
     assert "\n" not in str(told.value)
     assert "plan with training.compile=false" in str(told.value)

@@ -77,22 +77,22 @@ def test_of_a_run_that_is_not_finished_the_weights_that_prediction_would_use(
 
 def test_several_folds_are_listed(tmp_path):
     model(tmp_path, folds=("0", "1"))
-    with pytest.raises(AutosegError, match=r"has several folds: fold_0, fold_1; choose one: .*_0$"):
+    with pytest.raises(AutosegError, match=r"fold_0, fold_1.*fold_0$"):
         read_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gone", "gone.safetensors", "empty", "notes.txt", "fold_1"])
-def test_what_is_no_model_is_told(tmp_path, name):
+def test_what_is_not_a_model_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no weights")
-    with pytest.raises(AutosegError, match=r"there is no trained model; give models/TASK/PLAN"):
+    with pytest.raises(AutosegError, match=r"^--pretrained .*models/TASK/PLAN"):
         read_pretrained(tmp_path / name)
 
 
 def test_without_its_plan_a_file_says_nothing(tmp_path):
     model(tmp_path)
     (tmp_path / "plan.json").unlink()
-    with pytest.raises(AutosegError, match=r"there is no plan\.json beside final\.safetensors"):
+    with pytest.raises(AutosegError, match=r"plan\.json.*final\.safetensors"):
         read_pretrained(tmp_path)
 
 
@@ -100,12 +100,12 @@ def test_another_plan_beside_the_weights_is_refused(tmp_path):
     plan = model(tmp_path)
     other = tiny_plan(training={"epochs": 7})
     other.save(tmp_path / "plan.json")
-    with pytest.raises(AutosegError, match=f"trained by plan {plan.id}, but .* is {other.id}"):
+    with pytest.raises(AutosegError, match=f"{plan.id}.*plan.json is {other.id}"):
         read_pretrained(tmp_path)
 
 
-def test_damaged_weights_are_told(tmp_path):
+def test_damaged_weights_are_reported(tmp_path):
     model(tmp_path)
     (tmp_path / "fold_0" / FINAL).write_bytes(b"\x00" * 100)
-    with pytest.raises(AutosegError, match="is damaged"):
+    with pytest.raises(AutosegError, match=r"final\.safetensors"):
         read_pretrained(tmp_path)

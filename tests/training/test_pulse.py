@@ -1,4 +1,4 @@
-"""Signs of life amid an epoch: how far it is, and how long all epochs take."""
+"""The heartbeat of a run within an epoch: how far it is, and how long all epochs take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import pytest
 
 from autoseg.common.progress import progress
-from autoseg.training.epoch import Pulse
+from autoseg.training.monitor import Heartbeat
 from autoseg.training.state import PlateauState, State
 from tests.common.test_progress import Clock
 
@@ -21,17 +21,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_slow_epoch_tells_its_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_epoch_shows_its_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress("training fold 0", 1000, every_seconds=0) as bar:
-        pulse = Pulse(bar, 250)
+        heartbeat = Heartbeat(bar, 250)
         for done, seconds in enumerate((60, 25, 25), start=1):
             clock.seconds += seconds
-            pulse.beat(STATE, done)
+            heartbeat.beat(STATE, done)
     assert capsys.readouterr().err.splitlines() == [
         "training fold 0: epoch 1 of 1000, step 1 of 250, 1 min 00 s a step, about 173 days 14 h "
         "left",
         "training fold 0: epoch 1 of 1000, step 2 of 250, 25 s a step, about 72 days 8 h left",
-        # 25 seconds later it is silent: signs of life become rarer
+        # 25 seconds later it is silent: heartbeats become rarer
     ]
 
 
@@ -39,15 +39,15 @@ def test_fast_epochs_and_last_steps_are_silent(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with progress("training fold 0", 1000, every_seconds=0) as bar:
-        pulse = Pulse(bar, 2)
+        heartbeat = Heartbeat(bar, 2)
         for seconds, done in ((4, 1), (40, 2)):
             clock.seconds += seconds
-            pulse.beat(STATE, done)
+            heartbeat.beat(STATE, done)
     assert capsys.readouterr().err == ""
 
 
-def test_who_does_not_lead_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    pulse = Pulse(None, 3)
+def test_without_a_bar_nothing_is_printed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    heartbeat = Heartbeat(None, 3)
     clock.seconds += 100
-    pulse.beat(STATE, 1)
+    heartbeat.beat(STATE, 1)
     assert capsys.readouterr().err == ""

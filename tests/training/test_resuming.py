@@ -1,4 +1,4 @@
-"""A run that was interrupted and resumed equals one that was not, to the bit."""
+"""A run that was interrupted and resumed equals an uninterrupted one, bit by bit."""
 
 from typing import Any
 
@@ -8,8 +8,7 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.models.folder import FINAL
-from autoseg.training import state
-from autoseg.training import train as module
+from autoseg.training import state, timing
 from autoseg.training.state import BEST, LATEST
 from tests.training.making import assert_same_run, start, store_of, training_plan, without_pictures
 
@@ -43,7 +42,7 @@ class Stop(KeyboardInterrupt):
 
 
 def interrupt(monkeypatch, after, saved):
-    """Stop the run when epoch `after` + 1 is about to be saved, or when it has been."""
+    """Stop the run before epoch `after` + 1 is saved, or after epoch `after` was saved."""
     count = 0
 
     def save_or_stop(path, tensors, state):
@@ -64,34 +63,34 @@ def interrupt(monkeypatch, after, saved):
 )
 def test_a_resumed_run_continues_to_the_bit(tmp_path, monkeypatch, recipe, after, saved):
     plan = training_plan(**RECIPES[recipe])
-    if recipe == "budget":  # time is not to decide here
-        monkeypatch.setattr(module, "epochs_within", lambda *_: 4)
+    if recipe == "budget":  # the clock must not decide here
+        monkeypatch.setattr(timing, "epochs_within", lambda *_: 4)
     store = store_of(tmp_path, plan)
-    whole = start(plan, store, tmp_path / "whole")
+    full = start(plan, store, tmp_path / "full")
     with monkeypatch.context() as patched:
         interrupt(patched, after, saved)
         with pytest.raises(Stop):
             start(plan, store, tmp_path / "parts")
     assert not (tmp_path / "parts" / FINAL).exists()
     resumed = start(plan, store, tmp_path / "parts", resume=True)
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
-    assert resumed.done == whole.done == 4
-    assert resumed.progress == whole.progress == pytest.approx(1)
-    assert resumed.plateau == whole.plateau
+    assert_same_run(tmp_path / "parts", tmp_path / "full")
+    assert resumed.done == full.done == 4
+    assert resumed.progress == full.progress == pytest.approx(1)
+    assert resumed.plateau == full.plateau
     assert (tmp_path / "parts" / "progress.png").exists()
 
 
 def test_interrupted_twice(tmp_path, monkeypatch):
     plan = training_plan(**RECIPES["cosine"])
     store = store_of(tmp_path, plan)
-    start(plan, store, tmp_path / "whole")
+    start(plan, store, tmp_path / "full")
     for resume in (False, True):
         with monkeypatch.context() as patched:
             interrupt(patched, after=1, saved=True)
             with pytest.raises(Stop):
                 start(plan, store, tmp_path / "parts", resume=resume)
     start(plan, store, tmp_path / "parts", resume=True)
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert_same_run(tmp_path / "parts", tmp_path / "full")
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
@@ -120,8 +119,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
     store = store_of(tmp_path, plan)
     start(plan, store, tmp_path / "run")
     before = (tmp_path / "run" / LATEST).read_bytes()
-    told = rf"holds a run already: epoch 1 of 1, saved 20.*, plan {plan.id}; continue it with --re"
-    with pytest.raises(AutosegError, match=told):
+    with pytest.raises(AutosegError, match=rf"run.*epoch 1 of 1.*{plan.id}.*--resume"):
         start(plan, store, tmp_path / "run")
     assert (tmp_path / "run" / LATEST).read_bytes() == before
 
@@ -130,22 +128,22 @@ def test_a_run_of_another_plan_is_not_resumed(tmp_path):
     plan, other = training_plan(epochs=1), training_plan(epochs=1, gradient_clip=1.0)
     store = store_of(tmp_path, plan)
     start(plan, store, tmp_path / "run")
-    with pytest.raises(AutosegError, match=f"made by plan {plan.id}, but plan.json is {other.id}"):
+    with pytest.raises(AutosegError, match=f"{LATEST}.*{plan.id}.*{other.id}"):
         start(other, store, tmp_path / "run", resume=True)
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path):
+def test_a_damaged_checkpoint_is_reported(tmp_path):
     plan = training_plan(epochs=1)
     store = store_of(tmp_path, plan)
     start(plan, store, tmp_path / "run")
     path = tmp_path / "run" / LATEST
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(AutosegError, match=r"latest\.safetensors is damaged"):
+    with pytest.raises(AutosegError, match=r"latest\.safetensors"):
         start(plan, store, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("missing", ["network.heads.0.weight", "plan_id", "history"])
-def test_a_checkpoint_of_another_version_is_told(tmp_path, missing):
+def test_a_checkpoint_of_another_version_is_reported(tmp_path, missing):
     plan = training_plan(epochs=1, optimizer=ADAM)
     store = store_of(tmp_path, plan)
     start(plan, store, tmp_path / "run")
@@ -154,5 +152,5 @@ def test_a_checkpoint_of_another_version_is_told(tmp_path, missing):
     tensors.pop(missing, None)
     state.pop(missing, None)
     save_checkpoint(path, tensors, state)
-    with pytest.raises(AutosegError, match=r"latest\.safetensors cannot be resumed; another"):
+    with pytest.raises(AutosegError, match=r"latest\.safetensors"):
         start(plan, store, tmp_path / "run", resume=True)

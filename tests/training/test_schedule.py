@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule
-from autoseg.training.state import PlateauState, epochs_within, learning_rate_factor
+from autoseg.training.state import PlateauState, learning_rate_factor
+from autoseg.training.timing import epochs_within
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Signals between two steps, and runs that they end: resumed, these equal runs never stopped."""
+"""Signals between two steps; runs that they stop equal uninterrupted runs when resumed."""
 
 import os
 import signal
@@ -13,9 +13,8 @@ from autoseg.common.errors import RunError, Stopped
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.models.folder import FINAL
 from autoseg.plan.plan import Plan
-from autoseg.training import epoch
-from autoseg.training.distributed import Group
-from autoseg.training.epoch import SOON, StopAsked, StopSignals
+from autoseg.training import train as train_module
+from autoseg.training.distributed import STOPPING, Group, StopRequested, StopSignals
 from autoseg.training.learner import Learner
 from autoseg.training.state import BEST, LATEST
 from tests.training.making import (
@@ -40,7 +39,7 @@ def send(number: int) -> None:
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
 )
-def test_a_signal_is_a_wish(
+def test_a_signal_requests_a_stop(
     capfd: pytest.CaptureFixture[str], number: signal.Signals, name: str
 ) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -48,21 +47,21 @@ def test_a_signal_is_a_wish(
         stop.check()
         send(number)
         assert stop.name == name
-        assert capfd.readouterr().err == SOON
-        with pytest.raises(StopAsked):
+        assert capfd.readouterr().err == STOPPING
+        with pytest.raises(StopRequested):
             stop.check()
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_ctrl_c_does_what_it_always_did(first: signal.Signals) -> None:
+def test_a_second_ctrl_c_has_its_usual_effect(first: signal.Signals) -> None:
     with StopSignals():
         send(first)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 
 
-def test_a_second_sigterm_is_the_same_wish() -> None:
+def test_a_second_sigterm_has_no_further_effect() -> None:
     with StopSignals() as stop:
         send(signal.SIGTERM)
         send(signal.SIGTERM)
@@ -80,7 +79,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_nothing_is_caught_outside_of_the_main_thread() -> None:
+def test_nothing_is_caught_outside_the_main_thread() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen = []
 
@@ -122,8 +121,8 @@ PLAN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
-    folder = tmp_path_factory.mktemp("whole")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    folder = tmp_path_factory.mktemp("full")
     plan = training_plan(**PLAN)
     with pytest.MonkeyPatch.context() as patched:
         without_pictures(patched)
@@ -132,58 +131,58 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
 
 
 @pytest.mark.parametrize(
-    ("call", "after", "number", "told", "epochs", "steps"),
+    ("call", "after", "number", "name", "epochs", "steps"),
     [
-        ("step", 1, signal.SIGTERM, "SIGTERM after epoch 0 and 1 step;", 0, 1),
-        ("step", 5, signal.SIGTERM, "SIGTERM after epoch 1 and 2 steps", 1, 2),
-        ("step", 3, signal.SIGINT, "Ctrl-C after epoch 0 and 3 steps", 0, 3),
-        ("validate", 3, signal.SIGTERM, "SIGTERM after epoch 1 and 3 steps", 1, 3),
-        ("weights", 1, signal.SIGTERM, "SIGTERM after epoch 1; continue", 1, 0),  # best is saved
+        ("step", 1, signal.SIGTERM, "SIGTERM", 0, 1),
+        ("step", 5, signal.SIGTERM, "SIGTERM", 1, 2),
+        ("step", 3, signal.SIGINT, "Ctrl-C", 0, 3),
+        ("validate", 3, signal.SIGTERM, "SIGTERM", 1, 3),
+        ("weights", 1, signal.SIGTERM, "SIGTERM", 1, 0),  # best is saved
     ],
 )
-def test_a_stopped_run_goes_on_to_the_bit(
-    whole: tuple[Plan, Path],
+def test_a_stopped_run_continues_bit_by_bit(
+    full: tuple[Plan, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     call: str,
     after: int,
     number: signal.Signals,
-    told: str,
+    name: str,
     epochs: int,
     steps: int,
 ) -> None:
-    plan, folder = whole
+    plan, folder = full
     store = store_of(folder, plan)
+    reached = f"epoch {epochs}" + {0: "", 1: " and 1 step"}.get(steps, f" and {steps} steps")
     with monkeypatch.context() as patched:
         stop_at(patched, call, after, number)
-        with pytest.raises(Stopped, match=f"^stopped by {told}") as stopped:
+        with pytest.raises(Stopped, match=f"{name}.*{reached};.*--resume") as stopped:
             start(plan, store, tmp_path / "run")
     assert stopped.value.status == 128 + number
     tensors, state = load_checkpoint(tmp_path / "run" / LATEST)
     assert (len(state["history"]), len(tensors.get("epoch.losses", ()))) == (epochs, steps)
     assert not (tmp_path / "run" / FINAL).exists()
     start(plan, store, tmp_path / "run", resume=True)
-    parts = {0: "", 1: " and 1 step", 2: " and 2 steps", 3: " and 3 steps"}[steps]
-    assert f"resuming after epoch {epochs}{parts} of 3 epochs" in capsys.readouterr().err
+    assert f"{reached} of 3 epochs" in capsys.readouterr().err
     assert_same_run(tmp_path / "run", folder / "run")
     assert (tmp_path / "run" / BEST).exists()
 
 
 def test_a_signal_at_the_very_end_is_not_lost(
-    whole: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, folder = whole
+    plan, folder = full
     stop_at(monkeypatch, "validate", 6, signal.SIGTERM)  # the last batch of all
-    with pytest.raises(Stopped, match="stopped by SIGTERM after training; continue"):
+    with pytest.raises(Stopped, match=r"SIGTERM after training.*--resume"):
         start(plan, store_of(folder, plan), tmp_path / "run")
     assert_same_run(tmp_path / "run", folder / "run")
 
 
-def test_seconds_of_an_epoch_in_parts_are_added_up(
-    whole: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_seconds_of_an_interrupted_epoch_are_added_up(
+    full: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, folder = whole
+    plan, folder = full
     with monkeypatch.context() as patched:
         stop_at(patched, "step", 2, signal.SIGTERM)
         with pytest.raises(Stopped):
@@ -195,20 +194,20 @@ def test_seconds_of_an_epoch_in_parts_are_added_up(
     assert len(log_of(tmp_path / "run")) == 3
 
 
-def test_a_stopped_epoch_of_a_worker_that_died_with_us(
-    whole: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_died_from_the_same_signal(
+    full: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster sends the signal to all processes of a job: workers may end before we look."""
-    plan, folder = whole
+    """A cluster sends the signal to all processes of a job: workers may end before the check."""
+    plan, folder = full
 
     def ended(_: object) -> Batch:
         threading.Timer(0.05, send, [signal.SIGTERM]).start()
         raise RunError("an augmentation worker ended")
 
-    monkeypatch.setattr(epoch, "next", ended, raising=False)
-    with pytest.raises(Stopped, match="after epoch 0; continue"):
+    monkeypatch.setattr(train_module, "next", ended, raising=False)
+    with pytest.raises(Stopped, match="SIGTERM after epoch 0;"):
         start(plan, store_of(folder, plan), tmp_path / "run")
 
 
-def test_alone_the_largest_number_is_our_own() -> None:
+def test_the_largest_number_of_a_single_process() -> None:
     assert Group().largest(15) == 15

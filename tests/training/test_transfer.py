@@ -10,15 +10,15 @@ from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import Tensors, load_checkpoint
 from autoseg.models.folder import FINAL
 from autoseg.networks.unet import build_network
-from autoseg.training import train
+from autoseg.training import monitor
 from autoseg.training.learner import Learner
 from autoseg.training.state import LATEST
 from autoseg.training.transfer import (
     Pretrained,
     Transfer,
     adapt_channels,
-    begin_with,
     first_convolution,
+    start_from,
     transfer,
 )
 from tests.making import tiny_plan
@@ -46,13 +46,13 @@ def moved(old: dict[str, Any], new: dict[str, Any]) -> tuple[Tensors, Tensors, T
     return before.tensors, start, done
 
 
-def test_the_same_network_is_taken_whole():
+def test_the_same_network_is_loaded_completely():
     old, start, done = moved({"network": {"norm": "batch"}}, {"network": {"norm": "batch"}})
     assert all(torch.equal(done.tensors[name], old[name]) for name in start)
     assert done.loaded == tuple(start)
     assert (done.not_loaded, done.unused) == ({}, ())
     count = len(start)
-    assert str(done) == f"{count} of {count} tensors loaded; head: all classes taken"
+    assert str(done) == f"{count} of {count} tensors loaded; head: all classes loaded"
 
 
 def test_the_network_that_is_given_stays_as_it_is():
@@ -64,7 +64,7 @@ def test_the_network_that_is_given_stays_as_it_is():
     assert not torch.equal(done.tensors["heads.0.weight"], before["heads.0.weight"])
 
 
-def test_classes_are_taken_by_their_names():
+def test_classes_are_loaded_by_their_names():
     new = {"background": [0], "right lung": [1], "tumour": [2], "left lung": [3]}
     old, start, done = moved({"labels": LUNGS}, {"labels": new})
     for kind in ("weight", "bias"):
@@ -73,16 +73,16 @@ def test_classes_are_taken_by_their_names():
         for there, here in ((0, 0), (1, 3), (2, 1)):
             assert torch.equal(head[here], old[name][there])
         assert torch.equal(head[2], start[name][2])
-    assert str(done).endswith("head: right lung, left lung taken, tumour new")
+    assert str(done).endswith("head: right lung, left lung loaded, tumour new")
     assert done.not_loaded == {}
 
 
-def test_as_many_classes_of_other_names_are_not_mistaken_for_the_same():
+def test_equally_many_classes_of_other_names_are_new():
     new = {"background": [0], "liver": [1], "spleen": [2]}
     old, start, done = moved({"labels": LUNGS}, {"labels": new})
     assert torch.equal(done.tensors["heads.0.weight"][0], old["heads.0.weight"][0])
     assert torch.equal(done.tensors["heads.0.weight"][1:], start["heads.0.weight"][1:])
-    assert str(done).endswith("head: only background taken, liver, spleen new")
+    assert str(done).endswith("head: only background loaded, liver, spleen new")
 
 
 def test_every_head_of_deep_supervision_is_adapted():
@@ -143,7 +143,7 @@ def test_channels_in_another_order_are_found_by_their_names():
     old, _, done = moved({"channels": ["T1", "T2"]}, {"channels": ["T2", "T1"]})
     first = "encoder.0.0.0.weight"
     assert torch.equal(done.tensors[first], old[first][:, [1, 0]])
-    assert "channels put into their new order" in str(done)
+    assert "channels reordered" in str(done)
     old, _, done = moved({"channels": ["T1", "T2"]}, {"channels": ["CT", "PET"]})
     assert torch.equal(done.tensors[first], old[first])
 
@@ -158,7 +158,7 @@ def test_the_masks_of_a_cascade_are_no_image_channels():
     assert torch.equal(done.tensors[first], old[first])
 
 
-def test_a_layer_is_taken_whole_or_not_at_all():
+def test_a_layer_is_loaded_completely_or_not_at_all():
     old, start, done = moved({}, {"network": {"features": [2, 5]}})
     assert torch.equal(done.tensors["encoder.0.0.0.weight"], old["encoder.0.0.0.weight"])
     # The transposed convolution's bias has the old shape, but its weights have not.
@@ -184,11 +184,11 @@ def test_the_first_convolution_of_a_network():
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
-def test_a_learner_and_its_average_begin_with_the_weights(tmp_path, decay, capsys):
+def test_a_learner_and_its_average_start_from_the_weights(tmp_path, decay, capsys):
     model(tmp_path / "old")
     file = tmp_path / "old" / "fold_0" / FINAL
     learner = Learner(tiny_plan(training={"average_decay": decay}), CPU)
-    source = begin_with(file, learner, tmp_path / "run")
+    source = start_from(file, learner, tmp_path / "run")
     expected, _ = load_checkpoint(file)
     for found in (learner.weights(), dict(learner.network.state_dict())):
         assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -206,13 +206,12 @@ def test_a_run_records_its_source_and_a_resumed_one_keeps_it(tmp_path, monkeypat
     store = store_of(tmp_path, plan)
     model(tmp_path / "old", plan=training_plan())
     with monkeypatch.context() as patched:
-        patched.setattr(train, "write_log", lambda *_: 1 / 0)  # dies after its first epoch
+        patched.setattr(monitor, "write_log", lambda *_: 1 / 0)  # dies after its first epoch
         with pytest.raises(ZeroDivisionError):
             start(plan, store, tmp_path / "run", pretrained=tmp_path / "old")
     capsys.readouterr()
     start(plan, store, tmp_path / "run", pretrained=tmp_path / "gone", resume=True)
-    told = capsys.readouterr().err
-    assert "gone is not read: a resumed run keeps its own weights" in told
+    assert f"--pretrained {tmp_path / 'gone'} is ignored" in capsys.readouterr().err
     source = load_checkpoint(tmp_path / "run" / LATEST)[1]["pretrained"]
     assert source["plan_id"] == training_plan().id
     assert len(source["sha256"]) == 64
