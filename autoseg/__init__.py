@@ -49,7 +49,7 @@ _HOMES = {
     "Plan": "autoseg.plan.plan",
     "Predictor": "autoseg.prediction.predictor",
     "evaluate_folders": "autoseg.evaluation.evaluate",
-    "load_plan": "autoseg.plan.plan",
+    "load_plan": "autoseg.plan.reading",
     "plan_task": "autoseg.workflow.api",
     "read_image": "autoseg.image.image",
     "read_label": "autoseg.image.image",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.figures import smooth
 from autoseg.common.files import replacing
 from autoseg.common.progress import in_words
@@ -174,7 +174,7 @@ def check_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         raise AutosegError(
             "--tensorboard: the package tensorboard is not installed; run: "
-            "pip install 'autoseg[tensorboard]'"
+            f"{install_hint('tensorboard')}"
         )
 
 
