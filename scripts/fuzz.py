@@ -1,6 +1,6 @@
 """Feed mutated files to the readers of files that strangers write (atheris, coverage-guided).
 
-    pip install 'autoseg[fuzz]'
+    pip install '.[fuzz]'
     python scripts/fuzz.py plan --minutes 5
 
 A reader may return, or raise an AutosegError. Anything else is a finding, as are 2 GB of memory or

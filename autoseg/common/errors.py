@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+DISTRIBUTION = "autoseg-med"  # the package's name for pip; "autoseg" is another project's
+
 # What the loader of libraries, threads, C++, torch and ITK say where Python would say MemoryError.
 SIGNS_OF_NO_MEMORY = (
     *("failed to map segment", "Cannot allocate memory", "can't start new thread"),
@@ -54,3 +58,18 @@ class Stopped(RunError):  # noqa: N818
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error, of Python or of a library, means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY)
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an optional extra such as `cpu`.
+
+    Where the package is installed, pip needs only its name; where it runs from a source tree, pip
+    needs the path of that.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution  # slow, for messages only
+
+    try:
+        package = distribution(DISTRIBUTION).name
+    except PackageNotFoundError:
+        package = str(Path(__file__).parents[2])
+    return f"pip install '{package}[{extra}]'"

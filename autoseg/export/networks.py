@@ -23,7 +23,7 @@ from torch import Tensor
 
 from autoseg import __version__
 from autoseg.common.arrays import Triple
-from autoseg.common.errors import AutosegError, RunError
+from autoseg.common.errors import AutosegError, RunError, install_hint
 from autoseg.common.files import (
     cannot_write,
     remove_leftovers_of_dead,
@@ -298,8 +298,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
     for name in formats:
         if not FORMATS[name].is_installed():
             raise AutosegError(
-                f"--format {name} needs libraries that are missing; run: "
-                "pip install 'autoseg[export]'"
+                f"--format {name} needs libraries that are missing; run: {install_hint('export')}"
             )
     patch = example_patch(model.plan)
     with _new_folder(out) as folder:

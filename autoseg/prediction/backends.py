@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from autoseg.common.arrays import Triple
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import cannot_write
 from autoseg.networks.devices import autocast, autocast_type, memory_format
 from autoseg.networks.unet import UNet
@@ -322,7 +322,7 @@ def _obstacle(networks: Sequence[nn.Module], device: torch.device) -> str | None
     if device.type != "cpu":
         return f"it is for processors, and the device is {device}"
     if not is_installed():
-        return "it is not installed (pip install 'autoseg[cpu]')"
+        return f"it is not installed ({install_hint('cpu')})"
     foreign = [type(network).__name__ for network in networks if not isinstance(network, UNet)]
     return f"it runs U-Nets, not {foreign[0]}" if foreign else None
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg import __version__
 from autoseg.common.arrays import count_values
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import replacing
 from autoseg.image.dicom import find_series
 from autoseg.image.formats import ending_of
@@ -53,7 +53,7 @@ def check_format(format: str, inputs: Mapping[str, tuple[Path, ...]]) -> None:
     if format != DICOM_SEG:
         return
     if find_spec("highdicom") is None:
-        raise AutosegError("--format dicom-seg needs highdicom: pip install 'autoseg[dicom]'")
+        raise AutosegError(f"--format dicom-seg needs highdicom: {install_hint('dicom')}")
     others = [name for name, files in inputs.items() if not _is_series(files[0])]
     if others:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""

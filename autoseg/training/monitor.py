@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.figures import DARK_COLOURS, smooth
 from autoseg.common.files import replacing
 from autoseg.common.progress import Progress, counted, in_fine_words, in_words, progress, say
@@ -267,7 +267,7 @@ def check_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         raise AutosegError(
             "--tensorboard: the package tensorboard is not installed; run: "
-            "pip install 'autoseg[tensorboard]'"
+            f"{install_hint('tensorboard')}"
         )
 
 

@@ -1,0 +1,38 @@
+"""How a message names an optional extra."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import autoseg
+from autoseg.common.errors import DISTRIBUTION, install_hint
+
+SOURCE = Path(autoseg.__file__).parents[1]
+
+
+def test_the_distribution_is_the_one_of_the_project_file() -> None:
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == DISTRIBUTION
+    assert {"cpu", "dicom", "export", "slurm", "tensorboard"} <= set(
+        project["optional-dependencies"]
+    )
+
+
+def test_an_installed_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Installed:
+        name = "autoseg-of-metadata"
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed)
+    assert install_hint("cpu") == "pip install 'autoseg-of-metadata[cpu]'"
+
+
+def test_a_source_tree_is_named_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    assert install_hint("cpu") == f"pip install '{SOURCE}[cpu]'"
