@@ -24,7 +24,13 @@ from scipy import ndimage
 from autoseg.augmentation.sampler import Border
 from autoseg.augmentation.spatial import Warp, draw_warp
 from autoseg.augmentation.spline import along
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import (
+    Mask,
+    Triple,
+    bounding_box,
+    connected_components,
+    count_values,
+)
 from autoseg.plan import augmentation as plans
 from autoseg.plan.augmentation import (
     GaussianBlur,
@@ -40,7 +46,6 @@ from autoseg.preprocessing.resample import apply_operators, axis_operator
 # nnU-Net's two, on part numbers instead of one mask a part: a voxel still has one part at most.
 # Segmentations are (x, y, z), 0 for background.
 
-Mask = NDArray[np.bool_]
 Operator = Callable[[Mask, int], Mask]
 
 
@@ -61,9 +66,10 @@ def dilated(mask: Mask, radius: int) -> Mask:
     """All voxels within a radius (voxels) of the mask; beyond the patch nothing is known."""
     from scipy.ndimage import distance_transform_edt
 
-    if not mask.any():
+    box = bounding_box(mask)
+    if box is None:
         return mask
-    box = _box_around(mask, radius)
+    box = tuple(slice(max(0, side.start - radius), side.stop + radius) for side in box)
     out = np.zeros_like(mask)
     out[box] = distance_transform_edt(~mask[box]) <= radius
     return out
@@ -105,12 +111,10 @@ def _without_components(
     segmentation: NDArray[Any], spec: PreviousRemoval, rng: np.random.Generator
 ) -> NDArray[Any]:
     """Each part without one of its components, chosen evenly among those that are small enough."""
-    import cc3d
-
     out = segmentation.copy()
     for part in _parts(segmentation):
-        components, count = cc3d.connected_components(out == part, return_N=True)
-        sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
+        components, count = connected_components(out == part)
+        sizes = count_values(components, count + 1)[1:]
         small = 1 + np.flatnonzero(sizes < spec.largest_share * out.size)
         if len(small):
             out[components == small[rng.integers(len(small))]] = 0
@@ -119,14 +123,6 @@ def _without_components(
 
 def _parts(segmentation: NDArray[Any]) -> NDArray[Any]:
     return np.unique(segmentation[segmentation > 0])
-
-
-def _box_around(mask: Mask, margin: int) -> tuple[slice, ...]:
-    """The box of the mask, and a margin on every side as far as the array reaches."""
-    from scipy.ndimage import find_objects
-
-    (box,) = find_objects(mask.view(np.uint8))
-    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
 
 
 # Noise, blur and low resolution, in less time than batchgenerators takes.

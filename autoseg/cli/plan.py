@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
-from autoseg.common.progress import counted
+from autoseg.common.progress import by_axis, counted
 
 if TYPE_CHECKING:
     from autoseg.plan.plan import Plan
@@ -157,8 +157,8 @@ def _explain(plan: Plan) -> None:
 
 def _in_short(plan: Plan) -> str:
     """The plan in one line."""
-    patch = " x ".join(str(size) for size in plan.sampling.patch_size)
-    spacing = " x ".join("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)
+    patch = by_axis(plan.sampling.patch_size)
+    spacing = by_axis("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)
     grid = f"{spacing} mm" if plan.resamples else "each scan's own voxel size"
     training = plan.training
     return (

@@ -174,5 +174,14 @@ def listed(noun: str, names: Iterable[object]) -> str:
     return f"{noun if len(texts) == 1 else _plural(noun)} {', '.join(texts)}"
 
 
+def by_axis(values: Iterable[object], form: str = "") -> str:
+    """One value for each axis.
+
+    >>> by_axis((160, 160, 80)), by_axis((1.58, 1.58, 2.7), ".3g")
+    ('160 x 160 x 80', '1.58 x 1.58 x 2.7')
+    """
+    return " x ".join(format(value, form) for value in values)
+
+
 def _plural(noun: str) -> str:
     return noun + ("es" if noun.endswith(HISSING) else "s")

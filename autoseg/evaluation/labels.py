@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
 from autoseg.image.image import read_label
-from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.plan.evaluation import DEFAULT_TOLERANCE_MM, Evaluation, class_of
 from autoseg.plan.plan import Plan
 
@@ -124,10 +121,7 @@ def labels_in(paths: Sequence[Path], ignore: int | None = None, processes: int =
 
 
 def _values_in(path: Path) -> set[int]:
-    label: NDArray[Any] = read_label(path)[0]
-    there = np.zeros(HIGHEST_LABEL + 1, bool)  # np.unique would sort all voxels
-    there[label.ravel(order="K")] = True
-    return {int(value) for value in np.flatnonzero(there)}
+    return set(count_labels(read_label(path)[0]))
 
 
 def _read_predictions(path: Path) -> tuple[Values | None, Evaluation]:

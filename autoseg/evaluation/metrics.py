@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import members
+from autoseg.common.arrays import bounding_box, connected_components, members
 
 LabelMap = NDArray[np.integer[Any]]
 
@@ -159,18 +159,8 @@ def cut_masks(
         reference &= counted
         predicted &= counted
         voxels = int(np.count_nonzero(counted))
-    box = _box(reference | predicted)
+    box = bounding_box(reference | predicted) or (slice(0),) * reference.ndim
     return Masks(_with_margin(reference[box]), _with_margin(predicted[box]), voxels)
-
-
-def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds a mask; an empty one if it holds nothing."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        there = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(there[0]), int(there[-1]) + 1) if there.size else slice(0))
-    return tuple(box)
 
 
 def _with_margin(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -218,8 +208,6 @@ def ratio(part: float, whole: float) -> float | None:
 # edge or a corner belong together. A lesion of the truth is found if the prediction covers at
 # least one of its voxels; a lesion of the prediction is false if it covers no voxel of the class
 # in the truth.
-
-NEIGHBOURS: Literal[26] = 26
 
 
 @dataclass(frozen=True)
@@ -271,9 +259,6 @@ def pool(of_cases: Iterable[Lesions]) -> Lesions:
 
 def _hit(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[int, int]:
     """How many components a mask has, and how many of them the other touches."""
-    import cc3d
-
-    # The margin of masks matters: cc3d 4.1 counts wrongly in a single line of voxels.
-    components, number = cc3d.connected_components(mask, connectivity=NEIGHBOURS, return_N=True)
+    components, number = connected_components(mask)
     touched = np.bincount(components[other], minlength=number + 1)[1:]
     return number, int(np.count_nonzero(touched))

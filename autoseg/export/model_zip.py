@@ -18,7 +18,7 @@ from typing import Any
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, remove_leftovers_of_dead, to_json
-from autoseg.common.progress import in_words, listed
+from autoseg.common.progress import by_axis, in_words, listed
 from autoseg.dataset.splits import FILE_NAME as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
 from autoseg.evaluation.scores import Summary, combine
@@ -215,7 +215,7 @@ def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {count}" for name, count in value.items())
     if isinstance(value, Sequence):
-        return " x ".join(f"{number:g}" for number in value)
+        return by_axis(value, "g")
     return str(value)
 
 

@@ -32,6 +32,7 @@ from autoseg.common.files import (
     write_json,
     write_text,
 )
+from autoseg.common.progress import by_axis
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.networks.unet import UNet
@@ -207,7 +208,7 @@ def read_me(plan: Plan, facts: dict[str, Any], files: Sequence[str]) -> str:
     """The same in words."""
     given, output, window = facts["input"], facts["output"], facts["sliding_window"]
     outputs = [f"{each['class']} (label {each['label']})" for each in output["outputs"]]
-    spacing = _times(["its own" if each is None else f"{each:g}" for each in given["spacing_mm"]])
+    spacing = by_axis(["its own" if each is None else f"{each:g}" for each in given["spacing_mm"]])
     return f"""# {plan.task}, plan {plan.name} ({plan.id}): networks of one patch
 
 Each of these files is the network of one fold: {", ".join(files)}.
@@ -221,7 +222,7 @@ Resampling of order 3 is `skimage.transform.resize(order=3, mode="edge", anti_al
 Scans smaller than a patch are padded with zeros.
 
 ## Input `{given["name"]}`: float32 (batch, channel, x, y, z)
-Any batch of patches of {_times(given["patch_size"])} voxels of {spacing} mm. Axes are in the order
+Any batch of patches of {by_axis(given["patch_size"])} voxels of {spacing} mm. Axes are in the order
 x, y, z; arrays of SimpleITK are z, y, x and have to be turned around. Channels:
 
 {_numbered(given["channels"], 0)}
@@ -232,7 +233,7 @@ Logits; their {output["activation"]} gives probabilities. Outputs:
 {_numbered(outputs, 0)}
 
 ## After: from patches to the scan
-Patches overlap by {_times(window["overlap"])} voxels or more. Where they do, the mean of their
+Patches overlap by {by_axis(window["overlap"])} voxels or more. Where they do, the mean of their
 probabilities is taken, with {window["weighting"]} weights.
 """
 
@@ -246,10 +247,6 @@ def _step(step: dict[str, Any]) -> str:
 
 def _numbered(lines: Sequence[str], start: int) -> str:
     return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, start)) or "none"
-
-
-def _times(sizes: Sequence[Any]) -> str:
-    return " x ".join(map(str, sizes))
 
 
 TOLERANCE = 1e-4  # of the largest logit

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple, box_of_content
+from autoseg.common.arrays import Triple, bounding_box, union_of_boxes
 from autoseg.common.errors import DataError
 from autoseg.common.files import check_fields, read_json, write_json
 from autoseg.dataset.checks import scale_of
@@ -188,7 +188,7 @@ def shape_of_content(array: NDArray[Any]) -> Triple:
 
     An image that is all zero keeps its shape.
     """
-    box = box_of_content(array)
+    box = union_of_boxes(bounding_box(channel) for channel in array)
     return _three(array.shape[1:] if box is None else [side.stop - side.start for side in box])
 
 

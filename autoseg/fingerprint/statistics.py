@@ -13,8 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
-from autoseg.common.arrays import Box, box_of_content
+from autoseg.common.arrays import (
+    CHUNK,
+    Box,
+    bounding_box,
+    connected_components,
+    count_values,
+    union_of_boxes,
+)
 
 # Figures for people: six significant digits, so that JSON stays short and the same.
 
@@ -29,7 +37,6 @@ def rounded(value: float) -> float:
 SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
 SAMPLE_SIZE = 500
 SAMPLE_FRACTIONS = tuple((i + 0.5) / SAMPLE_SIZE for i in range(SAMPLE_SIZE))
-CHUNK = 1 << 20
 Doubles = NDArray[np.float64]
 Ranks = NDArray[np.intp]
 
@@ -149,12 +156,7 @@ def count(values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Counte
     """Count flat integers of up to 16 bits, or those of them that are in a mask."""
     bits = 8 * values.itemsize
     unsigned = values.view(f"u{values.itemsize}")
-    counts = np.zeros(1 << bits, np.int64)
-    for start in range(0, len(values), CHUNK):  # bincount makes a copy of eight bytes each
-        chunk = unsigned[start : start + CHUNK]
-        if mask is not None:
-            chunk = chunk[mask[start : start + CHUNK]]
-        counts += np.bincount(chunk, minlength=len(counts))
+    counts = count_values(unsigned, 1 << bits, mask)
     first = 0
     if values.dtype.kind == "i":  # the upper half stands for the negative ones
         first = -len(counts) // 2
@@ -225,25 +227,6 @@ class LabelFigures:
         return self.extent_mm is not None
 
 
-def count_labels(label: LabelArray) -> dict[int, int]:
-    """Label value -> number of voxels, for the values that occur in a label map (x, y, z)."""
-    counts = np.zeros(int(label.max()) + 1, dtype=np.int64)
-    flat = label.T.reshape(-1)  # .T: in the order of the memory
-    for start in range(0, len(flat), CHUNK):  # bincount copies what it counts as int64
-        chunk = flat[start : start + CHUNK]
-        labelled = _without_background(chunk)
-        counts += np.bincount(labelled, minlength=len(counts))
-        counts[0] += len(chunk) - len(labelled)
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-
-
-def _without_background(flat: LabelArray) -> LabelArray:
-    """What is left when most zeros are taken out, eight bytes at a time."""
-    words = flat[: len(flat) * flat.itemsize // 8 * 8 // flat.itemsize].view(np.uint64)
-    rest = flat[len(words) * 8 // flat.itemsize :]
-    return np.concatenate([words[words != 0].view(flat.dtype), rest])
-
-
 def measure_labels(
     label: LabelArray, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
 ) -> dict[str, LabelFigures]:
@@ -256,29 +239,20 @@ def measure_labels(
         labels: name -> values that it covers; what covers 0 is left out.
         spacing_mm: along x, y, z.
     """
-    from scipy.ndimage import find_objects
-
-    around = box_of_content(label[np.newaxis])
+    around = bounding_box(label)
     inside = label[around or np.s_[:1, :1, :1]]  # if all is background, a corner tells as much
     # Entry i is the box of the value i + 1, or None; .T: in the order in which memory holds a file.
     boxes = [box and (box[2], box[1], box[0]) for box in find_objects(inside.T)]
     return {
-        name: _measure(inside, values, _around(boxes, values), spacing_mm)
+        name: _measure(
+            inside,
+            values,
+            union_of_boxes(boxes[value - 1] for value in values if value <= len(boxes)),
+            spacing_mm,
+        )
         for name, values in labels.items()
         if 0 not in values
     }
-
-
-def _around(boxes: Sequence[Box | None], values: Sequence[int]) -> Box | None:
-    """The box around the boxes of some values."""
-    found = [box for value in values if value <= len(boxes) if (box := boxes[value - 1])]
-    if not found:
-        return None
-    x, y, z = (
-        slice(min(along.start for along in axis), max(along.stop for along in axis))
-        for axis in zip(*found, strict=True)
-    )
-    return x, y, z
 
 
 def _measure(
@@ -291,16 +265,6 @@ def _measure(
     x, y, z = (size * mm for size, mm in zip(mask.shape, spacing_mm, strict=True))
     return LabelFigures(
         volume_ml=rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000),
-        components=count_components(mask),
+        components=connected_components(mask)[1],
         extent_mm=(rounded(x), rounded(y), rounded(z)),
     )
-
-
-def count_components(mask: NDArray[np.bool_]) -> int:
-    """How many pieces a mask (x, y, z) has; voxels that share a corner are one piece."""
-    import cc3d
-
-    # as bytes: cc3d 4.1.1 reserves too little for tiny Boolean masks of many pieces, and fails
-    bytes_ = np.ascontiguousarray(mask.T).view(np.uint8)
-    _, count = cc3d.connected_components(bytes_, connectivity=26, return_N=True)
-    return int(count)

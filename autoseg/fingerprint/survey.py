@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError, DataError, VoxelError
 from autoseg.common.files import read_json, to_json, write_json
 from autoseg.common.parallel import in_parallel
@@ -20,7 +21,7 @@ from autoseg.dataset.layouts import Case
 from autoseg.dataset.problems import Problem, Verification, shown_path
 from autoseg.dataset.task import Task
 from autoseg.fingerprint.fingerprint import FORMAT, CaseFigures, Fingerprint, measure
-from autoseg.fingerprint.statistics import Intensities, Sample, count_labels, rounded
+from autoseg.fingerprint.statistics import Intensities, Sample, rounded
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, files_of, read_image, read_label
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.common.errors import DataError
+from autoseg.common.progress import by_axis
 
 # Endings of image files.
 
@@ -140,7 +141,7 @@ def _size_fault(
     if sizes is None or len(sizes) != int(dimensions):
         return f"{sizes_key} does not give {dimensions} whole numbers"
     if min(sizes) < 1:
-        return f"{sizes_key} is {' x '.join(map(str, sizes))}; sizes begin at 1"
+        return f"{sizes_key} is {by_axis(sizes)}; sizes begin at 1"
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import DataError
+from autoseg.common.progress import by_axis
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -48,7 +48,7 @@ class Geometry:
     ) -> list[str]:
         """Say in words where two grids differ; nothing if they are the same grid."""
         if self.size != other.size:
-            return [f"size {_times(self.size)} against {_times(other.size)} voxels"]
+            return [f"size {by_axis(self.size)} against {by_axis(other.size)} voxels"]
         found = []
         spacing = np.abs(np.subtract(self.spacing_mm, other.spacing_mm)).max()
         if spacing * max(self.size) > tolerance_mm:
@@ -61,10 +61,6 @@ class Geometry:
         if np.linalg.norm(turned) > tolerance_mm:
             found.append(f"direction by {np.linalg.norm(turned):.4g} mm at the far corner")
         return found
-
-
-def _times(size: Sequence[int]) -> str:
-    return " x ".join(str(n) for n in size)
 
 
 def geometry_of(picture: sitk.Image | sitk.ImageFileReader, path: Path | str) -> Geometry:
@@ -82,7 +78,7 @@ def geometry_of(picture: sitk.Image | sitk.ImageFileReader, path: Path | str) ->
     sizes, spacing = picture.GetSize()[:3], picture.GetSpacing()[:3]
     if not (SPACING_MM[0] <= min(spacing) and max(spacing) <= SPACING_MM[1]):
         raise DataError(
-            f"{path}: its spacing is {' x '.join(f'{mm:.4g}' for mm in spacing)} mm, which no scan "
+            f"{path}: its spacing is {by_axis(spacing, '.4g')} mm, which no scan "
             "has; mend its header"
         )
     if not np.abs(upright @ upright.T - np.eye(3)).max() <= DIRECTION_TOLERANCE:  # NaN, too

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoseg.common.errors import PlanError
-from autoseg.common.progress import counted, in_words, say
+from autoseg.common.progress import by_axis, counted, in_words, say
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Size3
 from autoseg.planner.grid import pool_and_kernels
@@ -211,8 +211,7 @@ def _try(chosen: Plan, seconds: float, work: Work, measure: Callable[[Plan], Tim
     spent += work.patches * timing.patch_seconds
     steps = max(0, int((AIM * seconds - spent) / timing.step_seconds))
     features, sampling = chosen.network.features, chosen.sampling
-    patch = " x ".join(map(str, sampling.patch_size))
-    batch = f"{counted(sampling.batch_size, 'patch')} of {patch}"
+    batch = f"{counted(sampling.batch_size, 'patch')} of {by_axis(sampling.patch_size)}"
     say(
         f"{features[0]} to {features[-1]} feature maps, {batch}: "
         f"{timing.step_seconds:.2f} s a step, time for {counted(steps, 'step')}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from autoseg.common.errors import PlanError
+from autoseg.common.progress import by_axis
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
 from autoseg.planner.budget import Timing, Work, budget_layer, short_recipe
@@ -172,8 +173,8 @@ def _not_needed(plan: Plan) -> NoReturn:
 def _in_words(configuration: Configuration) -> str:
     if configuration.name == CASCADE:
         return f"{CASCADE} (refines 3d_lowres, which is trained first)"
-    spacing = " x ".join(f"{value:.3g}" for value in configuration.spacing_mm)
-    patch = " x ".join(map(str, configuration.patch_size))
+    spacing = by_axis(configuration.spacing_mm, ".3g")
+    patch = by_axis(configuration.patch_size)
     return (
         f"{configuration.name} ({spacing} mm, patches of {patch}, batch {configuration.batch_size})"
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoseg.common.progress import by_axis
 from autoseg.plan.plan import Plan, Provenance
 from autoseg.planner.rule_values import A_FOLD_EACH, DECLARED, LEFT_OUT
 
@@ -151,12 +152,12 @@ def value_of(key: str, value: Any, channels: Sequence[str]) -> str:
         return f"{value['name']}: mean of labels {labels}"
     _, unit = WORDS[key]
     if key == "target_spacing_mm":
-        return " x ".join("each scan's own" if mm is None else f"{mm:.6g}" for mm in value) + " mm"
+        return by_axis("each scan's own" if mm is None else f"{mm:.6g}" for mm in value) + " mm"
     if key == "inference.mirror_axes":
         return ", ".join("xyz"[axis] for axis in value) or "none"
     if unit == "share":
         return percent(value)
-    text = " x ".join(map(_plain, value)) if unit and _is_flat(value) else _plain(value)
+    text = by_axis(map(_plain, value)) if unit and _is_flat(value) else _plain(value)
     return f"{text} {unit}" if unit and value is not None else text
 
 
@@ -250,9 +251,7 @@ def _plain(value: Any) -> str:
 def _list(value: list[Any]) -> str:
     if not value:
         return "none"
-    nested = (
-        " x ".join(map(_plain, entry)) if _is_flat(entry) else _plain(entry) for entry in value
-    )
+    nested = (by_axis(map(_plain, entry)) if _is_flat(entry) else _plain(entry) for entry in value)
     return ", ".join(nested)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autoseg.common.errors import PlanError
+from autoseg.common.progress import by_axis
 
 ANISOTROPY_FACTOR = 3
 FINE_PERCENTILE = 10  # of an anisotropic axis' spacings
@@ -159,7 +160,7 @@ def _reversed_table(values: ArrayLike) -> NDArray[np.float64]:
 
 def times(values: Any) -> str:
     """Figures along the axes, as people write them: `160 x 160 x 80`."""
-    return " x ".join(f"{value:.6g}" for value in values)
+    return by_axis(values, ".6g")
 
 
 # The planners: which family of U-Nets a plan is made for, and how large it may be.

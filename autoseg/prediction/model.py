@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json
-from autoseg.common.progress import counted, listed
+from autoseg.common.progress import by_axis, counted, listed
 from autoseg.image.image import Image
 from autoseg.models.checkpoint import load_weights
 from autoseg.models.folder import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
@@ -186,7 +186,7 @@ def _size(plan: Plan, image: Image) -> str | None:
     if not plan.resamples or all(1 / SPACING_FACTOR < f < SPACING_FACTOR for f in factors):
         return None
     return (
-        f"its voxels measure {_times(geometry.spacing_mm)} mm, those of the model {_times(target)} "
+        f"its voxels measure {by_axis(geometry.spacing_mm, '.3g')} mm, those of the model {by_axis(target, '.3g')} "
         "mm; correct the spacing in the file (mm are expected)"
     )
 
@@ -238,10 +238,6 @@ def _figures(step: ZScore, low: float, high: float, found: str) -> str | None:
         if abs(nearest - step.mean) > FARTHEST * step.std:
             return f"{found}; {trained} around {step.mean:g}"
     return None
-
-
-def _times(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.3g}" for value in values)
 
 
 def _span(window: tuple[float, float]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg import __version__
+from autoseg.common.arrays import count_values
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import replacing
 from autoseg.image.dicom import find_series
@@ -98,9 +99,8 @@ def _is_series(path: Path) -> bool:
 
 def volumes(label: NDArray[Any], geometry: Geometry, plan: Plan) -> dict[str, Any]:
     """Volume of each class in ml, and the shares that the plan names."""
-    counts = _count(
-        label, highest=max(value for covered in plan.labels.values() for value in covered)
-    )
+    highest = max(value for covered in plan.labels.values() for value in covered)
+    counts = count_values(label, highest + 1)
     voxel_ml = prod(geometry.spacing_mm) / 1000
     classes = dict(list(plan.labels.items())[1:])
     record: dict[str, Any] = {
@@ -114,14 +114,6 @@ def volumes(label: NDArray[Any], geometry: Geometry, plan: Plan) -> dict[str, An
             _name_of(share.label, plan.labels): _share(counts, share, plan) for share in plan.shares
         }
     return record
-
-
-def _count(label: NDArray[Any], highest: int) -> NDArray[np.intp]:
-    """Voxels of each value; plane by plane, as `bincount` turns what it counts into 64 bits."""
-    counts = np.zeros(highest + 1, np.intp)
-    for plane in label:
-        counts += np.bincount(plane.ravel(), minlength=highest + 1)
-    return counts
 
 
 def _share(counts: NDArray[np.intp], share: VolumeShare, plan: Plan) -> float | None:

@@ -8,23 +8,24 @@ all foreground together, only the largest component is kept. It was learned on w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import cc3d
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import members
+from autoseg.common.arrays import (
+    Box,
+    LabelMap,
+    Mask,
+    bounding_box,
+    connected_components,
+    count_values,
+    members,
+)
 from autoseg.common.errors import AutosegError
-
-LabelMap = NDArray[np.integer[Any]]
-Mask = NDArray[np.bool_]
-Box = tuple[slice, ...]
 
 FILE_NAME = "postprocessing.json"
 FORMAT_VERSION = 1
 BACKGROUND = 0
-NEIGHBOURS: Final = 26  # voxels that share a face, an edge or a corner are connected
 
 
 @dataclass(frozen=True)
@@ -91,23 +92,14 @@ def find_islands(label_map: LabelMap, values: tuple[int, ...]) -> tuple[Box, Mas
     Returns:
         a box of the label map, and the islands in it; None if there are none.
     """
-    # Half a second to import, which a model without postprocessing need not wait for.
-    from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
-
     inside = members(label_map, values)
-    if not inside.any():
+    box = bounding_box(inside)
+    if box is None:
         return None
-    box = tuple(slice(low, high) for low, high in get_bbox_from_mask(inside))
     inside = np.array(inside[box], order="C")  # of equal components the order decides
-    # As bytes: cc3d 4.1.1 reserves too little for thin Boolean masks of many pieces, and fails.
-    components, count = cc3d.connected_components(
-        inside.view(np.uint8), connectivity=NEIGHBOURS, return_N=True
-    )
+    components, count = connected_components(inside)
     if count == 1:
         return None
-    # Plane by plane: counting takes eight bytes a voxel.
-    sizes = np.zeros(count + 1, np.int64)
-    for plane in components:
-        sizes += np.bincount(plane.ravel(), minlength=count + 1)
+    sizes = count_values(components, count + 1)
     inside &= components != 1 + np.argmax(sizes[1:])
     return box, inside

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Box, Triple
 
 SLAB_VOXELS = 1 << 20
 
-Box = tuple[slice, slice, slice]
 Change = Callable[[NDArray[np.float32]], None]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import bounding_box
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.image.label_writer import HIGHEST_LABEL
@@ -107,24 +108,17 @@ def _any_nonzero(channels: tuple[Channel, ...]) -> NDArray[np.bool_]:
 
 
 def _crop(now: _Case) -> _Case:
-    occupied = _any_nonzero(now.channels)
-    if not occupied.any():  # an empty scan has no box: keep it whole
+    slices = bounding_box(_any_nonzero(now.channels))
+    if slices is None:  # an empty scan stays whole
         return now
-    from acvl_utils.cropping_and_padding.bounding_boxes import (
-        bounding_box_to_slice,
-        get_bbox_from_mask,
-    )
-
-    box = get_bbox_from_mask(occupied)
-    slices = bounding_box_to_slice(box)
     offsets = [start for start, _ in now.box]
     return replace(
         now,
         channels=tuple(channel.cut(slices) for channel in now.channels),
         label=None if now.label is None else now.label[slices],
         box=tuple(
-            (int(start + offset), int(stop + offset))
-            for (start, stop), offset in zip(box, offsets, strict=True)
+            (side.start + offset, side.stop + offset)
+            for side, offset in zip(slices, offsets, strict=True)
         ),
         nonzero=None if now.nonzero is None else now.nonzero[slices],
     )

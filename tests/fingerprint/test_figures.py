@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import count_labels
 from autoseg.fingerprint.fingerprint import CaseFigures, measure, orientation_of, shape_of_content
 from autoseg.fingerprint.statistics import (
     SAMPLE_SIZE,
     Intensities,
     LabelFigures,
-    count_labels,
     rounded,
 )
 from autoseg.image.geometry import Geometry

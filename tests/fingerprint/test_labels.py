@@ -9,21 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from autoseg.fingerprint.statistics import (
-    LabelFigures,
-    count_components,
-    count_labels,
-    measure_labels,
-)
+from autoseg.fingerprint.statistics import LabelFigures, measure_labels
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5))
 LABELS = {"background": (0,), "one": (1,), "two": (2,), "far": (300,), "some": (1, 2)}
-
-
-@given(hnp.arrays(np.uint16, shapes, elements=st.integers(0, 300)))
-def test_labels_are_counted(label: NDArray[np.uint16]) -> None:
-    values, counts = np.unique(label, return_counts=True)
-    assert count_labels(label) == dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def test_golden_figures() -> None:
@@ -53,21 +42,3 @@ def test_figures_equal_scipys(label: NDArray[np.uint16]) -> None:
         assert found.components == components_of(mask, np.ones((3, 3, 3)))[1]
         extent: Any = (np.ptp(places, axis=0) + 1) * spacing_mm if len(places) else None
         assert found.extent_mm == (None if extent is None else pytest.approx(extent))
-
-
-def test_no_mask_no_pieces() -> None:
-    assert count_components(np.zeros((3, 3, 3), bool)) == 0
-
-
-def test_a_mask_need_not_be_contiguous() -> None:
-    mask = np.zeros((4, 3, 3), bool)
-    mask[0] = mask[2:, 0, 0] = True
-    assert count_components(mask.transpose(2, 0, 1)) == 2
-    assert count_components(mask[::2]) == 1
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 1, 1), (3, 1, 3)])
-def test_as_many_pieces_as_a_tiny_mask_can_have(shape: tuple[int, int, int]) -> None:
-    mask = np.zeros(shape, bool)
-    mask[::2, ::2, ::2] = True
-    assert count_components(mask) == np.count_nonzero(mask)

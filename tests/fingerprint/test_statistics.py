@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import box_of_content
+from autoseg.common.arrays import CHUNK
 from autoseg.fingerprint.fingerprint import content_of
 from autoseg.fingerprint.statistics import (
-    CHUNK,
     Counted,
     Intensities,
     Listed,
@@ -113,21 +112,3 @@ def test_nothing_has_no_sample() -> None:
 def test_the_content_is_that_of_the_floats(array: NDArray[np.int16]) -> None:
     floats = np.ascontiguousarray(array.astype(np.float32).T)
     assert content_of(array) == hashlib.sha256(floats.data).hexdigest()
-
-
-@given(
-    hnp.arrays(
-        np.uint8,
-        st.tuples(st.integers(1, 2), *[st.integers(1, 6)] * 3),
-        elements=st.sampled_from([0, 0, 0, 0, 0, 3]),
-    )
-)
-def test_the_box_of_content_equals_numpys(array: NDArray[np.uint8]) -> None:
-    places = np.argwhere(array.any(axis=0))
-    box = box_of_content(array)
-    if not len(places):
-        assert box is None
-        return
-    assert box is not None
-    assert [side.start for side in box] == places.min(axis=0).tolist()
-    assert [side.stop for side in box] == (places.max(axis=0) + 1).tolist()

@@ -13,7 +13,7 @@ import numpy as np
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
-from autoseg.common.progress import in_fine_words, say
+from autoseg.common.progress import by_axis, in_fine_words, say
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import NOTHING, Pair, Row, metric_name, number, spread
@@ -229,11 +229,11 @@ def data_rows(fingerprint: Fingerprint) -> list[Pair]:
     return [
         ("cases", str(len(cases))),
         ("channels", ", ".join(fingerprint.channels)),
-        ("voxels along x, y, z: median", _times(np.median(shapes, axis=0))),
+        ("voxels along x, y, z: median", by_axis(np.median(shapes, axis=0), ".4g")),
         ("voxels: smallest to largest", _ranges(shapes)),
-        ("voxel size in mm: median", _times(np.median(spacings, axis=0))),
+        ("voxel size in mm: median", by_axis(np.median(spacings, axis=0), ".4g")),
         ("voxel size in mm: smallest to largest", _ranges(spacings)),
-        ("extent in mm: median", _times(np.rint(np.median(shapes * spacings, axis=0)))),
+        ("extent in mm: median", by_axis(np.rint(np.median(shapes * spacings, axis=0)), ".4g")),
         ("left after cutting off zeros", f"{fingerprint.relative_size_after_cropping:.0%}"),
         ("orientation", ", ".join(orientations)),
     ]
@@ -274,16 +274,12 @@ def intensity_rows(fingerprint: Fingerprint) -> list[Row]:
     return rows
 
 
-def _times(values: Sequence[float] | np.ndarray) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)
-
-
 def _ranges(values: np.ndarray) -> str:
     """The range along each axis; one number where all cases have the same."""
     parts = []
     for low, high in zip(values.min(axis=0), values.max(axis=0), strict=True):
         parts.append(f"{low:.4g}" if low == high else f"{low:.4g}{RANGE}{high:.4g}")
-    return " x ".join(parts)
+    return by_axis(parts)
 
 
 def _median(values: Iterable[float]) -> str:
