@@ -24,6 +24,7 @@ from autoseg.evaluation.metrics import confusion, cut_masks, lesions, overlap
 from autoseg.evaluation.scores import CaseScores, Summary, Volumes, merge
 from autoseg.evaluation.surface import surface
 from autoseg.image.formats import ending_of, stem_of
+from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
 
 Pair = tuple[Path, Path]
@@ -45,11 +46,8 @@ def evaluate_case(truth_path: Path, prediction_path: Path, labels: Labels) -> Ca
     """
     truth, geometry = read_label(truth_path)
     prediction, found = read_label(prediction_path)
-    if wrong := geometry.differences(found):
-        raise DataError(
-            f"{prediction_path}: not on the grid of {truth_path}: {', '.join(wrong)}; "
-            "predict on the grid of the original scan"
-        )
+    advice = "predict on the grid of the original scan"
+    check_same_grid(found, prediction_path, geometry, truth_path, advice)
     spacing = geometry.spacing_mm
     diagonal = hypot(*(size * mm for size, mm in zip(geometry.size, spacing, strict=True)))
     case = CaseScores(stem_of(truth_path), str(truth_path), str(prediction_path), {}, {})

@@ -24,6 +24,7 @@ from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import listed
 from autoseg.evaluation.cross_validation import CrossValidation
 from autoseg.evaluation.tables import Row, number
+from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
@@ -72,8 +73,7 @@ def _measure(pair: Pair, candidates: Sequence[Steps], plan: Plan) -> list[list[f
     """Dice of each class in one case, for each candidate."""
     truth, geometry = read_label(pair[0])
     prediction, theirs = read_label(pair[1])
-    if wrong := geometry.differences(theirs):
-        raise DataError(f"{pair[1]}: not on the grid of {pair[0]}: {', '.join(wrong)}")
+    check_same_grid(theirs, pair[1], geometry, pair[0])
     values = sorted({v for covered in list(plan.labels.values())[1:] for v in covered})
     ignored = [] if plan.ignore_label is None else [plan.ignore_label]
     known = np.zeros(2**16, np.int64)

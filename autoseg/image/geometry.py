@@ -63,6 +63,25 @@ class Geometry:
         return found
 
 
+def check_same_grid(
+    found: Geometry,
+    path: Path | str,
+    expected: Geometry,
+    reference: Path | str,
+    advice: str = "resample it onto that grid",
+) -> None:
+    """Check that two files lie on the same voxel grid.
+
+    Raises:
+        DataError: they do not; the message names `path` and `reference`, says where the grids
+            differ, and ends with `advice`.
+    """
+    if differences := expected.differences(found):
+        raise DataError(
+            f"{path}: not on the grid of {reference}: {', '.join(differences)}; {advice}"
+        )
+
+
 def geometry_of(picture: sitk.Image | sitk.ImageFileReader, path: Path | str) -> Geometry:
     """The grid of a SimpleITK image, or of a reader that has read its header.
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autoseg.common.errors import DataError, VoxelError, is_lack_of_memory
 from autoseg.image.dicom import is_dicom, read_series
 from autoseg.image.formats import ENDINGS, check_header, ending_of, stem_of
-from autoseg.image.geometry import Geometry, geometry_of, sheared
+from autoseg.image.geometry import Geometry, check_same_grid, geometry_of, sheared
 from autoseg.image.label_writer import HIGHEST_LABEL, File, smallest_type
 from autoseg.image.nifti import check_nifti, read_nifti
 
@@ -86,12 +86,8 @@ def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
     geometry: Geometry | None = None
     for path in files:
         values, found = _read(path)
-        if geometry is not None and (wrong := geometry.differences(found)):
-            raise DataError(
-                f"{path}: not on the grid of {files[0].name}: {', '.join(wrong)}; "
-                "resample the channels onto one grid"
-            )
         geometry = geometry or found
+        check_same_grid(found, path, geometry, files[0].name)
         values = _as_floats(values, path, own_type)
         channels.extend(values)
     assert geometry is not None

@@ -186,8 +186,8 @@ def _size(plan: Plan, image: Image) -> str | None:
     if not plan.resamples or all(1 / SPACING_FACTOR < f < SPACING_FACTOR for f in factors):
         return None
     return (
-        f"its voxels measure {by_axis(geometry.spacing_mm, '.3g')} mm, those of the model {by_axis(target, '.3g')} "
-        "mm; correct the spacing in the file (mm are expected)"
+        f"its voxels measure {by_axis(geometry.spacing_mm, '.3g')} mm, those of the model "
+        f"{by_axis(target, '.3g')} mm; correct the spacing in the file (mm are expected)"
     )
 
 

@@ -17,6 +17,7 @@ from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
 from autoseg.dataset.layouts import Case
+from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import files_of, read_geometry, read_image, read_label
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Resample
@@ -86,10 +87,7 @@ def preprocess_case(plan: Plan, store: CaseStore, case: Case) -> None:
 def _prepare(plan: Plan, case: Case) -> Prepared:
     image = read_image(case.images, own_type=True)
     label, geometry = read_label(case.label)
-    if wrong := image.geometry.differences(geometry):
-        raise DataError(
-            f"{case.label}: not on its image's grid: {', '.join(wrong)}; resample it onto the image"
-        )
+    check_same_grid(geometry, case.label, image.geometry, case.images[0])
     if len(image.array) != len(plan.channels):
         raise DataError(
             f"{case.images[0]}: has {counted(len(image.array), 'channel')}, the plan has "
@@ -175,11 +173,8 @@ def add_previous(
 def _add(plan: Plan, store: CaseStore, files: Mapping[str, Path], case: Case) -> None:
     path = files[case.name]
     segmentation, geometry = read_label(path)
-    if wrong := geometry.differences(read_geometry(case.label)):
-        raise DataError(
-            f"{path}: not on the grid of {case.label}: {', '.join(wrong)}; train the previous "
-            "stage's fold again"
-        )
+    advice = "train the fold of the previous stage again"
+    check_same_grid(geometry, path, read_geometry(case.label), case.label, advice)
     grid = store.grid_of(case.name)
     found = prepare_previous(plan, segmentation, geometry.spacing_mm, grid.box, grid.shape)
     store.write_previous(case.name, found, _previous_source(files, case))

@@ -130,7 +130,7 @@ def test_one_on_another_grid_is_refused(tmp_path: Path, case: Case) -> None:
     plan, file = cascade(), tmp_path / "a.nii.gz"
     store = stored(plan, case, tmp_path / "cases")
     write_scan(file, found_before(), spacing_mm=(1, 1, 2))
-    told = r"a\.nii\.gz: not on the grid of .*a\.nii\.gz: spacing by 1 mm; train the previous"
+    told = r"a\.nii\.gz: not on the grid of .*a\.nii\.gz: spacing by 1 mm; train the fold"
     with pytest.raises(DataError, match=told):
         add_previous(plan, store, [case], {"a": file}, processes=1)
     assert store.open("a").previous is None

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import members
-from autoseg.common.errors import DataError
 from autoseg.common.figures import Colours, colours_of
-from autoseg.image.geometry import Geometry
+from autoseg.image.geometry import Geometry, check_same_grid
 from autoseg.image.image import read_image, read_label
 
 Array = NDArray[Any]
@@ -168,8 +167,7 @@ def read_view(exhibit: Exhibit) -> View:
     maps = []
     for path in (exhibit.truth, exhibit.prediction):
         found, geometry = read_label(path)
-        if wrong := geometry.differences(scan.geometry):
-            raise DataError(f"{path}: not on the grid of {exhibit.image}: {', '.join(wrong)}")
+        check_same_grid(geometry, path, scan.geometry, exhibit.image)
         maps.append(found)
     upright = Upright.of(scan.geometry)
     image, truth, prediction = (upright.turn(array) for array in (scan.array[0], *maps))
