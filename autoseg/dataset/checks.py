@@ -1,4 +1,4 @@
-"""What is odd about a data set as a whole, once every case has been read."""
+"""Checks of a case, and of a data set once all cases have been read."""
 
 from __future__ import annotations
 
@@ -6,194 +6,29 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoseg.common.progress import counted
-from autoseg.dataset.problems import Problem, shown, some
-from autoseg.dataset.splits import find_splits, number_of_patients, patients
+from autoseg.dataset.layouts import Case
+from autoseg.dataset.problems import Problem, shown_path, some
+from autoseg.dataset.splits import count_patients, find_splits, patients
 from autoseg.dataset.task import Task
+from autoseg.image.geometry import Geometry
+from autoseg.image.image import Image
 
-if TYPE_CHECKING:
-    from autoseg.dataset.layouts import Case
-    from autoseg.dataset.task import Task
-    from autoseg.image.geometry import Geometry
-    from autoseg.image.image import Image
+HOUNSFIELD, BYTES, UNIT, OTHER = "hounsfield", "0..255", "0..1", "other"  # intensity scales
+FAT_HU = -100.0  # every body part contains fat or air
+LARGEST_HU = 4096.0  # 12 bits; metal and padding exceed it, but not in 0.5 % of a scan
 
-
-# Which scale an image's intensities are on, as far as they tell it themselves.
-
-HOUNSFIELD = "hounsfield"
-BYTES = "0..255"
-UNIT = "0..1"
-OTHER = "other"
-
-FAT_HU = -100.0  # every body part holds fat or air
-LARGEST_HU = 4096.0  # 12 bits; metal and padding reach further, but not 0.5 % of a scan
-
-
-def scale_of(smallest: float, low: float, high: float, largest: float) -> str:
-    """`hounsfield`, `0..255`, `0..1` or `other`.
-
-    Hounsfield units need something as light as fat; a scan that was shifted by 1024 or clipped at
-    0 has nothing below 0 and is `other`.
-
-    Args:
-        smallest: the least intensity of the whole image.
-        low: its 0.5 percentile.
-        high: its 99.5 percentile.
-        largest: its greatest intensity.
-    """
-    if smallest >= 0 and largest <= 1:
-        return UNIT
-    if smallest >= 0 and largest <= 255:
-        return BYTES
-    if smallest <= FAT_HU and low >= -LARGEST_HU and high <= LARGEST_HU:
-        return HOUNSFIELD
-    return OTHER
-
-
-def is_called_ct(channel: str) -> bool:
-    """Whether a channel's name says that it is computed tomography, as CT, CTA or low_dose_ct."""
-    return re.search(r"(^|[^a-z])cta?($|[^a-z])", channel.casefold()) is not None
-
-
-SPACING_FACTOR = 3.0
-UNITS = "Hounsfield units (air -1000, water 0)"
-SCALES = {HOUNSFIELD: "Hounsfield units", OTHER: "another scale"}
-ADVICE_ON_SCALES = (
-    f"convert all cases to {UNITS}, or plan steps that bring each to one range, such as clip and "
-    "rescale"
+SPACING_FACTOR = 3.0  # from the median, beyond which a spacing is an outlier
+SCALE_NAMES = {HOUNSFIELD: "Hounsfield units", OTHER: "another scale"}
+CT_UNITS = "Hounsfield units (air -1000, water 0)"
+MIXED_SCALES_ADVICE = (
+    f"convert all cases to {CT_UNITS}, or plan steps that map every case to one range, such as "
+    "clip and rescale"
 )
-ADVICE_ON_ONE_SCALE = "convert them, or see to it that new scans are on this scale, too"
-
-
-@dataclass(frozen=True)
-class CaseFacts:
-    """What is compared between cases.
-
-    Attributes:
-        voxels: label value -> number of voxels.
-        content: hash of the image.
-        spacing_mm: along x, y, z.
-        scales: of each channel, as `scale_of` names it.
-        ranges: least and greatest intensity of each channel.
-    """
-
-    voxels: Mapping[int, int]
-    content: str
-    spacing_mm: tuple[float, float, float]
-    scales: tuple[str, ...]
-    ranges: tuple[tuple[float, float], ...]
-
-
-def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> list[Problem]:
-    """Check a set as a whole; everything found here is a warning.
-
-    Args:
-        task: the data set.
-        facts: by name, for the cases that can be used.
-        folds: folds that cross-validation will want.
-    """
-    return [
-        *_too_few_for_folds(task, folds),
-        *_absent_labels(task, facts),
-        *_duplicates(facts),
-        *_odd_scales(task, facts),
-        *_odd_spacings(facts),
-    ]
-
-
-def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
-    names = [case.name for case in task.cases]
-    count = len(patients(names, task.groups))
-    if count >= folds or find_splits(task.folder) is not None:
-        return []
-    advice = (
-        f"by the rules each gets a fold; a reference plan or a study that asks for {folds} needs "
-        "another splits.folds, or a splits.json of yours"
-    )
-    if count < 2:
-        advice = "there is no cross-validation, only `fold all` can be trained"
-    message = f"{number_of_patients(names, task.groups)} for {folds} folds: {advice}"
-    return [Problem("", "", "too few cases", "warning", message)]
-
-
-def _absent_labels(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    if not facts:
-        return []
-    there = {value for case in facts.values() for value in case.voxels}
-    return [
-        Problem("", "", "absent label", "warning", f"no usable case has the label {name!r}")
-        for name, values in task.labels.items()
-        if not there.intersection(values)
-    ]
-
-
-def _duplicates(facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    same: defaultdict[str, list[str]] = defaultdict(list)
-    for name, case in facts.items():
-        same[case.content].append(name)
-    return [
-        Problem(
-            case=names[0],
-            file="",
-            kind="duplicate image",
-            severity="warning",
-            message=f"the same image as {', '.join(names[1:])}; keep one, or group them in "
-            "dataset.json, because copies in training and validation flatter the result",
-        )
-        for names in same.values()
-        if len(names) > 1
-    ]
-
-
-def _odd_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    """Channels called CT that are not in Hounsfield units, with the cases of each scale."""
-    problems = []
-    for index, channel in enumerate(task.channels):
-        groups: defaultdict[str, list[str]] = defaultdict(list)
-        for name, case in facts.items():
-            groups[case.scales[index]].append(name)
-        if not is_called_ct(channel) or not set(groups) - {HOUNSFIELD}:
-            continue
-        told = " and ".join(
-            f"{SCALES.get(scale, scale)} ({_range(facts, names, index)}: {some(names)})"
-            for scale, names in sorted(groups.items(), key=lambda item: item[0] != HOUNSFIELD)
-        )
-        message = f"channel {channel!r} is on {told} instead of {UNITS}; {ADVICE_ON_ONE_SCALE}"
-        if len(groups) > 1:
-            message = f"channel {channel!r} is not on one scale: {told}; {ADVICE_ON_SCALES}"
-        problems.append(Problem("", "", "intensity scale", "warning", message))
-    return problems
-
-
-def _range(facts: Mapping[str, CaseFacts], names: Sequence[str], channel: int) -> str:
-    ranges = np.array([facts[name].ranges[channel] for name in names])
-    return f"{counted(len(names), 'case')} from {ranges[:, 0].min():g} to {ranges[:, 1].max():g}"
-
-
-def _odd_spacings(facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    """Cases more than three times as coarse or as fine as the median along an axis."""
-    if not facts:
-        return []
-    median = np.median([case.spacing_mm for case in facts.values()], axis=0)
-    problems = []
-    for name, case in facts.items():
-        ratios = np.divide(case.spacing_mm, median)
-        odd = np.flatnonzero((ratios > SPACING_FACTOR) | (ratios < 1 / SPACING_FACTOR))
-        if not odd.size:
-            continue
-        told = ", ".join(
-            f"{case.spacing_mm[axis]:.4g} mm along {'xyz'[axis]} (median {median[axis]:.4g} mm)"
-            for axis in odd
-        )
-        message = (
-            f"spacing {told}: more than {SPACING_FACTOR:g} times off; check that this is meant"
-        )
-        problems.append(Problem(name, "", "spacing outlier", "warning", message))
-    return problems
+WRONG_SCALE_ADVICE = "convert the cases, or make sure that new scans use this scale, too"
 
 
 def check_case(
@@ -202,16 +37,16 @@ def check_case(
     """Check one loaded case.
 
     Args:
-        task: what the data set declares.
-        case: the case's files.
-        image: its scan, all channels.
-        voxels: label value -> number of voxels in its label map.
-        label_geometry: the label map's grid.
+        task: the data set.
+        case: files of the case.
+        image: the scan, all channels.
+        voxels: label value -> number of voxels in the label map.
+        label_geometry: grid of the label map.
     """
-    label_file = shown(case.label, task.folder)
+    label_file = shown_path(case.label, task.folder)
     problems = []
     if len(image.array) != len(task.channels):
-        image_file = shown(case.images[0], task.folder)
+        image_file = shown_path(case.images[0], task.folder)
         message = (
             f"{counted(len(image.array), 'channel')}; dataset.json declares {len(task.channels)}"
         )
@@ -228,6 +63,159 @@ def check_case(
         message = f"undeclared labels: {found}; declare them in dataset.json or correct them"
         problems.append(Problem(case.name, label_file, "undeclared label", "error", message))
     if not set(voxels) - {0, task.ignore_label}:
-        message = "nothing is labelled; check that this is meant"
+        message = "the label map contains only background; check whether this is intended"
         problems.append(Problem(case.name, label_file, "empty label map", "warning", message))
+    return problems
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """Properties that are compared between cases.
+
+    Attributes:
+        voxels: label value -> number of voxels.
+        content: hash of the image.
+        spacing_mm: along x, y, z.
+        scales: intensity scale of each channel, as named by `scale_of`.
+        ranges: minimum and maximum intensity of each channel.
+    """
+
+    voxels: Mapping[int, int]
+    content: str
+    spacing_mm: tuple[float, float, float]
+    scales: tuple[str, ...]
+    ranges: tuple[tuple[float, float], ...]
+
+
+def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> list[Problem]:
+    """Check the data set as a whole; all problems found are warnings.
+
+    Args:
+        task: the data set.
+        facts: case name -> facts, for the usable cases.
+        folds: number of folds that cross-validation will use.
+    """
+    problems = _too_few_for_folds(task, folds)
+    if facts:
+        problems += _absent_labels(task, facts)
+        problems += _duplicates(facts)
+        problems += _wrong_scales(task, facts)
+        problems += _spacing_outliers(facts)
+    return problems
+
+
+def scale_of(smallest: float, low: float, high: float, largest: float) -> str:
+    """Guess the intensity scale: `hounsfield`, `0..255`, `0..1` or `other`.
+
+    Hounsfield units require voxels as light as fat; a scan that was shifted by 1024 or clipped at
+    0 has nothing below 0 and is `other`.
+
+    Args:
+        smallest: minimum of the image.
+        low: 0.5 percentile.
+        high: 99.5 percentile.
+        largest: maximum.
+    """
+    if smallest >= 0 and largest <= 1:
+        return UNIT
+    if smallest >= 0 and largest <= 255:
+        return BYTES
+    if smallest <= FAT_HU and low >= -LARGEST_HU and high <= LARGEST_HU:
+        return HOUNSFIELD
+    return OTHER
+
+
+def is_ct_name(channel: str) -> bool:
+    """Return whether a channel name means computed tomography, such as CT, CTA or low_dose_ct."""
+    return re.search(r"(^|[^a-z])cta?($|[^a-z])", channel.casefold()) is not None
+
+
+def _warning(kind: str, message: str, case: str = "") -> Problem:
+    return Problem(case, "", kind, "warning", message)
+
+
+def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
+    names = [case.name for case in task.cases]
+    available = len(patients(names, task.groups))
+    if available >= folds or find_splits(task.folder) is not None:
+        return []
+    advice = (
+        f"the rules plan leave-one-out; a reference plan or a study with {folds} folds needs "
+        "another splits.folds, or a splits.json"
+    )
+    if available < 2:
+        advice = "cross-validation is impossible, only `fold all` can be trained"
+    message = f"{count_patients(names, task.groups)} for {folds} folds: {advice}"
+    return [_warning("too few cases", message)]
+
+
+def _absent_labels(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
+    present = {value for case in facts.values() for value in case.voxels}
+    return [
+        _warning("absent label", f"no usable case has the label {name!r}")
+        for name, values in task.labels.items()
+        if not present.intersection(values)
+    ]
+
+
+def _duplicates(facts: Mapping[str, CaseFacts]) -> list[Problem]:
+    same: defaultdict[str, list[str]] = defaultdict(list)
+    for name, case in facts.items():
+        same[case.content].append(name)
+    return [
+        _warning(
+            "duplicate image",
+            f"same image as {', '.join(names[1:])}; keep one, or group them in dataset.json, "
+            "because copies in both training and validation bias the result",
+            names[0],
+        )
+        for names in same.values()
+        if len(names) > 1
+    ]
+
+
+def _wrong_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
+    """Return a problem for each CT channel that is not in Hounsfield units in every case."""
+    problems = []
+    for index, channel in enumerate(task.channels):
+        cases_by_scale: defaultdict[str, list[str]] = defaultdict(list)
+        for name, case in facts.items():
+            cases_by_scale[case.scales[index]].append(name)
+        if not is_ct_name(channel) or not set(cases_by_scale) - {HOUNSFIELD}:
+            continue
+        found = " and ".join(
+            f"{SCALE_NAMES.get(scale, scale)} ({_range(facts, names, index)}: {some(names)})"
+            for scale, names in sorted(
+                cases_by_scale.items(), key=lambda item: item[0] != HOUNSFIELD
+            )
+        )
+        message = f"channel {channel!r} is in {found} instead of {CT_UNITS}; {WRONG_SCALE_ADVICE}"
+        if len(cases_by_scale) > 1:
+            message = f"channel {channel!r} has mixed scales: {found}; {MIXED_SCALES_ADVICE}"
+        problems.append(_warning("intensity scale", message))
+    return problems
+
+
+def _range(facts: Mapping[str, CaseFacts], names: Sequence[str], channel: int) -> str:
+    ranges = np.array([facts[name].ranges[channel] for name in names])
+    return f"{counted(len(names), 'case')} from {ranges[:, 0].min():g} to {ranges[:, 1].max():g}"
+
+
+def _spacing_outliers(facts: Mapping[str, CaseFacts]) -> list[Problem]:
+    """Return a problem for each case whose spacing is far from the median along an axis."""
+    median = np.median([case.spacing_mm for case in facts.values()], axis=0)
+    problems = []
+    for name, case in facts.items():
+        ratios = np.divide(case.spacing_mm, median)
+        outlying = np.flatnonzero((ratios > SPACING_FACTOR) | (ratios < 1 / SPACING_FACTOR))
+        if outlying.size:
+            found = ", ".join(
+                f"{case.spacing_mm[axis]:.4g} mm along {'xyz'[axis]} (median {median[axis]:.4g} mm)"
+                for axis in outlying
+            )
+            message = (
+                f"spacing {found} differs by a factor of more than {SPACING_FACTOR:g}; "
+                "check whether this is intended"
+            )
+            problems.append(_warning("spacing outlier", message, name))
     return problems

@@ -1,33 +1,29 @@
-"""What is wrong with a data set, found before anything is trained on it."""
+"""Problems of a data set, found before training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from autoseg.common.errors import DataError
 from autoseg.common.files import write_json
 from autoseg.common.progress import counted
-
-if TYPE_CHECKING:
-    pass
-
 
 MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong or odd.
+    """An error or a warning about a data set.
 
     Attributes:
-        case: the case's name, or "" where the whole set is meant.
-        file: the file, relative to the task's folder where it lies in there, or "".
-        kind: a few words that are the same for the same kind of problem.
+        case: name of the case, or "" for the data set as a whole.
+        file: path of the file, relative to the task folder if it lies inside, or "".
+        kind: short identifier, the same for problems of the same kind.
         severity: an error stops planning; a warning is for the user to judge.
-        message: one line saying what was found and what to do.
+        message: one line with what was found and what to do.
     """
 
     case: str
@@ -46,7 +42,7 @@ class Verification:
 
     @staticmethod
     def of(problems: Iterable[Problem]) -> Verification:
-        """Sort the problems by severity, otherwise keeping their order."""
+        """Separate problems by severity, keeping their order."""
         found = tuple(problems)
         return Verification(
             errors=tuple(problem for problem in found if problem.severity == "error"),
@@ -54,29 +50,30 @@ class Verification:
         )
 
     def raise_errors(self, task: str, advice: str = "") -> None:
-        """Stop if there are errors.
+        """Raise an exception if there are errors.
 
         Args:
-            task: whose errors they are.
-            advice: what to do about them, after the last one.
+            task: name of the task.
+            advice: what to do about the errors; ends the message.
 
         Raises:
             DataError: one line with the number of errors and the first ten of them.
         """
         if not self.errors:
             return
-        told = [f"{p.case}: {p.message}" if p.case else p.message for p in self.errors]
-        more = len(told) - MOST_NAMED
-        rest = f"; and {more} more" if more > 0 else ""
-        end = f"; {advice}" if advice else ""
-        first = "; ".join(told[:MOST_NAMED])
-        raise DataError(f"task {task} has {counted(len(told), 'error')}: {first}{rest}{end}")
+        messages = [f"{p.case}: {p.message}" if p.case else p.message for p in self.errors]
+        shown = messages[:MOST_NAMED]
+        if len(messages) > MOST_NAMED:
+            shown.append(f"and {len(messages) - MOST_NAMED} more")
+        if advice:
+            shown.append(advice)
+        raise DataError(f"task {task} has {counted(len(messages), 'error')}: {'; '.join(shown)}")
 
 
 def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]]:
-    """The cases that cannot be used, sorted by name, each with its errors.
+    """Return the errors of each case that has any, sorted by case name.
 
-    Errors that belong to no case are under "": nothing is mended by leaving cases out.
+    Errors of the data set as a whole are under "": skipping cases does not solve them.
     """
     found: dict[str, list[Problem]] = {}
     for problem in Verification.of(problems).errors:
@@ -85,18 +82,18 @@ def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]
 
 
 def some(names: Sequence[str], most: int = MOST_NAMED) -> str:
-    """The first of the names, and how many more there are."""
+    """Join the first names and append the number of remaining ones."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
-def shown(path: Path, folder: Path) -> str:
-    """A path as problems show it: relative to the task's folder where it lies in there."""
+def shown_path(path: Path, folder: Path) -> str:
+    """Return `path` relative to the task folder if it lies inside."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def problems_table(problems: Sequence[Problem]) -> str:
-    """The problems as lines of aligned text: severity, case, kind, message."""
+    """Format problems as lines of aligned text: severity, case, kind, message."""
     rows = [(p.severity, p.case or "(all)", p.kind, p.message) for p in problems]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     return "\n".join(
@@ -105,5 +102,5 @@ def problems_table(problems: Sequence[Problem]) -> str:
 
 
 def write_verification(path: Path, problems: Iterable[Problem]) -> None:
-    """Write the problems as JSON: `{"errors": [...], "warnings": [...]}`."""
+    """Write problems as JSON: `{"errors": [...], "warnings": [...]}`."""
     write_json(path, asdict(Verification.of(problems)))

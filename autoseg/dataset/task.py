@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.dataset.declaration import Declaration, read_declaration
+from autoseg.dataset.declaration import Declaration, LabelValues, read_declaration
 from autoseg.dataset.layouts import (
     Case,
     declare_case_folders,
     find_case_folders,
     find_cases,
-    in_case_folders,
+    has_case_folders,
 )
 from autoseg.dataset.problems import Problem, Verification
 
@@ -24,21 +24,21 @@ class Task:
     """A raw data set.
 
     Attributes:
-        name: the folder's name.
-        folder: where `dataset.json` lies.
+        name: name of the folder.
+        folder: folder of `dataset.json`.
         channels: names of the image channels, in order.
-        labels: name -> values that it covers, background included. Without regions in order of
-            value; with regions (several values) background first, then as declared.
-        ignore_label: value of voxels that nobody annotated; not among `labels`.
+        labels: label name -> values that it covers, background included. Without regions sorted
+            by value; with regions (several values) background first, then as declared.
+        ignore_label: value of voxels that were not annotated; not among `labels`.
         regions_class_order: with regions, the value that each foreground region paints.
         cases: sorted by name.
-        groups: case -> patient, for the cases where it is known.
+        groups: case -> patient, for the cases whose patient is known.
     """
 
     name: str
     folder: Path
     channels: tuple[str, ...]
-    labels: dict[str, tuple[int, ...]]
+    labels: LabelValues
     ignore_label: int | None
     regions_class_order: tuple[int, ...] | None
     cases: tuple[Case, ...]
@@ -48,7 +48,7 @@ class Task:
 
     @property
     def declared_values(self) -> set[int]:
-        """Every value that a label map may hold, background and ignore label included."""
+        """All values that a label map may contain, background and ignore label included."""
         values = {value for values in self.labels.values() for value in values}
         return values if self.ignore_label is None else values | {self.ignore_label}
 
@@ -58,16 +58,16 @@ def read_task(
     labels: Mapping[str, Sequence[int]] | None = None,
     skip: Collection[str] = (),
 ) -> Task:
-    """Read a task whose files are all there.
+    """Read a task and require that its files are complete.
 
     Args:
-        folder: the task's.
+        folder: folder of the task.
         labels: as for `find_task`.
-        skip: cases to leave out, with whatever is wrong with them.
+        skip: cases to leave out, together with their problems.
 
     Raises:
         AutosegError: `dataset.json` is missing or not JSON.
-        DataError: `dataset.json` is wrong, or files are missing (the first ten are named).
+        DataError: `dataset.json` is invalid, or files are missing (the first ten are named).
     """
     task, problems = find_task(folder, labels)
     Verification.of(p for p in problems if p.case not in skip).raise_errors(task.name)
@@ -77,22 +77,22 @@ def read_task(
 def find_task(
     folder: Path, labels: Mapping[str, Sequence[int]] | None = None
 ) -> tuple[Task, list[Problem]]:
-    """Read a task with the cases whose files are all there, and tell what is wrong with the rest.
+    """Read a task with its complete cases, and the problems of the others.
 
     Args:
-        folder: the task's.
-        labels: name -> values, background included, where nothing declares any (as a plan knows
-            them); without them such a task's label maps are read to find out.
+        folder: folder of the task.
+        labels: label name -> values, background included, for a task that declares none (a plan
+            knows them); by default the label maps of such a task are read to find out.
 
     Raises:
         AutosegError: `dataset.json` is missing or not JSON.
-        DataError: `dataset.json` is wrong, or there is no case at all.
+        DataError: `dataset.json` is invalid, or there is no case at all.
     """
-    folder = Path(os.path.abspath(folder))  # a link keeps its own name
-    if in_case_folders(folder):
-        declared, odd = declare_case_folders(folder, labels)
+    folder = Path(os.path.abspath(folder))  # unlike Path.resolve, this keeps the name of a link
+    if has_case_folders(folder):
+        declared, undeclared = declare_case_folders(folder, labels)
         cases, problems = find_case_folders(folder, len(declared.channels))
-        problems = [*odd, *problems]
+        problems = [*undeclared, *problems]
     else:
         declared = read_declaration(folder)
         cases, problems = find_cases(folder, declared)
@@ -113,40 +113,45 @@ def find_task(
 
 
 def without(task: Task, names: Collection[str]) -> Task:
-    """The task without the cases of these names; names that it does not have change nothing."""
+    """Return the task without these cases; unknown names are ignored."""
     return replace(
         task,
         cases=tuple(case for case in task.cases if case.name not in names),
-        groups={case: who for case, who in task.groups.items() if case not in names},
+        groups={case: patient for case, patient in task.groups.items() if case not in names},
     )
 
 
 def _groups(
     declared: Declaration, cases: Sequence[Case], problems: Sequence[Problem]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """Case -> patient, and what in "groups" fits no case."""
+    """Return case -> patient, and a problem for each entry of "groups" that matches no case."""
     names = [case.name for case in cases]
-    if declared.group_pattern is not None:
-        return _groups_by_pattern(declared, declared.group_pattern, names)
-    known = {*names, *(problem.case for problem in problems)}
-    unknown = sorted(set(declared.groups) - known)
-    return {name: declared.groups[name] for name in names if name in declared.groups}, [
-        Problem(name, declared.path.name, "groups", "error", 'is in "groups", but is not a case')
-        for name in unknown
+    if declared.group_pattern is None:
+        known = {*names, *(problem.case for problem in problems)}
+        groups = {name: declared.groups[name] for name in names if name in declared.groups}
+        unmatched = [
+            (name, 'is in "groups", but is not a case')
+            for name in sorted(set(declared.groups) - known)
+        ]
+    else:
+        groups = _groups_by_pattern(declared.group_pattern, names)
+        unmatched = []
+        if names and not groups:
+            message = (
+                f'the pattern {declared.group_pattern!r} in "groups" matches no case name, such '
+                f"as {names[0]}; correct it"
+            )
+            unmatched.append(("", message))
+    return groups, [
+        Problem(name, declared.path.name, "groups", "error", message) for name, message in unmatched
     ]
 
 
-def _groups_by_pattern(
-    declared: Declaration, pattern: str, names: Sequence[str]
-) -> tuple[dict[str, str], list[Problem]]:
-    """The patient is what the pattern matches in the name, or its first group."""
-    found = {name: re.search(pattern, name) for name in names}
-    groups = {
+def _groups_by_pattern(pattern: str, names: Sequence[str]) -> dict[str, str]:
+    """Return as each patient the first group of the match, or else the whole match."""
+    matches = {name: re.search(pattern, name) for name in names}
+    return {
         name: (match[1] if match.re.groups else None) or match[0]
-        for name, match in found.items()
+        for name, match in matches.items()
         if match
     }
-    if groups or not names:
-        return groups, []
-    message = f'the pattern {pattern!r} in "groups" fits no case\'s name, as {names[0]}; correct it'
-    return {}, [Problem("", declared.path.name, "groups", "error", message)]

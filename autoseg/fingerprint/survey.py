@@ -18,7 +18,7 @@ from autoseg.common.files import read_json, to_json, write_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.checks import CaseFacts, check_case, check_task
 from autoseg.dataset.layouts import Case
-from autoseg.dataset.problems import Problem, Verification, shown
+from autoseg.dataset.problems import Problem, Verification, shown_path
 from autoseg.dataset.task import Task
 from autoseg.fingerprint.fingerprint import FORMAT, CaseFigures, Fingerprint, measure
 from autoseg.fingerprint.statistics import Intensities, Sample, rounded
@@ -128,7 +128,7 @@ def _load(
 
 def _unreadable(task: Task, case: Case, path: Path, error: DataError) -> Problem:
     kind = "impossible values" if isinstance(error, VoxelError) else "unreadable"
-    return Problem(case.name, shown(path, task.folder), kind, "error", str(error))
+    return Problem(case.name, shown_path(path, task.folder), kind, "error", str(error))
 
 
 def _check_and_measure(

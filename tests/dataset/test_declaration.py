@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.dataset.declaration import read_declaration
+from autoseg.dataset.declaration import MAX_SHOWN, declaration_of, read_declaration, shown
 from tests.dataset.making import MSD, V2, declare
 
+FILE = Path("raw/Task001_A/dataset.json")
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "necrosis": 2}
 
 
@@ -57,53 +60,119 @@ def test_groups_by_a_pattern(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "named"),
     [
-        ([], "holds a list"),
-        ({"labels": V2["labels"]}, 'neither "channel_names" nor "modality"'),
-        (V2 | {"channel_names": ["CT"]}, '"channel_names" must map'),
-        (V2 | {"channel_names": {"1": "CT"}}, '"channel_names" must map'),
-        (V2 | {"channel_names": {}}, "a name for each channel"),
-        (V2 | {"channel_names": {"0": 3}}, "a name for each channel"),
-        ({"channel_names": {"0": "CT"}}, '"labels" must map names to values'),
-        (V2 | {"labels": ["background"]}, '"labels" must map names to values'),
-        (V2 | {"labels": {"background": 0, "tumour": 1.5}}, "label 'tumour' is 1.5"),
-        (V2 | {"labels": {"background": 0, "tumour": True}}, "label 'tumour' is True"),
-        (V2 | {"labels": {"background": 0, "tumour": -1}}, "label 'tumour' is -1"),
-        (V2 | {"labels": {"background": 0, "tumour": 70000}}, "label 'tumour' is 70000"),
-        (V2 | {"labels": {"background": 0, "tumour": []}}, "label 'tumour' is []"),
-        (V2 | {"labels": {"background": 0, "tumour": [1, 1]}}, "a list of different ones"),
-        (V2 | {"labels": {"background": 0, "a": 1, "b": 1}}, "'a' and 'b' both have the value 1"),
-        (V2 | {"labels": {"tumour": 1, "cyst": 2}}, "no label has the value 0"),
-        (V2 | {"labels": {"background": 0}}, "nothing to segment"),
-        (V2 | {"labels": {"background": 0, "all": [0, 1]}}, "region 'all' covers 0"),
-        (V2 | {"labels": {"background": 0, "a": 1, "ignore": 1}}, "one value of its own"),
-        (V2 | {"labels": REGIONS}, '"regions_class_order" must list 3'),
-        (V2 | {"labels": REGIONS, "regions_class_order": [1, 2]}, "must list 3"),
-        (V2 | {"labels": REGIONS, "regions_class_order": [1, 2, 9]}, "must list 3"),
-        (V2 | {"groups": ["a"]}, '"groups" must map'),
-        (V2 | {"groups": {"p": ["a"], "b": "q"}}, '"groups" must map'),
-        (V2 | {"groups": {"p": ["a"], "q": ["a"]}}, "puts the case a under p and q"),
-        (V2 | {"groups": {"pattern": "(a"}}, "'(a', which is no regular expression"),
-        (V2 | {"licence": 4}, '"licence" must be text'),
-        (V2 | {"dataset": []}, '"dataset" must map'),
-        (V2 | {"dataset": {"a": {"images": "x", "label": "y"}}}, '"images" must be a list'),
-        (V2 | {"dataset": {"a": {"images": ["x"]}}}, '"label" must be a path'),
-        (V2 | {"dataset": {"../a": {"images": ["x"], "label": "y"}}}, "cannot name a file"),
-        ({key: MSD[key] for key in ("modality", "labels")}, '"training" is missing'),
-        (MSD | {"training": {}}, '"training" must be a list'),
-        (MSD | {"training": ["a.nii.gz"]}, 'entry 0 of "training"'),
-        (MSD | {"labels": {"zero": "background", "1": "a"}}, "the value 'zero'"),
-        (MSD | {"labels": {"0": "background", "1": "a", "2": "a"}}, "the name 'a' to 1 and 2"),
+        ([], "[]"),
+        ({"labels": V2["labels"]}, '"channel_names"'),
+        (V2 | {"channel_names": ["CT"]}, '"channel_names"'),
+        (V2 | {"channel_names": {"1": "CT"}}, '"channel_names"'),
+        (V2 | {"channel_names": {}}, '"channel_names"'),
+        (V2 | {"channel_names": {"0": 3}}, '"channel_names.0": 3'),
+        ({"channel_names": {"0": "CT"}}, '"labels"'),
+        (V2 | {"labels": None}, '"labels"'),
+        (V2 | {"labels": {}}, '"labels"'),
+        (V2 | {"labels": ["background"]}, '"labels"'),
+        (V2 | {"labels": {"background": 0, "tumour": 1.5}}, '"labels.tumour": 1.5'),
+        (V2 | {"labels": {"background": 0, "tumour": True}}, '"labels.tumour": True'),
+        (V2 | {"labels": {"background": 0, "tumour": -1}}, '"labels.tumour": -1'),
+        (V2 | {"labels": {"background": 0, "tumour": 70000}}, '"labels.tumour": 70000'),
+        (V2 | {"labels": {"background": 0, "tumour": []}}, '"labels.tumour": []'),
+        (V2 | {"labels": {"background": 0, "tumour": [1, [2]]}}, '"labels.tumour": [1, [2]]'),
+        (V2 | {"labels": {"background": 0, "tumour": [1, 1]}}, "'tumour'"),
+        (V2 | {"labels": {"background": "0", "tumour": "1"}}, "without quotes"),
+        (V2 | {"labels": {"background": 0, "a": 1, "b": 1}}, "'a' and 'b'"),
+        (V2 | {"labels": {"background": 0, "a": [1, 2], "b": [2, 1]}}, "'a' and 'b'"),
+        (V2 | {"labels": {"tumour": 1, "cyst": 2}}, '"background": 0'),
+        (V2 | {"labels": {"ignore": 0, "a": 1, "b": 2}}, '"background": 0'),
+        (V2 | {"labels": {"background": 0}}, '"labels"'),
+        (V2 | {"labels": {"background": 0, "ignore": 1}}, '"labels"'),
+        (V2 | {"labels": {"background": 0, "all": [0, 1]}}, "region 'all'"),
+        (V2 | {"labels": {"background": 0, "a": 1, "ignore": 1}}, "label 'ignore'"),
+        (V2 | {"labels": {"background": 0, "a": 1, "ignore": [2, 3]}}, "label 'ignore'"),
+        (V2 | {"groups": ["a"]}, '"groups"'),
+        (V2 | {"groups": {"p": ["a"], "b": "q"}}, '"groups"'),
+        (V2 | {"groups": {"p": ["a"], "q": ["a"]}}, "case a to p and q"),
+        (V2 | {"groups": {"p": ["a", 1]}}, "\"groups.p\": ['a', 1]"),
+        (V2 | {"groups": {"pattern": "(a"}}, "'(a'"),
+        (V2 | {"licence": 4}, '"licence": 4'),
+        (V2 | {"description": 4}, '"description": 4'),
+        (V2 | {"dataset": []}, '"dataset": []'),
+        (V2 | {"dataset": None}, '"dataset": None'),
+        (V2 | {"dataset": {"a": {"images": "x", "label": "y"}}}, '"dataset.a.images"'),
+        (V2 | {"dataset": {"a": {"images": [], "label": "y"}}}, '"dataset.a.images"'),
+        (V2 | {"dataset": {"a": {"images": ["x"]}}}, '"dataset.a"'),
+        (V2 | {"dataset": {"../a": {"images": ["x"], "label": "y"}}}, "'../a'"),
+        ({key: MSD[key] for key in ("modality", "labels")}, '"training"'),
+        (MSD | {"training": {}}, '"training": {}'),
+        (MSD | {"training": ["a.nii.gz"]}, "\"training.0\": 'a.nii.gz'"),
+        (MSD | {"training": [{"image": "a.nii"}]}, '"training.0"'),
+        (MSD | {"labels": {"zero": "background", "1": "a"}}, "'zero'"),
+        (MSD | {"labels": {"0": "background", "-1": "a"}}, "'-1'"),
+        (MSD | {"labels": {"0": "background", "9" * 5000: "a"}}, "'999"),
+        (MSD | {"labels": {"0": "background", "70000": "a"}}, '"labels'),
+        (MSD | {"labels": {"0": "background", "1": "a", "2": "a"}}, "1 and 2"),
+        (MSD | {"labels": {"0": "a", "00": "b"}}, "'a' and 'b'"),
     ],
 )
-def test_a_wrong_field_is_named_on_one_line(tmp_path: Path, fields: Any, told: str) -> None:
+def test_an_invalid_field_is_named_on_one_line(tmp_path: Path, fields: Any, named: str) -> None:
     with pytest.raises(DataError) as caught:
         read_declaration(declare(tmp_path, fields))
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'dataset.json'}: ")
-    assert told in message
+    assert named in message
     assert "\n" not in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("order", [None, 1, [1], [1, 2, 3, 3], [1, 2, 9], [0, 1, 2], [1, True, 2]])
+def test_an_invalid_painting_order_is_refused(order: Any) -> None:
+    with pytest.raises(DataError, match=r'"regions_class_order" .* 3 '):
+        declaration_of(V2 | {"labels": REGIONS, "regions_class_order": order}, FILE)
+
+
+def test_without_regions_there_is_no_painting_order() -> None:
+    assert declaration_of(V2 | {"regions_class_order": [1]}, FILE).regions_class_order is None
+
+
+@given(st.sets(st.integers(1, 65535), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_single_values_are_sorted_in_both_dialects(values: set[int], random: Any) -> None:
+    pairs = [(f"class {value}", value) for value in [0, *values]]
+    random.shuffle(pairs)
+    in_order = {f"class {value}": (value,) for value in [0, *sorted(values)]}
+    for labels in (dict(pairs), {str(value): name for name, value in pairs}):
+        declared = declaration_of(V2 | {"labels": labels}, FILE)
+        assert list(declared.labels.items()) == list(in_order.items())
+        assert declared.ignore_label is None
+
+
+def test_regions_keep_the_order_of_the_file_after_the_background() -> None:
+    labels = {"whole": [3, 1, 2], "core": [2, 3], "background": 0, "ignore": 4}
+    declared = declaration_of(V2 | {"labels": labels, "regions_class_order": [1, 2]}, FILE)
+    found = list(declared.labels.items())
+    assert found == [("background", (0,)), ("whole", (1, 2, 3)), ("core", (2, 3))]
+    assert declared.ignore_label == 4
+    assert declared.regions_class_order == (1, 2)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(20, 20), (True, None), ("20", None), (None, None)])
+def test_only_a_whole_number_counts_the_cases(count: Any, kept: int | None) -> None:
+    assert declaration_of(V2 | {"numTraining": count}, FILE).case_count == kept
+
+
+@pytest.mark.parametrize("fields", [{"licence": None, "license": "CC0"}, {"licence": "CC0"}])
+def test_both_spellings_of_licence(fields: Any) -> None:
+    assert declaration_of(V2 | fields, FILE).licence == "CC0"
+
+
+@given(st.text(min_size=MAX_SHOWN) | st.lists(st.integers(), min_size=MAX_SHOWN))
+def test_long_values_are_truncated(value: Any) -> None:
+    assert len(shown(value)) == MAX_SHOWN
+    assert shown(value) == repr(value)[: MAX_SHOWN - 3] + "..."
+
+
+def test_short_values_are_shown_whole() -> None:
+    assert shown({"a": [1, "b"]}) == "{'a': [1, 'b']}"
+    assert shown("a" * (MAX_SHOWN - 2)) == f"'{'a' * (MAX_SHOWN - 2)}'"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

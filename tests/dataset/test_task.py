@@ -83,7 +83,7 @@ def test_explicit_paths_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(path.exists() for path in (*task.cases[0].images, task.cases[0].label))
 
 
-def test_missing_files_are_all_told(tmp_path: Path) -> None:
+def test_all_missing_files_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "Task904"
     shutil.copytree(HIPPOCAMPUS, folder)
     (folder / "imagesTr" / "hippocampus_003.nii.gz").unlink()
@@ -94,12 +94,12 @@ def test_missing_files_are_all_told(tmp_path: Path) -> None:
         ("hippocampus_003", "imagesTr/hippocampus_003.nii.gz", "missing image"),
         ("hippocampus_008", "labelsTr/hippocampus_008.nii.gz", "missing label"),
     ]
-    with pytest.raises(DataError, match=r"task Task904 has 2 errors: .*_003.*_008") as caught:
+    with pytest.raises(DataError, match=r"Task904 .*2 errors: .*_003.*_008") as caught:
         read_task(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_the_dirty_set_is_understood_and_can_be_used(tmp_path: Path) -> None:
+def test_an_incomplete_set_can_be_used(tmp_path: Path) -> None:
     folder = declare(tmp_path, V2 | {"numTraining": 9})
     touch(folder, *(f"imagesTr/h_{i}_0000.nii.gz" for i in ("001", "003", "118")))
     touch(folder, *(f"labelsTr/h_{i}.nii.gz" for i in ("001", "003", "010", "281")))
@@ -136,10 +136,10 @@ def test_patients_by_a_pattern_in_the_name(tmp_path: Path, pattern: str, patient
     assert read_task(tmp_path).groups == dict.fromkeys(names[1:], patient)
 
 
-def test_a_pattern_that_fits_no_case(tmp_path: Path) -> None:
+def test_a_pattern_that_matches_no_case(tmp_path: Path) -> None:
     declare(tmp_path, V2 | {"groups": {"pattern": "patient"}})
     touch(tmp_path, "imagesTr/a_0000.nii", "labelsTr/a.nii")
-    with pytest.raises(DataError, match=r"the pattern 'patient' .* fits no case's name, as a;"):
+    with pytest.raises(DataError, match=r"'patient' .* \ba;"):
         read_task(tmp_path)
 
 
@@ -195,5 +195,5 @@ def test_a_wrong_number_of_cases_is_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fields", [V2, MSD | {"training": []}])
 def test_no_cases_at_all(tmp_path: Path, fields: dict[str, object]) -> None:
-    with pytest.raises(DataError, match="no cases; expected imagesTr/CASE_0000"):
+    with pytest.raises(DataError, match=r"dataset\.json.*imagesTr/CASE_0000"):
         read_task(declare(tmp_path, fields))
