@@ -1,36 +1,80 @@
 from __future__ import annotations
 
-import errno
 import os
-import platform
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import OwnerRecord
 
 from autoseg.common import locks
-from autoseg.common.errors import InUse, RunError
-from autoseg.common.locks import LOST_SECONDS, Holder, holder_of, locked
+from autoseg.common.errors import AutosegError, InUse
+from autoseg.common.locks import LEASE_SECONDS, holder_of, locked
+from tests.making import dead_process
+
+TAKE = (
+    "import sys; from pathlib import Path; from autoseg.common import locks\n"
+    "locks.LEASE_SECONDS, locks.HEARTBEAT_SECONDS = map(float, sys.argv[2:])\n"
+    "with locks.locked(Path(sys.argv[1]), 'the model'): print('taken', flush=True); input()\n"
+)
+UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
-def test_a_lock_keeps_others_out_and_says_who_holds_it(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    taken = (
-        "import sys; from pathlib import Path; from autoseg.common.locks import locked\n"
-        "with locked(Path(sys.argv[1]), 'the model'): pass"
+def owner(path: Path) -> OwnerRecord:
+    found = holder_of(path)
+    assert found is not None
+    return found
+
+
+def write_marker(lock: Path, like: OwnerRecord, **changes: object) -> None:
+    """The lock file that another process would have written."""
+    values = like._replace(token="0123")._asdict() | {"lease_duration": locks.LEASE_SECONDS}
+    values |= changes
+    names = {"hostname": "host", "lease_duration": "duration"}
+    lines = [f"{names.get(name, name)}={value}" for name, value in values.items()]
+    lock.write_text("\n".join(["filelock/2", *lines, ""]), encoding="utf-8")
+
+
+@pytest.fixture
+def me(tmp_path: Path) -> OwnerRecord:
+    with locked(tmp_path / "mine", "it"):
+        return owner(tmp_path / "mine")
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.2)
+
+
+def command(lock: Path) -> list[str]:
+    seconds = str(locks.LEASE_SECONDS), str(locks.HEARTBEAT_SECONDS)
+    return [sys.executable, "-c", TAKE, str(lock), *seconds]
+
+
+def holding(lock: Path, *before: str) -> subprocess.Popen[str]:
+    """A process that holds a lock until it reads a line."""
+    process = subprocess.Popen(
+        [*before, *command(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "taken\n"
+    return process
+
+
+def test_a_lock_keeps_others_out_and_names_its_holder(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
     with locked(lock, "the model"):
-        other = subprocess.run(
-            [sys.executable, "-c", taken, str(lock)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).parents[1],
-        )
-    assert f"the model is in use by process {os.getpid()}" in other.stderr
+        other = subprocess.run(command(lock), capture_output=True, text=True, check=False)
+    assert f"the model is in use by process {os.getpid()};" in other.stderr
+    assert str(lock) in other.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -44,105 +88,214 @@ def test_a_lock_is_released_after_an_error(tmp_path: Path) -> None:
 def test_a_lock_cannot_be_taken_twice(tmp_path: Path) -> None:
     with (
         locked(tmp_path / "lock", "it"),
-        pytest.raises(RunError, match="wait for it, or stop it"),
+        pytest.raises(InUse, match=str(os.getpid())),
         locked(tmp_path / "lock", "it"),
     ):
         pass
 
 
-def test_locks_need_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    lock = tmp_path / "lock"
-    for _ in range(2):
-        with locked(lock, "it"):
-            assert lock.read_text(encoding="utf-8").split()[0] == str(os.getpid())
-            with pytest.raises(InUse), locked(lock, "it"):
-                pass
-        assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("holder", ["dead", "", "nonsense"])
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, holder: str) -> None:
-    if holder == "dead":
-        finished = subprocess.Popen([sys.executable, "-c", ""])
-        finished.wait()
-        holder = str(finished.pid)
-    (tmp_path / "lock").write_text(holder)
-    with locked(tmp_path / "lock", "it"):
-        assert (tmp_path / "lock").read_text(encoding="utf-8").split()[0] == str(os.getpid())
-
-
-def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    lock.write_text(str(holder.pid))
-    with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(_take_and_release, lock)
-        assert not waiting.done()
-        holder.communicate(b"\n")
-        assert waiting.result(timeout=60).split()[0] == str(os.getpid())
-
-
-def _take_and_release(lock: Path) -> str:
-    with locked(lock, "it", wait=True):
-        return lock.read_text(encoding="utf-8")
-
-
-def test_the_lock_of_another_machine_is_kept_while_it_is_touched(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text("1 elsewhere")
-    with pytest.raises(InUse, match="in use by process 1 on elsewhere"), locked(lock, "it"):
+def test_a_lock_in_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(AutosegError, match=r"cannot write .*lock"),
+        locked(tmp_path / "file" / "lock", "it"),
+    ):
         pass
-    assert holder_of(lock) == Holder(1, "elsewhere")
-    past = lock.stat().st_mtime - LOST_SECONDS - 60
-    os.utime(lock, (past, past))
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    holder = holding(lock)
+    assert owner(lock).pid == holder.pid
+    holder.kill()
+    holder.wait()
     assert holder_of(lock) is None
+    started = time.monotonic()
     with locked(lock, "it"):
-        assert holder_of(lock) == Holder(os.getpid(), platform.node())
+        assert owner(lock).pid == os.getpid()
+    assert time.monotonic() - started < 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_held_lock_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("content", ["", "nonsense", "1234567", "1 elsewhere", "filelock/2\npid=1"])
+def test_a_damaged_or_older_lock_file_is_taken_over(
+    tmp_path: Path, content: str, wait: bool
+) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text(content, encoding="utf-8")
+    assert holder_of(lock) is None
+    with locked(lock, "it", wait):
+        assert owner(lock).pid == os.getpid()
+
+
+def test_the_pid_of_a_holder_is_not_enough(tmp_path: Path, me: OwnerRecord) -> None:
+    """A container that is started again has the same PIDs, perhaps even this process's own."""
+    lock = tmp_path / "lock"
+    assert me.start is not None
+    for start in (me.start - 1, me.start ^ (1 << 64)):  # an earlier process; an earlier boot
+        write_marker(lock, me, start=start)
+        with locked(lock, "it"):
+            assert owner(lock).token != "0123"
+
+
+def test_a_waiting_process_gets_the_lock_when_it_is_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "QUIET_SECONDS", 0.1)
+    lock = tmp_path / "lock"
+    holder = holding(lock)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(_take_and_release, lock)
+        time.sleep(0.5)
+        assert not waiting.done()
+        holder.communicate("\n")
+        assert waiting.result(timeout=60) == os.getpid()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(part in line for part in ("waiting for it", str(holder.pid), str(lock)))
+
+
+def _take_and_release(lock: Path) -> int:
+    with locked(lock, "it", wait=True):
+        return owner(lock).pid
+
+
+def test_threads_of_one_process_exclude_each_other(tmp_path: Path) -> None:
+    inside, most = [0], [0]
+
+    def work(_: int) -> None:
+        with locked(tmp_path / "lock", "it", wait=True):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.01)
+            inside[0] -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+    assert most == [1]
+
+
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("host", ["elsewhere", "elsewhere?pidns-f0000abc"])
+def test_the_lock_of_another_host_is_respected_while_it_has_a_heartbeat(
+    tmp_path: Path, me: OwnerRecord, host: str
+) -> None:
+    lock = tmp_path / "lock"
+    write_marker(lock, me, hostname=host)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.2):
+            os.utime(lock)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        assert owner(lock).hostname == host
+        with pytest.raises(InUse, match=f"{me.pid} on elsewhere"), locked(lock, "it"):
+            pass
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("clock", [0.0, -1e6, 1e6])
+@pytest.mark.parametrize("host", ["elsewhere", "{me}?pidns-f0000abc"])
+def test_the_lock_of_another_host_is_taken_over_without_a_heartbeat(
+    tmp_path: Path, me: OwnerRecord, host: str, clock: float, wait: bool
+) -> None:
+    """Whatever its clock says."""
+    lock = tmp_path / "lock"
+    write_marker(lock, me, hostname=host.format(me=me.hostname))
+    os.utime(lock, (time.time() + clock,) * 2)
+    started = time.monotonic()
+    with locked(lock, "it", wait):
+        assert 0.9 < time.monotonic() - started < 5
+        assert owner(lock).hostname == me.hostname
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_holder_without_a_heartbeat_is_not_told(tmp_path: Path, me: OwnerRecord) -> None:
+    lock = tmp_path / "lock"
+    write_marker(lock, me, hostname="elsewhere")
+    assert holder_of(lock) is not None
+    past = time.time() - LEASE_SECONDS - 1
+    os.utime(lock, (past, past))
+    assert holder_of(lock) is None
+    write_marker(lock, me, pid=dead_process())
+    assert holder_of(lock) is None
+
+
+def test_dead_holders_are_waited_for_less_than_half_a_minute() -> None:
+    assert 4 * locks.HEARTBEAT_SECONDS < LEASE_SECONDS < 30
+
+
+@pytest.mark.usefixtures("short_lease")
+def test_a_held_lock_has_a_heartbeat(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with locked(lock, "it"):
         os.utime(lock, (0, 0))
+        deadline = time.monotonic() + 60
         while lock.stat().st_mtime == 0:
-            pass
+            assert time.monotonic() < deadline
 
 
-def test_who_comes_second_does_not_remove_the_lock_of_who_came_first(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text("1 elsewhere")  # taken over from the dead process 2 a moment ago
-    locks._remove_left(lock, Holder(2, platform.node()))
-    assert lock.read_text(encoding="utf-8") == "1 elsewhere"
-    assert list(tmp_path.iterdir()) == [lock]
+@pytest.mark.usefixtures("short_lease")
+def test_a_lost_lock_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(tmp_path / "lock", "it"):
+        (tmp_path / "lock").unlink()
+        time.sleep(1.0)
+    assert str(tmp_path / "lock") in capsys.readouterr().err
 
 
-def test_a_lock_from_the_future_is_taken_over_when_nobody_touches_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_locks_need_no_writable_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, me: OwnerRecord
 ) -> None:
-    """The clock was set back after the other machine had died."""
+    locks._this_host.cache_clear()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
+    try:
+        with (
+            locked(tmp_path / "lock", "it"),
+            pytest.raises(InUse, match=str(me.pid)),
+            locked(tmp_path / "lock", "it"),
+        ):
+            pass
+    finally:
+        locks._this_host.cache_clear()
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux")
+    or subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode != 0,
+    reason="makes PID namespaces",
+)
+@pytest.mark.usefixtures("short_lease")
+def test_containers_of_one_host_name_exclude_each_other(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    lock.write_text("1 elsewhere")
-    future = time.time() + 1e8
-    os.utime(lock, (future, future))
-    assert holder_of(lock) == Holder(1, "elsewhere")
-    monkeypatch.setattr(locks, "LOST_SECONDS", 0.5)
-    begun = time.monotonic()
-    with locked(lock, "it", wait=True):
-        assert time.monotonic() - begun > 0.5
-        assert holder_of(lock) == Holder(os.getpid(), platform.node())
+    inside = holding(lock, *UNSHARE)
+    try:
+        with pytest.raises(InUse, match="container"), locked(lock, "it"):
+            pass
+    finally:
+        inside.kill()
+        inside.wait()
+    again = holding(lock, *UNSHARE)  # restarted: another process 1, in another namespace
+    again.communicate("\n")
+    assert again.returncode == 0
 
 
 @pytest.mark.parametrize("wait", [False, True])
 def test_locks_may_have_the_longest_name(tmp_path: Path, wait: bool) -> None:
     lock = tmp_path / ("ü" * 127)
-    lock.write_text("1 elsewhere")
-    os.utime(lock, (0, 0))
+    holder = holding(lock)
+    with pytest.raises(InUse), locked(lock, "it"):
+        pass
+    holder.kill()
+    holder.wait()
     with locked(lock, "it", wait):
         pass
     assert list(tmp_path.iterdir()) == []
