@@ -16,7 +16,7 @@ from autoseg.common.errors import InUse
 from autoseg.common.files import LONGEST_NAME, cannot_write, end_of_name, is_alive
 from autoseg.common.progress import say
 
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 2.0
 LEASE_SECONDS = 25.0  # without a heartbeat, after which a lock is taken over
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # of waiting before the user reads what for
