@@ -10,20 +10,18 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import psutil
+from pydantic import TypeAdapter, ValidationError
 
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, DataError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-    from pydantic import TypeAdapter
+Made = TypeVar("Made")
 
 
 # Processes of this machine.
@@ -227,30 +225,34 @@ def _unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
     return build
 
 
-# Whether what was read from a file has the types that its dataclass declares.
+# Dataclasses and JSON: `write_json(path, asdict(made))` writes one.
 
 
-def check_fields(made: DataclassInstance) -> None:
-    """Check every field, at any depth: Python itself lets a dataclass hold anything.
+def dataclass_from_json(
+    kind: type[Made], values: Any, where: Path | str, advice: str = "delete it"
+) -> Made:
+    """Build a dataclass, at any depth, from the JSON values of its `asdict`.
+
+    Types must match: text is not a number, and an unknown key is an error.
 
     Raises:
-        ValueError: a field holds another type than it declares, or a number that is not finite.
+        DataError: the message names `where` and the key, and ends with `advice`.
     """
-    from pydantic import ValidationError
-
-    values = json.dumps(asdict(made), allow_nan=False)
     try:
-        _adapter(type(made)).validate_json(values, strict=True)
+        text = json.dumps(values, allow_nan=False)
+        made: Made = _adapter(kind).validate_json(text, strict=True, extra="forbid")
+        return made
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        key = ".".join(map(str, first["loc"]))
+        problem = first["msg"][:1].lower() + first["msg"][1:]
+        raise DataError(f"{where}: {f'{key}: ' if key else ''}{problem}; {advice}") from error
+    except ValueError as error:  # NaN
+        raise DataError(f"{where}: {error}; {advice}") from error
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
-from autoseg.common.files import check_fields, read_json, write_json
+from autoseg.common.files import dataclass_from_json, read_json, write_json
 from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, pool, ratio
 from autoseg.evaluation.surface import Surface
 
@@ -293,8 +293,7 @@ class Summary:
         found = read_json(path)
         try:
             made = Summary.from_json(found)
-            check_fields(made)
-            return made
+            return dataclass_from_json(Summary, asdict(made), path)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{path} is not a summary of autoseg_evaluate ({type(error).__name__}: {error}); "

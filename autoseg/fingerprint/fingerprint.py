@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple, bounding_box, union_of_boxes
 from autoseg.common.errors import DataError
-from autoseg.common.files import check_fields, read_json, write_json
+from autoseg.common.files import dataclass_from_json, read_json, write_json
 from autoseg.dataset.checks import scale_of
 from autoseg.fingerprint.statistics import (
     Intensities,
     LabelFigures,
     Sample,
-    intensities_from_json,
     measure_labels,
     sample,
     summary,
@@ -68,46 +67,6 @@ class CaseFigures:
     voxels: dict[int, int]
     labels: dict[str, LabelFigures]
     content: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for strict JSON."""
-        voxels = {str(value): count for value, count in self.voxels.items()}
-        return asdict(self) | {"voxels": voxels}
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> CaseFigures:
-        """The inverse of `to_json`."""
-        return CaseFigures(
-            shape=_three(values["shape"]),
-            spacing_mm=_three(values["spacing_mm"]),
-            orientation=values["orientation"],
-            shape_after_crop=_three(values["shape_after_crop"]),
-            channels=tuple(
-                ChannelFigures(
-                    scale=channel["scale"],
-                    image=Intensities(**channel["image"]),
-                    foreground=intensities_from_json(channel["foreground"]),
-                )
-                for channel in values["channels"]
-            ),
-            voxels={int(value): count for value, count in values["voxels"].items()},
-            labels={name: _label_from_json(label) for name, label in values["labels"].items()},
-            content=values["content"],
-        )
-
-
-def _label_from_json(values: dict[str, Any]) -> LabelFigures:
-    extent = values["extent_mm"]
-    return LabelFigures(
-        volume_ml=values["volume_ml"],
-        components=values["components"],
-        extent_mm=None if extent is None else _three(extent),
-    )
-
-
-def _three(values: Sequence[Any]) -> tuple[Any, Any, Any]:
-    x, y, z = values
-    return x, y, z
 
 
 def measure(
@@ -189,7 +148,8 @@ def shape_of_content(array: NDArray[Any]) -> Triple:
     An image that is all zero keeps its shape.
     """
     box = union_of_boxes(bounding_box(channel) for channel in array)
-    return _three(array.shape[1:] if box is None else [side.stop - side.start for side in box])
+    x, y, z = array.shape[1:] if box is None else [side.stop - side.start for side in box]
+    return x, y, z
 
 
 FORMAT = 2
@@ -201,20 +161,20 @@ class Fingerprint:
 
     Attributes:
         task, channels, labels, ignore_label: as the task declares them.
-        cases: name -> figures of every case without an error, sorted by name.
         foreground: for each channel the intensities of all cases' foreground voxels (labelled
             above zero, not ignored), each case weighing the same, as nnU-Net weighs them when it
             draws equally many voxels from each case; None where no case has foreground. Mean,
             standard deviation, minimum and maximum are exact; median and percentiles are those of
             500 quantiles of each case.
+        cases: name -> figures of every case without an error, sorted by name.
     """
 
     task: str
     channels: tuple[str, ...]
     labels: dict[str, tuple[int, ...]]
     ignore_label: int | None
-    cases: dict[str, CaseFigures]
     foreground: tuple[Intensities | None, ...]
+    cases: dict[str, CaseFigures]
 
     @property
     def spacings_mm(self) -> NDArray[np.float64]:
@@ -257,29 +217,7 @@ class Fingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for strict JSON."""
-        return {
-            "format": FORMAT,
-            "task": self.task,
-            "channels": list(self.channels),
-            "labels": {name: list(values) for name, values in self.labels.items()},
-            "ignore_label": self.ignore_label,
-            "foreground": [
-                None if pooled is None else asdict(pooled) for pooled in self.foreground
-            ],
-            "cases": {name: case.to_json() for name, case in self.cases.items()},
-        }
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> Fingerprint:
-        """The inverse of `to_json`."""
-        return Fingerprint(
-            task=values["task"],
-            channels=tuple(values["channels"]),
-            labels={name: tuple(covered) for name, covered in values["labels"].items()},
-            ignore_label=values["ignore_label"],
-            cases={name: CaseFigures.from_json(case) for name, case in values["cases"].items()},
-            foreground=tuple(intensities_from_json(pooled) for pooled in values["foreground"]),
-        )
+        return {"format": FORMAT} | asdict(self)
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically; equal fingerprints give equal bytes."""
@@ -299,11 +237,5 @@ class Fingerprint:
                 f"{path}: not a fingerprint of format {FORMAT} (found {found!r}); "
                 "delete it and plan again"
             )
-        try:
-            made = Fingerprint.from_json(values)
-            check_fields(made)
-            return made
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: not a whole fingerprint ({error!r}); delete it and plan again"
-            ) from error
+        del values["format"]
+        return dataclass_from_json(Fingerprint, values, path, "delete it and plan again")

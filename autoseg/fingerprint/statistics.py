@@ -60,11 +60,6 @@ class Intensities:
     max: float
 
 
-def intensities_from_json(values: dict[str, float] | None) -> Intensities | None:
-    """Intensities written by `dataclasses.asdict`, or None where there were none."""
-    return None if values is None else Intensities(**values)
-
-
 class Values(Protocol):
     """Some intensities."""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError, DataError, VoxelError
-from autoseg.common.files import read_json, to_json, write_json
+from autoseg.common.files import dataclass_from_json, read_json, to_json, write_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.checks import CaseFacts, check_case, check_task
 from autoseg.dataset.layouts import Case
@@ -33,22 +33,6 @@ class _Survey:
     problems: tuple[Problem, ...]
     figures: CaseFigures | None = None
     samples: tuple[Sample, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "problems": [asdict(problem) for problem in self.problems],
-            "figures": None if self.figures is None else self.figures.to_json(),
-            "samples": self.samples,
-        }
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> _Survey:
-        figures = values["figures"]
-        return _Survey(
-            problems=tuple(Problem(**problem) for problem in values["problems"]),
-            figures=None if figures is None else CaseFigures.from_json(figures),
-            samples=tuple(tuple(sample) for sample in values["samples"]),
-        )
 
 
 def survey(
@@ -106,7 +90,7 @@ def _read_case(task: Task, case: Case, cache: Path | None) -> _Survey:
         return _Survey(tuple(unreadable))
     result = _check_and_measure(task, case, image, *label)
     if cache is not None:
-        write_json(cache / f"{case.name}.json", {"key": key} | result.to_json())
+        write_json(cache / f"{case.name}.json", {"key": key} | asdict(result))
     return result
 
 
@@ -153,11 +137,11 @@ def _recall(task: Task, case: Case, cache: Path | None) -> _Survey | None:
         return None
     try:
         values = read_json(path)
-    except AutosegError:  # damaged: it is made again
+        if not isinstance(values, dict) or values.pop("key", None) != _key(task, case):
+            return None
+        return dataclass_from_json(_Survey, values, path)
+    except AutosegError:  # damaged: the case is read again
         return None
-    if not isinstance(values, dict) or values.get("key") != _key(task, case):
-        return None
-    return _Survey.from_json(values)
 
 
 def _key(task: Task, case: Case) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import (
+    dataclass_from_json,
     is_temporary,
     read_json,
     remove_leftovers,
@@ -102,6 +104,46 @@ def test_bad_json_is_told(tmp_path: Path, content: bytes, told: str) -> None:
 def test_a_missing_json_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(AutosegError, match=r"a\.json is missing"):
         read_json(tmp_path / "a.json")
+
+
+@dataclass(frozen=True)
+class Inner:
+    number: float
+    shape: tuple[int, int]
+    counts: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: tuple[Inner | None, ...]
+
+
+def test_dataclasses_survive_json() -> None:
+    made = Outer("a", (None, Inner(1.0, (2, 3), {4: 5}), Inner(0.1, (6, 7))))
+    values = json.loads(to_json(asdict(made)))
+    assert dataclass_from_json(Outer, values, "a.json") == made
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"name": "a"}, "inner"),
+        ({"name": 1, "inner": []}, "name"),
+        ({"name": "a", "inner": [{"number": "1", "shape": [1, 2]}]}, "inner.0.number"),
+        ({"name": "a", "inner": [{"number": True, "shape": [1, 2]}]}, "inner.0.number"),
+        ({"name": "a", "inner": [{"number": 1, "shape": [1, 2, 3]}]}, "inner.0.shape"),
+        ({"name": "a", "inner": [], "more": 1}, "more"),
+        ({"name": "a", "inner": [{"number": 1, "shape": [1, 2], "more": 1}]}, "inner.0.more"),
+        ({"name": "a", "inner": [{"number": float("nan"), "shape": [1, 2]}]}, ""),
+        ([1], ""),
+    ],
+)
+def test_a_value_that_the_dataclass_cannot_have_is_named(values: Any, key: str) -> None:
+    with pytest.raises(DataError, match=r"^a\.json: .*; write it again$") as caught:
+        dataclass_from_json(Outer, values, "a.json", "write it again")
+    assert f"{key}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @given(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import count_labels
+from autoseg.common.files import dataclass_from_json
 from autoseg.fingerprint.fingerprint import CaseFigures, measure, orientation_of, shape_of_content
 from autoseg.fingerprint.statistics import (
     SAMPLE_SIZE,
@@ -65,7 +67,7 @@ def test_golden_figures_of_a_handmade_case() -> None:
     assert [len(sample) for sample in samples] == [SAMPLE_SIZE, SAMPLE_SIZE]
     assert samples[0][0] == 10.02
     assert samples[0][-1] == 29.98
-    assert CaseFigures.from_json(figures.to_json()) == figures
+    assert dataclass_from_json(CaseFigures, asdict(figures), "figures") == figures
 
 
 def test_no_foreground() -> None:

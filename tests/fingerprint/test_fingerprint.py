@@ -30,7 +30,7 @@ CASE = CaseFigures(
 
 def fingerprint(cases: dict[str, CaseFigures]) -> Fingerprint:
     labels: dict[str, tuple[int, ...]] = {"background": (0,), "lung": (1,), "infection": (2,)}
-    return Fingerprint("Task001_COVID", ("CT",), labels, None, cases, (None,))
+    return Fingerprint("Task001_COVID", ("CT",), labels, None, (None,), cases)
 
 
 def test_spacings_survive_the_file_exactly(tmp_path: Path) -> None:

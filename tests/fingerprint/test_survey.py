@@ -206,7 +206,8 @@ def test_no_foreground_anywhere(tmp_path: Path) -> None:
     found, problems = survey(task, processes=1)
     assert found.foreground == (None,)
     assert [problem.kind for problem in problems] == ["empty label map"] * 5 + ["absent label"]
-    assert Fingerprint.from_json(found.to_json()) == found
+    found.save(tmp_path / "fingerprint.json")
+    assert Fingerprint.load(tmp_path / "fingerprint.json") == found
 
 
 def test_a_second_survey_reads_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
