@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -227,6 +227,8 @@ def _unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
 
 # Dataclasses and JSON: `write_json(path, asdict(made))` writes one.
 
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+
 
 def dataclass_from_json(
     kind: type[Made], values: Any, where: Path | str, advice: str = "delete it"
@@ -249,11 +251,6 @@ def dataclass_from_json(
         raise DataError(f"{where}: {f'{key}: ' if key else ''}{problem}; {advice}") from error
     except ValueError as error:  # NaN
         raise DataError(f"{where}: {error}; {advice}") from error
-
-
-@cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 # Checksums of files: what a disk or a copy has changed is noticed, whatever reads the file.
