@@ -1,7 +1,10 @@
-"""Augmentation of images by torch, on any device, from what a worker drew for them.
+"""Augmentation of images by PyTorch, on any device.
 
-Given the same numbers the images are those of `spatial`, `intensity` and batchgenerators, but for
-rounding; noise has the same distribution. The host never waits for the device.
+A worker draws the augmentation, reads the patch and transforms its labels, which is cheap without
+interpolation. The image is augmented on the device by `finish`, and the host never waits for it.
+
+Given the same draws the images equal those of `transforms` except for rounding; noise has the same
+distribution. The draws of a sample come in another order, so that samples differ from `transforms`.
 """
 
 from __future__ import annotations
@@ -17,86 +20,148 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from autoseg.augmentation.sampler import Border
-from autoseg.augmentation.spatial import Warp, draw_warp, random_factor
+from autoseg.augmentation.spatial import Warp, random_factor
 from autoseg.augmentation.spline import Floats, prefilter
-from autoseg.augmentation.transforms import blurring, change_previous, nearest_of_coarser
+from autoseg.augmentation.transforms import (
+    blur_operator,
+    coarse_indices,
+    corrupt_previous,
+    draw_warps,
+)
 from autoseg.common.arrays import Triple
 from autoseg.networks.devices import to_device
 from autoseg.plan import augmentation as plans
 from autoseg.preprocessing.resample import axis_operator
 
-# What is drawn for an image that the training device will change: plain numbers and matrices.
-#
-# The distributions are those of `transforms`, which acts at once. The numbers come in another
-# order from a sample's generator, so that the samples of the two differ.
 
-Factors = tuple[float, ...]  # one for each channel
-Operators = tuple[Floats, Floats, Floats]  # the matrices (new size, size) of x, y, z
+class DeviceAugmenter:
+    """Draws the augmentation of each sample, like `transforms.Augmenter`."""
+
+    def __init__(self, specs: Sequence[plans.Transform], patch_size: Triple) -> None:
+        self.specs = specs
+        self.patch_size = patch_size
+
+    def draw(self, rng: np.random.Generator) -> PostponedAugmentation:
+        """Draw the augmentation of the sample that `rng` belongs to."""
+        warps, size, border = draw_warps(self.specs, self.patch_size, rng)
+        steps = [
+            spec if warp is None else warp
+            for spec, warp in zip(self.specs, warps, strict=True)
+            if warp is not None or not isinstance(spec, plans.Spatial)
+        ]
+        return PostponedAugmentation(size, border, tuple(steps), rng)
+
+
+@dataclass(frozen=True)
+class PostponedAugmentation:
+    """The augmentation of one sample, like `transforms.Augmentation`.
+
+    Attributes:
+        box_size: voxels to read.
+        border: padding beyond the case: zero, or the nearest voxel.
+        steps: warps that are drawn, and transforms that are not.
+        rng: random generator of the sample.
+    """
+
+    box_size: Triple
+    border: Border
+    steps: tuple[plans.Transform | Warp, ...]
+    rng: np.random.Generator
+
+    def __call__(
+        self, image: NDArray[np.float32], label: NDArray[np.int16]
+    ) -> tuple[PostponedImage, NDArray[np.int16]]:
+        """Augment the label, and return the image with the operations that remain.
+
+        Args:
+            image: (channel, *box_size).
+            label: box_size, or (2, *box_size) for a cascade.
+        """
+        labels = list(label.reshape(-1, *label.shape[-3:]))
+        operations: list[Operation] = []
+        for step in self.steps:
+            if isinstance(step, plans.PreviousMorphology | plans.PreviousRemoval):
+                labels[1] = corrupt_previous(labels[1], step, self.rng)
+                continue
+            operation: Operation | None
+            if isinstance(step, Warp):
+                operation = step
+            else:
+                assert not isinstance(step, plans.Spatial)
+                x, y, z = labels[0].shape
+                operation = draw_operation(step, len(image), (x, y, z), self.rng)
+            if operation is not None:
+                operations.append(operation)
+                labels = [_apply_to_label(operation, one) for one in labels]
+        stacked = np.stack(labels) if label.ndim == 4 else np.ascontiguousarray(labels[0])
+        # Copies of the warps are sent without their cached coordinates.
+        return PostponedImage(image, tuple(replace(one) for one in operations)), stacked
+
+
+@dataclass(frozen=True)
+class PostponedImage:
+    """An image as it was read, and the operations to be applied.
+
+    Attributes:
+        image: (channel, *box_size).
+        operations: in order; their result has the patch size.
+    """
+
+    image: NDArray[np.float32]
+    operations: tuple[Operation, ...]
+
+
+def _apply_to_label(operation: Operation, label: NDArray[np.int16]) -> NDArray[np.int16]:
+    if isinstance(operation, Warp):
+        return operation.label(label)
+    return np.flip(label, operation.axes) if isinstance(operation, Flip) else label
+
+
+# Operations on an image, with everything drawn: plain numbers and matrices.
+
+Operators = tuple[Floats, Floats, Floats]  # matrices (new size, size) of x, y, z
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Turn these axes about."""
+    """Reverse these axes."""
 
     axes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Add normal noise."""
+class AddNoise:
+    """Add Gaussian noise of a standard deviation."""
 
-    deviation: float
+    std: float
     seed: int
 
 
 @dataclass(frozen=True)
-class Brightness:
-    """Multiply each channel."""
+class AdjustIntensity:
+    """Apply a factor (brightness, contrast) or a power (gamma correction) to each channel."""
 
-    factors: Factors
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Stretch each channel about its mean."""
-
-    factors: Factors
-    preserve_range: bool
-
-
-@dataclass(frozen=True)
-class Gamma:
-    """Raise each channel, or its negative, to a power within its range."""
-
-    powers: Factors
-    invert: bool
-    retain_statistics: bool
-
-
-@dataclass(frozen=True)
-class Blur:
-    """Apply matrices to the axes of each channel; None: it stays."""
-
-    channels: tuple[Operators | None, ...]
+    spec: plans.Brightness | plans.Contrast | plans.Gamma
+    factors: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class CoarseGrid:
-    """The nearest voxels of a coarser grid along x, y, z, and the matrices back."""
+    """The voxels nearest to a coarser grid along x, y, z, and the matrices back."""
 
     nearest: tuple[NDArray[np.intp], ...]
     back: Operators
 
 
 @dataclass(frozen=True)
-class LowResolution:
-    """Take each channel through its coarser grid; None: it stays."""
+class ApplyOperators:
+    """Apply matrices along the axes of each channel, or a coarser grid; None keeps a channel."""
 
-    channels: tuple[CoarseGrid | None, ...]
+    channels: tuple[Operators | CoarseGrid | None, ...]
 
 
-Change = Warp | Flip | Noise | Brightness | Contrast | Gamma | Blur | LowResolution
-Changing = (
+Operation = Warp | Flip | AddNoise | AdjustIntensity | ApplyOperators
+ImageTransform = (
     plans.Mirror
     | plans.GaussianNoise
     | plans.GaussianBlur
@@ -107,16 +172,16 @@ Changing = (
 )
 
 
-def draw_change(
-    spec: Changing, channels: int, size: Triple, rng: np.random.Generator
-) -> Change | None:
-    """Draw what a transform does to one image; None if nothing.
+def draw_operation(
+    spec: ImageTransform, channels: int, size: Triple, rng: np.random.Generator
+) -> Operation | None:
+    """Draw what a transform does to one image; None if it is not applied.
 
     Args:
-        spec: the plan's chances and ranges.
-        channels: of the image.
+        spec: probabilities and ranges of the plan.
+        channels: number of channels of the image.
         size: of the patch (x, y, z).
-        rng: the sample's random numbers.
+        rng: random generator of the sample.
     """
     if rng.random() >= spec.probability:
         return None
@@ -124,211 +189,114 @@ def draw_change(
         case plans.Mirror():
             return Flip(tuple(axis for axis in sorted(set(spec.axes)) if rng.random() < 0.5))
         case plans.GaussianNoise():
-            return Noise(rng.uniform(*spec.variance), int(rng.integers(2**63)))
+            return AddNoise(rng.uniform(*spec.variance), int(rng.integers(2**63)))
         case plans.Brightness():
-            return Brightness(tuple(rng.uniform(*spec.factor) for _ in range(channels)))
+            return AdjustIntensity(spec, tuple(rng.uniform(*spec.factor) for _ in range(channels)))
         case plans.Contrast():
-            return Contrast(_factors(spec.factor, channels, rng), spec.preserve_range)
+            return AdjustIntensity(
+                spec, tuple(random_factor(spec.factor, rng) for _ in range(channels))
+            )
         case plans.Gamma():
-            powers = _factors(spec.gamma, channels, rng)
-            return Gamma(powers, spec.invert, spec.retain_statistics)
+            return AdjustIntensity(
+                spec, tuple(random_factor(spec.gamma, rng) for _ in range(channels))
+            )
         case plans.GaussianBlur():
-            sigmas = _some(spec.channel_probability, spec.sigma, channels, rng)
-            return Blur(tuple(None if s is None else _blur(size, s) for s in sigmas))
+            sigmas = _draw_some(spec.channel_probability, spec.sigma, channels, rng)
+            return ApplyOperators(tuple(None if s is None else _blur(size, s) for s in sigmas))
         case plans.LowResolution():
-            zooms = _some(spec.channel_probability, spec.zoom, channels, rng)
-            return LowResolution(tuple(None if z is None else _coarse_grid(size, z) for z in zooms))
+            zooms = _draw_some(spec.channel_probability, spec.zoom, channels, rng)
+            return ApplyOperators(
+                tuple(None if z is None else _coarse_grid(size, z) for z in zooms)
+            )
 
 
-def _factors(limits: tuple[float, float], channels: int, rng: np.random.Generator) -> Factors:
-    return tuple(random_factor(limits, rng) for _ in range(channels))
-
-
-def _some(
-    chance: float, limits: tuple[float, float], channels: int, rng: np.random.Generator
+def _draw_some(
+    probability: float, limits: tuple[float, float], channels: int, rng: np.random.Generator
 ) -> list[float | None]:
-    """A number for each channel that has the luck."""
-    return [rng.uniform(*limits) if rng.random() < chance else None for _ in range(channels)]
+    """Draw a number for each selected channel."""
+    return [rng.uniform(*limits) if rng.random() < probability else None for _ in range(channels)]
 
 
 def _blur(size: Triple, sigma: float) -> Operators:
-    return _changed_along_axes(lambda axis: blurring(size[axis], sigma))
+    return _for_axes(lambda axis: blur_operator(size[axis], sigma))
 
 
 def _coarse_grid(size: Triple, zoom: float) -> CoarseGrid:
-    nearest = nearest_of_coarser(size, zoom)
-    back = _changed_along_axes(lambda axis: axis_operator(len(nearest[axis]), size[axis], 3))
+    nearest = coarse_indices(size, zoom)
+    back = _for_axes(lambda axis: axis_operator(len(nearest[axis]), size[axis], 3))
     return CoarseGrid(tuple(nearest), back)
 
 
-def _changed_along_axes(matrix: Callable[[int], Floats]) -> Operators:
-    return matrix(0), matrix(1), matrix(2)
+def _for_axes(operator: Callable[[int], Floats]) -> Operators:
+    return operator(0), operator(1), operator(2)
 
 
-# Samples whose image is left to the training device; only what the device lacks is done at once.
-#
-# A worker draws, reads the box, and moves the labels, which are cheap: no interpolation, and the
-# box has needed their places already. `on_device` does the rest.
-
-
-@dataclass(frozen=True)
-class Postponed:
-    """An image as it was read, and what shall become of it.
-
-    Attributes:
-        image: (channel, *box).
-        changes: in order; after them it is as large as the patch.
-    """
-
-    image: NDArray[np.float32]
-    changes: tuple[Change, ...]
-
-
-class Postponer:
-    """Draws what happens to each sample of a plan, like `transforms.Augmenter`."""
-
-    def __init__(self, specs: Sequence[plans.Transform], patch_size: Triple) -> None:
-        self.specs = specs
-        self.patch_size = patch_size
-
-    def draw(self, rng: np.random.Generator) -> PostponedAugmentation:
-        """What happens to the sample whose random numbers these are."""
-        size = self.patch_size
-        border: Border = "constant"
-        steps: list[plans.Transform | Warp] = []
-        for spec in reversed(self.specs):
-            if not isinstance(spec, plans.Spatial):
-                steps.append(spec)
-            elif (warp := draw_warp(spec, size, rng)) is not None:
-                size, border = warp.box_size, spec.border
-                steps.append(warp)
-        return PostponedAugmentation(size, border, tuple(reversed(steps)), rng)
-
-
-@dataclass(frozen=True)
-class PostponedAugmentation:
-    """What happens to one sample, like `transforms.Augmentation`.
-
-    Attributes:
-        box_size: voxels to read.
-        border: what lies beyond the case: zero, or its nearest voxel.
-        steps: warps that are drawn, and transforms that are not.
-        rng: the sample's random numbers.
-    """
-
-    box_size: Triple
-    border: Border
-    steps: tuple[plans.Transform | Warp, ...]
-    rng: np.random.Generator
-
-    def __call__(
-        self, image: NDArray[np.float32], label: NDArray[np.int16]
-    ) -> tuple[Postponed, NDArray[np.int16]]:
-        """Change the label now; the image goes with what shall be done to it.
-
-        Args:
-            image: (channel, *box_size).
-            label: box_size, or (label, *box_size) for a cascade's two.
-        """
-        labels = list(label.reshape(-1, *label.shape[-3:]))
-        changes: list[Change] = []
-        for step in self.steps:
-            if isinstance(step, plans.PreviousMorphology | plans.PreviousRemoval):
-                labels[1] = change_previous(labels[1], step, self.rng)
-            elif (change := self._change(step, image, labels)) is not None:
-                changes.append(change)
-                labels = [_moved(change, one) for one in labels]
-        moved = np.stack(labels) if label.ndim == 4 else np.ascontiguousarray(labels[0])
-        # Copies of the warps travel without the places that they remember.
-        light = [replace(change) for change in changes]
-        return Postponed(image, tuple(light)), moved
-
-    def _change(
-        self,
-        step: plans.Transform | Warp,
-        image: NDArray[np.float32],
-        labels: list[NDArray[np.int16]],
-    ) -> Change | None:
-        assert not isinstance(
-            step, plans.Spatial | plans.PreviousMorphology | plans.PreviousRemoval
-        )
-        if isinstance(step, Warp):
-            return step
-        x, y, z = labels[0].shape
-        return draw_change(step, len(image), (x, y, z), self.rng)
-
-
-def _moved(change: Change, label: NDArray[np.int16]) -> NDArray[np.int16]:
-    if isinstance(change, Warp):
-        return change.label(label)
-    return np.flip(label, change.axes) if isinstance(change, Flip) else label
+# The operations on the device.
 
 
 @torch.no_grad()
-def finish(samples: Sequence[Postponed], device: torch.device) -> Tensor:
-    """Move images to the device and change them there: (B, C, X, Y, Z)."""
+def finish(samples: Sequence[PostponedImage], device: torch.device) -> Tensor:
+    """Move images to the device and augment them there: (B, C, X, Y, Z)."""
     images = []
     for sample in samples:
         image = to_device(sample.image, device)
-        for change in sample.changes:
-            image = changed(image, change)
+        for operation in sample.operations:
+            image = apply(image, operation)
         images.append(image)
     return torch.stack(images)
 
 
-def changed(image: Tensor, change: Change) -> Tensor:
-    """An image (C, X, Y, Z) after one change."""
-    match change:
+def apply(image: Tensor, operation: Operation) -> Tensor:
+    """Apply one operation to an image (C, X, Y, Z)."""
+    match operation:
         case Warp():
-            return warped(image, change)
+            return _warp(image, operation)
         case Flip():
-            return image.flip([1 + axis for axis in change.axes])
-        case Noise():
-            generator = torch.Generator(image.device).manual_seed(change.seed)
+            return image.flip([1 + axis for axis in operation.axes])
+        case AddNoise():
+            generator = torch.Generator(image.device).manual_seed(operation.seed)
             noise = torch.randn(image.shape, generator=generator, device=image.device)
-            return image + change.deviation * noise
-        case Brightness():
-            return image * _of_channels(change.factors, image)
-        case Contrast():
-            return _stretched(image, change)
-        case Gamma():
-            return _curved(image, change)
-        case Blur() | LowResolution():
-            pairs = zip(image, change.channels, strict=True)
-            return torch.stack([_through(channel, by) for channel, by in pairs])
+            return image + operation.std * noise
+        case AdjustIntensity():
+            values = np.array(operation.factors, np.float32)
+            factors = to_device(values, image.device).view(-1, 1, 1, 1)
+            match operation.spec:
+                case plans.Brightness():
+                    return image * factors
+                case plans.Contrast():
+                    return _stretch_contrast(image, factors, operation.spec.preserve_range)
+                case plans.Gamma():
+                    return _correct_gamma(image, factors, operation.spec)
+        case ApplyOperators():
+            pairs = zip(image, operation.channels, strict=True)
+            return torch.stack([_resample(channel, by) for channel, by in pairs])
 
 
-def _of_channels(factors: Factors, image: Tensor) -> Tensor:
-    values = torch.tensor(factors, dtype=image.dtype)
-    return to_device(values.numpy(), image.device).view(-1, 1, 1, 1)
-
-
-def _stretched(image: Tensor, change: Contrast) -> Tensor:
+def _stretch_contrast(image: Tensor, factors: Tensor, preserve_range: bool) -> Tensor:
     mean = image.mean((1, 2, 3), keepdim=True)
-    stretched = (image - mean) * _of_channels(change.factors, image) + mean
-    if not change.preserve_range:
+    stretched = (image - mean) * factors + mean
+    if not preserve_range:
         return stretched
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
     return stretched.clamp(low, high)
 
 
-def _curved(image: Tensor, change: Gamma) -> Tensor:
-    """batchgenerators' gamma correction, its small constants included."""
-    sign = -1 if change.invert else 1
+def _correct_gamma(image: Tensor, powers: Tensor, spec: plans.Gamma) -> Tensor:
+    """Apply the gamma correction of batchgenerators, including its small constants."""
+    sign = -1 if spec.invert else 1
     before = image * sign
     low = before.amin((1, 2, 3), keepdim=True)
     extent = before.amax((1, 2, 3), keepdim=True) - low + 1e-7
-    powers = _of_channels(change.powers, image)
-    curved = torch.pow((before - low) / extent, powers) * extent + low
-    if change.retain_statistics:
-        deviation, mean = torch.std_mean(before, (1, 2, 3), correction=0, keepdim=True)
-        now, middle = torch.std_mean(curved, (1, 2, 3), correction=0, keepdim=True)
-        curved = (curved - middle) / (now + 1e-8) * deviation + mean
-    return curved * sign
+    after = torch.pow((before - low) / extent, powers) * extent + low
+    if spec.retain_statistics:
+        std, mean = torch.std_mean(before, (1, 2, 3), correction=0, keepdim=True)
+        new_std, new_mean = torch.std_mean(after, (1, 2, 3), correction=0, keepdim=True)
+        after = (after - new_mean) / (new_std + 1e-8) * std + mean
+    return after * sign
 
 
-def _through(channel: Tensor, by: Operators | CoarseGrid | None) -> Tensor:
-    """A channel (X, Y, Z) after matrices along its axes, or through a coarser grid."""
+def _resample(channel: Tensor, by: Operators | CoarseGrid | None) -> Tensor:
+    """Apply matrices along the axes of a channel (X, Y, Z), or a coarser grid."""
     if by is None:
         return channel
     if not isinstance(by, CoarseGrid):
@@ -349,12 +317,13 @@ def _along(operator: Tensor, volume: Tensor, axis: int) -> Tensor:
     return product.movedim(0, axis)
 
 
-def warped(image: Tensor, warp: Warp) -> Tensor:
-    """What `Warp.image` makes of each channel: (C, *box_size) in, (C, *size) out."""
+def _warp(image: Tensor, warp: Warp) -> Tensor:
+    """Apply `Warp.image` to each channel: (C, *box_size) in, (C, *size) out."""
     points = _points(warp, image)
     order = warp.spec.image_order
     if order == 0:
-        return _nearest(image, points)
+        x, y, z = [(point + 0.5).long() for point in points]
+        return image[:, x, y, z]
     if order == 1:
         return _linear(image, points)
     for axis in warp.active:
@@ -364,7 +333,11 @@ def warped(image: Tensor, warp: Warp) -> Tensor:
 
 
 def _points(warp: Warp, image: Tensor) -> list[Tensor]:
-    """Where the voxels of the patch look in the box, along x, y and z: (*size) each."""
+    """Return the positions in the box that the voxels of the patch are taken from.
+
+    Returns:
+        positions along x, y and z: (*size) each.
+    """
     device = image.device
     lines = []
     for axis, size in enumerate(warp.size):
@@ -372,7 +345,7 @@ def _points(warp: Warp, image: Tensor) -> list[Tensor]:
         lines.append(line.view([-1 if other == axis else 1 for other in range(3)]))
     if warp.field is not None:
         field = to_device(warp.field, device)
-        lines = [line + moved for line, moved in zip(lines, field, strict=True)]
+        lines = [line + shift for line, shift in zip(lines, field, strict=True)]
     points = []
     for row, size in zip(warp.matrix.tolist(), image.shape[1:], strict=True):
         point = torch.full(warp.size, (size - 1) / 2, device=device)
@@ -383,13 +356,8 @@ def _points(warp: Warp, image: Tensor) -> list[Tensor]:
     return points
 
 
-def _nearest(image: Tensor, points: list[Tensor]) -> Tensor:
-    at = [(point + 0.5).long() for point in points]
-    return image[:, at[0], at[1], at[2]]
-
-
 def _linear(image: Tensor, points: list[Tensor]) -> Tensor:
-    # torch counts from -1 to 1 and names the last axis first.
+    # grid_sample expects coordinates from -1 to 1, with the last axis first.
     scaled = [
         point * (2 / max(1, size - 1)) - 1
         for point, size in zip(points, image.shape[1:], strict=True)
@@ -399,12 +367,15 @@ def _linear(image: Tensor, points: list[Tensor]) -> Tensor:
 
 
 def _cubic(coefficients: Tensor, points: list[Tensor], axes: Sequence[int]) -> Tensor:
-    """The cubic spline as a weighted sum of linear interpolations, two along each axis.
+    """Evaluate the cubic spline as a weighted sum of linear interpolations, two along each axis.
 
-    Each stands for two neighbouring samples (Sigg and Hadwiger, GPU Gems 2, 2005, chapter 20).
-    Along the other axes the points are samples.
+    Each covers two neighbouring samples (Sigg and Hadwiger, GPU Gems 2, 2005, chapter 20). Along
+    the other axes the points coincide with samples.
     """
-    pairs = [_pair(point) if axis in axes else [(None, point)] for axis, point in enumerate(points)]
+    pairs = [
+        _weighted_pair(point) if axis in axes else [(None, point)]
+        for axis, point in enumerate(points)
+    ]
     values = torch.zeros((), device=coefficients.device)
     for choice in itertools.product(*pairs):
         part = _linear(coefficients, [point for _, point in choice])
@@ -414,8 +385,8 @@ def _cubic(coefficients: Tensor, points: list[Tensor], axes: Sequence[int]) -> T
     return values
 
 
-def _pair(point: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Weight and place of the two interpolations along an axis."""
+def _weighted_pair(point: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return weight and position of the two interpolations along an axis."""
     below = point.floor()
     t = point - below
     s = 1 - t

@@ -1,4 +1,4 @@
-"""Which patch comes where: the same one at (seed, fold, epoch, batch, position), always."""
+"""Patch sampling: (seed, fold, epoch, batch, place) alone determines the patch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple
@@ -18,16 +19,16 @@ Border = Literal["constant", "nearest"]
 
 @dataclass(frozen=True)
 class Position:
-    """Where a sample stands in a training run."""
+    """The position of a sample in a training run."""
 
     seed: int
     fold: int
     epoch: int
     batch: int
-    place: int  # within the batch
+    place: int  # index in the batch
 
     def rng(self) -> np.random.Generator:
-        """The random numbers of this sample, whoever draws them."""
+        """Return a new random generator that depends on the position only."""
         key = (self.seed, self.fold, self.epoch, self.batch, self.place)
         return np.random.default_rng(np.random.SeedSequence(key))
 
@@ -35,7 +36,7 @@ class Position:
 class PatchSampler:
     """Draws patches from a case store.
 
-    Cases come in a shuffled order that visits each once before any comes again.
+    Cases are visited in a shuffled order, each once before any is visited again.
     """
 
     def __init__(
@@ -48,19 +49,19 @@ class PatchSampler:
         self._open: dict[str, StoredCase] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # open files cannot travel to a worker
+        return self.__dict__ | {"_open": {}}  # open files cannot be sent to a worker process
 
     def draw(
         self, at: Position, size: Triple, border: Border = "constant"
     ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-        """The patch at a position, `size` voxels large.
+        """Return the patch at a position, with `size` voxels.
 
-        Where it reaches beyond the case, it is zero, or for the border `nearest` the case's
-        nearest voxel.
+        Beyond the case it is padded with zeros, or with the nearest voxel of the case if `border`
+        is "nearest".
 
         Returns:
-            image (channel, *size) and label (*size); for a cascade label (2, *size), the second of
-            which is the previous stage's segmentation.
+            image (channel, *size) and label (*size); for a cascade label (2, *size), where the
+            second one is the segmentation of the previous stage.
         """
         rng = at.rng()
         case = self._case(at)
@@ -72,7 +73,7 @@ class PatchSampler:
         return image, label
 
     def name_at(self, at: Position) -> str:
-        """The case that the patch at a position comes from."""
+        """Return the case that the patch at a position is drawn from."""
         batches = at.epoch * self.steps_per_epoch + at.batch
         round_, index = divmod(batches * self.sampling.batch_size + at.place, len(self.cases))
         key = (at.seed, at.fold, round_)
@@ -86,23 +87,24 @@ class PatchSampler:
         return self._open[name]
 
     def _centre(self, case: StoredCase, at: Position, rng: np.random.Generator) -> list[int]:
-        """A foreground voxel where the plan wants one, else a random voxel; within the border.
+        """Return a foreground voxel if the plan requires one, else a random voxel.
 
-        Foreground is a voxel of a class that is chosen evenly among those of the case. Where voxels
-        are ignored, a random voxel is one that is not: a patch of ignored voxels teaches nothing.
+        A foreground voxel belongs to a class that is drawn uniformly from the classes of the case.
+        If the case has an ignore label, random voxels are drawn from the annotated ones. The patch
+        around the voxel is shifted to lie within the case.
         """
         shape, patch = case.label.shape, self.sampling.patch_size
-        centre = [_within(rng, n, p) for n, p in zip(shape, patch, strict=True)]
+        centre = [_random_centre(rng, n, p) for n, p in zip(shape, patch, strict=True)]
         voxels = case.annotated
-        if self._wants_foreground(at, rng) and case.foreground:
+        if self._requires_foreground(at, rng) and case.foreground:
             classes = sorted(case.foreground)
             voxels = case.foreground[classes[rng.integers(len(classes))]]
         if voxels is None:
             return centre
         voxel = voxels[rng.integers(len(voxels))]
-        return [_nearest_within(int(v), n, p) for v, n, p in zip(voxel, shape, patch, strict=True)]
+        return [_shifted_inside(int(v), n, p) for v, n, p in zip(voxel, shape, patch, strict=True)]
 
-    def _wants_foreground(self, at: Position, rng: np.random.Generator) -> bool:
+    def _requires_foreground(self, at: Position, rng: np.random.Generator) -> bool:
         share, size = self.sampling.foreground_share, self.sampling.batch_size
         if self.sampling.foreground_mode == "chance":
             return bool(rng.random() < share)
@@ -110,32 +112,21 @@ class PatchSampler:
 
 
 def _cut(array: StoredArray, box: Sequence[Sequence[int]], border: Border) -> NDArray[Any]:
-    """A box of the last three axes, which may reach beyond the array."""
-    if border == "constant":
-        from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-
-        padded: NDArray[Any] = crop_and_pad_nd(array, box)
-        return padded
-    sizes = array.shape[-3:]
-    inside = [slice(max(0, start), stop) for start, stop in box]
-    beyond = [
-        (max(0, -start), max(0, stop - size))
-        for (start, stop), size in zip(box, sizes, strict=True)
-    ]
-    others = len(array.shape) - 3
-    cut = array[(*[slice(None)] * others, *inside)]
-    return np.pad(cut, [*[(0, 0)] * others, *beyond], mode="edge")
+    """Cut a box of the last three axes, padded where it exceeds the array."""
+    mode = "edge" if border == "nearest" else "constant"
+    patch: NDArray[Any] = crop_and_pad_nd(array, box, pad_mode=mode)
+    return patch
 
 
-def _within(rng: np.random.Generator, size: int, patch: int) -> int:
-    """A random centre whose patch stays inside the axis, or the middle if the axis is shorter."""
+def _random_centre(rng: np.random.Generator, size: int, patch: int) -> int:
+    """Return a random centre whose patch lies within the axis, or the middle of a shorter axis."""
     if size <= patch:
         return size // 2
     return int(rng.integers(patch // 2, size - (patch - patch // 2) + 1))
 
 
-def _nearest_within(voxel: int, size: int, patch: int) -> int:
-    """The centre next to `voxel` whose patch stays inside the axis."""
+def _shifted_inside(voxel: int, size: int, patch: int) -> int:
+    """Return the centre nearest to `voxel` whose patch lies within the axis."""
     if size <= patch:
         return size // 2
     return min(max(voxel, patch // 2), size - (patch - patch // 2))

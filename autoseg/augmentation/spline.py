@@ -1,9 +1,9 @@
 """Spline interpolation on one core: along single axes, or at scattered points.
 
-The same values as `scipy.ndimage.map_coordinates`, with mirrored borders: a B-spline of order 3
-whose coefficients come from a prefilter, or order 1, which needs none. A point is a weighted sum of
-the (order + 1)^3 samples about it, which torch sums faster than scipy: its embedding bag the 64 of
-order 3, its `grid_sample` the 8 of order 1.
+Values equal those of `scipy.ndimage.map_coordinates` with mirrored borders: a B-spline of order 3,
+whose coefficients come from a prefilter, or of order 1, which needs none. A value is a weighted sum
+of the (order + 1)^3 samples around a point. PyTorch computes it faster than SciPy: the 64 samples
+of order 3 by an embedding bag, the 8 samples of order 1 by `grid_sample`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.nn.functional import embedding_bag, grid_sample
 
 Floats = NDArray[np.float32]
 
-REACH = {0: 1, 1: 2, 3: 6}  # samples beyond the outermost point; at 6 the border's mirror fades
-FLOATS_AT_ONCE = 1 << 19  # of a chunk of points; larger ones leave the cache
+REACH = {0: 1, 1: 2, 3: 6}  # samples needed beyond a point; 6 away, the border has no influence
+FLOATS_AT_ONCE = 1 << 19  # in a chunk of points, so that it fits into the cache
 
-# Row p: what the p-th power of the distance to a sample adds to the weight of each sample about it.
+# Row p: contribution of the p-th power of the fractional position to the weight of each sample.
 _POWERS = {
     1: torch.tensor([[1.0, 0.0], [-1.0, 1.0]]),
     3: torch.tensor([[1.0, 4, 1, 0], [-3, 0, 3, 0], [3, -6, 3, 0], [-1, 3, -3, 1]]) / 6,
@@ -32,7 +32,7 @@ _POWERS = {
 
 @lru_cache(maxsize=32)
 def prefilter(size: int, order: int) -> Floats:
-    """The matrix (size, size) that turns the samples of an axis into spline coefficients."""
+    """Return the matrix (size, size) that maps samples of an axis to spline coefficients."""
     unit = np.eye(size)
     if order > 1 and size > 1:
         unit = ndimage.spline_filter1d(unit, order, axis=0, mode="mirror")
@@ -40,11 +40,11 @@ def prefilter(size: int, order: int) -> Floats:
 
 
 def line_operator(positions: NDArray[np.float64], size: int, order: int) -> Floats:
-    """The matrix (len(positions), size) that interpolates an axis of `size` samples there.
+    """Return the matrix (len(positions), size) that interpolates an axis at these positions.
 
     Args:
-        positions: in samples, at least the order's `REACH` away from both ends.
-        size: samples of the axis.
+        positions: in samples, at least `REACH[order]` away from both ends.
+        size: number of samples of the axis.
         order: 0, 1 or 3.
     """
     rows = np.arange(len(positions))
@@ -52,7 +52,7 @@ def line_operator(positions: NDArray[np.float64], size: int, order: int) -> Floa
     if order == 0:
         weights[rows, nearest(positions)] = 1
         return weights
-    first, powers = _about(torch.from_numpy(positions), order)
+    first, powers = _samples_around(torch.from_numpy(positions), order)
     values = powers.T @ _POWERS[order].to(powers.dtype)
     for tap in range(order + 1):
         weights[rows, first.numpy() + tap] = values[:, tap]
@@ -72,34 +72,34 @@ def along(operator: Floats, volume: Floats, axis: int) -> Floats:
 
 
 def nearest(positions: NDArray[np.floating]) -> NDArray[np.intp]:
-    """The samples nearest to positions; in the middle between two, the latter."""
+    """Return the nearest samples, the greater one for positions in the middle of two."""
     return (positions + 0.5).astype(np.intp)
 
 
 def at_points(coefficients: Floats, points: Floats, order: int) -> Floats:
-    """The spline's values at scattered points.
+    """Evaluate a spline at scattered points.
 
     Args:
         coefficients: (x, y, z).
-        points: (3, n) in samples, at least the order's `REACH` away from all borders.
+        points: (3, n), in samples, at least `REACH[order]` away from all borders.
         order: 1 or 3.
 
     Returns:
-        (n,).
+        values, (n,).
     """
     if order == 1:
         return _linear(coefficients, points)
     windows = _windows(coefficients, order + 1)
     values = np.empty(points.shape[1], np.float32)
     for where, part in _chunks(points, (order + 1) * (order + 3)):
-        start, powers = _about(part[2], order)
+        start, powers = _samples_around(part[2], order)
         rows = _sums(windows, part[:2], order, start)
         values[where] = rows.mul_(powers.T @ _POWERS[order]).sum(1).numpy()
     return values
 
 
 def _linear(volume: Floats, points: Floats) -> Floats:
-    # torch counts from -1 to 1 and names the last axis first.
+    # grid_sample expects coordinates from -1 to 1, with the last axis first.
     grid = np.empty((points.shape[1], 3), np.float32)
     for axis, size in enumerate(volume.shape):
         np.multiply(points[axis], 2 / max(1, size - 1), out=grid[:, 2 - axis])
@@ -115,7 +115,7 @@ def _linear(volume: Floats, points: Floats) -> Floats:
 
 
 def rows_at_points(coefficients: Floats, points: Floats, order: int) -> Floats:
-    """The same for whole rows of samples at points in the plane, or along a line.
+    """Evaluate splines of whole rows at points of a plane, or of a line.
 
     Args:
         coefficients: (x, y, row), or (x, row).
@@ -123,7 +123,7 @@ def rows_at_points(coefficients: Floats, points: Floats, order: int) -> Floats:
         order: 1 or 3.
 
     Returns:
-        (n, row).
+        values, (n, row).
     """
     row = coefficients.shape[-1]
     coefficients = np.ascontiguousarray(coefficients)
@@ -134,19 +134,19 @@ def rows_at_points(coefficients: Floats, points: Floats, order: int) -> Floats:
 
 
 def _windows(volume: Floats, width: int) -> Floats:
-    """Each sample with its followers along z: (x, y, z - width + 1, width)."""
+    """Return each sample with its successors along z: (x, y, z - width + 1, width)."""
     count = volume.shape[2] - width + 1
     return np.stack([volume[:, :, tap : tap + count] for tap in range(width)], axis=3)
 
 
 def _sums(table: Floats, points: Tensor, order: int, start: Tensor | int) -> Tensor:
-    """For each point the weighted sum of the rows of a table about it.
+    """Return for each point the weighted sum of the rows of a table around it.
 
     Args:
         table: (x, y, row) or (x, row); for three axes (x, y, z, row), with `start` along z.
-        points: along the table's first axes.
+        points: positions along the first axes of the table.
         order: 1 or 3.
-        start: added to the index of each row.
+        start: offset of the row indices.
     """
     *sizes, width = table.shape
     strides = [int(np.prod(sizes[axis + 1 :])) for axis in range(len(sizes))]
@@ -155,10 +155,10 @@ def _sums(table: Floats, points: Tensor, order: int, start: Tensor | int) -> Ten
     weights: list[Tensor] = []
     first = start
     for axis, along_axis in enumerate(points):
-        begin, powers = _about(along_axis, order)
+        begin, powers = _samples_around(along_axis, order)
         first = begin.mul_(strides[axis]).add_(first)
         offsets = (offsets[:, None] + taps * strides[axis]).flatten()
-        # Each axis' weights, repeated for all combinations with the other's.
+        # The weights of each axis, repeated for all combinations with those of the other.
         inner = (order + 1) ** (len(points) - 1 - axis)
         outer = (order + 1) ** axis
         weights.append(powers.T @ _POWERS[order].repeat_interleave(inner, 1).repeat(1, outer))
@@ -176,8 +176,8 @@ def _sums(table: Floats, points: Tensor, order: int, start: Tensor | int) -> Ten
     )
 
 
-def _about(positions: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """The first sample about each position, and the powers (order + 1, n) of the distance to it."""
+def _samples_around(positions: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """Return the first sample around each position, and powers (order + 1, n) of its fraction."""
     below = positions.floor()
     powers = positions.new_empty((order + 1, len(positions)))
     powers[0] = 1
@@ -187,8 +187,8 @@ def _about(positions: Tensor, order: int) -> tuple[Tensor, Tensor]:
     return below.int() - order // 2, powers
 
 
-def _chunks(points: Floats, floats_a_point: int) -> Iterator[tuple[slice, Tensor]]:
-    step = max(256, FLOATS_AT_ONCE // floats_a_point)
+def _chunks(points: Floats, floats_per_point: int) -> Iterator[tuple[slice, Tensor]]:
+    step = max(256, FLOATS_AT_ONCE // floats_per_point)
     for start in range(0, points.shape[1], step):
         where = slice(start, start + step)
         yield where, torch.from_numpy(points[:, where])

@@ -1,11 +1,11 @@
-"""The plan's augmentation of one sample: its transforms in order.
+"""Augmentation of one sample: the transforms of the plan, in order.
 
-Mirroring, brightness, contrast and gamma are batchgenerators' own transforms. For its slower ones
-`spatial` and `intensity` hold others, equal to them where the same numbers are drawn, and drawn
-from the same distributions.
+Mirroring, brightness, contrast and gamma correction are transforms of batchgenerators. Its slower
+ones are replaced, here and in `spatial`, by faster ones that draw from the same distributions and
+give the same image for the same draws.
 
-batchgenerators draws from the global generators of numpy and Python; `seeded` sets both for one
-sample and puts them back, so that a sample depends on its position only.
+batchgenerators uses the global generators of NumPy and Python; `seeded` sets and restores both, so
+that a sample depends on its position only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from batchgenerators.transforms.color_transforms import (
+    BrightnessMultiplicativeTransform,
+    ContrastAugmentationTransform,
+    GammaTransform,
+)
+from batchgenerators.transforms.spatial_transforms import MirrorTransform
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -32,178 +38,16 @@ from autoseg.common.arrays import (
     count_values,
 )
 from autoseg.plan import augmentation as plans
-from autoseg.plan.augmentation import (
-    GaussianBlur,
-    GaussianNoise,
-    LowResolution,
-    PreviousMorphology,
-    PreviousRemoval,
-)
 from autoseg.preprocessing.resample import apply_operators, axis_operator
 
-# Random faults in what a cascade's previous stage found, so that the cascade learns to mend them.
-#
-# nnU-Net's two, on part numbers instead of one mask a part: a voxel still has one part at most.
-# Segmentations are (x, y, z), 0 for background.
-
-Operator = Callable[[Mask, int], Mask]
-
-
-def change_previous(
-    segmentation: NDArray[Any],
-    spec: PreviousMorphology | PreviousRemoval,
-    rng: np.random.Generator,
-) -> NDArray[Any]:
-    """The segmentation, with the transform's chance changed."""
-    if rng.random() >= spec.probability:
-        return segmentation
-    if isinstance(spec, PreviousMorphology):
-        return _morphed(segmentation, spec, rng)
-    return _without_components(segmentation, spec, rng)
-
-
-def dilated(mask: Mask, radius: int) -> Mask:
-    """All voxels within a radius (voxels) of the mask; beyond the patch nothing is known."""
-    from scipy.ndimage import distance_transform_edt
-
-    box = bounding_box(mask)
-    if box is None:
-        return mask
-    box = tuple(slice(max(0, side.start - radius), side.stop + radius) for side in box)
-    out = np.zeros_like(mask)
-    out[box] = distance_transform_edt(~mask[box]) <= radius
-    return out
-
-
-def eroded(mask: Mask, radius: int) -> Mask:
-    """The voxels of the mask that are further than a radius from all others."""
-    return ~dilated(~mask, radius)
-
-
-def opened(mask: Mask, radius: int) -> Mask:
-    """Eroded, then dilated: what is thinner than the ball goes."""
-    return dilated(eroded(mask, radius), radius)
-
-
-def closed(mask: Mask, radius: int) -> Mask:
-    """Dilated, then eroded: gaps thinner than the ball are filled."""
-    return eroded(dilated(mask, radius), radius)
-
-
-OPERATORS: tuple[Operator, ...] = (dilated, eroded, opened, closed)
-
-
-def _morphed(
-    segmentation: NDArray[Any], spec: PreviousMorphology, rng: np.random.Generator
-) -> NDArray[Any]:
-    """One random operator for each part; where a part grows, the others give way."""
-    out = segmentation.copy()
-    for part in rng.permutation(_parts(segmentation)):
-        operator = OPERATORS[rng.integers(len(OPERATORS))]
-        mask = out == part
-        changed = operator(mask, int(rng.integers(spec.radius[0], spec.radius[1] + 1)))
-        out[mask] = 0
-        out[changed] = part
-    return out
-
-
-def _without_components(
-    segmentation: NDArray[Any], spec: PreviousRemoval, rng: np.random.Generator
-) -> NDArray[Any]:
-    """Each part without one of its components, chosen evenly among those that are small enough."""
-    out = segmentation.copy()
-    for part in _parts(segmentation):
-        components, count = connected_components(out == part)
-        sizes = count_values(components, count + 1)[1:]
-        small = 1 + np.flatnonzero(sizes < spec.largest_share * out.size)
-        if len(small):
-            out[components == small[rng.integers(len(small))]] = 0
-    return out
-
-
-def _parts(segmentation: NDArray[Any]) -> NDArray[Any]:
-    return np.unique(segmentation[segmentation > 0])
-
-
-# Noise, blur and low resolution, in less time than batchgenerators takes.
-#
-# The same draws from the same distributions, and given the same draws the same image.
-
 ImageArray = NDArray[np.float32]  # (channel, x, y, z)
-
-
-def add_noise(spec: GaussianNoise, image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """Gaussian noise; what the plan calls its variance is, as in batchgenerators, its deviation."""
-    if rng.random() >= spec.probability:
-        return image
-    noise = rng.standard_normal(image.shape, dtype=np.float32)
-    noise *= rng.uniform(*spec.variance)
-    noise += image
-    return noise
-
-
-def blur(spec: GaussianBlur, image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """A Gaussian blur of each channel with a chance and a sigma of its own."""
-    if rng.random() >= spec.probability:
-        return image
-    channels = []
-    for channel in image:
-        if rng.random() < spec.channel_probability:
-            sigma = rng.uniform(*spec.sigma)
-            for axis, size in enumerate(channel.shape):
-                channel = along(blurring(size, sigma), channel, axis)
-        channels.append(channel)
-    return np.stack(channels)
-
-
-def blurring(size: int, sigma: float) -> NDArray[np.float32]:
-    """The matrix that `scipy.ndimage.gaussian_filter` applies to an axis."""
-    return np.asarray(ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0), np.float32)
-
-
-def lower_resolution(
-    spec: LowResolution, image: ImageArray, rng: np.random.Generator
-) -> ImageArray:
-    """A scan of lower resolution: the nearest voxels of a coarser grid, and splines back."""
-    if rng.random() >= spec.probability:
-        return image
-    channels = []
-    for channel in image:
-        if rng.random() < spec.channel_probability:
-            channel = through_coarser_grid(channel, rng.uniform(*spec.zoom))
-        channels.append(channel)
-    return np.stack(channels)
-
-
-def nearest_of_coarser(shape: Sequence[int], zoom: float) -> list[NDArray[np.intp]]:
-    """Along each axis the voxels next to those of a grid of `zoom` times as many."""
-    coarse = [max(1, round(size * zoom)) for size in shape]
-    return [
-        axis_operator(size, small, 0).argmax(axis=1)
-        for size, small in zip(shape, coarse, strict=True)
-    ]
-
-
-def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:
-    """A channel (x, y, z) resampled to `zoom` times as many voxels along each axis and back.
-
-    What scikit-image's `resize` does with order 0 on the way there and order 3 on the way back. An
-    axis of a single voxel stays.
-    """
-    x, y, z = channel.shape
-    small = channel[np.ix_(*nearest_of_coarser(channel.shape, zoom))]
-    values = apply_operators(small, (x, y, z), (3, 3, 3))
-    return np.clip(values, small.min(), small.max(), out=values)
-
-
-Image = NDArray[np.float32]  # (channel, x, y, z)
-Labels = NDArray[np.int16]  # (label, x, y, z)
-Sample = tuple[Image, Labels]
-Step = Callable[[Image, Labels, np.random.Generator], Sample]
+LabelArray = NDArray[np.int16]  # (label, x, y, z)
+Sample = tuple[ImageArray, LabelArray]
+Step = Callable[[ImageArray, LabelArray, np.random.Generator], Sample]
 
 
 class Augmenter:
-    """Draws what happens to each sample of a plan."""
+    """Draws the augmentation of each sample."""
 
     def __init__(self, specs: Sequence[plans.Transform], patch_size: Triple) -> None:
         self.specs = specs
@@ -211,27 +55,44 @@ class Augmenter:
         self._steps = [_step(spec) for spec in specs]
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
-        """What happens to the sample whose random numbers these are."""
-        size = self.patch_size
-        border: Border = "constant"
-        steps = list(self._steps)
-        for number, spec in reversed(list(enumerate(self.specs))):
-            warp = draw_warp(spec, size, rng) if isinstance(spec, plans.Spatial) else None
-            if warp is not None:
-                size, border = warp.box_size, warp.spec.border
-                steps[number] = partial(_warped, warp)
+        """Draw the augmentation of the sample that `rng` belongs to."""
+        warps, size, border = draw_warps(self.specs, self.patch_size, rng)
+        steps = [
+            step if warp is None else partial(_warp, warp)
+            for step, warp in zip(self._steps, warps, strict=True)
+        ]
         return Augmentation(size, border, tuple(steps), rng)
+
+
+def draw_warps(
+    specs: Sequence[plans.Transform], patch_size: Triple, rng: np.random.Generator
+) -> tuple[list[Warp | None], Triple, Border]:
+    """Draw the spatial transforms, which decide how large a box has to be read for a patch.
+
+    Returns:
+        a warp for each spatial transform that is applied, else None; the size of the box; and the
+        border of the first warp.
+    """
+    size = patch_size
+    border: Border = "constant"
+    warps: list[Warp | None] = []
+    for spec in reversed(specs):
+        warp = draw_warp(spec, size, rng) if isinstance(spec, plans.Spatial) else None
+        if warp is not None:
+            size, border = warp.box_size, warp.spec.border
+        warps.append(warp)
+    return warps[::-1], size, border
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to one sample.
+    """The augmentation of one sample.
 
     Attributes:
-        box_size: voxels to read: the patch, or more where it turns, shrinks or deforms.
-        border: what lies beyond the case: zero, or its nearest voxel.
+        box_size: voxels to read: those of the patch, or more if it is warped.
+        border: padding beyond the case: zero, or the nearest voxel.
         steps: one for each transform of the plan.
-        rng: the sample's random numbers.
+        rng: random generator of the sample.
     """
 
     box_size: Triple
@@ -239,12 +100,12 @@ class Augmentation:
     steps: tuple[Step, ...]
     rng: np.random.Generator
 
-    def __call__(self, image: Image, label: NDArray[np.int16]) -> Sample:
-        """Augment what was read; image and label come back patch-sized.
+    def __call__(self, image: ImageArray, label: NDArray[np.int16]) -> Sample:
+        """Augment what was read, and return image and label of the patch size.
 
         Args:
-            image: (channel, *box_size); it may be written to.
-            label: box_size, or (label, *box_size) for a cascade's two; it may be written to.
+            image: (channel, *box_size); may be modified.
+            label: box_size, or (2, *box_size) for a cascade; may be modified.
         """
         labels = label.reshape(-1, *label.shape[-3:])
         with seeded(self.rng):
@@ -256,10 +117,10 @@ class Augmentation:
 
 @contextmanager
 def seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Let the global generators of numpy and Python continue from `rng` for the block."""
+    """Seed the global generators of NumPy and Python from `rng` for the block."""
     before, before_python = np.random.get_state(), random.getstate()
     np.random.seed(rng.integers(2**32, size=4, dtype=np.uint32))
-    random.seed(int(rng.integers(2**63)))  # batchgenerators draws some numbers from it
+    random.seed(int(rng.integers(2**63)))  # batchgenerators uses both
     try:
         yield
     finally:
@@ -268,10 +129,10 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
 
 
 def _step(spec: plans.Transform) -> Step:
-    """One transform of the plan as a function; it decides itself whether it acts."""
+    """Return a transform of the plan as a function, which draws whether it is applied."""
     match spec:
         case plans.Spatial():
-            return _unchanged  # unless a warp is drawn
+            return _identity  # unless a warp is drawn
         case plans.GaussianNoise():
             return _of_image(partial(add_noise, spec))
         case plans.GaussianBlur():
@@ -279,74 +140,211 @@ def _step(spec: plans.Transform) -> Step:
         case plans.LowResolution():
             return _of_image(partial(lower_resolution, spec))
         case plans.PreviousMorphology() | plans.PreviousRemoval():
-            return partial(_previous, spec)
+            return partial(_corrupt_previous, spec)
         case plans.Mirror():
-            return _mirror(spec) if spec.axes else _unchanged
-        case _:
-            return _of_batchgenerators(_intensity(spec))
-
-
-def _intensity(spec: plans.Brightness | plans.Contrast | plans.Gamma) -> Any:
-    from batchgenerators.transforms.color_transforms import (
-        BrightnessMultiplicativeTransform,
-        ContrastAugmentationTransform,
-        GammaTransform,
-    )
-
-    match spec:
+            if not spec.axes:
+                return _identity
+            return _of_batchgenerators(
+                MirrorTransform(axes=spec.axes, p_per_sample=spec.probability)
+            )
         case plans.Brightness():
-            return BrightnessMultiplicativeTransform(spec.factor, p_per_sample=spec.probability)
+            return _of_batchgenerators(
+                BrightnessMultiplicativeTransform(spec.factor, p_per_sample=spec.probability)
+            )
         case plans.Contrast():
-            return ContrastAugmentationTransform(
-                spec.factor, preserve_range=spec.preserve_range, p_per_sample=spec.probability
+            return _of_batchgenerators(
+                ContrastAugmentationTransform(
+                    spec.factor, preserve_range=spec.preserve_range, p_per_sample=spec.probability
+                )
             )
         case plans.Gamma():
-            return GammaTransform(
-                spec.gamma,
-                invert_image=spec.invert,
-                per_channel=True,
-                retain_stats=spec.retain_statistics,
-                p_per_sample=spec.probability,
+            return _of_batchgenerators(
+                GammaTransform(
+                    spec.gamma,
+                    invert_image=spec.invert,
+                    per_channel=True,
+                    retain_stats=spec.retain_statistics,
+                    p_per_sample=spec.probability,
+                )
             )
 
 
-def _mirror(spec: plans.Mirror) -> Step:
-    from batchgenerators.transforms.spatial_transforms import MirrorTransform
-
-    return _of_batchgenerators(MirrorTransform(axes=spec.axes, p_per_sample=spec.probability))
+def _identity(image: ImageArray, labels: LabelArray, _: np.random.Generator) -> Sample:
+    return image, labels
 
 
-def _of_batchgenerators(transform: Any) -> Step:
-    def step(image: Image, labels: Labels, _: np.random.Generator) -> Sample:
-        batch = transform(data=image[None], seg=labels[None])
-        return batch["data"][0], batch["seg"][0]
-
-    return step
-
-
-def _of_image(change: Callable[[Image, np.random.Generator], Image]) -> Step:
-    def step(image: Image, labels: Labels, rng: np.random.Generator) -> Sample:
-        return change(image, rng), labels
-
-    return step
-
-
-def _warped(warp: Warp, image: Image, labels: Labels, _: np.random.Generator) -> Sample:
+def _warp(warp: Warp, image: ImageArray, labels: LabelArray, _: np.random.Generator) -> Sample:
     return (
         np.stack([warp.image(channel) for channel in image]),
         np.stack([warp.label(label) for label in labels]),
     )
 
 
-def _previous(
+def _of_batchgenerators(transform: Any) -> Step:
+    def step(image: ImageArray, labels: LabelArray, _: np.random.Generator) -> Sample:
+        batch = transform(data=image[None], seg=labels[None])
+        return batch["data"][0], batch["seg"][0]
+
+    return step
+
+
+def _of_image(transform: Callable[[ImageArray, np.random.Generator], ImageArray]) -> Step:
+    def step(image: ImageArray, labels: LabelArray, rng: np.random.Generator) -> Sample:
+        return transform(image, rng), labels
+
+    return step
+
+
+def _corrupt_previous(
     spec: plans.PreviousMorphology | plans.PreviousRemoval,
-    image: Image,
-    labels: Labels,
+    image: ImageArray,
+    labels: LabelArray,
     rng: np.random.Generator,
 ) -> Sample:
-    """Change the second label, a cascade's previous stage."""
-    return image, np.stack([labels[0], change_previous(labels[1], spec, rng)])
+    return image, np.stack([labels[0], corrupt_previous(labels[1], spec, rng)])
 
 
-def _unchanged(image: Image, labels: Labels, _: np.random.Generator) -> Sample:
-    return image, labels
+# Noise, blur and low resolution.
+
+
+def add_noise(spec: plans.GaussianNoise, image: ImageArray, rng: np.random.Generator) -> ImageArray:
+    """Add Gaussian noise; as in batchgenerators, `variance` is its standard deviation."""
+    if rng.random() >= spec.probability:
+        return image
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    noise *= rng.uniform(*spec.variance)
+    noise += image
+    return noise
+
+
+def blur(spec: plans.GaussianBlur, image: ImageArray, rng: np.random.Generator) -> ImageArray:
+    """Blur each selected channel with a Gaussian of its own sigma."""
+    if rng.random() >= spec.probability:
+        return image
+    channels = []
+    for channel in image:
+        if rng.random() < spec.channel_probability:
+            sigma = rng.uniform(*spec.sigma)
+            for axis, size in enumerate(channel.shape):
+                channel = along(blur_operator(size, sigma), channel, axis)
+        channels.append(channel)
+    return np.stack(channels)
+
+
+def blur_operator(size: int, sigma: float) -> NDArray[np.float32]:
+    """Return the matrix that `scipy.ndimage.gaussian_filter` applies to an axis."""
+    return np.asarray(ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0), np.float32)
+
+
+def lower_resolution(
+    spec: plans.LowResolution, image: ImageArray, rng: np.random.Generator
+) -> ImageArray:
+    """Simulate a scan of lower resolution, in each selected channel with a zoom of its own."""
+    if rng.random() >= spec.probability:
+        return image
+    channels = []
+    for channel in image:
+        if rng.random() < spec.channel_probability:
+            channel = through_coarser_grid(channel, rng.uniform(*spec.zoom))
+        channels.append(channel)
+    return np.stack(channels)
+
+
+def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:
+    """Resample a channel (x, y, z) to `zoom` times as many voxels along each axis, and back.
+
+    Equals scikit-image's `resize` with order 0, then with order 3. An axis of one voxel is kept.
+    """
+    x, y, z = channel.shape
+    small = channel[np.ix_(*coarse_indices(channel.shape, zoom))]
+    values = apply_operators(small, (x, y, z), (3, 3, 3))
+    return np.clip(values, small.min(), small.max(), out=values)
+
+
+def coarse_indices(shape: Sequence[int], zoom: float) -> list[NDArray[np.intp]]:
+    """Return along each axis the voxels nearest to those of a grid with `zoom` times as many."""
+    return [axis_operator(size, max(1, round(size * zoom)), 0).argmax(axis=1) for size in shape]
+
+
+# Errors in the segmentation of a cascade's previous stage, so that the cascade learns to correct
+# them. They are nnU-Net's, applied to a map of class indices (x, y, z) instead of one mask per
+# class: a voxel still has at most one class.
+
+Operator = Callable[[Mask, int], Mask]
+
+
+def corrupt_previous(
+    segmentation: NDArray[Any],
+    spec: plans.PreviousMorphology | plans.PreviousRemoval,
+    rng: np.random.Generator,
+) -> NDArray[Any]:
+    """Return the segmentation, modified with the probability of the transform."""
+    if rng.random() >= spec.probability:
+        return segmentation
+    if isinstance(spec, plans.PreviousMorphology):
+        return _apply_morphology(segmentation, spec, rng)
+    return _remove_components(segmentation, spec, rng)
+
+
+def _apply_morphology(
+    segmentation: NDArray[Any], spec: plans.PreviousMorphology, rng: np.random.Generator
+) -> NDArray[Any]:
+    """Apply a random operator to each class; a growing class replaces the others."""
+    out = segmentation.copy()
+    for index in rng.permutation(_foreground(segmentation)):
+        operator = OPERATORS[rng.integers(len(OPERATORS))]
+        mask = out == index
+        modified = operator(mask, int(rng.integers(spec.radius[0], spec.radius[1] + 1)))
+        out[mask] = 0
+        out[modified] = index
+    return out
+
+
+def _remove_components(
+    segmentation: NDArray[Any], spec: plans.PreviousRemoval, rng: np.random.Generator
+) -> NDArray[Any]:
+    """Remove one component of each class, chosen uniformly from those that are small enough."""
+    out = segmentation.copy()
+    for index in _foreground(segmentation):
+        components, count = connected_components(out == index)
+        sizes = count_values(components, count + 1)[1:]
+        small = 1 + np.flatnonzero(sizes < spec.largest_share * out.size)
+        if len(small):
+            out[components == small[rng.integers(len(small))]] = 0
+    return out
+
+
+def _foreground(segmentation: NDArray[Any]) -> NDArray[Any]:
+    return np.unique(segmentation[segmentation > 0])
+
+
+def dilated(mask: Mask, radius: int) -> Mask:
+    """Return all voxels within a radius (in voxels) of the mask.
+
+    The outside of the patch is unknown: it neither dilates nor erodes the mask.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return mask
+    box = tuple(slice(max(0, side.start - radius), side.stop + radius) for side in box)
+    out = np.zeros_like(mask)
+    out[box] = ndimage.distance_transform_edt(~mask[box]) <= radius
+    return out
+
+
+def eroded(mask: Mask, radius: int) -> Mask:
+    """Return the voxels of the mask that are further than a radius from all others."""
+    return ~dilated(~mask, radius)
+
+
+def opened(mask: Mask, radius: int) -> Mask:
+    """Erode, then dilate: parts thinner than the ball are removed."""
+    return dilated(eroded(mask, radius), radius)
+
+
+def closed(mask: Mask, radius: int) -> Mask:
+    """Dilate, then erode: gaps thinner than the ball are filled."""
+    return eroded(dilated(mask, radius), radius)
+
+
+OPERATORS: tuple[Operator, ...] = (dilated, eroded, opened, closed)

@@ -1,7 +1,9 @@
-"""What a data set is like, measured in one pass over its files."""
+"""The fingerprint of a data set, measured in one pass over its files.
 
-from autoseg.fingerprint.fingerprint import CaseFigures, ChannelFigures, Fingerprint
-from autoseg.fingerprint.statistics import Intensities, LabelFigures
+This room knows the raw data. It knows nothing of plans and of how the fingerprint is used.
+"""
+
+from autoseg.fingerprint.fingerprint import Fingerprint
 from autoseg.fingerprint.survey import survey
 
-__all__ = ["CaseFigures", "ChannelFigures", "Fingerprint", "Intensities", "LabelFigures", "survey"]
+__all__ = ["Fingerprint", "survey"]

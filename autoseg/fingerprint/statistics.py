@@ -1,7 +1,7 @@
-"""What many intensities amount to: mean, standard deviation, quantiles.
+"""Statistics of intensities (mean, standard deviation, quantiles) and of label maps.
 
-Scans are mostly whole numbers of 16 bits. These are counted value by value, which gives the same
-figures as sorting them and takes a sixth of the time.
+Most scans contain 16-bit integers. A histogram of these gives the same quantiles as sorting, in a
+sixth of the time.
 """
 
 from __future__ import annotations
@@ -18,21 +18,12 @@ from scipy.ndimage import find_objects
 from autoseg.common.arrays import (
     CHUNK,
     Box,
+    LabelMap,
     bounding_box,
     connected_components,
     count_values,
     union_of_boxes,
 )
-
-# Figures for people: six significant digits, so that JSON stays short and the same.
-
-SIGNIFICANT_DIGITS = 6
-
-
-def rounded(value: float) -> float:
-    """Round to six significant digits."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
-
 
 SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
 SAMPLE_SIZE = 500
@@ -40,15 +31,15 @@ SAMPLE_FRACTIONS = tuple((i + 0.5) / SAMPLE_SIZE for i in range(SAMPLE_SIZE))
 Doubles = NDArray[np.float64]
 Ranks = NDArray[np.intp]
 
-Sample = tuple[float, ...]
-"""Equally likely intensities of one channel's foreground, ascending; empty without foreground."""
+Quantiles = tuple[float, ...]
+"""Equally spaced quantiles of the foreground of a channel; empty without foreground."""
 
 
 @dataclass(frozen=True)
-class Intensities:
-    """Statistics of some voxels' intensities, rounded to six significant digits.
+class IntensityStatistics:
+    """Statistics of intensities, rounded to six significant digits.
 
-    `std` is the population's; `p00_5` and `p99_5` are the 0.5 and the 99.5 percentile.
+    `std` is the population standard deviation; `p00_5` and `p99_5` are the 0.5 and 99.5 percentile.
     """
 
     mean: float
@@ -61,22 +52,22 @@ class Intensities:
 
 
 class Values(Protocol):
-    """Some intensities."""
+    """A set of intensities."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of intensities."""
 
     @property
     def mean_and_std(self) -> tuple[float, float]:
         """In double precision."""
 
     def at(self, ranks: Ranks) -> Doubles:
-        """The intensities at some ranks, the least having rank 0."""
+        """Return the intensities at these ranks; the smallest has rank 0."""
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Few different intensities, ascending, and how many there are of each."""
+class Histogram:
+    """The distinct intensities, ascending, and the number of voxels with each."""
 
     values: Doubles
     counts: NDArray[np.int64]
@@ -86,31 +77,31 @@ class Counted:
 
     @property
     def mean_and_std(self) -> tuple[float, float]:
-        """In double precision; the sum of whole numbers is exact."""
+        """In double precision; the sum of integers is exact."""
         mean = float(self.values @ self.counts) / len(self)
         squares = float(np.square(self.values - mean) @ self.counts)
         return mean, (squares / len(self)) ** 0.5
 
     def at(self, ranks: Ranks) -> Doubles:
-        """The intensities at some ranks."""
-        places = np.searchsorted(np.cumsum(self.counts), ranks, side="right")
-        found: Doubles = self.values[places]
+        """Return the intensities at these ranks."""
+        indices = np.searchsorted(np.cumsum(self.counts), ranks, side="right")
+        found: Doubles = self.values[indices]
         return found
 
 
 @dataclass(frozen=True)
-class Listed:
-    """Intensities of any kind, one by one, and whether they are ascending."""
+class RawValues:
+    """The intensities of all voxels, and whether they are sorted."""
 
     values: NDArray[Any]
-    ordered: bool = False
+    is_sorted: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def mean_and_std(self) -> tuple[float, float]:
-        """In double precision, without a copy in double precision."""
+        """In double precision, without copying all values to double precision."""
         starts = range(0, len(self), CHUNK)
         chunks = [self.values[start : start + CHUNK] for start in starts]
         mean = sum(float(chunk.sum(dtype=np.float64)) for chunk in chunks) / len(self)
@@ -118,27 +109,27 @@ class Listed:
         return mean, (squares / len(self)) ** 0.5
 
     def at(self, ranks: Ranks) -> Doubles:
-        """The intensities at some ranks; putting a few in their places is cheaper than sorting."""
-        ordered = self.values if self.ordered else np.partition(self.values, np.unique(ranks))
+        """Return the intensities at these ranks; partitioning is cheaper than sorting."""
+        ordered = self.values if self.is_sorted else np.partition(self.values, np.unique(ranks))
         found: Doubles = ordered[ranks].astype(np.float64)
         return found
 
 
-def whole_and_inside(channel: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Values, Values]:
-    """All intensities of a channel (x, y, z), and those in a mask."""
-    flat, flags = channel.T.reshape(-1), mask.T.reshape(-1)  # .T: as memory holds a file
+def intensities_of(channel: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Values, Values]:
+    """Return all intensities of a channel (x, y, z), and those in a mask."""
+    flat, flags = channel.T.reshape(-1), mask.T.reshape(-1)  # .T: the memory order of a file
     integers = small_integers(flat)
     if integers is None:
-        return Listed(flat), Listed(np.sort(flat[flags]), ordered=True)
-    return count(integers), count(integers, flags)
+        return RawValues(flat), RawValues(np.sort(flat[flags]), is_sorted=True)
+    return histogram(integers), histogram(integers, flags)
 
 
 def small_integers(values: NDArray[Any]) -> NDArray[Any] | None:
-    """The values as integers of up to 16 bits, if that is what they are in any type; else None."""
+    """Return the values as integers of up to 16 bits, or None if they are not."""
     if values.dtype.kind in "iu" and values.itemsize <= 2:
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     found = np.empty(len(values), np.int16)
-    with np.errstate(invalid="ignore"):  # what does not fit becomes another number
+    with np.errstate(invalid="ignore"):  # values that do not fit are changed
         for start in range(0, len(values), CHUNK):
             chunk = values[start : start + CHUNK]
             found[start : start + CHUNK] = chunk
@@ -147,24 +138,24 @@ def small_integers(values: NDArray[Any]) -> NDArray[Any] | None:
     return found
 
 
-def count(values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Counted:
-    """Count flat integers of up to 16 bits, or those of them that are in a mask."""
+def histogram(values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Histogram:
+    """Return the histogram of flat integers of up to 16 bits, or of those in a mask."""
     bits = 8 * values.itemsize
     unsigned = values.view(f"u{values.itemsize}")
     counts = count_values(unsigned, 1 << bits, mask)
     first = 0
-    if values.dtype.kind == "i":  # the upper half stands for the negative ones
+    if values.dtype.kind == "i":  # the upper half of the counts is that of negative integers
         first = -len(counts) // 2
         counts = np.roll(counts, first)
-    there = np.flatnonzero(counts)
-    return Counted((there + first).astype(np.float64), counts[there])
+    found = np.flatnonzero(counts)
+    return Histogram((found + first).astype(np.float64), counts[found])
 
 
-def summary(values: Values) -> Intensities:
-    """What at least one intensity amounts to."""
+def summarize(values: Values) -> IntensityStatistics:
+    """Return the statistics of at least one intensity."""
     mean, std = values.mean_and_std
     smallest, low, median, high, largest = quantiles(values, SUMMARY_FRACTIONS)
-    return Intensities(
+    return IntensityStatistics(
         mean=rounded(mean),
         std=rounded(std),
         min=rounded(smallest),
@@ -175,15 +166,15 @@ def summary(values: Values) -> Intensities:
     )
 
 
-def sample(values: Values) -> Sample:
-    """The quantiles at the middles of `SAMPLE_SIZE` equal shares; nothing of nothing."""
+def sample_quantiles(values: Values) -> Quantiles:
+    """Return the quantiles at the centres of `SAMPLE_SIZE` equal intervals of [0, 1]."""
     if not len(values):
         return ()
     return tuple(rounded(value) for value in quantiles(values, SAMPLE_FRACTIONS))
 
 
 def quantiles(values: Values, fractions: Sequence[float]) -> list[float]:
-    """Quantiles as NumPy's default (linear) has them."""
+    """Return quantiles with linear interpolation, as `numpy.quantile`."""
     low, high, weight = _ranks(len(values), fractions)
     ordered = values.at(np.concatenate([low, high]))
     below, above = ordered[: len(low)], ordered[len(low) :]
@@ -191,25 +182,25 @@ def quantiles(values: Values, fractions: Sequence[float]) -> list[float]:
 
 
 def _ranks(count: int, fractions: Sequence[float]) -> tuple[Ranks, Ranks, Doubles]:
-    """The ranks below and above each fraction, and the weight of the one above."""
+    """Return the ranks below and above each fraction, and the weight of the one above."""
     position = np.array(fractions) * (count - 1)
     low = np.floor(position).astype(np.intp)
     return low, np.minimum(low + 1, count - 1), position - low
 
 
-# The figures of one case's label map: how much of each label, in how many pieces.
-
-LabelArray = NDArray[np.integer[Any]]
+def rounded(value: float) -> float:
+    """Round to six significant digits, which keeps JSON files short."""
+    return float(f"{value:.6g}")
 
 
 @dataclass(frozen=True)
-class LabelFigures:
-    """One label in one case.
+class LabelStatistics:
+    """Statistics of one label in one case.
 
     Attributes:
-        volume_ml: of its voxels; 1 ml is 1000 cubic millimetres.
-        components: pieces of voxels that touch by a face, an edge or a corner (26 neighbours).
-        extent_mm: sides of the smallest box around it, along x, y, z; None if it is not there.
+        volume_ml: volume of its voxels.
+        components: number of connected components (26 neighbours).
+        extent_mm: size of its bounding box along x, y, z; None if the label is absent.
     """
 
     volume_ml: float
@@ -218,25 +209,25 @@ class LabelFigures:
 
     @property
     def present(self) -> bool:
-        """Whether the case has it at all."""
+        """Whether the label occurs in the case."""
         return self.extent_mm is not None
 
 
 def measure_labels(
-    label: LabelArray, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
-) -> dict[str, LabelFigures]:
-    """Measure every label but the background.
+    label: LabelMap, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
+) -> dict[str, LabelStatistics]:
+    """Measure every label except the background.
 
-    Works in the box around each label, with about six bytes for each of its voxels.
+    Needs about six bytes for each voxel of the bounding box of a label.
 
     Args:
         label: the label map (x, y, z).
-        labels: name -> values that it covers; what covers 0 is left out.
+        labels: label name -> values that it covers; labels that cover 0 are omitted.
         spacing_mm: along x, y, z.
     """
     around = bounding_box(label)
-    inside = label[around or np.s_[:1, :1, :1]]  # if all is background, a corner tells as much
-    # Entry i is the box of the value i + 1, or None; .T: in the order in which memory holds a file.
+    inside = label[around or np.s_[:1, :1, :1]]  # if all is background, one voxel is enough
+    # Entry i is the box of the value i + 1, or None; .T: the memory order of a file
     boxes = [box and (box[2], box[1], box[0]) for box in find_objects(inside.T)]
     return {
         name: _measure(
@@ -251,14 +242,14 @@ def measure_labels(
 
 
 def _measure(
-    label: LabelArray, values: Sequence[int], box: Box | None, spacing_mm: Sequence[float]
-) -> LabelFigures:
+    label: LabelMap, values: Sequence[int], box: Box | None, spacing_mm: Sequence[float]
+) -> LabelStatistics:
     if box is None:
-        return LabelFigures(0.0, 0, None)
+        return LabelStatistics(0.0, 0, None)
     inside = label[box]
     mask = inside == values[0] if len(values) == 1 else np.isin(inside, values)
     x, y, z = (size * mm for size, mm in zip(mask.shape, spacing_mm, strict=True))
-    return LabelFigures(
+    return LabelStatistics(
         volume_ml=rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000),
         components=connected_components(mask)[1],
         extent_mm=(rounded(x), rounded(y), rounded(z)),

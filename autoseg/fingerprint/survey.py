@@ -1,4 +1,4 @@
-"""One pass over a data set: every case is read once, checked and measured."""
+"""One pass over a data set: each case is read once, checked and measured."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from autoseg.dataset.checks import CaseFacts, check_case, check_task
 from autoseg.dataset.layouts import Case
 from autoseg.dataset.problems import Problem, Verification, shown_path
 from autoseg.dataset.task import Task
-from autoseg.fingerprint.fingerprint import FORMAT, CaseFigures, Fingerprint, measure
-from autoseg.fingerprint.statistics import Intensities, Sample, rounded
+from autoseg.fingerprint.fingerprint import FORMAT, CaseStatistics, Fingerprint, measure
+from autoseg.fingerprint.statistics import IntensityStatistics, Quantiles, rounded
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, files_of, read_image, read_label
 
 
 @dataclass(frozen=True)
-class _Survey:
-    """What one reading of a case gives; figures only if the case has no error."""
+class _CaseSurvey:
+    """The result of reading a case; figures only if the case has no error."""
 
     problems: tuple[Problem, ...]
-    figures: CaseFigures | None = None
-    samples: tuple[Sample, ...] = ()
+    figures: CaseStatistics | None = None
+    samples: tuple[Quantiles, ...] = ()
 
 
 def survey(
     task: Task, processes: int, cache: Path | None = None, folds: int = 5
 ) -> tuple[Fingerprint, list[Problem]]:
-    """Read every case once, check it and measure it.
+    """Read each case once, check it and measure it.
 
-    A case with an error (unreadable, on another grid than its label map, undeclared labels, wrong
-    number of channels) is told among the problems and is not in the fingerprint: to go on without
-    such cases, leave out what `errors_by_case` names (`without(task, names)`).
+    A case with an error (unreadable, image and label map on different grids, undeclared labels,
+    wrong number of channels) is reported among the problems and is not in the fingerprint. To
+    continue without such cases use `without(task, errors_by_case(problems))`.
 
-    Memory does not grow with the set: each process holds one case at a time (at its peak about 5
-    bytes a voxel and 3 more for each further channel if intensities are stored in 16 bits, else 13
-    and 5), and what stays of a case is some 500 numbers a channel.
+    Memory does not grow with the data set: each process holds one case at a time (at most about 5
+    bytes per voxel, and 3 for each further channel, if intensities are stored in 16 bits, else 13
+    and 5), and keeps about 500 numbers per channel of it.
 
     Args:
         task: the data set.
-        processes: how many cases are read at a time; the result does not depend on it.
+        processes: number of cases that are read at a time; the result does not depend on it.
         cache: folder with one JSON file per case, so that only new and changed cases are read.
-        folds: folds that cross-validation will want; too few cases for them are a warning.
+        folds: number of folds of the cross-validation; fewer cases are a warning.
 
     Raises:
-        RunError: a worker process was killed, most likely for lack of memory.
+        RunError: a worker process was killed, usually because memory ran out.
     """
     found = {case.name: _recall(task, case, cache) for case in task.cases}
     new = [case for case in task.cases if found[case.name] is None]
-    # a worker needs no list of cases: it would be sent anew with every one of them
+    # without the list of cases, which would be sent to a worker with each case
     work = partial(_read_case, replace(task, cases=(), groups={}), cache=cache)
     for case, result in zip(new, in_parallel(work, new, processes, "survey"), strict=True):
         found[case.name] = result
@@ -72,7 +72,7 @@ def survey(
     return fingerprint, problems
 
 
-def _facts(case: CaseFigures) -> CaseFacts:
+def _facts(case: CaseStatistics) -> CaseFacts:
     return CaseFacts(
         voxels=case.voxels,
         content=case.content,
@@ -82,12 +82,12 @@ def _facts(case: CaseFigures) -> CaseFacts:
     )
 
 
-def _read_case(task: Task, case: Case, cache: Path | None) -> _Survey:
-    """Read, check and measure one case, and keep the result in the cache."""
-    key = _key(task, case)  # before reading: a file that changes meanwhile is read again
+def _read_case(task: Task, case: Case, cache: Path | None) -> _CaseSurvey:
+    """Read, check and measure one case, and cache the result."""
+    key = _key(task, case)  # before reading: if a file changes meanwhile, it is read again
     image, label, unreadable = _load(task, case)
-    if image is None or label is None:  # not kept: the disk or the network may be better next time
-        return _Survey(tuple(unreadable))
+    if image is None or label is None:  # not cached: the disk or network may work next time
+        return _CaseSurvey(tuple(unreadable))
     result = _check_and_measure(task, case, image, *label)
     if cache is not None:
         write_json(cache / f"{case.name}.json", {"key": key} | asdict(result))
@@ -121,17 +121,17 @@ def _check_and_measure(
     image: Image,
     label: NDArray[np.integer[Any]],
     label_geometry: Geometry,
-) -> _Survey:
+) -> _CaseSurvey:
     voxels = count_labels(label)
     problems = tuple(check_case(task, case, image, voxels, label_geometry))
     if Verification.of(problems).errors:
-        return _Survey(problems)
+        return _CaseSurvey(problems)
     figures, samples = measure(image, label, voxels, task.labels, task.ignore_label)
-    return _Survey(problems, figures, samples)
+    return _CaseSurvey(problems, figures, samples)
 
 
-def _recall(task: Task, case: Case, cache: Path | None) -> _Survey | None:
-    """The cached survey of a case, if its files and the declared labels are still the same."""
+def _recall(task: Task, case: Case, cache: Path | None) -> _CaseSurvey | None:
+    """Return the cached survey of a case if its files and the declaration are unchanged."""
     path = None if cache is None else cache / f"{case.name}.json"
     if path is None or not path.is_file():
         return None
@@ -139,20 +139,20 @@ def _recall(task: Task, case: Case, cache: Path | None) -> _Survey | None:
         values = read_json(path)
         if not isinstance(values, dict) or values.pop("key", None) != _key(task, case):
             return None
-        return dataclass_from_json(_Survey, values, path)
+        return dataclass_from_json(_CaseSurvey, values, path)
     except AutosegError:  # damaged: the case is read again
         return None
 
 
 def _key(task: Task, case: Case) -> str:
-    """A hash that changes with a case's files (path, size, time) and what the task declares."""
+    """Return a hash of the files of a case (path, size, time) and of the declaration."""
     files = [file for path in (*case.images, case.label) for file in files_of(path)]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     declared = [FORMAT, task.channels, list(task.labels.items()), task.ignore_label]
     return hashlib.sha256(to_json([declared, stats]).encode()).hexdigest()
 
 
-def _pool(task: Task, surveys: dict[str, _Survey]) -> Fingerprint:
+def _pool(task: Task, surveys: dict[str, _CaseSurvey]) -> Fingerprint:
     usable = {name: case for name, case in surveys.items() if case.figures is not None}
     cases = {name: case.figures for name, case in usable.items() if case.figures is not None}
     foreground = []
@@ -170,17 +170,19 @@ def _pool(task: Task, surveys: dict[str, _Survey]) -> Fingerprint:
     )
 
 
-def _mixture(parts: Sequence[Intensities], samples: Sequence[Sample]) -> Intensities | None:
-    """Pool the foreground of several cases, each weighing the same."""
+def _mixture(
+    parts: Sequence[IntensityStatistics], samples: Sequence[Quantiles]
+) -> IntensityStatistics | None:
+    """Pool the foreground of several cases with equal weights."""
     if not parts:
         return None
     means = np.array([part.mean for part in parts])
     mean = float(means.mean())
     variance = np.mean([part.std**2 for part in parts]) + np.mean((means - mean) ** 2)
     values = np.concatenate([np.array(sample) for sample in samples])
-    # a sample holds the middles of equal shares, which is Hazen's definition of a quantile
+    # samples are the centres of equal intervals, which is Hazen's definition of a quantile
     low, median, high = np.quantile(values, (0.005, 0.5, 0.995), method="hazen")
-    return Intensities(
+    return IntensityStatistics(
         mean=rounded(mean),
         std=rounded(float(variance) ** 0.5),
         min=min(part.min for part in parts),

@@ -107,7 +107,7 @@ def test_images_left_to_the_device_do_not_depend_on_the_number_of_workers(hippoc
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_start_in_the_midst_of_an_epoch_continues_the_stream(hippocampus, workers):
+def test_a_start_within_an_epoch_continues_the_stream(hippocampus, workers):
     plan, sampler, whole = hippocampus
     found = take(plan, sampler, 4, workers, start(epoch=1, batch=1))
     assert_same(found, whole[STEPS + 1 :])
@@ -122,7 +122,7 @@ def test_every_start_continues_the_stream(tmp_path):
 
 
 @pytest.mark.parametrize("places", [range(0, 1), range(1, 3), range(2, 3)])
-def test_some_places_are_those_of_the_whole_batch(hippocampus, places):
+def test_some_places_equal_those_of_the_whole_batch(hippocampus, places):
     plan, sampler, whole = hippocampus
     some = [{key: values[places.start : places.stop] for key, values in b.items()} for b in whole]
     assert_same(take(plan, sampler, 3, places=places), some[:3])
@@ -187,10 +187,10 @@ class Broken(PatchSampler):
         raise (MemoryError if at.place else KeyError)("oops")
 
 
-def test_an_unforeseen_error_is_told_with_its_batch(tmp_path):
+def test_an_unexpected_error_names_its_batch(tmp_path):
     plan, sampler = make(tmp_path)
     broken = Broken(sampler.store, sampler.cases, plan.sampling, STEPS)
-    with pytest.raises(RunError, match=r"cannot make epoch 2, batch 3: 'oops' \(KeyError"):
+    with pytest.raises(RunError, match=r"epoch 2, batch 3: 'oops' \(KeyError"):
         take(plan, broken, 1, first=start(epoch=1, batch=2))
-    with pytest.raises(RunError, match=r"not enough memory .* fewer --processes"):
+    with pytest.raises(RunError, match=r"memory .* epoch 1, batch 1; .*--processes"):
         take(plan, broken, 1, places=range(1, 2))

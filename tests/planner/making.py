@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autoseg.fingerprint import Fingerprint
-from autoseg.fingerprint.fingerprint import CaseFigures, ChannelFigures
-from autoseg.fingerprint.statistics import Intensities
+from autoseg.fingerprint.fingerprint import CaseStatistics, ChannelStatistics
+from autoseg.fingerprint.statistics import IntensityStatistics
 
-FOREGROUND = Intensities(
+FOREGROUND = IntensityStatistics(
     mean=-81.5, std=140.25, min=-1024.0, p00_5=-958.5, median=-64.0, p99_5=271.0, max=3071.0
 )
 LABELS = {"background": (0,), "organ": (1,), "tumour": (2,)}
@@ -21,13 +21,13 @@ def fingerprint(
     shape_after_crop: tuple[int, int, int] | None = None,
     labels: Mapping[str, tuple[int, ...]] = LABELS,
     ignore_label: int | None = None,
-    foreground: Intensities | None = FOREGROUND,
+    foreground: IntensityStatistics | None = FOREGROUND,
     task: str = "Task001_Tiny",
     cases: int = 6,
 ) -> Fingerprint:
     """A data set of equal cases."""
-    channel = ChannelFigures("hounsfield", FOREGROUND, foreground)
-    case = CaseFigures(
+    channel = ChannelStatistics("hounsfield", FOREGROUND, foreground)
+    case = CaseStatistics(
         shape=shape,
         spacing_mm=spacing_mm,
         orientation="LPS",

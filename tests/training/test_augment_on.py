@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.augmentation.on_device import Postponer
+from autoseg.augmentation.on_device import DeviceAugmenter
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.plan.augmentation import Brightness, Spatial
 from autoseg.training import monitor
@@ -36,7 +36,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     without_pictures(monkeypatch)
 
 
-def samples(kind: type[Augmenter] | type[Postponer], labels: int) -> Any:
+def samples(kind: type[Augmenter] | type[DeviceAugmenter], labels: int) -> Any:
     """Two samples of unlike boxes: their images, and their labels stacked."""
     images: list[Any] = []
     moved = []
@@ -56,7 +56,7 @@ def test_the_network_sees_what_it_would_see_from_the_processor(cascade: bool) ->
     learner = Learner(tiny_plan(**(CASCADE if cascade else {})), torch.device("cpu"))
     images, label = samples(Augmenter, 1 + cascade)
     expected = learner.to_device({"data": np.stack(images), "label": label})
-    postponed, label = samples(Postponer, 1 + cascade)
+    postponed, label = samples(DeviceAugmenter, 1 + cascade)
     found = learner.to_device({"postponed": postponed, "label": label})
     assert found[0].shape == (2, 3 if cascade else 1, *SIZE)
     assert torch.allclose(found[0], expected[0], atol=2e-4)
