@@ -205,6 +205,7 @@ def _read_manifest(file: zipfile.ZipFile, path: Path) -> Archive:
 def _check_content(file: zipfile.ZipFile, path: Path, name: str, entry: Entry) -> None:
     """Check the SHA-256 of a member, and that its content begins as its name promises."""
     with file.open(name) as source:
+        assert isinstance(source, zipfile.ZipExtFile)
         start = source.peek(9)[:9]
         if name.endswith(WEIGHTS):
             header = int.from_bytes(start[:8], "little")

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from autoseg.common.errors import AutosegError
+from autoseg.models.folder import LATEST
 from autoseg.models.log import Epoch
 from autoseg.training import monitor as module
 from autoseg.training.monitor import Events, check_tensorboard, scalars
-from autoseg.training.state import LATEST
 from tests.training.making import log_of, start, store_of, training_plan, without_pictures
 
 needs_tensorboard = pytest.mark.skipif(

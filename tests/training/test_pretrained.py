@@ -5,9 +5,8 @@ import torch
 
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import FINAL, LATEST
 from autoseg.networks.unet import build_network
-from autoseg.training.state import LATEST
 from autoseg.training.transfer import read_pretrained
 from tests.making import tiny_plan
 from tests.training.making import start, store_of, training_plan, without_pictures

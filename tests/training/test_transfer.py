@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import Tensors, load_checkpoint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import FINAL, LATEST
 from autoseg.networks.unet import build_network
 from autoseg.training import monitor
 from autoseg.training.learner import Learner
-from autoseg.training.state import LATEST
 from autoseg.training.transfer import (
     Pretrained,
     Transfer,
