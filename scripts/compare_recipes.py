@@ -149,9 +149,9 @@ def time_steps(task: Path, plans: dict[str, Values], threads: int | None) -> dic
 def dice(workspace: Path, entry: Entry, fold: str) -> float | None:
     """Mean validation Dice of a run; None if there is none yet."""
     from autoseg.evaluation.scores import Summary
+    from autoseg.models.folder import SUMMARY, fold_folder
 
-    folder = workspace / "models" / entry.task / entry.plan / f"fold_{fold}"
-    path = folder / "validation" / "summary.json"
+    path = fold_folder(workspace / "models" / entry.task / entry.plan, fold) / SUMMARY
     return Summary.load(path).foreground_mean() if path.exists() else None
 
 

@@ -207,7 +207,9 @@ def _raw_task(workspace: Workspace, given: str) -> Path | None:
 
 
 def _find_plan(models: Path, task: str, given: str | None) -> str:
-    found = sorted({path.parts[-4] for path in models.glob("*/fold_*/validation/summary.json")})
+    from autoseg.models.folder import EVERY_FOLD, SUMMARY
+
+    found = sorted({path.parts[-4] for path in models.glob(f"*/{EVERY_FOLD}/{SUMMARY}")})
     if given in found:
         return str(given)
     if not found:

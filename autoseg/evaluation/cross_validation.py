@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import Statistic, Summary, combine
 from autoseg.evaluation.tables import Row, Table, metric_name, number, spread
+from autoseg.models.folder import SUMMARY, fold_folder, folds_in
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,12 @@ def gather(folder: Path, fold_count: int = 0) -> CrossValidation:
         DataError: no fold has a summary.
         AutosegError: a summary is broken.
     """
-    begun = {
-        int(found[1]): path
-        for path in folder.glob("fold_*")
-        if (found := re.fullmatch(r"fold_(\d+)", path.name))
-    }
-    files = {k: path / "validation" / "summary.json" for k, path in sorted(begun.items())}
+    begun = sorted(int(fold) for fold in folds_in(folder) if fold.isdecimal())
+    files = {k: fold_folder(folder, k) / SUMMARY for k in begun}
     folds = {k: Summary.load(file) for k, file in files.items() if file.is_file()}
     if not folds:
         raise DataError(
-            f"{folder}: no fold has validation/summary.json; train one: "
-            f"autoseg_train {folder.parent.name} 0"
+            f"{folder}: no fold has {SUMMARY}; train one: autoseg_train {folder.parent.name} 0"
         )
     missing = set(range(max(fold_count, max(begun) + 1))) - folds.keys()
     return CrossValidation(folds, tuple(sorted(missing)))

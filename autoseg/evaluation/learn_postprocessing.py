@@ -26,6 +26,7 @@ from autoseg.evaluation.cross_validation import CrossValidation
 from autoseg.evaluation.tables import Row, number
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
+from autoseg.models.folder import SUMMARY, VALIDATION, fold_folder
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 from autoseg.prediction.postprocessing import (
@@ -276,7 +277,7 @@ def source_of(folder: Path, folds: Iterable[int]) -> str:
     """Twelve hexadecimal digits that change with the scores of the folds."""
     digest = hashlib.sha256()
     for fold in folds:
-        digest.update((folder / f"fold_{fold}" / "validation" / "summary.json").read_bytes())
+        digest.update((fold_folder(folder, fold) / SUMMARY).read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -314,7 +315,7 @@ def _check_folds(folder: Path, validation: CrossValidation, plan: Plan) -> None:
             "again"
         )
     for fold in validation.folds:
-        record = folder / f"fold_{fold}" / "validation" / "predictions.json"
+        record = fold_folder(folder, fold) / VALIDATION / "predictions.json"
         found = read_json(record).get("plan_id")
         if found != plan.id:
             raise DataError(
@@ -327,7 +328,7 @@ def _pairs(folder: Path, validation: CrossValidation) -> list[Pair]:
     """True and predicted label map of every case, in order of the cases' names."""
     found = {}
     for fold, summary in validation.folds.items():
-        where = folder / f"fold_{fold}" / "validation"
+        where = fold_folder(folder, fold) / VALIDATION
         for case in summary.cases:
             # The summary has whole paths; the models may have been moved since.
             found[case.case] = Path(case.reference_file), where / Path(case.prediction_file).name

@@ -34,6 +34,7 @@ from autoseg.experiments.status import (
     test_folder,
 )
 from autoseg.experiments.study import HeldOut, Study
+from autoseg.models.folder import fold_name
 from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.inputs import find_inputs
@@ -216,7 +217,7 @@ def _score(case: str, truth: dict[str, Path], folder: Path, labels: Labels) -> C
 
 def log_of(run: StudyRun, study: Study, workspace: Workspace) -> Path:
     """The file that the output of a run goes to."""
-    return study_folder(study, workspace) / "logs" / f"{run.plan}.fold_{run.fold}.log"
+    return study_folder(study, workspace) / "logs" / f"{run.plan}.{fold_name(run.fold)}.log"
 
 
 def order_for(run: StudyRun, workspace: Workspace, log: Path, processes: int) -> Order:

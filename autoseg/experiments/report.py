@@ -16,7 +16,8 @@ from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import Table, write_table
 from autoseg.experiments.paper import bars, fold_boxes, fold_table, mean_table, median_table, titled
 from autoseg.experiments.results import StudyScores, read_scores
-from autoseg.models.log import draw_losses, read_losses
+from autoseg.models.folder import SUMMARY
+from autoseg.models.log import draw_losses, read_log
 from autoseg.workflow.workspace import Workspace
 
 
@@ -67,9 +68,7 @@ def _raw_task(study: StudyScores, folder: Path) -> Path | None:
 
 def _write_figures(study: StudyScores, colours: Colours, out: Path, raw: Path | None) -> list[Path]:
     losses = {
-        titled(study.head, name): [
-            log for log in map(read_losses, runs.values()) if log is not None
-        ]
+        titled(study.head, name): [log for log in map(read_log, runs.values()) if log is not None]
         for name, runs in study.folders.items()
     }
     boxes = fold_boxes(study.arms, study.classes, study.head)
@@ -86,7 +85,7 @@ def _write_figures(study: StudyScores, colours: Colours, out: Path, raw: Path | 
 def _write_examples(runs: Sequence[Path], raw: Path | None, out: Path) -> list[Path]:
     """The worst, the median and the best validation case of one plan."""
     models = runs[0].parent
-    if raw is None or not any((run / "validation" / "summary.json").is_file() for run in runs):
+    if raw is None or not any((run / SUMMARY).is_file() for run in runs):
         return []
     summary = gather(models).combined
     chosen = Summary(tuple(worst_median_best(summary)))

@@ -15,6 +15,7 @@ from autoseg.dataset.splits import FILE_NAME, count_folds
 from autoseg.dataset.task import find_task
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
+from autoseg.models.folder import fold_folder
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import differing_keys, load_plan
 from autoseg.planner.budget import parse_seconds
@@ -103,7 +104,7 @@ class StudyRun:
 
     def folder(self, workspace: Workspace) -> Path:
         """Where the model lies."""
-        return workspace.models(self.task, self.plan) / f"fold_{self.fold}"
+        return fold_folder(workspace.models(self.task, self.plan), self.fold)
 
 
 def variants(study: Study) -> Iterator[Variant]:

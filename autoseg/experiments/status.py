@@ -20,7 +20,7 @@ from autoseg.common.locks import holder_of
 from autoseg.common.progress import counted, in_words
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.models.log import LOG
+from autoseg.models.log import count_epochs
 from autoseg.plan.reading import load_plan
 from autoseg.workflow.workspace import Workspace
 
@@ -218,7 +218,7 @@ def status_of(run: StudyRun, workspace: Workspace, jobs: dict[str, str] | None =
     job = (jobs or {}).get(str(run))
     dice = _dice(folder) if is_trained(run, workspace) else None
     state = _state(run, workspace, record, job)
-    return Status(run, state, _epochs(folder), dice, record, job)
+    return Status(run, state, count_epochs(folder), dice, record, job)
 
 
 def is_held(run: StudyRun, workspace: Workspace) -> bool:
@@ -237,14 +237,6 @@ def _state(run: StudyRun, workspace: Workspace, record: Record | None, job: str 
     if record is not None:  # what says that it runs was killed
         return "stopped"
     return "waiting" if job is None else "submitted"
-
-
-def _epochs(folder: Path) -> int:
-    try:
-        with (folder / LOG).open(encoding="utf-8") as log:
-            return sum(1 for _ in log)
-    except OSError:
-        return 0
 
 
 def _dice(folder: Path) -> float | None:

@@ -26,8 +26,18 @@ from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.archive import ENDING, Content, write_archive
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.models.folder import FINAL, PLAN, PREVIOUS_FOLDER, FolderFiles, open_model, plan_in
-from autoseg.models.log import read_log
+from autoseg.models.folder import (
+    PLAN,
+    PREVIOUS_FOLDER,
+    SUMMARY,
+    FolderFiles,
+    fold_folder,
+    fold_name,
+    open_model,
+    plan_in,
+    weights_name,
+)
+from autoseg.models.log import Training, read_training
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 from autoseg.prediction.model import PREVIOUS, check_previous
@@ -60,14 +70,6 @@ DECLARED = {
     "data_licence": ("licence", "license"),
     "data_reference": ("reference",),
 }
-
-
-@dataclass(frozen=True)
-class Training:
-    """How long a fold was trained: epochs and their seconds, as its log has them."""
-
-    epochs: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,6 @@ def _versions() -> dict[str, str]:
 
 
 FINGERPRINT = "fingerprint.json"
-SUMMARY = "validation/summary.json"
 Files = dict[str, Content]
 
 
@@ -265,7 +266,7 @@ def pack(order: Order, out: Path, overwrite: bool) -> list[str]:
     files = _network_files(folder, plan, folds)
     summaries = _summaries(folder, folds)
     for fold, found in summaries.items():
-        files[f"fold_{fold}/{SUMMARY}"] = to_json(_without_paths(found)).encode()
+        files[f"{fold_name(fold)}/{SUMMARY}"] = to_json(_without_paths(found)).encode()
     files |= _previous_stage(folder, plan)
     postprocessing = _postprocessing(folder, plan)
     if postprocessing is not None:
@@ -279,7 +280,7 @@ def pack(order: Order, out: Path, overwrite: bool) -> list[str]:
         statements=read_statements(order.card, _declared(order.workspace.raw(order.task))),
         scores=combine([Summary.from_json(of) for of in summaries.values()]) if summaries else None,
         steps=tuple(f"keeps the largest component of {step.name}" for step in steps),
-        training={fold: _training(folder / f"fold_{fold}") for fold in folds},
+        training={fold: _training(fold_folder(folder, fold)) for fold in folds},
     )
     files["card.json"] = to_json(card.to_json()).encode()
     files["card.md"] = card.to_markdown().encode()
@@ -324,14 +325,14 @@ def _network_files(folder: Path, plan: Plan, folds: Sequence[str]) -> Files:
     """The plan, and the weights that were trained by it."""
     files: Files = {PLAN: folder / PLAN}
     for fold in folds:
-        path = folder / f"fold_{fold}" / FINAL
+        path = folder / weights_name(fold)
         found = load_checkpoint(path)[1].get("plan_id")
         if found != plan.id:
             raise AutosegError(
                 f"{path} was trained by plan {found}, but plan.json is {plan.id}; pack the folds "
                 "of one plan with -f"
             )
-        files[f"fold_{fold}/{FINAL}"] = path
+        files[weights_name(fold)] = path
     return files
 
 
@@ -363,7 +364,7 @@ def _previous_stage(folder: Path, plan: Plan) -> Files:
 
 def _summaries(folder: Path, folds: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The scores of the folds that have some, as they stand in their files."""
-    paths = {fold: folder / f"fold_{fold}" / SUMMARY for fold in folds}
+    paths = {fold: fold_folder(folder, fold) / SUMMARY for fold in folds}
     there = {fold: path for fold, path in paths.items() if path.is_file()}
     for path in there.values():
         Summary.load(path)  # tells in one line if it is broken
@@ -389,7 +390,7 @@ def _postprocessing(folder: Path, plan: Plan) -> Postprocessing | None:
     found = Postprocessing.from_json(values, str(path))
     about = values.get("learned_on", {})
     folds = about.get("folds", [])
-    there = all((folder / f"fold_{fold}" / SUMMARY).is_file() for fold in folds)
+    there = all((fold_folder(folder, fold) / SUMMARY).is_file() for fold in folds)
     if found.plan_id != plan.id or not there or about.get("source") != source_of(folder, folds):
         raise AutosegError(
             f"{path} was learned from other scores than those of the folds; learn it anew with "
@@ -408,8 +409,5 @@ def _declared(raw: Path) -> dict[str, Any]:
 def _training(fold: Path) -> Training | None:
     """How long a fold was trained; None if it has no log that can be read."""
     with suppress(DataError):
-        return read_log(
-            fold,
-            lambda epochs: Training(len(epochs), sum(float(each["seconds"]) for each in epochs)),
-        )
+        return read_training(fold)
     return None

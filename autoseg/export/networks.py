@@ -35,6 +35,7 @@ from autoseg.common.files import (
 from autoseg.common.progress import by_axis
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
+from autoseg.models.folder import fold_name
 from autoseg.networks.unet import UNet
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, Resample
@@ -304,7 +305,9 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
     with _new_folder(out) as folder:
         model.plan.save(folder / "plan.json")
         differences = {
-            f"fold_{fold}{FORMATS[name].ending}": _export(network, model, name, fold, folder, patch)
+            f"{fold_name(fold)}{FORMATS[name].ending}": _export(
+                network, model, name, fold, folder, patch
+            )
             for fold, network in zip(model.folds, model.networks, strict=True)
             for name in formats
         }
@@ -318,7 +321,7 @@ def _export(
 ) -> float:
     """Write one file; returns how far its logits are from torch's."""
     kind = FORMATS[name]
-    path = folder / f"fold_{fold}{kind.ending}"
+    path = folder / f"{fold_name(fold)}{kind.ending}"
     kind.write(network, model.plan.sampling.patch_size, path)
     with torch.inference_mode():
         expected = network(patch)

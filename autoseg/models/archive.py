@@ -1,14 +1,16 @@
-"""A zip of a few files that come from a stranger: every one is checked before it is used.
+"""Packed models: a zip file that may come from a stranger, so every member is checked before use.
 
-`manifest.json` in it lists all other files with their sizes and SHA-256. Nothing is unpacked to
-disk, and only what can do no harm is read: JSON, text and safetensors. The sums tell damage; they
-do not tell who made the archive, for whoever changes a file can change the manifest, too.
+`manifest.json` lists all other members with their sizes and SHA-256. Nothing is unpacked to disk,
+and only harmless formats are read: JSON, text and safetensors. The checksums detect damage. They do
+not authenticate the author, as whoever changes a member can change the manifest as well.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import shutil
 import stat
 import struct
 import zipfile
@@ -17,126 +19,120 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, StrictInt, TypeAdapter, ValidationError
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import parse_json, replacing, to_json
 
-ENDING = ".zip"
-MANIFEST = "manifest.json"
+ENDING, MANIFEST = ".zip", "manifest.json"
 FORMAT, FORMAT_VERSION = "autoseg model", 1
-WEIGHTS = ".safetensors"
-TEXTS = (".json", ".md")
-# Generous bounds: no model comes near them.
-MOST_FILES = 1000
-MOST_TEXT_BYTES = 2**28
-MOST_BYTES = 2**36
-HIGHEST_RATIO = 100  # of JSON and weights deflate saves far less
-PART = re.compile(r"\w[\w.-]*")
-SHA256 = re.compile(r"[0-9a-f]{64}")
-CHUNK = 2**20
-ADVICE = "get it anew from where it came"
-BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+WEIGHTS, TEXTS = ".safetensors", (".json", ".md")
+# Generous limits, far above those of any model.
+MOST_FILES, MOST_TEXT_BYTES, MOST_BYTES = 1000, 2**28, 2**36
+HIGHEST_RATIO = 100  # of JSON, and of weights, which deflate compresses far less
+SAFE_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # no drive, backslash, `..` or absolute path
+BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, KeyError, OSError, RuntimeError, ValueError),
+)
+ADVICE = "copy or download it again"
 
 Content = bytes | Path
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the manifest says of a file."""
+    """The manifest's entry of a member."""
 
-    size: int
-    sha256: str
+    size: StrictInt
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A checked archive; it is opened for each reading, and what is read is checked again."""
+    """A checked archive; each reading opens it again and checks what it reads."""
 
     path: Path
     about: dict[str, Any]
     entries: dict[str, Entry]
 
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """The content of a member.
 
         Raises:
-            AutosegError: there is no such file, or it has been changed since the archive was
-                opened.
+            AutosegError: there is no such member, or it has changed since the archive was opened.
         """
         if name not in self.entries:
             raise AutosegError(f"{self.path / name} is missing")
         with _opened(self.path) as file:
-            return b"".join(_checked(file, self.path, name, self.entries[name]))
+            changed = file.getinfo(name).file_size != self.entries[name].size
+            content = b"" if changed else file.read(name)
+        if changed or hashlib.sha256(content).hexdigest() != self.entries[name].sha256:
+            raise _refused(self.path / name, f"does not have the SHA-256 of {MANIFEST}")
+        return content
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a path is to be read as an archive: by its name, so that a broken one is told so."""
+    """Whether to read a path as an archive: by its name, so that a broken one is reported."""
     return path.suffix.lower() == ENDING and not path.is_dir()
 
 
 def write_archive(path: Path, about: Mapping[str, Any], files: Mapping[str, Content]) -> None:
     """Write files and their manifest, atomically; the same content gives the same bytes.
 
-    Nothing is compressed, for weights hardly shrink and no two zlibs give the same bytes.
+    Nothing is compressed: weights hardly shrink, and versions of zlib give different bytes.
 
     Args:
         path: the archive.
-        about: more for the manifest, in JSON values.
-        files: name in the archive -> its content, or the file that holds it.
+        about: further JSON values for the manifest.
+        files: name in the archive -> its content, or the file that contains it.
     """
-    entries: dict[str, dict[str, Any]] = {}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
-        for name, content in sorted(files.items()):
-            assert _is_safe(name), name
-            entries[name] = _add(file, name, content)
+        entries = {name: _add(file, name, content) for name, content in sorted(files.items())}
         kind = {"format": FORMAT, "format_version": FORMAT_VERSION}
         _add(file, MANIFEST, to_json({**kind, **about, "files": entries}).encode())
 
 
 def _add(file: zipfile.ZipFile, name: str, content: Content) -> dict[str, Any]:
-    """Add one file; its entry in the manifest."""
-    info = zipfile.ZipInfo(name)  # of 1980: the time of packing would change the bytes
+    """Add a member; return its entry for the manifest."""
+    assert SAFE_NAME.fullmatch(name), name
+    info = zipfile.ZipInfo(name)  # dated 1980, as the time of packing would change the bytes
     info.external_attr = (stat.S_IFREG | 0o644) << 16
-    info.create_system = 3  # Unix, whose attributes these are, on every machine
-    info.file_size = len(content) if isinstance(content, bytes) else content.stat().st_size
-    digest, size = hashlib.sha256(), 0
-    with file.open(info, "w") as target:
-        for chunk in _chunks(content):
-            target.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-    return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _chunks(content: Content) -> Iterator[bytes]:
-    if isinstance(content, bytes):
-        yield content
-        return
-    with content.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
+    info.create_system = 3  # Unix, on every machine
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+        info.file_size = source.tell()
+        source.seek(0)
+        with file.open(info, "w") as target:
+            shutil.copyfileobj(source, target)
+    return {"size": info.file_size, "sha256": digest}
 
 
 def open_archive(path: Path) -> Archive:
-    """Check a whole archive: what is in it, every size and every SHA-256.
+    """Check an archive: its members, all sizes and every SHA-256.
 
     Raises:
-        AutosegError: it is none, is damaged, or holds what no archive of ours holds.
+        AutosegError: it is missing, damaged, not a packed model, or not safe to read.
     """
     with _opened(path) as file:
         _check_members(file, path)
         archive = _read_manifest(file, path)
-        _check_listed(file, archive)
+        sizes = {info.filename: info.file_size for info in file.infolist()}
+        if unlisted := sizes.keys() - archive.entries.keys() - {MANIFEST}:
+            raise _refused(path, f"contains {min(unlisted)!r}, which {MANIFEST} does not list")
         for name, entry in archive.entries.items():
-            for _ in _checked(file, path, name, entry):
-                pass
+            if sizes.get(name) != entry.size:
+                found = f"has {sizes[name]} bytes" if name in sizes else "is missing"
+                raise _refused(path, f"{name!r} {found}, but {MANIFEST} lists {entry.size} bytes")
+            _check_content(file, path, name, entry)
     return archive
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip, whatever is wrong with which is told in one line."""
+    """The zip file; all errors of reading it become an AutosegError."""
     try:
         with zipfile.ZipFile(path) as file:
             yield file
@@ -145,131 +141,83 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except AutosegError:
         raise
     except BROKEN as error:
-        raise AutosegError(f"{path} is no whole zip file ({error}); {ADVICE}") from error
+        raise AutosegError(f"{path} is not a valid zip file ({error}); {ADVICE}") from error
 
 
 def _check_members(file: zipfile.ZipFile, path: Path) -> None:
-    """What the zip itself says of its files, before any is read."""
+    """Check the directory of the zip file, before any member is read."""
     infos = file.infolist()
+    names = [info.filename for info in infos]
     if len(infos) > MOST_FILES:
-        raise _refused(path, f"holds {len(infos)} files")
-    seen: set[str] = set()
+        raise _refused(path, f"contains {len(infos)} files, more than {MOST_FILES}")
     for info in infos:
-        if reason := _why_refused(info):
-            raise _refused(path, f"holds {info.orig_filename!r}, {reason}")
-        if info.filename in seen:
-            raise _refused(path, f"holds {info.filename!r} twice")
-        seen.add(info.filename)
+        if fault := _fault(info):
+            raise _refused(path, f"contains {info.orig_filename!r}, {fault}")
+        if names.count(info.filename) > 1:
+            raise _refused(path, f"contains {info.filename!r} twice")
     total = sum(info.file_size for info in infos)
-    packed = sum(info.compress_size for info in infos)
-    if total > MOST_BYTES or packed > path.stat().st_size:
-        raise _refused(path, f"says that it holds {total} bytes, more than it can")
+    if total > MOST_BYTES or sum(info.compress_size for info in infos) > path.stat().st_size:
+        raise _refused(path, f"declares {total} bytes, more than it can contain")
     if infos and min(info.header_offset for info in infos) > 0:
-        raise _refused(path, "has something before its first file")
+        raise _refused(path, "has data before its first member")
 
 
-def _why_refused(info: zipfile.ZipInfo) -> str:
-    """What is wrong with a file by its entry in the zip; nothing if it may be read."""
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    name = info.orig_filename
-    if not _is_safe(name):
-        return "which is no plain name inside of its folder"
-    if kind not in (0, stat.S_IFREG):
-        return "which is a link or another special file"
-    if info.flag_bits & 1:
-        return "which is encrypted"
-    if not name.endswith((*TEXTS, WEIGHTS)):
-        return f"but only {', '.join((*TEXTS, WEIGHTS))} are read, never a pickle"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "which is neither stored nor deflated"
-    if info.file_size > HIGHEST_RATIO * max(info.compress_size, 1):
-        return f"which swells from {info.compress_size} to {info.file_size} bytes"
-    if name.endswith(TEXTS) and info.file_size > MOST_TEXT_BYTES:
-        return f"which has {info.file_size} bytes, too many for a text"
-    return ""
-
-
-def _is_safe(name: str) -> bool:
-    """Is this a relative path of plain names? `..`, drives, backslashes and the like are none."""
-    return all(PART.fullmatch(part) for part in name.split("/"))
+def _fault(info: zipfile.ZipInfo) -> str:
+    """Why a member must not be read, by its entry in the directory; empty if it may be."""
+    name, size, packed = info.orig_filename, info.file_size, max(info.compress_size, 1)
+    kind, known = stat.S_IFMT(info.external_attr >> 16), (*TEXTS, WEIGHTS)
+    methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    faults = {
+        "an unsafe name": not SAFE_NAME.fullmatch(name),
+        "a link or another special file": kind not in (0, stat.S_IFREG),
+        "which is encrypted": info.flag_bits & 1,
+        f"which does not end in {', '.join(known)}": not name.endswith(known),
+        "which is neither stored nor deflated": info.compress_type not in methods,
+        f"which expands from {packed} to {size} bytes": size > HIGHEST_RATIO * packed,
+        f"a text of {size} bytes": name.endswith(TEXTS) and size > MOST_TEXT_BYTES,
+    }
+    return next((fault for fault, found in faults.items() if found), "")
 
 
 def _read_manifest(file: zipfile.ZipFile, path: Path) -> Archive:
-    where = str(path / MANIFEST)
+    where = path / MANIFEST
     if MANIFEST not in file.namelist():
         raise _refused(path, f"has no {MANIFEST}")
-    about = parse_json(_text(file.read(MANIFEST), where), where)
+    try:
+        about = parse_json(file.read(MANIFEST).decode("utf-8"), str(where))
+    except UnicodeDecodeError as error:
+        raise AutosegError(f"{where} is not UTF-8 text ({error}); {ADVICE}") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise _refused(path, f"is not of the format {FORMAT!r}")
     if about.get("format_version") != FORMAT_VERSION:
         raise AutosegError(
-            f"{path} has format {about.get('format_version')!r}; this autoseg reads format "
-            f"{FORMAT_VERSION}: pack the model again"
+            f"{path} has format version {about.get('format_version')!r}; this version of autoseg "
+            f"reads {FORMAT_VERSION}: pack the model again"
         )
     try:
-        entries = {name: _entry(found) for name, found in about.pop("files").items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise AutosegError(f'{where}: "files" is broken ({error}); {ADVICE}') from error
+        entries = TypeAdapter(dict[str, Entry]).validate_python(about.pop("files", None))
+    except ValidationError as error:
+        place = ".".join(map(str, ("files", *error.errors()[0]["loc"])))
+        raise AutosegError(f"{where}: {place} is not valid; {ADVICE}") from error
     return Archive(path, about, entries)
 
 
-def _entry(found: dict[str, Any]) -> Entry:
-    size, digest = found["size"], found["sha256"]
-    if type(size) is not int or not isinstance(digest, str) or not SHA256.fullmatch(digest):
-        raise ValueError(f"no size and SHA-256: {found!r}"[:80])
-    return Entry(size, digest)
-
-
-def _check_listed(file: zipfile.ZipFile, archive: Archive) -> None:
-    """Compare what the manifest lists with what is there."""
-    sizes = {info.filename: info.file_size for info in file.infolist()}
-    del sizes[MANIFEST]
-    if missing := sorted(archive.entries.keys() - sizes.keys()):
-        raise _refused(archive.path, f"lacks {missing[0]!r}, which its {MANIFEST} lists")
-    if extra := sorted(sizes.keys() - archive.entries.keys()):
-        raise _refused(archive.path, f"holds {extra[0]!r}, which its {MANIFEST} does not list")
-    for name, entry in archive.entries.items():
-        if sizes[name] != entry.size:
-            told = f"{name!r} has {sizes[name]} bytes, but its {MANIFEST} says {entry.size}"
-            raise _refused(archive.path, told)
-
-
-def _checked(file: zipfile.ZipFile, path: Path, name: str, entry: Entry) -> Iterator[bytes]:
-    """The chunks of a file; raises before the end if they are not what the manifest says."""
-    digest, size = hashlib.sha256(), 0
+def _check_content(file: zipfile.ZipFile, path: Path, name: str, entry: Entry) -> None:
+    """Check the SHA-256 of a member, and that its content begins as its name promises."""
     with file.open(name) as source:
-        while chunk := source.read(min(CHUNK, entry.size + 1 - size)):
-            if size == 0:
-                _check_kind(path, name, chunk, entry.size)
-            digest.update(chunk)
-            size += len(chunk)
-            if size > entry.size:
-                break
-            yield chunk
-    if size != entry.size or digest.hexdigest() != entry.sha256:
-        raise AutosegError(
-            f"{path / name} has another SHA-256 than the {MANIFEST} says: it was changed or "
-            f"damaged; {ADVICE}"
-        )
-
-
-def _check_kind(path: Path, name: str, start: bytes, size: int) -> None:
-    """Does the content begin as its ending promises? A pickle begins otherwise."""
-    if name.endswith(WEIGHTS):
-        header = int.from_bytes(start[:8], "little")
-        fits = start[8:9] == b"{" and header <= size - 8
-    else:
-        fits = not start.startswith((b"\x80", b"PK\x03\x04"))
-    if not fits:
-        raise _refused(path, f"holds {name!r}, whose content is not what its name says")
-
-
-def _text(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise AutosegError(f"{where} is no UTF-8 text ({error}); {ADVICE}") from error
+        assert isinstance(source, zipfile.ZipExtFile)
+        start = source.peek(9)[:9]
+        if name.endswith(WEIGHTS):
+            header = int.from_bytes(start[:8], "little")
+            fits = start[8:] == b"{" and header <= entry.size - 8
+        else:
+            fits = not start.startswith((b"\x80", b"PK\x03\x04"))  # a pickle, a file of torch.save
+        if not fits:
+            raise _refused(path, f"contains {name!r}, whose content is not what its name says")
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+        if source.tell() != entry.size or digest != entry.sha256:
+            raise _refused(path / name, f"does not have the SHA-256 of {MANIFEST}")
 
 
 def _refused(path: Path, reason: str) -> AutosegError:
-    return AutosegError(f"{path} is refused: it {reason}; {ADVICE}")
+    return AutosegError(f"{path} {reason}; {ADVICE}")

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with its JSON state in the header, whole or not at all."""
+"""Checkpoints: a safetensors file with a JSON state in its header, written atomically."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def save_checkpoint(path: Path, tensors: Tensors, state: dict[str, Any]) -> None
     Raises:
         AutosegError: the file cannot be written.
     """
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         try:
-            save_file(whole, temporary, {"state": json.dumps(state, allow_nan=False)})
+            save_file(stored, temporary, {"state": json.dumps(state, allow_nan=False)})
         except SafetensorError as error:  # such as a full disk
             raise cannot_write(path, error) from error
 
@@ -49,7 +49,7 @@ def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def parse_checkpoint(content: bytes, path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The same for a file's content; `path` is named in messages.
+    """The same for the content of a file; `path` appears in messages.
 
     Raises:
         AutosegError: damaged.
@@ -64,24 +64,22 @@ def parse_checkpoint(content: bytes, path: Path) -> tuple[Tensors, dict[str, Any
 def _state_of(text: str) -> dict[str, Any]:
     state = json.loads(text)
     if not isinstance(state, dict):
-        raise TypeError("its state is no object")
+        raise TypeError("its state is not a JSON object")
     return state
 
 
 def _damaged(path: Path, error: Exception) -> AutosegError:
-    return AutosegError(
-        f"{path} is damaged ({error}); delete it, or copy it anew from where it came"
-    )
+    return AutosegError(f"{path} is damaged ({error}); delete it, or copy it again from its source")
 
 
 def load_weights(network: nn.Module, tensors: Tensors, path: Path, assign: bool = False) -> None:
-    """Put weights into a network of exactly these shapes and types.
+    """Load weights into a network with exactly these shapes and types.
 
     Args:
-        network: whose parameters are replaced.
-        tensors: by name.
-        path: where they come from, for messages.
-        assign: take the tensors themselves, as for a network on the device `meta`, which has none.
+        network: its parameters are replaced.
+        tensors: the weights by name.
+        path: the file that they come from, for messages.
+        assign: use the tensors without copying, as a network on the device `meta` requires.
 
     Raises:
         AutosegError: a tensor is missing, or has another shape or type.
@@ -89,7 +87,7 @@ def load_weights(network: nn.Module, tensors: Tensors, path: Path, assign: bool 
     for name, wanted in network.state_dict().items():
         if name in tensors and tensors[name].dtype != wanted.dtype:
             raise AutosegError(
-                f"{path} does not fit the plan's network: {name} holds {tensors[name].dtype}, "
+                f"{path} does not fit the plan's network: {name} has type {tensors[name].dtype}, "
                 f"not {wanted.dtype}"
             )
     try:
@@ -100,7 +98,7 @@ def load_weights(network: nn.Module, tensors: Tensors, path: Path, assign: bool 
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """The optimiser's tensors under flat names: `optimizer.PARAMETER.KEY`."""
+    """The tensors of an optimiser under flat names: `optimizer.PARAMETER.KEY`."""
     return {
         f"optimizer.{index}.{key}": value
         for index, entry in optimizer.state_dict()["state"].items()
@@ -117,13 +115,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            like = parameters[int(index)]
-            entries.setdefault(int(index), {})[key] = _laid_out_like(like, tensor)
+            parameter = parameters[int(index)]
+            entries.setdefault(int(index), {})[key] = _with_layout_of(parameter, tensor)
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
-def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The same values in the parameter's memory layout, which fused optimisers rely on."""
+def _with_layout_of(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in the memory layout of the parameter, which fused optimisers rely on."""
     if tensor.shape != parameter.shape:
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
@@ -135,6 +133,6 @@ def with_prefix(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def without_prefix(prefix: str, tensors: Tensors) -> Tensors:
-    """Those tensors that `with_prefix` named, under their own names."""
+    """The tensors that `with_prefix` renamed, under their original names."""
     start = f"{prefix}."
     return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}

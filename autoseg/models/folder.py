@@ -1,47 +1,76 @@
-"""The files of a trained model: those of a folder `models/TASK/PLAN`, or of one packed as a zip."""
+"""Where everything is below `models/TASK/PLAN`, and the same files in a packed model."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import parse_json, read_json, sha256_of
 from autoseg.models.archive import Archive, is_archive, open_archive
-from autoseg.models.checkpoint import Tensors, load_checkpoint, parse_checkpoint
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import plan_of
 
-PLAN, FINAL = "plan.json", "final.safetensors"
+if TYPE_CHECKING:
+    from autoseg.models.checkpoint import Tensors
+
+PLAN = "plan.json"
+EVERY_FOLD = "fold_*"  # pattern of the folders of folds
+# In the folder of a fold:
+FINAL, LATEST, BEST = "final.safetensors", "latest.safetensors", "best.safetensors"
+LOG = "log.jsonl"
+VALIDATION = "validation"  # the folder of predictions of its validation cases
+SUMMARY = f"{VALIDATION}/summary.json"
+# In a packed model:
 PREVIOUS_FOLDER = "previous_stage"
 WEIGHTS = re.compile(rf"fold_(\w+)/{re.escape(FINAL)}")
 
 
+def fold_name(fold: int | str) -> str:
+    """The name of a fold's folder, such as `fold_0` or `fold_all`."""
+    return f"fold_{fold}"
+
+
+def fold_folder(models: Path, fold: int | str) -> Path:
+    """The folder of a fold in `models/TASK/PLAN`."""
+    return models / fold_name(fold)
+
+
+def folds_in(models: Path) -> list[str]:
+    """The folds with a folder in `models/TASK/PLAN`, sorted by name: `0`, `1`, ..., `all`."""
+    return sorted(path.name.removeprefix("fold_") for path in models.glob(EVERY_FOLD))
+
+
+def weights_name(fold: int | str) -> str:
+    """The name of a fold's weights in a model, such as `fold_0/final.safetensors`."""
+    return f"{fold_name(fold)}/{FINAL}"
+
+
 class ModelFiles(Protocol):
-    """Files by their names in a model folder, such as `fold_0/final.safetensors`."""
+    """The files of a model by their names in its folder, such as `fold_0/final.safetensors`."""
 
     def path(self, name: str) -> Path:
-        """What to call a file in a message."""
+        """The path of a file in messages."""
 
     def has(self, name: str) -> bool:
-        """Whether it is there."""
+        """Whether a file exists."""
 
     def folds(self) -> list[str]:
         """Names of the finished folds, sorted: `0`, `1`, ..., `all`."""
 
     def json(self, name: str) -> Any:
-        """Its content; an AutosegError if it is missing or no JSON."""
+        """The content of a JSON file; an AutosegError if it is missing or not valid."""
 
     def checkpoint(self, name: str) -> tuple[Tensors, dict[str, Any]]:
-        """Its tensors and its state; an AutosegError if it is missing or damaged."""
+        """Tensors and state of a checkpoint; an AutosegError if it is missing or damaged."""
 
     def sha256(self, name: str) -> str:
-        """The SHA-256 of its content."""
+        """The SHA-256 of a file."""
 
     def previous(self, plan: str) -> ModelFiles:
-        """The files of the model that a cascade refines, which has a plan of this name."""
+        """The files of the previous stage of a cascade, whose plan has this name."""
 
 
 @dataclass(frozen=True)
@@ -51,57 +80,58 @@ class FolderFiles:
     folder: Path
 
     def path(self, name: str) -> Path:
-        """The file."""
+        """The path of a file."""
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        """Whether it is there."""
+        """Whether a file exists."""
         return self.path(name).is_file()
 
     def folds(self) -> list[str]:
         """Names of the finished folds, sorted."""
-        found = sorted(path.parent.name for path in self.folder.glob(f"fold_*/{FINAL}"))
-        return [name.removeprefix("fold_") for name in found]
+        return [fold for fold in folds_in(self.folder) if self.has(weights_name(fold))]
 
     def json(self, name: str) -> Any:
-        """Its content."""
+        """The content of a JSON file."""
         return read_json(self.path(name))
 
     def checkpoint(self, name: str) -> tuple[Tensors, dict[str, Any]]:
-        """Its tensors and its state."""
+        """Tensors and state of a checkpoint."""
+        from autoseg.models.checkpoint import load_checkpoint  # torch: not needed for paths
+
         return load_checkpoint(self.path(name))
 
     def sha256(self, name: str) -> str:
-        """The SHA-256 of its content."""
+        """The SHA-256 of a file."""
         return sha256_of(self.path(name))
 
     def previous(self, plan: str) -> FolderFiles:
-        """The folder beside this one.
+        """The files of the previous stage, whose folder is next to this one.
 
         Raises:
-            AutosegError: it is missing.
+            AutosegError: the folder is missing.
         """
         folder = self.folder.parent / plan
         if not folder.is_dir():
             raise AutosegError(
-                f"{self.folder} refines {plan}, whose models are missing: put them into {folder}"
+                f"{self.folder} refines {plan}, whose models are missing; copy them to {folder}"
             )
         return FolderFiles(folder)
 
 
 @dataclass(frozen=True)
 class PackedFiles:
-    """The files of a packed model, or below a folder in it."""
+    """The files of a packed model, or of a folder in it."""
 
     archive: Archive
     prefix: str = ""
 
     def path(self, name: str) -> Path:
-        """The archive and the name in it."""
+        """The path of the archive, followed by the name in it."""
         return self.archive.path / f"{self.prefix}{name}"
 
     def has(self, name: str) -> bool:
-        """Whether it is there."""
+        """Whether a file exists."""
         return f"{self.prefix}{name}" in self.archive.entries
 
     def folds(self) -> list[str]:
@@ -111,31 +141,33 @@ class PackedFiles:
         return sorted(found[1] for name in names if (found := WEIGHTS.fullmatch(name)))
 
     def json(self, name: str) -> Any:
-        """Its content."""
+        """The content of a JSON file."""
         where = str(self.path(name))
         try:
             text = self._read(name).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise AutosegError(f"{where} is no UTF-8 text: {error}") from error
+            raise AutosegError(f"{where} is not UTF-8 text: {error}") from error
         return parse_json(text, where)
 
     def checkpoint(self, name: str) -> tuple[Tensors, dict[str, Any]]:
-        """Its tensors and its state."""
+        """Tensors and state of a checkpoint."""
+        from autoseg.models.checkpoint import parse_checkpoint  # see `FolderFiles.checkpoint`
+
         return parse_checkpoint(self._read(name), self.path(name))
 
     def sha256(self, name: str) -> str:
-        """The SHA-256 of its content, which is checked whenever it is read."""
+        """The SHA-256 of a file, which is checked whenever the file is read."""
         return self.archive.entries[f"{self.prefix}{name}"].sha256
 
     def previous(self, plan: str) -> PackedFiles:
-        """The folder in the archive.
+        """The files of the previous stage, which are in a folder of the archive.
 
         Raises:
-            AutosegError: it is missing.
+            AutosegError: the folder is missing.
         """
         found = PackedFiles(self.archive, f"{self.prefix}{PREVIOUS_FOLDER}/")
         if not found.has(PLAN):
-            raise AutosegError(f"{self.archive.path} refines {plan}, whose models are not in it")
+            raise AutosegError(f"{self.archive.path} refines {plan}, but does not contain it")
         return found
 
     def _read(self, name: str) -> bytes:
@@ -143,16 +175,16 @@ class PackedFiles:
 
 
 def open_model(path: Path) -> ModelFiles:
-    """The files of a model folder, or of a packed model, all of which is checked.
+    """The files of a model folder, or of a packed model, which is checked completely.
 
     Raises:
-        AutosegError: it has no plan, or the archive is refused.
+        AutosegError: there is no plan, or the archive is refused.
     """
     files: ModelFiles = PackedFiles(open_archive(path)) if is_archive(path) else FolderFiles(path)
     if not files.has(PLAN):
         kind = "packed model" if is_archive(path) else "model folder"
         raise AutosegError(
-            f"{path} is no {kind}: it has no {PLAN}; give models/TASK/PLAN, or a zip of "
+            f"{path} is not a {kind}: it has no {PLAN}; give models/TASK/PLAN or a zip file of "
             "autoseg_pack"
         )
     return files
@@ -162,6 +194,6 @@ def plan_in(files: ModelFiles) -> Plan:
     """The plan of a model.
 
     Raises:
-        PlanError: it is not a plan, or of another format.
+        PlanError: it is not a plan, or has another format.
     """
     return plan_of(files.json(PLAN), str(files.path(PLAN)))

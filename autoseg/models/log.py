@@ -1,28 +1,150 @@
-"""The log of a run: one JSON object an epoch."""
+"""`log.jsonl`, one JSON object per epoch: writing, reading, overfitting, and learning curves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.figures import DARK_COLOURS, LINES, smooth, tidy
 from autoseg.common.files import write_text
+from autoseg.common.progress import counted
+from autoseg.models.folder import LOG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-# Does a network learn its training cases by heart? What the log of a run says about it.
-
-WINDOW = 3  # epochs whose mean Dice is looked at: single epochs are noise
-WAIT_EPOCHS = 5  # that the Dice must have stayed below its best
+MOST_CLASSES_IN_A_NOTE = 6
+WINDOW = 3  # epochs whose Dice is averaged, as single epochs are noisy
+WAIT_EPOCHS = 5  # for which the Dice must have stayed below its best
 FALLEN_BY = 0.2  # of its best
+ADVICE = (
+    "more training cases help most; otherwise plan with another --name and fewer epochs, another "
+    "patch size or stronger augmentation, and compare the scores"
+)
+CURVES = ("training", "validation")
+MOST_COLUMNS = 2  # four plans make 2 x 2 panels
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The results of an epoch; losses are means over its batches.
+
+    Attributes:
+        epoch: its index, from 0.
+        epochs: the total number, as far as known.
+        training_dice: class -> soft Dice of the training patches, background first.
+        validation_dice: class -> Dice of the validation patches; empty without validation.
+    """
+
+    epoch: int
+    epochs: int
+    learning_rate: float
+    training_loss: float
+    training_dice: dict[str, float]
+    seconds: float
+    validation_loss: float | None = None
+    validation_dice: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def foreground_dice(self) -> Mapping[str, float | None]:
+        """Dice of each class except the background, of validation patches or else training ones."""
+        dice: Mapping[str, float | None] = self.validation_dice or self.training_dice
+        return dict(list(dice.items())[1:])
+
+    @property
+    def mean_dice(self) -> float | None:
+        """The mean of `foreground_dice` over the classes that occur."""
+        return mean_of_known(self.foreground_dice.values())
+
+    def note(self) -> str:
+        """The epoch in one line; it names every class if there are few."""
+        parts = [f"loss {self.training_loss:.3f}"]
+        if self.validation_loss is not None:
+            parts.append(f"validation {self.validation_loss:.3f}")
+        if self.mean_dice is not None:
+            dice = self.foreground_dice
+            only = f" {next(iter(dice))}" if len(dice) == 1 else ""
+            parts.append(f"Dice{only} {self.mean_dice:.3f}")
+            if 1 < len(dice) <= MOST_CLASSES_IN_A_NOTE:
+                each = (f"{n} {'-' if v is None else f'{v:.2f}'}" for n, v in dice.items())
+                parts[-1] += f" ({', '.join(each)})"
+        parts.append(f"rate {self.learning_rate:.1e}")
+        return "  ".join(parts)
+
+
+def write_log(fold: Path, epochs: Sequence[Epoch]) -> None:
+    """Write all epochs to the log of a fold, atomically: a resumed run repeats no line."""
+    lines = [json.dumps(asdict(epoch), allow_nan=False) + "\n" for epoch in epochs]
+    write_text(fold / LOG, "".join(lines))
+
+
+def read_log(fold: Path) -> list[Epoch] | None:
+    """The epochs in the log of a fold; None if there is no log.
+
+    Raises:
+        DataError: the log is damaged.
+    """
+    path, adapter = fold / LOG, TypeAdapter(Epoch)
+    if not path.is_file():
+        return None
+    epochs = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            epochs.append(adapter.validate_json(line))
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise DataError(
+                f"{path} is not a training log (line {number}: {reason}); train the fold again"
+            ) from error
+    return epochs
+
+
+def count_epochs(fold: Path) -> int:
+    """The number of epochs in the log of a fold, 0 without a log; their content is not checked."""
+    path = fold / LOG
+    return len(path.read_bytes().splitlines()) if path.is_file() else 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the training of a fold went.
+
+    Attributes:
+        epochs: their number.
+        seconds: their total time.
+        dice: epoch, from 1 -> mean Dice of its patches over the foreground classes: of validation
+            patches if the plan has any, else of training patches.
+        overfitting: where validation got worse while training got better.
+    """
+
+    epochs: int
+    seconds: float
+    dice: Mapping[int, float]
+    overfitting: Overfitting | None = None
+
+
+def read_training(fold: Path) -> Training | None:
+    """The summary of the log of a fold; None if there is no log.
+
+    Raises:
+        DataError: the log is damaged.
+    """
+    epochs = read_log(fold)
+    if epochs is None:
+        return None
+    dice = {each.epoch + 1: each.mean_dice for each in epochs}
+    known = {epoch: value for epoch, value in dice.items() if value is not None}
+    seconds = sum(each.seconds for each in epochs)
+    return Training(len(epochs), seconds, known, overfitting_of(epochs))
 
 
 @dataclass(frozen=True)
@@ -30,10 +152,10 @@ class Overfitting:
     """Validation got worse while training got better.
 
     Attributes:
-        best_epoch: from 1; the last of the epochs with the best Dice.
-        best_dice: of validation patches, mean of those epochs.
-        last_dice: mean of the last epochs.
-        epochs: since the best.
+        best_epoch: the last of the `WINDOW` epochs with the best Dice, from 1.
+        best_dice: the mean Dice of validation patches in these epochs.
+        last_dice: that of the last `WINDOW` epochs.
+        epochs: the number of epochs since the best one.
     """
 
     best_epoch: int
@@ -45,22 +167,22 @@ class Overfitting:
         return (
             f"the Dice of validation patches fell from {self.best_dice:.2f} (epoch "
             f"{self.best_epoch}) to {self.last_dice:.2f} in {self.epochs} epochs while the "
-            "training loss fell, too: the network learns its training cases by heart"
+            "training loss decreased: the network is overfitting"
         )
 
 
-ADVICE = (
-    "more training cases help most; else plan again with another --name and fewer epochs, another "
-    "patch or stronger augmentation, and compare the scores"
-)
+def overfitting_of(epochs: Sequence[Epoch]) -> Overfitting | None:
+    """Whether the network is overfitting; None if not, without validation, or after few epochs."""
+    dice = [epoch.mean_dice if epoch.validation_dice else None for epoch in epochs]
+    return find_overfitting([epoch.training_loss for epoch in epochs], dice)
 
 
 def find_overfitting(losses: Sequence[float], dice: Sequence[float | None]) -> Overfitting | None:
-    """Judge a run by its epochs; None if all is well or there are too few to tell.
+    """The same, from numbers per epoch.
 
     Args:
-        losses: of training, one an epoch.
-        dice: of validation patches, mean over the classes; None where there was none.
+        losses: training losses.
+        dice: mean Dice of validation patches over the classes; None without validation.
     """
     known = [
         (n, loss, d) for n, (loss, d) in enumerate(zip(losses, dice, strict=True)) if d is not None
@@ -79,138 +201,9 @@ def find_overfitting(losses: Sequence[float], dice: Sequence[float | None]) -> O
     return Overfitting(best_epoch + 1, means[best], means[-1], waited)
 
 
-LOG = "log.jsonl"
-MOST_CLASSES_IN_A_NOTE = 6
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch brought; losses are means over its batches."""
-
-    epoch: int
-    epochs: int  # in all, as far as is known
-    learning_rate: float
-    training_loss: float
-    training_dice: dict[str, float]
-    seconds: float
-    validation_loss: float | None = None
-    validation_dice: dict[str, float | None] = field(default_factory=dict)
-
-    @property
-    def foreground_dice(self) -> Mapping[str, float | None]:
-        """Dice of each class but the background: of validation patches, else of training ones."""
-        known: Mapping[str, float | None] = self.validation_dice or self.training_dice
-        return dict(list(known.items())[1:])
-
-    @property
-    def mean_dice(self) -> float | None:
-        """The mean of `foreground_dice` over the classes that are there."""
-        known = [value for value in self.foreground_dice.values() if value is not None]
-        return sum(known) / len(known) if known else None
-
-    def note(self) -> str:
-        """The epoch in short, for the user to watch: every class while there are few."""
-        parts = [f"loss {self.training_loss:.3f}"]
-        if self.validation_loss is not None:
-            parts.append(f"validation {self.validation_loss:.3f}")
-        if self.mean_dice is not None:
-            each = self.foreground_dice
-            listed = len(each) <= MOST_CLASSES_IN_A_NOTE
-            alone = f" {next(iter(each))}" if len(each) == 1 else ""
-            parts.append(f"Dice{alone} {self.mean_dice:.3f}")
-            if listed and len(each) > 1:
-                parts[-1] += f" ({', '.join(f'{n} {_short(v)}' for n, v in each.items())})"
-        parts.append(f"rate {self.learning_rate:.1e}")
-        return "  ".join(parts)
-
-
-def overfitting_of(epochs: Sequence[Epoch]) -> Overfitting | None:
-    """Whether validation got worse while training got better; None without validation."""
-    dice = [epoch.mean_dice if epoch.validation_dice else None for epoch in epochs]
-    return find_overfitting([epoch.training_loss for epoch in epochs], dice)
-
-
-def write_log(path: Path, epochs: list[Epoch]) -> None:
-    """All epochs as JSON lines, atomically, so that a resumed run leaves no line twice."""
-    lines = [json.dumps(asdict(epoch), allow_nan=False) for epoch in epochs]
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def to_json(epochs: list[Epoch]) -> list[dict[str, Any]]:
-    """The epochs as JSON values, for a checkpoint."""
-    return [asdict(epoch) for epoch in epochs]
-
-
-def from_json(values: list[dict[str, Any]]) -> list[Epoch]:
-    """The reverse of `to_json`."""
-    return [Epoch(**value) for value in values]
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-# What the logs of training say for the report: how long it took, and how the Dice rose.
-
-Taken = TypeVar("Taken")
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the training of one fold went.
-
-    Attributes:
-        epochs: how many were done.
-        seconds: of all epochs together; None if the log does not say.
-        dice: epoch, from 1 -> mean Dice of its patches over the foreground classes: of validation
-            patches where the plan has some, else of training patches.
-        overfitting: where validation got worse while training got better.
-    """
-
-    epochs: int
-    seconds: float | None
-    dice: Mapping[int, float]
-    overfitting: Overfitting | None = None
-
-
-def read_log(fold: Path, take: Callable[[list[dict[str, Any]]], Taken]) -> Taken | None:
-    """What `take` takes from the lines of the log in a fold's folder; None if there is no log.
-
-    Raises:
-        DataError: the log is damaged.
-    """
-    path = fold / LOG
-    if not path.is_file():
-        return None
-    try:
-        texts = path.read_text("utf-8").splitlines()
-        return take([json.loads(text) for text in texts if text.strip()])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no log of a training ({error}); train the fold anew") from error
-
-
-def read_training(fold: Path) -> Training | None:
-    """What the log in a fold's folder says; None if there is no log.
-
-    Raises:
-        DataError: the log is damaged.
-    """
-    return read_log(fold, _training)
-
-
-def _training(lines: Sequence[Mapping[str, Any]]) -> Training:
-    seconds = [float(each["seconds"]) for each in lines if "seconds" in each]
-    dice = {int(each["epoch"]) + 1: _mean_dice(each) for each in lines}
-    known = {epoch: value for epoch, value in dice.items() if value is not None}
-    losses = [float(each["training_loss"]) for each in lines]
-    validated = [_mean_dice(each) if each.get("validation_dice") else None for each in lines]
-    overfitting = find_overfitting(losses, validated)
-    return Training(len(lines), sum(seconds) if seconds else None, known, overfitting)
-
-
 def draw_dice(folds: Mapping[int, Training]) -> Figure:
-    """A line for each fold: the Dice of its patches, epoch by epoch."""
-    from matplotlib.figure import Figure
+    """One line per fold: the Dice of its patches over the epochs."""
+    from matplotlib.figure import Figure  # worker processes import this module and draw nothing
 
     figure = Figure(figsize=(5.0, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -231,62 +224,16 @@ def draw_dice(folds: Mapping[int, Training]) -> Figure:
     return figure
 
 
-def _mean_dice(epoch: Mapping[str, Any]) -> float | None:
-    """Of the foreground: the first class is the background."""
-    dice: Mapping[str, float | None] = epoch.get("validation_dice") or epoch.get(
-        "training_dice", {}
-    )
-    values: Sequence[float | None] = list(dice.values())[1:]
-    return mean_of_known(values)
+def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]]) -> Figure:
+    """One panel per plan: all epochs of all folds as faint points, and a smoothed curve.
 
-
-# Loss curves over the folds of a plan, smoothed as in Müller et al. 2021, Fig. 5.
-
-CURVES = ("training", "validation")
-MOST_COLUMNS = 2  # four plans make 2 x 2 panels
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The losses of one fold, a number an epoch; None where there was none.
-
-    Attributes:
-        epochs: their numbers, from 1.
-        training: mean over the epoch's training batches.
-        validation: mean over its validation batches.
-    """
-
-    epochs: tuple[int, ...]
-    training: tuple[float | None, ...]
-    validation: tuple[float | None, ...]
-
-
-def read_losses(fold: Path) -> Losses | None:
-    """The losses in the log of a fold's folder; None if there is no log.
-
-    Raises:
-        DataError: the log is damaged.
-    """
-    return read_log(
-        fold,
-        lambda lines: Losses(
-            tuple(int(each["epoch"]) + 1 for each in lines),
-            tuple(each["training_loss"] for each in lines),
-            tuple(each.get("validation_loss") for each in lines),
-        ),
-    )
-
-
-def draw_losses(panels: Mapping[str, Sequence[Losses]]) -> Figure:
-    """A panel for each plan: the epochs of all folds as faint points, and the curve beneath them.
-
-    The curve is found by Gaussian-process regression, once for all folds; its band holds it with
-    95 % confidence.
+    The curve comes from a Gaussian process regression over all folds, with its 95 % confidence
+    band, as in Müller et al. 2021, Fig. 5.
 
     Args:
-        panels: title -> the folds of a plan; one without folds is said to be missing.
+        panels: title -> the epochs of each fold of a plan; a plan without folds is "missing".
     """
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # see `draw_dice`
 
     columns = min(MOST_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -295,8 +242,8 @@ def draw_losses(panels: Mapping[str, Sequence[Losses]]) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, (title, folds) in zip(grid, panels.items(), strict=False):
         _draw_panel(axes, folds)
-        number = f"{len(folds)} folds" if len(folds) != 1 else "1 fold"
-        axes.set_title(f"{title} ({number if folds else 'missing'})", fontsize=10, parse_math=False)
+        number = counted(len(folds), "fold") if folds else "missing"
+        axes.set_title(f"{title} ({number})", fontsize=10, parse_math=False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[::columns]:
@@ -307,10 +254,11 @@ def draw_losses(panels: Mapping[str, Sequence[Losses]]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, folds: Sequence[Losses]) -> None:
+def _draw_panel(axes: Axes, folds: Sequence[Sequence[Epoch]]) -> None:
+    epochs = [epoch for fold in folds for epoch in fold]
+    x = [epoch.epoch + 1 for epoch in epochs]
     for index, name in enumerate(CURVES):
-        x = [epoch for fold in folds for epoch in fold.epochs]
-        y = [value for fold in folds for value in getattr(fold, name)]
+        y = [getattr(epoch, f"{name}_loss") for epoch in epochs]
         _draw_curve(axes, x, y, name, index)
     axes.set_xlabel("epoch")
     axes.locator_params(axis="x", integer=True)
@@ -320,7 +268,7 @@ def _draw_panel(axes: Axes, folds: Sequence[Losses]) -> None:
 def _draw_curve(
     axes: Axes, x: Sequence[int], y: Sequence[float | None], name: str, index: int
 ) -> None:
-    """Points, curve and band; points alone while there are too few for a curve."""
+    """Points, curve and band; only points if there are too few for a curve."""
     points = [(place, value) for place, value in zip(x, y, strict=True) if value is not None]
     if not points:
         return

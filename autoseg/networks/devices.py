@@ -1,4 +1,4 @@
-"""Which device runs the network, and in which precision."""
+"""The device that runs the network, its precision and its memory layout."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from autoseg.common.errors import AutosegError
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or the best one that this machine has.
+    """The named device, or by default the best one of this machine.
 
     Raises:
-        AutosegError: unknown or absent.
+        AutosegError: the device is unknown or not available.
     """
-    there = ["cpu"]
+    available = ["cpu"]
     if torch.cuda.is_available():
-        there = [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu"]
+        available = [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu"]
     elif torch.backends.mps.is_available():
-        there = ["mps", "cpu"]
-    wanted = name or there[0]
-    wanted = "cuda:0" if wanted == "cuda" else wanted
-    if wanted not in there:
-        raise AutosegError(f"--device {wanted} is not on this machine; there: {', '.join(there)}")
-    return torch.device(wanted)
+        available = ["mps", "cpu"]
+    name = "cuda:0" if name == "cuda" else name or available[0]
+    if name not in available:
+        raise AutosegError(
+            f"--device {name} is not available; choose one of {', '.join(available)}"
+        )
+    return torch.device(name)
 
 
 def autocast_type(device: torch.device, precision: str) -> torch.dtype:
-    """The type the network computes in: bfloat16 where the device has it in hardware.
+    """The type the network computes in: bfloat16 if the device supports it in hardware.
 
-    float16 is for CUDA; elsewhere it is what `auto` is there.
+    float16 is supported on CUDA only; elsewhere it has the effect of `auto`.
     """
     if precision == "float32":
         return torch.float32
@@ -55,24 +56,24 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 
 def _processor_computes_bfloat16() -> bool:
-    """Ask torch; an older torch that cannot tell is taken for a no."""
-    ask: Any = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    ask_tiles: Any = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return any(question() for question in (ask, ask_tiles) if question is not None)
+    """Whether torch reports AVX512-BF16 or AMX; versions without these functions count as no."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    checks: list[Any] = [getattr(torch.cpu, name, None) for name in names]
+    return any(check() for check in checks if check is not None)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Run the network in `dtype` within the block; plain float32 if that is the type."""
+    """Run the network in `dtype` within the block, for float32 without autocast."""
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 @contextmanager
 def fast_convolutions(device: torch.device) -> Iterator[None]:
-    """On CUDA, for the block: cuDNN times its algorithms and takes the fastest.
+    """On CUDA, within the block: cuDNN benchmarks its algorithms and uses the fastest one.
 
-    That one may add in another order from run to run, and in float32 convolutions multiply in
-    TensorFloat-32 (torch's own default, 10 bits of mantissa). So a run repeats to the bit on a CPU,
-    and on CUDA but for rounding: the same patches, batches and learning rates, other last digits.
+    That one may change from run to run and add in another order. Also, float32 convolutions use
+    TensorFloat-32 (the default of torch, 10 bits of mantissa). So a run is reproducible bit by bit
+    on a CPU; on CUDA with the same patches and learning rates, but other rounding errors.
     """
     if device.type != "cuda":
         yield
@@ -86,25 +87,25 @@ def fast_convolutions(device: torch.device) -> Iterator[None]:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of 3D tensors that convolutions are fastest in."""
-    # Training steps on one core (scripts/bench_training.py, processor time): float32 1.17 times
-    # faster with batch and 1.04 times with instance normalisation, bfloat16 1.00 and 0.95 times.
-    # Not measured on a graphics card.
+    """The memory layout of 3D tensors in which convolutions are fastest."""
+    # Speed-up of training steps on one core (scripts/bench_training.py, processor time): float32
+    # 1.17 with batch and 1.04 with instance normalisation, bfloat16 1.00 and 0.95. Not measured on
+    # a GPU.
     if device.type in ("cpu", "cuda"):
         return torch.channels_last_3d
     return torch.contiguous_format
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Copy an array to a device, without waiting for what the device is doing."""
+    """Copy an array to a device without waiting for the device."""
     tensor = torch.from_numpy(array)
-    if device.type == "cuda":  # the copy of pageable memory would wait for the device
+    if device.type == "cuda":  # a copy of pageable memory would wait
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for logs and for measured plans."""
+    """A description of the device, for logs and measured plans."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

@@ -1,6 +1,6 @@
-"""One 3D U-Net that a plan can shape: plain or residual, with the paper's variants.
+"""The 3D U-Net of a plan: plain or residual, with the variants of Müller et al. 2021.
 
-Shapes: B batch, C channels, X, Y, Z voxels; stage s has features[s] maps.
+Shapes: B batch, C channels, X, Y, Z voxels; stage s has features[s] feature maps.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from autoseg.common.arrays import Triple
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Network
 
-# What a cascade's network sees of its previous stage: one mask for each part of a segmentation.
+SMALLEST_AXIS = 3  # voxels that bfloat16 convolutions compute correctly
+
+
+def build_network(plan: Plan) -> UNet:
+    """The network of a plan, with one output per class (background included) or per region."""
+    return UNet(plan.network, channels=plan.input_channels, classes=plan.classes.outputs)
 
 
 def with_masks(image: Tensor, segmentation: Tensor, parts: int) -> Tensor:
-    """Channels of an image, then one 0/1 mask for each part.
+    """The input of a cascade's second stage: the image, and one 0/1 mask per part of the first.
 
     Args:
         image: (B, C, X, Y, Z).
-        segmentation: (B, X, Y, Z) with 0 for background and 1 to `parts`.
-        parts: how many masks.
+        segmentation: of the first stage, (B, X, Y, Z) with 0 for background and 1 to `parts`.
+        parts: the number of masks.
 
     Returns:
-        (B, C + parts, X, Y, Z) of the image's type.
+        (B, C + parts, X, Y, Z), with the type of the image.
     """
     indices = torch.arange(1, parts + 1, device=image.device).view(1, -1, 1, 1, 1)
     masks = segmentation[:, None] == indices
     return torch.cat([image, masks.to(image.dtype)], dim=1)
 
 
-# The networks' convolution.
-
-FEWEST = 3  # voxels along each axis that bfloat16 is right with
-
-
 class Convolution(nn.Conv3d):
-    """A convolution that computes very small volumes in float32 on a processor.
+    """A convolution that computes very small volumes in float32 on a CPU.
 
-    Where an axis has two voxels, torch 2.13's bfloat16 gradient of a 3x3x3 convolution's weights
-    (oneDNN) reads memory that is not its own: it differs from run to run and is now and then NaN.
+    If an axis has two voxels, the bfloat16 weight gradient of a 3x3x3 convolution in torch 2.13
+    (oneDNN) reads out of bounds: it differs from run to run and is sometimes NaN.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if (
             torch.is_autocast_enabled("cpu")
             and x.device.type == "cpu"
-            and min(x.shape[2:]) < FEWEST
+            and min(x.shape[2:]) < SMALLEST_AXIS
         ):
             dtype = torch.get_autocast_dtype("cpu")
             with torch.autocast("cpu", enabled=False):
@@ -58,7 +58,7 @@ class Convolution(nn.Conv3d):
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, normalisation and activation (or activation first, as in Keras U-Nets)."""
+    """Convolution, normalisation and activation, or activation before normalisation."""
 
     def __init__(
         self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
@@ -69,7 +69,7 @@ class ConvBlock(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a short cut."""
+    """Two convolutions with a shortcut connection."""
 
     def __init__(
         self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
@@ -98,8 +98,8 @@ class UNet(nn.Module):
     """Encoder, decoder and one 1x1x1 head per supervised resolution.
 
     `forward` takes (B, C, X, Y, Z) and returns logits (B, classes, X, Y, Z). In training mode with
-    deep supervision it returns a list of logits instead, the finest first, each coarser by the
-    stage's stride.
+    deep supervision it returns a list of logits, the finest first, each coarser by the stride of
+    its stage.
     """
 
     def __init__(self, plan: Network, channels: int, classes: int) -> None:
@@ -168,7 +168,7 @@ def _normalisation(plan: Network, features: int) -> nn.Module:
 
 
 def _activation(plan: Network) -> nn.Module:
-    # In place only after the normalisation: batch norm needs its own input for the gradient.
+    # In place only after the normalisation: the gradient of batch normalisation needs its input.
     in_place = not plan.activation_first
     return nn.ReLU(in_place) if plan.activation == "relu" else nn.LeakyReLU(0.01, in_place)
 
@@ -187,11 +187,3 @@ def _initialise(network: nn.Module, plan: Network) -> None:
                 nn.init.kaiming_normal_(module.weight, a=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-# From a plan to a network.
-
-
-def build_network(plan: Plan) -> UNet:
-    """The plan's network: one output per class, background included, or one per region."""
-    return UNet(plan.network, channels=plan.input_channels, classes=plan.classes.outputs)

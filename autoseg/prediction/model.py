@@ -14,7 +14,14 @@ from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import by_axis, counted, listed
 from autoseg.image.image import Image
 from autoseg.models.checkpoint import load_weights
-from autoseg.models.folder import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
+from autoseg.models.folder import (
+    PLAN,
+    FolderFiles,
+    ModelFiles,
+    open_model,
+    plan_in,
+    weights_name,
+)
 from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, Rescale, Step, ZScore
@@ -58,7 +65,7 @@ def _load(files: ModelFiles, folder: Path, folds: list[str] | None, device: torc
         raise AutosegError(
             f"{folder} has no finished {listed('fold', missing)}; there: {', '.join(there)}"
         )
-    networks = tuple(_load_network(plan, files, f"fold_{fold}/{FINAL}", device) for fold in wanted)
+    networks = tuple(_load_network(plan, files, weights_name(fold), device) for fold in wanted)
     return Model(folder, plan, tuple(wanted), networks, files)
 
 

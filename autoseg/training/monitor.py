@@ -19,7 +19,7 @@ from autoseg.common.figures import DARK_COLOURS, smooth
 from autoseg.common.files import replacing
 from autoseg.common.progress import Progress, counted, in_fine_words, in_words, progress, say
 from autoseg.dataset.splits import Split
-from autoseg.models.log import ADVICE, LOG, Epoch, overfitting_of, write_log
+from autoseg.models.log import ADVICE, Epoch, overfitting_of, write_log
 from autoseg.plan.plan import Plan
 from autoseg.training.learner import Learner
 from autoseg.training.state import Run, State
@@ -87,7 +87,7 @@ class Monitor:
 
     def after_epoch(self, state: State) -> None:
         """Show one more epoch, the last one of the state's history."""
-        write_log(self.run.folder / LOG, state.history)
+        write_log(self.run.folder, state.history)
         self._painter.draw_if_due(state.history)
         if self._events is not None:
             self._events.write(state.history[-1])
@@ -96,7 +96,7 @@ class Monitor:
 
     def finish(self, state: State) -> None:
         """Write log and picture again, as an interrupted run may lack them; report overfitting."""
-        write_log(self.run.folder / LOG, state.history)
+        write_log(self.run.folder, state.history)
         draw_progress(self.run.folder / PICTURE, state.history)
         if overfitting := overfitting_of(state.history):
             say(f"note: {overfitting}; {ADVICE}")

@@ -21,7 +21,7 @@ from autoseg.models.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.models.log import Epoch
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import recipe_id
@@ -30,7 +30,6 @@ from autoseg.training.distributed import ALONE, Group
 from autoseg.training.learner import Learner
 from autoseg.training.transfer import start_from
 
-LATEST, BEST = "latest.safetensors", "best.safetensors"
 EPOCH = "epoch"  # prefix of the tensors of an unfinished epoch
 
 

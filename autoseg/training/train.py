@@ -17,6 +17,7 @@ from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import save_checkpoint
+from autoseg.models.folder import BEST
 from autoseg.models.log import Epoch
 from autoseg.networks.devices import fast_convolutions
 from autoseg.plan.plan import Plan
@@ -25,7 +26,6 @@ from autoseg.training.distributed import StopRequested, StopSignals
 from autoseg.training.learner import Learner, Validation
 from autoseg.training.monitor import Monitor
 from autoseg.training.state import (
-    BEST,
     EpochSoFar,
     Run,
     State,

@@ -26,7 +26,16 @@ from autoseg.common.files import write_json
 from autoseg.common.progress import counted, say
 from autoseg.models.archive import is_archive
 from autoseg.models.checkpoint import Tensors, without_prefix
-from autoseg.models.folder import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
+from autoseg.models.folder import (
+    FINAL,
+    PLAN,
+    FolderFiles,
+    ModelFiles,
+    fold_name,
+    open_model,
+    plan_in,
+    weights_name,
+)
 from autoseg.plan.plan import Plan
 from autoseg.training.learner import Learner
 
@@ -95,14 +104,14 @@ def _fold_in(files: ModelFiles, path: Path) -> tuple[ModelFiles, str]:
     """The weights of the fold `all`, or of the only fold."""
     folds = files.folds()
     if len(folds) > 1 and "all" not in folds:
-        names = [f"fold_{fold}" for fold in folds]
+        names = [fold_name(fold) for fold in folds]
         raise AutosegError(
             f"--pretrained {path} has several folds: {', '.join(names)}; choose one: "
             f"{path / names[0]}"
         )
     if not folds:
         raise AutosegError(f"--pretrained {path} contains no weights")
-    return files, f"fold_{'all' if 'all' in folds else folds[0]}/{FINAL}"
+    return files, weights_name("all" if "all" in folds else folds[0])
 
 
 def _beside_plan(file: Path, path: Path) -> tuple[FolderFiles, str]:

@@ -22,7 +22,15 @@ from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.fingerprint import Fingerprint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import (
+    BEST,
+    EVERY_FOLD,
+    FINAL,
+    LATEST,
+    VALIDATION,
+    fold_folder,
+    fold_name,
+)
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import differing_keys, is_extension, load_plan
@@ -34,7 +42,7 @@ from autoseg.preprocessing.preprocess import add_previous, preprocess
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group
 from autoseg.training.monitor import check_tensorboard
-from autoseg.training.state import BEST, LATEST, Run
+from autoseg.training.state import Run
 from autoseg.training.train import train
 from autoseg.training.transfer import read_pretrained, transfer
 from autoseg.workflow.workspace import Workspace
@@ -63,7 +71,7 @@ def claim_segmentations(
     previous = previous_plan(workspace, plan)
     found = find_segmentations(workspace, plan, task, cases)
     models = workspace.models(plan.task, plan.name)
-    if any(models.glob("fold_*/*.safetensors")):
+    if any(models.glob(f"{EVERY_FOLD}/*.safetensors")):
         check_previous(models, previous)
     else:
         save_previous(models, previous)
@@ -130,7 +138,7 @@ def find_segmentations(
         )
     folder = workspace.models(plan.task, plan.previous_stage)
     found = {
-        name: output_path(folder / f"fold_{fold_of[name]}" / "validation", name) for name in cases
+        name: output_path(fold_folder(folder, fold_of[name]) / VALIDATION, name) for name in cases
     }
     missing = {
         fold_of[name]
@@ -166,10 +174,10 @@ def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
         AutosegError: there are models of a plan that differs, or of a shorter one and no `resume`.
     """
     path = folder / "plan.json"
-    begun = sorted({file.parent.name for file in folder.glob("fold_*/*.safetensors")})
+    begun = sorted({file.parent.name for file in folder.glob(f"{EVERY_FOLD}/*.safetensors")})
     if begun:
         _check_owner(load_plan(path), plan, folder, begun, resume)
-        others = [name for name in begun if name != f"fold_{fold}"]
+        others = [name for name in begun if name != fold_name(fold)]
         if others and load_plan(path).id != plan.id:
             say(
                 f"extend {', '.join(others)} with --resume, too: predicting needs folds of one plan"
@@ -227,7 +235,7 @@ class FoldJob:
     @property
     def folder(self) -> Path:
         """Where this fold's model and results go."""
-        return self.workspace.models(self.task.name, self.plan) / f"fold_{self.fold}"
+        return fold_folder(self.workspace.models(self.task.name, self.plan), self.fold)
 
     @property
     def plan_folder(self) -> Path:
@@ -343,7 +351,7 @@ def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
 
 def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None) -> Summary:
     """Predict the validation cases whole, as a user would, and score them."""
-    folder = job.folder / "validation"
+    folder = job.folder / VALIDATION
     model = load_model(job.folder.parent, [job.fold], job.device)
     # As the network gives them: postprocessing is learned from these.
     # Torch, which trained it: its scores do not depend on whether OpenVINO is installed.

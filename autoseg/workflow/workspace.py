@@ -10,6 +10,7 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
+from autoseg.models.folder import EVERY_FOLD, FINAL
 
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
 RAW_FOLDER = "raw_folder.json"
@@ -108,7 +109,7 @@ class Workspace:
 
     def trained(self) -> list[tuple[str, str]]:
         """(task, plan) of every model with at least one finished fold."""
-        found = (self.root / "models").glob("*/*/fold_*/final.safetensors")
+        found = (self.root / "models").glob(f"*/*/{EVERY_FOLD}/{FINAL}")
         return sorted({(path.parts[-4], path.parts[-3]) for path in found})
 
 

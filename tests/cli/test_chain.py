@@ -98,7 +98,7 @@ def test_a_second_run_is_refused(trained: Trained, capsys: pytest.CaptureFixture
     before = (trained.fold / "final.safetensors").read_bytes()
     assert trained.train("0") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {trained.fold} holds a run already: epoch 2 of 2, saved 20")
+    assert error.startswith(f"error: {trained.fold} already contains a run: epoch 2 of 2, saved 20")
     assert error.endswith("; continue it with --resume, or move it away")
     assert (trained.fold / "final.safetensors").read_bytes() == before
 

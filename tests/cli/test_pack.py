@@ -56,7 +56,7 @@ def test_a_damaged_model_is_told_in_one_line(
     capsys.readouterr()
     assert predict.main(["-i", "raw", "-o", "out", "-m", "model.zip"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: model.zip is no whole zip file")
+    assert line.startswith("error: model.zip is not a valid zip file")
 
 
 def test_the_plan_is_to_be_chosen(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

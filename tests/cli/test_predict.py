@@ -74,7 +74,7 @@ def test_a_model_folder_names_everything(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "leave out -t and -p" in error_of(capsys, "-m", "in", "-t", "Task001")
-    assert "in is no model folder: it has no plan.json" in error_of(capsys, "-m", "in")
+    assert "in is not a model folder: it has no plan.json" in error_of(capsys, "-m", "in")
 
 
 def test_input_and_output_are_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,4 +80,4 @@ def test_an_absent_device(workspace: Path, capsys: pytest.CaptureFixture[str]) -
     assert plan_task(["Task001", "--processes", "1"]) == 0
     capsys.readouterr()
     assert main(["Task001", "0", "--device", "cuda:77"]) == 2
-    assert "--device cuda:77 is not on this machine; there: " in capsys.readouterr().err
+    assert "--device cuda:77 is not available; choose one of " in capsys.readouterr().err

@@ -11,7 +11,7 @@ from autoseg.common.errors import install_hint
 from autoseg.workflow.workspace import Workspace
 from tests.cli.making import TINY, settings, write_ct
 from tests.making import tiny_plan
-from tests.training.test_pretrained import model
+from tests.training.test_transfer import model
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
+from autoseg.models import log
+from autoseg.models.log import Epoch
 from tests.evaluation.scores import HIPPOCAMPUS
 from tests.making import tiny_plan
 
@@ -44,15 +46,18 @@ def write_log(fold: Path, seed: int, epochs: int) -> None:
     """Write a log whose losses fall as 1 / epoch, with noise."""
     noise = np.random.default_rng(seed).normal(0, 0.05, (epochs, 2))
     lines = [
-        {
-            "epoch": i,
-            "training_loss": float(1 / (i + 1) + 0.4 + noise[i, 0]),
-            "validation_loss": float(1 / (i + 1) + 0.5 + noise[i, 1]) if i % 2 else None,
-        }
+        Epoch(
+            epoch=i,
+            epochs=epochs,
+            learning_rate=1e-3,
+            training_loss=float(1 / (i + 1) + 0.4 + noise[i, 0]),
+            training_dice={},
+            seconds=2.0,
+            validation_loss=float(1 / (i + 1) + 0.5 + noise[i, 1]) if i % 2 else None,
+        )
         for i in range(epochs)
     ]
-    fold.mkdir(parents=True, exist_ok=True)
-    (fold / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log.write_log(fold, lines)
 
 
 def write_record(validation: Path, seconds: dict[str, float]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from autoseg.evaluation.scores import Summary
 from autoseg.fingerprint import survey
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
+from autoseg.models.log import Epoch, write_log
 from autoseg.plan.plan import Plan
 from autoseg.workflow.workspace import Workspace
 from tests.dataset.making import V2, declare, write_case
@@ -60,9 +60,7 @@ def plan_and_train(workspace: Workspace, plan: Plan, *folds: str) -> Path:
             scores.append(evaluate_case(truth, where / truth.name, Labels(labels)))
         Summary(tuple(scores)).save(where / "summary.json")
         write_json(where / "predictions.json", {"plan_id": plan.id})
-        losses = {"training_loss": 0.5, "validation_loss": None}
-        epochs = [json.dumps({"epoch": e, "seconds": 1.25, **losses}) for e in range(4)]
-        (folder / f"fold_{fold}" / "log.jsonl").write_text("\n".join(epochs) + "\n")
+        write_log(folder / f"fold_{fold}", [Epoch(e, 4, 1e-3, 0.5, {}, 1.25) for e in range(4)])
     return folder
 
 

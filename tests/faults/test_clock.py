@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autoseg.common.files import read_json
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.training.state import LATEST
+from autoseg.models.folder import LATEST
 from tests.cli.making import settings
 from tests.faults.jobs import JOBS, TASK, Undisturbed
 from tests.faults.killing import finish

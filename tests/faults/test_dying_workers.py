@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.training.state import LATEST
+from autoseg.models.folder import LATEST
 from tests.faults.jobs import JOBS, TASK, Undisturbed, assert_all_whole
 from tests.faults.killing import attempt, finish
 from tests.faults.limits import eager_workers

@@ -1,4 +1,4 @@
-"""Archives that are written, read, damaged, or of another kind."""
+"""Archives: writing, reading, damage, and other formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.common.errors import AutosegError
-from autoseg.models.archive import Archive, is_archive, open_archive, write_archive
+from autoseg.models.archive import MANIFEST, Archive, is_archive, open_archive, write_archive
 from tests.zips import FILES, WEIGHTS, make_zip, manifest, refusal
 
 
@@ -27,7 +27,7 @@ def test_what_was_written_is_read(path: Path, tmp_path: Path) -> None:
     found = open_archive(path)
     assert {name: found.read(name) for name in found.entries} == FILES
     assert found.about == {"format": "autoseg model", "format_version": 1, "task": "Lungs"}
-    with pytest.raises(AutosegError, match=r"nothing is missing$"):
+    with pytest.raises(AutosegError, match="nothing is missing"):
         found.read("nothing")
 
 
@@ -54,55 +54,57 @@ def test_one_packed_again_by_another_program_is_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("listed", "told"),
+    ("listed", "named"),
     [
-        (b"{", "is not valid JSON"),
-        (b"\xff", "is no UTF-8 text"),
-        (b"[]", "is not of the format 'autoseg model'"),
-        (b"{}", "is not of the format 'autoseg model'"),
-        (manifest(FILES, format_version=2), "has format 2; this autoseg reads format 1"),
-        (manifest(FILES, format_version="1"), "has format '1'; this autoseg reads format 1"),
-        (manifest(FILES, files=[]), '"files" is broken'),
-        (manifest(FILES, files={"plan.json": {}}), '"files" is broken'),
-        (manifest(FILES, files={"plan.json": {"size": 1, "sha256": "x"}}), '"files" is broken'),
-        (b'{"a": 1, "a": 2}', "has the key 'a' twice"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b"1" * 5000, "is not valid JSON"),
+        (b"{", "JSON"),
+        (b"\xff", "UTF-8"),
+        (b"[]", "'autoseg model'"),
+        (b"{}", "'autoseg model'"),
+        (manifest(FILES, format_version=2), "version 2;"),
+        (manifest(FILES, format_version="1"), "version '1';"),
+        (manifest(FILES, files=[]), "files is not valid"),
+        (manifest(FILES, files={"plan.json": {}}), "files.plan.json.size"),
+        (manifest(FILES, files={"plan.json": {"size": 1, "sha256": "x"}}), "plan.json.sha256"),
+        (b'{"a": 1, "a": 2}', "'a' twice"),
+        (b"[" * 100_000, "nested"),
+        (b"1" * 5000, "JSON"),
     ],
 )
-def test_another_manifest(path: Path, listed: bytes, told: str) -> None:
+def test_another_manifest(path: Path, listed: bytes, named: str) -> None:
     make_zip(path, FILES, listed)
-    assert told in refusal(path)
+    found = refusal(path)
+    assert named in found
+    assert "manifest.json" in found or "format" in found
 
 
 def test_without_manifest(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("plan.json", "{}")
-    assert "has no manifest.json" in refusal(path)
+    assert MANIFEST in refusal(path)
 
 
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"text" * 99]
 )
-def test_no_whole_zip(path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_not_a_zip_file(path: Path, damage: Callable[[bytes], bytes]) -> None:
     path.write_bytes(damage(make_zip(path, FILES).read_bytes()))
-    assert "is no whole zip file" in refusal(path)
+    assert "zip file" in refusal(path)
 
 
 def test_no_file(path: Path) -> None:
-    assert refusal(path) == f"{path}: no such file"
+    assert refusal(path).startswith(f"{path}: ")
 
 
-def test_what_changes_after_opening_is_told(path: Path) -> None:
+def test_a_change_after_opening_is_detected(path: Path) -> None:
     found = open_archive(make_zip(path, FILES))
     make_zip(path, FILES | {"card.md": b"# Evil\n"})
-    with pytest.raises(AutosegError, match="another SHA-256"):
+    with pytest.raises(AutosegError, match=r"card\.md .*SHA-256"):
         found.read("card.md")
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 255), st.booleans())
-def test_any_damage_is_told_or_does_no_harm(
+def test_any_damage_is_detected_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, place: int, change: int, cut: bool
 ) -> None:
     path = tmp_path_factory.mktemp("zips") / "a.zip"

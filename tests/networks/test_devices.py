@@ -47,7 +47,7 @@ def test_picks_the_named_device_or_the_best(
 
 
 @pytest.mark.parametrize(
-    ("has", "name", "there"),
+    ("has", "name", "available"),
     [
         ({}, "cuda", "cpu"),
         ({}, "mps", "cpu"),
@@ -56,11 +56,11 @@ def test_picks_the_named_device_or_the_best(
         ({"apple": True}, "cuda", "mps, cpu"),
     ],
 )
-def test_an_absent_device_is_an_error_that_lists_those_there(
-    monkeypatch: pytest.MonkeyPatch, has: dict[str, Any], name: str, there: str
+def test_a_missing_device_is_an_error_that_lists_the_available_ones(
+    monkeypatch: pytest.MonkeyPatch, has: dict[str, Any], name: str, available: str
 ) -> None:
     machine(monkeypatch, **has)
-    with pytest.raises(AutosegError, match=f"{name}.* is not on this machine; there: {there}$"):
+    with pytest.raises(AutosegError, match=f"--device {name}.* {available}$"):
         pick_device(name)
 
 
@@ -72,11 +72,11 @@ def test_an_absent_device_is_an_error_that_lists_those_there(
         (False, True, "auto", torch.bfloat16),
         (True, True, "float32", torch.float32),
         (False, False, "bfloat16", torch.bfloat16),
-        (True, False, "float16", torch.bfloat16),  # float16 is for CUDA
+        (True, False, "float16", torch.bfloat16),  # float16 is supported on CUDA only
         (False, False, "float16", torch.float32),
     ],
 )
-def test_precision_on_a_processor(
+def test_precision_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
     has_bfloat16: bool,
     has_tiles: bool,
@@ -100,7 +100,7 @@ def test_a_torch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.Monkey
     ("capability", "expected"),
     [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
 )
-def test_precision_on_a_graphics_card(
+def test_precision_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

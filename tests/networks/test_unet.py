@@ -1,11 +1,18 @@
+"""The U-Net: plans, shapes, number of parameters, its convolution, and the masks of a cascade."""
+
+from __future__ import annotations
+
+import itertools
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from autoseg.networks.unet import Convolution, build_network
-from tests.making import tiny_plan
+from autoseg.networks.unet import Convolution, build_network, with_masks
+from autoseg.planner.overrides import find_reference
+from autoseg.planner.patch_rule import parameter_count, training_memory
+from tests.making import CASCADE, REGIONS, count_parameters, tiny_plan
 
 
 def network_of(channels=1, **network):
@@ -173,3 +180,132 @@ def test_a_voxel_reaches_only_its_sample_in_the_batch():
     changed = both.clone()
     changed[1] += 1
     assert torch.equal(network(both)[0], network(changed)[0])
+
+
+CLASSES = {"background": [0], "left": [1], "right": [2], "infection": [3]}
+
+
+def paper_plan():
+    reference = find_reference("Task001_COVID")
+    assert reference is not None
+    (layer,) = reference.layers
+    return tiny_plan(labels=CLASSES, **layer.values)
+
+
+def test_the_papers_network_has_its_number_of_parameters():
+    plan = paper_plan()
+    assert (len(plan.channels), len(plan.labels)) == (1, 4)
+    with torch.device("meta"):  # counts without memory
+        assert count_parameters(build_network(plan)) == 22_581_316
+
+
+def test_counts_only_what_training_adjusts():
+    network = build_network(tiny_plan(network={"norm": "batch"}))
+    by_hand = 0
+    by_hand += (27 * 1 * 2 + 2) + 2 * 2  # convolution with bias, normalisation
+    by_hand += (27 * 2 * 4 + 4) + 2 * 4
+    by_hand += 8 * 4 * 2 + 2  # transposed convolution
+    by_hand += (27 * 4 * 2 + 2) + 2 * 2
+    by_hand += 2 * 3 + 3  # head
+    assert count_parameters(network) == by_hand
+    network.heads.requires_grad_(False)
+    assert count_parameters(network) == by_hand - 9
+
+
+def test_one_input_per_channel_and_one_output_per_class():
+    network = build_network(tiny_plan(channels=["CT", "PET"], labels=CLASSES))
+    weights = network.state_dict()
+    assert weights["encoder.0.0.0.weight"].shape == (2, 2, 3, 3, 3)
+    assert weights["heads.0.weight"].shape == (4, 2, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "inputs", "outputs"),
+    [({}, 1, 3), (CASCADE, 3, 3), (REGIONS, 1, 3), (REGIONS | CASCADE, 4, 3)],
+)
+def test_regions_and_cascades(changes: dict[str, Any], inputs: int, outputs: int) -> None:
+    plan = tiny_plan(**changes)
+    network = build_network(plan).eval()
+    assert network(torch.zeros(1, inputs, 8, 8, 8)).shape == (1, outputs, 8, 8, 8)
+    assert count_parameters(network) == parameter_count(plan.network, inputs, outputs)
+    kept = training_memory(plan)
+    assert kept.gradients == 4 * count_parameters(network)
+
+
+SIZES = [*itertools.product((2, 3, 4), repeat=3), (2, 2, 1), (1, 1, 1)]
+
+
+def gradients(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, and gradients of input and weights, for the same fixed gradient of the output."""
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        y = layer(x)
+    if dtype is not torch.float32:
+        assert y.dtype is dtype
+    y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape).to(y.dtype))
+    weights = next(layer.parameters()).grad
+    assert x.grad is not None
+    assert weights is not None
+    return y.detach(), x.grad, weights
+
+
+def soil_memory() -> None:
+    """Leave numbers in the memory that is given out next."""
+    for size in (8, 12, 16, 18, 20):
+        del [torch.full((1 << size,), 1e3) for _ in range(3)][:]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bfloat16_is_float32_rounded(size: tuple[int, int, int]) -> None:
+    """Twice the same, and near float32; torch's own fails where the first axis has two voxels."""
+    torch.manual_seed(0)
+    layer = Convolution(8, 16, 3, padding=1)
+    layer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    x = torch.randn(2, 8, *size).to(memory_format=torch.channels_last_3d)
+    expected = gradients(layer, x, torch.float32)
+    first = gradients(layer, x, torch.bfloat16)
+    soil_memory()
+    for name, once, again, right in zip(
+        ("output", "input", "weights"), first, gradients(layer, x, torch.bfloat16), expected,
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(once, again), name
+        assert torch.linalg.vector_norm(once.float() - right) < 0.02 * torch.linalg.vector_norm(
+            right
+        ), name
+
+
+def test_float32_is_torchs_own() -> None:
+    torch.manual_seed(0)
+    own = Convolution(3, 4, 3, padding=1)
+    plain = nn.Conv3d(3, 4, 3, padding=1)
+    plain.load_state_dict(own.state_dict())
+    x = torch.randn(1, 3, 2, 2, 2)
+    for one, other in zip(
+        gradients(own, x, torch.float32), gradients(plain, x, torch.float32), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_every_part_becomes_a_channel_after_the_images() -> None:
+    image = torch.randn(2, 2, 3, 4, 5)
+    numbers = torch.randint(0, 4, (2, 3, 4, 5), dtype=torch.int16)
+    made = with_masks(image, numbers, 3)
+    assert made.shape == (2, 5, 3, 4, 5)
+    assert made.dtype == image.dtype
+    assert torch.equal(made[:, :2], image)
+    for part in (1, 2, 3):
+        assert torch.equal(made[:, 1 + part], (numbers == part).float())
+
+
+def test_numbers_may_be_floats_as_they_are_in_a_patch_of_a_scan() -> None:
+    numbers = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1)
+    made = with_masks(torch.zeros(1, 1, 3, 1, 1), numbers, 2)
+    assert made[0, 1:, :, 0, 0].tolist() == [[0, 1, 0], [0, 0, 1]]
+
+
+def test_a_part_that_is_nowhere_has_an_empty_mask() -> None:
+    made = with_masks(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 2, 2, 2), 4)
+    assert made.shape[1] == 5
+    assert not made.any()

@@ -152,7 +152,7 @@ def test_a_cascade_without_its_previous_stage(models: Path) -> None:
         Predictor(models, device="cpu").predict(scan())
     folder = models.parent / "tiny-3d_lowres"
     assert str(caught.value) == (
-        f"{models} refines tiny-3d_lowres, whose models are missing: put them into {folder}"
+        f"{models} refines tiny-3d_lowres, whose models are missing; copy them to {folder}"
     )
 
 

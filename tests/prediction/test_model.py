@@ -58,7 +58,7 @@ def test_a_folder_without_plan_is_no_model(tmp_path: Path, exists: bool) -> None
         path.mkdir()
     with pytest.raises(AutosegError) as error:
         load_model(path, None, CPU)
-    assert one_line(error).startswith(f"{path} is no model folder: it has no plan.json")
+    assert one_line(error).startswith(f"{path} is not a model folder: it has no plan.json")
 
 
 def test_a_model_without_finished_fold_says_how_to_train(folder: Path) -> None:

@@ -12,12 +12,12 @@ import torch
 
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.models.log import Epoch
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training import monitor
-from autoseg.training.state import BEST, LATEST, Run, State
+from autoseg.training.state import Run, State
 from autoseg.training.train import train
 from tests.making import tiny_plan, tiny_store
 

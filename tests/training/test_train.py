@@ -12,13 +12,13 @@ from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.models.log import Epoch, write_log
 from autoseg.training import monitor, timing
 from autoseg.training import state as state_module
 from autoseg.training import train as module
 from autoseg.training.monitor import Monitor, draw_progress
-from autoseg.training.state import BEST, LATEST, EpochSoFar, PlateauState, State
+from autoseg.training.state import EpochSoFar, PlateauState, State
 from tests.making import store_case
 from tests.training.making import SPLIT, log_of, start, store_of, training_plan, without_pictures
 

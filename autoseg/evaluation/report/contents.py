@@ -32,7 +32,8 @@ from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows, number
 from autoseg.fingerprint import Fingerprint
 from autoseg.models import log
-from autoseg.models.log import ADVICE, draw_losses, read_losses
+from autoseg.models.folder import VALIDATION, fold_folder
+from autoseg.models.log import ADVICE, draw_losses, read_log
 from autoseg.planner.explain import citations
 
 MOST_NAMES = 10
@@ -65,8 +66,8 @@ def cross_validation_report(
     summary, folder, plan = validation.combined, trained.folder, trained.plan
     slides = _worst_slides(summary, exhibits, processes)
     found = _read_fingerprint(fingerprint)
-    trainings = {k: log.read_training(folder / f"fold_{k}") for k in validation.folds}
-    records = {k: read_predictions(folder / f"fold_{k}" / "validation") for k in validation.folds}
+    trainings = {k: log.read_training(fold_folder(folder, k)) for k in validation.folds}
+    records = {k: read_predictions(fold_folder(folder, k) / VALIDATION) for k in validation.folds}
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
     boxes = chart(
         draw_grouped_boxes({folder.name: fold_groups(validation)}, trained.colours),
@@ -238,7 +239,7 @@ def _curves(
     validation: CrossValidation,
     trainings: Mapping[int, log.Training | None],
 ) -> Iterable[Chart]:
-    logs = [read_losses(trained.folder / f"fold_{k}") for k in validation.folds]
+    logs = [read_log(fold_folder(trained.folder, k)) for k in validation.folds]
     if losses := [log for log in logs if log is not None]:
         yield chart(
             draw_losses({trained.folder.name: losses}),

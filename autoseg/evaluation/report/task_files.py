@@ -20,7 +20,8 @@ from autoseg.evaluation.figures.views import Exhibit, read_view
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import write_table
-from autoseg.models.log import draw_losses, read_losses
+from autoseg.models.folder import PLAN, fold_folder
+from autoseg.models.log import draw_losses, read_log
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 
@@ -97,7 +98,7 @@ class Trained:
     @cached_property
     def plan(self) -> Plan | None:
         """The plan; None if it is not there."""
-        path = self.folder / "plan.json"
+        path = self.folder / PLAN
         return load_plan(path) if path.is_file() else None
 
     @property
@@ -170,7 +171,7 @@ def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> 
     paths = save_forms(draw_box_plot(validation.combined, colours), out / "dice")
     boxes = draw_grouped_boxes({name: fold_groups(validation)}, colours)
     paths += save_forms(boxes, out / "dice_of_folds")
-    logs = [read_losses(trained.folder / f"fold_{fold}") for fold in validation.folds]
+    logs = [read_log(fold_folder(trained.folder, fold)) for fold in validation.folds]
     if losses := [log for log in logs if log is not None]:
         paths += save_forms(draw_losses({name: losses}), out / "loss")
     return paths

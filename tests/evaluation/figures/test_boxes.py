@@ -11,8 +11,6 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from matplotlib.patches import PathPatch, Rectangle
 
-from autoseg.common.errors import DataError
-from autoseg.common.figures import smooth
 from autoseg.evaluation.figures.boxes import (
     Groups,
     box_plot,
@@ -21,8 +19,6 @@ from autoseg.evaluation.figures.boxes import (
     draw_grouped_boxes,
 )
 from autoseg.evaluation.scores import Summary
-from autoseg.models.log import Losses, draw_losses, read_losses
-from tests.evaluation.making import write_log
 from tests.evaluation.scores import case, three_cases
 
 
@@ -84,40 +80,6 @@ def test_a_test_set_of_fewer_classes_has_its_own_panel() -> None:
     left, right = draw_bars(panels).axes
     assert [len(axes.patches) for axes in (left, right)] == [2, 1]
     assert to_hex(left.patches[1].get_facecolor()) == to_hex(right.patches[0].get_facecolor())
-
-
-def test_losses_of_all_folds_make_one_curve(tmp_path: Path) -> None:
-    for fold in range(3):
-        write_log(tmp_path / f"fold_{fold}", fold, epochs=20)
-    folds = [read_losses(tmp_path / f"fold_{fold}") for fold in range(3)]
-    losses = [fold for fold in folds if fold is not None]
-    assert losses[0].epochs == tuple(range(1, 21))
-    assert losses[0].validation[0] is None
-    figure = draw_losses({"plan": losses, "other": [], "third": losses[:1]})
-    shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in shown] == [
-        "plan (3 folds)",
-        "other (missing)",
-        "third (1 fold)",
-    ]
-    points, curve, *_ = shown[0].lines
-    assert np.size(points.get_xdata()) == 60
-    x = [epoch for fold in losses for epoch in fold.epochs]
-    y = [value for fold in losses for value in fold.training]
-    expected = smooth(x, y)
-    assert expected is not None
-    assert np.array_equal(curve.get_ydata(), expected.mean)
-    styles = {found.get_linestyle() for found in shown[0].lines if found.get_marker() == "None"}
-    assert styles == {"-", "--"}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training", "validation"]
-
-
-def test_few_epochs_and_broken_logs(tmp_path: Path) -> None:
-    assert read_losses(tmp_path) is None
-    assert draw_losses({"a": [Losses((1,), (0.5,), (None,))]}).axes[0].lines
-    (tmp_path / "log.jsonl").write_text('{"epoch": 0}\n')
-    with pytest.raises(DataError, match="is no log of a training"):
-        read_losses(tmp_path)
 
 
 def test_a_legend_of_many_classes_fits_the_figure() -> None:

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from autoseg.common.errors import DataError
 from autoseg.evaluation.report.facts import (
     Predictions,
     fold_times,
@@ -14,12 +11,8 @@ from autoseg.evaluation.report.facts import (
     read_predictions,
     version_rows,
 )
-from autoseg.models.log import Training, draw_dice, read_training
+from autoseg.models.log import Training
 from tests.evaluation.making import write_record
-
-
-def epoch(number: int, **more: object) -> str:
-    return json.dumps({"epoch": number, "training_loss": 1.0} | more) + "\n"
 
 
 def test_a_record_is_read(tmp_path: Path) -> None:
@@ -61,29 +54,3 @@ def test_times_sort_as_times() -> None:
         ["2", "-", "-", "-", "-", "-"],
     ]
     assert [line.cells[2].value for line in table.lines] == [3700.0, 65.0, None]
-
-
-def test_a_training_log(tmp_path: Path) -> None:
-    dice = {"background": 1.0, "a": 0.25, "b": 0.75, "c": None}
-    text = epoch(0, seconds=2.0, training_dice=dice, validation_dice={})
-    text += epoch(1, seconds=3.0, training_dice=dice, validation_dice=dice | {"a": None})
-    (tmp_path / "log.jsonl").write_text(text + epoch(2))
-    assert read_training(tmp_path) == Training(3, 5.0, {1: 0.5, 2: 0.75})
-    assert read_training(tmp_path / "other") is None
-
-
-@pytest.mark.parametrize("text", ["{", "3\n", '{"epoch": "x"}\n', "{}\n"])
-def test_a_damaged_log(tmp_path: Path, text: str) -> None:
-    (tmp_path / "log.jsonl").write_text(text)
-    with pytest.raises(DataError, match="train the fold anew"):
-        read_training(tmp_path)
-
-
-def test_a_line_for_each_fold() -> None:
-    folds = {k: Training(3, None, {1: 0.1 * k, 2: 0.2, 3: 0.3}) for k in range(6)}
-    figure = draw_dice(folds)
-    lines = figure.axes[0].get_lines()
-    assert [line.get_label() for line in lines] == [f"fold {k}" for k in range(6)]
-    styles = {(line.get_color(), line.get_linestyle()) for line in lines}
-    assert len(styles) == 6  # all can be told apart
-    assert np.array_equal(lines[2].get_ydata(), [0.2, 0.2, 0.3])

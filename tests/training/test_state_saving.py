@@ -10,9 +10,9 @@ import torch
 
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.models.log import Epoch
-from autoseg.training.state import BEST, LATEST, PlateauState, State, describe, extended
+from autoseg.training.state import PlateauState, State, describe, extended
 from tests.making import tiny_plan
 from tests.training.making import log_of, start, store_of, training_plan, without_pictures
 

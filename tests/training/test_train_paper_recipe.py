@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import FINAL, LATEST
 from autoseg.networks.unet import Convolution, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Plateau
 from autoseg.planner.compose import Wishes, compose
 from autoseg.training.learner import Learner, Validation, build_optimizer
 from autoseg.training.losses import build_loss
-from autoseg.training.state import LATEST, EpochSoFar, PlateauState
+from autoseg.training.state import EpochSoFar, PlateauState
 from tests.making import count_parameters, tiny_plan
 from tests.planner.making import fingerprint
 from tests.planner.test_compose import never

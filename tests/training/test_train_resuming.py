@@ -7,9 +7,8 @@ import torch
 
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.training import state, timing
-from autoseg.training.state import BEST, LATEST
 from tests.training.making import assert_same_run, start, store_of, training_plan, without_pictures
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9}

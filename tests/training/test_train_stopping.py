@@ -11,12 +11,11 @@ import pytest
 from autoseg.augmentation.loader import Batch
 from autoseg.common.errors import RunError, Stopped
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.models.folder import FINAL
+from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.plan.plan import Plan
 from autoseg.training import train as train_module
 from autoseg.training.distributed import STOPPING, Group, StopRequested, StopSignals
 from autoseg.training.learner import Learner
-from autoseg.training.state import BEST, LATEST
 from tests.training.making import (
     assert_same_run,
     log_of,
