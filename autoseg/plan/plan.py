@@ -82,9 +82,7 @@ class Inference(Section):
     overlap: Triple = Field(
         title="overlap of neighbouring patches (x, y, z)", json_schema_extra=VOXELS
     )
-    weighting: Literal["gaussian", "uniform"] = Field(
-        "gaussian", title="weighting of the voxels of a patch"
-    )
+    weighting: Literal["gaussian", "uniform"] = Field("gaussian", title="weighting of a patch")
     mirror_axes: Axes = Field((), title="axes mirrored with --tta")
 
 
@@ -110,9 +108,7 @@ class Plan(Section):
     name: str = Field("default", pattern=r"^\w[\w.-]*$", description="a folder name")
     configuration: ConfigurationName = Field("3d_fullres", title="configuration")
     previous_stage: str | None = Field(
-        None,
-        title="previous stage",
-        description="the plan whose segmentation a cascade refines",
+        None, title="previous stage", description="the plan whose segmentation a cascade refines"
     )
     channels: Annotated[tuple[str, ...], Field(min_length=1)] = Field(title="image channels")
     labels: dict[str, Annotated[tuple[LabelValue, ...], Field(min_length=1)]] = Field(
@@ -128,7 +124,7 @@ class Plan(Section):
     skipped_cases: tuple[str, ...] = Field(
         (),
         title="skipped cases",
-        description="cases with errors, which neither planning nor training uses",
+        description="cases with errors that planning and training leave out",
     )
     shares: tuple[VolumeShare, ...] = Field((), title="volume share")
     target_spacing_mm: tuple[Positive | None, Positive | None, Positive | None] = Field(

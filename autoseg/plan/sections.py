@@ -182,13 +182,9 @@ class Network(Section):
 
     features: tuple[Maps, ...] = Field(title="feature maps per stage")
     strides: tuple[tuple[Stride, Stride, Stride], ...] = Field(
-        title="stride of each stage",
-        description="downsampling on entering each stage; the first is 1, 1, 1",
-        json_schema_extra=VOXELS,
+        title="stride per stage", description="on entering each stage; the first is 1, 1, 1"
     )
-    kernels: tuple[tuple[Kernel, Kernel, Kernel], ...] = Field(
-        title="kernel size of each stage", json_schema_extra=VOXELS
-    )
+    kernels: tuple[tuple[Kernel, Kernel, Kernel], ...] = Field(title="kernel size per stage")
     blocks_encoder: tuple[Blocks, ...] = Field(
         title="encoder blocks per stage", description="convolutions or residual blocks per stage"
     )
@@ -199,18 +195,14 @@ class Network(Section):
     down: Literal["strided", "max_pool"] = Field("strided", title="downsampling")
     norm: Literal["instance", "batch"] = Field("instance", title="normalisation layers")
     norm_momentum: UnitInterval = Field(
-        0.1,
-        title="momentum of the running statistics",
-        description="as torch defines it, for batch normalisation",
+        0.1, title="momentum of batch normalisation", description="as torch defines it"
     )
     norm_epsilon: Positive = Field(1e-5, title="epsilon of the normalisation")
     activation: Literal["leaky_relu", "relu"] = Field("leaky_relu", title="activation function")
     activation_first: bool = Field(False, title="activation before normalisation")
     convolution_bias: bool = Field(True, title="bias in convolutions")
     initialisation: Literal["he", "glorot"] = Field(
-        "he",
-        title="weight initialisation",
-        description="He's normal or Glorot's uniform distribution",
+        "he", title="weight initialisation", description="He normal or Glorot uniform"
     )
     deep_supervision: bool = Field(
         True, title="deep supervision", description="train outputs of coarser stages as well"
@@ -260,10 +252,7 @@ class DiceCrossEntropy(Section):
         False, title="batch Dice", description="sum the counts over the batch, not per sample"
     )
     smooth: float = Field(1e-5, ge=0, title="smoothing term of the loss")
-    background: bool = Field(
-        False,
-        title="background as a class of the Dice term",
-    )
+    background: bool = Field(False, title="background as a class of the Dice term")
 
 
 class TverskyCrossEntropy(Section):
@@ -313,14 +302,7 @@ class Cosine(Section):
     """Linear warm-up, then cosine annealing to zero."""
 
     schedule: Literal["cosine"] = Field("cosine", title="learning rate schedule")
-    warmup: float = Field(
-        0.05,
-        ge=0,
-        lt=1,
-        title="warm-up",
-        description="share of the training",
-        json_schema_extra=SHARE,
-    )
+    warmup: Annotated[Share, Field(lt=1)] = Field(0.05, title="warm-up, share of the training")
 
 
 class Plateau(Section):
@@ -343,12 +325,7 @@ class Training(Section):
     seed: Seed = Field(12345, title="random seed of the training")
     epochs: Count = Field(1000, title="epochs")
     steps_per_epoch: Count = Field(250, title="training steps per epoch")
-    validation_steps: int = Field(
-        50,
-        ge=0,
-        title="validation batches per epoch",
-        description="batches from which the validation loss is computed after each epoch",
-    )
+    validation_steps: int = Field(50, ge=0, title="batches of the validation loss per epoch")
     augment_validation: bool = Field(False, title="augmentation of validation batches")
     augment_on: Literal["processor", "device"] = Field(
         "processor",
@@ -375,9 +352,7 @@ class Training(Section):
     schedule: Schedule = Polynomial()
     gradient_clip: Positive | None = Field(12.0, title="maximum gradient norm")
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None,
-        title="decay of the weight average",
-        description="decay per step of the exponential moving average of the weights",
+        None, title="decay per step of the moving average of the weights"
     )
     precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",

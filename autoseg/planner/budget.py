@@ -12,21 +12,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, inf, prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoseg.common.errors import PlanError
 from autoseg.common.progress import counted, in_words, say
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Size3
 from autoseg.planner.grid import pool_and_kernels, times
 from autoseg.planner.overrides import Layer
 from autoseg.planner.rule_values import ANISOTROPY, PlanValues
-
-if TYPE_CHECKING:
-    from autoseg.fingerprint import Fingerprint
-
 
 SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
 AIM = 0.95  # share of the budget to plan; the run itself corrects errors of the measurement

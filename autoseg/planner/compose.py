@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autoseg.common.errors import PlanError
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
 from autoseg.planner.budget import Overhead, Timing, budget_layer, short_recipe
@@ -32,9 +32,6 @@ from autoseg.planner.rule_values import (
     rule_values,
 )
 from autoseg.planner.rules import Configuration, find_planner
-
-if TYPE_CHECKING:
-    from autoseg.fingerprint import Fingerprint
 
 FEWEST_FOLDS = 2
 

@@ -28,26 +28,18 @@ from autoseg.plan.sections import (
 )
 from autoseg.planner.rule_values import DECLARED, FOLD_PER_PATIENT, SKIPPED
 
-GROUPS = {  # heading -> top-level keys of the plan
-    "data": (
-        "configuration",
-        "previous_stage",
-        "channels",
-        "labels",
-        "ignore_label",
-        "regions_class_order",
-        "skipped_cases",
-        "shares",
-    ),
-    "preprocessing": ("target_spacing_mm", "preprocessing"),
-    "patches": ("sampling",),
-    "augmentation": ("augmentation",),
-    "network": ("network",),
-    "training": ("training",),
-    "cross-validation": ("splits",),
-    "prediction": ("inference",),
-    "evaluation": ("evaluation",),
+HEADINGS = {  # top-level key of the plan -> heading; all other keys are below "data"
+    "target_spacing_mm": "preprocessing",
+    "preprocessing": "preprocessing",
+    "sampling": "patches",
+    "augmentation": "augmentation",
+    "network": "network",
+    "training": "training",
+    "splits": "cross-validation",
+    "inference": "prediction",
+    "evaluation": "evaluation",
 }
+GROUPS = ("data", *dict.fromkeys(HEADINGS.values()))
 HIDDEN = ("format_version", "provenance", "measured", "task", "name")
 DEFAULT = Provenance(source="default")
 RULE, REFERENCE = "rule: ", "reference plan "
@@ -125,8 +117,7 @@ def citations(plan: Plan) -> dict[str, str]:
 
 def group_of(key: str) -> str:
     """The heading of a key."""
-    first = key.split(".")[0]
-    return next(group for group, keys in GROUPS.items() if first in keys)
+    return HEADINGS.get(key.split(".")[0], "data")
 
 
 def rows(plan: Plan) -> list[Explained]:

@@ -20,19 +20,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import PlanError
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, CropToNonzero, Network, Optimizer, Resample, whole_sizes
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import Layer, value_at
-
-if TYPE_CHECKING:
-    from autoseg.fingerprint import Fingerprint
 
 # Half of the memory stays free: libraries differ by nearly as much in the memory of the same step,
 # and a card may be shared, for example with a display. 0.45 to 0.53 reproduce the one published

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import CASCADE
 from autoseg.planner.grid import DataFigures
 from autoseg.planner.rules import Configuration, decide
-
-if TYPE_CHECKING:
-    from autoseg.fingerprint import Fingerprint
-
 
 PlanValues = dict[str, Any]
 Evidence = dict[str, tuple[str, str]]  # dotted key -> rule, figures
