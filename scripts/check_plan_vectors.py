@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from autoseg.common.files import read_json
-from autoseg.planner.rules import Configuration, DataFigures, decide, planner_axes
+from autoseg.planner.grid import DataFigures, planner_axes
+from autoseg.planner.rules import Configuration, decide
 
 CASCADE = "3d_cascade_fullres"
 RELATIVE_TOLERANCE = 1e-12  # of floats: the last digit may depend on the order of a product

@@ -1,28 +1,29 @@
 """Classes and regions: what the values of a label map mean to a network.
 
-Without regions a voxel has one class, and the network gives one softmax over all of them. With
-regions (`regions_class_order`) a voxel may lie in several, and the network gives each region a
-sigmoid of its own. Label maps hold one value a voxel all the same: regions are made of values, and
-a prediction is painted region by region, later ones over earlier ones.
+Without regions, each voxel belongs to one class and the network has one softmax output. With
+regions (`regions_class_order`), a voxel may belong to several, and each region has a sigmoid
+output. Label maps hold one value per voxel in both cases: a region is a set of values, and a
+prediction is painted region by region, later ones over earlier ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
-Labels = Mapping[str, tuple[int, ...]]
+ClassValues = Mapping[str, tuple[int, ...]]  # class name -> its label values
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What a plan's network learns to tell apart.
+    """What a plan's network learns to distinguish.
 
     Attributes:
         names: of all classes, background first.
         parts: label values behind each index of a preprocessed label map, background first. A part
-            is a class, or with regions a single value, which several regions may share.
-        members: for each class but the background, the indices of the parts that it is made of.
+            is a class or, with regions, a single value, which several regions may share.
+        members: for each class but the background, the indices of its parts.
         painted: the label value that a prediction writes for each class, background first.
         are_regions: whether classes may overlap.
     """
@@ -35,25 +36,20 @@ class Classes:
 
     @property
     def outputs(self) -> int:
-        """Maps that the network gives: one a class; of regions the background has none."""
+        """The number of output maps: one per class; with regions, none for the background."""
         return len(self.names) - self.are_regions
 
 
-def classes_of(labels: Labels, regions_class_order: Sequence[int] | None) -> Classes:
+def classes_of(labels: ClassValues, regions_class_order: Sequence[int] | None) -> Classes:
     """The classes of checked labels, background first."""
-    names = tuple(labels)
     background, *rest = labels.values()
     if regions_class_order is None:
-        return Classes(
-            names=names,
-            parts=(background, *rest),
-            members=tuple((index,) for index in range(1, len(names))),
-            painted=(background[0], *(covered[0] for covered in rest)),
-            are_regions=False,
-        )
+        members = tuple((index,) for index in range(1, len(labels)))
+        painted = [covered[0] for covered in labels.values()]
+        return Classes(tuple(labels), (background, *rest), members, tuple(painted), False)
     values = sorted({value for covered in rest for value in covered})
     return Classes(
-        names=names,
+        names=tuple(labels),
         parts=(background, *((value,) for value in values)),
         members=tuple(tuple(1 + values.index(value) for value in covered) for covered in rest),
         painted=(background[0], *regions_class_order),
@@ -61,58 +57,47 @@ def classes_of(labels: Labels, regions_class_order: Sequence[int] | None) -> Cla
     )
 
 
-def check_labels(labels: Labels, ignore_label: int | None) -> None:
-    """Raise a ValueError unless the first class is the background and values stand alone."""
+def check_labels(labels: ClassValues, ignore_label: int | None) -> None:
+    """Raise a ValueError unless the first class is the background and no value is repeated."""
     if not labels or 0 not in next(iter(labels.values())):
-        raise ValueError("labels: the first class is the background, which covers the value 0")
+        raise ValueError("labels: the first class must be the background with the value 0")
     if len(labels) < 2:
-        raise ValueError("labels: there is nothing to find besides the background")
+        raise ValueError("labels: give at least one class besides the background")
     for name, covered in labels.items():
         if twice := sorted({value for value in covered if covered.count(value) > 1}):
-            raise ValueError(f"labels: the value {twice[0]} stands twice in {name!r}; keep one")
+            raise ValueError(f"labels: {name!r} has the value {twice[0]} twice; remove one")
     if ignore_label in values_of(labels):
         raise ValueError(
-            f"ignore_label is {ignore_label}, which a class of labels covers; a value "
-            "is either learnt or ignored"
+            f"ignore_label is {ignore_label}, which is a value of a class in labels; use another "
+            "value, or remove it from the class"
         )
 
 
-def check_regions(labels: Labels, order: Sequence[int] | None) -> None:
-    """Raise a ValueError unless labels that overlap have an order of painting that fits them."""
+def check_regions(labels: ClassValues, order: Sequence[int] | None) -> None:
+    """Raise a ValueError unless overlapping labels have a suitable `regions_class_order`."""
     if order is None:
-        if found := find_overlap(labels):
-            first, second, value = found
-            raise ValueError(
-                f"labels: {first!r} and {second!r} both cover the value {value}; give "
-                "regions_class_order, the value that each class paints, or keep them apart"
-            )
+        for (first, values), (second, others) in combinations(labels.items(), 2):
+            if shared := set(values) & set(others):
+                raise ValueError(
+                    f"labels: {first!r} and {second!r} share the value {min(shared)}; make them "
+                    "disjoint, or give regions_class_order, the value that each class paints"
+                )
         return
     if len(order) != len(labels) - 1:
         raise ValueError(
             f"regions_class_order has {len(order)} values for {len(labels) - 1} classes besides "
-            "the background; give one for each"
+            "the background; give one value per class"
         )
-    if unknown := sorted(set(order) - values_of(labels) | ({0} & set(order))):
-        raise ValueError(f"regions_class_order: no class covers the value {unknown[0]}")
+    if unknown := sorted(set(order) - (values_of(labels) - {0})):
+        raise ValueError(f"regions_class_order: {unknown[0]} is not a value of any class")
     background, *regions = labels.values()
-    if shared := sorted({value for covered in regions for value in covered} & set(background)):
+    if shared := {value for covered in regions for value in covered} & set(background):
         raise ValueError(
-            f"labels: the background and a region both cover the value {shared[0]}; take it out "
-            "of one"
+            f"labels: the background and a region share the value {min(shared)}; remove it from "
+            "one of them"
         )
 
 
-def values_of(labels: Labels) -> set[int]:
-    """Every value that a class covers."""
+def values_of(labels: ClassValues) -> set[int]:
+    """The values of all classes."""
     return {value for covered in labels.values() for value in covered}
-
-
-def find_overlap(labels: Labels) -> tuple[str, str, int] | None:
-    """Two classes and a value that both cover, if there are any."""
-    seen: dict[int, str] = {}
-    for name, covered in labels.items():
-        for value in covered:
-            if value in seen and seen[value] != name:
-                return seen[value], name, value
-            seen[value] = name
-    return None

@@ -1,7 +1,7 @@
-"""The plan: one JSON file that alone decides everything that changes a result.
+"""The plan: one JSON file that decides everything that changes a result.
 
-A `Plan` is frozen and checked when it is made: unknown keys, impossible values and parts that do
-not fit each other are errors that name the key. All sizes and spacings are in x, y, z order.
+A `Plan` is frozen and validated when it is created: unknown keys, invalid values and sections that
+do not fit together are errors that name the key. All sizes and spacings are in x, y, z order.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from pydantic import Field, model_validator
 
 from autoseg.common.arrays import Triple
 from autoseg.common.files import write_json
+from autoseg.common.progress import counted
 from autoseg.plan.augmentation import Mirror, PreviousMorphology, PreviousRemoval, Transform
 from autoseg.plan.evaluation import Evaluation
 from autoseg.plan.labels import Classes, check_labels, check_regions, classes_of, values_of
 from autoseg.plan.sections import (
     FOR_ID,
+    MM,
+    VOXELS,
     Axes,
     Count,
     LabelValue,
     Network,
-    Part,
     Positive,
     Resample,
+    Section,
     Seed,
     Share,
     Size3,
@@ -40,53 +43,58 @@ CASCADE = "3d_cascade_fullres"
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
 
 
-class Sampling(Part):
-    """Which patches a batch is made of."""
+class Sampling(Section):
+    """Which patches a batch consists of."""
 
-    patch_size: Size3
-    batch_size: Count
+    patch_size: Size3 = Field(title="patch size (x, y, z)", json_schema_extra=VOXELS)
+    batch_size: Count = Field(title="batch size")
     foreground_share: Share = Field(
-        0.33, description="share of a batch's patches that are centred on a foreground voxel"
+        0.33,
+        title="patches centred on the foreground",
+        description="share of the patches of a batch that are centred on a foreground voxel",
     )
     foreground_mode: Literal["last", "chance"] = Field(
         "last",
+        title="choice of these patches",
         description="last: the last patches of a batch; chance: each patch with this probability",
     )
 
 
-class VolumeShare(Part):
-    """A volume that predictions report as a share, such as infection of lungs and infection."""
+class VolumeShare(Section):
+    """A volume that predictions report as a share, e.g. infection / (lungs + infection)."""
 
     label: int
     container: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
-        description="labels that, together with `label`, make up the whole"
+        description="labels that together with `label` make up the reference volume"
     )
 
 
-class Splits(Part):
-    """How the cases are parted into folds (a `splits.json` of the user's goes before it)."""
+class Splits(Section):
+    """How the cases are split into folds (a `splits.json` of the user overrides it)."""
 
-    folds: Annotated[int, Field(ge=2)] = 5
-    seed: Seed = 12345
-
-
-class Inference(Part):
-    """How a whole scan is predicted from patches."""
-
-    overlap: Triple = Field(description="voxels that neighbouring patches share along x, y, z")
-    weighting: Literal["gaussian", "uniform"] = "gaussian"
-    mirror_axes: Axes = Field((), description="axes on which --tta may mirror")
+    folds: int = Field(5, ge=2, title="folds")
+    seed: Seed = Field(12345, title="random seed of the splits")
 
 
-class Provenance(Part):
-    """Why a value is what it is."""
+class Inference(Section):
+    """How a scan is predicted from patches."""
 
-    source: str = Field(description="a rule, a reference plan, an overrides file, --set, a budget")
+    overlap: Triple = Field(
+        title="overlap of neighbouring patches (x, y, z)", json_schema_extra=VOXELS
+    )
+    weighting: Literal["gaussian", "uniform"] = Field("gaussian", title="weighting of a patch")
+    mirror_axes: Axes = Field((), title="axes mirrored with --tta")
+
+
+class Provenance(Section):
+    """Why a value was chosen."""
+
+    source: str = Field(description="a rule, reference plan, overrides file, --set, or time budget")
     evidence: str = Field("", description="the figures that were used")
-    rule_value: Any = Field(None, description="what the rules alone would have chosen, if replaced")
+    rule_value: Any = Field(None, description="what the rules alone would choose, if replaced")
 
 
-class Plan(Part):
+class Plan(Section):
     """Everything that changes a result, for one configuration of one task.
 
     >>> import autoseg
@@ -98,46 +106,51 @@ class Plan(Part):
     format_version: Literal[1] = 1
     task: str
     name: str = Field("default", pattern=r"^\w[\w.-]*$", description="a folder name")
-    configuration: ConfigurationName = "3d_fullres"
+    configuration: ConfigurationName = Field("3d_fullres", title="configuration")
     previous_stage: str | None = Field(
-        None, description="the plan whose segmentation a cascade refines"
+        None, title="previous stage", description="the plan whose segmentation a cascade refines"
     )
-    channels: Annotated[tuple[str, ...], Field(min_length=1)]
+    channels: Annotated[tuple[str, ...], Field(min_length=1)] = Field(title="image channels")
     labels: dict[str, Annotated[tuple[LabelValue, ...], Field(min_length=1)]] = Field(
-        description="class name -> label values, background included"
+        title="classes and their label values",
+        description="class name -> label values, background first",
     )
-    ignore_label: LabelValue | None = None
+    ignore_label: LabelValue | None = Field(None, title="ignored label value")
     regions_class_order: tuple[LabelValue, ...] | None = Field(
-        None, description="the value that each class but the background paints; later ones win"
+        None,
+        title="painting order of the regions",
+        description="the value that each class but the background paints; later ones overwrite",
     )
     skipped_cases: tuple[str, ...] = Field(
-        (), description="bad cases that neither planning nor training uses"
+        (),
+        title="skipped cases",
+        description="cases with errors that planning and training leave out",
     )
-    shares: tuple[VolumeShare, ...] = ()
+    shares: tuple[VolumeShare, ...] = Field((), title="volume share")
     target_spacing_mm: tuple[Positive | None, Positive | None, Positive | None] = Field(
-        description="voxel size for the network; null: each scan keeps its own along that axis"
+        title="target spacing (x, y, z)",
+        description="voxel size of the network's input; null: each scan's own along that axis",
+        json_schema_extra=MM,
     )
-    preprocessing: tuple[Step, ...]
+    preprocessing: tuple[Step, ...] = Field(title="preprocessing step")
     sampling: Sampling
-    augmentation: tuple[Transform, ...]
+    augmentation: tuple[Transform, ...] = Field(title="augmentation")
     network: Network
     training: Training
     splits: Splits = Splits()
     inference: Inference
     evaluation: Evaluation = Evaluation()
     measured: dict[str, Any] = Field(
-        default_factory=dict, description="what a time budget was planned with"
+        default_factory=dict, description="the measurements behind a time budget"
     )
     provenance: dict[str, Provenance] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self._check_patch()
-        self._check_bottleneck()
         self._check_mirroring()
         self._check_steps()
         self._check_labels()
-        self._check_shares()
         self.evaluation.check(self.labels)
         self._check_stage()
         return self
@@ -149,21 +162,19 @@ class Plan(Part):
                 below = size // factor * factor
                 fitting = f"{below} or {below + factor}" if below else factor
                 raise ValueError(
-                    f"sampling.patch_size is {size} along {axis}, which the network's strides "
-                    f"cannot divide; take {fitting}"
+                    f"sampling.patch_size is {size} along {axis}, which is not divisible by the "
+                    f"product {factor} of the network's strides; use {fitting}"
                 )
         for axis, size, overlap in zip("xyz", patch, self.inference.overlap, strict=True):
             if not 0 <= overlap < size:
                 raise ValueError(
-                    f"inference.overlap is {overlap} along {axis}; take 0 to {size - 1}, "
-                    f"less than the patch: half of it is {[each // 2 for each in patch]}"
+                    f"inference.overlap is {overlap} along {axis}; use 0 to {size - 1}, less than "
+                    f"the patch size (half of it is {[each // 2 for each in patch]})"
                 )
-
-    def _check_bottleneck(self) -> None:
-        if self.network.norm == "instance" and self.sampling.patch_size == self.network.reduction:
+        if self.network.norm == "instance" and patch == reduction:
             raise ValueError(
-                "the network's coarsest stage is a single voxel, which instance normalisation "
-                "cannot normalise; enlarge sampling.patch_size, or take fewer stages"
+                "the coarsest stage of the network is a single voxel, for which instance "
+                "normalisation is undefined; increase sampling.patch_size or use fewer stages"
             )
 
     def _check_mirroring(self) -> None:
@@ -172,20 +183,20 @@ class Plan(Part):
         }
         if untrained := set(self.inference.mirror_axes) - mirrored:
             raise ValueError(
-                f"inference.mirror_axes has {sorted(untrained)}, along which no mirror transform "
-                "of the augmentation trains the network; take them out, or train with them"
+                f"inference.mirror_axes has {sorted(untrained)}, but no mirror transform of the "
+                "augmentation flips along it; remove it, or add it to the augmentation"
             )
 
     def _check_steps(self) -> None:
         order = [step.step for step in self.preprocessing]
         if "resample" in order and "crop_to_nonzero" in order[order.index("resample") :]:
-            raise ValueError("preprocessing: crop_to_nonzero comes after resample; put it before")
+            raise ValueError("preprocessing: crop_to_nonzero must come before resample")
         for index, step in enumerate(self.preprocessing):
             channel = getattr(step, "channel", None)
             if channel is not None and channel >= len(self.channels):
                 raise ValueError(
-                    f"preprocessing.{index}.channel is {channel}, but there are "
-                    f"{len(self.channels)} channels, counted from 0"
+                    f"preprocessing.{index}.channel is {channel}, but the plan has "
+                    f"{counted(len(self.channels), 'channel')}, counted from 0"
                 )
 
     def _check_labels(self) -> None:
@@ -193,74 +204,72 @@ class Plan(Part):
         check_regions(self.labels, self.regions_class_order)
         if self.regions_class_order and getattr(self.training.loss, "background", False):
             raise ValueError(
-                "training.loss.background: with regions the background is no output of the "
-                "network; leave it out"
+                "training.loss.background is true, but with regions the network has no output for "
+                "the background; set it to false"
             )
-
-    def _check_shares(self) -> None:
         values = values_of(self.labels)
         for share in self.shares:
             if share.label in share.container:
                 raise ValueError(
-                    f"shares: the label {share.label} is in its own container; leave it out there"
+                    f"shares: label {share.label} is in its own container; remove it there"
                 )
             if unknown := sorted({share.label, *share.container} - values):
-                raise ValueError(f"shares: no class covers the label {unknown[0]}")
+                raise ValueError(f"shares: label {unknown[0]} belongs to no class")
 
     def _check_stage(self) -> None:
         if (self.configuration == CASCADE) != (self.previous_stage is not None):
             raise ValueError(
-                f"previous_stage is {self.previous_stage!r} in a plan of {self.configuration}; "
-                f"{CASCADE} names the plan that it refines, the others none"
+                f"previous_stage is {self.previous_stage!r} in a plan for {self.configuration}; "
+                f"it must name the refined plan for {CASCADE}, and be null for all others"
             )
         if self.previous_stage is None:
             for index, entry in enumerate(self.augmentation):
                 if isinstance(entry, PreviousMorphology | PreviousRemoval):
                     raise ValueError(
-                        f"augmentation.{index}: {entry.transform} changes a previous stage's "
-                        f"segmentation, which only a {CASCADE} has; take it out"
+                        f"augmentation.{index}: {entry.transform} changes the segmentation of a "
+                        f"previous stage, which only {CASCADE} has; remove it"
                     )
 
     @property
     def resamples(self) -> bool:
-        """Whether the cases are brought to the target spacing."""
+        """Whether the cases are resampled to the target spacing."""
         return any(isinstance(step, Resample) for step in self.preprocessing)
 
     def target_spacing_of(self, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
-        """The spacing that a scan of this spacing is resampled to."""
+        """The spacing to which a scan with this spacing is resampled."""
         pairs = zip(self.target_spacing_mm, spacing_mm, strict=True)
         x, y, z = (own if target is None else target for target, own in pairs)
         return x, y, z
 
     @property
     def classes(self) -> Classes:
-        """What the network learns to tell apart."""
+        """What the network learns to distinguish."""
         return classes_of(self.labels, self.regions_class_order)
 
     @property
     def input_channels(self) -> int:
-        """Maps that the network takes: of the image, and one of each part of a previous stage."""
+        """Input maps of the network: image channels, plus one per part of a previous stage."""
         previous = 0 if self.previous_stage is None else len(self.classes.parts) - 1
         return len(self.channels) + previous
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that change when a value that decides a model changes.
+        """Twelve hexadecimal digits that change with every value that affects a model.
 
-        Keys that came after version 0.1.0 count only where they differ from their default.
+        Keys added after version 0.1.0 count only if they differ from their default.
         """
-        about = {"provenance", "measured", "evaluation"}
-        return _digest(self.model_dump(mode="json", exclude=about, context=FOR_ID))
+        no_effect = {"provenance", "measured", "evaluation"}
+        return _digest(self.model_dump(mode="json", exclude=no_effect, context=FOR_ID))
 
     @property
     def preprocessing_id(self) -> str:
-        """The same for the values that decide what a preprocessed case looks like."""
+        """Like `id`, but only for the values that affect a preprocessed case."""
         keys = {"channels", "labels", "ignore_label", "target_spacing_mm", "preprocessing"}
         values = self.model_dump(mode="json", include=keys, context=FOR_ID)
         return _digest(values | ({"regions": True} if self.classes.are_regions else {}))
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values; its id comes first, for people who compare files."""
+        """The plan as JSON values, preceded by its id."""
         return {"id": self.id, **self.model_dump(mode="json")}
 
     def save(self, path: Path) -> None:
@@ -269,6 +278,6 @@ class Plan(Part):
 
 
 def _digest(values: dict[str, Any]) -> str:
-    # Keys stay in their order: that of the labels decides the classes' indices.
+    # Keys are not sorted: the order of the labels decides the class indices.
     text = json.dumps(values, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,8 @@
-"""What all parts of a plan share."""
+"""The sections of a plan: preprocessing, network and training, and what all sections share.
+
+Each field carries its own title, unit and description. `--explain`, the report and the JSON schema
+show them; they are not written to a plan file and do not change a plan's id.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +25,25 @@ from pydantic.fields import FieldInfo
 
 from autoseg.common.arrays import Triple
 
-FOR_ID = {"purpose": "id"}  # the context of a dump that an id is made of
-SINCE = "since"
+FOR_ID = {"purpose": "id"}  # serialisation context of the dump that an id is computed from
+SINCE, UNIT = "since", "unit"
+UNITS: tuple[dict[str, Any], ...] = tuple(
+    {UNIT: unit} for unit in ("mm", "voxels", "s", "epochs", "share", "axes")
+)
+MM, VOXELS, SECONDS, EPOCHS, SHARE, AXES = UNITS
 
 
-def _is_upright(limits: tuple[float, float]) -> tuple[float, float]:
+def _is_ascending(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[0] > limits[1]:
-        raise ValueError(f"{list(limits)} is upside down; write [low, high]")
+        raise ValueError(f"{list(limits)} is not ascending; write [low, high]")
     return limits
 
 
 def _reaches_one(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[1] < 1:
         raise ValueError(
-            f"{list(limits)} ends below 1; batchgenerators draws half of all below 1 "
-            "and half above: write a range that reaches 1"
+            f"{list(limits)} ends below 1; batchgenerators draws half of the factors below 1 and "
+            "half above: the upper limit must be at least 1"
         )
     return limits
 
@@ -43,30 +51,31 @@ def _reaches_one(limits: tuple[float, float]) -> tuple[float, float]:
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1, json_schema_extra=SHARE)]  # shown in per cent
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 LabelValue = Annotated[int, Field(ge=0, lt=2**16)]
 NotNegative = Annotated[float, Field(ge=0)]
-Range = Annotated[tuple[float, float], AfterValidator(_is_upright)]
-PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_is_upright)]
+Range = Annotated[tuple[float, float], AfterValidator(_is_ascending)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_is_ascending)]
 FactorRange = Annotated[PositiveRange, AfterValidator(_reaches_one)]
-NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_is_upright)]
-CountRange = Annotated[tuple[Count, Count], AfterValidator(_is_upright)]
+NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_is_ascending)]
+CountRange = Annotated[tuple[Count, Count], AfterValidator(_is_ascending)]
 Size3 = tuple[Count, Count, Count]
-Axes = tuple[Literal[0, 1, 2], ...]
+Axes = Annotated[tuple[Literal[0, 1, 2], ...], Field(json_schema_extra=AXES)]
 
 
 def since(version: str) -> dict[str, Any]:
-    """Mark a key that came after version 0.1.0: `Field(..., json_schema_extra=since("0.2.0"))`.
+    """Mark a key added after version 0.1.0: `Field(..., json_schema_extra=since("0.2.0"))`.
 
-    Its default must do what was done before there was the key, and never change: where a plan has
-    the default, its id is that of a plan without the key.
+    Its default must reproduce the behaviour before the key existed, and must never change: a plan
+    with the default keeps the id of a plan without the key.
     """
     return {SINCE: version}
 
 
-class Part(BaseModel):
-    """A frozen part of a plan that knows all its keys."""
+class Section(BaseModel):
+    """A frozen section of a plan; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -74,154 +83,33 @@ class Part(BaseModel):
     def _for_id(
         self, values_of: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
+        """Leave out later keys (see `since`) at their default if the values are for an id."""
         values: dict[str, Any] = values_of(self)
         if info.context == FOR_ID:
-            for key, field in _later_keys(type(self)).items():
-                if getattr(self, key) == field.get_default(call_default_factory=True):
+            for key, field in type(self).model_fields.items():
+                if SINCE in extra(field) and getattr(self, key) == field.get_default(
+                    call_default_factory=True
+                ):
                     values.pop(key, None)
         return values
 
 
-def _later_keys(kind: type[Part]) -> dict[str, FieldInfo]:
-    """The keys that are marked by `since`."""
-    return {
-        key: field
-        for key, field in kind.model_fields.items()
-        if isinstance(field.json_schema_extra, dict) and SINCE in field.json_schema_extra
-    }
+def extra(field: FieldInfo) -> dict[str, Any]:
+    """What a field declares besides its type: `unit` and `since`."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
-# Training in a plan: loss, optimiser, schedule, and how long.
+# Preprocessing: steps in the order in which they are applied.
 
 
-class DiceCrossEntropy(Part):
-    """Soft Dice loss (1 - Dice, mean over foreground classes) plus cross-entropy."""
-
-    loss: Literal["dice_cross_entropy"] = "dice_cross_entropy"
-    batch_dice: bool = Field(False, description="pool the counts over the batch, not per sample")
-    smooth: float = Field(1e-5, ge=0)
-    background: bool = Field(False, description="count the background as a class of the Dice part")
-
-
-class TverskyCrossEntropy(Part):
-    """Tversky loss (number of classes minus the sum of indices) plus cross-entropy."""
-
-    loss: Literal["tversky_cross_entropy"] = "tversky_cross_entropy"
-    alpha: float = Field(0.5, ge=0, description="weight of false negatives")
-    beta: float = Field(0.5, ge=0, description="weight of false positives")
-    smooth: float = Field(1e-6, ge=0)
-
-
-Loss = Annotated[DiceCrossEntropy | TverskyCrossEntropy, Field(discriminator="loss")]
-
-
-class Sgd(Part):
-    """Stochastic gradient descent."""
-
-    optimizer: Literal["sgd"] = "sgd"
-    learning_rate: Positive = 1e-2
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    nesterov: bool = True
-    weight_decay: float = Field(3e-5, ge=0)
-
-
-class Adam(Part):
-    """Adam; with `decoupled` weight decay it is AdamW."""
-
-    optimizer: Literal["adam"] = "adam"
-    learning_rate: Positive = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    epsilon: Positive = 1e-8
-    weight_decay: float = Field(0.0, ge=0)
-    decoupled: bool = False
-
-
-Optimizer = Annotated[Sgd | Adam, Field(discriminator="optimizer")]
-
-
-class Polynomial(Part):
-    """Learning rate x (1 - progress) ** exponent."""
-
-    schedule: Literal["polynomial"] = "polynomial"
-    exponent: Positive = 0.9
-
-
-class Cosine(Part):
-    """Linear warm-up, then half a cosine down to zero."""
-
-    schedule: Literal["cosine"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of the training")
-
-
-class Plateau(Part):
-    """Lower the learning rate when the training loss stops falling."""
-
-    schedule: Literal["plateau"] = "plateau"
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    patience_epochs: Count = 15
-    min_delta: float = Field(1e-4, ge=0)
-    cooldown_epochs: int = Field(1, ge=0)
-    floor: float = Field(1e-5, ge=0)
-
-
-Schedule = Annotated[Polynomial | Cosine | Plateau, Field(discriminator="schedule")]
-
-
-class Training(Part):
-    """How the network's weights are found."""
-
-    seed: Seed = 12345
-    epochs: Count = 1000
-    steps_per_epoch: Count = 250
-    validation_steps: int = Field(50, ge=0, description="batches of the monitored validation loss")
-    augment_validation: bool = False
-    augment_on: Literal["processor", "device"] = Field(
-        "processor",
-        description="where images are augmented: on the processor by the workers, or on the "
-        "training device, which spares a machine of few cores; drawn alike, but not the same draws",
-    )
-    seconds: Positive | None = Field(
-        None,
-        description="budget of one fold from start to finish; the epochs are re-counted while it "
-        "runs only where they would miss it by more than a tenth",
-    )
-    early_stopping_epochs: Count | None = Field(
-        None, description="stop after so many epochs without a lower training loss"
-    )
-    loss: Loss = DiceCrossEntropy()
-    optimizer: Optimizer = Sgd()
-    schedule: Schedule = Polynomial()
-    gradient_clip: Positive | None = 12.0
-    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay a step of the exponential moving average of the weights"
-    )
-    precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto",
-        description="auto: bfloat16 autocast where the device computes it fast, else float32; "
-        "float16 (with a scaled loss) is for CUDA, other devices take what auto means there",
-    )
-    compile: bool = Field(False, description="compile the network with torch.compile")
-    keep: Literal["last", "best_training_loss"] = Field(
-        "last", description="which weights prediction uses"
-    )
-
-    @property
-    def steps(self) -> int:
-        """Of all epochs."""
-        return self.epochs * self.steps_per_epoch
-
-
-# Preprocessing in a plan: steps in the order in which they are applied.
-
-
-class CropToNonzero(Part):
-    """Cut the volume to the box in which any channel is not zero."""
+class CropToNonzero(Section):
+    """Crop the volume to the bounding box of the voxels that are not zero in every channel."""
 
     step: Literal["crop_to_nonzero"] = "crop_to_nonzero"
 
 
-class Clip(Part):
-    """Clip one channel's intensities to a window (Hounsfield units for CT)."""
+class Clip(Section):
+    """Clip the intensities of one channel to a window (Hounsfield units for CT)."""
 
     step: Literal["clip"] = "clip"
     window: Range
@@ -234,8 +122,8 @@ class Clip(Part):
         return self
 
 
-class Rescale(Part):
-    """Map each case's own minimum and maximum to a range, optionally rounded to integers."""
+class Rescale(Section):
+    """Map the minimum and maximum of each case to a range, optionally rounded to integers."""
 
     step: Literal["rescale"] = "rescale"
     range: Range = (0.0, 1.0)
@@ -243,31 +131,31 @@ class Rescale(Part):
     channel: Index | None = None
 
 
-class Resample(Part):
-    """Bring image and labels to the plan's target spacing."""
+class Resample(Section):
+    """Resample image and labels to the plan's target spacing."""
 
     step: Literal["resample"] = "resample"
     image_order: Literal[0, 1, 3] = 3
     label_order: Literal[0, 1] = 1
     rounding: Literal["nearest", "down"] = Field(
-        "nearest", description="how size x spacing / target becomes a whole number of voxels"
+        "nearest", description="how size x spacing / target is rounded to a number of voxels"
     )
     anisotropy: Positive | None = Field(
-        3.0, description="above this ratio of spacings the coarse axis is resampled by order 0"
+        3.0, description="above this ratio of spacings the coarse axis is resampled with order 0"
     )
 
 
 def whole_sizes(exact: NDArray[np.float64], rounding: str) -> NDArray[np.int64]:
-    """Whole numbers of voxels, at least one, as `Resample.rounding` wants them."""
-    # A size that is whole but for the rounding of floats is not rounded down.
+    """Round sizes to whole voxels, at least one, as `Resample.rounding` says."""
+    # The tolerance keeps integral sizes from being rounded down by floating-point error.
     whole = np.floor(exact + 1e-6) if rounding == "down" else np.rint(exact)
     return np.maximum(whole, 1).astype(np.int64)
 
 
-class ZScore(Part):
+class ZScore(Section):
     """Subtract a mean and divide by a standard deviation.
 
-    Without `mean` and `std` each case's own are taken, inside the non-zero voxels if `nonzero`.
+    Without `mean` and `std`, those of each case are used; with `nonzero`, of its non-zero voxels.
     """
 
     step: Literal["z_score"] = "z_score"
@@ -280,41 +168,45 @@ class ZScore(Part):
 Step = Annotated[CropToNonzero | Clip | Rescale | Resample | ZScore, Field(discriminator="step")]
 
 
-# The network in a plan.
+# The network.
 
 Stride = Literal[1, 2]
 Kernel = Literal[1, 3]
-
-
 Blocks = Annotated[int, Field(ge=1, le=100)]
 Maps = Annotated[int, Field(ge=1, le=2**16)]
 MOST_STAGES = 100
 
 
-class Network(Part):
+class Network(Section):
     """A U-Net; stage 0 has the full resolution."""
 
-    features: tuple[Maps, ...] = Field(description="feature maps per stage")
+    features: tuple[Maps, ...] = Field(title="feature maps per stage")
     strides: tuple[tuple[Stride, Stride, Stride], ...] = Field(
-        description="reduction on entering each stage; the first is 1, 1, 1"
+        title="stride per stage", description="on entering each stage; the first is 1, 1, 1"
     )
-    kernels: tuple[tuple[Kernel, Kernel, Kernel], ...]
+    kernels: tuple[tuple[Kernel, Kernel, Kernel], ...] = Field(title="kernel size per stage")
     blocks_encoder: tuple[Blocks, ...] = Field(
-        description="convolutions or residual blocks a stage"
+        title="encoder blocks per stage", description="convolutions or residual blocks per stage"
     )
-    blocks_decoder: tuple[Blocks, ...] = Field(description="convolutions a stage, finest first")
-    residual: bool = False
-    down: Literal["strided", "max_pool"] = "strided"
-    norm: Literal["instance", "batch"] = "instance"
-    norm_momentum: Share = Field(0.1, description="in torch's sense, for batch normalisation")
-    norm_epsilon: Positive = 1e-5
-    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
-    activation_first: bool = Field(False, description="activation before the normalisation")
-    convolution_bias: bool = True
+    blocks_decoder: tuple[Blocks, ...] = Field(
+        title="decoder blocks per stage", description="convolutions per stage, finest first"
+    )
+    residual: bool = Field(False, title="residual encoder")
+    down: Literal["strided", "max_pool"] = Field("strided", title="downsampling")
+    norm: Literal["instance", "batch"] = Field("instance", title="normalisation layers")
+    norm_momentum: UnitInterval = Field(
+        0.1, title="momentum of batch normalisation", description="as torch defines it"
+    )
+    norm_epsilon: Positive = Field(1e-5, title="epsilon of the normalisation")
+    activation: Literal["leaky_relu", "relu"] = Field("leaky_relu", title="activation function")
+    activation_first: bool = Field(False, title="activation before normalisation")
+    convolution_bias: bool = Field(True, title="bias in convolutions")
     initialisation: Literal["he", "glorot"] = Field(
-        "he", description="He's normal or Glorot's uniform distribution of the first weights"
+        "he", title="weight initialisation", description="He normal or Glorot uniform"
     )
-    deep_supervision: bool = True
+    deep_supervision: bool = Field(
+        True, title="deep supervision", description="train outputs of coarser stages as well"
+    )
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Self:
@@ -329,14 +221,17 @@ class Network(Part):
                     f"{key} has {len(getattr(self, key))} entries for {stages} stages of features"
                 )
         if len(self.blocks_decoder) != stages - 1:
-            raise ValueError(f"blocks_decoder needs {stages - 1} entries, one less than features")
+            raise ValueError(
+                f"blocks_decoder has {len(self.blocks_decoder)} entries; give {stages - 1}, one "
+                "fewer than features"
+            )
         if self.strides[0] != (1, 1, 1):
-            raise ValueError("the first stage keeps the full resolution: its stride is 1, 1, 1")
+            raise ValueError("the stride of the first stage must be 1, 1, 1 (full resolution)")
         return self
 
     @property
     def supervised(self) -> int:
-        """How many stages have a head, the finest first; training learns from all of them."""
+        """The number of stages with an output, finest first; training uses all of them."""
         return max(1, len(self.features) - 2) if self.deep_supervision else 1
 
     @property
@@ -344,3 +239,131 @@ class Network(Part):
         """Voxels of the finest stage per voxel of the coarsest, along x, y, z."""
         x, y, z = (prod(axis) for axis in zip(*self.strides, strict=True))
         return x, y, z
+
+
+# Training: loss, optimiser, schedule and length.
+
+
+class DiceCrossEntropy(Section):
+    """Soft Dice loss (1 - Dice, mean over foreground classes) plus cross-entropy."""
+
+    loss: Literal["dice_cross_entropy"] = Field("dice_cross_entropy", title="loss")
+    batch_dice: bool = Field(
+        False, title="batch Dice", description="sum the counts over the batch, not per sample"
+    )
+    smooth: float = Field(1e-5, ge=0, title="smoothing term of the loss")
+    background: bool = Field(False, title="background as a class of the Dice term")
+
+
+class TverskyCrossEntropy(Section):
+    """Tversky loss (number of classes minus the sum of indices) plus cross-entropy."""
+
+    loss: Literal["tversky_cross_entropy"] = Field("tversky_cross_entropy", title="loss")
+    alpha: float = Field(0.5, ge=0, title="weight of false negatives")
+    beta: float = Field(0.5, ge=0, title="weight of false positives")
+    smooth: float = Field(1e-6, ge=0, title="smoothing term of the loss")
+
+
+Loss = Annotated[DiceCrossEntropy | TverskyCrossEntropy, Field(discriminator="loss")]
+
+
+class Sgd(Section):
+    """Stochastic gradient descent."""
+
+    optimizer: Literal["sgd"] = Field("sgd", title="optimiser")
+    learning_rate: Positive = Field(1e-2, title="initial learning rate")
+    momentum: float = Field(0.99, ge=0, lt=1, title="momentum")
+    nesterov: bool = Field(True, title="Nesterov momentum")
+    weight_decay: float = Field(3e-5, ge=0, title="weight decay")
+
+
+class Adam(Section):
+    """Adam; AdamW if weight decay is `decoupled`."""
+
+    optimizer: Literal["adam"] = Field("adam", title="optimiser")
+    learning_rate: Positive = Field(1e-3, title="initial learning rate")
+    betas: tuple[UnitInterval, UnitInterval] = Field((0.9, 0.999), title="Adam's betas")
+    epsilon: Positive = Field(1e-8, title="Adam's epsilon")
+    weight_decay: float = Field(0.0, ge=0, title="weight decay")
+    decoupled: bool = Field(False, title="decoupled weight decay (AdamW)")
+
+
+Optimizer = Annotated[Sgd | Adam, Field(discriminator="optimizer")]
+
+
+class Polynomial(Section):
+    """Learning rate x (1 - progress) ** exponent."""
+
+    schedule: Literal["polynomial"] = Field("polynomial", title="learning rate schedule")
+    exponent: Positive = Field(0.9, title="exponent of the schedule")
+
+
+class Cosine(Section):
+    """Linear warm-up, then cosine annealing to zero."""
+
+    schedule: Literal["cosine"] = Field("cosine", title="learning rate schedule")
+    warmup: Annotated[Share, Field(lt=1)] = Field(0.05, title="warm-up, share of the training")
+
+
+class Plateau(Section):
+    """Reduce the learning rate when the training loss stops decreasing."""
+
+    schedule: Literal["plateau"] = Field("plateau", title="learning rate schedule")
+    factor: float = Field(0.1, gt=0, lt=1, title="factor of each reduction")
+    patience_epochs: Count = Field(15, title="patience", json_schema_extra=EPOCHS)
+    min_delta: float = Field(1e-4, ge=0, title="smallest decrease that counts")
+    cooldown_epochs: int = Field(1, ge=0, title="cooldown", json_schema_extra=EPOCHS)
+    floor: float = Field(1e-5, ge=0, title="minimum learning rate")
+
+
+Schedule = Annotated[Polynomial | Cosine | Plateau, Field(discriminator="schedule")]
+
+
+class Training(Section):
+    """How the network is trained."""
+
+    seed: Seed = Field(12345, title="random seed of the training")
+    epochs: Count = Field(1000, title="epochs")
+    steps_per_epoch: Count = Field(250, title="training steps per epoch")
+    validation_steps: int = Field(50, ge=0, title="batches of the validation loss per epoch")
+    augment_validation: bool = Field(False, title="augmentation of validation batches")
+    augment_on: Literal["processor", "device"] = Field(
+        "processor",
+        title="where augmentation runs",
+        description="processor: in worker processes; device: on the training device, which helps "
+        "on machines with few cores. Both draw from the same distributions, but not the same "
+        "values",
+    )
+    seconds: Positive | None = Field(
+        None,
+        title="time budget of one fold",
+        description="from start to finish; during training the number of epochs is adjusted only "
+        "if the budget would be missed by more than a tenth",
+        json_schema_extra=SECONDS,
+    )
+    early_stopping_epochs: Count | None = Field(
+        None,
+        title="early stopping",
+        description="stop after this many epochs without a lower training loss",
+        json_schema_extra=EPOCHS,
+    )
+    loss: Loss = DiceCrossEntropy()
+    optimizer: Optimizer = Sgd()
+    schedule: Schedule = Polynomial()
+    gradient_clip: Positive | None = Field(12.0, title="maximum gradient norm")
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, title="decay per step of the moving average of the weights"
+    )
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        title="numerical precision",
+        description="auto: bfloat16 autocast on devices that compute it fast, else float32; "
+        "float16 (with loss scaling) is for CUDA, other devices use auto instead",
+    )
+    compile: bool = Field(False, title="compilation with torch.compile")
+    keep: Literal["last", "best_training_loss"] = Field("last", title="weights used for prediction")
+
+    @property
+    def steps(self) -> int:
+        """The number of training steps in all epochs."""
+        return self.epochs * self.steps_per_epoch

@@ -1,4 +1,10 @@
-"""A plan for the time at hand: measured on this device, chosen to end inside the budget."""
+"""Our own rule for a time budget: the width, patch, batch and schedule that fit it.
+
+The rule: measure a training step with half of the rules' feature maps; shrink the patch until
+`STEPS_FOR_THE_PATCH` steps fit, then the width until the steps suffice for it. If they fit at once,
+widen the network, then enlarge the batch, while enough steps remain. Short runs also get a recipe
+of their own (`short_recipe`).
+"""
 
 from __future__ import annotations
 
@@ -6,94 +12,43 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, inf, prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoseg.common.errors import PlanError
-from autoseg.common.progress import by_axis, counted, in_words, say
+from autoseg.common.progress import counted, in_words, say
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Size3
-from autoseg.planner.grid import pool_and_kernels
+from autoseg.planner.grid import pool_and_kernels, times
 from autoseg.planner.overrides import Layer
-from autoseg.planner.rule_values import ANISOTROPY, Values
+from autoseg.planner.rule_values import ANISOTROPY, PlanValues
 
-if TYPE_CHECKING:
-    from autoseg.fingerprint import Fingerprint
-
-
-# The recipe of short runs: augmentation, normalisation and optimiser.
-
-SHORT = 12 * 3600.0  # seconds: from here on the rules' own recipe has the time that it needs
-
-
-def short_recipe(plan: Plan, seconds: float) -> Layer | None:
-    """What learns most in few steps, in place of the rules' recipe for long runs.
-
-    On the Hippocampus set, 4 minutes on two cores, one run each: Dice 0.883, with mirroring 0.833,
-    with instance normalisation 0.883 (in 1 minute 0.828, against 0.840 and 0.849 with batch
-    normalisation). On 100 seconds of Hippocampus and 4 minutes of head and neck, one core: two
-    patches of three around the foreground 0.879 and 0.701, the rules' sampling 0.875 and 0.681
-    (another seed 0.876 and 0.683), nnU-Net's SGD 0.040 on the second.
-    """
-    if seconds >= SHORT:
-        return None
-    patch = plan.sampling.patch_size
-    flat = max(patch) / min(patch) > ANISOTROPY
-    turns = [[-20, 20] if not flat or size == min(patch) else [0, 0] for size in patch]
-    values: Values = {
-        "sampling": {"foreground_share": 0.67, "foreground_mode": "chance"},
-        "network": {"norm": "batch", "convolution_bias": False},
-        "augmentation": [
-            {
-                "transform": "spatial",
-                "rotation_probability": 0.3,
-                "rotation_degrees": turns,
-                "scaling_probability": 0.3,
-                "scaling": [0.8, 1.25],
-                "image_order": 1,
-            },
-            {"transform": "brightness"},
-            {"transform": "contrast"},
-            {"transform": "gamma"},
-        ],
-        "training": {
-            "loss": {"batch_dice": True},
-            "optimizer": {
-                "optimizer": "adam",
-                "learning_rate": 2e-3,
-                "weight_decay": 1e-2,
-                "decoupled": True,
-            },
-        },
-        "inference": {"mirror_axes": []},
-    }
-    return Layer(f"recipe for runs under {in_words(SHORT)}", values)
-
-
-AIM = 0.95  # of the budget; the run itself corrects what the measurement missed
-START_SECONDS = 8.0  # importing, starting workers, the first slow steps
-EPOCHS, SHORTEST_EPOCH = 30, 3.0  # seconds: each ends with a validation and a checkpoint
+SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
+AIM = 0.95  # share of the budget to plan; the run itself corrects errors of the measurement
+START_SECONDS = 8.0  # imports, start of the workers, slow first steps
+EPOCHS, SHORTEST_EPOCH = 30, 3.0  # seconds; each epoch ends with a validation and a checkpoint
 SHRINKAGE, SMALLEST_SIDE = 0.7, 24  # of a patch, along each axis
-# Too few steps learn nothing, too small a patch shows too little around it. Dice (steps) at about
-# equal time, one run each: Hippocampus 40 x 56 x 40 voxels 0.855 (270), 32 x 40 x 32 0.876 (570),
-# 24 x 32 x 24 0.879 (1020); head and neck in 6 minutes 48 x 80 x 96 0.000 (180), 24 x 32 x 48 0.703
-# (1650), in 4 minutes 28 x 40 x 56 0.604 (690), 24 x 28 x 40 0.681 (1920); sarcoma MR 80 x 80 x 40
-# 0.122 (90), 56 x 56 x 28 0.404 (300), 40 x 40 x 24 0.321 (780), 28 x 28 x 24 0.047 (1110).
+# With too few steps the network does not learn; too small a patch shows too little context. Dice
+# (steps) at about equal time, one run each: Hippocampus 40 x 56 x 40 voxels 0.855 (270),
+# 32 x 40 x 32 0.876 (570), 24 x 32 x 24 0.879 (1020); head and neck in 6 minutes 48 x 80 x 96 0.000
+# (180), 24 x 32 x 48 0.703 (1650), in 4 minutes 28 x 40 x 56 0.604 (690), 24 x 28 x 40 0.681
+# (1920); sarcoma MR 80 x 80 x 40 0.122 (90), 56 x 56 x 28 0.404 (300), 40 x 40 x 24 0.321 (780),
+# 28 x 28 x 24 0.047 (1110).
 STEPS_FOR_THE_PATCH = 500
-COARSE = (1e3, 1e3, 1e3)  # mm: stands for the spacing of an axis that is not resampled
-# Share of the rules' feature maps, and the steps that it takes to do better than the one before.
-# One run each on the Hippocampus set: in 1 minute 16 maps (140 steps) reach Dice 0.849, 8 maps
+COARSE = (1e3, 1e3, 1e3)  # mm; placeholder for the spacing of axes that are not resampled
+# Share of the rules' feature maps, and the number of steps from which it outperforms the previous
+# one. One run each on the Hippocampus set: in 1 minute 16 maps (140 steps) reach Dice 0.849, 8 maps
 # 0.826; in 4 minutes 16 maps reach 0.883, 24 maps (350 steps) 0.871. The 3000 is a guess.
 WIDTHS = ((0.25, 0), (0.5, 100), (0.75, 1000), (1.0, 3000))
 LIKELY_WIDTH = 1
-FEWEST_STEPS = 100  # what to advise where none fits
-PLENTY_OF_STEPS = 6_000  # with more, a larger batch serves better
+FEWEST_STEPS = 100  # for the budget to recommend if none fits
+PLENTY_OF_STEPS = 6_000  # with more steps, a larger batch is better
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one training step, of one patch predicted, and of preparing one case."""
+    """Seconds per training step, predicted patch and preprocessed case on a device."""
 
     step_seconds: float
     patch_seconds: float
@@ -102,46 +57,16 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a run does besides training steps: cases to prepare, patches to predict at the end."""
+class Overhead:
+    """What a run does besides training: cases to preprocess and patches to predict."""
 
     cases: int
     patches: int
 
 
-def expected_work(fingerprint: Fingerprint, plan: Plan) -> Work:
-    """What a run of one fold does besides training, from the shapes of the raw cases."""
-    scale = [np.divide(mm, plan.target_spacing_of(mm)) for mm in fingerprint.spacings_mm.tolist()]
-    shapes = np.maximum(1, np.rint(fingerprint.shapes_after_crop * scale)).astype(int)
-    patch, overlap = plan.sampling.patch_size, plan.inference.overlap
-    patches = sum(
-        prod(
-            ceil(max(0, n - p) / (p - o)) + 1 for n, p, o in zip(shape, patch, overlap, strict=True)
-        )
-        for shape in shapes.tolist()
-    )
-    return Work(len(shapes), round(patches / plan.splits.folds))
-
-
-def parse_seconds(text: str) -> float:
-    """`90`, `90s`, `5m`, `1.5h` or `2d` in seconds.
-
-    Raises:
-        PlanError: anything else, or less than 20 seconds.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    seconds = 0.0
-    if found:
-        number, unit = found.groups()
-        seconds = float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
-    if not 20 <= seconds < inf:
-        raise PlanError(f"--time-budget {text!r}: write at least 20s, as in 90s, 5m or 1.5h")
-    return seconds
-
-
 @dataclass(frozen=True)
 class Choice:
-    """What a budget chooses of a plan: feature maps as a share of the plan's, patch, batch."""
+    """What a budget decides: feature maps as a share of the plan's, patch and batch size."""
 
     share: float
     patch_size: Size3
@@ -151,40 +76,38 @@ class Choice:
 def budget_layer(
     seconds: float,
     plan: Plan,
-    work: Callable[[Plan], Work],
+    overhead: Callable[[Plan], Overhead],
     build: Callable[[Layer], Plan],
     measure: Callable[[Plan], Timing],
 ) -> Layer:
-    """Choose network width, batch size and schedule so that a run uses the time well.
-
-    Where a patch of the rules leaves too few steps, a smaller one is chosen, too.
+    """Choose network width, patch, batch size and schedule for a time budget.
 
     Args:
-        seconds: for one fold's `autoseg_train`, from start to finish.
+        seconds: for `autoseg_train` of one fold, from start to finish.
         plan: the plan without a budget.
-        work: what a run of a plan does besides.
-        build: makes the plan of a layer, with the user's own values on top.
-        measure: times a plan on the device at hand.
+        overhead: what a run of a plan does besides training.
+        build: makes a plan from a layer, with the user's values on top.
+        measure: times a plan on the device.
 
     Raises:
-        PlanError: not even the smallest choice can take a step in that time.
+        PlanError: even the smallest choice leaves no time for a step.
     """
     tried: dict[str, Trial] = {}
     say("measuring training steps on this device, which takes a minute or more")
 
     def attempt(choice: Choice) -> Trial:
-        """Measure one choice, or recall it where the user's own values leave no other."""
+        """Measure a choice once: the user's values may make several choices the same plan."""
         chosen = build(_layer(plan, choice, seconds, steps=1, epochs=1))
-        known = chosen.model_dump_json(include={"network", "sampling"})
-        if known not in tried:
-            tried[known] = _try(chosen, seconds, work(chosen), measure)
-        return tried[known]
+        key = chosen.model_dump_json(include={"network", "sampling"})
+        if key not in tried:
+            tried[key] = _try(chosen, seconds, overhead(chosen), measure)
+        return tried[key]
 
     choice, trial = _choose(plan, attempt)
     if trial.steps < 1:
         raise PlanError(
-            f"a budget of {in_words(seconds)} leaves no time for training on this device after "
-            f"preparing the cases; give at least {in_words(trial.least_seconds)}"
+            f"a time budget of {in_words(seconds)} leaves no time for training on this device "
+            f"after preprocessing the cases; give at least {in_words(trial.least_seconds)}"
         )
     epochs = max(1, min(EPOCHS, trial.steps, int(trial.training_seconds / SHORTEST_EPOCH)))
     layer = _layer(plan, choice, seconds, trial.steps, epochs)
@@ -194,27 +117,29 @@ def budget_layer(
 
 @dataclass(frozen=True)
 class Trial:
-    """A measured choice: the steps that fit, the seconds that they take, and what to record.
+    """A measured choice: the steps that fit, their duration, and the figures to record.
 
-    `least_seconds` is a budget with which `FEWEST_STEPS` would fit.
+    `least_seconds` is a budget that would fit `FEWEST_STEPS`.
     """
 
     steps: int
     training_seconds: float
     least_seconds: float
-    figures: Values
+    figures: PlanValues
 
 
-def _try(chosen: Plan, seconds: float, work: Work, measure: Callable[[Plan], Timing]) -> Trial:
+def _try(
+    chosen: Plan, seconds: float, overhead: Overhead, measure: Callable[[Plan], Timing]
+) -> Trial:
     timing = measure(chosen)
-    spent = START_SECONDS + work.cases * timing.case_seconds
-    spent += work.patches * timing.patch_seconds
+    spent = START_SECONDS + overhead.cases * timing.case_seconds
+    spent += overhead.patches * timing.patch_seconds
     steps = max(0, int((AIM * seconds - spent) / timing.step_seconds))
     features, sampling = chosen.network.features, chosen.sampling
-    batch = f"{counted(sampling.batch_size, 'patch')} of {by_axis(sampling.patch_size)}"
     say(
-        f"{features[0]} to {features[-1]} feature maps, {batch}: "
-        f"{timing.step_seconds:.2f} s a step, time for {counted(steps, 'step')}"
+        f"{features[0]} to {features[-1]} feature maps, {counted(sampling.batch_size, 'patch')} of "
+        f"{times(sampling.patch_size)}: {timing.step_seconds:.2f} s per step, time for "
+        f"{counted(steps, 'step')}"
     )
     figures = {
         "features": list(features),
@@ -229,11 +154,7 @@ def _try(chosen: Plan, seconds: float, work: Work, measure: Callable[[Plan], Tim
 
 
 def _choose(plan: Plan, attempt: Callable[[Choice], Trial]) -> tuple[Choice, Trial]:
-    """Start at the likely width; shrink the patch, then the width, until enough steps fit.
-
-    If they fit at once, widen the network, then enlarge the batch, while that pays: slow choices
-    are measured only where they may be taken.
-    """
+    """Apply the rule that the module describes; slow choices are measured only if they may win."""
     index = LIKELY_WIDTH
     patch = plan.sampling.patch_size
     choice = Choice(WIDTHS[index][0], patch, min(2, plan.sampling.batch_size))
@@ -261,14 +182,14 @@ def _choose(plan: Plan, attempt: Callable[[Choice], Trial]) -> tuple[Choice, Tri
 
 
 def _smaller(plan: Plan, patch: Size3) -> Size3 | None:
-    """A patch of about a third of the voxels that strides can divide; None below the smallest."""
+    """A patch with about a third of the voxels that fits the strides; None if it is too small."""
     shrunk = [max(min(size, SMALLEST_SIDE), round(SHRINKAGE * size)) for size in patch]
     x, y, z = pool_and_kernels(plan.target_spacing_of(COARSE), shrunk).patch
     return (x, y, z) if x * y * z < 0.9 * prod(patch) else None
 
 
-def _network(plan: Plan, choice: Choice) -> Values:
-    """The plan's network narrowed; for another patch with the stages that its size allows."""
+def _network(plan: Plan, choice: Choice) -> PlanValues:
+    """The plan's network with fewer maps and, for another patch, the stages that fit its size."""
     features = plan.network.features
     if choice.patch_size == plan.sampling.patch_size:
         return {"features": _narrowed(features, choice.share)}
@@ -289,12 +210,12 @@ def _network(plan: Plan, choice: Choice) -> Values:
 
 
 def _narrowed(features: Sequence[int], share: float) -> list[int]:
-    """Fewer feature maps, in eights, which processors compute fastest."""
+    """Fewer feature maps, in multiples of eight, which are fastest on CPUs."""
     return [max(8, round(count * share / 8) * 8) for count in features]
 
 
 def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) -> Layer:
-    values: Values = {
+    values: PlanValues = {
         "network": _network(plan, choice),
         "sampling": {"batch_size": choice.batch_size},
         "training": {
@@ -309,10 +230,84 @@ def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) 
         values["sampling"]["patch_size"] = list(choice.patch_size)
         values["inference"] = {"overlap": [size // 2 for size in choice.patch_size]}
     if seconds < SHORT:
-        # About a twentieth of the steps, but never fewer than a hundred, are averaged.
+        # The average covers about a twentieth of the steps, but at least a hundred.
         values["training"] |= {
             "schedule": {"schedule": "cosine"},
             "average_decay": 1 - 1 / min(1000, max(100, steps // 20)),
             "keep": "last",
         }
     return Layer(f"time budget of {in_words(seconds)}", values)
+
+
+def short_recipe(plan: Plan, seconds: float) -> Layer | None:
+    """The recipe that learns most in few steps, instead of the rules' recipe for long runs.
+
+    On the Hippocampus set, 4 minutes on two cores, one run each: Dice 0.883, with mirroring 0.833,
+    with instance normalisation 0.883 (in 1 minute 0.828, against 0.840 and 0.849 with batch
+    normalisation). In 100 seconds on Hippocampus and 4 minutes on head and neck, one core: two of
+    three patches centred on the foreground 0.879 and 0.701, the rules' sampling 0.875 and 0.681
+    (another seed 0.876 and 0.683), nnU-Net's SGD 0.040 on the second.
+    """
+    if seconds >= SHORT:
+        return None
+    patch = plan.sampling.patch_size
+    flat = max(patch) / min(patch) > ANISOTROPY
+    rotation = [[-20, 20] if not flat or size == min(patch) else [0, 0] for size in patch]
+    values: PlanValues = {
+        "sampling": {"foreground_share": 0.67, "foreground_mode": "chance"},
+        "network": {"norm": "batch", "convolution_bias": False},
+        "augmentation": [
+            {
+                "transform": "spatial",
+                "rotation_probability": 0.3,
+                "rotation_degrees": rotation,
+                "scaling_probability": 0.3,
+                "scaling": [0.8, 1.25],
+                "image_order": 1,
+            },
+            {"transform": "brightness"},
+            {"transform": "contrast"},
+            {"transform": "gamma"},
+        ],
+        "training": {
+            "loss": {"batch_dice": True},
+            "optimizer": {
+                "optimizer": "adam",
+                "learning_rate": 2e-3,
+                "weight_decay": 1e-2,
+                "decoupled": True,
+            },
+        },
+        "inference": {"mirror_axes": []},
+    }
+    return Layer(f"recipe for runs under {in_words(SHORT)}", values)
+
+
+def expected_work(fingerprint: Fingerprint, plan: Plan) -> Overhead:
+    """What a run of one fold does besides training, from the shapes of the raw cases."""
+    scale = [np.divide(mm, plan.target_spacing_of(mm)) for mm in fingerprint.spacings_mm.tolist()]
+    shapes = np.maximum(1, np.rint(fingerprint.shapes_after_crop * scale)).astype(int)
+    patch, overlap = plan.sampling.patch_size, plan.inference.overlap
+    patches = sum(
+        prod(
+            ceil(max(0, n - p) / (p - o)) + 1 for n, p, o in zip(shape, patch, overlap, strict=True)
+        )
+        for shape in shapes.tolist()
+    )
+    return Overhead(len(shapes), round(patches / plan.splits.folds))
+
+
+def parse_seconds(text: str) -> float:
+    """Parse `90`, `90s`, `5m`, `1.5h` or `2d` to seconds.
+
+    Raises:
+        PlanError: the text has another form, or is less than 20 seconds.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    seconds = 0.0
+    if found:
+        number, unit = found.groups()
+        seconds = float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+    if not 20 <= seconds < inf:
+        raise PlanError(f"--time-budget {text!r}: give at least 20s, as in 90s, 5m or 1.5h")
+    return seconds

@@ -1,18 +1,18 @@
-"""From a fingerprint and the user's wishes to the plan of a task."""
+"""Compose the plan of a task: rules < reference plan < time budget < overrides file < settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 
 from autoseg.common.errors import PlanError
 from autoseg.common.progress import by_axis
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
-from autoseg.planner.budget import Timing, Work, budget_layer, short_recipe
-from autoseg.planner.grid import find_planner, times
+from autoseg.planner.budget import Overhead, Timing, budget_layer, short_recipe
+from autoseg.planner.grid import times
 from autoseg.planner.overrides import (
     Layer,
     Reference,
@@ -25,41 +25,37 @@ from autoseg.planner.overrides import (
 )
 from autoseg.planner.patch_rule import patch_layer, strides_without_patch, whole_case_layer
 from autoseg.planner.rule_values import (
-    A_FOLD_EACH,
-    LEFT_OUT,
+    FOLD_PER_PATIENT,
+    SKIPPED,
     Evidence,
-    Values,
+    PlanValues,
     configurations,
     rule_values,
 )
-from autoseg.planner.rules import Configuration
-
-if TYPE_CHECKING:
-    from autoseg.fingerprint import Fingerprint
-
+from autoseg.planner.rules import Configuration, find_planner
 
 FEWEST_FOLDS = 2
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user asks of a plan.
+    """The user's options for a plan.
 
     Attributes:
-        name: of the plan, a folder name.
-        keep_name: another configuration than the recommended one does not add to the name.
+        name: of the plan; a folder name.
+        keep_name: do not add the configuration to the name if it is not the recommended one.
         configuration: `2d`, `3d_lowres`, ...; the recommended one if None.
         planner: rules for plain or residual networks of several sizes.
         memory_gb: graphics memory to plan for.
-        use_reference: use a reference plan: that of `reference`, else of the task's name, if any.
+        use_reference: use a reference plan: `reference`, or else that of the task, if there is one.
         reference: name of a reference plan.
         overrides: a JSON5 file of plan values.
-        layers: more plan values, with where they come from, above the file and below `settings`.
-        settings: `key=value` texts.
+        layers: further plan values, above the overrides file and below `settings`.
+        settings: `key=value` strings.
         seconds: time budget of one fold.
-        regions_class_order: as the task declares it, for labels that overlap.
+        regions_class_order: declared by the task, for overlapping labels.
         skipped_cases: cases to leave out.
-        patients: how many the task has, if known; of fewer than five each gets a fold.
+        patients: their number, if known; with fewer than five, each gets a fold.
     """
 
     name: str = "default"
@@ -78,79 +74,75 @@ class Wishes:
     patients: int | None = None
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """What the rules alone choose, and why."""
-
-    values: Values
-    evidence: Evidence
-    name: str
-
-
 def compose(
     fingerprint: Fingerprint,
-    wishes: Wishes,
-    work: Callable[[Plan], Work],
-    measure: Callable[[Plan], Timing],
+    options: Wishes,
+    overhead: Callable[[Plan], Overhead] | None = None,
+    measure: Callable[[Plan], Timing] | None = None,
 ) -> Plan:
-    """The plan: rules < reference plan < time budget < overrides file < settings.
+    """Compose the plan of a task.
 
-    A short time budget also changes the rules' recipe, below the reference plan. Where a layer
-    gives the network and none the patch, our own rule chooses it.
+    A short time budget also replaces the recipe of the rules, below the reference plan. If a layer
+    gives the network and none gives the patch, our own rule chooses the patch.
 
     Args:
-        fingerprint: what the data is.
-        wishes: what the user asks for.
-        work: what a run of a plan does besides training; called only with a time budget.
-        measure: times a plan on the device at hand; called only with a time budget.
+        fingerprint: of the data.
+        options: of the user.
+        overhead: what a run of a plan does besides training; required with a time budget.
+        measure: times a plan on the device; required with a time budget.
 
     Raises:
-        PlanError: a wish cannot be fulfilled; the message names the key.
+        PlanError: an option cannot be satisfied; the message names the key.
     """
-    reference = find_reference(fingerprint.task, wishes.reference) if wishes.use_reference else None
-    rules = _rules(fingerprint, wishes, reference)
+    reference = None
+    if options.use_reference:
+        reference = find_reference(fingerprint.task, options.reference)
+    values, evidence, name = _rules(fingerprint, options, reference)
     recipe = None
-    if wishes.seconds is not None:
-        recipe = short_recipe(make_plan(rules.values, "the rules"), wishes.seconds)
+    if options.seconds is not None:
+        recipe = short_recipe(make_plan(values, "the rules"), options.seconds)
     lower = [] if recipe is None else [recipe]
     lower += [] if reference is None else reference.layers
-    users = _users_layers(wishes, rules.values, lower)
+    users = _users_layers(options, values, lower)
 
     def build(*layers: Layer) -> Plan:
-        return stack(rules.values, rules.evidence, [*layers, *users], rules.name)
+        return stack(values, evidence, [*layers, *users], name)
 
     if (strides := strides_without_patch([*lower, *users])) is not None:
         trial = build(whole_case_layer(fingerprint, strides), *lower)
-        memory_gb = wishes.memory_gb or find_planner(wishes.planner).memory_gb
+        memory_gb = options.memory_gb or find_planner(options.planner).memory_gb
         lower = [patch_layer(trial, fingerprint, memory_gb), *lower]
     plan = build(*lower)
-    if wishes.seconds is None:
+    if options.seconds is None:
         return plan
     if plan.previous_stage is not None:
         raise PlanError(
             f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "
-            "plan it without, and --set training.epochs or training.seconds"
+            "plan it without --time-budget, and --set training.epochs or training.seconds"
         )
-    budget = budget_layer(wishes.seconds, plan, work, lambda layer: build(*lower, layer), measure)
+    assert overhead is not None
+    assert measure is not None
+    budget = budget_layer(
+        options.seconds, plan, overhead, lambda layer: build(*lower, layer), measure
+    )
     return build(*lower, budget)
 
 
-def compose_unmeasured(fingerprint: Fingerprint, wishes: Wishes) -> Plan:
+def compose_unmeasured(fingerprint: Fingerprint, options: Wishes) -> Plan:
     """`compose` without a time budget, which needs no measurement."""
-    return compose(fingerprint, wishes, _not_needed, _not_needed)
+    return compose(fingerprint, options)
 
 
-def other_configurations(fingerprint: Fingerprint, wishes: Wishes, plan: Plan) -> list[str]:
-    """In a few words each, what the rules would make of the configurations that were not chosen."""
-    found = configurations(fingerprint, wishes.planner, wishes.memory_gb)
-    return [_in_words(other) for name, other in found.items() if name != plan.configuration]
+def other_configurations(fingerprint: Fingerprint, options: Wishes, plan: Plan) -> list[str]:
+    """A short description of each configuration that the rules offer besides the plan's."""
+    found = configurations(fingerprint, options.planner, options.memory_gb)
+    return [_describe(other) for name, other in found.items() if name != plan.configuration]
 
 
-def other_plans(fingerprint: Fingerprint, wishes: Wishes, plan: Plan) -> list[Plan]:
-    """The plans that the rules alone would make of the configurations that were not chosen."""
-    found = configurations(fingerprint, wishes.planner, wishes.memory_gb)
+def other_plans(fingerprint: Fingerprint, options: Wishes, plan: Plan) -> list[Plan]:
+    """The rules' plans of the configurations besides the plan's."""
     by_rules = replace(
-        wishes,
+        options,
         keep_name=False,
         use_reference=False,
         reference=None,
@@ -160,83 +152,84 @@ def other_plans(fingerprint: Fingerprint, wishes: Wishes, plan: Plan) -> list[Pl
         seconds=None,
     )
     return [
-        compose_unmeasured(fingerprint, replace(by_rules, configuration=name))
-        for name in found
+        compose(fingerprint, replace(by_rules, configuration=name))
+        for name in configurations(fingerprint, options.planner, options.memory_gb)
         if name != plan.configuration
     ]
 
 
-def _not_needed(plan: Plan) -> NoReturn:
-    raise AssertionError("a plan without a time budget is not measured")
-
-
-def _in_words(configuration: Configuration) -> str:
+def _describe(configuration: Configuration) -> str:
     if configuration.name == CASCADE:
         return f"{CASCADE} (refines 3d_lowres, which is trained first)"
     spacing = by_axis(configuration.spacing_mm, ".3g")
-    patch = by_axis(configuration.patch_size)
     return (
-        f"{configuration.name} ({spacing} mm, patches of {patch}, batch {configuration.batch_size})"
+        f"{configuration.name} ({spacing} mm, patches of {times(configuration.patch_size)}, batch "
+        f"{configuration.batch_size})"
     )
 
 
-def _rules(fingerprint: Fingerprint, wishes: Wishes, reference: Reference | None) -> _Rules:
-    there = configurations(fingerprint, wishes.planner, wishes.memory_gb)
-    recommended = next(iter(there))
-    configuration = there[_choose(there, wishes.configuration, reference)]
+def _rules(
+    fingerprint: Fingerprint, options: Wishes, reference: Reference | None
+) -> tuple[PlanValues, Evidence, str]:
+    """The values of the rules alone, their evidence, and the name of the plan."""
+    available = configurations(fingerprint, options.planner, options.memory_gb)
+    recommended = next(iter(available))
+    configuration = available[_choose(available, options.configuration, reference)]
     values, evidence = rule_values(fingerprint, configuration)
     if configuration.name == CASCADE:
-        values["previous_stage"] = f"{wishes.name}-3d_lowres"
-    values["regions_class_order"] = wishes.regions_class_order
-    if wishes.skipped_cases:
-        values["skipped_cases"] = wishes.skipped_cases
-        evidence["skipped_cases"] = (LEFT_OUT, "verification.json says why")
-    if wishes.patients is not None and wishes.patients < Splits().folds:
-        values["splits"] = {"folds": max(FEWEST_FOLDS, wishes.patients)}
-        evidence["splits.folds"] = (A_FOLD_EACH, f"{wishes.patients} in the task")
-    own = configuration.name in (recommended, reference and reference.configuration)
-    name = wishes.name if own or wishes.keep_name else f"{wishes.name}-{configuration.name}"
-    return _Rules(complete(values, "the rules"), evidence, name)
+        values["previous_stage"] = f"{options.name}-3d_lowres"
+    values["regions_class_order"] = options.regions_class_order
+    if options.skipped_cases:
+        values["skipped_cases"] = options.skipped_cases
+        evidence["skipped_cases"] = (SKIPPED, "verification.json says why")
+    if options.patients is not None and options.patients < Splits().folds:
+        values["splits"] = {"folds": max(FEWEST_FOLDS, options.patients)}
+        evidence["splits.folds"] = (FOLD_PER_PATIENT, f"{options.patients} in the task")
+    is_usual = configuration.name in (recommended, reference and reference.configuration)
+    name = options.name
+    if not (is_usual or options.keep_name):
+        name = f"{name}-{configuration.name}"
+    return complete(values, "the rules"), evidence, name
 
 
 def _choose(
-    there: Mapping[str, Configuration], wished: str | None, reference: Reference | None
+    available: Mapping[str, Configuration], requested: str | None, reference: Reference | None
 ) -> str:
     """The name of the configuration to plan.
 
     Raises:
-        PlanError: it is not there, or not the one that the reference plan is made for.
+        PlanError: it is not available, or the reference plan is for another one.
     """
     fixed = reference.configuration if reference else None
-    if reference and fixed and wished not in (None, fixed):
+    if reference and fixed and requested not in (None, fixed):
         raise PlanError(
-            f"--config {wished}: the reference plan {reference.name} is made for {fixed}; "
-            "take --no-reference to plan another configuration by the rules"
+            f"--config {requested}: the reference plan {reference.name} is for {fixed}; use "
+            "--no-reference to plan another configuration by the rules"
         )
-    chosen = wished or fixed or next(iter(there))
-    if chosen not in there:
+    chosen = requested or fixed or next(iter(available))
+    if chosen not in available:
         raise PlanError(
-            f"configuration {chosen!r} makes no sense for these data{_why_absent(there)}; there: "
-            f"{', '.join(there)}"
+            f"configuration {chosen!r} is not useful for these data{_why_not(available)}; "
+            f"available: {', '.join(available)}"
         )
     return chosen
 
 
-def _why_absent(there: Mapping[str, Configuration]) -> str:
-    if (full := there.get("3d_fullres")) is None:
+def _why_not(available: Mapping[str, Configuration]) -> str:
+    if (full := available.get("3d_fullres")) is None:
         return ", whose cases are single slices"
     patch, case = times(full.patch_size), times(full.median_shape)
     return f": a median case of {case} voxels is small enough for patches of {patch}"
 
 
-def _users_layers(wishes: Wishes, rules: Values, lower: list[Layer]) -> list[Layer]:
+def _users_layers(options: Wishes, rules: PlanValues, lower: list[Layer]) -> list[Layer]:
     layers = []
-    if wishes.overrides is not None:
-        layers.append(read_layer(wishes.overrides, f"overrides {wishes.overrides.name}"))
-    layers += wishes.layers
-    if wishes.settings:
+    if options.overrides is not None:
+        layers.append(read_layer(options.overrides, f"overrides {options.overrides.name}"))
+    layers += options.layers
+    if options.settings:
         base = rules
         for layer in [*lower, *layers]:
             base = merge(base, layer.values)
-        layers.append(set_layer(wishes.settings, base))
+        layers.append(set_layer(options.settings, base))
     return layers

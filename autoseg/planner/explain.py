@@ -1,4 +1,7 @@
-"""A plan as a table: every value, why it was chosen, and what it replaced."""
+"""A plan as a table: each value with its key, the reason for it, and what it replaced.
+
+Titles and units come from the fields of the plan (see `autoseg.plan.sections`).
+"""
 
 from __future__ import annotations
 
@@ -6,287 +9,62 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.fields import FieldInfo
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
 from autoseg.common.progress import by_axis
-from autoseg.plan.plan import Plan, Provenance
-from autoseg.planner.rule_values import A_FOLD_EACH, DECLARED, LEFT_OUT
+from autoseg.plan.evaluation import Colour, Merged, Tolerance
+from autoseg.plan.plan import Plan, Provenance, VolumeShare
+from autoseg.plan.sections import (
+    UNIT,
+    Clip,
+    CropToNonzero,
+    Resample,
+    Rescale,
+    Section,
+    ZScore,
+    extra,
+)
+from autoseg.planner.rule_values import DECLARED, FOLD_PER_PATIENT, SKIPPED
 
-# The keys of a plan in plain words, with units: what `--explain` shows.
-
-GROUPS = {
-    "data": (
-        "configuration",
-        "previous_stage",
-        "channels",
-        "labels",
-        "ignore_label",
-        "regions_class_order",
-        "skipped_cases",
-        "shares",
-    ),
-    "preprocessing": ("target_spacing_mm", "preprocessing"),
-    "patches": ("sampling",),
-    "augmentation": ("augmentation",),
-    "network": ("network",),
-    "training": ("training",),
-    "cross-validation": ("splits",),
-    "prediction": ("inference",),
-    "evaluation": ("evaluation",),
+HEADINGS = {  # top-level key of the plan -> heading; all other keys are below "data"
+    "target_spacing_mm": "preprocessing",
+    "preprocessing": "preprocessing",
+    "sampling": "patches",
+    "augmentation": "augmentation",
+    "network": "network",
+    "training": "training",
+    "splits": "cross-validation",
+    "inference": "prediction",
+    "evaluation": "evaluation",
 }
-
-# key -> words, unit
-WORDS = {
-    "configuration": ("configuration", ""),
-    "previous_stage": ("plan that this one refines", ""),
-    "channels": ("image channels", ""),
-    "labels": ("classes and their label values", ""),
-    "ignore_label": ("label value that nobody annotated", ""),
-    "regions_class_order": ("order in which regions are painted", ""),
-    "skipped_cases": ("bad cases left out", ""),
-    "shares": ("volumes reported as a share", ""),
-    "target_spacing_mm": ("voxel size for the network (x, y, z)", "mm"),
-    "preprocessing": ("step", ""),
-    "sampling.patch_size": ("patch that the network sees (x, y, z)", "voxels"),
-    "sampling.batch_size": ("patches in a batch", ""),
-    "sampling.foreground_share": ("patches centred on a labelled voxel", "share"),
-    "sampling.foreground_mode": ("which of a batch these are", ""),
-    "augmentation": ("random change", ""),
-    "network.features": ("feature maps of each stage", ""),
-    "network.strides": ("reduction on entering each stage", "voxels"),
-    "network.kernels": ("convolution kernel of each stage", "voxels"),
-    "network.blocks_encoder": ("blocks of each stage, going down", ""),
-    "network.blocks_decoder": ("blocks of each stage, going up", ""),
-    "network.residual": ("residual blocks going down", ""),
-    "network.down": ("how a stage is reduced", ""),
-    "network.norm": ("normalisation layers", ""),
-    "network.norm_momentum": ("momentum of their running means", ""),
-    "network.norm_epsilon": ("smallest variance they divide by", ""),
-    "network.activation": ("activation", ""),
-    "network.activation_first": ("activation before normalisation", ""),
-    "network.convolution_bias": ("convolutions add a constant", ""),
-    "network.initialisation": ("first random weights", ""),
-    "network.deep_supervision": ("coarser stages are trained, too", ""),
-    "training.seed": ("seed of all random numbers", ""),
-    "training.epochs": ("epochs", ""),
-    "training.steps_per_epoch": ("training steps in an epoch", ""),
-    "training.validation_steps": ("validation batches after an epoch", ""),
-    "training.augment_validation": ("validation batches are changed, too", ""),
-    "training.augment_on": ("where images are changed", ""),
-    "training.seconds": ("time for one fold", "s"),
-    "training.early_stopping_epochs": ("stop without progress for", "epochs"),
-    "training.loss.loss": ("loss", ""),
-    "training.loss.batch_dice": ("Dice over the batch as one volume", ""),
-    "training.loss.smooth": ("smoothing of the overlap", ""),
-    "training.loss.background": ("background counts in the Dice", ""),
-    "training.loss.alpha": ("weight of missed voxels", ""),
-    "training.loss.beta": ("weight of wrongly found voxels", ""),
-    "training.optimizer.optimizer": ("optimiser", ""),
-    "training.optimizer.learning_rate": ("learning rate at the start", ""),
-    "training.optimizer.momentum": ("momentum", ""),
-    "training.optimizer.nesterov": ("Nesterov's momentum", ""),
-    "training.optimizer.weight_decay": ("weight decay", ""),
-    "training.optimizer.betas": ("Adam's betas", ""),
-    "training.optimizer.epsilon": ("Adam's epsilon", ""),
-    "training.optimizer.decoupled": ("weight decay apart from the gradient", ""),
-    "training.schedule.schedule": ("how the learning rate falls", ""),
-    "training.schedule.exponent": ("exponent of that fall", ""),
-    "training.schedule.warmup": ("part in which it rises first", "share"),
-    "training.schedule.factor": ("factor of each fall", ""),
-    "training.schedule.patience_epochs": ("falls after no progress for", "epochs"),
-    "training.schedule.min_delta": ("what counts as progress", ""),
-    "training.schedule.cooldown_epochs": ("pause after a fall", "epochs"),
-    "training.schedule.floor": ("lowest learning rate", ""),
-    "training.gradient_clip": ("longest gradient", ""),
-    "training.average_decay": ("decay of the averaged weights", ""),
-    "training.precision": ("number format", ""),
-    "training.compile": ("network compiled before training", ""),
-    "training.keep": ("weights that prediction uses", ""),
-    "splits.folds": ("folds", ""),
-    "splits.seed": ("seed of their shuffle", ""),
-    "inference.overlap": ("overlap of neighbouring patches (x, y, z)", "voxels"),
-    "inference.weighting": ("weight of a patch's voxels", ""),
-    "inference.mirror_axes": ("axes that --tta mirrors", ""),
-    "evaluation.tolerance_mm": ("surfaces this close agree", "mm"),
-    "evaluation.tolerances": ("surfaces of some classes agree", ""),
-    "evaluation.merged": ("classes reported together", ""),
-    "evaluation.colours": ("colour of some classes in figures", ""),
-}
-
-ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
-CT = "ct"
-
-
-def group_of(key: str) -> str:
-    """The heading that a key stands under."""
-    first = key.split(".")[0]
-    return next(group for group, keys in GROUPS.items() if first in keys)
-
-
-def name_of(key: str) -> str:
-    """A key in words; entries of a list are counted from 1."""
-    words, _ = WORDS.get(key) or WORDS[key.rpartition(".")[0]]
-    number = key.rpartition(".")[2]
-    return f"{words} {int(number) + 1}" if number.isdecimal() else words
-
-
-def value_of(key: str, value: Any, channels: Sequence[str]) -> str:
-    """A value in words, with its unit.
-
-    Args:
-        key: dotted, such as `sampling.patch_size`.
-        value: as JSON values.
-        channels: the plan's, by which intensities have a unit.
-    """
-    if isinstance(value, dict) and "step" in value:
-        return _step(value, channels)
-    if isinstance(value, dict) and "transform" in value:
-        return _transform(value)
-    if key.startswith("shares."):
-        whole = ", ".join(map(str, [value["label"], *value["container"]]))
-        return f"label {value['label']} as a part of labels {whole}"
-    if key.startswith("evaluation.") and isinstance(value, dict):
-        labels = ", ".join(map(str, value["labels"]))
-        if "mm" in value:
-            return f"labels {labels}: {value['mm']:g} mm"
-        if "colour" in value:
-            return f"labels {labels}: {value['colour']}"
-        return f"{value['name']}: mean of labels {labels}"
-    _, unit = WORDS[key]
-    if key == "target_spacing_mm":
-        return by_axis("each scan's own" if mm is None else f"{mm:.6g}" for mm in value) + " mm"
-    if key == "inference.mirror_axes":
-        return ", ".join("xyz"[axis] for axis in value) or "none"
-    if unit == "share":
-        return percent(value)
-    text = by_axis(map(_plain, value)) if unit and _is_flat(value) else _plain(value)
-    return f"{text} {unit}" if unit and value is not None else text
-
-
-def percent(share: float) -> str:
-    """A share as people write it."""
-    return f"{100 * share:.4g} %"
-
-
-def _step(step: dict[str, Any], channels: Sequence[str]) -> str:
-    channel = step.get("channel")
-    of = "" if channel is None or len(channels) == 1 else f" ({channels[channel]})"
-    names = channels if channel is None else [channels[channel]]
-    unit = " HU" if all(name.casefold() == CT for name in names) else ""
-    match step["step"]:
-        case "crop_to_nonzero":
-            return "cut away the border where every channel is 0"
-        case "clip":
-            return f"limit intensities to {_range(step['window'])}{unit}{of}"
-        case "rescale":
-            rounded = ", in whole numbers" if step["whole_numbers"] else ""
-            return f"map each case's intensities to {_range(step['range'])}{rounded}{of}"
-        case "resample":
-            ratio = step["anisotropy"]
-            coarse = f"; nearest along an axis over {ratio:g} x as coarse" if ratio else ""
-            return (
-                f"resample to the voxel size: image {ORDERS[step['image_order']]}, labels "
-                f"{ORDERS[step['label_order']]}, sizes rounded {_rounding(step)}{coarse}"
-            )
-        case _:
-            return f"{_z_score(step, unit)}{of}"
-
-
-def _rounding(step: dict[str, Any]) -> str:
-    return "down" if step["rounding"] == "down" else "to the nearest"
-
-
-def _z_score(step: dict[str, Any], unit: str) -> str:
-    inside = ", of the voxels that are not 0" if step["nonzero"] else ""
-    mean, std = step["mean"], step["std"]
-    less = "the case's mean" if mean is None else f"{mean:.6g}{unit}"
-    by = "its standard deviation" if std is None else f"{std:.6g}{unit}"
-    return f"subtract {less}, divide by {by}{inside}"
-
-
-def _transform(values: dict[str, Any]) -> str:
-    """Name and settings; what has no chance to happen is left out."""
-    told = []
-    for name, value in values.items():
-        kind = name.rpartition("_")[0]
-        if name == "transform" or (kind and values.get(f"{kind}_probability") == 0):
-            continue
-        told.append(f"{name.replace('_', ' ')} {_setting(name, value)}")
-    kind = str(values["transform"]).replace("_", " ")
-    return f"{kind}: {', '.join(told)}" if told else kind
-
-
-def _setting(name: str, value: Any) -> str:
-    if name.endswith("probability"):
-        return percent(value)
-    if name.endswith("degrees"):
-        turns = [f"{axis} {_range(limits)}°" for axis, limits in zip("xyz", value, strict=True)]
-        return " ".join(turns)
-    if name == "axes":
-        return " ".join("xyz"[axis] for axis in value) or "none"
-    if name.endswith("_order"):
-        return ORDERS[value]
-    if isinstance(value, list):
-        return _range(value)
-    return _plain(value)
-
-
-def _range(limits: Sequence[float]) -> str:
-    low, high = limits
-    return f"{low:.6g} to {high:.6g}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(entry)}" for name, entry in value.items())
-    if isinstance(value, list):
-        return _list(value)
-    return str(value).replace("_", " ")
-
-
-def _list(value: list[Any]) -> str:
-    if not value:
-        return "none"
-    nested = (by_axis(map(_plain, entry)) if _is_flat(entry) else _plain(entry) for entry in value)
-    return ", ".join(nested)
-
-
-def _is_flat(value: Any) -> bool:
-    """One number for each axis?"""
-    return (
-        isinstance(value, list)
-        and len(value) == 3
-        and all(isinstance(entry, int | float) for entry in value)
-    )
-
-
+GROUPS = ("data", *dict.fromkeys(HEADINGS.values()))
 HIDDEN = ("format_version", "provenance", "measured", "task", "name")
 DEFAULT = Provenance(source="default")
 RULE, REFERENCE = "rule: ", "reference plan "
-WIDTH = 120
 SOURCES = {  # of rules that are not nnU-Net's
     DECLARED: "dataset.json",
-    LEFT_OUT: "--skip-bad-cases",
-    A_FOLD_EACH: "own rule",
+    SKIPPED: "--skip-bad-cases",
+    FOLD_PER_PATIENT: "own rule",
 }
+ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
+WIDTH = 120
 
 
 @dataclass(frozen=True)
 class Explained:
-    """One value of a plan, in words.
+    """One value of a plan, as text.
 
     Attributes:
         key: as `--set` takes it.
-        name: the key in words.
+        name: the title of the key.
         value: with its unit.
-        rule: which rule chose it, if one did.
-        evidence: the figures that decided.
+        rule: the rule that chose it, if any.
+        evidence: the figures behind the choice.
         source: rules, default, reference plan, overrides file, ...
-        replaced: what the rules alone would have chosen, where it was replaced.
+        replaced: what the rules alone would choose, if it was replaced.
     """
 
     key: str
@@ -299,25 +77,19 @@ class Explained:
 
     @property
     def why(self) -> str:
-        """Rule, evidence and what was replaced, in one cell."""
-        parts = [": ".join(part for part in (self.rule, self.evidence) if part)]
-        if self.replaced:
-            parts.append(f"the rules alone: {self.replaced}")
-        return "; ".join(part for part in parts if part)
+        """Rule, evidence and replaced value in one cell."""
+        reason = ": ".join(filter(None, (self.rule, self.evidence)))
+        replaced = f"rules alone: {self.replaced}" if self.replaced else ""
+        return "; ".join(filter(None, (reason, replaced)))
 
 
 def explain(plan: Plan) -> None:
     """Print the plan as a table on standard output."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    # Names and figures may hold brackets and colons: they are text, not rich's markup.
     table = Table(
         title=f"Plan {plan.name} of {plan.task} (id {plan.id})", box=SIMPLE_HEAD, pad_edge=False
     )
-    for heading, share in (("what, and its key", 35), ("value", 28), ("why", 32), ("source", 19)):
-        table.add_column(heading, overflow="fold", ratio=share)
+    for heading, ratio in (("what, and its key", 35), ("value", 28), ("why", 32), ("source", 19)):
+        table.add_column(heading, overflow="fold", ratio=ratio)
     found = rows(plan)
     for group in GROUPS:
         table.add_row(group.upper())
@@ -325,17 +97,17 @@ def explain(plan: Plan) -> None:
             table.add_row(f"{row.name}\n  {row.key}", row.value, row.why, row.source)
         table.add_section()
     table.expand = True
-    # Without a terminal there is no width to fit; a wide one makes lines that nobody can follow.
-    console = Console(markup=False, emoji=False)
-    width = min(console.width, WIDTH) if console.is_terminal else WIDTH
-    narrow = Console(width=width, markup=False, emoji=False, highlight=False)
-    narrow.print(table)
+    # Names may contain brackets and colons, which must not be parsed as rich markup. Without a
+    # terminal there is no width to fit.
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    console.print(table)
     for name, citation in citations(plan).items():
-        narrow.print(f"{REFERENCE}{name}: {citation}")
+        console.print(f"{REFERENCE}{name}: {citation}")
 
 
 def citations(plan: Plan) -> dict[str, str]:
-    """Reference plan -> where its values come from."""
+    """Reference plan -> the publication of its values."""
     sources = {why.source: why.evidence for why in plan.provenance.values()}
     return {
         source.removeprefix(REFERENCE): citation
@@ -344,30 +116,65 @@ def citations(plan: Plan) -> dict[str, str]:
     }
 
 
+def group_of(key: str) -> str:
+    """The heading of a key."""
+    return HEADINGS.get(key.split(".")[0], "data")
+
+
 def rows(plan: Plan) -> list[Explained]:
-    """One row for each value, in the plan's order."""
-    values = plan.model_dump(mode="json", exclude=set(HIDDEN))
-    return [_row(plan, key, value) for key, value in _leaves(values)]
+    """One row per value, in the order of the plan."""
+    return [
+        _row(plan, key, field, value)
+        for key, field, value in _leaves(plan)
+        if key.split(".")[0] not in HIDDEN
+    ]
 
 
-def _row(plan: Plan, key: str, value: Any) -> Explained:
+def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Key, field and value of everything below a section; lists of sections entry by entry."""
+    for name, field in type(section).model_fields.items():
+        key, value = f"{prefix}{name}", getattr(section, name)
+        if isinstance(value, Section):
+            yield from _leaves(value, f"{key}.")
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            for index, entry in enumerate(value):
+                yield f"{key}.{index}", field, entry
+        else:
+            yield key, field, value
+
+
+def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
     why, origin = _provenance(plan, key)
-    ruled, published = why.source.startswith(RULE), why.source.startswith(REFERENCE)
-    told = value_of(key, value, plan.channels)
+    is_rule, is_reference = why.source.startswith(RULE), why.source.startswith(REFERENCE)
+    number = key.rpartition(".")[2]
+    text = value_text(value, field, plan.channels)
+    replaced = "" if is_rule or why is DEFAULT else _replaced(why.rule_value, key, origin, field)
+    if replaced == text:
+        replaced = "the same"
     if key == "target_spacing_mm" and not plan.resamples:
-        told += " (not used: no step resamples)"
-    replaced = "" if ruled or why is DEFAULT else _replaced(why.rule_value, key, origin, plan)
-    if key not in (origin, f"{origin}.0"):  # of a list, the first entry tells it for all
-        why = why.model_copy(update={"evidence": "", "rule_value": None})
+        text += " (not used: no step resamples)"
+    # The evidence of a list is shown once, with its first entry.
+    evidence = why.evidence if key in (origin, f"{origin}.0") and not is_reference else ""
+    has_reason = key == origin or (key == f"{origin}.0" and why.evidence)
     return Explained(
         key=key,
-        name=name_of(key),
-        value=told,
-        rule=why.source.removeprefix(RULE) if ruled and (why.evidence or key == origin) else "",
-        evidence="" if published else why.evidence,
+        name=f"{field.title} {int(number) + 1}" if number.isdecimal() else str(field.title),
+        value=text,
+        rule=why.source.removeprefix(RULE) if is_rule and has_reason else "",
+        evidence=evidence,
         source=_source(why.source),
-        replaced="the same" if replaced == told else replaced,
+        replaced=replaced,
     )
+
+
+def _provenance(plan: Plan, key: str) -> tuple[Provenance, str]:
+    """The provenance of a key, or of the closest section around it, and the key of that."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        origin = ".".join(parts[:length])
+        if origin in plan.provenance:
+            return plan.provenance[origin], origin
+    return DEFAULT, key
 
 
 def _source(source: str) -> str:
@@ -376,34 +183,129 @@ def _source(source: str) -> str:
     return source.removeprefix(REFERENCE)
 
 
-def _replaced(value: Any, key: str, origin: str, plan: Plan) -> str:
-    """The rules' value; of a list of steps only their kinds, and only once."""
+def _replaced(value: Any, key: str, origin: str, field: FieldInfo) -> str:
+    """The value of the rules; of a list of steps only their kinds, with its first entry."""
+    if key not in (origin, f"{origin}.0"):
+        return ""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        kinds = [str(next(iter(entry.values()))).replace("_", " ") for entry in value]
-        return ", ".join(kinds) if key in (origin, f"{origin}.0") else ""
-    if value is None or key != origin:
-        return "nothing" if key in (origin, f"{origin}.0") else ""
-    return value_of(key, value, plan.channels)
+        return ", ".join(str(next(iter(entry.values()))) for entry in value)
+    return "nothing" if value is None or key != origin else value_text(value, field)
 
 
-def _leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        whole = f"{path}{key}"
-        if isinstance(value, dict) and value and whole != "labels":
-            yield from _leaves(value, f"{whole}.")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for index, entry in enumerate(value):
-                yield f"{whole}.{index}", entry
-        else:
-            yield whole, value
+def value_text(value: Any, field: FieldInfo, channels: Sequence[str] = ()) -> str:
+    """A value with its unit.
+
+    Args:
+        value: of the plan, or as JSON.
+        field: the field of the plan that holds it.
+        channels: of the plan; intensities of CT channels have the unit HU.
+    """
+    unit = extra(field).get(UNIT, "")
+    match value:
+        case Section():
+            return _section_text(value, channels)
+        case int() | float() if unit == "share":
+            return f"{100 * value:.4g} %"
+        case tuple() | list() if unit == "axes":
+            return " ".join("xyz"[axis] for axis in value) or "none"
+        case tuple() | list() if unit and _is_vector(value):
+            return by_axis("own" if each is None else _plain(each) for each in value) + f" {unit}"
+        case None:
+            return "none"
+        case _:
+            return f"{_plain(value)} {unit}".rstrip()
 
 
-def _provenance(plan: Plan, key: str) -> tuple[Provenance, str]:
-    """That of the key, or of the closest part that it belongs to, and that part's key."""
-    parts: Sequence[str] = key.split(".")
-    for length in range(len(parts), 0, -1):
-        part = ".".join(parts[:length])
-        found = plan.provenance.get(part)
-        if found is not None:
-            return found, part
-    return DEFAULT, key
+def _section_text(section: Section, channels: Sequence[str]) -> str:
+    """An entry of a list: a step, a transform, a volume share, or an entry of the evaluation."""
+    match section:
+        case CropToNonzero() | Clip() | Rescale() | Resample() | ZScore():
+            return _step_text(section, channels)
+        case VolumeShare(label=label, container=container):
+            return f"label {label} as a share of labels {_plain((label, *container))}"
+        case Tolerance(labels=labels, mm=mm):
+            return f"labels {_plain(labels)}: {mm:g} mm"
+        case Colour(labels=labels, colour=colour):
+            return f"labels {_plain(labels)}: {colour}"
+        case Merged(labels=labels, name=name):
+            return f"{name}: mean of labels {_plain(labels)}"
+        case _:
+            return _transform_text(section)
+
+
+def _step_text(step: Section, channels: Sequence[str]) -> str:
+    channel = getattr(step, "channel", None)
+    names = channels if channel is None else [channels[channel]]
+    of = "" if channel is None or len(channels) == 1 else f" ({channels[channel]})"
+    unit = " HU" if all(name.casefold() == "ct" for name in names) else ""
+    match step:
+        case Clip(window=window):
+            return f"clip intensities to {_range(window)}{unit}{of}"
+        case Rescale(range=limits, whole_numbers=rounded):
+            return f"rescale each case to {_range(limits)}{', rounded' if rounded else ''}{of}"
+        case Resample(image_order=image, label_order=label, rounding=rounding, anisotropy=ratio):
+            coarse = f"; nearest along an axis more than {ratio:g} x as coarse" if ratio else ""
+            return (
+                f"resample to the target spacing: image {ORDERS[image]}, labels {ORDERS[label]}, "
+                f"sizes rounded {'down' if rounding == 'down' else 'to nearest'}{coarse}"
+            )
+        case ZScore(mean=mean, std=std, nonzero=nonzero):
+            shift = "the case's mean" if mean is None else f"{mean:.6g}{unit}"
+            scale = "the case's standard deviation" if std is None else f"{std:.6g}{unit}"
+            where = ", both of the non-zero voxels" if nonzero else ""
+            return f"subtract {shift}, divide by {scale}{where}{of}"
+        case _:
+            return "crop to the voxels that are not zero in every channel"
+
+
+def _transform_text(transform: Section) -> str:
+    """Title and settings; settings with probability 0 are left out."""
+    fields = type(transform).model_fields
+    settings = ", ".join(
+        _setting(name, getattr(transform, name), field)
+        for name, field in fields.items()
+        if name != "transform"
+        and getattr(transform, f"{name.rpartition('_')[0]}_probability", 1) != 0
+    )
+    return f"{fields['transform'].title}: {settings}"
+
+
+def _setting(name: str, value: Any, field: FieldInfo) -> str:
+    if name.endswith("degrees"):
+        text = " ".join(f"{axis} {_range(turn)}°" for axis, turn in zip("xyz", value, strict=True))
+    elif name.endswith("_order"):
+        text = ORDERS[value]
+    elif isinstance(value, tuple) and UNIT not in extra(field):
+        text = _range(value)
+    else:
+        text = value_text(value, field)
+    return f"{name.replace('_', ' ')} {text}"
+
+
+def _range(limits: Sequence[float]) -> str:
+    low, high = limits
+    return f"{low:.6g} to {high:.6g}"
+
+
+def _plain(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case dict():
+            return ", ".join(f"{name} {_plain(entry)}" for name, entry in value.items())
+        case tuple() | list():
+            entries = (by_axis(map(_plain, e)) if _is_vector(e) else _plain(e) for e in value)
+            return ", ".join(entries) or "none"
+        case _:
+            return str(value)
+
+
+def _is_vector(value: Any) -> bool:
+    """Whether `value` has one number (or None) per axis."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 3
+        and all(each is None or isinstance(each, int | float) for each in value)
+    )

@@ -1,4 +1,8 @@
-"""Layers of plan values: rules < reference plan < time budget < overrides file < --set."""
+"""Plan values in layers: rules < reference plan < time budget < overrides file < --set.
+
+Each layer replaces values of the layers below it. A value's provenance names the last layer that
+set it and the value that the rules alone would choose.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import json5
+
 from autoseg.common.errors import PlanError
 from autoseg.plan.plan import Plan, Provenance
 from autoseg.plan.reading import make_plan
-from autoseg.planner.rule_values import Evidence, Values
+from autoseg.planner.rule_values import Evidence, PlanValues
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
-WHOLE = ("labels", "measured")  # objects with the user's own keys: replaced, not merged
+NOT_MERGED = ("labels", "measured")  # objects with free keys: replaced as a whole
 EXAMPLES = {"--set": "sampling.batch_size=4", "--slurm": "gpus=1"}
-NOT_IN_LAYERS = {
+NOT_IN_LAYERS = {  # key -> what sets it
     "name": "--name",
     "provenance": "the planner",
     "configuration": "--config",
@@ -27,18 +33,18 @@ NOT_IN_LAYERS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """Values that replace those of the layers below, and where they come from."""
+    """PlanValues that replace those of the layers below, and their source."""
 
     source: str
-    values: Values
+    values: PlanValues
     evidence: str = ""
 
 
-def stack(rules: Values, evidence: Evidence, layers: Sequence[Layer], name: str) -> Plan:
-    """The plan of all layers, every value with its provenance.
+def stack(rules: PlanValues, evidence: Evidence, layers: Sequence[Layer], name: str) -> Plan:
+    """Merge the layers over the rules into a plan with the provenance of each value.
 
     Raises:
-        PlanError: a layer has an unknown key, an impossible value, or does not fit the rest.
+        PlanError: a layer has an unknown key, an invalid value, or does not fit the others.
     """
     merged = copy.deepcopy(rules)
     provenance = {
@@ -46,44 +52,39 @@ def stack(rules: Values, evidence: Evidence, layers: Sequence[Layer], name: str)
         for key, (rule, figures) in evidence.items()
     }
     for layer in layers:
-        _refuse_foreign_keys(layer)
+        for key, owner in NOT_IN_LAYERS.items():
+            if key in layer.values:
+                raise PlanError(f"{layer.source}: {key} is set by {owner}; remove it")
         for path in _leaves(layer.values):
             key = ".".join(path)
-            ruled = value_at(rules, path)
             provenance = {k: v for k, v in provenance.items() if not k.startswith(f"{key}.")}
             provenance[key] = Provenance(
-                source=layer.source, evidence=layer.evidence, rule_value=ruled
+                source=layer.source, evidence=layer.evidence, rule_value=value_at(rules, path)
             )
         merged = merge(merged, layer.values)
     where = " + ".join(["the rules", *(layer.source for layer in layers)])
     records = {
         key: entry.model_dump(mode="json")
         for key, entry in sorted(provenance.items())
-        if _exists(merged, key)  # a value of a replaced optimizer is no longer there
+        if _exists(merged, key)  # values of a replaced optimiser no longer exist
     }
     return make_plan(merged | {"name": name, "provenance": records}, where)
 
 
-def _refuse_foreign_keys(layer: Layer) -> None:
-    for key, owner in NOT_IN_LAYERS.items():
-        if key in layer.values:
-            raise PlanError(f"{layer.source}: {key} comes from {owner}; take it out")
-
-
-def complete(values: Values, where: str) -> Values:
-    """The values with every default written out, so that a layer can replace a part of each."""
+def complete(values: PlanValues, where: str) -> PlanValues:
+    """Fill in all defaults, so that a layer can replace a part of any value."""
     plan = make_plan(values, where)
     return plan.model_dump(mode="json", exclude={"name", "provenance", "measured"})
 
 
-def merge(below: Values, above: Values) -> Values:
-    """`above` over `below`, object by object.
+def merge(below: PlanValues, above: PlanValues) -> PlanValues:
+    """Merge `above` over `below`, object by object.
 
-    Lists, labels, and objects of another kind (adam for sgd) are replaced.
+    Lists, labels, and objects of another kind (adam instead of sgd) are replaced.
     """
     merged = dict(below)
     for key, value in above.items():
-        if key not in WHOLE and _can_merge(merged.get(key), value):
+        if key not in NOT_MERGED and _can_merge(merged.get(key), value):
             merged[key] = merge(merged[key], value)
         else:
             merged[key] = copy.deepcopy(value)
@@ -91,16 +92,16 @@ def merge(below: Values, above: Values) -> Values:
 
 
 def _can_merge(old: Any, new: Any) -> bool:
-    """Are both objects, and of the same kind?"""
+    """Whether both are objects of the same kind."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return False
     return not any(isinstance(new.get(k), str) and new[k] != old.get(k) for k in KINDS)
 
 
-def _leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths to everything that is not an object of plan keys."""
+def _leaves(values: PlanValues, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all values that are not objects with plan keys."""
     for key, value in values.items():
-        if isinstance(value, dict) and key not in WHOLE:
+        if isinstance(value, dict) and key not in NOT_MERGED:
             yield from _leaves(value, (*path, key))
         else:
             yield (*path, key)
@@ -113,7 +114,7 @@ def _exists(values: Any, key: str) -> bool:
 
 
 def value_at(values: Any, path: Sequence[str]) -> Any:
-    """The value at a path of keys; None if it is not there."""
+    """The value at a path of keys; None if it does not exist."""
     for key in path:
         if not isinstance(values, dict) or key not in values:
             return None
@@ -122,38 +123,36 @@ def value_at(values: Any, path: Sequence[str]) -> Any:
 
 
 def read_layer(path: Path, source: str) -> Layer:
-    """Read a JSON5 file of plan values, written by a person.
+    """Read a hand-written JSON5 file of plan values.
 
     Raises:
-        PlanError: missing, not JSON5, or not an object.
+        PlanError: the file is missing, not JSON5, or not an object.
     """
-    import json5
-
     try:
         values = json5.loads(path.read_text(encoding="utf-8"), allow_duplicate_keys=False)
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from error
     except RecursionError as error:
-        raise PlanError(f"{path} is nested too deeply to be one of our files") from error
+        raise PlanError(f"{path} is nested too deeply") from error
     except ValueError as error:
         raise PlanError(f"{path} is not valid JSON5: {error}") from error
     if not isinstance(values, dict):
-        raise PlanError(f"{path} holds {type(values).__name__}; plan values are an object")
+        raise PlanError(f"{path} holds {type(values).__name__}, not an object of plan values")
     return Layer(source, values)
 
 
-def set_layer(settings: Sequence[str], base: Values, option: str = "--set") -> Layer:
-    """`--set key=value ...` as a layer; values are JSON5, or plain words.
+def set_layer(settings: Sequence[str], base: PlanValues, option: str = "--set") -> Layer:
+    """`--set key=value ...` as a layer; a value is JSON5, or else plain text.
 
     Args:
         settings: such as `sampling.batch_size=4` or `preprocessing.0.window=[-1000, 400]`.
-        base: the values so far, in which numbers in a key choose an entry of a list.
-        option: of the command line, that they come from.
+        base: the values of the layers below; a number in a key is an index of a list in them.
+        option: the command-line option, named in errors.
 
     Raises:
-        PlanError: no `=`, or a number that is no entry of the list.
+        PlanError: a setting has no `=`, or an index is not valid.
     """
-    values: Values = {}
+    values: PlanValues = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -164,14 +163,14 @@ def set_layer(settings: Sequence[str], base: Values, option: str = "--set") -> L
 
 
 def _nest(path: list[str], value: Any, base: Any, setting: str) -> Any:
-    """`value` wrapped into the objects and lists of its path."""
+    """Wrap `value` in the objects and lists of its path."""
     if not path:
         return value
     first, rest = path[0], path[1:]
     if not isinstance(base, list):
         inner = base.get(first) if isinstance(base, dict) else None
         nested = _nest(rest, value, inner, setting)
-        if first in WHOLE and rest and isinstance(inner, dict):
+        if first in NOT_MERGED and rest and isinstance(inner, dict):
             nested = inner | nested
         return {first: nested}
     index = _index(first, len(base), setting)
@@ -184,26 +183,24 @@ def _nest(path: list[str], value: Any, base: Any, setting: str) -> Any:
 def _index(text: str, length: int, setting: str) -> int:
     if text.isdecimal() and int(text) < length:
         return int(text)
-    there = f"take 0 to {length - 1}" if length else "the list is empty"
-    raise PlanError(f"{setting}: {text!r} is no entry of that list; {there}")
+    valid = f"use 0 to {length - 1}" if length else "the list is empty"
+    raise PlanError(f"{setting}: {text!r} is not an index of this list; {valid}")
 
 
 def _parse(text: str) -> Any:
-    import json5
-
     try:
         return json5.loads(text)
     except (ValueError, RecursionError):
-        return text  # a plain word such as bfloat16
+        return text  # such as bfloat16
 
 
 # Reference plans: published pipelines as commented JSON5 files in `plans/`.
 #
-# Beside plan values such a file may hold `configuration` (the one that it is made for),
-# `citation` (where its values come from) and `extends` (another reference plan, whose values lie
-# below its own).
+# Besides plan values, such a file may hold `configuration` (the only one that it is valid for),
+# `citation` (the publication of its values) and `extends` (another reference plan, whose values it
+# overrides).
 
-ENDING = ".json5"
+SUFFIX = ".json5"
 
 
 @dataclass(frozen=True)
@@ -211,9 +208,9 @@ class Reference:
     """A reference plan.
 
     Attributes:
-        name: its file's name without the ending.
-        layers: its values, those that it extends first.
-        configuration: the only one that it is made for; None if it fits all.
+        name: the file name without suffix.
+        layers: its values, preceded by those of the plans that it extends.
+        configuration: the only one that it is valid for; None if it is valid for all.
     """
 
     name: str
@@ -222,7 +219,7 @@ class Reference:
 
 
 def plans_folder() -> Path:
-    """`plans/` inside the installed package, or at the top of a checkout."""
+    """`plans/` in the installed package, or at the top level of a checkout."""
     package = Path(__file__).resolve().parent.parent
     shipped = package / "plans"
     return shipped if shipped.is_dir() else package.parent / "plans"
@@ -230,14 +227,14 @@ def plans_folder() -> Path:
 
 def reference_names() -> list[str]:
     """The names of all reference plans, sorted."""
-    return sorted(path.name.removesuffix(ENDING) for path in plans_folder().glob(f"*{ENDING}"))
+    return sorted(path.name.removesuffix(SUFFIX) for path in plans_folder().glob(f"*{SUFFIX}"))
 
 
 def find_reference(task: str, name: str | None = None) -> Reference | None:
-    """The reference plan of this name, or without a name that of the task, if there is one.
+    """The reference plan with this name; without a name, that of the task, if there is one.
 
     Raises:
-        PlanError: there is none of this name, a file is damaged, or plans extend each other.
+        PlanError: the name is unknown, a file is invalid, or plans extend each other.
     """
     if name is None:
         return read_reference(task) if task in reference_names() else None
@@ -245,10 +242,10 @@ def find_reference(task: str, name: str | None = None) -> Reference | None:
 
 
 def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
-    """Read a reference plan and what it extends.
+    """Read a reference plan and the plans that it extends.
 
     Args:
-        name: the file's name without the ending.
+        name: the file name without suffix.
         above: the plans that extend this one.
 
     Raises:
@@ -259,10 +256,10 @@ def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
     if name not in reference_names():
         by = f", which {above[-1]} extends," if above else ""
         raise PlanError(
-            f"there is no reference plan {name!r}{by} in {plans_folder()}; "
-            f"there: {', '.join(reference_names()) or 'none'}"
+            f"no reference plan {name!r}{by} in {plans_folder()}; "
+            f"available: {', '.join(reference_names()) or 'none'}"
         )
-    path = plans_folder() / f"{name}{ENDING}"
+    path = plans_folder() / f"{name}{SUFFIX}"
     source = f"reference plan {path.name}"
     values = dict(read_layer(path, source).values)
     citation = _take_text(values, "citation", source) or ""
@@ -275,8 +272,8 @@ def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
     return Reference(name, (*below.layers, own), configuration or below.configuration)
 
 
-def _take_text(values: dict[str, object], key: str, source: str) -> str | None:
+def _take_text(values: PlanValues, key: str, source: str) -> str | None:
     found = values.pop(key, None)
     if found is not None and not isinstance(found, str):
-        raise PlanError(f"{source}: {key} is {found!r}; it must be text")
+        raise PlanError(f"{source}: {key} is {found!r}; it must be a string")
     return found

@@ -1,15 +1,15 @@
-"""Rules of our own, beside nnU-Net's: the patch for a network whose depth is given.
+"""Our own rule for the patch of a given network.
 
 nnU-Net chooses patch and network together. Where a reference plan or the user gives the network,
-the patch must follow. It is the largest whose
+this rule chooses the largest patch of which
 
-* sides are multiples of the network's reduction (2^depth),
-* sides are as equal in millimetres as these multiples allow: each is the largest multiple within
-  the same length L, and L is as large as the memory allows,
-* sides are not longer than a median case, rounded down (an axis that is whole stops growing),
-* training takes no more than `USABLE_SHARE` of the memory (see `memory`).
+* the sides are multiples of the network's reduction (2^depth),
+* the sides are as equal in millimetres as these multiples allow: each is the largest multiple
+  within a common length L, and L is as large as the memory allows,
+* the sides are no longer than a median case, rounded down (an axis that reaches it stops growing),
+* training uses at most `USABLE_SHARE` of the memory (see `training_memory`).
 
-In a formula, with spacing s, reduction r and median shape m along each axis:
+As a formula, with spacing s, reduction r and median shape m along each axis:
 
     side(L) = r x clip(floor(L / (s x r)), 1, max(1, floor(m / r)))
     L       = the largest with  peak(side(L)) <= USABLE_SHARE x memory
@@ -20,53 +20,165 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import PlanError
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, CropToNonzero, Network, Optimizer, Resample, whole_sizes
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import Layer, value_at
 
-if TYPE_CHECKING:
-    from autoseg.fingerprint import Fingerprint
-
-
-# How much memory a training step takes: weights, gradients, optimiser, and activations.
-#
-# Per batch, in bytes, with n patches, f maps and v voxels at each stage, 4 bytes a float32 value
-# and 2 a bfloat16 one:
-#
-# weights 4 x parameters, as much for the gradients, and for an average of the weights optimiser 4
-# x parameters for a momentum, 8 x for Adam's two activations n x value bytes x (sum of what
-# backward needs again)
-#
-# Backward needs of every convolution with normalisation and activation two tensors of f x v: the
-# normalisation's input and the activated output, which is the next convolution's input. A decoder
-# stage adds its concatenated input (2 f x v), a max pooling its output and 8 bytes an index, the
-# short cut of a residual block its pooled and its convolved input. The loss keeps three float32
-# tensors of classes x v at each supervised stage.
-#
-# What lives for a moment only, gradients of activations and the convolutions' workspaces, is
-# taken as half of the activations. Measured, as peak of the process in units of what this model
-# says is kept: on a processor 1.1 for the paper's network and patch in float32 (8.3 GB) and 1.2
-# in bfloat16 (4.8 GB); 1.3 to 1.45 for steps of 1 GB in float32 and 1.6 to 2.0 in bfloat16 (half
-# a GB), where the allocator's spare blocks weigh more. On a graphics card, as nnU-Net's
-# documentation gives it: 7.7 GB for plans of which this model says 4.3 to 4.8 GB are kept (1.6 to
-# 1.8), 22.7 GB where it says 15.0 to 17.3 GB (1.3 to 1.5).
-
+# Half of the memory stays free: libraries differ by nearly as much in the memory of the same step,
+# and a card may be shared, for example with a display. 0.45 to 0.53 reproduce the one published
+# choice that the rule can be compared with: 160 x 160 x 80 on 24 GB (Müller et al. 2021).
+USABLE_SHARE = 0.5
+SOURCE = "own rule: largest patch for a given network"
 FLOAT, HALF, INDEX = 4, 2, 8  # bytes
-GB = 2**30  # as graphics cards count
+GB = 2**30  # as for graphics cards
 LOSS_TENSORS = 3
-PASSING_SHARE = 0.5  # of the activations: what lives for a moment
+TRANSIENT_SHARE = 0.5  # of the activations: memory used only for a moment
+
+
+def strides_without_patch(layers: Sequence[Layer]) -> Any:
+    """The network's strides if a layer gives them and no layer gives the patch; else None."""
+    strides = None
+    for layer in layers:
+        if value_at(layer.values, ("sampling", "patch_size")) is not None:
+            return None
+        given = value_at(layer.values, ("network", "strides"))
+        strides = strides if given is None else given
+    return strides
+
+
+def whole_case_layer(fingerprint: Fingerprint, strides: Any) -> Layer:
+    """A patch that fits the strides, to validate a plan before its patch is chosen."""
+    factors = _reduction(strides)
+    most = fingerprint.shapes_after_crop.max(axis=0).tolist()
+    sides = [2 * factor * ceil(size / factor) for size, factor in zip(most, factors, strict=True)]
+    return _layer(sides, "")
+
+
+def patch_layer(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Layer:
+    """The largest patch for the plan's network, and half of it as overlap.
+
+    Args:
+        plan: its own patch is ignored.
+        fingerprint: of the data, for the median shape at the plan's spacing.
+        memory_gb: of the graphics card.
+
+    Raises:
+        PlanError: even the smallest patch does not fit.
+    """
+    spacing, shape = median_grid(plan, fingerprint)
+    patch = largest_patch(plan, spacing, shape, memory_gb)
+    peak = training_memory(plan, patch).peak_gb
+    evidence = (
+        f"multiples of {times(plan.network.reduction)}, equal sides in mm, within the median shape "
+        f"{times(shape)} at {times(spacing)} mm; a batch of {plan.sampling.batch_size} takes "
+        f"{peak:.3g} GB, half of {memory_gb:g} GB may be used"
+    )
+    return _layer(patch, evidence)
+
+
+def largest_patch(
+    plan: Plan, spacing_mm: Sequence[float], median_shape: Sequence[float], memory_gb: float
+) -> Triple:
+    """Apply the rule that the module describes.
+
+    Raises:
+        PlanError: even the smallest patch does not fit.
+    """
+    factors = plan.network.reduction
+    most = [max(1, floor(size / r)) for size, r in zip(median_shape, factors, strict=True)]
+    steps = [spacing * r for spacing, r in zip(spacing_mm, factors, strict=True)]
+    lengths = sorted(
+        {k * step for step, n in zip(steps, most, strict=True) for k in range(1, n + 1)}
+    )
+    best = None
+    for length in lengths:  # mm
+        # The tolerance covers lengths that floating-point error puts just below a multiple.
+        counts = [
+            min(max(floor(length / step * (1 + 1e-9)), 1), n)
+            for step, n in zip(steps, most, strict=True)
+        ]
+        x, y, z = (k * r for k, r in zip(counts, factors, strict=True))
+        if plan.network.norm == "instance" and prod(counts) == 1:
+            continue
+        if training_memory(plan, (x, y, z)).peak > USABLE_SHARE * memory_gb * GB:
+            break
+        best = (x, y, z)
+    if best is None:
+        raise PlanError(
+            f"no patch for this network fits {memory_gb:g} GB and cases of {times(median_shape)} "
+            "voxels; increase --memory, reduce features or stages, or set sampling.patch_size"
+        )
+    return best
+
+
+def median_grid(
+    plan: Plan, fingerprint: Fingerprint
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Spacing (mm) and median shape (voxels) of the cases after the plan's preprocessing."""
+    shapes = fingerprint.shapes_after_crop
+    if not any(isinstance(step, CropToNonzero) for step in plan.preprocessing):
+        shapes = np.array([case.shape for case in fingerprint.cases.values()], dtype=np.int64)
+    resample = next((step for step in plan.preprocessing if isinstance(step, Resample)), None)
+    if resample is None:
+        return fingerprint.median_spacing_mm, tuple(np.median(shapes, axis=0).tolist())
+    spacings = fingerprint.spacings_mm
+    targets = np.array([plan.target_spacing_of(spacing) for spacing in spacings.tolist()])
+    whole = whole_sizes(shapes * spacings / targets, resample.rounding)
+    median_mm = plan.target_spacing_of(fingerprint.median_spacing_mm)
+    return median_mm, tuple(np.median(whole, axis=0).tolist())
+
+
+def _layer(patch: Sequence[int], evidence: str) -> Layer:
+    values = {
+        "sampling": {"patch_size": list(patch)},
+        "inference": {"overlap": [size // 2 for size in patch]},
+    }
+    return Layer(SOURCE, values, evidence)
+
+
+def _reduction(strides: Any) -> Triple:
+    """The reduction of unvalidated strides; invalid ones are reported later."""
+    try:
+        x, y, z = (prod(along) for along in zip(*strides, strict=True))
+    except (TypeError, ValueError):
+        return 1, 1, 1
+    return max(1, int(x)), max(1, int(y)), max(1, int(z))
+
+
+# Memory of a training step: weights, gradients, optimiser and activations.
+#
+# In bytes, with n patches, f feature maps and v voxels per stage, 4 bytes per float32 value and 2
+# per bfloat16 value:
+#
+#   weights       4 x parameters; the same for the gradients, and for an average of the weights
+#   optimiser     4 x parameters for momentum, 8 x parameters for Adam
+#   activations   n x bytes per value x (values saved for the backward pass)
+#
+# For each convolution with normalisation and activation, two tensors of f x v are saved: the input
+# of the normalisation and the activated output, which is the input of the next convolution. A
+# decoder stage adds its concatenated input (2 f x v); max pooling adds its output and 8 bytes per
+# index; the shortcut of a residual block adds its pooled input and the input of its convolution.
+# The loss saves three float32 tensors of classes x v per supervised stage.
+#
+# Transient memory (gradients of activations, workspaces of convolutions) is taken as half of the
+# activations. Measured peak of the process, relative to the saved memory of this model: on a CPU
+# 1.1 for the paper's network and patch in float32 (8.3 GB) and 1.2 in bfloat16 (4.8 GB); 1.3 to
+# 1.45 for steps of 1 GB in float32 and 1.6 to 2.0 in bfloat16 (0.5 GB), where spare blocks of the
+# allocator weigh more. On a graphics card, according to nnU-Net's documentation: 7.7 GB for plans
+# of which this model saves 4.3 to 4.8 GB (1.6 to 1.8), 22.7 GB for 15.0 to 17.3 GB (1.3 to 1.5).
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one training step: what it keeps, and its peak."""
+    """Memory of one training step in bytes."""
 
     parameters: int
     gradients: int
@@ -76,45 +188,43 @@ class TrainingMemory:
 
     @property
     def kept(self) -> int:
-        """What backward and the optimiser need again, in bytes."""
+        """Bytes that the backward pass and the optimiser need."""
         return self.parameters + self.gradients + self.optimizer + self.average + self.activations
 
     @property
     def peak(self) -> int:
-        """What the step takes at its largest, in bytes."""
-        return self.kept + round(PASSING_SHARE * self.activations)
+        """Peak memory of the step in bytes."""
+        return self.kept + round(TRANSIENT_SHARE * self.activations)
 
     @property
     def peak_gb(self) -> float:
-        """The peak in units of 2^30 bytes."""
+        """Peak memory in units of 2^30 bytes."""
         return self.peak / GB
 
 
 def training_memory(plan: Plan, patch_size: Triple | None = None) -> TrainingMemory:
-    """What training a plan takes of the memory.
+    """Estimate the memory of a training step of a plan.
 
     Args:
-        plan: its precision `auto` counts as float32, because the device may be one without
-            bfloat16.
-        patch_size: in place of the plan's own, a multiple of the network's strides.
+        plan: precision `auto` counts as float32, as the device may lack bfloat16.
+        patch_size: replaces that of the plan; a multiple of the network's strides.
     """
     patch = patch_size or plan.sampling.patch_size
     channels, classes = plan.input_channels, plan.classes.outputs
-    values = FLOAT * parameter_count(plan.network, channels, classes)
+    weights = FLOAT * parameter_count(plan.network, channels, classes)
     value_bytes = HALF if plan.training.precision in ("bfloat16", "float16") else FLOAT
-    one = _activations(plan.network, channels, classes, patch, value_bytes)
-    weights_cast = values // 2 if value_bytes == HALF else 0
+    per_patch = _activations(plan.network, channels, classes, patch, value_bytes)
     return TrainingMemory(
-        parameters=values + weights_cast,
-        gradients=values,
-        optimizer=values * _states(plan.training.optimizer),
-        average=0 if plan.training.average_decay is None else values,
-        activations=plan.sampling.batch_size * one,
+        parameters=weights + (weights // 2 if value_bytes == HALF else 0),  # autocast keeps copies
+        gradients=weights,
+        optimizer=weights * _states(plan.training.optimizer),
+        average=0 if plan.training.average_decay is None else weights,
+        activations=plan.sampling.batch_size * per_patch,
     )
 
 
 def parameter_count(network: Network, channels: int, classes: int) -> int:
-    """How many numbers training adjusts; exactly those of the built network."""
+    """The exact number of trainable parameters of the built network."""
     bias = int(network.convolution_bias)
     count = 0
     for inputs, outputs, kernel in _convolutions(network, channels):
@@ -128,14 +238,14 @@ def parameter_count(network: Network, channels: int, classes: int) -> int:
 
 
 def _states(optimizer: Optimizer) -> int:
-    """Values that the optimiser keeps for each parameter."""
+    """Values that the optimiser stores per parameter."""
     if isinstance(optimizer, Adam):
         return 2
     return 1 if optimizer.momentum > 0 else 0
 
 
 def _convolutions(network: Network, channels: int) -> list[tuple[int, int, Triple]]:
-    """Inputs, outputs and kernel of every convolution that a normalisation follows."""
+    """Input maps, output maps and kernel of every convolution followed by a normalisation."""
     features, kernels = network.features, network.kernels
     found: list[tuple[int, int, Triple]] = []
     inputs = channels
@@ -154,7 +264,7 @@ def _convolutions(network: Network, channels: int) -> list[tuple[int, int, Tripl
 
 
 def _shortcuts(network: Network) -> list[tuple[int, int]]:
-    """Inputs and outputs of the convolutions in short cuts: where the width changes."""
+    """Input and output maps of the convolutions in shortcuts, where the width changes."""
     if not network.residual:
         return []
     pairs = zip(network.features, network.features[1:], strict=False)
@@ -164,7 +274,7 @@ def _shortcuts(network: Network) -> list[tuple[int, int]]:
 def _activations(
     network: Network, channels: int, classes: int, patch: Triple, value_bytes: int
 ) -> int:
-    """Bytes that backward needs again, for one patch."""
+    """Bytes saved for the backward pass, for one patch."""
     voxels = prod(patch)
     total = channels * voxels * value_bytes
     for stage, width in enumerate(network.features):
@@ -176,14 +286,14 @@ def _activations(
             tensors += 2 + 2 * network.blocks_decoder[stage]
         total += tensors * width * voxels * value_bytes
         if stage > 0:
-            total += _on_the_way_down(network, stage, value_bytes) * voxels
+            total += _entry_bytes(network, stage, value_bytes) * voxels
         if stage < network.supervised:
             total += LOSS_TENSORS * classes * voxels * FLOAT
     return total
 
 
-def _on_the_way_down(network: Network, stage: int, value_bytes: int) -> int:
-    """Bytes a voxel that entering a stage keeps besides its convolutions."""
+def _entry_bytes(network: Network, stage: int, value_bytes: int) -> int:
+    """Bytes per voxel saved on entering a stage, besides its convolutions."""
     inputs, width = network.features[stage - 1], network.features[stage]
     kept = 0
     if network.down == "max_pool":
@@ -192,123 +302,3 @@ def _on_the_way_down(network: Network, stage: int, value_bytes: int) -> int:
         shrunk = network.down == "strided" and network.strides[stage] != (1, 1, 1)
         kept += ((inputs if shrunk else 0) + width) * value_bytes
     return kept
-
-
-# Half is left free: libraries differ by nearly as much in what the same step takes, and a card
-# serves its screen and others, too. 0.45 to 0.53 give the one published choice that the rule can be
-# held against: 160 x 160 x 80 on 24 GB (Müller et al. 2021).
-USABLE_SHARE = 0.5
-SOURCE = "own rule: largest patch for a given network"
-
-
-def strides_without_patch(layers: Sequence[Layer]) -> Any:
-    """The network's strides where a layer gives them and none the patch; else None."""
-    strides = None
-    for layer in layers:
-        if value_at(layer.values, ("sampling", "patch_size")) is not None:
-            return None
-        given = value_at(layer.values, ("network", "strides"))
-        strides = strides if given is None else given
-    return strides
-
-
-def whole_case_layer(fingerprint: Fingerprint, strides: Any) -> Layer:
-    """A patch that surely fits the strides, to check a plan with before its patch is chosen."""
-    factors = _reduction(strides)
-    most = fingerprint.shapes_after_crop.max(axis=0).tolist()
-    sides = [2 * factor * ceil(size / factor) for size, factor in zip(most, factors, strict=True)]
-    return _layer(sides, "")
-
-
-def patch_layer(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Layer:
-    """The largest patch for the plan's network, and half of it as overlap.
-
-    Args:
-        plan: everything but the patch.
-        fingerprint: gives the median shape at the plan's spacing.
-        memory_gb: of the graphics card.
-
-    Raises:
-        PlanError: not even the smallest patch fits.
-    """
-    spacing, shape = median_grid(plan, fingerprint)
-    patch = largest_patch(plan, spacing, shape, memory_gb)
-    peak = training_memory(plan, patch).peak_gb
-    evidence = (
-        f"multiples of {times(plan.network.reduction)}, equal sides in mm, within the median shape "
-        f"{times(shape)} at {times(spacing)} mm; a batch of {plan.sampling.batch_size} takes "
-        f"{peak:.3g} GB, half of {memory_gb:g} GB may be used"
-    )
-    return _layer(patch, evidence)
-
-
-def largest_patch(
-    plan: Plan, spacing_mm: Sequence[float], median_shape: Sequence[float], memory_gb: float
-) -> Triple:
-    """The rule itself; see the module.
-
-    Raises:
-        PlanError: not even the smallest patch fits.
-    """
-    factors = plan.network.reduction
-    most = [max(1, floor(size / r)) for size, r in zip(median_shape, factors, strict=True)]
-    steps = [spacing * r for spacing, r in zip(spacing_mm, factors, strict=True)]  # mm
-    lengths = sorted(
-        {k * step for step, n in zip(steps, most, strict=True) for k in range(1, n + 1)}
-    )
-    best = None
-    for length in lengths:
-        # A length is a multiple of a step: without the small addition it may lie just below it.
-        counts = [
-            min(max(floor(length / step * (1 + 1e-9)), 1), n)
-            for step, n in zip(steps, most, strict=True)
-        ]
-        x, y, z = (k * r for k, r in zip(counts, factors, strict=True))
-        if plan.network.norm == "instance" and prod(counts) == 1:
-            continue
-        if training_memory(plan, (x, y, z)).peak > USABLE_SHARE * memory_gb * GB:
-            break
-        best = (x, y, z)
-    if best is None:
-        raise PlanError(
-            f"no patch for this network fits {memory_gb:g} GB and cases of {times(median_shape)} "
-            "voxels; give more --memory, fewer features or fewer stages, or set "
-            "sampling.patch_size"
-        )
-    return best
-
-
-def median_grid(
-    plan: Plan, fingerprint: Fingerprint
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Spacing (mm) and median shape (voxels) of the cases after the plan's preprocessing."""
-    cropped = any(isinstance(step, CropToNonzero) for step in plan.preprocessing)
-    shapes = fingerprint.shapes_after_crop
-    if not cropped:
-        shapes = np.array([case.shape for case in fingerprint.cases.values()], dtype=np.int64)
-    resample = next((step for step in plan.preprocessing if isinstance(step, Resample)), None)
-    if resample is None:
-        return fingerprint.median_spacing_mm, tuple(np.median(shapes, axis=0).tolist())
-    spacings = fingerprint.spacings_mm
-    targets = np.array([plan.target_spacing_of(spacing) for spacing in spacings.tolist()])
-    exact = shapes * spacings / targets
-    whole = whole_sizes(exact, resample.rounding)
-    median_mm = plan.target_spacing_of(fingerprint.median_spacing_mm)
-    return median_mm, tuple(np.median(whole, axis=0).tolist())
-
-
-def _layer(patch: Sequence[int], evidence: str) -> Layer:
-    values = {
-        "sampling": {"patch_size": list(patch)},
-        "inference": {"overlap": [size // 2 for size in patch]},
-    }
-    return Layer(SOURCE, values, evidence)
-
-
-def _reduction(strides: Any) -> Triple:
-    """Of strides that nobody has checked yet; what is wrong with them is told later."""
-    try:
-        x, y, z = (prod(along) for along in zip(*strides, strict=True))
-    except (TypeError, ValueError):
-        return 1, 1, 1
-    return max(1, int(x)), max(1, int(y)), max(1, int(z))

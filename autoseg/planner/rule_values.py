@@ -1,55 +1,60 @@
-"""From a fingerprint to the values of a plan, by rules only: the same on every machine."""
+"""From a fingerprint to plan values by rules alone; the result is the same on every machine.
+
+`rules` chooses the configuration as nnU-Net does. Here it is translated to the keys of a plan, with
+nnU-Net's preprocessing steps and augmentation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import CASCADE
-from autoseg.planner.rules import Configuration, DataFigures, decide
+from autoseg.planner.grid import DataFigures
+from autoseg.planner.rules import Configuration, decide
 
-if TYPE_CHECKING:
-    from autoseg.fingerprint import Fingerprint
-
-
-Values = dict[str, Any]
+PlanValues = dict[str, Any]
 Evidence = dict[str, tuple[str, str]]  # dotted key -> rule, figures
 ANISOTROPY = 3.0
-LONG_SLICE = 1.5  # times as long as wide
-DECLARED, LEFT_OUT = "as declared", "bad cases are left out"
-A_FOLD_EACH = "a fold for each patient"
+LONG_SLICE = 1.5  # length / width above which slices are rotated little
+# Names of rules in a plan's provenance.
+DECLARED, SKIPPED = "as declared", "bad cases are left out"
+FOLD_PER_PATIENT = "a fold for each patient"
 
 
 def configurations(
     fingerprint: Fingerprint, planner: str = "default", memory_gb: float | None = None
 ) -> dict[str, Configuration]:
-    """Every configuration that makes sense for the data, the recommended one first.
+    """Every configuration that is useful for the data, the recommended one first.
 
     Args:
-        fingerprint: what the data is.
+        fingerprint: of the data.
         planner: `default`, `resenc_m`, `resenc_l` or `resenc_xl`.
-        memory_gb: graphics memory to plan for; the planner's own target if None.
+        memory_gb: graphics memory to plan for; by default, that of the planner.
 
     Raises:
-        PlanError: the planner is unknown, or the memory too small for any patch.
+        PlanError: the planner is unknown, or the memory is too small for any patch.
     """
     found = decide(_figures(fingerprint), planner, memory_gb)
     recommended = "3d_fullres" if "3d_fullres" in found else "2d"
     return {recommended: found[recommended]} | found
 
 
-def rule_values(fingerprint: Fingerprint, configuration: Configuration) -> tuple[Values, Evidence]:
-    """The plan that the rules alone choose, as plain values, and why.
+def rule_values(
+    fingerprint: Fingerprint, configuration: Configuration
+) -> tuple[PlanValues, Evidence]:
+    """The plan values that the rules alone choose, and the evidence for them.
 
     Args:
-        fingerprint: what the data is.
-        configuration: one of those that `configurations` found for it.
+        fingerprint: of the data.
+        configuration: one of `configurations(fingerprint)`.
     """
     configuration = _with_two_stages(configuration)
     patch = _in_space(configuration, configuration.patch_size, 1)
-    values: Values = {
+    values: PlanValues = {
         "task": fingerprint.task,
         "configuration": configuration.name,
         "channels": list(fingerprint.channels),
@@ -92,7 +97,7 @@ def _figures(fingerprint: Fingerprint) -> DataFigures:
 
 
 def _with_two_stages(configuration: Configuration) -> Configuration:
-    """A U-Net has at least two stages: scans too small for the rules' second get one anyhow."""
+    """Add a second stage, which a U-Net needs, if the scans are too small for the rules' one."""
     if len(configuration.features) > 1:
         return configuration
     patch, (first,) = configuration.patch_size, configuration.features
@@ -108,26 +113,26 @@ def _with_two_stages(configuration: Configuration) -> Configuration:
 
 
 def _norm(configuration: Configuration) -> str:
-    """Instance normalisation; a coarsest stage of one voxel leaves it nothing to normalise by."""
+    """Instance normalisation, unless the coarsest stage is a single voxel."""
     reduction = tuple(prod(along) for along in zip(*configuration.strides, strict=True))
     return "batch" if configuration.patch_size == reduction else "instance"
 
 
 def _in_space(configuration: Configuration, entries: Sequence[int], missing: int) -> list[int]:
-    """Entries for x, y, z; a 2d configuration has `missing` along the axis that it lacks."""
+    """Entries for x, y, z, with `missing` for the axis that a 2d configuration lacks."""
     found = dict(zip(configuration.axes, entries, strict=True))
     return [int(found.get(axis, missing)) for axis in range(3)]
 
 
 def _target_spacing(configuration: Configuration) -> list[float | None]:
-    """Slices keep their distance: it is none of the axes of a 2d configuration."""
+    """Spacing for x, y, z; None for the axis that a 2d configuration lacks."""
     found = dict(zip(configuration.axes, configuration.spacing_mm, strict=True))
     return [float(found[axis]) if axis in found else None for axis in range(3)]
 
 
-def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[Values]:
-    """Crop, normalise each channel by its scheme, resample."""
-    steps: list[Values] = [{"step": "crop_to_nonzero"}]
+def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[PlanValues]:
+    """Crop, normalise each channel with its scheme, resample."""
+    steps: list[PlanValues] = [{"step": "crop_to_nonzero"}]
     for channel, scheme in enumerate(configuration.normalization):
         steps += _normalisation(channel, scheme, configuration, fingerprint)
     steps.append({"step": "resample", "anisotropy": ANISOTROPY})
@@ -136,11 +141,11 @@ def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[Value
 
 def _normalisation(
     channel: int, scheme: str, configuration: Configuration, fingerprint: Fingerprint
-) -> list[Values]:
+) -> list[PlanValues]:
     foreground = fingerprint.foreground[channel]
     if scheme == "CTNormalization" and foreground is not None:
         window = [foreground.p00_5, foreground.p99_5]
-        steps: list[Values] = []
+        steps: list[PlanValues] = []
         if window[0] < window[1]:
             steps.append({"step": "clip", "window": window, "channel": channel})
         shift = {"mean": foreground.mean, "std": max(foreground.std, 1e-8)}
@@ -154,13 +159,13 @@ def _normalisation(
     return [{"step": "z_score", "channel": channel, "nonzero": configuration.use_mask[channel]}]
 
 
-def _augmentation(configuration: Configuration, patch: Sequence[int]) -> list[Values]:
-    """nnU-Net's transforms and chances."""
-    previous: list[Values] = []
+def _augmentation(configuration: Configuration, patch: Sequence[int]) -> list[PlanValues]:
+    """nnU-Net's transforms and probabilities."""
+    previous: list[PlanValues] = []
     if configuration.name == CASCADE:
         previous = [{"transform": "previous_morphology"}, {"transform": "previous_removal"}]
     return [
-        {"transform": "spatial", "rotation_degrees": _turns(configuration, patch)},
+        {"transform": "spatial", "rotation_degrees": _rotation(configuration, patch)},
         {"transform": "gaussian_noise"},
         {"transform": "gaussian_blur"},
         {"transform": "brightness"},
@@ -173,10 +178,10 @@ def _augmentation(configuration: Configuration, patch: Sequence[int]) -> list[Va
     ]
 
 
-def _turns(configuration: Configuration, patch: Sequence[int]) -> list[list[int]]:
-    """How far to turn about each axis: about the coarse one alone where the patch is flat.
+def _rotation(configuration: Configuration, patch: Sequence[int]) -> list[list[int]]:
+    """Range of rotation about each axis in degrees; only about the short axis of a flat patch.
 
-    A long slice is turned little: turned further, it would leave its patch.
+    Long slices are rotated little, as they would not fit the patch otherwise.
     """
     slices = len(configuration.axes) == 2
     if not slices and max(patch) / min(patch) <= ANISOTROPY:
@@ -190,7 +195,7 @@ def _turns(configuration: Configuration, patch: Sequence[int]) -> list[list[int]
 
 
 def _evidence(configuration: Configuration) -> Evidence:
-    """Which rule decided which key of the plan, with its figures."""
+    """Key of the plan -> the rule that chose its value, and the figures it used."""
     rules = {
         "target_spacing_mm": ("spacing_mm", "median voxel size"),
         "sampling.patch_size": ("patch_size", "largest patch for data and memory"),

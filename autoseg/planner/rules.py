@@ -1,8 +1,12 @@
-"""The rules that choose spacing, patch, network and batch from figures of the data.
+"""nnU-Net's rules for spacing, patch, network and batch, from figures of the data.
 
-They are nnU-Net 2.8.1's (Isensee et al., Nature Methods 2021), so that a plan starts where nnU-Net
-would. Inside, axes are in the planner's order (see `grid`); `_finished` brings everything into
-x, y, z order.
+The rule: take the median spacing; start with a patch of equal sides in mm, no larger than a median
+case; build the U-Net for it; shrink the patch along the axis that covers most of a median case
+until the network fits the memory; fill the remaining memory with a larger batch. Where the patch
+covers too little of a median case, a low resolution is planned as well, and a cascade.
+
+The results equal those of nnU-Net 2.8.1 (Isensee et al., Nature Methods 2021). Inside, axes are in
+the planner's order (see `grid`); `_finished` brings everything to x, y, z order.
 """
 
 from __future__ import annotations
@@ -16,52 +20,33 @@ from autoseg.common.errors import PlanError
 from autoseg.planner.grid import (
     FIRST_FEATURES,
     MOST_FEATURES,
-    REFERENCE_BATCH,
     DataFigures,
     Grid,
-    Planner,
     Topology,
     coarser,
     feature_map_voxels,
-    find_planner,
     full_grid,
     in_plane,
-    planner_axes,
     pool_and_kernels,
     times,
 )
 
-# How each channel's intensities are normalized, by the channel's name and nnU-Net's rules.
-
+LARGEST_SIDE = {2: 2048, 3: 256}  # of the initial patch, before it is fitted to data and memory
+SMALLEST_BATCH = 2
+LOWRES_COVERAGE = 0.25  # if a patch covers less of the median case, a low resolution is planned
+LOWRES_STEP = 1.03
+LOWRES_GAIN = 2  # a low resolution must have at least this many times fewer voxels
 MASK_BELOW = 0.75  # of the median relative size after cropping to non-zero
-
-NORMALIZATIONS = {
+NORMALIZATIONS = {  # channel name in lower case -> nnU-Net's scheme
     "ct": "CTNormalization",
     "nonorm": "NoNormalization",
     "rescale_to_0_1": "RescaleTo01Normalization",
     "rgb_to_0_1": "RGBTo01Normalization",
 }
-PER_CASE = "ZScoreNormalization"  # every other name; only this scheme can use the mask
-
-
-def schemes(channels: tuple[str, ...]) -> tuple[str, ...]:
-    """nnU-Net's scheme of each channel; upper and lower case are the same."""
-    return tuple(NORMALIZATIONS.get(name.casefold(), PER_CASE) for name in channels)
-
-
-def use_masks(channels: tuple[str, ...], relative_size_after_cropping: float) -> tuple[bool, ...]:
-    """Whether only a channel's non-zero part is normalized: if cropping removed a quarter."""
-    much_is_zero = relative_size_after_cropping < MASK_BELOW
-    return tuple(much_is_zero and scheme == PER_CASE for scheme in schemes(channels))
-
-
-__all__ = ["Configuration", "DataFigures", "decide", "planner_axes"]
-
-LARGEST_SIDE = {2: 2048, 3: 256}  # of the first patch, before it is fitted to data and memory
-SMALLEST_BATCH = 2
-LOWRES_COVERAGE = 0.25  # a patch that covers less of the median case calls for a low resolution
-LOWRES_STEP = 1.03
-LOWRES_GAIN = 2  # how many times fewer voxels make a low resolution worth having
+PER_CASE = "ZScoreNormalization"  # all other channels; the only scheme that can use the mask
+REFERENCE_BATCH = {2: 12, 3: 2}  # number of axes -> the batch size of a planner's references
+PLAIN_BLOCKS = 2
+RESIDUAL_BLOCKS = (1, 3, 4, 6)  # all later stages have as many as the last
 
 
 @dataclass(frozen=True)
@@ -70,20 +55,20 @@ class Configuration:
 
     Attributes:
         name: "2d", "3d_fullres", "3d_lowres" or "3d_cascade_fullres" (refines 3d_lowres).
-        axes: which axes (0 = x, 1 = y, 2 = z) the entries stand for; "2d" lacks the coarsest one.
+        axes: the axes (0 = x, 1 = y, 2 = z) of the entries; "2d" lacks the coarsest one.
         spacing_mm: target spacing.
-        median_shape: median voxels of the cases after resampling.
+        median_shape: median number of voxels of the cases after resampling.
         patch_size: voxels of a training patch.
-        batch_size: patches in a batch.
+        batch_size: patches per batch.
         features: feature maps of each stage.
         strides: per stage and axis.
         kernels: per stage and axis.
         blocks_encoder: per stage; residual blocks, or single convolutions.
-        blocks_decoder: convolutions per decoder stage, the finest first; one stage fewer.
+        blocks_decoder: convolutions per decoder stage, finest first; one stage fewer.
         residual: whether the encoder is residual.
-        batch_dice: whether the Dice loss takes the batch as one volume.
+        batch_dice: whether the Dice loss treats the batch as one volume.
         normalization: nnU-Net's name of each channel's scheme.
-        use_mask: per channel, whether only the non-zero part is normalized.
+        use_mask: per channel, whether only the non-zero region is normalized.
         evidence: attribute name -> the figures that the rule used.
     """
 
@@ -106,8 +91,76 @@ class Configuration:
 
 
 @dataclass(frozen=True)
+class Planner:
+    """A family of U-Nets, and the largest of them that fits a graphics card.
+
+    The references are nnU-Net's: the feature map values (see `grid.feature_map_voxels`) of one
+    patch of a network that fills a card of `memory_gb` when it is trained with `REFERENCE_BATCH`.
+
+    Attributes:
+        name: as the user selects it.
+        residual: residual encoder instead of plain convolutions.
+        memory_gb: the memory that the references are meant for.
+        reference_2d: feature map values with two axes.
+        reference_3d: feature map values with three axes.
+        coverage: the largest share of all voxels of the data set in one batch.
+    """
+
+    name: str
+    residual: bool
+    memory_gb: float
+    reference_2d: float
+    reference_3d: float
+    coverage: float
+
+    def budget(self, dimensions: int, memory_gb: float) -> float:
+        """The feature map values that one patch of a reference batch may need."""
+        reference = self.reference_3d if dimensions == 3 else self.reference_2d
+        return reference * (memory_gb / self.memory_gb)
+
+    def limit(self, dimensions: int, memory_gb: float) -> float:
+        """The feature map values above which the patch is made smaller.
+
+        Plain networks first reduce the batch to 2; residual ones keep the reference batch.
+        """
+        batch = REFERENCE_BATCH[dimensions] if self.residual else 2
+        return self.budget(dimensions, memory_gb) * REFERENCE_BATCH[dimensions] / batch
+
+    def encoder_blocks(self, stages: int) -> tuple[int, ...]:
+        """Blocks per encoder stage: residual blocks, or single convolutions."""
+        if not self.residual:
+            return (PLAIN_BLOCKS,) * stages
+        return (RESIDUAL_BLOCKS + RESIDUAL_BLOCKS[-1:] * stages)[:stages]
+
+    def decoder_blocks(self, stages: int) -> tuple[int, ...]:
+        """Convolutions per decoder stage, finest first; the bottleneck has no decoder."""
+        return (1 if self.residual else PLAIN_BLOCKS,) * (stages - 1)
+
+
+PLANNERS = (
+    Planner("default", False, 8.0, 85e6, 560e6, 0.05),
+    Planner("resenc_m", True, 8.0, 135e6, 680e6, 1.0),
+    Planner("resenc_l", True, 24.0, 380e6, 2100e6, 1.0),
+    Planner("resenc_xl", True, 40.0, 560e6, 3600e6, 1.0),
+)
+
+
+def find_planner(name: str) -> Planner:
+    """The planner with this name.
+
+    Raises:
+        PlanError: the name is unknown.
+    """
+    for planner in PLANNERS:
+        if planner.name == name:
+            return planner
+    choices = ", ".join(planner.name for planner in PLANNERS)
+    raise PlanError(f"no planner {name!r}; choose one of {choices}")
+
+
+@dataclass(frozen=True)
 class _Task:
-    """What all configurations share."""
+    """What all configurations have in common."""
 
     figures: DataFigures
     planner: Planner
@@ -116,7 +169,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A configuration in the making, in the planner's order of axes."""
+    """An unfinished configuration, in the planner's order of axes."""
 
     grid: Grid
     first_patch: tuple[float, ...]
@@ -127,12 +180,12 @@ class _Draft:
 def decide(
     figures: DataFigures, planner: str = "default", memory_gb: float | None = None
 ) -> dict[str, Configuration]:
-    """Choose every configuration that makes sense for the data.
+    """Plan every configuration that is useful for the data.
 
     Args:
-        figures: what the data are.
+        figures: of the data set.
         planner: "default" (plain U-Net), "resenc_m", "resenc_l" or "resenc_xl" (residual encoder).
-        memory_gb: memory of the graphics card; omitted, what the planner is meant for.
+        memory_gb: memory of the graphics card; by default, what the planner is meant for.
 
     Returns:
         "2d" always; "3d_fullres" unless the cases are single slices; "3d_lowres" and
@@ -144,7 +197,7 @@ def decide(
     chosen = find_planner(planner)
     task = _Task(figures, chosen, chosen.memory_gb if memory_gb is None else memory_gb)
     if not 0 < task.memory_gb < math.inf:
-        raise PlanError(f"memory of {memory_gb} GB: give a number above 0")
+        raise PlanError(f"memory of {memory_gb} GB is not valid; give a finite number above 0")
     grid = full_grid(figures)
     found = {"2d": _finished("2d", _draft(in_plane(grid), task), task, low=None)}
     if grid.median_shape[0] == 1:
@@ -160,7 +213,7 @@ def decide(
 
 
 def _draft(grid: Grid, task: _Task) -> _Draft:
-    """Choose the largest patch that fits the data and the memory, and its network."""
+    """Find the largest patch that fits the data and the memory, and its network."""
     first = _first_patch(grid)
     limit = task.planner.limit(len(first), task.memory_gb)
     topology = pool_and_kernels(grid.spacing_mm, first)
@@ -169,7 +222,7 @@ def _draft(grid: Grid, task: _Task) -> _Draft:
         if patch is None:
             raise PlanError(
                 f"memory of {task.memory_gb:g} GB is too small for planner {task.planner.name!r}; "
-                "give more, or choose a smaller planner"
+                "increase it, or choose a smaller planner"
             )
         topology = pool_and_kernels(grid.spacing_mm, patch)
     return _Draft(grid, first, topology, cost)
@@ -180,23 +233,23 @@ def _first_patch(grid: Grid) -> tuple[float, ...]:
     density = 1 / np.array(grid.spacing_mm)
     dimensions = len(density)
     voxels = LARGEST_SIDE[dimensions] ** dimensions
-    wished = np.rint(density * (voxels / np.prod(density)) ** (1 / dimensions))
-    return tuple(np.minimum(np.maximum(wished, 1), grid.median_shape).tolist())
+    sides = np.rint(density * (voxels / np.prod(density)) ** (1 / dimensions))
+    return tuple(np.minimum(np.maximum(sides, 1), grid.median_shape).tolist())
 
 
 def _smaller_patch(grid: Grid, topology: Topology) -> list[int] | None:
-    """Take one step off the axis that covers most of a median case; None if no axis can shrink.
+    """Shrink the axis that covers most of a median case by one step; None if no axis can shrink.
 
-    Among equals it is the last one in the planner's order.
+    Of equal axes, the last one in the planner's order is shrunk.
     """
     patch = list(topology.patch)
     shrinkable = [axis for axis in range(len(patch)) if patch[axis] > 1]
     if not shrinkable:
         return None
     axis = max(shrinkable, key=lambda axis: (patch[axis] / grid.median_shape[axis], axis))
-    tried = list(patch)
-    tried[axis] -= topology.divisors[axis]
-    patch[axis] -= pool_and_kernels(grid.spacing_mm, tried).divisors[axis]
+    smaller = list(patch)
+    smaller[axis] -= topology.divisors[axis]
+    patch[axis] -= pool_and_kernels(grid.spacing_mm, smaller).divisors[axis]
     return patch
 
 
@@ -214,7 +267,8 @@ def _cost(topology: Topology, task: _Task) -> int:
 def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
     """Coarsen the spacing until a patch covers enough of a median case.
 
-    Axes less than half as coarse as the coarsest one come first. None if that saves too little.
+    Axes less than half as coarse as the coarsest one are coarsened first. None if the result has
+    too many voxels to be useful.
     """
     low = full
     steps = 0
@@ -234,7 +288,7 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
 
 
 def _batch(draft: _Draft, task: _Task) -> tuple[int, str]:
-    """What the memory holds, but no more than the planner's share of the data set."""
+    """As many patches as fit the memory, up to the planner's share of the data set."""
     dimensions = len(draft.topology.patch)
     budget = task.planner.budget(dimensions, task.memory_gb)
     by_memory = round(budget / draft.cost * REFERENCE_BATCH[dimensions])
@@ -248,9 +302,11 @@ def _batch(draft: _Draft, task: _Task) -> tuple[int, str]:
 
 
 def _finished(name: str, draft: _Draft, task: _Task, low: _Draft | None) -> Configuration:
-    """Bring a draft into x, y, z order and add what does not depend on the axes."""
+    """Bring a draft to x, y, z order and add what does not depend on the axes."""
     grid, topology, figures = draft.grid, draft.topology, task.figures
     batch_size, batch_evidence = _batch(draft, task)
+    schemes = tuple(NORMALIZATIONS.get(name.casefold(), PER_CASE) for name in figures.channels)
+    masked = figures.relative_size_after_cropping < MASK_BELOW
     return Configuration(
         name=name,
         axes=grid.ascending(grid.axes),
@@ -264,10 +320,10 @@ def _finished(name: str, draft: _Draft, task: _Task, low: _Draft | None) -> Conf
         blocks_encoder=task.planner.encoder_blocks(topology.stages),
         blocks_decoder=task.planner.decoder_blocks(topology.stages),
         residual=task.planner.residual,
-        # A small patch of a large case often lacks a label; its own Dice would say little.
+        # A small patch of a large case often lacks a class, which makes its own Dice meaningless.
         batch_dice=name == "2d" or (name == "3d_fullres" and low is not None),
-        normalization=schemes(figures.channels),
-        use_mask=use_masks(figures.channels, figures.relative_size_after_cropping),
+        normalization=schemes,
+        use_mask=tuple(masked and scheme == PER_CASE for scheme in schemes),
         evidence=_evidence(draft, task, low) | {"batch_size": batch_evidence},
     )
 
@@ -306,5 +362,5 @@ def _batch_dice_evidence(draft: _Draft, low: _Draft | None) -> str:
     if len(draft.grid.axes) == 2:
         return "slices: a batch is one sample"
     share = math.prod(draft.topology.patch) / draft.grid.voxels
-    there = "there is no 3d_lowres" if low is None else "there is a 3d_lowres"
-    return f"a patch covers {share:.1%} of a median case; {there}"
+    exists = "there is no 3d_lowres" if low is None else "there is a 3d_lowres"
+    return f"a patch covers {share:.1%} of a median case; {exists}"

@@ -14,7 +14,7 @@ def regions(**changes: Any) -> Plan:
     return tiny_plan(**REGIONS | changes)
 
 
-def test_classes_exclude_each_other_without_an_order_of_painting() -> None:
+def test_classes_are_exclusive_without_regions_class_order() -> None:
     found = tiny_plan(labels={"nothing": [0, 9], "organ": [3, 1], "tumour": [2]}).classes
     assert found.names == ("nothing", "organ", "tumour")
     assert found.parts == ((0, 9), (3, 1), (2,))
@@ -24,7 +24,7 @@ def test_classes_exclude_each_other_without_an_order_of_painting() -> None:
     assert found.outputs == 3
 
 
-def test_regions_are_made_of_values() -> None:
+def test_regions_consist_of_values() -> None:
     found = regions().classes
     assert found.names == ("background", "whole", "core", "enhancing")
     assert found.parts == ((0,), (1,), (2,), (4,))
@@ -34,7 +34,7 @@ def test_regions_are_made_of_values() -> None:
     assert found.outputs == 3  # the background has none
 
 
-def test_the_order_of_painting_decides_even_where_nothing_overlaps() -> None:
+def test_regions_class_order_makes_regions_even_without_overlap() -> None:
     labels = {"background": [0], "lungs": [1, 2], "infection": [3]}
     assert not tiny_plan(labels=labels).classes.are_regions
     found = tiny_plan(labels=labels, regions_class_order=[2, 3]).classes
@@ -44,26 +44,23 @@ def test_the_order_of_painting_decides_even_where_nothing_overlaps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "match"),
     [
-        (
-            {"labels": {"nothing": [0, 4], "whole": [1, 4], "core": [1]}},
-            "labels: the background and a region both cover the value 4; take it out of one",
-        ),
+        ({"labels": {"nothing": [0, 4], "whole": [1, 4], "core": [1]}}, r"labels: .*\b4\b"),
         (
             {"training": {"loss": {"loss": "dice_cross_entropy", "background": True}}},
-            "training.loss.background: with regions the background is no output of the network",
+            r"training\.loss\.background",
         ),
-        ({"ignore_label": 4}, "ignore_label is 4, which a class of labels covers"),
+        ({"ignore_label": 4}, "ignore_label is 4"),
     ],
 )
-def test_regions_that_make_no_sense(change: dict[str, Any], told: str) -> None:
+def test_invalid_regions(change: dict[str, Any], match: str) -> None:
     order = {} if "labels" not in change else {"regions_class_order": [1, 4]}
-    with pytest.raises(PlanError, match=told):
+    with pytest.raises(PlanError, match=match):
         regions(**change | order)
 
 
-def test_regions_are_stored_by_value_and_so_apart_from_classes() -> None:
+def test_regions_and_classes_differ_in_the_preprocessing_id() -> None:
     labels = {"background": [0], "lungs": [1, 2], "infection": [3]}
     classes = tiny_plan(labels=labels)
     painted = [tiny_plan(labels=labels, regions_class_order=order) for order in ([2, 3], [1, 3])]
@@ -72,17 +69,17 @@ def test_regions_are_stored_by_value_and_so_apart_from_classes() -> None:
     assert painted[0].id != painted[1].id
 
 
-def test_a_cascade_has_an_input_for_each_part_of_its_previous_stage() -> None:
+def test_a_cascade_has_an_input_per_part_of_its_previous_stage() -> None:
     assert tiny_plan(channels=["CT", "PET"]).input_channels == 2
     assert tiny_plan(channels=["CT", "PET"], **CASCADE).input_channels == 4
-    assert regions(**CASCADE).input_channels == 4  # one for each of the values 1, 2 and 4
+    assert regions(**CASCADE).input_channels == 4  # one per value: 1, 2 and 4
 
 
 @pytest.mark.parametrize("kind", ["previous_morphology", "previous_removal"])
-def test_only_a_cascade_has_a_previous_stage_to_change(kind: str) -> None:
+def test_only_a_cascade_has_a_previous_stage_to_augment(kind: str) -> None:
     change = {"augmentation": [{"transform": "mirror"}, {"transform": kind}]}
     assert tiny_plan(**change, **CASCADE).augmentation[1].transform == kind
-    with pytest.raises(PlanError, match=rf"augmentation\.1: {kind} changes a previous stage's"):
+    with pytest.raises(PlanError, match=rf"augmentation\.1: {kind}"):
         tiny_plan(**change)
 
 

@@ -14,8 +14,8 @@ from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.planner.budget import (
     START_SECONDS,
+    Overhead,
     Timing,
-    Work,
     budget_layer,
     expected_work,
     parse_seconds,
@@ -29,7 +29,7 @@ from tests.planner.making import fingerprint
 NETWORK = TINY["network"] | {"features": [32, 64]}
 SAMPLING = {"patch_size": [8, 8, 8], "batch_size": 8}
 RULES = complete(TINY | {"network": NETWORK, "sampling": SAMPLING}, "the rules")
-WORK = Work(cases=10, patches=50)
+OVERHEAD = Overhead(cases=10, patches=50)
 
 
 def build(*layers: Layer) -> Plan:
@@ -37,7 +37,7 @@ def build(*layers: Layer) -> Plan:
 
 
 def device(seconds: float, seen: list[Plan] | None = None) -> Callable[[Plan], Timing]:
-    """A device that needs so many seconds a step and feature map (of the first stage) and patch."""
+    """A device with this time per step, feature map of the first stage and patch."""
 
     def measure(plan: Plan) -> Timing:
         if seen is not None:
@@ -48,8 +48,8 @@ def device(seconds: float, seen: list[Plan] | None = None) -> Callable[[Plan], T
     return measure
 
 
-def plan_for(budget: float, seconds: float, work: Work = WORK) -> Plan:
-    return build(budget_layer(budget, build(), lambda _: work, build, device(seconds)))
+def plan_for(budget: float, seconds: float, overhead: Overhead = OVERHEAD) -> Plan:
+    return build(budget_layer(budget, build(), lambda _: overhead, build, device(seconds)))
 
 
 @pytest.mark.parametrize(
@@ -73,23 +73,21 @@ def test_seconds(text: str, seconds: float) -> None:
     ["", "m", "5 min", "5mm", "-5m", "1e3", ".5h", "1,5h", "19s", "0", "nan", "inf", "9" * 400],
 )
 def test_bad_seconds(text: str) -> None:
-    with pytest.raises(PlanError, match=r"--time-budget .*write at least 20s, as in 90s, 5m"):
+    with pytest.raises(PlanError, match=r"^--time-budget .*20s"):
         parse_seconds(text)
 
 
 @given(st.floats(30, 40_000), st.floats(1e-6, 1.0), st.integers(1, 40), st.integers(0, 300))
 @settings(deadline=None, max_examples=100)
-def test_what_is_planned_fits_the_budget(
-    budget: float, seconds: float, cases: int, patches: int
-) -> None:
-    work = Work(cases, patches)
+def test_the_plan_fits_the_budget(budget: float, seconds: float, cases: int, patches: int) -> None:
+    overhead = Overhead(cases, patches)
     narrowest = seconds * 8 * 2
     spent = START_SECONDS + cases * 0.5 + patches * narrowest / 5
     if 0.95 * budget - spent < narrowest:
-        with pytest.raises(PlanError, match="give at least "):
-            plan_for(budget, seconds, work)
+        with pytest.raises(PlanError, match=r"\bat least\b"):
+            plan_for(budget, seconds, overhead)
         return
-    plan = plan_for(budget, seconds, work)
+    plan = plan_for(budget, seconds, overhead)
     timing = device(seconds)(plan)
     steps = plan.training.epochs * plan.training.steps_per_epoch
     used = START_SECONDS + cases * timing.case_seconds + patches * timing.patch_seconds
@@ -108,26 +106,26 @@ def test_width_falls_with_the_budget() -> None:
     assert len(set(widths)) >= 3
 
 
-def test_the_batch_grows_on_a_fast_device_up_to_the_rules() -> None:
+def test_the_batch_grows_on_a_fast_device_up_to_that_of_the_rules() -> None:
     batches = [plan_for(600, seconds).sampling.batch_size for seconds in (1e-3, 2e-4, 1e-5)]
     assert batches[0] == 2
     assert batches == sorted(batches)
     assert batches[-1] == 8
 
 
-def test_a_batch_of_one_stays() -> None:
+def test_a_batch_of_one_is_kept() -> None:
     rules = RULES | {"sampling": RULES["sampling"] | {"batch_size": 1}}
 
     def of_one(*layers: Layer) -> Plan:
         return stack(rules, {}, layers, "default")
 
-    layer = budget_layer(600, of_one(), lambda _: WORK, of_one, device(1e-6))
+    layer = budget_layer(600, of_one(), lambda _: OVERHEAD, of_one, device(1e-6))
     assert of_one(layer).sampling.batch_size == 1
 
 
 def test_nothing_is_measured_twice_and_everything_is_recorded() -> None:
     seen: list[Plan] = []
-    layer = budget_layer(600, build(), lambda _: WORK, build, device(1e-5, seen))
+    layer = budget_layer(600, build(), lambda _: OVERHEAD, build, device(1e-5, seen))
     chosen = [(plan.network.features, plan.sampling.batch_size) for plan in seen]
     assert len(set(chosen)) == len(chosen)
     tried = layer.values["measured"]["tried"]
@@ -137,11 +135,11 @@ def test_nothing_is_measured_twice_and_everything_is_recorded() -> None:
 
 
 def test_too_small_a_budget() -> None:
-    with pytest.raises(PlanError, match="30 s leaves no time for training on this device after"):
-        plan_for(30, 0.001, Work(cases=50, patches=0))
+    with pytest.raises(PlanError, match=r"\b30 s\b"):
+        plan_for(30, 0.001, Overhead(cases=50, patches=0))
 
 
-def test_a_slow_device_gets_smaller_patches_that_the_network_divides() -> None:
+def test_a_slow_device_gets_smaller_patches_that_fit_the_strides() -> None:
     stages = {
         "features": [32, 64, 128, 256],
         "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
@@ -160,7 +158,7 @@ def test_a_slow_device_gets_smaller_patches_that_the_network_divides() -> None:
 
     plans = []
     for seconds in (3600, 60, 40):
-        layer = budget_layer(seconds, large(), lambda _: WORK, large, measure)
+        layer = budget_layer(seconds, large(), lambda _: OVERHEAD, large, measure)
         plans.append(large(layer))
     volumes = [math.prod(plan.sampling.patch_size) for plan in plans]
     assert plans[0].sampling.patch_size == (64, 112, 128)
@@ -189,10 +187,10 @@ def test_expected_patches_are_those_that_prediction_takes(
     data = fingerprint(shape=shape, spacing_mm=spacing, cases=6)
     resampled = [round(n * s) for n, s in zip(shape, spacing, strict=True)]
     one = count_tiles(resampled, plan.sampling.patch_size, plan.inference.overlap)
-    assert expected_work(data, plan) == Work(6, 2 * one)
+    assert expected_work(data, plan) == Overhead(6, 2 * one)
 
 
-def test_slices_that_keep_their_distance_are_each_predicted() -> None:
+def test_slices_are_predicted_one_by_one() -> None:
     flat = {"patch_size": [16, 16, 1]}
     network = TINY["network"] | {"strides": [[1, 1, 1], [2, 2, 1]]}
     plan = tiny_plan(
@@ -203,7 +201,7 @@ def test_slices_that_keep_their_distance_are_each_predicted() -> None:
         splits={"folds": 2},
     )
     data = fingerprint(shape=(32, 32, 11), spacing_mm=(1.0, 1.0, 7.0), cases=4)
-    assert expected_work(data, plan) == Work(4, 2 * 11)
+    assert expected_work(data, plan) == Overhead(4, 2 * 11)
 
 
 def test_the_short_recipe_is_for_short_runs() -> None:
@@ -215,7 +213,7 @@ def test_the_short_recipe_is_for_short_runs() -> None:
     assert plan.inference.mirror_axes == ()
 
 
-def test_flat_patches_turn_in_their_plane_only() -> None:
+def test_flat_patches_are_rotated_in_their_plane_only() -> None:
     network = TINY["network"] | {"strides": [[1, 1, 1], [2, 2, 1]]}
     flat = tiny_plan(
         sampling={"patch_size": [16, 16, 4]}, inference={"overlap": [8, 8, 2]}, network=network

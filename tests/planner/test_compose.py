@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -10,28 +10,24 @@ from autoseg.common.files import to_json
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Cosine, Sgd
 from autoseg.planner import overrides
-from autoseg.planner.budget import Timing, Work
+from autoseg.planner.budget import Overhead, Timing
 from autoseg.planner.compose import Wishes, compose, other_configurations
 from tests.planner.making import fingerprint
 
 
-def never(plan: Plan) -> NoReturn:
-    raise AssertionError("measured without a budget")
+def planned(*settings: str, **options: Any) -> Plan:
+    return compose(fingerprint(), Wishes(settings=settings, **options))
 
 
-def planned(*settings: str, **wishes: Any) -> Plan:
-    return compose(fingerprint(), Wishes(settings=settings, **wishes), never, never)
-
-
-def timed(*settings: str, seconds: float = 300, **wishes: Any) -> Plan:
-    """A plan for a device on which a step takes as long as it has feature maps times patches."""
+def timed(*settings: str, seconds: float = 300, **options: Any) -> Plan:
+    """A plan for a device on which the time of a step grows with feature maps x patches."""
 
     def measure(plan: Plan) -> Timing:
         step = plan.network.features[0] * plan.sampling.batch_size / 500
-        return Timing(step, 0.01, 0.1, "an abacus")
+        return Timing(step, 0.01, 0.1, "fake")
 
-    chosen = Wishes(settings=settings, seconds=seconds, **wishes)
-    return compose(fingerprint(), chosen, lambda plan: Work(6, 10), measure)
+    timed_options = Wishes(settings=settings, seconds=seconds, **options)
+    return compose(fingerprint(), timed_options, lambda plan: Overhead(6, 10), measure)
 
 
 @pytest.fixture
@@ -42,7 +38,7 @@ def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "Task001_Tiny.json5"
 
 
-def test_without_a_budget_nothing_is_measured_and_bytes_are_the_same() -> None:
+def test_without_a_budget_plans_are_equal_to_the_byte() -> None:
     assert to_json(planned().to_json()) == to_json(planned().to_json())
     assert planned().measured == {}
     assert planned().training.seconds is None
@@ -52,7 +48,7 @@ def test_the_name_is_the_users() -> None:
     assert planned(name="mine").name == "mine"
     with pytest.raises(PlanError, match=r"name is '\.\./mine'"):
         planned(name="../mine")
-    with pytest.raises(PlanError, match="name comes from --name"):
+    with pytest.raises(PlanError, match=r"name .*--name"):
         planned("name=mine")
 
 
@@ -64,7 +60,7 @@ def test_each_of_few_patients_gets_a_fold(patients: int | None, folds: int) -> N
     assert planned("splits.folds=3", patients=patients).splits.folds == 3
 
 
-def test_each_layer_wins_over_those_below(references: Path, tmp_path: Path) -> None:
+def test_each_layer_overrides_those_below(references: Path, tmp_path: Path) -> None:
     references.write_text("{sampling: {batch_size: 3}, training: {epochs: 3, seed: 3}}")
     overrides = tmp_path / "mit Leerzeichen.json5"
     overrides.write_text("{training: {epochs: 4, steps_per_epoch: 4}, splits: {folds: 4}}")
@@ -86,7 +82,7 @@ def test_each_layer_wins_over_those_below(references: Path, tmp_path: Path) -> N
     assert plan.provenance["training.epochs"].rule_value == 1000
 
 
-def test_the_reference_can_be_left_out(references: Path) -> None:
+def test_the_reference_can_be_disabled(references: Path) -> None:
     references.write_text("{training: {epochs: 3}}")
     assert planned().training.epochs == 3
     assert planned(use_reference=False).training.epochs == 1000
@@ -110,14 +106,14 @@ def test_every_layer_is_named_in_an_error(references: Path, tmp_path: Path) -> N
     overrides.write_text("{sampling: {patch_size: [8, 8, 8]}}")
     with pytest.raises(PlanError) as caught:
         planned("inference.overlap=[8,4,4]", overrides=overrides)
-    told = "the rules + reference plan Task001_Tiny.json5 + overrides o.json5 + --set: "
-    assert str(caught.value).startswith(told)
+    layers = "the rules + reference plan Task001_Tiny.json5 + overrides o.json5 + --set: "
+    assert str(caught.value).startswith(layers)
 
 
 def test_another_planner_and_more_memory() -> None:
     assert planned(planner="resenc_m").network.residual
     assert planned(memory_gb=0.2).sampling.patch_size < planned().sampling.patch_size
-    with pytest.raises(PlanError, match="no planner"):
+    with pytest.raises(PlanError, match="'huge'"):
         planned(planner="huge")
 
 
@@ -130,7 +126,7 @@ def test_a_short_budget_changes_recipe_and_length() -> None:
     assert isinstance(plan.training.schedule, Cosine)
     assert plan.training.seconds == 300
     assert plan.measured["seconds"] == 300
-    assert plan.measured["tried"][-1]["device"] == "an abacus"
+    assert plan.measured["tried"][-1]["device"] == "fake"
     assert plan.provenance["training.epochs"].source == "time budget of 5 min 00 s"
     assert plan.provenance["training.epochs"].rule_value == 1000
 
@@ -146,21 +142,21 @@ def test_a_long_budget_keeps_the_rules_recipe() -> None:
     assert plan.training.seconds == 24 * 3600
 
 
-def test_the_budget_wins_over_the_reference(references: Path) -> None:
+def test_the_budget_overrides_the_reference(references: Path) -> None:
     references.write_text("{training: {epochs: 999, optimizer: {optimizer: 'sgd'}}}")
     plan = timed()
     assert plan.training.epochs != 999
     assert isinstance(plan.training.optimizer, Sgd)  # the published recipe, in less time
 
 
-def test_the_users_values_win_over_the_budget(tmp_path: Path) -> None:
+def test_the_users_values_override_the_budget(tmp_path: Path) -> None:
     overrides = tmp_path / "o.json5"
     overrides.write_text("{sampling: {batch_size: 4}}")
     plan = timed("training.steps_per_epoch=7", "network.features.0=24", overrides=overrides)
     assert plan.sampling.batch_size == 4
     assert plan.training.steps_per_epoch == 7
     assert plan.network.features[0] == 24
-    (tried,) = plan.measured["tried"]  # one choice is left: measured once, told as it was
+    (tried,) = plan.measured["tried"]  # only one choice remains and is measured once
     assert (tried["features"], tried["batch_size"]) == (list(plan.network.features), 4)
     assert tried["step_seconds"] == pytest.approx(24 * 4 / 500)
 
@@ -173,12 +169,12 @@ def test_settings_of_list_entries_see_the_recipe_of_the_budget() -> None:
 
 
 def test_a_budget_that_leaves_no_time() -> None:
-    with pytest.raises(PlanError, match=r"20 s leaves no time .* cases; give at least 2 min 36 s"):
+    with pytest.raises(PlanError, match=r"\b20 s\b.*\b2 min 36 s\b"):
         compose(
             fingerprint(),
             Wishes(seconds=20),
-            lambda plan: Work(6, 10),
-            lambda plan: Timing(1.0, 1.0, 5.0, "an abacus"),
+            lambda plan: Overhead(6, 10),
+            lambda plan: Timing(1.0, 1.0, 5.0, "fake"),
         )
 
 
@@ -194,8 +190,8 @@ def test_slices_are_timed_too() -> None:
 LARGE = fingerprint(shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5))
 
 
-def large(configuration: str | None, **wishes: Any) -> Plan:
-    return compose(LARGE, Wishes(configuration=configuration, **wishes), never, never)
+def large(configuration: str | None, **options: Any) -> Plan:
+    return compose(LARGE, Wishes(configuration=configuration, **options))
 
 
 @pytest.mark.parametrize(
@@ -223,19 +219,19 @@ def test_the_cascade_refines_the_low_resolution_of_the_same_name() -> None:
 
 def test_the_only_configuration_of_single_slices_keeps_the_name() -> None:
     slices = fingerprint(shape=(64, 64, 1))
-    plan = compose(slices, Wishes(), never, never)
+    plan = compose(slices, Wishes())
     assert (plan.configuration, plan.name) == ("2d", "default")
 
 
-def test_a_configuration_that_the_data_do_not_allow() -> None:
+def test_a_configuration_that_is_not_useful() -> None:
     with pytest.raises(
         PlanError,
-        match=r"'3d_lowres' makes no sense .*: a median case of .*; there: 3d_fullres, 2d$",
+        match=r"'3d_lowres'.* 40 x 56 x 48 .*: 3d_fullres, 2d$",
     ):
         planned(configuration="3d_lowres")
 
 
-def test_the_others_are_told_in_a_few_words() -> None:
+def test_the_other_configurations_are_described() -> None:
     assert other_configurations(LARGE, Wishes(), large(None)) == [
         "2d (0.8 x 0.8 mm, patches of 512 x 512, batch 12)",
         "3d_lowres (1.44 x 1.44 x 2.71 mm, patches of 192 x 192 x 64, batch 2)",
@@ -251,35 +247,35 @@ def test_the_others_are_told_in_a_few_words() -> None:
         ("skipped_cases=[]", "--skip-bad-cases"),
     ],
 )
-def test_what_has_an_option_of_its_own(key: str, owner: str) -> None:
-    with pytest.raises(PlanError, match=f"comes from {owner}"):
+def test_keys_with_their_own_option_cannot_be_set(key: str, owner: str) -> None:
+    with pytest.raises(PlanError, match=f"^--set: {key.partition('=')[0]} .*{owner}"):
         planned(key)
 
 
 REGIONS = {"background": (0,), "whole": (1, 2), "core": (2,)}
 
 
-def test_overlapping_regions_are_carried_on() -> None:
+def test_overlapping_regions_are_kept() -> None:
     data = fingerprint(labels=REGIONS)
-    plan = compose(data, Wishes(regions_class_order=(1, 2)), never, never)
+    plan = compose(data, Wishes(regions_class_order=(1, 2)))
     assert (plan.labels, plan.regions_class_order) == (REGIONS, (1, 2))
-    wishes = Wishes(regions_class_order=(1, 2), seconds=99)
-    timing = Timing(0.1, 0.01, 0.1, "an abacus")
-    timed = compose(data, wishes, lambda plan: Work(6, 10), lambda plan: timing)
+    options = Wishes(regions_class_order=(1, 2), seconds=99)
+    timing = Timing(0.1, 0.01, 0.1, "fake")
+    timed = compose(data, options, lambda plan: Overhead(6, 10), lambda plan: timing)
     assert timed.classes.are_regions
 
 
 def test_a_cascade_is_not_timed() -> None:
-    with pytest.raises(PlanError, match=r"cannot be timed before default-3d_lowres is trained"):
+    with pytest.raises(PlanError, match=r"--time-budget.*default-3d_lowres"):
         large("3d_cascade_fullres", seconds=99)
 
 
-def test_overlap_needs_an_order_of_painting() -> None:
-    with pytest.raises(PlanError, match=r"'whole' and 'core' both cover the value 2; give reg"):
-        compose(fingerprint(labels=REGIONS), Wishes(), never, never)
+def test_overlap_needs_regions_class_order() -> None:
+    with pytest.raises(PlanError, match=r"'whole'.*'core'.*\b2\b.*regions_class_order"):
+        compose(fingerprint(labels=REGIONS), Wishes())
 
 
-def test_skipped_cases_are_written_down() -> None:
+def test_skipped_cases_are_recorded() -> None:
     plan = planned(skipped_cases=("case_1", "case_4"))
     assert plan.skipped_cases == ("case_1", "case_4")
     assert plan.provenance["skipped_cases"].source == "rule: bad cases are left out"
@@ -287,15 +283,15 @@ def test_skipped_cases_are_written_down() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "match"),
     [
-        ("target_spacing_mm=[1,0,1]", r"--set: target_spacing_mm\.1 is 0: input should be greater"),
-        ("target_spacing_mm.2=-1", r"target_spacing_mm\.2 is -1: input should be greater than 0"),
-        ("preprocessing.1.window=[250,-1250]", r"window: \[250\.0, -1250\.0\] is upside down"),
-        ("sampling.patch_size=[40,56,50]", "is 50 along z, which .* cannot divide; take 48 or 56"),
-        ("network.feature=[1]", "unknown key 'network.feature'; did you mean 'features'"),
+        ("target_spacing_mm=[1,0,1]", r"--set: target_spacing_mm\.1 is 0"),
+        ("target_spacing_mm.2=-1", r"target_spacing_mm\.2 is -1"),
+        ("preprocessing.1.window=[250,-1250]", r"window: \[250\.0, -1250\.0\]"),
+        ("sampling.patch_size=[40,56,50]", r"sampling\.patch_size is 50 along z.* 48 or 56"),
+        ("network.feature=[1]", r"'network\.feature'.*'features'"),
     ],
 )
-def test_settings_that_cannot_be(setting: str, told: str) -> None:
-    with pytest.raises(PlanError, match=told):
+def test_invalid_settings(setting: str, match: str) -> None:
+    with pytest.raises(PlanError, match=match):
         planned(setting)

@@ -33,7 +33,7 @@ def set_values(*texts: str, base: dict[str, Any] = RULES) -> dict[str, Any]:
     return set_layer(texts, base).values
 
 
-def test_higher_layers_win() -> None:
+def test_higher_layers_override_lower_ones() -> None:
     plan = stacked(
         {"sampling": {"batch_size": 3}, "training": {"epochs": 4}},
         {"sampling": {"batch_size": 5}},
@@ -42,7 +42,7 @@ def test_higher_layers_win() -> None:
     assert plan.sampling.patch_size == (8, 8, 8)
 
 
-def test_provenance_names_the_last_source_and_the_rules_value() -> None:
+def test_provenance_has_the_last_source_and_the_value_of_the_rules() -> None:
     plan = stacked({"sampling": {"batch_size": 3}}, {"sampling": {"batch_size": 5}})
     found = plan.provenance["sampling.batch_size"]
     assert (found.source, found.rule_value) == ("layer 1", 2)
@@ -50,7 +50,7 @@ def test_provenance_names_the_last_source_and_the_rules_value() -> None:
     assert plan.provenance["training.loss.batch_dice"].evidence == "small"
 
 
-def test_a_replaced_whole_replaces_the_provenance_of_its_parts() -> None:
+def test_replacing_a_section_replaces_the_provenance_of_its_keys() -> None:
     plan = stacked({"preprocessing": []}, {"training": {"loss": {"batch_dice": True}}})
     assert plan.provenance["preprocessing"].rule_value == RULES["preprocessing"]
     assert plan.provenance["training.loss.batch_dice"].source == "layer 1"
@@ -83,8 +83,8 @@ def test_labels_are_replaced_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("key", ["name", "provenance"])
-def test_what_no_layer_may_set(key: str) -> None:
-    with pytest.raises(PlanError, match=f"^layer 0: {key} comes from"):
+def test_keys_that_no_layer_can_set(key: str) -> None:
+    with pytest.raises(PlanError, match=f"^layer 0: {key} "):
         stacked({key: "x"})
 
 
@@ -107,7 +107,7 @@ def test_errors_name_the_layers_and_the_key() -> None:
         {"": 1},
     ],
 )
-def test_nonsense_is_a_plan_error(values: dict[str, Any]) -> None:
+def test_invalid_values_are_a_plan_error(values: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match=r"^the rules \+ layer 0"):
         stacked(values)
 
@@ -127,7 +127,7 @@ objects = st.dictionaries(st.sampled_from("abc"), json_values)
 
 
 @given(objects, objects)
-def test_merge_keeps_its_inputs_and_lets_the_upper_one_win(
+def test_merge_keeps_its_inputs_and_prefers_the_upper_one(
     below: dict[str, Any], above: dict[str, Any]
 ) -> None:
     before = repr((below, above))
@@ -144,7 +144,7 @@ def test_merge_keeps_its_inputs_and_lets_the_upper_one_win(
 
 def test_json5_with_comments(tmp_path: Path) -> None:
     path = tmp_path / "Änderung (1).json5"
-    text = "// why\n{sampling: {batch_size: 4,}, /* and */ training: {keep: 'last'}}"
+    text = "// comment\n{sampling: {batch_size: 4,}, /* and */ training: {keep: 'last'}}"
     path.write_text(text, encoding="utf-8")
     assert read_layer(path, "mine") == Layer(
         "mine", {"sampling": {"batch_size": 4}, "training": {"keep": "last"}}
@@ -152,30 +152,30 @@ def test_json5_with_comments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "part"),
     [
-        ("{a: 1, a: 2}", "is not valid JSON5: .*a"),
-        ("{a: 1", "is not valid JSON5"),
-        ("", "is not valid JSON5"),
-        ("[" * 5000, "is nested too deeply"),
-        ("[1]", "holds list; plan values are an object"),
-        ("null", "holds NoneType"),
+        ("{a: 1, a: 2}", "JSON5: .*a"),
+        ("{a: 1", "JSON5"),
+        ("", "JSON5"),
+        ("[" * 5000, "nested"),
+        ("[1]", "list"),
+        ("null", "NoneType"),
     ],
 )
-def test_bad_files(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_files(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "o.json5"
     path.write_text(text)
-    with pytest.raises(PlanError, match=rf"o\.json5 {told}"):
+    with pytest.raises(PlanError, match=rf"o\.json5 .*{part}"):
         read_layer(path, "o")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"cannot read .*gone"):
+    with pytest.raises(PlanError, match=r"gone\.json5"):
         read_layer(tmp_path / "gone.json5", "o")
-    with pytest.raises(PlanError, match="cannot read"):
+    with pytest.raises(PlanError, match=tmp_path.name):
         read_layer(tmp_path, "o")
     (tmp_path / "latin.json5").write_bytes(b"{a: '\xe4'}")
-    with pytest.raises(PlanError, match="not valid JSON5"):
+    with pytest.raises(PlanError, match=r"latin\.json5"):
         read_layer(tmp_path / "latin.json5", "o")
 
 
@@ -221,27 +221,28 @@ def test_set_one_label() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "parts"),
     [
-        ("sampling.batch_size", "write key=value, as in sampling.batch_size=4"),
-        ("=4", "write key=value"),
-        ("", "write key=value"),
-        ("preprocessing.2.window=1", "'2' is no entry of that list; take 0 to 1"),
-        ("preprocessing.-1.window=1", "'-1' is no entry of that list; take 0 to 1"),
-        ("preprocessing.clip.window=1", "'clip' is no entry of that list; take 0 to 1"),
-        ("preprocessing.².window=1", "'²' is no entry of that list; take 0 to 1"),
-        ("shares.0.label=1", "'0' is no entry of that list; the list is empty"),
+        ("sampling.batch_size", ["key=value", "sampling.batch_size=4"]),
+        ("=4", ["key=value"]),
+        ("", ["key=value"]),
+        ("preprocessing.2.window=1", ["'2'", "0 to 1"]),
+        ("preprocessing.-1.window=1", ["'-1'", "0 to 1"]),
+        ("preprocessing.clip.window=1", ["'clip'", "0 to 1"]),
+        ("preprocessing.².window=1", ["'²'", "0 to 1"]),
+        ("shares.0.label=1", ["'0'", "empty"]),
     ],
 )
-def test_bad_settings(text: str, told: str) -> None:
+def test_invalid_settings(text: str, parts: list[str]) -> None:
     with pytest.raises(PlanError) as caught:
         set_values(text)
-    assert str(caught.value) == f"--set {text}: {told}" or told == "write key=value"
-    assert told in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(f"--set {text}: ")
+    assert all(part in message.removeprefix(f"--set {text}: ") for part in parts)
 
 
-def test_the_option_of_a_bad_setting_is_named() -> None:
-    with pytest.raises(PlanError, match=r"--slurm list\.3=1: '3' is no entry of that list"):
+def test_the_option_of_an_invalid_setting_is_named() -> None:
+    with pytest.raises(PlanError, match=r"^--slurm list\.3=1: .*'3'"):
         set_layer(["list.3=1"], {"list": [1, 2]}, "--slurm")
 
 

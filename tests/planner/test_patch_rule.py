@@ -23,7 +23,6 @@ from autoseg.planner.patch_rule import (
 )
 from tests.making import tiny_plan
 from tests.planner.making import fingerprint
-from tests.planner.test_compose import never
 
 HEADERS = Path(__file__).parents[1] / "data" / "covid20_headers.csv"
 LABELS = {"background": (0,), "left lung": (1,), "right lung": (2,), "infection": (3,)}
@@ -35,7 +34,7 @@ NETWORK = (
 
 
 def covid() -> Fingerprint:
-    """The 20 scans of Ma et al. 2020, by their real headers."""
+    """The 20 scans of Ma et al. 2020, with their real headers."""
     with HEADERS.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     data = fingerprint(task="Task001_COVID", labels=LABELS, cases=1)
@@ -52,7 +51,7 @@ def covid() -> Fingerprint:
 
 @pytest.fixture
 def without_patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's plan without its patch: the rule has to find it."""
+    """The paper's plan without its patch, which the rule has to find."""
     text = (plans_folder() / "Task001_COVID.json5").read_text(encoding="utf-8")
     assert text.count(PATCH) == 1
     (tmp_path / "Task001_COVID.json5").write_text(text.replace(PATCH, ""), encoding="utf-8")
@@ -60,9 +59,9 @@ def without_patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_patch")
-def test_the_rule_arrives_at_the_papers_patch_by_itself() -> None:
-    wishes = Wishes(memory_gb=24, settings=("training.precision='float32'",))
-    plan = compose(covid(), wishes, never, never)
+def test_the_rule_reproduces_the_papers_patch() -> None:
+    options = Wishes(memory_gb=24, settings=("training.precision='float32'",))
+    plan = compose(covid(), options)
     spacing, shape = median_grid(plan, covid())
     assert (spacing, shape) == ((1.58, 1.58, 2.70), (267, 254, 103.5))
     assert plan.sampling.patch_size == (160, 160, 80)
@@ -79,47 +78,47 @@ def test_the_rule_arrives_at_the_papers_patch_by_itself() -> None:
     [(11, (112, 112, 64)), (16, (128, 128, 80)), (32, (176, 176, 96)), (1000, (256, 240, 96))],
 )
 def test_other_cards(memory_gb: float, patch: tuple[int, int, int]) -> None:
-    wishes = Wishes(memory_gb=memory_gb, settings=("training.precision='float32'",))
-    assert compose(covid(), wishes, never, never).sampling.patch_size == patch
+    options = Wishes(memory_gb=memory_gb, settings=("training.precision='float32'",))
+    assert compose(covid(), options).sampling.patch_size == patch
 
 
-def test_half_the_bytes_give_a_larger_patch() -> None:
+def test_bfloat16_gives_a_larger_patch() -> None:
     def side(precision: str) -> int:
-        wishes = Wishes(settings=(NETWORK, f"training.precision='{precision}'"), memory_gb=0.5)
-        plan = compose(fingerprint(shape=(300, 300, 300)), wishes, never, never)
+        options = Wishes(settings=(NETWORK, f"training.precision='{precision}'"), memory_gb=0.5)
+        plan = compose(fingerprint(shape=(300, 300, 300)), options)
         return plan.sampling.patch_size[0]
 
     assert side("bfloat16") > side("float32")
 
 
-def test_a_given_patch_or_network_of_the_rules_is_left_alone() -> None:
-    wishes = Wishes(settings=(NETWORK, "sampling.patch_size=[8,8,8]", "inference.overlap=[4,4,4]"))
-    plan = compose(fingerprint(), wishes, never, never)
+def test_a_given_patch_or_network_of_the_rules_is_kept() -> None:
+    options = Wishes(settings=(NETWORK, "sampling.patch_size=[8,8,8]", "inference.overlap=[4,4,4]"))
+    plan = compose(fingerprint(), options)
     assert plan.sampling.patch_size == (8, 8, 8)
-    assert compose(fingerprint(), Wishes(), never, never).sampling.patch_size == (40, 56, 48)
+    assert compose(fingerprint(), Wishes()).sampling.patch_size == (40, 56, 48)
 
 
-def test_a_given_overlap_stays() -> None:
-    wishes = Wishes(settings=(NETWORK, "inference.overlap=[2,2,2]"))
-    plan = compose(fingerprint(), wishes, never, never)
+def test_a_given_overlap_is_kept() -> None:
+    options = Wishes(settings=(NETWORK, "inference.overlap=[2,2,2]"))
+    plan = compose(fingerprint(), options)
     assert plan.inference.overlap == (2, 2, 2)
     assert plan.provenance["sampling.patch_size"].source == SOURCE
 
 
-def test_what_is_wrong_with_the_strides_is_told_as_such() -> None:
-    wishes = Wishes(settings=("network.strides=7",))
+def test_invalid_strides_are_reported() -> None:
+    options = Wishes(settings=("network.strides=7",))
     with pytest.raises(PlanError, match=r"network\.strides is 7"):
-        compose(fingerprint(), wishes, never, never)
+        compose(fingerprint(), options)
 
 
 def test_too_little_memory() -> None:
-    with pytest.raises(PlanError, match=r"no patch .* fits 1e-06 GB and cases of 9 x 9 x 9 voxels"):
+    with pytest.raises(PlanError, match=r"1e-06 GB.*9 x 9 x 9"):
         largest_patch(tiny_plan(), (1, 1, 1), (9, 9, 9), 1e-6)
 
 
 def test_cases_too_small_for_the_network() -> None:
-    """The only patch within them leaves one voxel, which instance normalisation cannot take."""
-    with pytest.raises(PlanError, match=r"no patch .* cases of 3 x 3 x 3 voxels; .* fewer stages"):
+    """The only patch leaves one voxel, for which instance normalisation is undefined."""
+    with pytest.raises(PlanError, match=r"3 x 3 x 3.*stages"):
         largest_patch(tiny_plan(), (1, 1, 1), (3, 3, 3), 1)
 
 
@@ -129,7 +128,7 @@ spacings = st.tuples(*[st.floats(0.3, 6)] * 3)
 
 @given(spacings, sizes, st.floats(0.005, 2), st.sampled_from([1, 2]))
 @settings(deadline=None, max_examples=100)
-def test_what_the_rule_promises(spacing: Any, shape: Any, memory_gb: float, flat: int) -> None:
+def test_the_rule_holds(spacing: Any, shape: Any, memory_gb: float, flat: int) -> None:
     plan = tiny_plan(
         network={"strides": [[1, 1, 1], [2, 2, flat]]}, sampling={"patch_size": [8] * 3}
     )
@@ -139,7 +138,7 @@ def test_what_the_rule_promises(spacing: Any, shape: Any, memory_gb: float, flat
     for size, factor, most in zip(patch, factors, shape, strict=True):
         assert size % factor == 0
         assert size <= max(most, factor)
-    # Sides are equal in mm: none is longer than another would be with one more step.
+    # Sides are equal in mm: none is longer than any other would be with one more step.
     steps = [factor * mm for factor, mm in zip(factors, spacing, strict=True)]
     counts = [size // factor for size, factor in zip(patch, factors, strict=True)]
     longest = max((n * step for n, step in zip(counts, steps, strict=True) if n > 1), default=0)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.reading import make_plan
-from autoseg.planner.rule_values import Evidence, Values, configurations
+from autoseg.planner.rule_values import Evidence, PlanValues, configurations
 from autoseg.planner.rule_values import rule_values as rule_values_of
 from tests.planner.making import FOREGROUND, LABELS, fingerprint
 
 
 def rule_values(
     data: Fingerprint, planner: str = "default", configuration: str | None = None
-) -> tuple[Values, Evidence]:
+) -> tuple[PlanValues, Evidence]:
     """What the rules choose for a configuration, the recommended one if none is named."""
     there = configurations(data, planner)
     return rule_values_of(data, there[configuration or next(iter(there))])
@@ -32,7 +32,7 @@ RESAMPLE = {"step": "resample", "anisotropy": 3.0}
 CROP = {"step": "crop_to_nonzero"}
 
 
-def test_ct_is_clipped_and_scaled_by_the_figures_of_all_cases() -> None:
+def test_ct_is_normalised_with_the_figures_of_all_cases() -> None:
     assert steps() == [
         CROP,
         {"step": "clip", "window": [-958.5, 271.0], "channel": 0},
@@ -41,7 +41,7 @@ def test_ct_is_clipped_and_scaled_by_the_figures_of_all_cases() -> None:
     ]
 
 
-def test_other_channels_are_scaled_case_by_case() -> None:
+def test_other_channels_are_normalised_per_case() -> None:
     assert steps(channels=("MRI",)) == [
         CROP,
         {"step": "z_score", "channel": 0, "nonzero": False},
@@ -49,7 +49,7 @@ def test_other_channels_are_scaled_case_by_case() -> None:
     ]
 
 
-def test_only_the_nonzero_part_counts_where_cropping_removed_a_quarter() -> None:
+def test_only_nonzero_voxels_are_normalised_if_cropping_removed_a_quarter() -> None:
     assert steps(channels=("T1", "CT"), shape_after_crop=(40, 56, 24)) == [
         CROP,
         {"step": "z_score", "channel": 0, "nonzero": True},
@@ -66,7 +66,7 @@ def test_special_channels() -> None:
     ]
 
 
-def test_ct_without_foreground_is_scaled_case_by_case() -> None:
+def test_ct_without_foreground_is_normalised_per_case() -> None:
     assert steps(foreground=None)[1] == {"step": "z_score", "channel": 0, "nonzero": False}
 
 
@@ -132,7 +132,7 @@ def test_tiny_slices_are_turned_in_their_plane_only() -> None:
     assert values["augmentation"][0]["rotation_degrees"][:2] == [[0, 0], [0, 0]]
 
 
-def test_a_cascade_is_trained_with_faults_of_its_previous_stage() -> None:
+def test_a_cascade_augments_its_previous_stage() -> None:
     data = fingerprint(shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5))
     kinds = {
         name: [
@@ -144,7 +144,7 @@ def test_a_cascade_is_trained_with_faults_of_its_previous_stage() -> None:
     assert kinds["3d_cascade_fullres"] == [*kinds["3d_fullres"], *added]
 
 
-def test_the_ignore_label_is_carried_on() -> None:
+def test_the_ignore_label_is_kept() -> None:
     values, _ = rule_values(fingerprint(ignore_label=9))
     assert values["ignore_label"] == 9
     assert make_plan(values, "the rules").labels == LABELS
@@ -181,7 +181,7 @@ def test_the_recommended_configuration_comes_first() -> None:
     st.sampled_from(["default", "resenc_m", "resenc_xl"]),
 )
 @settings(deadline=None, max_examples=60)
-def test_rules_always_make_a_whole_plan(shape: Any, spacing: Any, planner: str) -> None:
+def test_rules_always_make_a_valid_plan(shape: Any, spacing: Any, planner: str) -> None:
     values, _ = rule_values(fingerprint(shape=shape, spacing_mm=spacing), planner)
     plan = make_plan(values, "the rules")
     assert plan.network.residual == (planner != "default")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
-from autoseg.planner.grid import PLANNERS
-from autoseg.planner.rules import Configuration, DataFigures, decide, planner_axes
+from autoseg.planner.grid import DataFigures, planner_axes
+from autoseg.planner.rules import PLANNERS, Configuration, decide
 
 ROOT = Path(__file__).parents[2]
 VECTORS = read_json(ROOT / "tests/data/nnunet_plan_vectors.json")
@@ -73,14 +73,14 @@ def test_check_finds_differences():
         ("resenc_xl", 40, (224, 224, 256)),
     ],
 )
-def test_ties_are_settled_as_by_nnunet(planner, memory_gb, patch):
-    # Made with nnU-Net 2.8.1: with equal axes the last one in z, y, x order shrinks first.
+def test_ties_are_broken_as_by_nnunet(planner, memory_gb, patch):
+    # From nnU-Net 2.8.1: of equal axes, the last one in z, y, x order shrinks first.
     assert decide(make(), planner, memory_gb)["3d_fullres"].patch_size == patch
 
 
 @given(data_figures(), planner_names, st.sampled_from([2.0, 8.0, 24.0, None]))
 @settings(deadline=None, max_examples=60)
-def test_every_configuration_is_possible(figures, planner, memory_gb):
+def test_every_configuration_is_valid(figures, planner, memory_gb):
     found = decide(figures, planner, memory_gb)
     assert ("3d_lowres" in found) == ("3d_cascade_fullres" in found)
     assert found.keys() >= {"2d", "3d_fullres"}
@@ -123,7 +123,7 @@ def test_order_of_the_cases_does_not_matter(figures, planner, random):
 
 @given(
     st.lists(st.floats(0.1, 12), min_size=3, max_size=3, unique=True),
-    st.permutations(PRIMES),  # prime shapes: no two axes are ever covered to the same share
+    st.permutations(PRIMES),  # prime shapes, so that no two axes are covered to the same share
     planner_names,
 )
 @settings(deadline=None, max_examples=60)
@@ -209,16 +209,16 @@ def test_memory_defaults_to_the_planners_own(planner):
 
 
 def test_unknown_planner():
-    with pytest.raises(PlanError, match=r"no planner 'huge'; choose one of default, resenc_m"):
+    with pytest.raises(PlanError, match=r"'huge'.* default, resenc_m"):
         decide(make(), "huge")
 
 
 @pytest.mark.parametrize("memory_gb", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_memory(memory_gb):
-    with pytest.raises(PlanError, match="above 0"):
+    with pytest.raises(PlanError, match=rf"{memory_gb} GB"):
         decide(make(), "default", memory_gb)
 
 
 def test_too_little_memory():
-    with pytest.raises(PlanError, match="too small for planner 'default'"):
+    with pytest.raises(PlanError, match=r"1e-09 GB.*'default'"):
         decide(make(), "default", 1e-9)

@@ -50,7 +50,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 OPTIMIZERS = ({"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}, {"optimizer": "adam"})
 
 
-def plan_of(network: dict[str, Any], **changes: Any) -> Plan:
+def make(network: dict[str, Any], **changes: Any) -> Plan:
     values = {
         "channels": ["CT", "PET"],
         "sampling": {"patch_size": [32, 24, 16]},
@@ -60,7 +60,7 @@ def plan_of(network: dict[str, Any], **changes: Any) -> Plan:
 
 
 def measured_activations(plan: Plan) -> int:
-    """Bytes of all tensors that autograd keeps for backward, those of the weights left out."""
+    """Bytes of all tensors that autograd saves for the backward pass, without the weights."""
     network, loss = build_network(plan).train(), build_loss(plan)
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -68,7 +68,7 @@ def measured_activations(plan: Plan) -> int:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held: its address must not be used again
+            kept[storage.data_ptr()] = storage  # held, so that its address is not reused
         return tensor
 
     shape = (plan.sampling.batch_size, *plan.sampling.patch_size)
@@ -84,10 +84,10 @@ def measured_activations(plan: Plan) -> int:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_activations_are_those_that_autograd_keeps(name: str, precision: str) -> None:
-    plan = plan_of(NETWORKS[name], training={"precision": precision})
+def test_activations_are_those_that_autograd_saves(name: str, precision: str) -> None:
+    plan = make(NETWORKS[name], training={"precision": precision})
     expected = training_memory(plan)
-    # Under autocast the lower copies of the weights are kept for backward, too.
+    # Under autocast, the bfloat16 copies of the weights are saved as well.
     cast = expected.parameters - 4 * parameter_count(plan.network, 2, 3)
     within = 0.03 if precision == "float32" else 0.25
     assert expected.activations + cast == pytest.approx(measured_activations(plan), rel=within)
@@ -96,7 +96,7 @@ def test_activations_are_those_that_autograd_keeps(name: str, precision: str) ->
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_weights_gradients_and_the_optimizer(name: str, optimizer: dict[str, Any]) -> None:
-    plan = plan_of(NETWORKS[name], training={"optimizer": optimizer, "average_decay": 0.9})
+    plan = make(NETWORKS[name], training={"optimizer": optimizer, "average_decay": 0.9})
     network = build_network(plan)
     assert parameter_count(plan.network, 2, 3) == count_parameters(network)
     made = build_optimizer(plan.training.optimizer, network)
@@ -113,8 +113,8 @@ def test_weights_gradients_and_the_optimizer(name: str, optimizer: dict[str, Any
 
 
 def test_memory_grows_with_batch_and_patch() -> None:
-    plan = plan_of({})
-    two, four = plan, plan_of({}, sampling={"batch_size": 4})
+    plan = make({})
+    two, four = plan, make({}, sampling={"batch_size": 4})
     assert training_memory(four).activations == 2 * training_memory(two).activations
     larger = training_memory(plan, (64, 24, 16))
     assert larger.activations == 2 * training_memory(plan).activations
@@ -123,7 +123,7 @@ def test_memory_grows_with_batch_and_patch() -> None:
     assert larger.peak == larger.kept + larger.activations // 2
 
 
-# Linux counts the peak of the process that starts another as that one's own: a small one does it.
+# On Linux a child inherits the peak of its parent, so a small process starts it.
 SMALL_PARENT = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)"
 STEP_IN_A_PROCESS = """
 import resource, sys
@@ -154,11 +154,9 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no `resource` on Windows")
 @pytest.mark.parametrize("name", ["plain", "paper"])
 def test_the_peak_is_that_of_a_process(name: str, tmp_path: Path) -> None:
-    """In float32: bfloat16's peak depends on what the processor can compute with."""
+    """In float32, as the peak in bfloat16 depends on the CPU."""
     network = NETWORKS[name] | {"features": [16, 32, 64]}
-    plan = plan_of(
-        network, sampling={"patch_size": [64, 64, 48]}, training={"precision": "float32"}
-    )
+    plan = make(network, sampling={"patch_size": [64, 64, 48]}, training={"precision": "float32"})
     plan.save(tmp_path / "plan.json")
     command = [sys.executable, "-c", STEP_IN_A_PROCESS, str(tmp_path / "plan.json")]
     command = [sys.executable, "-c", SMALL_PARENT, *command]

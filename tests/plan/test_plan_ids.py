@@ -1,4 +1,4 @@
-"""Ids stay: what a model, a case or a result was made with is known in every later version."""
+"""Ids of plans do not change between versions, as models, cases and results record them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from pydantic import Field
 
 from autoseg.plan.reading import load_plan, plan_schema
-from autoseg.plan.sections import FOR_ID, Part, since
+from autoseg.plan.sections import FOR_ID, Section, since
 from tests.making import tiny_plan
 from tests.plan.test_plan import full_plan
 
 DATA = Path(__file__).parents[1] / "data"
-PLAN = DATA / "plan_0.1.0.json"  # written by version 0.1.0; every part but the kinds of loss, ...
-KEYS = DATA / "plan_keys_0.1.0.json"  # part -> its keys in version 0.1.0
+PLAN = DATA / "plan_0.1.0.json"  # written by 0.1.0; has every section
+KEYS = DATA / "plan_keys_0.1.0.json"  # section -> its keys in version 0.1.0
 WITHOUT_ID = {"Colour", "Evaluation", "Merged", "Provenance", "Tolerance"}
-ADVICE = "ids of existing plans would change: mark the key by autoseg.plan.sections.since"
+ADVICE = "ids of existing plans would change; mark the key with autoseg.plan.sections.since"
 
 
 def test_a_plan_of_the_first_release_keeps_its_id_and_its_cases() -> None:
@@ -46,19 +46,19 @@ def without_later_keys(now: Any, before: Any) -> Any:
     return now
 
 
-def test_every_key_that_came_later_is_marked() -> None:
+def test_every_later_key_is_marked() -> None:
     before: dict[str, list[str]] = json.loads(KEYS.read_text(encoding="utf-8"))
     schema = plan_schema()
     now = {"Plan": schema, **schema["$defs"]}
-    for part, keys in before.items():
-        properties = now[part]["properties"]
-        assert not set(keys) - properties.keys(), f"{part}: plan files of 0.1.0 cannot be read"
+    for section, keys in before.items():
+        properties = now[section]["properties"]
+        assert not set(keys) - properties.keys(), f"{section}: plan files of 0.1.0 cannot be read"
         later = properties.keys() - set(keys) - {"id"}
-        if part not in WITHOUT_ID:
+        if section not in WITHOUT_ID:
             assert [key for key in later if "since" not in properties[key]] == [], ADVICE
 
 
-class Inner(Part):
+class Inner(Section):
     size: int = 3
 
 
@@ -66,31 +66,31 @@ class LaterInner(Inner):
     way: str = Field("old", json_schema_extra=since("0.2.0"))
 
 
-class Outer(Part):
+class Outer(Section):
     name: str = "a"
     inner: Inner = Inner()
 
 
-class LaterOuter(Part):
+class LaterOuter(Section):
     name: str = "a"
     inner: LaterInner = LaterInner()
     more: LaterInner | None = Field(None, json_schema_extra=since("0.3.0"))
 
 
-def for_id(part: Part) -> dict[str, Any]:
-    return part.model_dump(mode="json", context=FOR_ID)
+def for_id(section: Section) -> dict[str, Any]:
+    return section.model_dump(mode="json", context=FOR_ID)
 
 
-def test_a_later_key_at_its_default_is_no_part_of_an_id() -> None:
+def test_a_later_key_at_its_default_is_not_part_of_the_id() -> None:
     assert for_id(LaterOuter()) == for_id(Outer()) == {"name": "a", "inner": {"size": 3}}
 
 
-def test_a_later_key_with_another_value_is() -> None:
+def test_a_later_key_with_another_value_is_part_of_the_id() -> None:
     assert for_id(LaterOuter(inner=LaterInner(way="new")))["inner"] == {"size": 3, "way": "new"}
     assert for_id(LaterOuter(more=LaterInner()))["more"] == {"size": 3}
 
 
-def test_a_file_holds_later_keys_too() -> None:
+def test_a_file_has_later_keys() -> None:
     assert LaterOuter().model_dump(mode="json") == {
         "name": "a",
         "inner": {"size": 3, "way": "old"},

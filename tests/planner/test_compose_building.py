@@ -1,4 +1,4 @@
-"""Whatever the data: the rules' plan builds its network, and the network can learn a step."""
+"""For any data, the network of the rules' plan can be built and trained for a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from autoseg.planner.compose import Wishes, compose
 from autoseg.training.learner import Learner
 from autoseg.training.losses import build_loss
 from tests.planner.making import fingerprint
-from tests.planner.test_compose import never
 
 MOST_VOXELS = 20_000
 PLANNERS = ("default", "resenc_m", "resenc_l", "resenc_xl")
@@ -41,7 +40,7 @@ def fingerprints(draw: st.DrawFn) -> Fingerprint:
 
 
 def small(plan: Plan) -> Plan:
-    """The plan with few feature maps, and where its patch is large the smallest one possible."""
+    """The plan with few feature maps and, if its patch is large, the smallest possible patch."""
     values = plan.model_dump(mode="json")
     values["network"]["features"] = [2 + min(2, n) for n in range(len(plan.network.features))]
     x, y, z = plan.sampling.patch_size
@@ -67,21 +66,21 @@ def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
 def test_any_data_give_a_plan_that_can_learn(
     data: Fingerprint, planner: str, configuration: str | None
 ) -> None:
-    plan = compose(data, Wishes(planner=planner, configuration=configuration), never, never)
+    plan = compose(data, Wishes(planner=planner, configuration=configuration))
     tiny = small(plan)
     network = build_network(tiny).train()
     image, label = batch_of(tiny)
     loss, _ = build_loss(tiny)(network(image), label)
     loss.backward()
     assert torch.isfinite(loss)
-    # The heads of deep supervision that the loss does not weigh have no gradient.
+    # Outputs of deep supervision that the loss ignores have no gradient.
     learnt = [p.grad for p in network.encoder.parameters()]
     assert all(grad is not None and torch.isfinite(grad).all() for grad in learnt)
 
 
 @pytest.mark.parametrize("planner", PLANNERS[1:])
 def test_a_residual_plan_learns_a_step(planner: str) -> None:
-    plan = compose(fingerprint(), Wishes(planner=planner), never, never)
+    plan = compose(fingerprint(), Wishes(planner=planner))
     assert plan.network.residual
     assert plan.network.blocks_encoder[:4] == (1, 3, 4, 6)
     tiny = small(plan)
@@ -98,7 +97,7 @@ def test_more_memory_gives_a_larger_patch() -> None:
     data = fingerprint(shape=(512, 512, 300))
 
     def voxels(memory_gb: float) -> int:
-        plan = compose(data, Wishes(memory_gb=memory_gb), never, never)
+        plan = compose(data, Wishes(memory_gb=memory_gb))
         x, y, z = plan.sampling.patch_size
         return x * y * z
 
