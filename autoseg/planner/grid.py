@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from autoseg.common.progress import by_axis
+
 ANISOTROPY_FACTOR = 3
 FINE_PERCENTILE = 10  # of the spacings of an anisotropic axis
 FIRST_FEATURES = 32

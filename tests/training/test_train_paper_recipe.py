@@ -29,7 +29,6 @@ from autoseg.training.losses import build_loss
 from autoseg.training.state import EpochSoFar, PlateauState
 from tests.making import count_parameters, tiny_plan
 from tests.planner.making import fingerprint
-from tests.planner.test_compose import never
 from tests.training.making import start, store_of, without_pictures
 
 LABELS = {"background": (0,), "left lung": (1,), "right lung": (2,), "infection": (3,)}
@@ -40,7 +39,7 @@ def plan() -> Plan:
     data = fingerprint(
         task="Task001_COVID", labels=LABELS, shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5)
     )
-    return compose(data, Wishes(), never, never)
+    return compose(data, Wishes())
 
 
 # --- loss ---
