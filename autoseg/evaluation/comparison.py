@@ -20,6 +20,7 @@ from math import isfinite
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
@@ -236,9 +237,6 @@ def bootstrap_interval(differences: ArrayLike) -> Interval | None:
 
 
 def _bootstrap(values: NDArray[np.float64], method: str) -> Interval:
-    # scipy.stats takes long to import, and only comparisons need it.
-    from scipy.stats import DegenerateDataWarning, bootstrap
-
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)  # the caller checks for it
         low, high = bootstrap(
@@ -255,8 +253,6 @@ def _bootstrap(values: NDArray[np.float64], method: str) -> Interval:
 
 def signed_rank_p(differences: ArrayLike) -> float | None:
     """The p value of Wilcoxon's test; None below `MIN_CASES` values, or if all are zero."""
-    from scipy.stats import wilcoxon
-
     values = np.asarray(differences, float)
     if len(values) < MIN_CASES or not values.any():
         return None

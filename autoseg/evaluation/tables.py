@@ -10,6 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
 from autoseg.common.files import write_text
 from autoseg.evaluation.metrics import COUNTS, METRICS
 from autoseg.evaluation.scores import CaseScores, Statistic, Summary
@@ -171,11 +175,6 @@ def print_rows(rows: Sequence[Row]) -> None:
         for cells in _aligned(rows):
             print("  ".join(cells).rstrip())
         return
-    # Imported here because only terminals need it.
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
     header, *body = rows
     table = RichTable()
     for i, name in enumerate(header):

@@ -6,19 +6,20 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
 from autoseg.common.figures import Colours, colours_of, hatch, jitter, take_literally, tidy
-from autoseg.evaluation.comparison import Comparison
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import MINUS, metric_name
 
-# matplotlib is imported in the functions that draw: worker processes do not need it.
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from autoseg.evaluation.comparison import Comparison
 
 Values = Sequence[float | None]
 Groups = Mapping[str, Mapping[str, Values]]  # group, such as a fold -> class -> values
-Draw = Callable[["Axes", float, float, Sequence[float], str, str], None]
+Draw = Callable[[Axes, float, float, Sequence[float], str, str], None]
 NO_COLOURS: Colours = {}
 MOST_PANEL_COLUMNS = 2
 MOST_LEGEND_COLUMNS = 5
@@ -27,8 +28,6 @@ MARKERS = "osD^vP*"
 
 def draw_box_plot(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
     """Dice of each class as a box, with a dot for each case."""
-    from matplotlib.figure import Figure
-
     labels = summary.labels
     figure = Figure(figsize=(max(4.0, 1.5 + 1.1 * len(labels)), 4.0), layout="constrained")
     axes = figure.subplots()
@@ -52,8 +51,6 @@ def draw_grouped_boxes(panels: Mapping[str, Groups], colours: Colours = NO_COLOU
         panels: title -> groups; all groups have the same classes.
         colours: class -> colour, for the classes to which the plan assigns one.
     """
-    from matplotlib.figure import Figure
-
     faces = _faces(panels, colours)
     most = max(len(groups) for groups in panels.values())
     columns = min(MOST_PANEL_COLUMNS, len(panels))
@@ -83,8 +80,6 @@ def draw_bars(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> Fi
         panels: set -> plan -> class -> the median of each fold.
         colours: class -> colour, for the classes to which the plan assigns one.
     """
-    from matplotlib.figure import Figure
-
     faces = _faces(panels, colours)
     bars = [sum(1 + len(group) for group in groups.values()) for groups in panels.values()]
     widths = [1.2 + 0.55 * count for count in bars]
@@ -103,8 +98,6 @@ def draw_differences(
     comparison: Comparison, metric: str = "Dice", colours: Colours = NO_COLOURS
 ) -> Figure:
     """A row for each class: a marker for each case, and the mean with its confidence interval."""
-    from matplotlib.figure import Figure
-
     found = comparison.of(metric)
     faces = colours_of([of.label for of in found], colours)
     figure = Figure(figsize=(6.4, 1.6 + 0.75 * len(found)), layout="constrained")
@@ -213,8 +206,6 @@ def _draw_dots(axes: Axes, x: float, width: float, values: Sequence[float], **st
 
 def _add_legend(figure: Figure, faces: Colours) -> None:
     """Name the classes below the figure, in as many columns as fit its width."""
-    from matplotlib.patches import Patch
-
     inches = 0.7 + 0.085 * max(map(len, faces), default=0)
     columns = max(1, min(MOST_LEGEND_COLUMNS, int(figure.get_figwidth() / inches)))
     marks = [

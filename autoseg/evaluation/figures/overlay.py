@@ -7,9 +7,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from autoseg.common.errors import DataError
 from autoseg.common.figures import line, save_figure, take_literally
@@ -18,11 +21,6 @@ from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.image.formats import ending_of, stem_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 SIDES = (("R", "L"), ("A", "P"), ("I", "S"))  # where the patient axes x, y, z start and end
 PANEL_INCHES = 3.0
@@ -92,8 +90,6 @@ def _most(classes: tuple[str, ...]) -> str:
 
 
 def _draw(rows: Sequence[CaptionedSlice], title: str) -> Figure:
-    from matplotlib.figure import Figure
-
     heights = [_height(view) for view, _, _ in rows]
     size = (3 * PANEL_INCHES + 0.5, sum(heights) + 0.1 * len(rows) + 1.1)
     figure = Figure(figsize=size, layout="constrained")
@@ -130,8 +126,6 @@ def _draw_row(row: Sequence[Axes], view: View, k: int) -> None:
 
 def _draw_classes(axes: Axes, masks: SliceMasks, colours: dict[str, str]) -> None:
     """Fill each class of a slice and draw its outline."""
-    from matplotlib.colors import to_rgba
-
     for i, (name, inside) in enumerate(masks.items()):
         if not inside.any():
             continue
@@ -143,8 +137,6 @@ def _draw_classes(axes: Axes, masks: SliceMasks, colours: dict[str, str]) -> Non
 
 
 def _add_legend(figure: Figure, views: Sequence[View]) -> None:
-    from matplotlib.patches import Patch
-
     colours = {name: of for view in views for name, of in view.colours.items()}
     marks = [
         Patch(facecolor=f"{of}59", edgecolor=of, linestyle=line(i), linewidth=1.3)

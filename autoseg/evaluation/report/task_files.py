@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoseg.common.figures import Colours, save_figure, save_forms
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
-from autoseg.evaluation.comparison import Comparison
 from autoseg.evaluation.cross_validation import CrossValidation, tables
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, draw_overlay, exhibit, worst_median_best
@@ -23,6 +23,9 @@ from autoseg.evaluation.tables import write_table
 from autoseg.models.log import draw_losses, read_losses
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
+
+if TYPE_CHECKING:
+    from autoseg.evaluation.comparison import Comparison
 
 TABLES, FIGURES, OVERLAYS, SCROLLS = "tables", "figures", "overlays", "scrolls"
 
