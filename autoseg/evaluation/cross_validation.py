@@ -1,4 +1,4 @@
-"""The folds of a cross-validation, put together."""
+"""The folds of a cross-validation, and their tables."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.common.errors import DataError
-from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import Statistic, Summary, combine
-from autoseg.evaluation.tables import Row, Table, metric_name, number, spread
+from autoseg.evaluation.tables import Row, Table, number, rows_of_metrics, spread
 from autoseg.models.folder import SUMMARY, fold_folder, folds_in
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What the models of all folds score on their validation cases.
+    """The scores of the models of all folds on their validation cases.
 
     Attributes:
-        folds: number -> summary of the fold's validation cases, in order of the numbers.
+        folds: number -> summary of the validation cases, in order.
         missing: folds that are not trained and validated yet.
     """
 
@@ -30,63 +29,67 @@ class CrossValidation:
         """All validation cases in one summary."""
         return combine(list(self.folds.values()))
 
+    @property
+    def note(self) -> str:
+        """A sentence on the missing folds; empty if none is missing."""
+        return f"Missing folds: {', '.join(map(str, self.missing))}." if self.missing else ""
+
 
 def gather(folder: Path, fold_count: int = 0) -> CrossValidation:
-    """Read `fold_K/validation/summary.json` of every fold of one plan's models.
+    """Read `fold_K/validation/summary.json` of all folds.
 
     Args:
         folder: `models/TASK/PLAN`.
-        fold_count: how many folds the splits have, as far as known; a fold without a summary is
-            missing if it is one of them, or is begun, or if a later one is begun.
+        fold_count: the number of folds, if known. A fold without a summary is missing if it is one
+            of them, or if it or a later one was started.
 
     Raises:
         DataError: no fold has a summary.
-        AutosegError: a summary is broken.
+        AutosegError: a summary is malformed.
     """
-    begun = sorted(int(fold) for fold in folds_in(folder) if fold.isdecimal())
-    files = {k: fold_folder(folder, k) / SUMMARY for k in begun}
+    started = sorted(int(fold) for fold in folds_in(folder) if fold.isdecimal())
+    files = {k: fold_folder(folder, k) / SUMMARY for k in started}
     folds = {k: Summary.load(file) for k, file in files.items() if file.is_file()}
     if not folds:
         raise DataError(
             f"{folder}: no fold has {SUMMARY}; train one: autoseg_train {folder.parent.name} 0"
         )
-    missing = set(range(max(fold_count, max(begun) + 1))) - folds.keys()
+    missing = set(range(max(fold_count, max(started) + 1))) - folds.keys()
     return CrossValidation(folds, tuple(sorted(missing)))
 
 
 def fold_rows(validation: CrossValidation) -> list[Row]:
-    """Median Dice of folds x classes: a header, the folds, then how they go together.
+    """Median Dice of folds x classes: a header, a row for each fold, then the summary rows.
 
-    The last rows are the mean of the folds' medians (as Müller et al. report their folds), the
-    mean ± std over all cases, and of how many cases it is.
+    These are the mean of the medians of the folds (as reported by Müller et al.), the mean ± std
+    over all cases, and the number of cases.
     """
     combined = validation.combined
-    labels = combined.labels
+    labels, cases = combined.labels, str(len(combined.cases))
     rows: list[Row] = [("fold", "cases", *labels)]
     for fold, summary in validation.folds.items():
         medians = (number(summary.statistic(label).median) for label in labels)
         rows.append((f"{fold} (median)", str(len(summary.cases)), *medians))
     rows += [(f"{fold}", "0", *["missing"] * len(labels)) for fold in validation.missing]
-    cases = str(len(combined.cases))
-    medians_of = (Statistic.of(fold_medians(validation.folds, label, "Dice")) for label in labels)
-    rows.append(("mean of the medians", cases, *(number(of.mean) for of in medians_of)))
+    means = (Statistic.of(fold_medians(validation.folds, label, "Dice")).mean for label in labels)
     of_cases = [combined.statistic(label) for label in labels]
-    rows.append(("mean ± std of all cases", cases, *map(spread, of_cases)))
-    rows.append(("n", cases, *(str(of.n) for of in of_cases)))
-    return rows
+    return [
+        *rows,
+        ("mean of the medians", cases, *map(number, means)),
+        ("mean ± std of all cases", cases, *map(spread, of_cases)),
+        ("n", cases, *(str(of.n) for of in of_cases)),
+    ]
 
 
 def fold_medians(folds: Mapping[int, Summary], label: str, metric: str) -> list[float]:
-    """The median of every fold that has a number of this class and metric."""
+    """The medians of the folds for which this metric of this class is defined."""
     medians = (summary.statistic(label, metric).median for summary in folds.values())
     return [median for median in medians if median is not None]
 
 
 def tables(validation: CrossValidation) -> dict[str, Table]:
-    """The tables of a cross-validation, by the names of their files."""
-    combined = validation.combined
-    missing = ", ".join(map(str, validation.missing))
-    note = f"Missing folds: {missing}." if missing else ""
+    """The tables of a cross-validation by file name."""
+    combined, note = validation.combined, validation.note
     return {
         "dice_of_folds": Table("Median Dice of every fold", fold_rows(validation), note=note),
         "medians": Table(
@@ -97,19 +100,15 @@ def tables(validation: CrossValidation) -> dict[str, Table]:
 
 
 def median_rows(validation: CrossValidation) -> list[Row]:
-    """The mean of the folds' medians of metrics x classes, and in brackets of how many folds."""
+    """The mean of the medians of the folds: metrics x classes, with the number of folds."""
+
+    def statistic(label: str, metric: str) -> Statistic:
+        return Statistic.of(fold_medians(validation.folds, label, metric))
+
     labels = validation.combined.labels
-    rows: list[Row] = [("metric", *labels)]
-    for metric in METRICS:
-        of = [Statistic.of(fold_medians(validation.folds, label, metric)) for label in labels]
-        rows.append((metric_name(metric), *(f"{number(s.mean)} ({s.n})" for s in of)))
-    return rows
+    return rows_of_metrics("metric", labels, statistic, lambda s: number(s.mean))
 
 
 def mean_rows(summary: Summary) -> list[Row]:
-    """Mean ± std of metrics x classes, and in brackets of how many cases."""
-    rows: list[Row] = [("metric", *summary.labels)]
-    for metric in METRICS:
-        of = [summary.statistic(label, metric) for label in summary.labels]
-        rows.append((metric_name(metric), *(f"{spread(s)} ({s.n})" for s in of)))
-    return rows
+    """Mean ± std over the cases: metrics x classes, with the number of cases."""
+    return rows_of_metrics("metric", summary.labels, summary.statistic, spread)

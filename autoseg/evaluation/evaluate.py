@@ -10,64 +10,34 @@ from pathlib import Path
 from autoseg.common.errors import DataError
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
+from autoseg.dataset.problems import some
 from autoseg.evaluation.labels import (
-    NO_WISHES,
+    DEFAULT_OPTIONS,
+    EvaluationOptions,
     Labels,
-    Wishes,
-    apply,
+    apply_options,
     find_labels,
     labels_in,
     mapped_labels,
     read_names,
 )
-from autoseg.evaluation.metrics import confusion, cut_masks, lesions, overlap
+from autoseg.evaluation.metrics import cut_masks, lesions, overlap
 from autoseg.evaluation.scores import CaseScores, Summary, Volumes, merge
 from autoseg.evaluation.surface import surface
 from autoseg.image.formats import ending_of, stem_of
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
 
-Pair = tuple[Path, Path]
-NAMES_IN_A_LINE = 10
-
-
-def evaluate_case(truth_path: Path, prediction_path: Path, labels: Labels) -> CaseScores:
-    """Score one prediction against its truth.
-
-    Voxels to ignore are outside of the class in both, for surfaces and lesions, too.
-
-    Args:
-        truth_path: the label map that is right; the case is named after it.
-        prediction_path: the label map to score, on the same grid.
-        labels: the classes.
-
-    Raises:
-        DataError: a file cannot be read, or the two lie on different grids.
-    """
-    truth, geometry = read_label(truth_path)
-    prediction, found = read_label(prediction_path)
-    advice = "predict on the grid of the original scan"
-    check_same_grid(found, prediction_path, geometry, truth_path, advice)
-    spacing = geometry.spacing_mm
-    diagonal = hypot(*(size * mm for size, mm in zip(geometry.size, spacing, strict=True)))
-    case = CaseScores(stem_of(truth_path), str(truth_path), str(prediction_path), {}, {})
-    for name, values in labels.values.items():
-        masks = cut_masks(truth, prediction, values, labels.ignore, labels.predicted(name))
-        of = case.labels[name] = overlap(confusion(masks))
-        ml = prod(spacing) / 1000
-        case.volume_ml[name] = Volumes.of(of.n_ref * ml, of.n_pred * ml)
-        case.surfaces[name] = surface(masks, spacing, labels.tolerance_of(name), diagonal)
-        case.lesions[name] = lesions(masks)
-    return merge(case, labels.merged)
+LabelMapPair = tuple[Path, Path]  # reference, prediction
 
 
 def evaluate_folders(
     truth: Path | str, predicted: Path | str, labels: Labels | None = None, processes: int = 1
 ) -> Summary:
-    """Score every prediction of a folder against the truth of the same name in another.
+    """Score each prediction of a folder against the reference of the same name in another.
 
-    Truths without a prediction are said and become `Summary.missing`; predictions without a truth
-    are said and left out.
+    A reference without a prediction causes a warning and is listed in `Summary.missing`. A
+    prediction without a reference causes a warning and is skipped.
 
     >>> import autoseg
     >>> truth = "raw/Task004_Hippocampus/labelsTs"
@@ -76,53 +46,87 @@ def evaluate_folders(
     (['hippocampus_040', 'hippocampus_088'], 1.0)
 
     Args:
-        truth: folder of the right label maps.
+        truth: folder of the reference label maps.
         predicted: folder of the label maps to score.
         labels: the classes; None: as `choose_labels`.
         processes: worker processes; the result does not depend on it.
 
     Raises:
-        DataError: a folder is missing or empty, no prediction has a truth, or a pair of files is
-            broken or on different grids.
+        DataError: a folder is missing or empty, no prediction has a reference, or a pair of files
+            is malformed or on different grids.
         RunError: a worker process was killed.
     """
     truth, predicted = Path(truth), Path(predicted)
     pairs, missing = _pair(truth, predicted)
-    _say_unpaired(truth, predicted)
+    _warn_of_unpaired(truth, predicted)
     if labels is None:
         labels = choose_labels(truth, predicted, processes=processes)
-    score = partial(_score, labels=labels)
-    cases = in_parallel(score, pairs, processes, "evaluating")
-    _say_absent(cases, labels)
+    cases = in_parallel(partial(_evaluate_pair, labels=labels), pairs, processes, "evaluating")
+    _warn_of_absent(cases, labels)
     return Summary(tuple(cases), missing, tolerances(labels))
 
 
+def evaluate_case(reference_path: Path, prediction_path: Path, labels: Labels) -> CaseScores:
+    """Score one prediction against its reference.
+
+    Ignored voxels are outside the class in both, also for surfaces and lesions.
+
+    Args:
+        reference_path: the reference label map, after which the case is named.
+        prediction_path: the label map to score, on the same grid.
+        labels: the classes.
+
+    Raises:
+        DataError: a file cannot be read, or the grids differ.
+    """
+    reference, geometry = read_label(reference_path)
+    prediction, found = read_label(prediction_path)
+    advice = "predict on the grid of the original scan"
+    check_same_grid(found, prediction_path, geometry, reference_path, advice)
+    spacing = geometry.spacing_mm
+    diagonal = hypot(*(size * mm for size, mm in zip(geometry.size, spacing, strict=True)))
+    voxel_ml = prod(spacing) / 1000
+    case = CaseScores(stem_of(reference_path), str(reference_path), str(prediction_path), {}, {})
+    for name, values in labels.values.items():
+        masks = cut_masks(reference, prediction, values, labels.ignore, labels.predicted(name))
+        counts = case.labels[name] = overlap(masks)
+        case.volume_ml[name] = Volumes.of(counts.n_ref * voxel_ml, counts.n_pred * voxel_ml)
+        case.surfaces[name] = surface(masks, spacing, labels.tolerance_of(name), diagonal)
+        case.lesions[name] = lesions(masks)
+    return merge(case, labels.merged)
+
+
+def _evaluate_pair(pair: LabelMapPair, labels: Labels) -> CaseScores:
+    return evaluate_case(*pair, labels)
+
+
 def tolerances(labels: Labels) -> dict[str, float]:
-    """The tolerance of every class, for `Summary`."""
+    """The surface tolerance of each class, for `Summary`."""
     return {name: labels.tolerance_of(name) for name in labels.values}
 
 
 def choose_labels(
-    truth: Path, predicted: Path, wishes: Wishes = NO_WISHES, processes: int = 1
+    truth: Path,
+    predicted: Path,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
+    processes: int = 1,
 ) -> Labels:
-    """The classes that the user maps, else those that `find_labels` finds, else every integer.
-
-    In the last case background and the value to ignore make no class.
+    """The mapped classes, else those of `find_labels`, else one class for each value.
 
     Raises:
         DataError: all label maps are empty, or one cannot be read.
-        AutosegError: a wish names a class that is not there.
+        AutosegError: an option names an unknown class.
     """
-    names = read_names(truth, predicted)
-    if wishes.maps:
-        return apply(wishes, mapped_labels(wishes, names))
-    if named := find_labels(names):
-        return apply(wishes, named)
+    declared = read_names(truth, predicted)
+    if options.maps:
+        return apply_options(options, mapped_labels(options, declared))
+    if named := find_labels(declared):
+        return apply_options(options, named)
     pairs, _ = _pair(truth, predicted)
-    found = labels_in([path for pair in pairs for path in pair], names.ignore, processes)
+    found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)
     if not found.values:
         raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
-    return apply(wishes, found)
+    return apply_options(options, found)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -137,53 +141,47 @@ def label_maps(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not ending_of(path):
             continue
-        twin = found.setdefault(stem_of(path), path)
-        if twin != path:
-            raise DataError(f"{folder}: {twin.name} and {path.name} are one case; remove one")
+        other = found.setdefault(stem_of(path), path)
+        if other != path:
+            raise DataError(
+                f"{folder}: {other.name} and {path.name} are the same case; remove one of them"
+            )
     if not found:
-        raise DataError(f"{folder}: holds no label map (.nii.gz, .nrrd, ...)")
+        raise DataError(f"{folder}: contains no label map (.nii.gz, .nrrd, ...)")
     return found
 
 
-def _score(pair: Pair, labels: Labels) -> CaseScores:
-    return evaluate_case(*pair, labels)
-
-
-def _pair(truth: Path, predicted: Path) -> tuple[list[Pair], tuple[str, ...]]:
+def _pair(reference: Path, predicted: Path) -> tuple[list[LabelMapPair], tuple[str, ...]]:
     """The files to compare, and the cases without a prediction."""
-    truths, predictions = label_maps(truth), label_maps(predicted)
-    missing = tuple(name for name in truths if name not in predictions)
-    if len(missing) == len(truths):
+    references, predictions = label_maps(reference), label_maps(predicted)
+    missing = tuple(name for name in references if name not in predictions)
+    if len(missing) == len(references):
         raise DataError(
-            f"{predicted}: no prediction is named like a truth in {truth}: "
-            f"{_some(list(truths))} against {_some(list(predictions))}; give both the same names"
+            f"{predicted}: no prediction has the name of a reference in {reference} "
+            f"({some(list(predictions))} / {some(list(references))}); use the same names"
         )
-    return [(truths[name], predictions[name]) for name in truths if name in predictions], missing
+    paired = [name for name in references if name in predictions]
+    return [(references[name], predictions[name]) for name in paired], missing
 
 
-def _say_unpaired(truth: Path, predicted: Path) -> None:
-    truths, predictions = label_maps(truth), label_maps(predicted)
-    if missing := [name for name in truths if name not in predictions]:
-        cases = counted(len(truths), "case")
-        say(f"warning: no prediction for {len(missing)} of {cases}: {_some(missing)}")
-    if extra := [name for name in predictions if name not in truths]:
-        found = counted(len(extra), "prediction")
-        say(f"warning: {found} without truth, left out: {_some(extra)}")
+def _warn_of_unpaired(reference: Path, predicted: Path) -> None:
+    references, predictions = label_maps(reference), label_maps(predicted)
+    if missing := [name for name in references if name not in predictions]:
+        cases = counted(len(references), "case")
+        say(f"warning: no prediction for {len(missing)} of {cases}: {some(missing)}")
+    if extra := [name for name in predictions if name not in references]:
+        count = counted(len(extra), "prediction")
+        say(f"warning: skipped {count} without a reference: {some(extra)}")
 
 
-def _say_absent(cases: Sequence[CaseScores], labels: Labels) -> None:
-    """A class that no file holds may be a slip in the labels or in --map."""
+def _warn_of_absent(cases: Sequence[CaseScores], labels: Labels) -> None:
+    """A class that occurs in no file may be a mistake in the labels or in --map."""
     for name, values in labels.values.items():
         found = [case.labels[name] for case in cases]
-        for which, there, wanted in (
-            ("truth", any(of.n_ref for of in found), values),
-            ("prediction", any(of.n_pred for of in found), labels.predicted(name)),
+        for kind, present, expected in (
+            ("reference", any(counts.n_ref for counts in found), values),
+            ("predicted", any(counts.n_pred for counts in found), labels.predicted(name)),
         ):
-            if not there:
-                what = " or ".join(map(str, wanted))
-                say(f"warning: no {which} holds {name} (label {what})")
-
-
-def _some(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > NAMES_IN_A_LINE else ""
-    return ", ".join(names[:NAMES_IN_A_LINE]) + more
+            if not present:
+                label = " or ".join(map(str, expected))
+                say(f"warning: {name} (label {label}) occurs in no {kind} label map")

@@ -1,12 +1,12 @@
-"""Which classes to score: their names, and the values that they have in the label maps."""
+"""The classes that an evaluation scores: from files, from a plan, or from command-line options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError, DataError
@@ -18,7 +18,8 @@ from autoseg.plan.evaluation import DEFAULT_TOLERANCE_MM, Evaluation, class_of
 from autoseg.plan.plan import Plan
 
 BACKGROUND = 0
-Values = dict[str, tuple[int, ...]]
+ALL_CLASSES = ""  # a key of `EvaluationOptions.tolerances_mm`
+ClassValues = Mapping[str, tuple[int, ...]]  # class -> its label values
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,24 @@ class Labels:
     """The classes of an evaluation.
 
     Attributes:
-        values: name -> the integers that make the class; background is not among them.
-        ignore: voxels of this value in the truth don't count; None if there is no such value.
-        tolerance_mm: name -> how far its surfaces may lie apart; classes without one have 1 mm.
-        merged: rows that stand for several classes together -> their names.
-        in_prediction: name -> the integers that make the class in the predictions, where these
-            have others than the truth.
-        colours: name -> `#RRGGBB` in figures, for the classes that the plan gives one.
+        values: class -> its label values, without the background.
+        ignore: voxels with this value in the reference are ignored; None if there is none.
+        tolerance_mm: class -> surface tolerance; 1 mm for classes that are not listed.
+        merged: name of a merged row -> its classes.
+        in_prediction: class -> its label values in the predictions, if they differ.
+        colours: class -> `#RRGGBB` in figures, for the classes to which the plan assigns one.
     """
 
-    values: Values
+    values: ClassValues
     ignore: int | None = None
     tolerance_mm: dict[str, float] = field(default_factory=dict)
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    in_prediction: Values = field(default_factory=dict)
+    in_prediction: ClassValues = field(default_factory=dict)
     colours: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def planned(values: Values, evaluation: Evaluation, ignore: int | None = None) -> Labels:
-        """Foreground classes, with a plan's tolerances and merged rows."""
+    def planned(values: ClassValues, evaluation: Evaluation, ignore: int | None = None) -> Labels:
+        """Foreground classes with the tolerances, merged rows and colours of a plan."""
         return Labels(
             values,
             ignore,
@@ -55,112 +55,104 @@ class Labels:
 
     @staticmethod
     def of_plan(plan: Plan) -> Labels:
-        """All foreground classes of a plan, scored as it wants."""
+        """All foreground classes of a plan."""
         foreground = dict(list(plan.labels.items())[1:])
         return Labels.planned(foreground, plan.evaluation, plan.ignore_label)
 
     def tolerance_of(self, name: str) -> float:
-        """How far the surfaces of a class may lie apart, in mm."""
+        """The surface tolerance of a class in mm."""
         return self.tolerance_mm.get(name, DEFAULT_TOLERANCE_MM)
 
     def predicted(self, name: str) -> tuple[int, ...]:
-        """The integers that make a class in the predictions."""
+        """The label values of a class in the predictions."""
         return self.in_prediction.get(name, self.values[name])
 
 
 @dataclass(frozen=True)
-class Names:
-    """What files beside the label maps say; None where there is no such file.
+class Declarations:
+    """What the files beside two folders of label maps declare.
 
     Attributes:
-        of_truth: the classes in `dataset.json` beside the folder of the truth.
-        of_model: those in `labels.json` in the folder of the predictions.
-        ignore: voxels of this value in the truth don't count.
-        evaluation: how the model's plan wants predictions to be scored.
+        reference: classes in `dataset.json` beside the reference folder; None without that file.
+        model: classes in `labels.json` in the folder of the predictions; None without that file.
+        ignore: voxels with this value in the reference are ignored.
+        evaluation: the evaluation section of the model's plan.
     """
 
-    of_truth: Values | None
-    of_model: Values | None
+    reference: ClassValues | None
+    model: ClassValues | None
     ignore: int | None
     evaluation: Evaluation
 
 
-def read_names(truth: Path, predicted: Path) -> Names:
-    """What `labels.json` and `dataset.json` say about two folders of label maps.
+class _ModelFile(BaseModel):
+    """The keys of `labels.json` (in older folders, of `predictions.json`) that are read here."""
+
+    labels: dict[str, tuple[int, ...]] = {}
+    evaluation: Evaluation = Evaluation()
+
+
+def read_names(reference: Path, predicted: Path) -> Declarations:
+    """Read `dataset.json` and `labels.json` of two folders of label maps.
 
     Raises:
-        AutosegError: such a file is broken.
+        AutosegError: a file is malformed.
     """
-    of_model, evaluation = _read_predictions(_side_file(predicted))
-    if not (truth.parent / "dataset.json").is_file():
-        return Names(None, of_model, None, evaluation)
-    declared = read_declaration(truth.parent)
-    return Names(_foreground(declared.labels), of_model, declared.ignore_label, evaluation)
+    model = _read_model_file(predicted)
+    values = _foreground(model.labels) or None
+    if not (reference.parent / "dataset.json").is_file():
+        return Declarations(None, values, None, model.evaluation)
+    declared = read_declaration(reference.parent)
+    return Declarations(
+        _foreground(declared.labels), values, declared.ignore_label, model.evaluation
+    )
 
 
-def _side_file(predicted: Path) -> Path:
-    """Where the model's names are: in older folders, `predictions.json` holds them too."""
-    labels = predicted / "labels.json"
-    return labels if labels.is_file() else predicted / "predictions.json"
+def _read_model_file(predicted: Path) -> _ModelFile:
+    paths = (predicted / "labels.json", predicted / "predictions.json")
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return _ModelFile()
+    try:
+        return _ModelFile.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "content"
+        raise DataError(
+            f"{path}: invalid {key} ({first['msg']}); predict again or delete the file"
+        ) from error
 
 
-def find_labels(names: Names) -> Labels | None:
-    """The classes that the files name, or None if no file does.
+def _foreground(labels: ClassValues) -> ClassValues:
+    return {name: values for name, values in labels.items() if BACKGROUND not in values}
 
-    The names come from the model, else from the truth. The value to ignore always comes from the
-    truth.
-    """
-    values = names.of_model or names.of_truth
-    return Labels.planned(values, names.evaluation, names.ignore) if values else None
+
+def find_labels(declared: Declarations) -> Labels | None:
+    """The declared classes: those of the model, else those of the reference; None without both."""
+    values = declared.model or declared.reference
+    return Labels.planned(values, declared.evaluation, declared.ignore) if values else None
 
 
 def labels_in(paths: Sequence[Path], ignore: int | None = None, processes: int = 1) -> Labels:
-    """One class for every integer that the label maps hold, named after it, but 0 and `ignore`."""
-    found = set().union(*in_parallel(_values_in, paths, processes, "looking for classes"))
-    return Labels({str(value): (value,) for value in sorted(found - {0, ignore})}, ignore)
+    """One class for each value in the label maps, named after it, except 0 and `ignore`."""
+    found = set().union(*in_parallel(_values_in, paths, processes, "finding classes"))
+    return Labels({str(value): (value,) for value in sorted(found - {BACKGROUND, ignore})}, ignore)
 
 
 def _values_in(path: Path) -> set[int]:
     return set(count_labels(read_label(path)[0]))
 
 
-def _read_predictions(path: Path) -> tuple[Values | None, Evaluation]:
-    """The classes of a model's file, if it is there and names some, and its evaluation."""
-    found = read_json(path) if path.is_file() else {}
-    try:
-        labels = found.get("labels", {})
-        values = _foreground({name: tuple(map(int, values)) for name, values in labels.items()})
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f'{path}: "labels" must be like {{"tumour": [1, 2]}}; predict again, or delete the file'
-        ) from error
-    try:
-        return values or None, Evaluation.model_validate(found.get("evaluation", {}))
-    except ValidationError as error:
-        raise DataError(
-            f'{path}: "evaluation" is none of a plan ({error.errors()[0]["msg"]}); predict again, '
-            "or delete the file"
-        ) from error
-
-
-def _foreground(labels: Values) -> Values:
-    return {name: values for name, values in labels.items() if BACKGROUND not in values}
-
-
-# What a user asks of an evaluation by `--map`, `--merge` and `--tolerance`.
-
-EVERY = ""  # in tolerances: every class
-
-
 @dataclass(frozen=True)
-class Wishes:
-    """What the user asks for.
+class EvaluationOptions:
+    """The options `--map`, `--merge` and `--tolerance`.
 
     Attributes:
-        maps: value in the predictions -> the value of the same thing in the truth. With one, only
-            the mapped values are scored.
+        maps: value in the predictions -> value in the reference. If there are any, only the mapped
+            values are scored.
         merged: name of a row -> names or values of the classes whose mean it is.
-        tolerances_mm: name or value of a class or a merged row -> mm; `EVERY` for all others.
+        tolerances_mm: name or value of a class, or name of a merged row -> mm; `ALL_CLASSES` for
+            all others.
     """
 
     maps: dict[int, int] = field(default_factory=dict)
@@ -168,125 +160,127 @@ class Wishes:
     tolerances_mm: dict[str, float] = field(default_factory=dict)
 
 
-NO_WISHES = Wishes()
+DEFAULT_OPTIONS = EvaluationOptions()
 
 
-def read_wishes(maps: Sequence[str], merges: Sequence[str], tolerance: str | None) -> Wishes:
-    """The wishes in the words of the command line.
+def read_wishes(
+    maps: Sequence[str], merges: Sequence[str], tolerance: str | None
+) -> EvaluationOptions:
+    """Parse the options of the command line.
 
     Args:
-        maps: such as `3:1`: what is 3 in the predictions is 1 in the truth.
+        maps: such as `3:1`: 3 in the predictions is 1 in the reference.
         merges: such as `lungs=1,2` or `lungs=left lung,right lung`.
         tolerance: such as `1` or `lungs=1,infection=3`.
 
     Raises:
-        AutosegError: one of them reads differently.
+        AutosegError: an option is malformed.
     """
-    pairs = [_read_map(text) for text in maps]
-    if twice := [value for value, _ in pairs if [v for v, _ in pairs].count(value) > 1]:
-        raise AutosegError(f"--map: {twice[0]} is mapped twice; a value can become only one other")
-    merged = dict(_read_merge(text) for text in merges)
-    return Wishes(dict(pairs), merged, _read_tolerances(tolerance) if tolerance else {})
+    pairs = [_parse_map(text) for text in maps]
+    values = [value for value, _ in pairs]
+    if repeated := [value for value in values if values.count(value) > 1]:
+        raise AutosegError(f"--map: {repeated[0]} is mapped twice; map each value only once")
+    merged = dict(_parse_merge(text) for text in merges)
+    tolerances = _parse_tolerances(tolerance) if tolerance else {}
+    return EvaluationOptions(dict(pairs), merged, tolerances)
 
 
-def mapped_labels(wishes: Wishes, names: Names) -> Labels:
-    """The classes of `--map`: one for each value of the truth that something is mapped to.
+def mapped_labels(options: EvaluationOptions, declared: Declarations) -> Labels:
+    """The classes of `--map`: one for each reference value that is a target.
 
     Raises:
-        AutosegError: the truth's `dataset.json` or the model knows no such value.
+        AutosegError: a value is not declared.
     """
-    of_truth, of_model = names.of_truth, names.of_model
-    for value, target in wishes.maps.items():
-        text = f"--map {value}:{target}"
-        _must_know(value, of_model, f"{text}: the predictions' model paints no {value}")
-        _must_know(target, of_truth, f"{text}: dataset.json of the truth declares no {target}")
-    values: Values = {}
-    in_prediction: Values = {}
-    for target in dict.fromkeys(wishes.maps.values()):
-        sources = tuple(value for value, to in wishes.maps.items() if to == target)
-        known = {class_of(value, of_model or {}) for value in sources}
-        name = class_of(target, of_truth or {}) or (known.pop() if len(known) == 1 else None)
-        values[name or str(target)] = (target,)
-        in_prediction[name or str(target)] = sources
-    # The plan's tolerances belong to the values that its model paints.
-    tolerances = names.evaluation.tolerance_of(in_prediction)
-    return Labels(values, names.ignore, tolerances, in_prediction=in_prediction)
+    reference, model = declared.reference, declared.model
+    for value, target in options.maps.items():
+        for owner, number, known in (
+            ("the model of the predictions", value, model),
+            ("dataset.json of the reference", target, reference),
+        ):
+            if known is not None and class_of(number, known) is None:
+                raise AutosegError(
+                    f"--map {value}:{target}: {owner} does not declare {number}; "
+                    f"choose from {_listed(known)}"
+                )
+    values, in_prediction = {}, {}
+    for target in dict.fromkeys(options.maps.values()):
+        sources = tuple(value for value, to in options.maps.items() if to == target)
+        names = {class_of(value, model or {}) for value in sources}
+        fallback = names.pop() if len(names) == 1 else None
+        name = class_of(target, reference or {}) or fallback or str(target)
+        values[name], in_prediction[name] = (target,), sources
+    # The tolerances of the plan refer to the values that its model predicts.
+    tolerances = declared.evaluation.tolerance_of(in_prediction)
+    return Labels(values, declared.ignore, tolerances, in_prediction=in_prediction)
 
 
-def apply(wishes: Wishes, labels: Labels) -> Labels:
-    """The classes with the merged rows and tolerances that the user asks for.
+def apply_options(options: EvaluationOptions, labels: Labels) -> Labels:
+    """Add the merged rows and tolerances of the options.
 
     Raises:
-        AutosegError: a name or value is no class, or a new row has the name of a class.
+        AutosegError: an option names an unknown class, or a merged row has the name of a class.
     """
     merged = dict(labels.merged)
-    for name, words in wishes.merged.items():
-        option = f"--merge {name}={','.join(words)}"
+    for name, classes in options.merged.items():
+        option = f"--merge {name}={','.join(classes)}"
         if name in labels.values:
-            raise AutosegError(f"{option}: {name!r} is a class already; choose another name")
-        merged[name] = tuple(dict.fromkeys(_find(word, labels.values, option) for word in words))
+            raise AutosegError(f"{option}: {name!r} is already a class; choose another name")
+        merged[name] = tuple(dict.fromkeys(_find(each, labels.values, option) for each in classes))
         if len(merged[name]) < 2:
-            raise AutosegError(f"{option}: give at least two classes to put together")
-    every = wishes.tolerances_mm.get(EVERY)
-    tolerances = labels.tolerance_mm if every is None else dict.fromkeys(labels.values, every)
-    for word, mm in wishes.tolerances_mm.items():
-        if word != EVERY:
-            option = f"--tolerance {word}={mm:g}"
-            classes = merged.get(word) or (_find(word, labels.values, option),)
+            raise AutosegError(f"{option}: give at least two different classes")
+    default = options.tolerances_mm.get(ALL_CLASSES)
+    tolerances = labels.tolerance_mm if default is None else dict.fromkeys(labels.values, default)
+    for name, mm in options.tolerances_mm.items():
+        if name != ALL_CLASSES:
+            option = f"--tolerance {name}={mm:g}"
+            classes = merged.get(name) or (_find(name, labels.values, option),)
             tolerances = tolerances | dict.fromkeys(classes, mm)
     return replace(labels, merged=merged, tolerance_mm=tolerances)
 
 
-def _find(word: str, values: Values, option: str) -> str:
-    """The class that a word names, or whose value it is."""
-    if word in values:
-        return word
-    found = class_of(int(word), values) if word.isdecimal() else None
+def _find(text: str, values: ClassValues, option: str) -> str:
+    """The class with this name or value."""
+    if text in values:
+        return text
+    found = class_of(int(text), values) if text.isdecimal() else None
     if found is None:
-        raise AutosegError(f"{option}: {word!r} is no class; there are {in_words(values)}")
+        raise AutosegError(f"{option}: {text!r} is not a class; choose from {_listed(values)}")
     return found
 
 
-def in_words(values: Values) -> str:
-    """Classes and their values, for a message."""
+def _listed(values: ClassValues) -> str:
     return ", ".join(f"{name} ({', '.join(map(str, of))})" for name, of in values.items())
 
 
-def _must_know(value: int, known: Values | None, said: str) -> None:
-    if known is not None and class_of(value, known) is None:
-        raise AutosegError(f"{said}; there are {in_words(known)}")
-
-
-def _read_map(text: str) -> tuple[int, int]:
+def _parse_map(text: str) -> tuple[int, int]:
     value, _, target = text.partition(":")
     if not (value.isdecimal() and target.isdecimal() and int(value) and int(target)):
         raise AutosegError(
-            f"--map {text}: write PREDICTED:TRUE, two labels from 1, such as 3:1 where the "
-            "predictions hold 3 and the truth holds 1"
+            f"--map {text}: write PREDICTED:REFERENCE with two label values from 1, such as 3:1"
         )
     return int(value), int(target)
 
 
-def _read_merge(text: str) -> tuple[str, tuple[str, ...]]:
-    name, _, words = text.partition("=")
-    parts = tuple(word.strip() for word in words.split(",") if word.strip())
+def _parse_merge(text: str) -> tuple[str, tuple[str, ...]]:
+    name, _, classes = text.partition("=")
+    parts = tuple(part.strip() for part in classes.split(",") if part.strip())
     if not name.strip() or not parts:
         raise AutosegError(f"--merge {text}: write NAME=CLASS,CLASS, such as lungs=1,2")
     return name.strip(), parts
 
 
-def _read_tolerances(text: str) -> dict[str, float]:
+def _parse_tolerances(text: str) -> dict[str, float]:
     found = {}
     for entry in text.split(","):
-        word, _, number = entry.rpartition("=")
+        name, _, number = entry.rpartition("=")
         try:
             mm = float(number)
         except ValueError:
             mm = 0.0
         if not 0 < mm < float("inf"):
             raise AutosegError(
-                f"--tolerance {text}: {number!r} is no distance in mm; write 1, or "
+                f"--tolerance {text}: {number!r} is not a distance in mm; write for example 1, or "
                 "lungs=1,infection=3"
             )
-        found[word.strip()] = mm
+        found[name.strip()] = mm
     return found

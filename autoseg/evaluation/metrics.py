@@ -1,32 +1,26 @@
-"""The metrics by name, and how well a prediction covers the truth, voxel by voxel.
+"""The metrics by name, and those that compare a reference and a prediction voxel by voxel.
 
-Empty classes follow one policy everywhere. None (null in JSON, a dash in tables) means that there
-is no number, and counts in no mean:
+Empty classes follow one policy everywhere. None (null in JSON, a dash in tables) means that the
+metric is undefined; it counts in no mean:
 
 | the class is in | Dice, IoU, NSD | HD95, ASSD | ratios of voxels, volumes or lesions |
 | --- | --- | --- | --- |
-| neither | None | None | None where it is zero by zero |
-| the truth alone, or the prediction alone | 0 | the grid's diagonal | as above |
+| neither | None | None | None if 0 / 0 |
+| only one of reference and prediction | 0 | the diagonal of the grid | as above |
 
-The diagonal is the largest distance that the grid has room for: a class that was missed must not
-make a mean distance smaller. Counts, volumes and their difference in ml are numbers always.
+The diagonal is the largest distance that the grid allows: a missed class must not lower a mean
+distance. Counts, volumes and their difference in ml are always defined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import bounding_box, connected_components, members
-
-LabelMap = NDArray[np.integer[Any]]
-
-Better = Literal["higher", "lower", "zero"]
-Part = Literal["labels", "surfaces", "volume_ml", "lesions"]
+from autoseg.common.arrays import LabelMap, Mask, bounding_box, connected_components, members
 
 
 @dataclass(frozen=True)
@@ -34,19 +28,19 @@ class Metric:
     """One metric of a class in a case.
 
     Attributes:
-        part: the field of `CaseScores` that holds it.
+        group: the field of `CaseScores` that holds it.
         attribute: its name there.
-        better: which values are good ones: high, low, or close to zero.
+        better: which values are good: high, low, or close to zero.
         unit: empty for a ratio.
     """
 
-    part: Part
+    group: Literal["labels", "surfaces", "volume_ml", "lesions"]
     attribute: str
-    better: Better = "higher"
+    better: Literal["higher", "lower", "zero"] = "higher"
     unit: str = ""
 
 
-# The name in tables and files -> what it is.
+# The name in tables and files -> the metric.
 METRICS = {
     "Dice": Metric("labels", "dice"),
     "IoU": Metric("labels", "iou"),
@@ -66,25 +60,61 @@ COUNTS = {"TP": "tp", "FP": "fp", "FN": "fn", "TN": "tn", "n_pred": "n_pred", "n
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """Voxels by what they are and what they were predicted to be.
+class Masks:
+    """One class in a reference and in a prediction, cropped to the box that holds both.
+
+    The box has a margin of one voxel that is empty in both.
 
     Attributes:
-        tp: in the class, and predicted so.
-        fp: not in the class, but predicted so.
-        fn: in the class, but not predicted so.
-        tn: not in the class, and not predicted so.
+        reference: booleans (x, y, z).
+        predicted: booleans of the same shape.
+        voxels: number of voxels of the full grid that are not ignored.
     """
 
-    tp: int
-    fp: int
-    fn: int
-    tn: int
+    reference: Mask
+    predicted: Mask
+    voxels: int
+
+
+def cut_masks(
+    reference: LabelMap,
+    prediction: LabelMap,
+    values: tuple[int, ...],
+    ignore: int | None = None,
+    predicted_values: tuple[int, ...] | None = None,
+) -> Masks:
+    """The masks of one class in two label maps of the same shape.
+
+    Args:
+        reference: integers of any shape.
+        prediction: integers of the same shape.
+        values: the label values of the class (several for a region).
+        ignore: voxels with this value in the reference are ignored.
+        predicted_values: the label values of the class in the prediction, if they differ.
+    """
+    assert reference.shape == prediction.shape, (reference.shape, prediction.shape)
+    expected = members(reference, values)
+    predicted = members(prediction, predicted_values or values)
+    voxels = reference.size
+    if ignore is not None:
+        valid = reference != ignore
+        expected &= valid
+        predicted &= valid
+        voxels = int(np.count_nonzero(valid))
+    box = bounding_box(expected | predicted) or (slice(0),) * reference.ndim
+    return Masks(_with_margin(expected[box]), _with_margin(predicted[box]), voxels)
+
+
+def _with_margin(mask: Mask) -> Mask:
+    # Fortran order as in label maps that were read; np.pad would transpose the memory.
+    padded = np.zeros([size + 2 for size in mask.shape], bool, order="F")
+    padded[(slice(1, -1),) * mask.ndim] = mask
+    return padded
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The scores of one class in one case; None where a ratio is zero by zero.
+    """The overlap of one class in one case; None for 0 / 0.
 
     Attributes:
         dice: 2 TP / (2 TP + FP + FN).
@@ -97,7 +127,7 @@ class Overlap:
         fp: false positive voxels.
         fn: false negative voxels.
         tn: true negative voxels.
-        n_ref: voxels of the class in the truth.
+        n_ref: voxels of the class in the reference.
         n_pred: voxels of the class in the prediction.
     """
 
@@ -116,111 +146,52 @@ class Overlap:
     n_ref: int
     n_pred: int
 
-
-@dataclass(frozen=True)
-class Masks:
-    """One class in the truth and in a prediction, cut to the box that holds both.
-
-    Around the box is a margin of one voxel, in which neither has the class.
-
-    Attributes:
-        reference: booleans (x, y, z): the class in the truth.
-        predicted: the same shape: the class in the prediction.
-        voxels: of the whole grid, as far as they count.
-    """
-
-    reference: NDArray[np.bool_]
-    predicted: NDArray[np.bool_]
-    voxels: int
-
-
-def cut_masks(
-    truth: LabelMap,
-    prediction: LabelMap,
-    values: tuple[int, ...],
-    ignore: int | None = None,
-    predicted_values: tuple[int, ...] | None = None,
-) -> Masks:
-    """One class of two label maps of the same shape.
-
-    Args:
-        truth: the reference, integers of any shape.
-        prediction: integers of the same shape.
-        values: the integers that make the class (several for a region).
-        ignore: voxels with this value in the truth don't count at all.
-        predicted_values: the integers that make the class in the prediction, where it has others.
-    """
-    assert truth.shape == prediction.shape, (truth.shape, prediction.shape)
-    reference = members(truth, values)
-    predicted = members(prediction, predicted_values or values)
-    voxels = truth.size
-    if ignore is not None:
-        counted = truth != ignore
-        reference &= counted
-        predicted &= counted
-        voxels = int(np.count_nonzero(counted))
-    box = bounding_box(reference | predicted) or (slice(0),) * reference.ndim
-    return Masks(_with_margin(reference[box]), _with_margin(predicted[box]), voxels)
+    @staticmethod
+    def of(tp: int, fp: int, fn: int, tn: int) -> Overlap:
+        """The scores that follow from a confusion matrix."""
+        return Overlap(
+            dice=ratio(2 * tp, 2 * tp + fp + fn),
+            iou=ratio(tp, tp + fp + fn),
+            sensitivity=ratio(tp, tp + fn),
+            specificity=ratio(tn, tn + fp),
+            precision=ratio(tp, tp + fp),
+            accuracy=ratio(tp + tn, tp + fp + fn + tn),
+            tp=tp,
+            fp=fp,
+            fn=fn,
+            tn=tn,
+            n_ref=tp + fn,
+            n_pred=tp + fp,
+        )
 
 
-def _with_margin(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    # In the order of label maps as they are read; np.pad would turn the memory round.
-    wide = np.zeros([size + 2 for size in mask.shape], bool, order="F")
-    wide[(slice(1, -1),) * mask.ndim] = mask
-    return wide
-
-
-def confusion(masks: Masks) -> Confusion:
-    """Count the voxels of one class."""
+def overlap(masks: Masks) -> Overlap:
+    """The overlap of one class in one case."""
     tp = int(np.count_nonzero(masks.reference & masks.predicted))
     fp = int(np.count_nonzero(masks.predicted)) - tp
     fn = int(np.count_nonzero(masks.reference)) - tp
-    return Confusion(tp=tp, fp=fp, fn=fn, tn=masks.voxels - tp - fp - fn)
+    return Overlap.of(tp, fp, fn, masks.voxels - tp - fp - fn)
 
 
-def overlap(counted: Confusion) -> Overlap:
-    """The scores that follow from the counts of one class."""
-    tp, fp, fn, tn = counted.tp, counted.fp, counted.fn, counted.tn
-    return Overlap(
-        dice=ratio(2 * tp, 2 * tp + fp + fn),
-        iou=ratio(tp, tp + fp + fn),
-        sensitivity=ratio(tp, tp + fn),
-        specificity=ratio(tn, tn + fp),
-        precision=ratio(tp, tp + fp),
-        accuracy=ratio(tp + tn, tp + fp + fn + tn),
-        tp=tp,
-        fp=fp,
-        fn=fn,
-        tn=tn,
-        n_ref=tp + fn,
-        n_pred=tp + fp,
-    )
-
-
-def ratio(part: float, whole: float) -> float | None:
-    """None for a ratio by zero."""
-    return part / whole if whole else None
-
-
-# Lesions as things to find: which of them a prediction hits, and which it invents.
-#
-# A lesion is a connected component of a class, by 26 neighbours: voxels that share a face, an
-# edge or a corner belong together. A lesion of the truth is found if the prediction covers at
-# least one of its voxels; a lesion of the prediction is false if it covers no voxel of the class
-# in the truth.
+def ratio(numerator: float, denominator: float) -> float | None:
+    """A quotient; None if the denominator is zero."""
+    return numerator / denominator if denominator else None
 
 
 @dataclass(frozen=True)
 class Lesions:
-    """The lesions of one class, in one case or in several.
+    """The lesions of one class, in one case or pooled over several.
+
+    A lesion is a 26-connected component. A reference lesion is found if the prediction covers at
+    least one of its voxels. A predicted lesion is false if it covers no voxel of the reference.
 
     Attributes:
-        reference: lesions in the truth.
-        found: those of them that the prediction hits.
+        reference: lesions in the reference.
+        found: those that the prediction hits.
         predicted: lesions in the prediction.
-        false: those of them that hit nothing.
-        recall: found / reference; None without lesions in the truth.
-        precision: (predicted - false) / predicted; None without lesions in the prediction.
+        false: those that hit nothing.
+        recall: found / reference; None without reference lesions.
+        precision: (predicted - false) / predicted; None without predicted lesions.
     """
 
     AMOUNTS: ClassVar = ("reference", "found", "predicted", "false")
@@ -234,31 +205,31 @@ class Lesions:
 
     @staticmethod
     def of(reference: int, found: int, predicted: int, false: int) -> Lesions:
-        """From the counts alone."""
+        """The scores that follow from the counts."""
         recall, precision = ratio(found, reference), ratio(predicted - false, predicted)
         return Lesions(reference, found, predicted, false, recall, precision)
 
     @property
     def missed(self) -> int:
-        """Lesions of the truth that the prediction does not hit."""
+        """Reference lesions that the prediction does not hit."""
         return self.reference - self.found
 
 
 def lesions(masks: Masks) -> Lesions:
     """The lesions of one class in one case."""
-    reference, found = _hit(masks.reference, masks.predicted)
-    predicted, right = _hit(masks.predicted, masks.reference)
-    return Lesions.of(reference, found, predicted, predicted - right)
+    reference, found = _count_hits(masks.reference, masks.predicted)
+    predicted, correct = _count_hits(masks.predicted, masks.reference)
+    return Lesions.of(reference, found, predicted, predicted - correct)
 
 
-def pool(of_cases: Iterable[Lesions]) -> Lesions:
-    """The lesions of several cases as if they were one: each lesion counts the same."""
-    cases = list(of_cases)
-    return Lesions.of(*(sum(getattr(one, name) for one in cases) for name in Lesions.AMOUNTS))
+def pool(cases: Iterable[Lesions]) -> Lesions:
+    """The lesions of several cases counted together: each lesion has the same weight."""
+    cases = list(cases)
+    return Lesions.of(*(sum(getattr(case, name) for case in cases) for name in Lesions.AMOUNTS))
 
 
-def _hit(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[int, int]:
-    """How many components a mask has, and how many of them the other touches."""
-    components, number = connected_components(mask)
-    touched = np.bincount(components[other], minlength=number + 1)[1:]
-    return number, int(np.count_nonzero(touched))
+def _count_hits(mask: Mask, other: Mask) -> tuple[int, int]:
+    """The number of components of a mask, and how many of them the other mask touches."""
+    components, count = connected_components(mask)
+    touched = np.bincount(components[other], minlength=count + 1)[1:]
+    return count, int(np.count_nonzero(touched))

@@ -1,4 +1,4 @@
-"""The scores of one case: every metric of every class."""
+"""The scores of one case, and of all cases of an evaluation: the file `summary.json`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, pool, 
 from autoseg.evaluation.surface import Surface
 
 Json = dict[str, Any]
-OVERLAP = {name: of.attribute for name, of in METRICS.items() if of.part == "labels"} | COUNTS
-SURFACE = {name: of.attribute for name, of in METRICS.items() if of.part == "surfaces"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +23,10 @@ class Volumes:
     """The volume of one class in one case, in millilitres.
 
     Attributes:
-        reference: in the truth.
-        predicted: in the prediction.
-        difference: predicted - reference, so positive where the prediction is too large.
-        relative_difference: difference / reference; None where the truth is empty.
+        reference: volume in the reference.
+        predicted: volume in the prediction.
+        difference: predicted - reference: positive if the prediction is too large.
+        relative_difference: difference / reference; None if the reference is empty.
     """
 
     AMOUNTS: ClassVar = ("reference", "predicted", "difference")
@@ -40,9 +38,12 @@ class Volumes:
 
     @staticmethod
     def of(reference: float, predicted: float) -> Volumes:
-        """From the two volumes alone."""
+        """The differences that follow from the two volumes."""
         difference = predicted - reference
         return Volumes(reference, predicted, difference, ratio(difference, reference))
+
+
+Scores = TypeVar("Scores", Overlap, Surface, Volumes, Lesions)
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ class CaseScores:
 
     Attributes:
         case: its name.
-        reference_file: the label map that is the truth.
+        reference_file: the reference label map.
         prediction_file: the label map that was scored.
-        labels: the overlap of every class, by its name.
-        volume_ml: the volumes of every class.
-        surfaces: the surface distances of every class; a summary.json of before has none.
-        lesions: the lesions of every class; a summary.json of before has none.
-        merged: rows that stand for several classes together -> those classes.
+        labels: class -> overlap.
+        volume_ml: class -> volumes.
+        surfaces: class -> surface distances; empty in old summaries.
+        lesions: class -> lesions; empty in old summaries.
+        merged: name of a merged row -> its classes.
     """
 
     case: str
@@ -75,35 +76,96 @@ class CaseScores:
         return tuple(name for name in self.labels if name not in self.merged)
 
     def value(self, label: str, metric: str) -> float | None:
-        """A metric by its name in tables, for example `Dice`; None where there is no number."""
+        """A metric by its name in tables, such as `Dice`; None if it is undefined."""
         which = METRICS[metric]
-        scores = getattr(self, which.part).get(label)
+        scores = getattr(self, which.group).get(label)
         value: float | None = getattr(scores, which.attribute) if scores else None
         return value
 
     def mean(self, metric: str = "Dice") -> float | None:
-        """The mean of a metric over the classes that have one."""
+        """The mean of a metric over the classes for which it is defined."""
         return mean_of_known(self.value(label, metric) for label in self.classes)
 
+    def to_json(self) -> Json:
+        """The case as an entry of `summary.json`."""
+        found = {
+            "case": self.case,
+            "reference_file": self.reference_file,
+            "prediction_file": self.prediction_file,
+            "metrics": {label: self._metrics(label) for label in self.labels},
+            "volume_ml": {
+                label: {"reference": of.reference, "predicted": of.predicted}
+                for label, of in self.volume_ml.items()
+            },
+            "lesions": {label: _lesion_counts(of) for label, of in self.lesions.items()},
+        }
+        if self.merged:
+            found["merged"] = {name: list(classes) for name, classes in self.merged.items()}
+        return found
 
-Scores = TypeVar("Scores", Overlap, Surface, Volumes, Lesions)
+    def _metrics(self, label: str) -> Json:
+        known = [name for name, metric in METRICS.items() if getattr(self, metric.group)]
+        counts = {name: getattr(self.labels[label], key) for name, key in COUNTS.items()}
+        return {name: self.value(label, name) for name in known} | counts
+
+    @staticmethod
+    def from_json(found: Json) -> CaseScores:
+        """The reverse of `to_json`; old summaries have no surfaces and lesions."""
+        metrics, lesions = found["metrics"], found.get("lesions", {})
+
+        def read(kind: type[Scores], group: str, label: str, amounts: Json) -> Scores:
+            names = {name: of.attribute for name, of in METRICS.items() if of.group == group}
+            return kind(**amounts, **{key: metrics[label][name] for name, key in names.items()})
+
+        def volumes(label: str, amounts: Json) -> Volumes:
+            if "VolumeDifference_ml" not in metrics[label]:
+                return Volumes.of(**amounts)
+            return read(Volumes, "volume_ml", label, amounts)
+
+        return CaseScores(
+            case=found["case"],
+            reference_file=found["reference_file"],
+            prediction_file=found["prediction_file"],
+            labels={
+                label: read(Overlap, "labels", label, {key: of[m] for m, key in COUNTS.items()})
+                for label, of in metrics.items()
+            },
+            volume_ml={label: volumes(label, of) for label, of in found["volume_ml"].items()},
+            surfaces={
+                label: read(Surface, "surfaces", label, {})
+                for label, of in metrics.items()
+                if "NSD" in of
+            },
+            lesions={
+                label: read(Lesions, "lesions", label, {key: of[key] for key in Lesions.AMOUNTS})
+                for label, of in lesions.items()
+            },
+            merged={name: tuple(classes) for name, classes in found.get("merged", {}).items()},
+        )
+
+
+def _lesion_counts(of: Lesions) -> Json:
+    return {**{name: getattr(of, name) for name in Lesions.AMOUNTS}, "missed": of.missed}
 
 
 def merge(case: CaseScores, rows: Mapping[str, Sequence[str]]) -> CaseScores:
-    """Add rows that stand for several classes together, such as both lungs.
+    """Add merged rows, such as one for both lungs.
 
-    Every ratio and distance is the mean over the classes that have one: the Dice of `lungs` is the
-    mean of the two lungs' Dice, as Müller et al. report it, and not the Dice of their union.
-    Voxels, millilitres and lesions are added up.
+    Ratios and distances are the means over the classes for which they are defined: the Dice of
+    `lungs` is the mean of the Dice of both lungs, as reported by Müller et al., not the Dice of
+    their union. Voxels, millilitres and lesions are summed.
 
     Args:
         case: the scores of the classes.
         rows: name of the row -> names of its classes.
     """
 
-    def with_rows(of: dict[str, Scores]) -> dict[str, Scores]:
-        new = {name: _merged([of[part] for part in parts]) for name, parts in rows.items() if of}
-        return of | new
+    def with_rows(scores: dict[str, Scores]) -> dict[str, Scores]:
+        if not scores:
+            return scores
+        return scores | {
+            name: _merged([scores[label] for label in classes]) for name, classes in rows.items()
+        }
 
     return replace(
         case,
@@ -111,98 +173,27 @@ def merge(case: CaseScores, rows: Mapping[str, Sequence[str]]) -> CaseScores:
         volume_ml=with_rows(case.volume_ml),
         surfaces=with_rows(case.surfaces),
         lesions=with_rows(case.lesions),
-        merged=case.merged | {name: tuple(parts) for name, parts in rows.items()},
+        merged=case.merged | {name: tuple(classes) for name, classes in rows.items()},
     )
 
 
-def _merged(parts: Sequence[Scores]) -> Scores:
-    kind = type(parts[0])
-    values: Json = {}
+def _merged(scores: Sequence[Scores]) -> Scores:
+    kind = type(scores[0])
+    merged: Json = {}
     for entry in fields(kind):
-        of = [getattr(part, entry.name) for part in parts]
-        values[entry.name] = sum(of) if entry.name in kind.AMOUNTS else mean_of_known(of)
-    return kind(**values)
-
-
-def to_json(case: CaseScores) -> Json:
-    """One case as `summary.json` holds it."""
-    found = {
-        "case": case.case,
-        "reference_file": case.reference_file,
-        "prediction_file": case.prediction_file,
-        "metrics": {label: _metrics_to_json(case, label) for label in case.labels},
-        "volume_ml": {
-            label: {"reference": of.reference, "predicted": of.predicted}
-            for label, of in case.volume_ml.items()
-        },
-        "lesions": {label: lesions_to_json(of) for label, of in case.lesions.items()},
-    }
-    if case.merged:
-        found["merged"] = {name: list(parts) for name, parts in case.merged.items()}
-    return found
-
-
-def _metrics_to_json(case: CaseScores, label: str) -> Json:
-    scores = case.labels[label]
-    counts = {name: getattr(scores, attribute) for name, attribute in COUNTS.items()}
-    there = [metric for metric, which in METRICS.items() if getattr(case, which.part)]
-    return {metric: case.value(label, metric) for metric in there} | counts
-
-
-def lesions_to_json(of: Lesions) -> Json:
-    """The counts in words, and what follows from them."""
-    return {**{name: getattr(of, name) for name in Lesions.AMOUNTS}, "missed": of.missed}
-
-
-def from_json(found: Json) -> CaseScores:
-    """The case that `to_json` gave, with fewer keys before surfaces were measured."""
-    metrics, volumes, lesions = found["metrics"], found["volume_ml"], found.get("lesions", {})
-    return CaseScores(
-        case=found["case"],
-        reference_file=found["reference_file"],
-        prediction_file=found["prediction_file"],
-        labels={
-            label: Overlap(**{attribute: scores[name] for name, attribute in OVERLAP.items()})
-            for label, scores in metrics.items()
-        },
-        volume_ml={label: _volumes(of, metrics[label]) for label, of in volumes.items()},
-        surfaces={
-            label: Surface(**{attribute: scores[name] for name, attribute in SURFACE.items()})
-            for label, scores in metrics.items()
-            if "NSD" in scores
-        },
-        lesions={label: _lesions(of, metrics[label]) for label, of in lesions.items()},
-        merged={name: tuple(parts) for name, parts in found.get("merged", {}).items()},
-    )
-
-
-def _volumes(found: Json, metrics: Json) -> Volumes:
-    made = Volumes.of(**found)
-    if "VolumeDifference_ml" not in metrics:
-        return made
-    return replace(
-        made,
-        difference=metrics["VolumeDifference_ml"],
-        relative_difference=metrics["RelativeVolumeDifference"],
-    )
-
-
-def _lesions(found: Json, metrics: Json) -> Lesions:
-    counts = {name: found[name] for name in Lesions.AMOUNTS}
-    return Lesions(**counts, recall=metrics["LesionRecall"], precision=metrics["LesionPrecision"])
-
-
-# The scores of many cases, and what they are on average: the file `summary.json`.
+        values = [getattr(of, entry.name) for of in scores]
+        merged[entry.name] = sum(values) if entry.name in kind.AMOUNTS else mean_of_known(values)
+    return kind(**merged)
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """What some numbers are together; None counts for nothing.
+    """Mean, spread and median of some numbers, without those that are None.
 
     Attributes:
-        mean: None if there is no number.
-        std: the sample standard deviation (n - 1); None below two numbers.
-        median: None if there is no number.
+        mean: None without numbers.
+        std: the sample standard deviation (n - 1); None for less than two numbers.
+        median: None without numbers.
         n: how many numbers there are.
     """
 
@@ -227,8 +218,8 @@ class Summary:
 
     Attributes:
         cases: the scored cases, all with the same classes.
-        missing: cases with a truth but without a prediction; they count in no mean.
-        tolerance_mm: class -> how far its surfaces may lie apart in the NSD.
+        missing: cases with a reference but without a prediction; they count in no mean.
+        tolerance_mm: class -> surface tolerance of the NSD.
     """
 
     cases: tuple[CaseScores, ...]
@@ -237,16 +228,16 @@ class Summary:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes, and after them of the merged rows."""
+        """The names of the classes, followed by those of the merged rows."""
         return tuple(self.cases[0].labels) if self.cases else ()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes alone."""
+        """The names of the classes, without the merged rows."""
         return self.cases[0].classes if self.cases else ()
 
     def values(self, label: str, metric: str = "Dice") -> list[float | None]:
-        """One metric of one class in every case."""
+        """One metric of one class in each case."""
         return [case.value(label, metric) for case in self.cases]
 
     def statistic(self, label: str, metric: str = "Dice") -> Statistic:
@@ -254,7 +245,7 @@ class Summary:
         return Statistic.of(self.values(label, metric))
 
     def lesions(self, label: str) -> Lesions:
-        """The lesions of one class in all cases together: each lesion counts the same."""
+        """The lesions of one class pooled over all cases."""
         return pool(case.lesions[label] for case in self.cases if label in case.lesions)
 
     def foreground_mean(self, metric: str = "Dice") -> float | None:
@@ -265,19 +256,29 @@ class Summary:
         return Statistic.of(self.statistic(label, metric).mean for label in self.classes)
 
     def to_json(self) -> Json:
-        """The content of `summary.json`: null where there is no number."""
-        found = {label: {m: self.statistic(label, m) for m in METRICS} for label in self.labels}
+        """The content of `summary.json`; undefined metrics are null."""
+        of = {label: {m: self.statistic(label, m) for m in METRICS} for label in self.labels}
         overall = {metric: self._over_labels(metric) for metric in METRICS}
+        pooled = {label: self.lesions(label) for label in self.labels}
         return {
             "foreground_mean": _figures(overall, "mean"),
-            "mean": {label: _figures(of, "mean") for label, of in found.items()},
-            "std": {label: _figures(of, "std") for label, of in found.items()},
-            "median": {label: _figures(of, "median") for label, of in found.items()},
-            "lesions": {label: _pooled(self.lesions(label)) for label in self.labels},
+            "mean": {label: _figures(metrics, "mean") for label, metrics in of.items()},
+            "std": {label: _figures(metrics, "std") for label, metrics in of.items()},
+            "median": {label: _figures(metrics, "median") for label, metrics in of.items()},
+            "lesions": {
+                label: _lesion_counts(of) | {"recall": of.recall, "precision": of.precision}
+                for label, of in pooled.items()
+            },
             "tolerance_mm": self.tolerance_mm,
-            "metric_per_case": [to_json(case) for case in self.cases],
+            "metric_per_case": [case.to_json() for case in self.cases],
             "missing": list(self.missing),
         }
+
+    @staticmethod
+    def from_json(found: Json) -> Summary:
+        """The reverse of `to_json`; the means are recomputed from the cases."""
+        cases = tuple(CaseScores.from_json(case) for case in found["metric_per_case"])
+        return Summary(cases, tuple(found["missing"]), dict(found.get("tolerance_mm", {})))
 
     def save(self, path: Path) -> None:
         """Write `summary.json`."""
@@ -285,7 +286,7 @@ class Summary:
 
     @staticmethod
     def load(path: Path) -> Summary:
-        """Read what `save` wrote.
+        """Read a `summary.json`.
 
         Raises:
             AutosegError: the file is missing, not JSON, or not a summary.
@@ -300,47 +301,39 @@ class Summary:
                 "evaluate again"
             ) from error
 
-    @staticmethod
-    def from_json(found: Json) -> Summary:
-        """The summary that `to_json` gave; the means are computed again from the cases."""
-        cases = tuple(from_json(case) for case in found["metric_per_case"])
-        return Summary(cases, tuple(found["missing"]), dict(found.get("tolerance_mm", {})))
+
+def _figures(statistics_of: dict[str, Statistic], figure: str) -> Json:
+    """One figure of each metric, and under `n` the number of values behind it."""
+    figures: Json = {metric: getattr(of, figure) for metric, of in statistics_of.items()}
+    figures["n"] = {metric: of.n for metric, of in statistics_of.items()}
+    return figures
 
 
 def combine(summaries: Sequence[Summary]) -> Summary:
-    """One summary of the cases of several, for example of the folds of a cross-validation.
+    """One summary of the cases of several, such as the folds of a cross-validation.
 
     Raises:
-        DataError: the summaries have different classes or tolerances, or a case is in two of them.
+        DataError: the summaries have different classes or tolerances, or share a case.
     """
     classes = {summary.labels for summary in summaries if summary.cases}
     if len(classes) > 1:
         lists = " and ".join(sorted(", ".join(names) for names in classes))
-        raise DataError(f"the summaries have different classes: {lists}; evaluate them alike")
-    # What was written before surfaces were measured has no tolerance.
-    tolerances = [summary.tolerance_mm for summary in summaries if summary.tolerance_mm]
-    if any(other != tolerances[0] for other in tolerances):
         raise DataError(
-            f"the summaries have different tolerances (mm): {tolerances[0]} and others; "
-            "evaluate them alike"
+            f"the summaries have different classes: {lists}; evaluate them with the same classes"
+        )
+    # Summaries without surface metrics have no tolerances.
+    tolerances = [summary.tolerance_mm for summary in summaries if summary.tolerance_mm]
+    if different := [other for other in tolerances if other != tolerances[0]]:
+        raise DataError(
+            f"the summaries have different tolerances (mm): {tolerances[0]} and {different[0]}; "
+            "evaluate them with the same tolerances"
         )
     cases = sorted((c for summary in summaries for c in summary.cases), key=lambda c: c.case)
-    times = Counter(case.case for case in cases)
-    if twice := [name for name, n in times.items() if n > 1]:
+    counts = Counter(case.case for case in cases)
+    if repeated := [name for name, count in counts.items() if count > 1]:
         raise DataError(
-            f"{len(twice)} cases are in more than one summary ({twice[0]}, ...): "
-            "the folds come from different splits; train them anew"
+            f"{len(repeated)} cases are in more than one summary ({repeated[0]}, ...): "
+            "the folds come from different splits; train them again"
         )
-    missing = {name for summary in summaries for name in summary.missing} - times.keys()
+    missing = {name for summary in summaries for name in summary.missing} - counts.keys()
     return Summary(tuple(cases), tuple(sorted(missing)), tolerances[0] if tolerances else {})
-
-
-def _figures(of: dict[str, Statistic], figure: str) -> Json:
-    """One figure of each metric, and beside it how many numbers it is of."""
-    figures: Json = {metric: getattr(statistic, figure) for metric, statistic in of.items()}
-    figures["n"] = {metric: statistic.n for metric, statistic in of.items()}
-    return figures
-
-
-def _pooled(of: Lesions) -> Json:
-    return lesions_to_json(of) | {"recall": of.recall, "precision": of.precision}

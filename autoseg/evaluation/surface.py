@@ -1,9 +1,9 @@
-"""How far the surface of a prediction lies from that of the truth, in mm.
+"""Surface distances between a prediction and its reference, in mm.
 
-The surface of a mask runs between voxel centres, as marching cubes draws it: each cube of 2 x 2 x 2
-voxels that the mask fills in part holds one surface element, at the middle of the cube, with the
-area of the triangles in it. Every figure weighs the elements by their area. That is the definition
-of DeepMind's `surface-distance` package (Nikolov et al. 2021, doi 10.2196/26151).
+The surface of a mask runs between voxel centres, as in marching cubes: each cube of 2 x 2 x 2
+voxels that the mask partly fills holds one surface element, located at the centre of the cube, with
+the area of its triangles. All metrics weight the elements by their area. This is the definition of
+DeepMind's `surface-distance` package (Nikolov et al. 2021, doi 10.2196/26151).
 """
 
 from __future__ import annotations
@@ -15,28 +15,31 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import KDTree
+from skimage.measure import marching_cubes
 
 from autoseg.evaluation.metrics import Masks
 
 Array = NDArray[np.float64]
 PERCENT = 95
 ROUNDING = 1e-9
-NEAR = 20  # voxels within which a tree of the surface is searched
-CROWDED = 0.1  # share of cubes that hold a piece of a surface, above which there is no tree
-FULL = 255  # the code of a cube whose eight voxels are all in the mask
+SEARCH_VOXELS = 20  # radius within which the k-d tree is searched
+MOST_SURFACE = 0.1  # share of cubes with a surface element above which no k-d tree is used
+FULL = 255  # code of a cube with all eight voxels in the mask
 
 
 @dataclass(frozen=True)
 class Surface:
-    """The surface scores of one class in one case; None where the class is in neither map.
+    """The surface metrics of one class in one case; None if the class is in neither label map.
 
     Attributes:
-        hd95_mm: 95th percentile of the distances from one surface to the other, by area; the larger
-            of the two directions (the robust Hausdorff distance).
-        assd_mm: mean of the distances from either surface to the other, by area, over both surfaces
-            together (the average symmetric surface distance).
-        nsd: share of both surfaces' area that lies no farther than the tolerance from the other
-            surface (the normalised surface Dice).
+        hd95_mm: robust Hausdorff distance: the 95th percentile of the distances from one surface to
+            the other, weighted by area; the larger of both directions.
+        assd_mm: average symmetric surface distance: the mean distance to the other surface,
+            weighted by area, over both surfaces together.
+        nsd: normalised surface Dice: the share of the area of both surfaces that is within the
+            tolerance of the other surface.
     """
 
     AMOUNTS: ClassVar = ()
@@ -48,7 +51,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Distances:
-    """The elements of one surface: their distance to the other, and their area in mm^2."""
+    """The elements of one surface: their distance to the other surface, and their area in mm^2."""
 
     mm: Array
     areas: Array
@@ -57,21 +60,21 @@ class Distances:
         """The distance that `percent` of the area does not exceed."""
         order = np.lexsort((self.areas, self.mm))
         share = np.cumsum(self.areas[order]) / np.sum(self.areas)
-        # Sums of areas are rounded: a share that is reached exactly must not fail for that.
-        place = int(np.searchsorted(share, percent / 100 - ROUNDING))
-        return float(self.mm[order[place]])
+        # Tolerates rounding errors of the sum where a share is reached exactly.
+        index = int(np.searchsorted(share, percent / 100 - ROUNDING))
+        return float(self.mm[order[index]])
 
 
 def surface(
     masks: Masks, spacing_mm: Sequence[float], tolerance_mm: float, diagonal_mm: float
 ) -> Surface:
-    """The surface scores of one class.
+    """The surface metrics of one class.
 
     Args:
-        masks: the class in truth and prediction, as `cut_masks` gives them.
-        spacing_mm: of the voxels along x, y, z.
-        tolerance_mm: how far two surfaces may lie apart and still agree.
-        diagonal_mm: of the whole grid: the distance where only one of the two holds the class.
+        masks: the class in reference and prediction, from `cut_masks`.
+        spacing_mm: voxel spacing along x, y, z.
+        tolerance_mm: distance up to which two surfaces agree.
+        diagonal_mm: diagonal of the full grid: the distance if only one of the two has the class.
     """
     present = masks.reference.any(), masks.predicted.any()
     if not any(present):
@@ -80,30 +83,30 @@ def surface(
         return Surface(diagonal_mm, diagonal_mm, 0.0)
     both = distances(masks, spacing_mm)
     mm, areas = (np.concatenate([getattr(one, name) for one in both]) for name in ("mm", "areas"))
-    whole = float(areas.sum())
+    total = float(areas.sum())
     return Surface(
         hd95_mm=max(one.percentile(PERCENT) for one in both),
-        assd_mm=float(np.sum(mm * areas)) / whole,
-        nsd=float(areas[mm <= tolerance_mm].sum()) / whole,
+        assd_mm=float(np.sum(mm * areas)) / total,
+        nsd=float(areas[mm <= tolerance_mm].sum()) / total,
     )
 
 
 def distances(masks: Masks, spacing_mm: Sequence[float]) -> tuple[Distances, Distances]:
-    """From the truth's surface to the prediction's, and back; neither mask may be empty."""
+    """The distances from reference to prediction and back; neither mask may be empty."""
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     areas = _areas(spacing)
-    codes, others_codes = _codes(masks.reference), _codes(masks.predicted)
-    places, others = _elements(codes), _elements(others_codes)
+    a_codes, b_codes = _codes(masks.reference), _codes(masks.predicted)
+    a, b = _elements(a_codes), _elements(b_codes)
     return (
-        Distances(_nearest(places, others, others_codes, spacing), areas[_at(codes, places)]),
-        Distances(_nearest(others, places, codes, spacing), areas[_at(others_codes, others)]),
+        Distances(_nearest(a, b, b_codes, spacing), areas[_at(a_codes, a)]),
+        Distances(_nearest(b, a, a_codes, spacing), areas[_at(b_codes, b)]),
     )
 
 
 def _codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Which voxels of each 2 x 2 x 2 cube are in the mask: voxel (x, y, z) sets bit x + 2y + 4z.
+    """The voxels of each 2 x 2 x 2 cube as bits: voxel (x, y, z) sets bit x + 2y + 4z.
 
-    The mask has a margin, so that its outermost voxels have a surface, too.
+    Because of the margin of the mask its outermost voxels have a surface too.
     """
     found: NDArray[Any] = mask.view(np.uint8)
     found = found[:-1] | found[1:] << 1
@@ -113,57 +116,54 @@ def _codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _elements(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Where the cubes are that hold a piece of the surface: (n, 3)."""
+    """The indices of the cubes with a surface element: (n, 3)."""
     flat = np.flatnonzero(codes.ravel(order="F") + np.uint8(1) > 1)  # FULL + 1 is 0
     return np.stack(np.unravel_index(flat, codes.shape, order="F"), axis=1)
 
 
-def _at(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint8]:
-    found: NDArray[np.uint8] = codes[tuple(places.T)]
+def _at(codes: NDArray[np.uint8], elements: NDArray[np.int64]) -> NDArray[np.uint8]:
+    found: NDArray[np.uint8] = codes[tuple(elements.T)]
     return found
 
 
 def _nearest(
-    places: NDArray[np.int64], others: NDArray[np.int64], codes: NDArray[np.uint8], spacing: Array
+    elements: NDArray[np.int64], others: NDArray[np.int64], codes: NDArray[np.uint8], spacing: Array
 ) -> Array:
-    """The distance from each place to the closest of the others, whose codes are given."""
-    there = _at(codes, places)
-    apart = (there == 0) | (there == FULL)  # the rest are on both surfaces
-    mm = np.zeros(len(places))
-    away = places[apart]
-    # From whole steps: 3 * 0.7 - 2 * 0.7 is more than a tolerance of 0.7.
+    """The distance from each element to the closest of the others, whose codes are given."""
+    found = _at(codes, elements)
+    apart = (found == 0) | (found == FULL)  # the rest are on both surfaces
+    mm = np.zeros(len(elements))
+    away = elements[apart]
+    # From integer steps: in floating point 3 * 0.7 - 2 * 0.7 exceeds a tolerance of 0.7.
     steps = away - _closest(away, others, codes, spacing)
     mm[apart] = np.sqrt(((steps * spacing) ** 2).sum(axis=1))
     return mm
 
 
 def _closest(
-    places: NDArray[np.int64], others: NDArray[np.int64], codes: NDArray[np.uint8], spacing: Array
+    elements: NDArray[np.int64], others: NDArray[np.int64], codes: NDArray[np.uint8], spacing: Array
 ) -> NDArray[np.int64]:
-    """Which of the others, whose codes are given, is the closest to each place.
+    """The closest of the others, whose codes are given, to each element.
 
-    A tree of them is fast where the closest is near, and takes minutes where very many are almost
-    as close: in noise, or about a ball's centre. There the distance transform takes over, whose
-    time and memory (12 bytes a voxel) depend on the box alone.
+    A k-d tree is fast if the closest element is near, and takes minutes if very many are almost
+    equally close: in noise, or around the centre of a ball. The distance transform is used there;
+    its time and memory (12 bytes per voxel) depend only on the box.
     """
-    from scipy.ndimage import distance_transform_edt
-    from scipy.spatial import KDTree
-
-    if max(len(places), len(others)) <= codes.size * CROWDED:
-        near = NEAR * float(np.cbrt(spacing.prod()))
+    if max(len(elements), len(others)) <= codes.size * MOST_SURFACE:
+        radius = SEARCH_VOXELS * float(np.cbrt(spacing.prod()))
         tree = KDTree(others * spacing)
-        _, found = tree.query(places * spacing, distance_upper_bound=near)
-        if (found < len(others)).all():  # those with nothing near them have no index
+        _, found = tree.query(elements * spacing, distance_upper_bound=radius)
+        if (found < len(others)).all():  # an element without a neighbour has the index len(others)
             return np.asarray(others[found], dtype=np.int64)
     empty = (codes == 0) | (codes == FULL)
     indices = distance_transform_edt(
         empty, sampling=spacing, return_distances=False, return_indices=True
     )
-    return np.asarray(indices[(slice(None), *places.T)].T, dtype=np.int64)
+    return np.asarray(indices[(slice(None), *elements.T)].T, dtype=np.int64)
 
 
 def _areas(spacing: Array) -> Array:
-    """The area in mm^2 of the surface in a cube, by its code."""
+    """The surface area in a cube in mm^2, by its code."""
     scale = spacing.prod() / spacing
     areas: Array = np.linalg.norm(_normals() * scale, axis=2).sum(axis=1)
     return areas
@@ -171,12 +171,10 @@ def _areas(spacing: Array) -> Array:
 
 @cache
 def _normals() -> NDArray[Any]:
-    """Normals as long as the areas of the triangles in a unit cube: (code, triangle, 3)."""
-    from skimage.measure import marching_cubes
-
+    """Normals of the triangles in a unit cube, scaled by their areas: (code, triangle, 3)."""
     found: dict[int, NDArray[Any]] = {}
     for code in range(1, FULL):
-        # A cube and its complement share a surface: it must not matter which side is the inside.
+        # A cube and its complement have the same surface, whichever side is the inside.
         filled = code if code.bit_count() <= 4 else FULL - code
         cube = np.array([filled >> bit & 1 for bit in range(8)], np.float32)
         cube = cube.reshape((2, 2, 2), order="F")

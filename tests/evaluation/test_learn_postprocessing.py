@@ -19,7 +19,7 @@ from autoseg.evaluation.cross_validation import CrossValidation, gather
 from autoseg.evaluation.evaluate import evaluate_case
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.learn_postprocessing import Learned, learn, mean_dice, update
-from autoseg.evaluation.metrics import confusion, cut_masks, overlap
+from autoseg.evaluation.metrics import cut_masks, overlap
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
@@ -207,12 +207,12 @@ def test_dice_is_that_of_the_metrics(
         write_label(folder / f"{name}.nii", label, grid(label.shape))
     steps = (KeepLargest("all", (1, 2, 4)), KeepLargest("two", (2,)))
     pairs = [(folder / "truth.nii", folder / "predicted.nii")]
-    raw, cleaned = mean_dice([(), steps], pairs, plan, 1)
+    raw, processed = mean_dice([(), steps], pairs, plan, 1)
     after = predicted.copy()
     Postprocessing("", steps).apply(after)
     for name, values in list(plan.labels.items())[1:]:
-        assert raw[name] == overlap(confusion(cut_masks(truth, predicted, values, 7))).dice
-        assert cleaned[name] == overlap(confusion(cut_masks(truth, after, values, 7))).dice
+        assert raw[name] == overlap(cut_masks(truth, predicted, values, 7)).dice
+        assert processed[name] == overlap(cut_masks(truth, after, values, 7)).dice
 
 
 def test_what_was_learned_is_written_once(tmp_path: Path) -> None:
@@ -237,15 +237,15 @@ def test_what_was_learned_is_written_once(tmp_path: Path) -> None:
 def test_all_folds_are_needed(tmp_path: Path) -> None:
     plan = hippocampus_plan()
     validation = validated(tmp_path, plan, same)
-    with pytest.raises(DataError, match=r"lacks fold 2; train all folds"):
+    with pytest.raises(DataError, match=r"fold 2;"):
         update(tmp_path, gather(tmp_path, 3), 3, 1)
-    with pytest.raises(DataError, match=r"lacks folds 2, 3; train all folds"):
+    with pytest.raises(DataError, match=r"folds 2, 3;"):
         update(tmp_path, gather(tmp_path, 4), 4, 1)
-    with pytest.raises(DataError, match=r"splits\.json is not here"):
+    with pytest.raises(DataError, match=r"splits\.json"):
         update(tmp_path, validation, 0, 1)
     record = tmp_path / "fold_1" / "validation" / "predictions.json"
     write_json(record, {"plan_id": "another"})
-    with pytest.raises(DataError, match="is of plan another, but"):
+    with pytest.raises(DataError, match=r"predictions\.json.*another"):
         update(tmp_path, validation, 2, 1)
     assert not (tmp_path / "postprocessing.json").exists()
 
@@ -255,5 +255,5 @@ def test_a_label_map_that_is_gone_is_named(tmp_path: Path) -> None:
     validation = validated(tmp_path, plan, same)
     path = tmp_path / "fold_0" / "validation" / f"{CASES[0]}.nii.gz"
     path.unlink()
-    with pytest.raises(DataError, match=f"{path} is missing"):
+    with pytest.raises(DataError, match=str(path)):
         update(tmp_path, validation, 2, 1)

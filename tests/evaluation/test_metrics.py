@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
-from autoseg.evaluation.metrics import Confusion, confusion, cut_masks, overlap
+from autoseg.evaluation.metrics import Overlap, cut_masks, overlap
 
 
 def handmade() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -24,14 +24,14 @@ def handmade() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return truth, prediction
 
 
-def test_golden_confusion() -> None:
+def test_golden_counts() -> None:
     truth, prediction = handmade()
-    assert confusion(cut_masks(truth, prediction, (1,))) == Confusion(tp=7, fp=1, fn=2, tn=17)
-    assert confusion(cut_masks(truth, prediction, (2,))) == Confusion(tp=3, fp=0, fn=0, tn=24)
+    assert overlap(cut_masks(truth, prediction, (1,))) == Overlap.of(tp=7, fp=1, fn=2, tn=17)
+    assert overlap(cut_masks(truth, prediction, (2,))) == Overlap.of(tp=3, fp=0, fn=0, tn=24)
 
 
 def test_golden_overlap() -> None:
-    scores = overlap(Confusion(tp=7, fp=1, fn=2, tn=17))
+    scores = Overlap.of(tp=7, fp=1, fn=2, tn=17)
     assert scores.dice == pytest.approx(14 / 17)
     assert scores.iou == 7 / 10
     assert scores.sensitivity == 7 / 9
@@ -44,38 +44,36 @@ def test_golden_overlap() -> None:
 
 def test_a_region_is_the_union_of_its_values() -> None:
     truth, prediction = handmade()
-    assert confusion(cut_masks(truth, prediction, (1, 2))) == Confusion(tp=10, fp=1, fn=2, tn=14)
+    assert overlap(cut_masks(truth, prediction, (1, 2))) == Overlap.of(tp=10, fp=1, fn=2, tn=14)
     prediction[1, 0] = 1  # within the region it does not matter which of its values
-    assert confusion(cut_masks(truth, prediction, (1, 2))) == Confusion(tp=10, fp=1, fn=2, tn=14)
+    assert overlap(cut_masks(truth, prediction, (1, 2))) == Overlap.of(tp=10, fp=1, fn=2, tn=14)
 
 
 def test_ignored_voxels_do_not_count() -> None:
     truth, prediction = handmade()
     truth[0, 0, 0] = 9  # was a false negative
     truth[2, 2, 2] = 9  # was a false positive
-    assert confusion(cut_masks(truth, prediction, (1,), ignore=9)) == Confusion(
+    assert overlap(cut_masks(truth, prediction, (1,), ignore=9)) == Overlap.of(
         tp=7, fp=0, fn=1, tn=17
     )
 
 
 def test_everything_ignored_gives_no_number() -> None:
-    scores = overlap(
-        confusion(cut_masks(np.full((2, 2, 2), 9), np.ones((2, 2, 2), int), (1,), ignore=9))
-    )
+    scores = overlap(cut_masks(np.full((2, 2, 2), 9), np.ones((2, 2, 2), int), (1,), ignore=9))
     assert scores.dice is None
     assert scores.accuracy is None
 
 
 def test_both_empty_gives_no_dice() -> None:
-    scores = overlap(Confusion(tp=0, fp=0, fn=0, tn=8))
+    scores = Overlap.of(tp=0, fp=0, fn=0, tn=8)
     assert (scores.dice, scores.iou, scores.sensitivity, scores.precision) == (None,) * 4
     assert (scores.specificity, scores.accuracy) == (1.0, 1.0)
 
 
 def test_one_empty_gives_dice_zero() -> None:
-    invented = overlap(Confusion(tp=0, fp=3, fn=0, tn=5))
+    invented = Overlap.of(tp=0, fp=3, fn=0, tn=5)
     assert (invented.dice, invented.sensitivity, invented.precision) == (0.0, None, 0.0)
-    lost = overlap(Confusion(tp=0, fp=0, fn=3, tn=5))
+    lost = Overlap.of(tp=0, fp=0, fn=3, tn=5)
     assert (lost.dice, lost.sensitivity, lost.precision) == (0.0, 0.0, None)
 
 
@@ -86,7 +84,7 @@ label_maps = hnp.arrays(np.uint8, (3, 2, 4), elements=st.integers(0, 3))
 def test_equals_scikit_learn(
     truth: NDArray[np.uint8], prediction: NDArray[np.uint8], values: tuple[int, ...]
 ) -> None:
-    found = overlap(confusion(cut_masks(truth, prediction, values)))
+    found = overlap(cut_masks(truth, prediction, values))
     flat = [np.isin(array, values).ravel() for array in (truth, prediction)]
     expected: dict[str, Any] = {
         "dice": reference.f1_score(*flat, zero_division=np.nan),
@@ -113,8 +111,7 @@ def test_dice_is_symmetric_and_iou_follows_from_it(
     truth: NDArray[np.uint8], prediction: NDArray[np.uint8]
 ) -> None:
     there, back = (
-        overlap(confusion(cut_masks(*pair, (1,))))
-        for pair in [(truth, prediction), (prediction, truth)]
+        overlap(cut_masks(*pair, (1,))) for pair in [(truth, prediction), (prediction, truth)]
     )
     assert there.dice == back.dice
     assert there.sensitivity == back.precision
@@ -128,5 +125,5 @@ def test_ignoring_equals_leaving_out(
 ) -> None:
     kept = truth != ignore
     values = (1,) if ignore != 1 else (2,)
-    left_out = confusion(cut_masks(truth[kept], prediction[kept], values))
-    assert confusion(cut_masks(truth, prediction, values, ignore)) == left_out
+    left_out = overlap(cut_masks(truth[kept], prediction[kept], values))
+    assert overlap(cut_masks(truth, prediction, values, ignore)) == left_out

@@ -89,12 +89,12 @@ def test_save_and_load(tmp_path: Path) -> None:
 def test_something_else_is_no_summary(tmp_path: Path, text: str) -> None:
     path = tmp_path / "summary.json"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"summary\.json is not a summary"):
+    with pytest.raises(DataError, match=r"summary\.json"):
         Summary.load(path)
 
 
 def test_load_without_a_file(tmp_path: Path) -> None:
-    with pytest.raises(AutosegError, match="is missing"):
+    with pytest.raises(AutosegError, match=r"summary\.json"):
         Summary.load(tmp_path / "summary.json")
 
 
@@ -109,10 +109,10 @@ def test_combine() -> None:
 
 def test_combine_needs_the_same_classes() -> None:
     summaries = [Summary((case("a", x=(1, 0, 0, 1)),)), Summary((case("b", y=(1, 0, 0, 1)),))]
-    with pytest.raises(DataError, match="different classes: x and y"):
+    with pytest.raises(DataError, match="x and y"):
         combine(summaries)
 
 
 def test_combine_counts_no_case_twice() -> None:
-    with pytest.raises(DataError, match="more than one summary"):
+    with pytest.raises(DataError, match="3 cases"):
         combine([three_cases(), three_cases()])

@@ -104,8 +104,8 @@ def test_a_tree_and_a_transform_find_the_same(
     crowded: float, near: int, spacing: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`near` 1 sends a search in the tree on to the transform."""
-    monkeypatch.setattr("autoseg.evaluation.surface.CROWDED", crowded)
-    monkeypatch.setattr("autoseg.evaluation.surface.NEAR", near)
+    monkeypatch.setattr("autoseg.evaluation.surface.MOST_SURFACE", crowded)
+    monkeypatch.setattr("autoseg.evaluation.surface.SEARCH_VOXELS", near)
     rng = np.random.default_rng(3)
     truth, predicted = rng.random((2, 17, 15, 12)) < 0.004
     truth[3:6, 4:9, 2:7] = predicted[5:8, 3:9, 3:6] = True

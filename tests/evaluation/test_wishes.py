@@ -9,7 +9,13 @@ import pytest
 
 from autoseg.common.errors import AutosegError
 from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
-from autoseg.evaluation.labels import EVERY, Labels, Wishes, apply, read_wishes
+from autoseg.evaluation.labels import (
+    ALL_CLASSES,
+    EvaluationOptions,
+    Labels,
+    apply_options,
+    read_wishes,
+)
 from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import write
 
@@ -86,36 +92,36 @@ def test_mapping_to_what_nobody_knows(tmp_path: Path) -> None:
     truth, predicted = infection_alone(tmp_path)
     declare(truth, {"background": 0, "lesion": 1})
     model_names(predicted)
-    with pytest.raises(AutosegError, match=r"--map 4:1: the predictions' model paints no 4; there"):
+    with pytest.raises(AutosegError, match=r"--map 4:1: .* 4; .*infection \(3"):
         evaluate(truth, predicted, "4:1")
-    with pytest.raises(
-        AutosegError, match=r"--map 3:2: dataset.json .* no 2; there are lesion \(1"
-    ):
+    with pytest.raises(AutosegError, match=r"--map 3:2: dataset.json .* 2; .*lesion \(1"):
         evaluate(truth, predicted, "3:2")
 
 
 def test_what_no_file_holds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, predicted = infection_alone(tmp_path)
     evaluate(truth, predicted, "4:7")
-    said = capsys.readouterr().err
-    assert "no truth holds 7 (label 7)" in said
-    assert "no prediction holds 7 (label 4)" in said
+    warnings = capsys.readouterr().err.splitlines()[-2:]
+    assert "7 (label 7)" in warnings[0]
+    assert "reference" in warnings[0]
+    assert "7 (label 4)" in warnings[1]
+    assert "predicted" in warnings[1]
 
 
 @pytest.mark.parametrize("text", ["3", "3:", "a:1", "3:0", "0:1", "3:1:2", "-3:1"])
 def test_a_map_that_reads_differently(text: str) -> None:
-    with pytest.raises(AutosegError, match=f"--map {text}: write PREDICTED:TRUE"):
+    with pytest.raises(AutosegError, match=f"--map {text}: "):
         read_wishes([text], (), None)
 
 
 def test_a_value_cannot_become_two() -> None:
-    with pytest.raises(AutosegError, match="--map: 3 is mapped twice"):
+    with pytest.raises(AutosegError, match="--map: 3 "):
         read_wishes(["3:1", "3:2"], (), None)
 
 
 def test_merging_by_value_and_by_name() -> None:
     by_value, by_name = (
-        apply(read_wishes((), [text], None), THREE)
+        apply_options(read_wishes((), [text], None), THREE)
         for text in ("lungs=1,2", "lungs=left lung, right lung")
     )
     assert by_value == by_name
@@ -125,40 +131,40 @@ def test_merging_by_value_and_by_name() -> None:
 @pytest.mark.parametrize(
     ("merge", "said"),
     [
-        ("lungs", "write NAME=CLASS,CLASS"),
-        ("=1,2", "write NAME=CLASS,CLASS"),
-        ("lungs=1,4", r"'4' is no class; there are left lung \(1\), right lung \(2\), infection"),
-        ("lungs=1,heart", "'heart' is no class"),
-        ("lungs=1,1", "at least two classes"),
-        ("infection=1,2", "'infection' is a class already"),
+        ("lungs", "--merge lungs: "),
+        ("=1,2", "--merge =1,2: "),
+        ("lungs=1,4", r"'4' .* left lung \(1\), right lung \(2\), infection"),
+        ("lungs=1,heart", "'heart'"),
+        ("lungs=1,1", "--merge lungs=1,1: "),
+        ("infection=1,2", "'infection'"),
     ],
 )
 def test_merges_that_make_no_sense(merge: str, said: str) -> None:
     with pytest.raises(AutosegError, match=said):
-        apply(read_wishes((), [merge], None), THREE)
+        apply_options(read_wishes((), [merge], None), THREE)
 
 
 def test_tolerances() -> None:
-    assert read_wishes((), (), "2") == Wishes(tolerances_mm={EVERY: 2.0})
-    every = apply(read_wishes((), (), "2"), THREE)
+    assert read_wishes((), (), "2") == EvaluationOptions(tolerances_mm={ALL_CLASSES: 2.0})
+    every = apply_options(read_wishes((), (), "2"), THREE)
     assert [every.tolerance_of(name) for name in THREE.values] == [2.0, 2.0, 2.0]
-    wishes = read_wishes((), ["lungs=1,2"], "0.5,infection=3,right lung=2")
-    found = apply(wishes, THREE).tolerance_mm
+    options = read_wishes((), ["lungs=1,2"], "0.5,infection=3,right lung=2")
+    found = apply_options(options, THREE).tolerance_mm
     assert found == {"left lung": 0.5, "right lung": 2.0, "infection": 3.0}
-    of_row = apply(read_wishes((), ["lungs=1,2"], "lungs=1.5,3=3"), THREE).tolerance_mm
+    of_row = apply_options(read_wishes((), ["lungs=1,2"], "lungs=1.5,3=3"), THREE).tolerance_mm
     assert of_row == {"left lung": 1.5, "right lung": 1.5, "infection": 3.0}
     assert THREE.tolerance_of("infection") == 1.0
 
 
 @pytest.mark.parametrize("text", ["wide", "0", "-1", "nan", "inf", "infection=", "infection=x"])
 def test_tolerances_that_are_no_distance(text: str) -> None:
-    with pytest.raises(AutosegError, match=r"--tolerance .* is no distance in mm"):
+    with pytest.raises(AutosegError, match=r"--tolerance .* mm"):
         read_wishes((), (), text)
 
 
 def test_a_tolerance_of_no_class() -> None:
-    with pytest.raises(AutosegError, match="--tolerance lungs=1: 'lungs' is no class"):
-        apply(read_wishes((), (), "lungs=1"), THREE)
+    with pytest.raises(AutosegError, match="--tolerance lungs=1: 'lungs'"):
+        apply_options(read_wishes((), (), "lungs=1"), THREE)
 
 
 def test_the_plan_of_the_model_decides(tmp_path: Path) -> None:
@@ -173,5 +179,5 @@ def test_the_plan_of_the_model_decides(tmp_path: Path) -> None:
 def test_a_broken_evaluation_in_the_models_file(tmp_path: Path) -> None:
     truth, predicted = infection_alone(tmp_path)
     model_names(predicted, evaluation={"tolerance_mm": -1})
-    with pytest.raises(AutosegError, match=r"labels.json: \"evaluation\" is none of a plan"):
+    with pytest.raises(AutosegError, match=r"labels.json: .*evaluation.tolerance_mm"):
         choose_labels(truth, predicted)

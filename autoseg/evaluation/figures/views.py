@@ -1,8 +1,8 @@
-"""One case as people look at it: upright, cut into slices, the interesting ones chosen."""
+"""One case prepared for display: in standard orientation, with the slices to show."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import members
 from autoseg.common.figures import Colours, colours_of
+from autoseg.evaluation.labels import ClassValues
 from autoseg.image.geometry import Geometry, check_same_grid
 from autoseg.image.image import read_image, read_label
 
 Array = NDArray[Any]
-Classes = Mapping[str, tuple[int, ...]]
-Masks = dict[str, NDArray[np.bool_]]  # class -> where it is in a slice, (rows, columns)
+SliceMasks = dict[str, NDArray[np.bool_]]  # class -> its mask in a slice, (rows, columns)
 
 WINDOW_PERCENT = (1, 99)
-WINDOW_VOXELS = 1_000_000  # enough to find the window from
-NEAR = 0.05  # of the extent of the classes: slices this close show the same
+WINDOW_VOXELS = 1_000_000  # a sample of this size is enough to find the window
+NEAR = 0.05  # of the extent of the classes: closer slices look the same
 
 
 @dataclass(frozen=True)
@@ -31,33 +31,33 @@ class Exhibit:
 
     Attributes:
         case: its name.
-        image: the scan's first channel.
-        truth: the label map that is right.
-        prediction: the label map to compare.
-        labels: class -> the integers that make it.
-        title: written above.
-        in_prediction: the same integers in the prediction, where they are others than in the truth.
-        colours: class -> colour, for those that the plan gives one.
+        image: the first channel of the scan.
+        reference: the reference label map.
+        prediction: the predicted label map.
+        labels: class -> its label values.
+        title: the title of the figure.
+        in_prediction: class -> its label values in the prediction, if they differ.
+        colours: class -> colour, for the classes to which the plan assigns one.
     """
 
     case: str
     image: Path
-    truth: Path
+    reference: Path
     prediction: Path
-    labels: Classes
+    labels: ClassValues
     title: str = ""
-    in_prediction: Classes = field(default_factory=dict)
+    in_prediction: ClassValues = field(default_factory=dict)
     colours: Colours = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Upright:
-    """How to turn a voxel grid so that x runs to the patient's left, y to the back, z to the head.
+    """How to reorient a voxel grid so that x, y, z point to the patient's left, back and head.
 
     Attributes:
-        order: the voxel axis that runs along each patient axis.
-        flipped: the patient axes along which it runs backwards.
-        spacing_mm: along the patient axes.
+        order: the voxel axis along each patient axis.
+        flipped: the patient axes along which the voxel axis is reversed.
+        spacing_mm: spacing along the patient axes.
     """
 
     order: tuple[int, ...]
@@ -66,37 +66,37 @@ class Upright:
 
     @staticmethod
     def of(geometry: Geometry) -> Upright:
-        """The turn by multiples of 90 degrees that fits the grid's directions best."""
+        """The rotation by multiples of 90 degrees that best matches the direction of the grid."""
         cosines = np.reshape(geometry.direction, (3, 3))  # patient axes x voxel axes
         order = max(permutations(range(3)), key=lambda p: np.abs(cosines[range(3), p]).sum())
         flipped = tuple(int(i) for i in np.flatnonzero(cosines[range(3), order] < 0))
         return Upright(order, flipped, tuple(geometry.spacing_mm[i] for i in order))
 
     def turn(self, array: Array) -> Array:
-        """A view of `array`, turned."""
+        """A reoriented view of `array`."""
         return np.flip(array.transpose(self.order), self.flipped)
 
 
 @dataclass(frozen=True)
 class View:
-    """A case, read and turned upright: x runs to the patient's left, y to the back, z to the head.
+    """A case in standard orientation: x, y, z point to the patient's left, back and head.
 
-    Slices are arrays (rows, columns) as they are seen: from the feet or from the front, as
-    radiologists do, so that the patient's right is on the left.
+    Slices are arrays (rows, columns) in the radiological convention: seen from the feet or from the
+    front, with the patient's right on the left.
 
     Attributes:
         exhibit: the files.
         image: (x, y, z), the first channel.
-        truth: (x, y, z), the true label map.
-        prediction: (x, y, z), the label map to compare.
-        spacing_mm: along x, y, z.
-        axis: the one across the slices.
-        window: the values that are drawn black and white.
+        reference: (x, y, z), the reference label map.
+        prediction: (x, y, z), the predicted label map.
+        spacing_mm: spacing along x, y, z.
+        axis: the axis perpendicular to the slices.
+        window: the values shown as black and white.
     """
 
     exhibit: Exhibit
     image: Array
-    truth: Array
+    reference: Array
     prediction: Array
     spacing_mm: tuple[float, ...]
     axis: int
@@ -104,56 +104,55 @@ class View:
 
     @property
     def across(self) -> int:
-        """The axis from left to right."""
+        """The horizontal axis of a slice."""
         return 1 if self.axis == 0 else 0
 
     @property
     def down(self) -> int:
-        """The axis from top to bottom, or from bottom to top if it is z."""
+        """The vertical axis of a slice; z runs from bottom to top."""
         return 1 if self.axis == 2 else 2
 
     @property
     def aspect(self) -> float:
-        """The height of a pixel of a slice by its width."""
+        """The height of a pixel of a slice divided by its width."""
         return self.spacing_mm[self.down] / self.spacing_mm[self.across]
 
     @property
     def slices(self) -> int:
-        """How many there are."""
+        """The number of slices."""
         return int(self.image.shape[self.axis])
 
     @property
     def colours(self) -> dict[str, str]:
-        """The colour of every class."""
+        """The colour of each class."""
         return colours_of(self.exhibit.labels, self.exhibit.colours)
 
     def cut(self, array: Array, k: int) -> Array:
         """Slice k of one of the three arrays."""
-        # np.take would copy the whole array first.
+        # np.take would copy the full array first.
         rows: Array = array[tuple(k if axis == self.axis else slice(None) for axis in range(3))].T
-        return rows if self.down == 1 else rows[::-1]  # the head, but not the back, is above
+        return rows if self.down == 1 else rows[::-1]  # z points up, y points down
 
-    def masks(self, k: int) -> tuple[Masks, Masks]:
-        """Where the classes are in slice k of the truth, and of the prediction."""
-        sides = (self.truth, self.exhibit.labels), (self.prediction, self._painted())
-        truth, prediction = (
+    def masks(self, k: int) -> tuple[SliceMasks, SliceMasks]:
+        """The masks of the classes in slice k of the reference, and of the prediction."""
+        sides = (self.reference, self.exhibit.labels), (self.prediction, self._predicted())
+        reference, prediction = (
             {name: members(self.cut(label_map, k), values) for name, values in classes.items()}
             for label_map, classes in sides
         )
-        return truth, prediction
+        return reference, prediction
 
     def amounts(self) -> dict[str, NDArray[np.int64]]:
-        """Class -> its voxels in every slice of the truth, or else of the prediction."""
+        """Class -> its voxels in each slice of the reference, or if absent, of the prediction."""
         others = tuple({0, 1, 2} - {self.axis})
         found = {}
         for name, values in self.exhibit.labels.items():
-            found[name] = members(self.truth, values).sum(others)
+            found[name] = members(self.reference, values).sum(others)
             if not found[name].any():
-                painted = self._painted()[name]
-                found[name] = members(self.prediction, painted).sum(others)
+                found[name] = members(self.prediction, self._predicted()[name]).sum(others)
         return found
 
-    def _painted(self) -> Classes:
+    def _predicted(self) -> ClassValues:
         return {**self.exhibit.labels, **self.exhibit.in_prediction}
 
 
@@ -161,37 +160,37 @@ def read_view(exhibit: Exhibit) -> View:
     """Read a case.
 
     Raises:
-        DataError: a file cannot be read, or they lie on different grids.
+        DataError: a file cannot be read, or the grids differ.
     """
     scan = read_image([exhibit.image], own_type=True)
     maps = []
-    for path in (exhibit.truth, exhibit.prediction):
+    for path in (exhibit.reference, exhibit.prediction):
         found, geometry = read_label(path)
         check_same_grid(geometry, path, scan.geometry, exhibit.image)
         maps.append(found)
     upright = Upright.of(scan.geometry)
-    image, truth, prediction = (upright.turn(array) for array in (scan.array[0], *maps))
+    image, reference, prediction = (upright.turn(array) for array in (scan.array[0], *maps))
     axis = slicing_axis(upright.spacing_mm)
-    return View(exhibit, image, truth, prediction, upright.spacing_mm, axis, window_of(image))
+    return View(exhibit, image, reference, prediction, upright.spacing_mm, axis, window_of(image))
 
 
 def slicing_axis(spacing_mm: Sequence[float]) -> int:
-    """The axis across the slices: z, unless another has voxels more than twice as far apart."""
+    """The axis perpendicular to the slices: z, unless another has more than twice its spacing."""
     widest = int(np.argmax(spacing_mm))
     return widest if spacing_mm[widest] > 2 * spacing_mm[2] else 2
 
 
 def window_of(image: Array) -> tuple[float, float]:
-    """The values to draw black and white: percentiles of the image, of a sample if it is large."""
+    """The values to show as black and white: percentiles of the image, or of a sample of it."""
     values = image.ravel(order="K")
     low, high = np.percentile(values[:: max(1, values.size // WINDOW_VOXELS)], WINDOW_PERCENT)
     return float(low), float(max(high, low + 1e-6))
 
 
 def fullest_slices(view: View, most: int) -> dict[int, tuple[str, ...]]:
-    """Slice -> the classes of which it has most, rising; the middle one if no class is there.
+    """Slice -> the classes with most voxels in it, sorted; the middle slice if there is no class.
 
-    The rarest classes choose first; a class whose slice lies close to a chosen one shares that.
+    The smallest classes choose first; a class whose slice is close to a chosen one shares it.
     """
     amounts = {name: of for name, of in view.amounts().items() if of.any()}
     if not amounts:
@@ -210,10 +209,10 @@ def fullest_slices(view: View, most: int) -> dict[int, tuple[str, ...]]:
 
 
 def scroll_slices(view: View, most: int) -> list[int]:
-    """At most so many slices, evenly through the extent of the classes and a little beyond."""
-    there = np.flatnonzero(sum(view.amounts().values(), np.zeros(view.slices, int)))
-    first, last = (int(there[0]), int(there[-1])) if len(there) else (0, view.slices - 1)
-    beyond = 1 + (last - first) // 10
-    first, last = max(0, first - beyond), min(view.slices - 1, last + beyond)
-    places = np.rint(np.linspace(first, last, min(most, last - first + 1)))
-    return [int(place) for place in places]
+    """At most `most` slices, evenly spaced over the extent of the classes with a small margin."""
+    found = np.flatnonzero(sum(view.amounts().values(), np.zeros(view.slices, int)))
+    first, last = (int(found[0]), int(found[-1])) if len(found) else (0, view.slices - 1)
+    margin = 1 + (last - first) // 10
+    first, last = max(0, first - margin), min(view.slices - 1, last + margin)
+    slices = np.rint(np.linspace(first, last, min(most, last - first + 1)))
+    return [int(k) for k in slices]

@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves: tables, a figure, and one HTML page with everything."""
+"""Writes the files of an evaluation: tables, a figure, and the report as one HTML page."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from autoseg.common.figures import Chart
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from autoseg.common.figures import Chart, save_figure
 from autoseg.common.files import write_text
-from autoseg.evaluation.figures.boxes import box_plot
+from autoseg.evaluation.figures.boxes import draw_box_plot
 from autoseg.evaluation.figures.slices import Slides
-from autoseg.evaluation.report.facts import Sortable
+from autoseg.evaluation.report.facts import Fact, Sortable
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import (
     LESIONS_TOGETHER,
-    Pair,
     Row,
     as_csv,
     dice_rows,
@@ -26,17 +28,19 @@ from autoseg.evaluation.tables import (
 from autoseg.plan.plan import Plan
 from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
 
-# The plan's values for the report: those that somebody or some rule chose, and the defaults.
+Tables = Mapping[str, Sequence[Row]]  # heading -> header and rows
+NO_TABLES: Tables = {}
+TEMPLATES = files("autoseg.evaluation.report").joinpath("templates")
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """The values under one heading.
+    """The plan values under one heading.
 
     Attributes:
-        heading: what they are about.
-        chosen: values with a source other than the defaults.
-        defaults: the others.
+        heading: the section of the plan.
+        chosen: values chosen by a rule or a person.
+        defaults: the other values.
     """
 
     heading: str
@@ -45,49 +49,38 @@ class Decisions:
 
 
 def decisions(plan: Plan) -> list[Decisions]:
-    """All values of a plan, heading by heading."""
-    found = rows(plan)
-    return [
-        Decisions(
-            heading,
-            tuple(row for row in found if _is_of(row, heading) and row.source != DEFAULT.source),
-            tuple(row for row in found if _is_of(row, heading) and row.source == DEFAULT.source),
-        )
-        for heading in GROUPS
-    ]
-
-
-def _is_of(row: Explained, heading: str) -> bool:
-    return group_of(row.key) == heading
-
-
-Tables = Mapping[str, Sequence[Row]]
-NO_TABLES: Tables = {}
-TEMPLATES = files("autoseg.evaluation.report").joinpath("templates")
+    """All values of a plan by heading."""
+    explained, found = rows(plan), []
+    for heading in GROUPS:
+        values = [row for row in explained if group_of(row.key) == heading]
+        chosen = tuple(row for row in values if row.source != DEFAULT.source)
+        defaults = tuple(row for row in values if row.source == DEFAULT.source)
+        found.append(Decisions(heading, chosen, defaults))
+    return found
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page tells; what is not known is left out.
+    """The content of the page; parts that are unknown are left out.
 
     Attributes:
         title: the heading.
-        key_figures: name -> number, the largest letters of the page.
-        facts: name -> value, below them.
-        warnings: sentences on what is missing.
-        tables: heading -> rows (the first is the header) whose order means something.
+        key_figures: name -> number, shown in the largest font.
+        facts: name -> value, shown below the key figures.
         classes: the means of the classes.
-        cases: every case.
+        cases: all cases.
+        warnings: sentences on what is missing.
+        tables: heading -> header and rows of tables in a fixed order.
         charts: figures of the scores.
-        slides: cases to scroll through, the worst first.
-        slides_note: which cases these are, and of how many.
+        slides: pictures of cases, the worst first.
+        slides_note: which cases are shown.
         curves: figures of the training.
-        data: what -> value.
-        data_tables: tables on labels and intensities.
-        plan: the plan's values.
-        plan_notes: name of a reference plan -> where its values come from.
-        times: how long training and prediction took.
-        versions: what -> value: devices and versions.
+        data: facts about the images.
+        data_tables: tables of labels and intensities.
+        plan: the values of the plan.
+        plan_notes: name of a reference plan -> the source of its values.
+        times: durations of training and prediction.
+        versions: devices and versions.
     """
 
     title: str
@@ -101,44 +94,42 @@ class Report:
     slides: tuple[Slides, ...] = ()
     slides_note: str = ""
     curves: tuple[Chart, ...] = ()
-    data: tuple[Pair, ...] = ()
+    data: tuple[Fact, ...] = ()
     data_tables: tuple[Sortable, ...] = ()
     plan: tuple[Decisions, ...] = ()
     plan_notes: Mapping[str, str] = field(default_factory=dict)
     times: Sortable | None = None
-    versions: tuple[Pair, ...] = ()
+    versions: tuple[Fact, ...] = ()
 
 
 def write_tables(folder: Path, summary: Summary, tables: Tables = NO_TABLES) -> list[Path]:
     """Write summary.json, table.md, table.csv and dice.png into `folder`.
 
     Args:
-        folder: made if it isn't there.
+        folder: created if it does not exist.
         summary: the scores.
-        tables: further tables for table.md, heading -> rows, put first.
+        tables: further tables for table.md, placed first.
 
     Returns:
         The paths of the four files.
     """
     paths = [folder / name for name in ("summary.json", "table.md", "table.csv", "dice.png")]
-    summary.save(paths[0])
-    own = {
+    sections = {
+        **tables,
         "Mean of every metric": metric_rows(summary),
         LESIONS_TOGETHER: lesion_rows(summary),
         "Dice": dice_rows(summary),
     }
-    sections = {**tables, **own}.items()
-    write_text(paths[1], "\n".join(f"## {h}\n\n{rows_as_markdown(rows)}" for h, rows in sections))
+    texts = (f"## {name}\n\n{rows_as_markdown(found)}" for name, found in sections.items())
+    summary.save(paths[0])
+    write_text(paths[1], "\n".join(texts))
     write_text(paths[2], as_csv(summary))
-    box_plot(summary, paths[3])
+    save_figure(draw_box_plot(summary), paths[3])
     return paths
 
 
 def write_report(out: Path, report: Report) -> None:
-    """Write one HTML page that needs no other file and no network; equal reports, equal bytes."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-    from markupsafe import Markup
-
+    """Write one self-contained HTML page; equal reports give equal bytes."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,

@@ -1,4 +1,4 @@
-"""What `autoseg_evaluate TASK` leaves beside the report: tables, figures, and every case drawn."""
+"""Writes the files of `autoseg_evaluate TASK` beside the report: tables, figures and cases."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoseg.common.figures import Colours, save_figure, save_forms
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
-from autoseg.evaluation.comparison import Comparison
 from autoseg.evaluation.cross_validation import CrossValidation, tables
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, draw_overlay, exhibit, worst_median_best
@@ -25,71 +25,19 @@ from autoseg.models.log import draw_losses, read_log
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 
-# Every case of an evaluation as pictures: an overlay, and a scroll through its slices.
+if TYPE_CHECKING:
+    from autoseg.evaluation.comparison import Comparison
 
-OVERLAYS, SCROLLS = "overlays", "scrolls"
-
-
-def draw_gallery(exhibits: Sequence[Exhibit], out: Path, processes: int) -> list[Path]:
-    """Draw `overlays/CASE.png` and `scrolls/CASE.png`, which is animated, for every case.
-
-    Args:
-        exhibits: the cases.
-        out: the folder above these two.
-        processes: worker processes; the pictures do not depend on it.
-
-    Returns:
-        the pictures, case by case.
-
-    Raises:
-        DataError: a file cannot be read, or a case's files lie on different grids.
-        RunError: a worker process was killed.
-    """
-    pairs = in_parallel(partial(_draw, out=out), exhibits, processes, "drawing cases")
-    return [path for pair in pairs for path in pair]
-
-
-def exhibits_of(
-    cases: Sequence[CaseScores], images: Mapping[str, Path], labels: Labels
-) -> list[Exhibit]:
-    """The scored cases whose files are all there; how many are not is said.
-
-    Args:
-        cases: the scores, which name the label maps.
-        images: case -> its scan.
-        labels: the classes.
-    """
-    found, missing = [], []
-    for case in cases:
-        files = (images.get(case.case), Path(case.reference_file), Path(case.prediction_file))
-        gone = [str(path or "its scan") for path in files if path is None or not path.exists()]
-        if gone or files[0] is None:
-            missing.append(f"{case.case}: {gone[0]}")
-        else:
-            found.append(exhibit(case, files[0], labels))
-    if missing:
-        say(f"{len(missing)} of {len(cases)} cases cannot be drawn; missing of {missing[0]}")
-    return found
-
-
-def _draw(shown: Exhibit, out: Path) -> list[Path]:
-    view = read_view(shown)
-    paths = [out / OVERLAYS / f"{shown.case}.png", out / SCROLLS / f"{shown.case}.png"]
-    save_figure(draw_overlay(view), paths[0])
-    write_scroll(view, paths[1])
-    return paths
-
-
-TABLES, FIGURES = "tables", "figures"
+TABLES, FIGURES, OVERLAYS, SCROLLS = "tables", "figures", "overlays", "scrolls"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The models of one plan, and what is needed to draw their cases.
+    """The models of one plan, and the data needed to draw their cases.
 
     Attributes:
         folder: `models/TASK/PLAN`.
-        raw: the raw task's folder; None if it is not there, and no case can be drawn.
+        raw: the folder of the raw task; None if it is missing: then no case can be drawn.
     """
 
     folder: Path
@@ -103,20 +51,19 @@ class Trained:
 
     @property
     def labels(self) -> Labels | None:
-        """The classes that were scored, with the plan's colours."""
+        """The scored classes, with the colours of the plan."""
         return None if self.plan is None else Labels.of_plan(self.plan)
 
     @property
     def colours(self) -> Colours:
-        """Class -> colour, for those that the plan gives one."""
-        labels = self.labels
-        return {} if labels is None else labels.colours
+        """Class -> colour, for the classes to which the plan assigns one."""
+        return self.labels.colours if self.labels else {}
 
     def exhibits(self, summary: Summary) -> list[Exhibit]:
         """The scored cases that can be drawn."""
         labels, plan = self.labels, self.plan
         if labels is None or plan is None or self.raw is None:
-            say("no case is drawn: the plan or the raw task is not in this workspace")
+            say("no case is drawn: the plan or the raw task is missing in this workspace")
             return []
         task, _ = find_task(self.raw, plan.labels)
         images = {case.name: case.images[0] for case in task.cases}
@@ -130,17 +77,17 @@ def write_cross_validation(
     processes: int,
     exhibits: Sequence[Exhibit] | None = None,
 ) -> list[Path]:
-    """Write `tables/`, `figures/`, and of every case `overlays/CASE.png` and `scrolls/CASE.png`.
+    """Write `tables/`, `figures/`, and for each case `overlays/CASE.png` and `scrolls/CASE.png`.
 
     Args:
         trained: the models.
         validation: their scores.
-        out: the folder above these.
+        out: the output folder.
         processes: worker processes that draw; the files do not depend on it.
-        exhibits: the cases that can be drawn; looked for if None.
+        exhibits: the cases that can be drawn; None: those of `trained`.
 
     Returns:
-        the tables and figures, without the pictures of cases.
+        The paths of the tables and figures, without the pictures of the cases.
 
     Raises:
         DataError: a log, a scan or a label map is damaged.
@@ -157,6 +104,51 @@ def write_cross_validation(
         paths += save_forms(draw_cases(chosen), out / FIGURES / "examples")
         draw_gallery(exhibits, out, processes)
     return paths
+
+
+def exhibits_of(
+    cases: Sequence[CaseScores], images: Mapping[str, Path], labels: Labels
+) -> list[Exhibit]:
+    """The scored cases whose files all exist; warns of the others.
+
+    Args:
+        cases: the scores, which name the label maps.
+        images: case -> its scan.
+        labels: the classes.
+    """
+    found, missing = [], []
+    for case in cases:
+        image = images.get(case.case)
+        files = (image, Path(case.reference_file), Path(case.prediction_file))
+        absent = [str(path or "its scan") for path in files if path is None or not path.exists()]
+        if absent or image is None:
+            missing.append(f"{case.case}: {absent[0]}")
+        else:
+            found.append(exhibit(case, image, labels))
+    if missing:
+        say(f"{len(missing)} of {len(cases)} cases cannot be drawn; missing for {missing[0]}")
+    return found
+
+
+def draw_gallery(exhibits: Sequence[Exhibit], out: Path, processes: int) -> None:
+    """Draw `overlays/CASE.png` and the animation `scrolls/CASE.png` for each case.
+
+    Args:
+        exhibits: the cases.
+        out: the output folder.
+        processes: worker processes; the pictures do not depend on it.
+
+    Raises:
+        DataError: a file cannot be read, or the grids of a case differ.
+        RunError: a worker process was killed.
+    """
+    in_parallel(partial(_draw, out=out), exhibits, processes, "drawing cases")
+
+
+def _draw(exhibit: Exhibit, out: Path) -> None:
+    view = read_view(exhibit)
+    save_figure(draw_overlay(view), out / OVERLAYS / f"{exhibit.case}.png")
+    write_scroll(view, out / SCROLLS / f"{exhibit.case}.png")
 
 
 def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list[Path]:
@@ -178,9 +170,8 @@ def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> 
 
 
 def fold_groups(validation: CrossValidation) -> dict[str, dict[str, list[float | None]]]:
-    """Fold -> class -> Dice of the cases, for box plots; nothing for folds that are missing."""
-    none = Summary(())
-    folds = dict.fromkeys(validation.missing, none) | validation.folds
+    """Fold -> class -> Dice of the cases, for box plots; missing folds have no classes."""
+    folds = dict.fromkeys(validation.missing, Summary(())) | validation.folds
     return {
         f"fold {fold}": {label: of.values(label) for label in of.labels}
         for fold, of in sorted(folds.items())
@@ -189,6 +180,6 @@ def fold_groups(validation: CrossValidation) -> dict[str, dict[str, list[float |
 
 def _examples(exhibits: Sequence[Exhibit], summary: Summary) -> list[Exhibit]:
     """The worst, the median and the best of the cases that can be drawn."""
-    of = {each.case: each for each in exhibits}
-    there = Summary(tuple(case for case in summary.cases if case.case in of))
-    return [of[case.case] for case in worst_median_best(there)] or list(exhibits[:1])
+    by_case = {each.case: each for each in exhibits}
+    drawable = Summary(tuple(case for case in summary.cases if case.case in by_case))
+    return [by_case[case.case] for case in worst_median_best(drawable)] or list(exhibits[:1])

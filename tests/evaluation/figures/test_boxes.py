@@ -1,4 +1,4 @@
-"""Box plots, bars and curves: what is drawn is asked of the figure itself."""
+"""Box plots, bars and curves, checked by the artists of the figures."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from matplotlib.patches import PathPatch, Rectangle
 
+from autoseg.common.figures import save_figure
 from autoseg.evaluation.figures.boxes import (
     Groups,
-    box_plot,
     draw_bars,
     draw_box_plot,
     draw_grouped_boxes,
@@ -24,11 +24,12 @@ from tests.evaluation.scores import case, three_cases
 
 def test_box_plot(tmp_path: Path) -> None:
     out = tmp_path / "dice.png"
-    box_plot(three_cases(), out)
+    save_figure(draw_box_plot(three_cases()), out)
     pixels = imread(out)
     assert pixels.shape[0] == 600
     assert pixels[..., :3].std() > 0.05
-    box_plot(Summary((case("a", x=(0, 0, 0, 8)),)), tmp_path / "dice.svg")  # no Dice at all
+    undefined = Summary((case("a", x=(0, 0, 0, 8)),))
+    save_figure(draw_box_plot(undefined), tmp_path / "dice.svg")
     assert "<svg" in (tmp_path / "dice.svg").read_text(encoding="utf-8")
 
 

@@ -67,7 +67,7 @@ def test_one_row_a_case(tmp_path: Path) -> None:
     figure = draw_cases(shown)
     words = [axes.get_ylabel() for axes in figure.axes[::3]]
     assert words == ["0\nslice 8 of 9", "1\nslice 9 of 9"]
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "truth", "prediction"]
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "reference", "prediction"]
 
 
 def test_what_stands_beside_a_row_is_not_broken_amid_a_number(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_palettes_fit_into_256_places(colours: list[str]) -> None:
     assert palette.levels >= 5
     for slot in range(len(palette.colours)):
         highest = palette.tinted(slot, np.array([palette.levels - 1], np.uint8))
-        assert highest[0] < palette.border(0)
+        assert highest[0] < palette.outline(0)
     assert palette.slot("#ffffff") == len(palette.colours) - 1
 
 

@@ -25,7 +25,7 @@ def exhibit(
     return Exhibit(
         case="case",
         image=write(folder / "image.nii.gz", image),
-        truth=write(folder / "truth.nii.gz", truth),
+        reference=write(folder / "truth.nii.gz", truth),
         prediction=write(folder / "prediction.nii.gz", prediction),
         labels=LABELS,
         title="a title",

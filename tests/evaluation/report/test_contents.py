@@ -44,12 +44,14 @@ def test_a_cross_validation(models: Path) -> None:
     assert report.title == "Cross-validation of Task004_Hippocampus"
     assert report.key_figures["cases"] == "3"
     assert report.key_figures["folds"] == "2"
-    assert report.warnings == ("Not validated yet, and in no figure: folds 2, 3",)
+    (warning,) = report.warnings
+    assert warning.endswith(": folds 2, 3")
     assert [slides.case for slides in report.slides] == [
         *("hippocampus_008", "hippocampus_003", "hippocampus_017")
     ]
-    assert report.slides_note.startswith("All 3 cases, the worst first; a page holds at most 12")
-    assert [chart.title for chart in report.curves] == ["Loss", "Dice while training"]
+    assert report.slides_note.startswith("All 3 cases, the worst first; ")
+    assert "at most 12 cases" in report.slides_note
+    assert [chart.title for chart in report.curves] == ["Loss", "Dice during training"]
     assert dict(report.data)["cases"] == "2"
     assert dict(report.versions)["autoseg"] == "1.2.3"
     links = {line.cells[0].text: line.cells[0].link for line in report.cases.lines}
@@ -77,18 +79,16 @@ def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture
     assert report.warnings == ()
     (empty / FINGERPRINT).write_text("{}")
     cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
-    assert "the report does not tell what the data is" in capsys.readouterr().err
+    assert FINGERPRINT in capsys.readouterr().err
 
 
 def test_only_some_cases_are_drawn(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.evaluation.report.contents.MOST_CASES", 2)
     report = report_of(models)
     assert [slides.case for slides in report.slides] == ["hippocampus_008", "hippocampus_003"]
-    assert report.slides_note == (
-        "2 of 3 cases: those with the lowest mean Dice whose scans are there, the worst first; "
-        "a page holds at most 2 cases with 24 slices each, all are in overlays/ and scrolls/ "
-        "beside it."
-    )
+    assert report.slides_note.startswith("2 of 3 cases: ")
+    assert "at most 2 cases with 24 slices" in report.slides_note
+    assert "overlays/ and scrolls/" in report.slides_note
 
 
 def test_folders_with_scans(models: Path) -> None:
@@ -98,7 +98,7 @@ def test_folders_with_scans(models: Path) -> None:
     truth = HIPPOCAMPUS / "labelsTr"
     report = folder_report(truth, predicted, summary, exhibits, LABELS, 1)
     assert [slides.case for slides in report.slides] == ["hippocampus_008", "hippocampus_003"]
-    assert report.facts["truth"] == str(truth)
+    assert report.facts["reference"] == str(truth)
     assert report.facts["predicted by plan"] == "p"
     assert report.times is not None
     assert [cell.text for cell in report.times.lines[0].cells] == ["2", "1.5 s"]
@@ -109,14 +109,14 @@ def test_scans_that_are_not_there_are_said(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert worst_exhibits(gather(models).combined, tmp_path, LABELS) == []
-    assert "3 of 3 cases cannot be drawn" in capsys.readouterr().err
+    assert "3 of 3 cases" in capsys.readouterr().err
 
 
 def test_many_missing_cases_are_counted() -> None:
     summary = replace(three_cases(), missing=tuple(f"m{i:02}" for i in range(12)))
     (warning,) = folder_report(Path("t"), Path("p"), summary, [], LABELS, 1).warnings
     assert warning.startswith("12 cases have no prediction and count in no mean: m00, m01")
-    assert warning.endswith("m09, ...")
+    assert warning.endswith("m09 and 2 more")
 
 
 def test_nothing_was_scored() -> None:
@@ -131,14 +131,14 @@ def test_of_many_classes_the_worst_is_named() -> None:
     assert len(report.key_figures) == 3
 
 
-def test_every_value_of_a_plan_is_told_once() -> None:
+def test_every_value_of_a_plan_is_listed_once() -> None:
     plan = tiny_plan()
     found = decisions(plan)
-    told = [row.key for part in found for row in (*part.chosen, *part.defaults)]
-    assert sorted(told) == sorted(row.key for row in rows(plan))
+    keys = [row.key for part in found for row in (*part.chosen, *part.defaults)]
+    assert sorted(keys) == sorted(row.key for row in rows(plan))
     assert all(row.source == "default" for part in found for row in part.defaults)
 
 
-def test_the_device_of_prediction_is_told(models: Path) -> None:
+def test_the_device_of_prediction_is_listed(models: Path) -> None:
     write_record(models / "fold_1" / "validation", {"hippocampus_017": 1.0})
     assert dict(report_of(models).versions)["device"] == "cpu"

@@ -27,10 +27,10 @@ def test_what_the_data_is(fingerprint: Fingerprint) -> None:
     rows = dict(data_rows(fingerprint))
     assert rows["cases"] == "3"
     assert rows["channels"] == "MRI"
-    assert rows["voxels along x, y, z: median"] == f"{x[1]} x {y[1]} x {z[1]}"
+    assert rows["image size in voxels (x, y, z): median"] == f"{x[1]} x {y[1]} x {z[1]}"
     ranges = [f"{a[0]}–{a[-1]}" if a[0] != a[-1] else str(a[0]) for a in (x, y, z)]  # noqa: RUF001
-    assert rows["voxels: smallest to largest"] == " x ".join(ranges)
-    assert rows["voxel size in mm: smallest to largest"] == "1 x 1 x 1"
+    assert rows["image size in voxels: range"] == " x ".join(ranges)
+    assert rows["voxel spacing in mm: range"] == "1 x 1 x 1"
 
 
 def test_labels(fingerprint: Fingerprint) -> None:

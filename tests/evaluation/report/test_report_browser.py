@@ -116,7 +116,7 @@ def test_clicks_sort_numbers_as_numbers_and_missing_ones_last(browser: Browser) 
         assert len(set(values)) == 3
         assert orders(browser)[place] == expected
         assert sum(order != "none" for order in orders(browser)) == 1
-    said = browser.run("document.getElementById('said').textContent")
+    said = browser.run("document.getElementById('announcement').textContent")
     assert said == "sorted by HD95 (mm), descending"
 
 

@@ -32,7 +32,7 @@ def test_a_damaged_record_is_said(
 ) -> None:
     (tmp_path / "predictions.json").write_text(text)
     assert read_predictions(tmp_path) is None
-    assert "damaged and left out" in capsys.readouterr().err
+    assert "predictions.json" in capsys.readouterr().err
 
 
 def test_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ def test_a_prediction_that_is_gone_is_said(
     found = Trained(tmp_path, HIPPOCAMPUS).exhibits(gather(tmp_path).combined)
     assert [each.case for each in found] == ["hippocampus_008"]
     said = capsys.readouterr().err
-    assert "1 of 2 cases cannot be drawn; missing of hippocampus_003: " in said
+    assert "1 of 2 cases cannot be drawn; missing for hippocampus_003: " in said
 
 
 def test_missing_folds_are_in_the_figure(models: Path) -> None:

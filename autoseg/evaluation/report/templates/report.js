@@ -1,24 +1,24 @@
 "use strict";
 
-const said = document.getElementById("said");
+const announcement = document.getElementById("announcement");
 
 function textOf(cell) {
   return cell.textContent.trim();
 }
 
-/** Numbers as numbers, words as people sort them; what is missing comes last in either order. */
+/** Numbers are compared as numbers, text in natural order; missing values come last. */
 function compare(a, b, isText, sign) {
   if (isText) return sign * a.localeCompare(b, undefined, { numeric: true });
   if (a === null || b === null) return (a === null) - (b === null);
   return sign * (a - b);
 }
 
-function sortBy(table, place, order) {
+function sortBy(table, index, order) {
   const headings = [...table.tHead.rows[0].cells];
-  const button = headings[place].querySelector("button");
+  const button = headings[index].querySelector("button");
   const isText = "text" in button.dataset;
   const keyOf = (row) => {
-    const cell = row.cells[place];
+    const cell = row.cells[index];
     if (isText) return textOf(cell);
     return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
   };
@@ -26,16 +26,16 @@ function sortBy(table, place, order) {
   const rows = [...body.rows].map((row) => [keyOf(row), row]);
   rows.sort((a, b) => compare(a[0], b[0], isText, order === "ascending" ? 1 : -1));
   body.append(...rows.map(([, row]) => row));
-  headings.forEach((heading, i) => heading.setAttribute("aria-sort", i === place ? order : "none"));
-  said.textContent = `sorted by ${textOf(button)}, ${order}`;
+  headings.forEach((heading, i) => heading.setAttribute("aria-sort", i === index ? order : "none"));
+  announcement.textContent = `sorted by ${textOf(button)}, ${order}`;
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {
-  [...table.tHead.rows[0].cells].forEach((heading, place) => {
+  [...table.tHead.rows[0].cells].forEach((heading, index) => {
     const button = heading.querySelector("button");
     button.addEventListener("click", () => {
       const other = { ascending: "descending", descending: "ascending" };
-      sortBy(table, place, other[heading.getAttribute("aria-sort")] || button.dataset.first);
+      sortBy(table, index, other[heading.getAttribute("aria-sort")] || button.dataset.first);
     });
   });
 }
@@ -45,18 +45,18 @@ for (const choices of document.querySelectorAll(".choices")) {
   const group = choices.querySelector(".group");
   const search = choices.querySelector(".search");
   const count = choices.querySelector(".count");
-  const choose = () => {
-    const words = search ? search.value.trim().toLowerCase() : "";
+  const filter = () => {
+    const text = search ? search.value.trim().toLowerCase() : "";
     let shown = 0;
     for (const row of table.tBodies[0].rows) {
-      const fits = !group || row.dataset.group === group.value;
-      row.hidden = !(fits && textOf(row.cells[0]).toLowerCase().includes(words));
+      const selected = !group || row.dataset.group === group.value;
+      row.hidden = !(selected && textOf(row.cells[0]).toLowerCase().includes(text));
       shown += !row.hidden;
     }
     if (count) count.textContent = shown === 1 ? "1 case" : `${shown} cases`;
   };
-  for (const control of [group, search]) if (control) control.addEventListener("input", choose);
-  choose();
+  for (const control of [group, search]) if (control) control.addEventListener("input", filter);
+  filter();
 }
 
 for (const view of document.querySelectorAll(".case")) {
@@ -65,9 +65,9 @@ for (const view of document.querySelectorAll(".case")) {
   const output = view.querySelector("output");
   const of = output.textContent.split(" of ")[1];
   const show = () => {
-    const place = Number(slider.value);
-    pictures.forEach((picture, i) => { picture.hidden = i !== place; });
-    output.textContent = `${pictures[place].dataset.number} of ${of}`;
+    const index = Number(slider.value);
+    pictures.forEach((picture, i) => { picture.hidden = i !== index; });
+    output.textContent = `${pictures[index].dataset.number} of ${of}`;
     slider.setAttribute("aria-valuetext", `slice ${output.textContent}`);
   };
   slider.addEventListener("input", show);
@@ -80,7 +80,7 @@ for (const view of document.querySelectorAll(".case")) {
   show();
 }
 
-/* What is folded away is printed, too. */
+/* Collapsed sections are printed, too. */
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];
