@@ -113,9 +113,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _run_here(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
     from autoseg.common.errors import AutosegError, RunError
     from autoseg.common.progress import say
-    from autoseg.experiments.local import conduct_here
+    from autoseg.experiments.local import run_studies
 
-    failed = conduct_here(studies, workspace, arguments.jobs, arguments.processes, arguments.device)
+    failed = run_studies(studies, workspace, arguments.jobs, arguments.processes, arguments.device)
     _print_status(studies, workspace)
     unreported = _print_results(studies, workspace)
     for run, log in failed.items():
@@ -129,9 +129,9 @@ def _run_here(studies: Sequence[Study], workspace: Workspace, arguments: argpars
 
 
 def _submit(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
-    from autoseg.experiments.slurm import conduct_on_slurm
+    from autoseg.experiments.slurm import submit_studies
 
-    numbers = conduct_on_slurm(studies, workspace, arguments.processes, arguments.device)
+    numbers = submit_studies(studies, workspace, arguments.processes, arguments.device)
     _print_status(studies, workspace)
     print(f"new jobs: {' '.join(numbers) or 'none'}")
     return common.DONE
@@ -162,11 +162,11 @@ def _print_results(studies: Sequence[Study], workspace: Workspace) -> list[Autos
     from autoseg.common.errors import AutosegError
     from autoseg.common.progress import say
     from autoseg.experiments.report import report_study
-    from autoseg.experiments.results import RESULTS, study_folder
+    from autoseg.experiments.results import RESULTS
 
     problems = []
     for study in studies:
-        folder = study_folder(study, workspace)
+        folder = workspace.study(study.name)
         print(folder / RESULTS)
         try:
             for path in report_study(folder):
