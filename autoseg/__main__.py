@@ -56,7 +56,7 @@ def _help() -> str:
 
 def _unknown(name: str) -> str:
     kind = "option" if name.startswith("-") else "command"
-    nearest = get_close_matches(name.removeprefix("autoseg_"), COMMANDS, n=1, cutoff=0.5)
+    nearest = get_close_matches(name.removeprefix("autoseg_"), COMMANDS, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
     return f"unknown {kind} {name!r}; {hint}"
 
