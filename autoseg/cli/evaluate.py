@@ -161,7 +161,7 @@ def _evaluate_task(arguments: argparse.Namespace) -> int:
     _write_tables(out, validation.combined, tables)
     if validation.missing:
         print(f"missing folds: {', '.join(map(str, validation.missing))}")
-    trained = Trained(folder, _raw_task(workspace, arguments.task))
+    trained = Trained(folder, workspace.raw_folder(arguments.task))
     exhibits = trained.exhibits(validation.combined)
     for path in write_cross_validation(trained, validation, out, arguments.processes, exhibits):
         print(f"{path.parent.name}: {path}")
@@ -184,14 +184,6 @@ def _learn_postprocessing(
         say(f"no postprocessing was learned: {error}")
         return {}
     return {"Postprocessing (the scores elsewhere are without it)": learned.rows()}
-
-
-def _raw_task(workspace: Workspace, given: str) -> Path | None:
-    """The folder of the raw task; None if it no longer exists."""
-    try:
-        return workspace.find_task_folder(given)
-    except AutosegError:
-        return None
 
 
 def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:

@@ -16,14 +16,13 @@ from autoseg.dataset.task import find_task
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan, Splits
-from autoseg.plan.reading import differing_keys, load_plan
+from autoseg.plan.reading import load_plan
 from autoseg.planner.budget import parse_seconds
 from autoseg.planner.compose import Wishes, compose_unmeasured
 from autoseg.planner.overrides import Layer, merge
-from autoseg.workflow.task_plan import Surveyed, fitted, survey_task, write_plan
+from autoseg.workflow.task_plan import Surveyed, differences, fitted, survey_task, write_plan
 from autoseg.workflow.workspace import Workspace
 
-MOST_KEYS = 4  # that a message lists
 DEFAULT_FOLDS = Splits().folds
 
 
@@ -216,11 +215,9 @@ def _compare(plan: Plan, variant: Variant, workspace: Workspace, folder: Path) -
     expected = compose_unmeasured(fingerprint, fitted(variant.options, surveyed))
     if expected.id == plan.id:
         return
-    keys = differing_keys(plan, expected)
-    more = ", ..." if len(keys) > MOST_KEYS else ""
     raise PlanError(
         f"{folder} differs from the plan of study {variant.study.name} in "
-        f"{', '.join(keys[:MOST_KEYS])}{more}; give the study's plan another name, or move that "
+        f"{differences(plan, expected)}; give the study's plan another name, or move that "
         "folder and its models away"
     )
 

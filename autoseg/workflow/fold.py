@@ -25,7 +25,7 @@ from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import FINAL
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
-from autoseg.plan.reading import differing_keys, is_extension, load_plan
+from autoseg.plan.reading import is_extension, load_plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.model import check_previous, load_model, save_previous
 from autoseg.prediction.predictor import Predictor
@@ -37,11 +37,11 @@ from autoseg.training.monitor import check_tensorboard
 from autoseg.training.state import BEST, LATEST, Run
 from autoseg.training.train import train
 from autoseg.training.transfer import read_pretrained, transfer
+from autoseg.workflow.task_plan import differences
 from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
 ALL = "all"
 NUMBER_OF_ALL = 999_999  # seeds the fold `all`; above every real fold number
-MOST_KEYS = 4  # that a message lists
 SHARED_KEYS = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
 
 
@@ -274,9 +274,7 @@ def _check_owner(owner: Plan, plan: Plan, folder: Path, begun: list[str], resume
     extends = is_extension(owner, plan)
     if owner.id == plan.id or (resume and extends):
         return
-    found = differing_keys(owner, plan)
-    keys = ", ".join(found[:MOST_KEYS]) + (", ..." if len(found) > MOST_KEYS else "")
-    folds = ", ".join(begun)
+    keys, folds = differences(owner, plan), ", ".join(begun)
     if extends:
         raise AutosegError(
             f"{folder} holds models of a plan that differs only in {keys} ({folds}); extend them "

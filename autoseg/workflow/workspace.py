@@ -75,6 +75,13 @@ class Workspace:
             )
         return folder
 
+    def raw_folder(self, task: str) -> Path | None:
+        """The raw folder of a task; None if it no longer exists."""
+        try:
+            return self.find_task_folder(task)
+        except AutosegError:
+            return None
+
     def find_task_name(self, task: str) -> str:
         """The full name of a task that is raw, planned or trained in this workspace."""
         if _is_path(task):

@@ -79,7 +79,7 @@ def test_what_is_missing_is_seen(tmp_path: Path) -> None:
     assert folds["2"][1:4] == ["", "missing", "missing"]
     assert folds["AVG"][2] == "missing"
     text = (folder / "tables" / "folds.md").read_text(encoding="utf-8")
-    assert "Missing folds, which no number contains: k = 3: 0, 1, 2; k = 4: 0, 2." in text
+    assert "k = 3: 0, 1, 2; k = 4: 0, 2." in text
     drawn = (folder / "figures" / "loss.svg").read_text(encoding="utf-8")
     assert "<!-- k = 3 (missing) -->" in drawn
 
