@@ -1,10 +1,10 @@
 """autoseg: from a folder of labelled scans to a validated 3D segmentation model.
 
-The names below are what a Python program needs. Each is imported when it is first asked for, so
-that `import autoseg` is quick.
+The public names of the package. Each is imported at its first use, which keeps `import autoseg`
+fast.
 
-    plan_task, train_fold            a raw task -> its plan -> a trained model
-    Predictor                        a scan -> its label map
+    plan_task, train_fold            raw task -> plan -> trained model
+    Predictor                        scan -> label map
     evaluate_folders                 two folders of label maps -> scores
     read_image, read_label, write_label, Image, Geometry
     Plan, load_plan, AutosegError

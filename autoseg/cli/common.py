@@ -1,4 +1,4 @@
-"""What the commands share: exit statuses, error lines, and the same arguments everywhere."""
+"""Shared by all commands: common options, exit statuses and one-line errors."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, Stopped, is_lack_of_memory
 
+if TYPE_CHECKING:
+    from autoseg.workflow.workspace import Workspace
+
 LONGEST_WORD, LONGEST_LINE = 5000, 20_000
 DONE, FAILED, BAD_INPUT = 0, 1, 2
-GO_ON = "what was finished is kept, and the same command goes on"
+CONTINUE = "finished work is kept; run the same command again to continue"
 
 
 def parser(
-    name: str, does: str, habits: Mapping[str, str] | None = None
+    name: str, description: str, nnunet_options: Mapping[str, str] | None = None
 ) -> argparse.ArgumentParser:
-    """A parser with the options that every command has.
+    """A parser with the options of every command.
 
     Args:
-        name: the command's.
-        does: what it does, in a sentence.
-        habits: options of nnU-Net's like command -> what to write instead.
+        name: name of the command.
+        description: what it does, in a sentence.
+        nnunet_options: options of nnU-Net's corresponding command -> what to write instead.
     """
-    made = argparse.ArgumentParser(prog=name, description=does, allow_abbrev=False)
-    for option, instead in (habits or {}).items():
-        made.add_argument(option, action=Refused, const=instead, help=argparse.SUPPRESS)
+    made = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
+    for option, instead in (nnunet_options or {}).items():
+        made.add_argument(option, action=NnunetOption, const=instead, help=argparse.SUPPRESS)
     made.add_argument("--version", action="version", version=f"autoseg {__version__}")
-    made.add_argument(
-        "--debug", action="store_true", help="print the traceback of an error, not one line"
-    )
+    made.add_argument("--debug", action="store_true", help="print the full traceback of an error")
     return made
 
 
-class Refused(argparse.Action):
-    """An option of nnU-Net that is an error here; `const` says what to write instead."""
+class NnunetOption(argparse.Action):
+    """An option of nnU-Net, which is an error; `const` is what to write instead."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(nargs=0, **settings | {"dest": argparse.SUPPRESS})
@@ -51,51 +52,58 @@ class Refused(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
     ) -> None:
-        """Stop with what to write instead."""
+        """Exit with a message."""
         parser.error(f"{option} is an option of nnU-Net; {self.const}")
 
 
 def add_workspace(to: argparse.ArgumentParser) -> None:
-    """`--workspace`: where raw, preprocessed and models lie."""
+    """`--workspace`: the folder of raw tasks, preprocessed cases and models."""
     to.add_argument(
         "--workspace",
         type=Path,
         metavar="DIR",
-        help="folder that holds raw/, preprocessed/ and models/ "
-        "(default: $AUTOSEG_WORKSPACE, else the current folder)",
+        help="folder with raw/, preprocessed/ and models/ "
+        "(default: $AUTOSEG_WORKSPACE, or the current folder)",
     )
 
 
 def add_processes(to: argparse.ArgumentParser) -> None:
-    """`--processes`: how many worker processes; never changes a result."""
+    """`--processes`: number of worker processes; it never changes a result."""
     to.add_argument(
         "--processes",
         type=at_least_one,
         default=min(os.cpu_count() or 1, 12),
         metavar="N",
-        help="worker processes (default: one per core, at most 12: %(default)s); "
-        "results do not depend on it",
+        help="number of worker processes (default: one per core, at most 12; here %(default)s); "
+        "it does not change results",
     )
 
 
 def add_device(to: argparse.ArgumentParser) -> None:
     """`--device`: where the network runs."""
     to.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best one there)"
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best available)"
     )
 
 
+def find_workspace(arguments: argparse.Namespace) -> Workspace:
+    """The workspace of `--workspace`."""
+    from autoseg.workflow.workspace import Workspace
+
+    return Workspace.find(arguments.workspace)
+
+
 def spawn_workers() -> None:
-    """Let batchgenerators start its workers afresh: a fork would copy torch's threads midway."""
+    """Start worker processes afresh: a fork would copy locks that torch's threads hold."""
     import multiprocessing
 
     multiprocessing.set_start_method("spawn", force=True)
 
 
 def at_least_one(text: str) -> int:
-    """An argparse type: a whole number from 1."""
+    """An argparse type: a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
@@ -103,60 +111,62 @@ def run(
     make_parser: Callable[[], argparse.ArgumentParser],
     command: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None,
-    go_on: str = GO_ON,
+    prog: str | None = None,
+    how_to_continue: str = CONTINUE,
 ) -> int:
-    """Parse, run, and turn errors into one line and an exit status.
+    """Parse the arguments and run a command; returns the exit status, errors become one line.
 
     Args:
-        make_parser: the command's arguments.
-        command: what it does with them.
-        argv: the words after the command's name; those that Python was called with if None.
-        go_on: what to tell who has stopped the command.
+        make_parser: makes the command's parser.
+        command: the command itself.
+        argv: the arguments; those of this Python process if None.
+        prog: name of the program in the usage line, if not the parser's.
+        how_to_continue: advice for a user who has interrupted the command.
     """
+    made = make_parser()
+    made.prog = prog or made.prog
     try:
-        arguments = make_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed help or what is wrong
+        arguments = made.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed help or an error
         return int(stop.code or 0)
     try:
-        with _ended_cleanly(go_on):
+        with _stopped_by_sigterm(how_to_continue):
             return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug:
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
-            error = Stopped(f"stopped by Ctrl-C; {go_on}", signal.SIGINT)
+            error = Stopped(f"stopped by Ctrl-C; {how_to_continue}", signal.SIGINT)
         if isinstance(error, Stopped):
             _print_line(str(error))
             return error.status
-        status, text = _in_words(error, arguments.debug)
+        status, text = _describe(error, arguments.debug)
         print_error(text)
         return status
 
 
 def print_error(text: str) -> None:
-    """One line that begins with `error:`."""
+    """Print one line that begins with `error:`."""
     _print_line(f"error: {text}")
 
 
 def _print_line(text: str) -> None:
-    words = (word if len(word) <= LONGEST_WORD else _shortened(word) for word in text.split())
+    words = text.split()
+    for i, word in enumerate(words):
+        if len(word) > LONGEST_WORD:  # longer than any path: the content of a damaged file
+            words[i] = f"{word[:100]}... ({len(word)} characters)"
     print(" ".join(words)[:LONGEST_LINE], file=sys.stderr, flush=True)
 
 
-def _shortened(word: str) -> str:
-    """What a damaged file holds may have any length; paths are not so long."""
-    return f"{word[:100]}... ({len(word)} characters)"
-
-
 @contextmanager
-def _ended_cleanly(go_on: str) -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does: locks are released and workers end, too."""
+def _stopped_by_sigterm(how_to_continue: str) -> Iterator[None]:
+    """Let SIGTERM end the block by an exception, which releases locks and ends workers."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped(f"stopped by SIGTERM; {go_on}", number)
+        raise Stopped(f"stopped by SIGTERM; {how_to_continue}", number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread alone
+        yield  # only the main thread receives signals
         return
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -165,8 +175,8 @@ def _ended_cleanly(go_on: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _in_words(error: Exception, debug: bool) -> tuple[int, str]:
-    """Exit status and what to say."""
+def _describe(error: Exception, debug: bool) -> tuple[int, str]:
+    """Exit status and message."""
     if isinstance(error, AutosegError):
         return BAD_INPUT, str(error)
     if is_lack_of_memory(error):
@@ -178,94 +188,99 @@ def _in_words(error: Exception, debug: bool) -> tuple[int, str]:
     return FAILED, text
 
 
-# Which trained model a command means: the same arguments wherever one is read.
-
-
 def add_model(to: argparse.ArgumentParser, several: bool = False) -> None:
-    """`-t`, `-p` or `-m`: which model, or which ones; `-f`: which of its folds."""
+    """`-t`, `-p`, `-m` and `-f`: the trained model, or several, and its folds."""
     nargs = "+" if several else None
-    more = "; of several the mean probabilities are taken" if several else ""
+    more = "; several models: the mean of their probabilities" if several else ""
     to.add_argument(
-        "-t", "--task", metavar="TASK", help="which task's model, if several are trained"
+        "-t", "--task", metavar="TASK", help="task of the model (default: the only trained one)"
     )
-    to.add_argument("-p", "--plan", metavar="NAME", nargs=nargs, help=f"which plan's model{more}")
+    to.add_argument(
+        "-p",
+        "--plan",
+        metavar="NAME",
+        nargs=nargs,
+        help=f"plan of the model (default: the only trained one){more}",
+    )
     to.add_argument(
         "-m",
         "--model",
         type=Path,
         metavar="MODEL",
         nargs=nargs,
-        help=f"a model anywhere: a folder models/TASK/PLAN, or a zip of autoseg_pack{more}",
+        help=f"path of a model: a folder models/TASK/PLAN, or a zip file of autoseg_pack{more}",
     )
+    add_folds(to)
+
+
+def add_folds(to: argparse.ArgumentParser) -> None:
+    """`-f`: the folds of a model."""
     to.add_argument(
-        "-f", "--folds", nargs="+", metavar="K", help="which folds (default: all trained)"
+        "-f", "--folds", nargs="+", metavar="K", help="folds of the model (default: all trained)"
     )
 
 
 def model_folders(arguments: argparse.Namespace) -> list[Path]:
-    """The folders of all models that are named, or of the only one, where `several` may be.
+    """The folders of the models of `add_model` with `several`.
 
     Raises:
-        AutosegError: a name fits none, or several.
+        AutosegError: a name matches no model, or several.
     """
-    if arguments.model is None and not arguments.plan:
-        return [model_folder(arguments)]
-    named = {"model": arguments.model or [None], "plan": arguments.plan or [None]}
     return [
         model_folder(argparse.Namespace(**{**vars(arguments), "model": model, "plan": plan}))
-        for model in named["model"]
-        for plan in named["plan"]
+        for model in arguments.model or [None]
+        for plan in arguments.plan or [None]
     ]
 
 
 def model_folder(arguments: argparse.Namespace) -> Path:
-    """The folder given, or the workspace's only trained model that fits.
+    """The given folder, or the workspace's only trained model of this task and plan.
 
     Raises:
-        AutosegError: none fits, or several.
+        AutosegError: no model matches, or several.
     """
-    from autoseg.workflow.workspace import Workspace
-
     if arguments.model is not None:
         if arguments.task or arguments.plan:
-            raise AutosegError("-m names a model already; leave out -t and -p")
+            raise AutosegError("-m already names a model; leave out -t and -p")
         model: Path = arguments.model
         return model
-    workspace = Workspace.find(arguments.workspace)
-    there = workspace.trained()
-    if not there:
+    workspace = find_workspace(arguments)
+    trained = workspace.trained()
+    if not trained:
         raise AutosegError(
-            f"there is no trained model in {workspace.root / 'models'}; run autoseg_train first, "
-            "or name a model with -m"
+            f"{workspace.root / 'models'} has no trained model; run autoseg_train first, or give "
+            "the path of a model with -m"
         )
-    fitting = there
-    if arguments.task:
-        task = workspace.find_task_name(arguments.task)
-        fitting = [pair for pair in fitting if pair[0] == task]
-    if arguments.plan:
-        fitting = [pair for pair in fitting if pair[1] == arguments.plan]
-    if len(fitting) == 1:
-        return workspace.models(*fitting[0])
-    if not fitting:
-        wished = " ".join(
-            f"{option} {name}"
-            for option, name in (("-t", arguments.task), ("-p", arguments.plan))
-            if name
-        )
-        raise AutosegError(f"no trained model fits {wished}; there: {_named(there)}")
-    raise AutosegError(f"several models are trained; choose one: {_named(fitting)}")
+    task = workspace.find_task_name(arguments.task) if arguments.task else None
+    matches = [
+        pair
+        for pair in trained
+        if task in (None, pair[0]) and arguments.plan in (None, "", pair[1])
+    ]
+    if len(matches) == 1:
+        return workspace.models(*matches[0])
+    if not matches:
+        given = {"-t": arguments.task, "-p": arguments.plan}
+        options = " ".join(f"{option} {name}" for option, name in given.items() if name)
+        raise AutosegError(f"no trained model matches {options}; available: {_listed(trained)}")
+    raise AutosegError(f"several models are trained; choose one: {_listed(matches)}")
 
 
-def _named(models: Iterable[tuple[str, str]]) -> str:
+def _listed(models: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"-t {task} -p {plan}" for task, plan in models)
 
 
-# What users of nnU-Net type by habit, and what to write here: option -> words of a message.
+# Options of nnU-Net's commands -> what to write here instead.
 
 _PLAN_DECIDES = "the plan decides: autoseg_plan TASK --set"
 _DEVICE = {"-device": "write --device NAME"}
+_TRAINED = {
+    "-c": "write -p NAME of the plan, if several are trained",
+    "-tr": "leave it out; -p NAME of the plan decides",
+    "-chk": "leave it out; a fold has one file of weights, final.safetensors",
+}
 
-PLAN = _DEVICE | {
+NNUNET_PLAN = _DEVICE | {
     "-d": "the task comes first, without an option: autoseg_plan TASK",
     "-c": "write --config NAME",
     "-pl": "write --planner default, resenc_m, resenc_l or resenc_xl",
@@ -274,17 +289,17 @@ PLAN = _DEVICE | {
     "-gpu_memory_target": "write --memory GB",
     "-overwrite_target_spacing": "write --set target_spacing_mm=[X,Y,Z], in the order x, y, z",
     "-overwrite_plans_name": "write --name NAME",
-    "--verify_dataset_integrity": "leave it out; every plan begins with it",
-    "--clean": "leave it out; what no longer fits is made anew",
+    "--verify_dataset_integrity": "leave it out; autoseg_plan always verifies the data first",
+    "--clean": "leave it out; outdated files are made again",
     "--no_pp": "leave it out; autoseg_train preprocesses what is missing",
-    "--no_pbar": "leave it out; there are bars on a terminal only",
-    "-fpe": "leave it out; there is one way to measure the data",
+    "--no_pbar": "leave it out; progress bars are shown on a terminal only",
+    "-fpe": "leave it out; there is one kind of fingerprint",
     "-preprocessor_name": "leave it out; the steps are plan values: --set preprocessing=[...]",
     "-plans_name": "write --name NAME",
-    "--verbose": "leave it out; --explain tells why each value was chosen",
+    "--verbose": "leave it out; --explain shows why each value was chosen",
 }
 
-TRAIN = _DEVICE | {
+NNUNET_TRAIN = _DEVICE | {
     "-d": "the task comes first, without an option: autoseg_train TASK fold 0",
     "-f": "write autoseg_train TASK fold 0",
     "-c": "write --plan NAME of a plan made by autoseg_plan TASK --config CONFIG",
@@ -293,48 +308,44 @@ TRAIN = _DEVICE | {
     "--c": "write --resume",
     "-pretrained_weights": "write --pretrained MODEL",
     "-num_gpus": "write torchrun --nproc-per-node=N -m autoseg.cli.train TASK fold 0",
-    "--npz": "leave it out; nothing needs the probabilities",
-    "--val": "write --resume, which does what is missing of a trained fold",
+    "--npz": "leave it out; the probabilities are not needed",
+    "--val": "write --resume, which validates a trained fold if its scores are missing",
     "--val_best": "leave it out; the final weights are used, an average over the last steps",
-    "--disable_checkpointing": "leave it out; the latest state is kept to resume from",
+    "--disable_checkpointing": "leave it out; the latest state is kept for --resume",
 }
 
-PREDICT = _DEVICE | {
+NNUNET_PREDICT = {
+    **_DEVICE,
+    **_TRAINED,
     "-d": "write -t TASK, if several are trained",
-    "-c": "write -p NAME of the plan, if several are trained",
-    "-tr": "leave it out; -p NAME of the plan decides",
-    "-chk": "leave it out; a fold has one file of weights, final.safetensors",
     "-step_size": f"{_PLAN_DECIDES} inference.overlap=[X,Y,Z], in voxels",
-    "--disable_tta": "leave it out; nothing is mirrored without --tta",
+    "--disable_tta": "leave it out; test-time augmentation is off without --tta",
     "--save_probabilities": "write --save-probabilities",
-    "--continue_prediction": "leave it out; what is there is kept without --overwrite",
-    "--c": "leave it out; what is there is kept without --overwrite",
+    "--continue_prediction": "leave it out; existing files are kept without --overwrite",
+    "--c": "leave it out; existing files are kept without --overwrite",
     "-npp": "leave it out; one case is read while another is segmented",
     "-nps": "leave it out; one case is written while another is segmented",
-    "-prev_stage_predictions": "leave it out; the first stage is run, too",
-    "-num_parts": "start one command several times; such runs share the output folder",
-    "-part_id": "start one command several times; such runs share the output folder",
-    "--not_on_device": "leave it out; no volume of all classes is ever held",
-    "--disable_progress_bar": "leave it out; there are bars on a terminal only",
+    "-prev_stage_predictions": "leave it out; the previous stage is run as well",
+    "-num_parts": "start the same command several times; the runs share the output folder",
+    "-part_id": "start the same command several times; the runs share the output folder",
+    "--not_on_device": "leave it out; the volume of all class probabilities is never in memory",
+    "--disable_progress_bar": "leave it out; progress bars are shown on a terminal only",
     "--verbose": "leave it out",
 }
 
-EVALUATE = {
+NNUNET_EVALUATE = {
     "-d": "the task comes first, without an option: autoseg_evaluate TASK",
-    "-ref": "write -g TRUTH",
+    "-ref": "write -g REFERENCE",
     "-pred": "write -p PREDICTED",
     "-djfile": "leave it out; the labels are found, or chosen with --map",
     "-pfile": "leave it out; the labels are found, or chosen with --map",
     "-np": "write --processes N",
-    "--chill": "leave it out; a missing prediction is told and counted as missing",
+    "--chill": "leave it out; missing predictions are reported and counted",
     "-l": "leave it out; --map P:T chooses labels",
 }
 
-PACK = {
+NNUNET_PACK = _TRAINED | {
     "-d": "the task comes first, without an option: autoseg_pack TASK",
-    "-c": "write -p NAME of the plan, if several are trained",
-    "-tr": "leave it out; -p NAME of the plan decides",
-    "-chk": "leave it out; a fold has one file of weights, final.safetensors",
-    "--not_strict": "leave it out; the folds that are trained are packed, or those of -f",
+    "--not_strict": "leave it out; all trained folds are packed, or those of -f",
     "--exp_cv_preds": "leave it out; scores are packed, segmentations are not",
 }

@@ -1,4 +1,4 @@
-"""`autoseg_export -m MODEL -o OUT`: the networks of a model as ONNX and OpenVINO files."""
+"""`autoseg_export -m MODEL -o OUT`: write the networks of a model as ONNX and OpenVINO files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ FORMATS = ["onnx", "openvino"]
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """The arguments of the command."""
     parser = common.parser(
         "autoseg_export",
-        "Write the patch network of a trained model, one file a fold, with the plan beside it; "
-        "each file is compared with torch first.",
+        "Write the patch networks of a trained model, one file per fold, together with the plan. "
+        "The output of each file is compared with torch first.",
     )
     common.add_model(parser)
     parser.add_argument(
@@ -27,15 +27,15 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=FORMATS,
         default=FORMATS,
-        help="which files to write (default: both; needs the extra `export`)",
+        help="file formats (default: both); they need the extra `export`",
     )
     common.add_workspace(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `autoseg_export`."""
-    return common.run(make_parser, _export, argv)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return common.run(make_parser, _export, argv, prog)
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`autoseg_pack TASK -o model.zip`: one file that predicts anywhere, and says what it is."""
+"""`autoseg_pack TASK -o model.zip`: pack a trained model and its model card into one file."""
 
 from __future__ import annotations
 
@@ -7,52 +7,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.cli import common
+from autoseg.common.progress import say
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """The arguments of the command."""
     parser = common.parser(
         "autoseg_pack",
-        "Pack a trained model into one zip for others: `-m model.zip` predicts with it. It holds "
-        "the plan, weights, labels, fingerprint, splits, scores and a card, and the names of the "
-        "training cases with them.",
-        common.PACK,
+        "Pack a trained model into one zip file, for prediction with `-m model.zip`. It contains "
+        "the plan, weights, labels, fingerprint, splits, scores, a model card, and the names of "
+        "the training cases.",
+        common.NNUNET_PACK,
     )
-    parser.add_argument("task", metavar="TASK", help="name of a trained task, or its beginning")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="ZIP", help="the file to write"
+        "task", metavar="TASK", help="name of a trained task, or a unique prefix of it"
     )
-    parser.add_argument("-p", "--plan", metavar="NAME", help="which plan's model, if several")
     parser.add_argument(
-        "-f", "--folds", nargs="+", metavar="K", help="which folds (default: all trained)"
+        "-o", "--output", type=Path, required=True, metavar="ZIP", help="file to write"
     )
+    parser.add_argument(
+        "-p", "--plan", metavar="NAME", help="plan of the model (default: the only trained one)"
+    )
+    common.add_folds(parser)
     parser.add_argument(
         "--card",
         type=Path,
         metavar="FILE",
-        help="a JSON file with texts for what the data set's dataset.json does not say: "
+        help="JSON file with texts for the model card that dataset.json does not contain: "
         "intended_use, limits, licence, data_name, data_description, data_licence, "
-        "data_reference, citation, contact; the rest is called not stated",
+        "data_reference, citation, contact; missing ones appear as not stated",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     common.add_workspace(parser)
     parser.set_defaults(model=None)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `autoseg_pack`."""
-    return common.run(make_parser, _pack, argv)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return common.run(make_parser, _pack, argv, prog)
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from autoseg.common.progress import say
     from autoseg.export.model_zip import Order, pack
-    from autoseg.workflow.workspace import Workspace
 
     folder = common.model_folder(arguments)
     order = Order(
-        workspace=Workspace.find(arguments.workspace),
+        workspace=common.find_workspace(arguments),
         task=folder.parent.name,
         plan=folder.name,
         folds=tuple(arguments.folds) if arguments.folds else None,

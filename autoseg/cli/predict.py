@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
+from autoseg.common.progress import say
 
 if TYPE_CHECKING:
     from autoseg.prediction.predictor import Predictor
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """The arguments of the command."""
     parser = common.parser(
         "autoseg_predict",
-        "Segment scans with a trained model: one label map a scan, on the scan's own grid.",
-        common.PREDICT,
+        "Segment scans with a trained model: one label map per scan, on the grid of the scan.",
+        common.NNUNET_PREDICT,
     )
     parser.add_argument(
         "-i",
@@ -33,49 +34,50 @@ def make_parser() -> argparse.ArgumentParser:
     )
     common.add_model(parser, several=True)
     parser.add_argument(
-        "--tta", action="store_true", help="average over mirror images on the axes the plan allows"
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: average over scans mirrored on the axes of the plan",
     )
     parser.add_argument(
         "--no-postprocessing",
         action="store_true",
-        help="leave out what autoseg_evaluate TASK has learned: of some classes only the largest "
-        "component is kept",
+        help="skip the postprocessing that autoseg_evaluate TASK has learned, which keeps only the "
+        "largest component of some classes",
     )
     parser.add_argument(
         "--save-probabilities",
         action="store_true",
-        help="also write OUT/CASE.probabilities.b2nd: one Blosc2 array (class, x, y, z) of float16 "
-        "on the scan's own grid; blosc2.open(FILE)[1] is the NumPy array of the second class",
+        help="also write OUT/CASE.probabilities.b2nd: a Blosc2 array (class, x, y, z) of float16 "
+        "on the grid of the scan; blosc2.open(FILE)[1] is the NumPy array of the second class",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="predict what is there already, too"
+        "--overwrite", action="store_true", help="predict scans again whose label map exists"
     )
     parser.add_argument(
         "--format",
         choices=["nii.gz", "nrrd", "mha", "dicom-seg"],
         default="nii.gz",
-        help="of the label maps (default: nii.gz); dicom-seg: DICOM segmentation objects, for "
-        "DICOM series",
+        help="file format of the label maps (default: %(default)s); dicom-seg: DICOM segmentation "
+        "objects, for DICOM series",
     )
     common.add_device(parser)
     parser.add_argument(
         "--backend",
         choices=["auto", "torch", "openvino"],
         default="auto",
-        help="what runs the network; auto: OpenVINO on a processor where it is installed, else "
-        "torch. They differ by rounding alone",
+        help="what runs the network; auto: OpenVINO on a CPU if it is installed, else torch; both "
+        "give the same result up to rounding",
     )
     common.add_workspace(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `autoseg_predict`."""
-    return common.run(make_parser, _predict, argv)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return common.run(make_parser, _predict, argv, prog)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from autoseg.common.progress import say
     from autoseg.prediction.batch import predict_cases, show
     from autoseg.prediction.inputs import find_inputs
     from autoseg.prediction.predictor import Ensemble, Predictor
@@ -97,7 +99,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         say(_in_short(member))
     found = find_inputs(arguments.input, predictor.plan.channels)
     for name, reason in found.passed_over.items():
-        say(f"passed over {name}: {reason}")
+        say(f"skipped {name}: {reason}")
     outcome = predict_cases(
         predictor,
         found.cases,
@@ -117,12 +119,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _in_short(predictor: Predictor) -> str:
-    """Which model predicts, and what runs it."""
+    """The model, and what runs it."""
     plan, folds = predictor.plan, predictor.model.folds
     noun = "fold" if len(folds) == 1 else "mean of folds"
     return (
         f"model: {plan.task}, plan {plan.name}, {noun} {', '.join(folds)}, on {predictor.device} "
-        f"by {predictor.backend_name}"
+        f"with {predictor.backend_name}"
     )
 
 

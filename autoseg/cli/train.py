@@ -1,4 +1,4 @@
-"""`autoseg_train TASK fold 0`: preprocess what is missing, train, validate."""
+"""`autoseg_train TASK fold 0`: preprocess missing cases, train and validate folds."""
 
 from __future__ import annotations
 
@@ -10,50 +10,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
+from autoseg.common.errors import AutosegError, RunError, Stopped
 from autoseg.common.progress import listed
 
 if TYPE_CHECKING:
     from autoseg.workflow.fold import FoldJob
 
-
-GO_ON = "what was finished is kept; continue with --resume"
+CONTINUE = "finished work is kept; continue with --resume"
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """The arguments of the command."""
     parser = common.parser(
         "autoseg_train",
-        "Train folds of a planned task into models/TASK/PLAN/fold_K, and score each fold's "
-        "validation cases.",
-        common.TRAIN,
+        "Train folds of a planned task, write them to models/TASK/PLAN/fold_K, and score the "
+        "validation cases of each.",
+        common.NNUNET_TRAIN,
     )
     parser.add_argument(
-        "task", metavar="TASK", help="name in raw/, a unique beginning of it, or a folder"
+        "task", metavar="TASK", help="name of a planned task, a unique prefix of it, or a folder"
     )
     parser.add_argument(
         "folds",
         nargs="+",
         metavar="fold K",
-        help="which folds, as in `fold 0`, `0`, `fold 0 1 2` or `fold all` (every case, no scores)",
+        help="folds to train, as in `fold 0`, `0`, `fold 0 1 2` or `fold all` (all cases, no "
+        "scores)",
     )
-    parser.add_argument("--plan", metavar="NAME", help="which plan, if the task has several")
+    parser.add_argument("--plan", metavar="NAME", help="name of the plan (default: the only one)")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue a run that was interrupted, or whose plan has got more epochs",
+        help="continue an interrupted run, or a run whose plan now has more epochs",
     )
     parser.add_argument(
         "--pretrained",
         type=Path,
         metavar="MODEL",
-        help="begin with the weights of this trained model: models/TASK/PLAN or a zip of "
-        "autoseg_pack, a fold_K in one of them, or a .safetensors file with its plan.json beside",
+        help="start with the weights of a trained model: models/TASK/PLAN, a zip file of "
+        "autoseg_pack, a fold_K in either, or a .safetensors file next to its plan.json",
     )
     parser.add_argument(
         "--tensorboard",
         action="store_true",
-        help="also write event files into fold_K/tensorboard",
+        help="also write event files to fold_K/tensorboard",
     )
     common.add_device(parser)
     common.add_processes(parser)
@@ -61,22 +62,20 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command `autoseg_train`."""
-    return common.run(make_parser, _train, argv, GO_ON)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return common.run(make_parser, _train, argv, prog, CONTINUE)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     folds = _folds(arguments.folds)
-
     common.spawn_workers()
 
     from autoseg.training.distributed import joined
     from autoseg.workflow.fold import FoldJob
-    from autoseg.workflow.workspace import Workspace
 
-    workspace = Workspace.find(arguments.workspace)
+    workspace = common.find_workspace(arguments)
     task = workspace.find_task_folder(arguments.task)
     plan = workspace.find_plan_name(task.name, arguments.plan)
     with joined(arguments.device) as (group, device):
@@ -101,8 +100,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _run_all(jobs: Sequence[FoldJob]) -> None:
-    """One fold after the other; one that fails does not keep the others from their training."""
-    from autoseg.common.errors import AutosegError, RunError, Stopped
+    """Train one fold after the other; a fold that fails does not stop the others."""
     from autoseg.workflow.fold import check_fold
 
     if len(jobs) == 1 or jobs[0].group.is_shared:  # processes that share a fold fail together
@@ -121,7 +119,7 @@ def _run_all(jobs: Sequence[FoldJob]) -> None:
             common.print_error(f"fold {job.fold}: {error}")
             failed.append(job.fold)
     if failed:
-        raise RunError(f"{listed('fold', failed)} failed; what is wrong stands above")
+        raise RunError(f"{listed('fold', failed)} failed; see the errors above")
 
 
 def _run(job: FoldJob) -> None:
@@ -137,15 +135,11 @@ def _run(job: FoldJob) -> None:
 
 def _folds(words: Sequence[str]) -> list[str]:
     """The folds of `fold 0 1`, `0 1` or `fold all`."""
-    from autoseg.common.errors import AutosegError
-
     folds = list(words[1:]) if words[0] == "fold" else list(words)
     bad = [fold for fold in folds if fold != "all" and not fold.isdecimal()]
     if bad or not folds:
         found = " ".join(words)
-        more = (
-            "; the configuration is the plan's: --plan NAME" if {*bad} & {*CONFIGURATIONS} else ""
-        )
+        more = "; choose a configuration by --plan NAME" if {*bad} & {*CONFIGURATIONS} else ""
         raise AutosegError(f"folds {found!r}: write `fold 0`, `fold 0 1 2` or `fold all`{more}")
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
 

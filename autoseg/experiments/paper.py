@@ -1,7 +1,7 @@
-"""The tables of a study of several plans, in the layout of Müller et al. 2021 (Tables 1 and 2).
+"""The tables of a study with several plans, in the layout of Müller et al. 2021 (Tables 1 and 2).
 
-A fold is reported by the median over its cases, and a plan by the mean of its folds' medians. What
-has not been scored yet is said to be missing, never left out.
+A fold is reported by the median of its cases, and a plan by the mean of these medians. Folds that
+have not been scored yet appear as missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from autoseg.evaluation.figures.boxes import Groups
 from autoseg.evaluation.scores import Statistic
 from autoseg.evaluation.tables import NOTHING, Row, Table, number, spread
-from autoseg.experiments.results import VALIDATION, Arm, Column
+from autoseg.experiments.results import Arm, Column
+from autoseg.models.folder import VALIDATION
 
 PAPER_METRICS = {"Dice": "DSC", "IoU": "IoU", "Sensitivity": "Sens", "Specificity": "Spec"}
 MISSING = "missing"
@@ -24,7 +25,7 @@ def median_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> T
     Args:
         arms: the rows.
         columns: the groups of columns.
-        head: what tells the arms apart, such as `k`.
+        head: what distinguishes the arms, such as `k`.
     """
 
     def cells(arm: Arm, column: Column) -> Iterable[str]:
@@ -46,10 +47,10 @@ def mean_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> Tab
 
 
 def fold_table(arms: Sequence[Arm], classes: Sequence[str], head: str) -> Table:
-    """Median Dice of folds x plans, `class / class` in a cell, as the paper's Table 2.
+    """Median Dice of folds x plans, with `class / class` in each cell, as the paper's Table 2.
 
-    The last rows are the mean of the folds' medians and the number of cases. A plan without such a
-    fold has an empty cell.
+    The last rows are the mean of the medians and the number of cases. The cell is empty where a
+    plan has no such fold.
     """
     columns = [(VALIDATION, label) for label in classes]
     of = {arm.name: [arm.medians(column, "Dice") for column in columns] for arm in arms}
@@ -78,7 +79,7 @@ def fold_boxes(arms: Sequence[Arm], classes: Sequence[str], head: str) -> dict[s
 
 
 def bars(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> dict[str, Groups]:
-    """Set -> plan -> class -> medians of the folds, for bars."""
+    """Set of cases -> plan -> class -> medians of the folds, for bar charts."""
     return {
         where: {
             titled(head, arm.name): {
@@ -93,7 +94,7 @@ def bars(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> dict[str,
 
 
 def titled(head: str, name: str) -> str:
-    """An arm's name where it stands alone: `k = 5`, or just the plan's."""
+    """The name of an arm outside a table: `k = 5`, or the plan's name."""
     return name if head == "plan" else f"{head} = {name}"
 
 
@@ -123,13 +124,13 @@ def _by_metric(
 
 
 def _folds(arm: Arm, sets: Iterable[str]) -> str:
-    """How many folds there are, or of how many."""
+    """The number of scored folds, as in `3` or `2 of 3`."""
     done = min(arm.done(where) for where in sets)
     return str(done) if done == len(arm.folds) else f"{done} of {len(arm.folds)}"
 
 
 def _count(arm: Arm, column: Column) -> str:
-    """How many numbers the metrics are of; a range where they differ."""
+    """The number of values of the metrics; a range if they differ."""
     counts = [arm.statistic(column, metric).n for metric in PAPER_METRICS]
     return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
 
@@ -153,10 +154,10 @@ def _joined(cells: Iterable[str]) -> str:
 
 
 def _missing(arms: Sequence[Arm], head: str) -> str:
-    """Which validated folds are not there, in a sentence."""
+    """A sentence with the folds that are not validated."""
     gaps = [
         f"{titled(head, arm.name)}: {', '.join(map(str, lacking))}"
         for arm in arms
         if (lacking := [f for f in arm.folds if f not in arm.scores.get(VALIDATION, {})])
     ]
-    return f"Missing folds, which no number contains: {'; '.join(gaps)}." if gaps else ""
+    return f"Missing folds, not included in any value: {'; '.join(gaps)}." if gaps else ""

@@ -1,4 +1,4 @@
-"""The tables and figures of a study, written into its folder when it ends."""
+"""The tables and figures of a study."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from autoseg.common.errors import AutosegError
 from autoseg.common.figures import Colours, save_forms
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.figures.boxes import draw_bars, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, worst_median_best
 from autoseg.evaluation.report.task_files import FIGURES, TABLES, Trained
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import Table, write_table
+from autoseg.evaluation.tables import write_table
 from autoseg.experiments.paper import bars, fold_boxes, fold_table, mean_table, median_table, titled
 from autoseg.experiments.results import StudyScores, read_scores
 from autoseg.models.folder import SUMMARY
@@ -24,17 +23,17 @@ from autoseg.workflow.workspace import Workspace
 def report_study(folder: Path) -> list[Path]:
     """Write `tables/` and `figures/` into a study's folder, from what `gather` left there.
 
-    A study whose runs are not all done has the same tables and figures; what is missing is said in
-    them. The examples (worst, median and best validation case of each plan) need the raw task.
+    For an unfinished study they name what is missing. The examples (worst, median and best
+    validation case of each plan) need the raw task.
 
     Args:
         folder: `WORKSPACE/experiments/STUDY`.
 
     Returns:
-        the files; none if no run has been scored.
+        the written files; none if no run has been scored.
 
     Raises:
-        DataError: the study's files, a log, a scan or a label map are damaged.
+        DataError: a file of the study, a log, a scan or a label map is damaged.
     """
     study = read_scores(folder)
     if not any(arm.scores for arm in study.arms):
@@ -47,23 +46,13 @@ def report_study(folder: Path) -> list[Path]:
     paths = [
         path
         for name, table in tables.items()
-        for path in write_table(folder / TABLES / name, _captioned(table, folder.name))
+        for path in write_table(
+            folder / TABLES / name, replace(table, title=f"{folder.name}: {table.title}")
+        )
     ]
+    raw = Workspace(folder.parents[1]).raw_folder(study.task)
     colours: Colours = {} if study.labels is None else study.labels.colours
-    return paths + _write_figures(study, colours, folder / FIGURES, _raw_task(study, folder))
-
-
-def _captioned(table: Table, study: str) -> Table:
-    """The table with its study's name before its title."""
-    return replace(table, title=f"{study}: {table.title}")
-
-
-def _raw_task(study: StudyScores, folder: Path) -> Path | None:
-    """The folder of the raw task; None if it is not there any more."""
-    try:
-        return Workspace(folder.parents[1]).find_task_folder(study.task)
-    except AutosegError:
-        return None
+    return paths + _write_figures(study, colours, folder / FIGURES, raw)
 
 
 def _write_figures(study: StudyScores, colours: Colours, out: Path, raw: Path | None) -> list[Path]:

@@ -1,7 +1,6 @@
-"""What a study found, gathered as data: `WORKSPACE/experiments/STUDY/results.csv` and `study.json`.
+"""The results of a study as data: `WORKSPACE/experiments/STUDY/results.csv` and `study.json`.
 
-One row of the table is one class of one case, scored by one model, with every metric that the
-evaluation gives.
+One row of the table is one class of one case, scored by one model, with all metrics.
 """
 
 from __future__ import annotations
@@ -32,27 +31,23 @@ from autoseg.experiments.status import (
     validation,
 )
 from autoseg.experiments.study import Study
+from autoseg.models.folder import VALIDATION
 from autoseg.plan.reading import load_plan
 from autoseg.workflow.workspace import Workspace
 
-RESULTS, STUDY = "results.csv", "study.json"
+RESULTS, STUDY, JOBS = "results.csv", "study.json", "jobs.json"
 FIRST = ("study", "task", "plan", "variant", "k", "seed", "fold", "set", "case", "class")
 
 ResultRow = dict[str, Any]
 
 
-def study_folder(study: Study, workspace: Workspace) -> Path:
-    """Where a study's results, logs and jobs are kept."""
-    return workspace.root / "experiments" / study.name
-
-
 def gather(study: Study, workspace: Workspace) -> list[Status]:
-    """Write the table of all scores that are there, and how far each run is; returns the latter.
+    """Write the table of all existing scores and the status of each run; returns the status.
 
     Raises:
         AutosegError: a file of scores is damaged.
     """
-    folder = study_folder(study, workspace)
+    folder = workspace.study(study.name)
     pairs = [(v, run) for v in variants(study) for run in runs_of_plan(v, workspace)]
     rows = [row for variant, run in pairs for row in _rows(study, variant, run, workspace)]
     write_text(folder / RESULTS, to_csv(rows))
@@ -73,15 +68,15 @@ def gather(study: Study, workspace: Workspace) -> list[Status]:
 
 
 def read_jobs(study: Study, workspace: Workspace) -> dict[str, str]:
-    """The cluster's numbers of the runs that were handed to it, by the runs' names."""
+    """Run -> id of the Slurm job that it was submitted as."""
     try:
-        return dict(read_json(study_folder(study, workspace) / "jobs.json"))
+        return dict(read_json(workspace.study(study.name) / JOBS))
     except (AutosegError, TypeError, ValueError):
         return {}
 
 
 def to_csv(rows: list[ResultRow]) -> str:
-    """A table of all columns that any row has, in the order in which they come up."""
+    """A table with the columns of all rows, in the order of their first appearance."""
     columns = list(dict.fromkeys([*FIRST, *(key for row in rows for key in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -93,7 +88,7 @@ def to_csv(rows: list[ResultRow]) -> str:
 def _rows(
     study: Study, variant: Variant, run: StudyRun, workspace: Workspace
 ) -> Iterator[ResultRow]:
-    """The scores of a run: of its validation cases and of each test set, as far as they are."""
+    """The existing scores of a run: of its validation cases and of each test set."""
     if not is_trained(run, workspace):
         return
     begin: ResultRow = {
@@ -114,7 +109,7 @@ def _rows(
 
 
 def _scores(path: Path, begin: ResultRow) -> Iterator[ResultRow]:
-    """The rows of one file of scores: whatever metrics it has."""
+    """The rows of one file of scores, with all its metrics."""
     try:
         for case in read_json(path)["metric_per_case"]:
             for name, metrics in case["metrics"].items():
@@ -130,7 +125,6 @@ def _scores(path: Path, begin: ResultRow) -> Iterator[ResultRow]:
 
 def _run_to_json(variant: Variant, status: Status, workspace: Workspace) -> ResultRow:
     run = status.run
-    record = {} if status.record is None else asdict(status.record)
     return {
         "plan": run.plan,
         "plan_id": plan_id(workspace.preprocessed(run.task, run.plan)),
@@ -144,26 +138,62 @@ def _run_to_json(variant: Variant, status: Status, workspace: Workspace) -> Resu
         "epochs": status.epochs,
         "mean_dice": status.dice,
         "job": status.job,
-        "attempt": record or None,
+        "attempt": None if status.record is None else asdict(status.record),
     }
 
 
-# What a study has found, read from its folder: `results.csv` and `study.json`.
-
+Values = Sequence[float | None]
+FoldScores = Mapping[str, Mapping[str, Values]]  # class -> metric -> one value per case
+Column = tuple[str, str]  # a set of cases, and a class
 Scores = dict[str, dict[str, dict[int, dict[str, dict[str, list[float | None]]]]]]
 
 
 @dataclass(frozen=True)
-class StudyScores:
-    """A study as tables and figures need it.
+class Arm:
+    """One plan of a study.
 
     Attributes:
-        task: the task's name.
-        head: what tells the arms apart: `k`, or else `plan`.
-        arms: its plans, with all their scores.
-        folders: arm -> fold -> the folder of the run.
-        columns: the sets of cases, and the classes that are reported of each.
-        labels: the classes of the first plan, with its colours; None if no plan is there.
+        name: its title in rows and columns.
+        folds: numbers of the folds in the study.
+        scores: set of cases -> fold -> its scores, where they exist.
+    """
+
+    name: str
+    folds: tuple[int, ...]
+    scores: Mapping[str, Mapping[int, FoldScores]]
+
+    def of_fold(self, column: Column, fold: int, metric: str) -> Values:
+        """The values of a fold's cases; empty if it has not been scored."""
+        where, label = column
+        return self.scores.get(where, {}).get(fold, {}).get(label, {}).get(metric, ())
+
+    def medians(self, column: Column, metric: str) -> dict[int, float]:
+        """Fold -> the median of its cases, without folds that have no value."""
+        found = {fold: Statistic.of(self.of_fold(column, fold, metric)) for fold in self.folds}
+        return {fold: each.median for fold, each in found.items() if each.median is not None}
+
+    def statistic(self, column: Column, metric: str) -> Statistic:
+        """One metric over the cases of all folds."""
+        return Statistic.of(
+            value for fold in self.folds for value in self.of_fold(column, fold, metric)
+        )
+
+    def done(self, where: str) -> int:
+        """The number of folds that have been scored on a set of cases."""
+        return len(set(self.folds) & self.scores.get(where, {}).keys())
+
+
+@dataclass(frozen=True)
+class StudyScores:
+    """The scores of a study for tables and figures.
+
+    Attributes:
+        task: name of the task.
+        head: what distinguishes the arms: `k` or `plan`.
+        arms: the plans, with all their scores.
+        folders: arm -> fold -> folder of the run.
+        columns: the sets of cases, with the reported classes of each.
+        labels: the classes of the first plan, with their colours; None if there is no plan.
     """
 
     task: str
@@ -175,14 +205,14 @@ class StudyScores:
 
     @property
     def classes(self) -> list[str]:
-        """The classes that are reported of validation cases."""
+        """The classes reported for validation cases."""
         return [label for where, label in self.columns if where == VALIDATION]
 
 
 def read_scores(folder: Path) -> StudyScores:
     """Read the folder of a study, `WORKSPACE/experiments/STUDY`.
 
-    Where a plan merges classes, such as both lungs, the merged row is reported in their place.
+    Where a plan merges classes, such as both lungs, the merged class is reported in their place.
 
     Raises:
         DataError: its files are missing or damaged.
@@ -194,8 +224,8 @@ def read_scores(folder: Path) -> StudyScores:
         head, names = _names(runs)
         folders: dict[str, dict[int, Path]] = {}
         for run in runs:
-            place = folder.parents[1] / run["folder"]
-            folders.setdefault(names[run["plan"]], {})[run["fold"]] = place
+            path = folder.parents[1] / run["folder"]
+            folders.setdefault(names[run["plan"]], {})[run["fold"]] = path
         scores = _read_results(folder / RESULTS)
         arms = tuple(
             Arm(name, tuple(sorted(folders[name])), scores.get(plan, {}))
@@ -203,15 +233,15 @@ def read_scores(folder: Path) -> StudyScores:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{folder} holds no results of a study ({type(error).__name__}: {error}); start the "
-            "study again"
+            f"{folder} does not hold the results of a study ({type(error).__name__}: {error}); "
+            "start the study again"
         ) from error
     labels = _labels(folders)
     return StudyScores(task, head, arms, folders, _columns(arms, sets, labels), labels)
 
 
 def _names(runs: Sequence[dict[str, Any]]) -> tuple[str, dict[str, str]]:
-    """What tells the plans apart, and plan -> what its arm is called."""
+    """What distinguishes the plans, and plan -> the name of its arm."""
     plans = {run["plan"]: run for run in runs}
     differ = [
         key
@@ -220,15 +250,15 @@ def _names(runs: Sequence[dict[str, Any]]) -> tuple[str, dict[str, str]]:
     ]
     if differ == ["k"]:
         return "k", {plan: str(run["k"]) for plan, run in plans.items()}
-    words = {"variant": "{}", "k": "k = {}", "seed": "seed {}"}
+    formats = {"variant": "{}", "k": "k = {}", "seed": "seed {}"}
     return "plan", {
-        plan: ", ".join(words[key].format(run[key]) for key in differ) or plan
+        plan: ", ".join(formats[key].format(run[key]) for key in differ) or plan
         for plan, run in plans.items()
     }
 
 
 def _read_results(path: Path) -> Scores:
-    """Plan -> set -> fold -> class -> metric -> a number for each case."""
+    """Plan -> set of cases -> fold -> class -> metric -> a value for each case."""
     found: Scores = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -254,67 +284,20 @@ def _labels(folders: dict[str, dict[int, Path]]) -> Labels | None:
 
 
 def _columns(arms: Sequence[Arm], sets: Sequence[str], labels: Labels | None) -> tuple[Column, ...]:
-    """The classes of each set; merged rows stand first, in place of their classes."""
+    """The classes of each set; merged classes come first and replace their parts."""
     merged = {} if labels is None else labels.merged
     columns: list[Column] = []
     for where in sets:
-        there = dict.fromkeys(
+        found = dict.fromkeys(
             label
             for arm in arms
             for scores in arm.scores.get(where, {}).values()
             for label in scores
         )
-        if not there and labels is not None and where == VALIDATION:
-            there = dict.fromkeys([*labels.values, *merged])
-        hidden = {part for row, parts in merged.items() if row in there for part in parts}
-        rows = [label for label in there if label in merged]
-        rows += [label for label in there if label not in merged and label not in hidden]
+        if not found and labels is not None and where == VALIDATION:
+            found = dict.fromkeys([*labels.values, *merged])
+        hidden = {part for row, parts in merged.items() if row in found for part in parts}
+        rows = [label for label in found if label in merged]
+        rows += [label for label in found if label not in merged and label not in hidden]
         columns += [(where, label) for label in rows]
     return tuple(columns)
-
-
-VALIDATION = "validation"
-
-
-Values = Sequence[float | None]
-
-
-FoldScores = Mapping[str, Mapping[str, Values]]  # class -> metric -> a number a case
-
-
-Column = tuple[str, str]  # a set of cases, and a class
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One plan of a study.
-
-    Attributes:
-        name: how rows and columns call it.
-        folds: the numbers of those that the study wants.
-        scores: set of cases -> fold -> its scores, as far as they are there.
-    """
-
-    name: str
-    folds: tuple[int, ...]
-    scores: Mapping[str, Mapping[int, FoldScores]]
-
-    def of_fold(self, column: Column, fold: int, metric: str) -> Values:
-        """The numbers of a fold's cases; none if it has not been scored."""
-        where, label = column
-        return self.scores.get(where, {}).get(fold, {}).get(label, {}).get(metric, ())
-
-    def medians(self, column: Column, metric: str) -> dict[int, float]:
-        """Fold -> the median of its cases, for the folds that have a number."""
-        of = {fold: Statistic.of(self.of_fold(column, fold, metric)) for fold in self.folds}
-        return {fold: each.median for fold, each in of.items() if each.median is not None}
-
-    def statistic(self, column: Column, metric: str) -> Statistic:
-        """One metric over the cases of all folds."""
-        return Statistic.of(
-            value for fold in self.folds for value in self.of_fold(column, fold, metric)
-        )
-
-    def done(self, where: str) -> int:
-        """How many folds have been scored on a set of cases."""
-        return len(set(self.folds) & self.scores.get(where, {}).keys())

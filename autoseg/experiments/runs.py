@@ -15,16 +15,14 @@ from autoseg.dataset.splits import FILE_NAME, count_folds
 from autoseg.dataset.task import find_task
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
-from autoseg.models.folder import fold_folder
 from autoseg.plan.plan import Plan, Splits
-from autoseg.plan.reading import differing_keys, load_plan
+from autoseg.plan.reading import load_plan
 from autoseg.planner.budget import parse_seconds
 from autoseg.planner.compose import Wishes, compose_unmeasured
 from autoseg.planner.overrides import Layer, merge
-from autoseg.workflow.task_plan import Surveyed, fitted, survey_task, write_plan
+from autoseg.workflow.task_plan import Surveyed, differences, fitted, survey_task, write_plan
 from autoseg.workflow.workspace import Workspace
 
-MOST_KEYS = 4
 DEFAULT_FOLDS = Splits().folds
 
 
@@ -33,9 +31,9 @@ class Variant:
     """One plan of a study.
 
     Attributes:
-        source: what the study says of it.
-        k: number of folds, None if the plan decides it.
-        seed: training.seed, None if the plan decides it.
+        source: its entry in the study.
+        k: number of folds; None if the study leaves it to the plan.
+        seed: training.seed; None if the study leaves it to the plan.
     """
 
     study: Study
@@ -45,13 +43,13 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The plan's name: that in the study, and -kK and -sSEED where the study varies them."""
+        """The plan's name: that of its entry, with -kK and -sSEED where the study varies them."""
         k = "" if self.k is None else f"-k{self.k}"
         return self.source.name + k + ("" if self.seed is None else f"-s{self.seed}")
 
     @property
-    def wishes(self) -> Wishes:
-        """What to plan."""
+    def options(self) -> Wishes:
+        """The options for planning it."""
         given = self.source
         varied: dict[str, Any] = {}
         if self.k is not None:
@@ -75,14 +73,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One model: a fold of a plan. It is the same run in every study that names it.
+    """One model: a fold of a plan. Every study that contains this fold shares the run.
 
     Attributes:
-        task: its name.
-        plan: the plan's name.
-        fold: its number.
+        task: name of the task.
+        plan: name of the plan.
+        fold: number of the fold.
         held_out: the test sets to score the model on.
-        pretrained: the model that it begins with.
+        pretrained: trained model with the initial weights.
     """
 
     task: str
@@ -99,16 +97,16 @@ class StudyRun:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """The same for the same model in all studies of a workspace."""
+        """Identifies the model in all studies of a workspace."""
         return self.task, self.plan, self.fold
 
     def folder(self, workspace: Workspace) -> Path:
-        """Where the model lies."""
-        return fold_folder(workspace.models(self.task, self.plan), self.fold)
+        """The folder of the model."""
+        return workspace.fold(self.task, self.plan, self.fold)
 
 
 def variants(study: Study) -> Iterator[Variant]:
-    """The plans of a study, in the order of its file: for each plan all k, for each k all seeds."""
+    """The plans of a study: for each entry all k, for each k all seeds."""
     for source in study.plans:
         numbers = source.k if source.k is not None else study.k
         seeds = source.seeds if source.seeds is not None else study.seeds
@@ -117,7 +115,7 @@ def variants(study: Study) -> Iterator[Variant]:
 
 
 def runs_of(study: Study, workspace: Workspace) -> list[StudyRun]:
-    """All runs of a study; those of a plan whose number of folds is not known yet are left out."""
+    """All runs of a study, except those of plans whose number of folds is not known yet."""
     return [run for variant in variants(study) for run in runs_of_plan(variant, workspace)]
 
 
@@ -125,7 +123,7 @@ def runs_of_plan(variant: Variant, workspace: Workspace) -> list[StudyRun]:
     """The runs of one plan of a study.
 
     Raises:
-        PlanError: the study names a fold that the plan has not.
+        PlanError: the study contains a fold that the plan does not have.
     """
     study, name = variant.study, variant.name
     file = workspace.preprocessed(study.task, name) / FILE_NAME
@@ -135,25 +133,27 @@ def runs_of_plan(variant: Variant, workspace: Workspace) -> list[StudyRun]:
     folds = range(count) if study.folds is None else study.folds
     if beyond := [fold for fold in folds if fold >= count]:
         raise PlanError(
-            f"study {study.name}: fold {beyond[0]} of plan {name} does not exist; it has the folds "
-            f"0 to {count - 1}"
+            f"study {study.name}: fold {beyond[0]} of plan {name} does not exist; choose from 0 to "
+            f"{count - 1}"
         )
     pretrained = variant.source.pretrained
     return [StudyRun(study.task, name, fold, study.held_out, pretrained) for fold in folds]
 
 
 def joined(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """Each model once; it is tested on the held-out sets of all its studies.
+    """Each model once, with the held-out test sets of all its studies.
 
     Raises:
-        PlanError: two studies describe different test sets of one name, or begin the same run with
-            different models.
+        PlanError: two studies give different test sets the same name, or different pretrained
+            models to the same run.
     """
     found: dict[tuple[str, str, int], StudyRun] = {}
     for run in runs:
         known = found.setdefault(run.key, run)
         if known.pretrained != run.pretrained:
-            raise PlanError(f"{run} begins with different models; name one of the plans otherwise")
+            raise PlanError(
+                f"{run} has two different pretrained models; give one of the plans another name"
+            )
         found[run.key] = replace(known, held_out=_joined_sets(known.held_out, run.held_out))
     return list(found.values())
 
@@ -163,7 +163,7 @@ def _joined_sets(one: tuple[HeldOut, ...], other: tuple[HeldOut, ...]) -> tuple[
     for each in other:
         if sets.setdefault(each.name, each) != each:
             raise PlanError(
-                f"there are two test sets {each.name!r}, which differ; name one otherwise"
+                f"two different test sets are named {each.name!r}; give one another name"
             )
     return tuple(sets.values())
 
@@ -171,44 +171,38 @@ def _joined_sets(one: tuple[HeldOut, ...], other: tuple[HeldOut, ...]) -> tuple[
 def prepare_plans(
     studies: Sequence[Study], workspace: Workspace, processes: int, device: str | None
 ) -> None:
-    """Plan what is not planned yet, and check that the plans that are there are the studies'.
+    """Write the missing plans, and check that existing plans are those of the studies.
 
     Raises:
-        PlanError: a plan of the name is there that is another one, or cannot be made.
+        PlanError: an existing plan of the same name differs, or a plan cannot be made.
         AutosegError: the data have errors.
     """
     surveyed: dict[str, Surveyed] = {}
-    wanted = [variant for study in studies for variant in variants(study)]
-    for variant in wanted:
+    planned = [variant for study in studies for variant in variants(study)]
+    for variant in planned:
         study = variant.study
-        room = workspace.preprocessed(study.task)
-        with locked(room / f".{variant.name}.lock", f"planning {variant.name}", wait=True):
-            if (room / variant.name / "plan.json").is_file():
+        parent = workspace.preprocessed(study.task)
+        with locked(parent / f".{variant.name}.lock", f"planning {variant.name}", wait=True):
+            if (parent / variant.name / "plan.json").is_file():
                 _check_plan(variant, workspace)
                 continue
             if study.task not in surveyed:
                 folder = workspace.find_task_folder(study.task)
-                most = max(each.k or DEFAULT_FOLDS for each in wanted if each.study is study)
+                most = max(each.k or DEFAULT_FOLDS for each in planned if each.study is study)
                 surveyed[study.task] = survey_task(
                     workspace, folder, processes, study.skip_bad_cases, most
                 )
-            _make_plan(variant, workspace, surveyed[study.task], processes, device)
-
-
-def _make_plan(
-    variant: Variant, workspace: Workspace, surveyed: Surveyed, processes: int, device: str | None
-) -> None:
-    plan = write_plan(workspace, surveyed, variant.wishes, processes, device)
-    _check_folds(variant, workspace, plan)
-    _check_classes(variant, plan)
-    say(f"plan {plan.name} ({plan.id})")
+            plan = write_plan(workspace, surveyed[study.task], variant.options, processes, device)
+            _check_folds(variant, workspace, plan)
+            _check_classes(variant, plan)
+            say(f"plan {plan.name} ({plan.id})")
 
 
 def _check_plan(variant: Variant, workspace: Workspace) -> None:
-    """Is the plan that is there the one that the study describes?"""
+    """Raise a PlanError unless the existing plan is the one that the study describes."""
     folder = workspace.preprocessed(variant.study.task, variant.name)
     plan = load_plan(folder / "plan.json")
-    if variant.wishes.seconds is None:  # else it depends on what was measured
+    if variant.options.seconds is None:  # a plan for a time budget depends on measurements
         _compare(plan, variant, workspace, folder)
     _check_folds(variant, workspace, plan)
     _check_classes(variant, plan)
@@ -217,15 +211,13 @@ def _check_plan(variant: Variant, workspace: Workspace) -> None:
 def _compare(plan: Plan, variant: Variant, workspace: Workspace, folder: Path) -> None:
     task, _ = find_task(workspace.find_task_folder(variant.study.task))
     fingerprint = Fingerprint.load(folder / "fingerprint.json")
-    known = Surveyed(task, fingerprint, plan.skipped_cases)
-    wanted = compose_unmeasured(fingerprint, fitted(variant.wishes, known))
-    if wanted.id == plan.id:
+    surveyed = Surveyed(task, fingerprint, plan.skipped_cases)
+    expected = compose_unmeasured(fingerprint, fitted(variant.options, surveyed))
+    if expected.id == plan.id:
         return
-    keys = differing_keys(plan, wanted)
-    more = ", ..." if len(keys) > MOST_KEYS else ""
     raise PlanError(
-        f"{folder} holds another plan than study {variant.study.name} describes, which differs in "
-        f"{', '.join(keys[:MOST_KEYS])}{more}; give the study's plan another name, or move that "
+        f"{folder} differs from the plan of study {variant.study.name} in "
+        f"{differences(plan, expected)}; give the study's plan another name, or move that "
         "folder and its models away"
     )
 
@@ -235,8 +227,8 @@ def _check_folds(variant: Variant, workspace: Workspace, plan: Plan) -> None:
     count = count_folds(file)
     if variant.k is not None and count != variant.k:
         raise PlanError(
-            f"{file} has {counted(count, 'fold')}, but study {variant.study.name} asks for "
-            f"{variant.k}: splits of your own go before k; move them out of "
+            f"{file} has {counted(count, 'fold')}, but study {variant.study.name} needs "
+            f"{variant.k}: a {FILE_NAME} of the task overrides k; move it out of "
             f"{workspace.raw(plan.task)}"
         )
 
@@ -246,5 +238,5 @@ def _check_classes(variant: Variant, plan: Plan) -> None:
         if unknown := sorted(set(each.classes) - set(plan.labels)):
             raise PlanError(
                 f"study {variant.study.name}: held_out {each.name} scores {unknown[0]!r}, which "
-                f"is no class of {plan.task}; it has {', '.join(list(plan.labels)[1:])}"
+                f"is not a class of {plan.task}; choose from {', '.join(list(plan.labels)[1:])}"
             )

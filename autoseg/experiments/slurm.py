@@ -1,159 +1,186 @@
-"""The runs of a study on a Slurm cluster: a job array, one task a run, and a job that gathers.
+"""The runs of studies on a Slurm cluster: a job array with a task per run, and a gathering job.
 
-A job that is preempted or whose time is over is told so by a signal: training saves its state, the
-job is queued again under its number, and goes on from there. submitit carries the calls to the
-cluster as files in the study's own folder, which its jobs alone read.
+Slurm announces by a signal that a job is preempted or that its time is over. The run then saves
+its state, the job is queued again under its id, and the run continues there. submitit exchanges
+the calls as pickle files in the study's own folder, which only its jobs read.
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autoseg.common.errors import AutosegError, RunError, Stopped
+from autoseg.common.errors import AutosegError, RunError, Stopped, install_hint
 from autoseg.common.files import write_json
-from autoseg.experiments.attempt import Order, _logs, order_for
-from autoseg.experiments.local import Answer, Event, Hand
+from autoseg.experiments.attempt import RunOrder, make_orders
+from autoseg.experiments.local import Outcome, RunProcess
 from autoseg.experiments.report import report_study
-from autoseg.experiments.results import gather, read_jobs, study_folder
-from autoseg.experiments.runs import StudyRun, prepare_plans, runs_of
+from autoseg.experiments.results import JOBS, gather, read_jobs
+from autoseg.experiments.runs import prepare_plans, runs_of
 from autoseg.experiments.status import is_finished, is_held, read_record
 from autoseg.experiments.study import SlurmSettings, Study, check_study
 from autoseg.planner.budget import parse_seconds
 from autoseg.workflow.workspace import Workspace
 
-MOST_TIMEOUTS = 1000  # a run may need as many jobs
-SIGTERM = 15
+MOST_TIMEOUTS = 1000  # jobs that a run may use up
 SECONDS_BETWEEN_TRIES = 20.0
 
 
-class RunJob:
-    """What a job of the array does: one run, in a process of its own."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.hand: Hand | None = None
-
-    def __call__(self, order: str) -> str:
-        """Do the run of an order; returns how it ended.
-
-        Raises:
-            RunError: it failed, or was stopped.
-        """
-        found = Order.model_validate_json(order).model_copy(update={"slurm_job": job_number()})
-        answer = self._do(found)
-        while answer.state == "elsewhere" and _is_own(found):  # left by a machine that failed
-            time.sleep(SECONDS_BETWEEN_TRIES)
-            answer = self._do(found)
-        if answer.state == "stopped":
-            raise Stopped(answer.text, SIGTERM)
-        if answer.state == "failed":
-            raise RunError(f"{found.run}: {answer.text}; log: {found.log}")
-        return answer.state
-
-    def _do(self, order: Order) -> Answer:
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.hand = Hand(0, self.threads, events)
-        try:
-            self.hand.give(order)
-            return events.get().answer
-        finally:
-            self.end()
-
-    def checkpoint(self, order: str) -> Any:
-        """Called by submitit before the job is queued again: the run saves, and goes on then."""
-        from submitit.helpers import DelayedSubmission
-
-        self.end()
-        return DelayedSubmission(RunJob(self.threads), order)
-
-    def end(self) -> None:
-        """Let the process save and end."""
-        if self.hand is not None:
-            self.hand.stop()
-            self.hand.wait()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"threads": self.threads, "hand": None}
-
-
-def _is_own(order: Order) -> bool:
-    """Was the run begun by an earlier start of this job?"""
-    record = read_record(order.run.folder(Workspace(Path(order.workspace))))
-    return record is not None and record.slurm_job == order.slurm_job
-
-
-def gather_study(values: dict[str, Any], root: str) -> str:
-    """What the last job does: gather a study's results, draw them, and return where they are."""
-    study, workspace = check_study(values, "the study"), Workspace(Path(root))
-    statuses = gather(study, workspace)
-    report_study(study_folder(study, workspace))
-    if unfinished := [str(each.run) for each in statuses if each.state != "done"]:
-        raise RunError(f"not finished: {', '.join(unfinished)}")
-    return str(root)
-
-
-def job_number() -> str | None:
-    """The number of the job that this process is in, as Slurm writes it."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-
-
-def submit(orders: Sequence[Order], settings: SlurmSettings, folder: Path, name: str) -> list[str]:
-    """Hand runs to the cluster as one job array.
-
-    Args:
-        orders: the runs.
-        settings: what each asks for.
-        folder: for the cluster's own files, seen by all its machines.
-        name: of the jobs.
+def submit_studies(
+    studies: Sequence[Study], workspace: Workspace, processes: int, device: str | None = None
+) -> list[str]:
+    """Submit all missing runs that have no job yet, and for each study a job that gathers.
 
     Returns:
-        the number of the job of each run.
+        ids of the new jobs.
 
     Raises:
-        AutosegError: submitit is not installed, or there is no Slurm here.
+        AutosegError: the studies contradict each other, a plan, or the data; or Slurm is missing.
         RunError: Slurm refuses.
     """
-    executor = _executor(settings, folder, name)
-    return _submitted(
-        lambda: executor.map_array(
-            RunJob(settings.cpus), [order.model_dump_json() for order in orders]
-        )
-    )
+    alive = living_jobs()
+    prepare_plans(studies, workspace, processes, device)
+    orders = make_orders(studies, workspace, processes)
+    known = {run: job for study in studies for run, job in read_jobs(study, workspace).items()}
+    jobs = {run: job for run, job in known.items() if job in alive}
+    submitted: list[str] = []
+    for study in studies:
+        keys = {run.key for run in runs_of(study, workspace)}
+        runs = [run for run in orders if run.key in keys]
+        new = [
+            orders[run].model_copy(update={"processes": study.slurm.cpus})
+            for run in runs
+            if str(run) not in jobs and not (is_finished(run, workspace) or is_held(run, workspace))
+        ]
+        if new:
+            numbers = submit_runs(new, study, workspace)
+            submitted += numbers
+            jobs |= {str(order.run): job for order, job in zip(new, numbers, strict=True)}
+        own = {str(run): jobs[str(run)] for run in runs if str(run) in jobs}
+        write_json(workspace.study(study.name) / JOBS, own)
+        gather(study, workspace)
+    if submitted:
+        submitted += submit_gathering(studies, workspace, sorted(set(jobs.values())))
+    return submitted
+
+
+def submit_runs(orders: Sequence[RunOrder], study: Study, workspace: Workspace) -> list[str]:
+    """Submit runs of a study as one job array; returns the job id of each run.
+
+    Raises:
+        AutosegError: submitit or Slurm is not installed.
+        RunError: Slurm refuses.
+    """
+    executor = _executor(study.slurm, workspace.study(study.name) / "slurm", study.name)
+    lines = [order.model_dump_json() for order in orders]
+    with _refusals():
+        jobs = executor.map_array(RunJob(study.slurm.cpus), lines)
+    return [job.job_id for job in jobs]
 
 
 def submit_gathering(
     studies: Sequence[Study], workspace: Workspace, after: Sequence[str]
 ) -> list[str]:
-    """Hand a job to the cluster for each study that gathers its results after these jobs."""
+    """Submit a job per study that gathers its results after the jobs `after`; returns their ids."""
+    arrays = sorted({number.partition("_")[0] for number in after})
     numbers = []
     for study in studies:
         settings = study.slurm.model_copy(update={"gpus": 0, "cpus": 1})
-        folder = study_folder(study, workspace) / "slurm"
+        folder = workspace.study(study.name) / "slurm"
         executor = _executor(settings, folder, f"{study.name}-gather")
-        arrays = sorted({number.partition("_")[0] for number in after})
-        dependency = f"afterany:{':'.join(arrays)}"
-        executor.update_parameters(slurm_dependency=dependency)
-        values = study.model_dump(mode="json")
-        numbers += _submitted(
-            lambda run=executor, values=values: [
-                run.submit(gather_study, values, str(workspace.root))
-            ]
-        )
+        executor.update_parameters(slurm_dependency=f"afterany:{':'.join(arrays)}")
+        with _refusals():
+            job = executor.submit(gather_study, study.model_dump(mode="json"), str(workspace.root))
+        numbers.append(str(job.job_id))
     return numbers
 
 
-def living_jobs() -> set[str]:
-    """The numbers of the user's jobs that wait or run.
+class RunJob:
+    """The function of an array job: one run, in a process of its own."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.process: RunProcess | None = None
+
+    def __call__(self, line: str) -> str:
+        """Carry out the run of an order, given as JSON; returns its final state.
+
+        Raises:
+            Stopped: a signal came; the run has saved its state.
+            RunError: the run failed, or another process works on it.
+        """
+        order = RunOrder.model_validate_json(line).model_copy(update={"slurm_job": job_id()})
+        outcome = self._run(order)
+        while outcome.state == "elsewhere" and _was_started_by_this_job(order):
+            time.sleep(SECONDS_BETWEEN_TRIES)  # a lock that a failed machine left gets too old
+            outcome = self._run(order)
+        if outcome.state == "stopped":
+            raise Stopped(outcome.reason, signal.SIGTERM)
+        if outcome.state == "failed":
+            raise RunError(f"{order.run}: {outcome.reason}; log: {order.log}")
+        return outcome.state
+
+    def _run(self, order: RunOrder) -> Outcome:
+        ended: queue.SimpleQueue[RunProcess] = queue.SimpleQueue()
+        self.process = RunProcess(order, self.threads, ended)
+        try:
+            return ended.get().outcome
+        finally:
+            self._end()
+
+    def checkpoint(self, line: str) -> Any:
+        """Let the run save its state; submitit calls this before it queues the job again."""
+        from submitit.helpers import DelayedSubmission
+
+        self._end()
+        return DelayedSubmission(RunJob(self.threads), line)
+
+    def _end(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+            self.process.wait()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"threads": self.threads, "process": None}
+
+
+def _was_started_by_this_job(order: RunOrder) -> bool:
+    record = read_record(order.run.folder(Workspace(order.workspace)))
+    return record is not None and record.slurm_job == order.slurm_job
+
+
+def gather_study(values: dict[str, Any], root: str) -> str:
+    """The function of the last job: gather a study's results and draw them; returns `root`.
 
     Raises:
-        AutosegError: there is no Slurm here.
+        RunError: some runs are not finished.
+    """
+    study, workspace = check_study(values, "the study"), Workspace(Path(root))
+    statuses = gather(study, workspace)
+    report_study(workspace.study(study.name))
+    if unfinished := [str(each.run) for each in statuses if each.state != "done"]:
+        raise RunError(f"not finished: {', '.join(unfinished)}")
+    return root
+
+
+def job_id() -> str | None:
+    """The id of the job that this process belongs to, as Slurm writes it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def living_jobs() -> set[str]:
+    """The ids of the user's pending and running jobs.
+
+    Raises:
+        AutosegError: Slurm is not installed.
         RunError: Slurm does not answer.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
@@ -162,7 +189,7 @@ def living_jobs() -> set[str]:
     except FileNotFoundError:
         raise AutosegError(
             "--slurm: there is no squeue on this machine; start the study where Slurm's commands "
-            "are, or leave --slurm out"
+            "are installed, or leave out --slurm"
         ) from None
     if done.returncode:
         raise RunError(f"squeue failed: {done.stderr.strip()}")
@@ -173,79 +200,31 @@ def _executor(settings: SlurmSettings, folder: Path, name: str) -> Any:
     try:
         import submitit
     except ImportError:
-        raise AutosegError("--slurm needs submitit: pip install 'autoseg[slurm]'") from None
+        raise AutosegError(f"--slurm needs submitit: {install_hint('slurm')}") from None
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=MOST_TIMEOUTS)
     given: dict[str, Any] = {
         "name": name,
         "timeout_min": max(1, round(parse_seconds(settings.time) / 60)),
         "cpus_per_task": settings.cpus,
+        "gpus_per_node": settings.gpus or None,
+        "mem_gb": settings.memory_gb,
+        "slurm_partition": settings.partition,
+        "slurm_setup": list(settings.setup) or None,
         "slurm_array_parallelism": settings.parallel,
         "slurm_signal_delay_s": settings.save_seconds,
         "slurm_additional_parameters": {"requeue": True, **settings.options},
     }
-    if settings.gpus:
-        given["gpus_per_node"] = settings.gpus
-    if settings.memory_gb is not None:
-        given["mem_gb"] = settings.memory_gb
-    if settings.partition is not None:
-        given["slurm_partition"] = settings.partition
-    if settings.setup:
-        given["slurm_setup"] = list(settings.setup)
-    executor.update_parameters(**given)
+    executor.update_parameters(**{key: value for key, value in given.items() if value is not None})
     return executor
 
 
-def _submitted(submit: Any) -> list[str]:
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn submitit's error in the block into a RunError."""
     from submitit.core.utils import FailedJobError
 
     try:
-        return [job.job_id for job in submit()]
+        yield
     except FailedJobError as error:
         raise RunError(f"Slurm refused the jobs: {error}") from error
-
-
-# Studies carried out: planned, run on this machine or handed to a cluster, and gathered.
-
-
-def conduct_on_slurm(
-    studies: Sequence[Study], workspace: Workspace, processes: int, device: str | None = None
-) -> list[str]:
-    """Hand all runs that are missing and that no job has yet to Slurm, and a last job that gathers.
-
-    Returns:
-        the numbers of the new jobs.
-
-    Raises:
-        AutosegError: as `conduct_here`, or Slurm is not there.
-        RunError: Slurm refuses.
-    """
-    living = living_jobs()
-    prepare_plans(studies, workspace, processes, device)
-    logs = _logs(studies, workspace)
-    known = {name: job for study in studies for name, job in read_jobs(study, workspace).items()}
-    taken = {name: job for name, job in known.items() if job in living}
-    numbers: list[str] = []
-    for study in studies:
-        keys = {run.key for run in runs_of(study, workspace)}
-        runs = [run for run in logs if run.key in keys]
-        new = [run for run in runs if str(run) not in taken and _is_free(run, workspace)]
-        if new:
-            cpus = study.slurm.cpus
-            orders = [order_for(run, workspace, logs[run], cpus) for run in new]
-            folder = study_folder(study, workspace) / "slurm"
-            given = submit(orders, study.slurm, folder, study.name)
-            numbers += given
-            taken |= dict(zip(map(str, new), given, strict=True))
-        theirs = {str(run): taken[str(run)] for run in runs if str(run) in taken}
-        write_json(study_folder(study, workspace) / "jobs.json", theirs)
-        gather(study, workspace)
-    after = sorted(set(taken.values()))
-    if after and numbers:
-        numbers += submit_gathering(studies, workspace, after)
-    return numbers
-
-
-def _is_free(run: StudyRun, workspace: Workspace) -> bool:
-    """Is there something left to do, which nobody does?"""
-    return not is_finished(run, workspace) and not is_held(run, workspace)

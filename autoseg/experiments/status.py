@@ -1,4 +1,4 @@
-"""How far the runs of a study are: from files alone, so that any process can ask at any time."""
+"""How far the runs of a study are, from files alone, so that any process can ask at any time."""
 
 from __future__ import annotations
 
@@ -11,78 +11,81 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+from rich.table import Table
+from rich.text import Text
 
 from autoseg import __version__
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, InUse, Stopped
 from autoseg.common.files import read_json, write_json
 from autoseg.common.locks import holder_of
 from autoseg.common.progress import counted, in_words
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
+from autoseg.models.folder import VALIDATION
 from autoseg.models.log import count_epochs
 from autoseg.plan.reading import load_plan
-from autoseg.workflow.workspace import Workspace
+from autoseg.workflow.workspace import FINAL, FOLD_LOCK, Workspace
 
-if TYPE_CHECKING:
-    from rich.table import Table
+RECORD, SUMMARY, TEST_SET = "run.json", "summary.json", "test_set.json"
+LOCK = ".run.lock"  # held during an attempt; FOLD_LOCK also during training without a study
+COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "done": "green"}
 
-
-# What of a run is there already; asked of files alone, so that any process can ask.
-
-SUMMARY = "summary.json"
-TEST_SET = "test_set.json"
+AttemptState = Literal["running", "done", "failed", "stopped"]
+State = Literal["done", "running", "submitted", "waiting", "stopped", "failed"]
 
 
 def is_finished(run: StudyRun, workspace: Workspace) -> bool:
-    """Is nothing of the run missing?"""
+    """Whether the run is trained and scored on all its test sets."""
     return is_trained(run, workspace) and all(
         is_scored(run, each, workspace) for each in run.held_out
     )
 
 
 def is_trained(run: StudyRun, workspace: Workspace) -> bool:
-    """Is the model there, trained by the plan that is there now, and validated?"""
+    """Whether the model is there, trained by the current plan, and validated."""
     folder = run.folder(workspace)
-    if not all(path.is_file() for path in (folder / "final.safetensors", validation(folder))):
+    if not all(path.is_file() for path in (folder / FINAL, validation(folder))):
         return False
     planned = plan_id(workspace.preprocessed(run.task, run.plan))
     return planned is not None and plan_id(folder.parent) == planned
 
 
 def is_scored(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
-    """Has the model been scored on this test set, as it is described now?"""
+    """Whether the model has been scored on this test set as the study describes it now."""
     folder = test_folder(run, test_set, workspace)
-    there = (folder / SUMMARY).is_file()
-    return there and is_described(folder, described(run, test_set, workspace))
+    scored = (folder / SUMMARY).is_file()
+    return scored and is_described(folder, described(run, test_set, workspace))
 
 
-def is_described(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Is what lies in a test set's folder of this description?"""
+def is_described(folder: Path, description: dict[str, Any]) -> bool:
+    """Whether a test set's folder has this description."""
     try:
-        return bool(read_json(folder / TEST_SET) == wanted)
+        return bool(read_json(folder / TEST_SET) == description)
     except AutosegError:
         return False
 
 
 def validation(folder: Path) -> Path:
     """The scores of a fold's validation cases."""
-    return folder / "validation" / SUMMARY
+    return folder / VALIDATION / SUMMARY
 
 
 def test_folder(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> Path:
-    """Where predictions and scores of a test set go: beside the model that made them."""
+    """The folder for predictions and scores of a test set, inside the run's folder."""
     return run.folder(workspace) / "held_out" / test_set.name
 
 
 def described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> dict[str, Any]:
-    """A test set and the plan of the model, as its scores record them."""
+    """The test set and the id of the model's plan, as they are recorded beside the scores."""
     models = run.folder(workspace).parent
     return {"plan_id": plan_id(models), **test_set.model_dump(mode="json")}
 
 
 def plan_id(folder: Path) -> str | None:
-    """The id of the plan in a folder; None if there is none."""
+    """The id of the plan in a folder; None if there is no readable plan."""
     path = folder / "plan.json"
     try:
         return _id_of(path, path.stat().st_mtime_ns)
@@ -91,35 +94,29 @@ def plan_id(folder: Path) -> str | None:
 
 
 @lru_cache(maxsize=1000)
-def _id_of(path: Path, _changed: int) -> str:
+def _id_of(path: Path, _modified: int) -> str:
     return load_plan(path).id
-
-
-# What became of a run: `run.json` beside its model, for whoever asks from whatever process.
-
-FILE_NAME = "run.json"
-RunState = Literal["running", "done", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
 class Record:
-    """The latest attempt of a run.
+    """The latest attempt at a run: `run.json` beside its model.
 
     Attributes:
-        state: `running` may also be what a killed process left.
-        began: when the latest attempt began, as in 2026-01-31T12:00:00+00:00.
-        seconds: that all attempts took together; of one that was killed they are lost.
-        attempts: how often it was begun.
-        device: what it ran on.
+        state: `running` may also be left over from a killed process.
+        began: start of the latest attempt, as in 2026-01-31T12:00:00+00:00.
+        seconds: duration of all attempts together, without those that were killed.
+        attempts: their number.
+        device: what the run computes on.
         machine: the computer's name.
-        pid: the process's number there.
-        slurm_job: the cluster's number of it.
-        error: why it failed or stopped, in one line.
-        log: the file that its output went to.
+        pid: process id there.
+        slurm_job: id of the Slurm job.
+        error: why the run failed or stopped, in one line.
+        log: the file with its output.
         autoseg: the version.
     """
 
-    state: RunState
+    state: AttemptState
     began: str
     seconds: float = 0.0
     attempts: int = 1
@@ -133,47 +130,55 @@ class Record:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record in a run's folder; None if there is none, or none that can be read."""
+    """The record in a run's folder; None if there is no readable record."""
     try:
-        return Record(**read_json(folder / FILE_NAME))
+        return Record(**read_json(folder / RECORD))
     except (AutosegError, TypeError):
         return None
 
 
 class Recorder:
-    """Writes the record of an attempt that begins now."""
+    """Context manager that records an attempt: its begin, and how it ends."""
 
-    def __init__(self, folder: Path, log: str, device: str, slurm_job: str | None) -> None:
-        before = read_record(folder)
+    def __init__(self, folder: Path, log: str, slurm_job: str | None) -> None:
+        earlier = read_record(folder)
         self.folder = folder
         self.started = time.monotonic()
-        self.seconds = 0.0 if before is None else before.seconds
+        self.seconds_before = 0.0 if earlier is None else earlier.seconds
         self.record = Record(
             state="running",
             began=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=self.seconds,
-            attempts=1 if before is None else before.attempts + 1,
-            device=device,
+            seconds=self.seconds_before,
+            attempts=1 if earlier is None else earlier.attempts + 1,
             machine=platform.node(),
             pid=os.getpid(),
             slurm_job=slurm_job,
             log=log,
         )
-        self._write()
 
-    def end(self, state: RunState, error: str | None = None) -> None:
-        """Write how the attempt ended."""
-        seconds = round(self.seconds + time.monotonic() - self.started, 2)
-        self.record = replace(self.record, state=state, error=error, seconds=seconds)
-        self._write()
+    def update(self, **changes: Any) -> None:
+        """Change fields of the record, and write it."""
+        self.record = replace(self.record, **changes)
+        write_json(self.folder / RECORD, asdict(self.record))
 
-    def _write(self) -> None:
-        write_json(self.folder / FILE_NAME, asdict(self.record))
+    def __enter__(self) -> Self:
+        self.update()
+        return self
 
-
-State = Literal["done", "running", "submitted", "waiting", "stopped", "failed"]
-COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "done": "green"}
-FOLD_LOCK = ".lock"  # of whoever trains the fold without a study
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        seconds = round(self.seconds_before + time.monotonic() - self.started, 2)
+        if error is None:
+            self.update(state="done", seconds=seconds)
+        elif isinstance(error, Stopped | KeyboardInterrupt | InUse):  # in use by autoseg_train
+            self.update(state="stopped", error=str(error), seconds=seconds)
+        else:
+            text = f"{type(error).__name__}: {error}"
+            self.update(state="failed", error=text, seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -181,10 +186,10 @@ class Status:
     """How far a run is.
 
     Attributes:
-        epochs: done so far.
+        epochs: finished epochs.
         dice: mean Dice of the validation cases, once they are scored.
-        record: of its latest attempt, if it was begun by a study.
-        job: the cluster's number of it.
+        record: the latest attempt, if a study started one.
+        job: id of the Slurm job that the run was submitted as.
     """
 
     run: StudyRun
@@ -196,13 +201,14 @@ class Status:
 
     @property
     def note(self) -> str:
-        """What else there is to say of it."""
+        """The reason of a failure, or where the run is."""
         if self.record is None or self.state == "done":
             return "" if self.job is None else f"job {self.job}"
         if self.state == "failed":
             return str(self.record.error)
-        where = f"on {self.record.machine}" if self.state == "running" else "goes on when started"
-        return where if self.record.slurm_job is None else f"{where}, job {self.record.slurm_job}"
+        running = self.state == "running"
+        note = f"on {self.record.machine}" if running else "continues when the study is started"
+        return note if self.record.slurm_job is None else f"{note}, job {self.record.slurm_job}"
 
 
 def status_of(run: StudyRun, workspace: Workspace, jobs: dict[str, str] | None = None) -> Status:
@@ -210,8 +216,8 @@ def status_of(run: StudyRun, workspace: Workspace, jobs: dict[str, str] | None =
 
     Args:
         run: the run.
-        workspace: where it lies.
-        jobs: the cluster's numbers of runs that were handed to it, by the runs' names.
+        workspace: where it is.
+        jobs: run -> id of the Slurm job that it was submitted as.
     """
     folder = run.folder(workspace)
     record = read_record(folder)
@@ -222,7 +228,7 @@ def status_of(run: StudyRun, workspace: Workspace, jobs: dict[str, str] | None =
 
 
 def is_held(run: StudyRun, workspace: Workspace) -> bool:
-    """Does a living process work on the run?"""
+    """Whether a living process works on the run."""
     folder = run.folder(workspace)
     return any(holder_of(folder / name) is not None for name in (LOCK, FOLD_LOCK))
 
@@ -232,32 +238,25 @@ def _state(run: StudyRun, workspace: Workspace, record: Record | None, job: str 
         return "running"
     if is_finished(run, workspace):
         return "done"
-    if record is not None and record.state == "failed":
-        return "failed"
-    if record is not None:  # what says that it runs was killed
-        return "stopped"
+    if record is not None:  # a record that says "running" without a lock: the process was killed
+        return "failed" if record.state == "failed" else "stopped"
     return "waiting" if job is None else "submitted"
 
 
 def _dice(folder: Path) -> float | None:
     try:
-        values: dict[str, Any] = read_json(validation(folder))["foreground_mean"]
-        dice: float | None = values["Dice"]
+        dice: float | None = read_json(validation(folder))["foreground_mean"]["Dice"]
         return dice
     except (AutosegError, KeyError, TypeError):
         return None
 
 
 def table(statuses: Sequence[Status], title: str = "") -> Table:
-    """The status of runs for a terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
+    """The status of runs as a table for a terminal."""
     made = Table(title=title or None, title_justify="left", box=None)
-    for name, right in (("plan", 0), ("fold", 1), ("state", 0), ("epochs", 1)):
-        made.add_column(name, justify="right" if right else "left", no_wrap=True)
-    for name in ("time", "Dice"):
-        made.add_column(name, justify="right", no_wrap=True)
+    for name in ("plan", "fold", "state", "epochs", "time", "Dice"):
+        justify: Literal["left", "right"] = "left" if name in ("plan", "state") else "right"
+        made.add_column(name, justify=justify, no_wrap=True)
     made.add_column("", overflow="fold")
     for each in statuses:
         seconds = each.record.seconds if each.record is not None else 0
@@ -274,10 +273,7 @@ def table(statuses: Sequence[Status], title: str = "") -> Table:
 
 
 def in_short(statuses: Sequence[Status]) -> str:
-    """How many runs are in which state, in one line."""
+    """The number of runs in each state, in one line."""
     counts = Counter(each.state for each in statuses)
     parts = [f"{counts[state]} {state}" for state in get_args(State) if counts[state]]
     return f"{counted(len(statuses), 'run')}: {', '.join(parts)}" if parts else "no run"
-
-
-LOCK = ".run.lock"

@@ -1,7 +1,7 @@
-"""A study as data: plans x k x seeds x folds of one task, and the test sets held out from it.
+"""A study as data: plans x k x seeds x folds of one task, and held-out test sets.
 
-Such a file is commented JSON5. `extends` names another study, whose keys stand unless this file has
-them; a few studies come with autoseg, in `plans/experiments/`.
+A study file is JSON5. With `extends` it takes the keys that it does not contain from another study.
+Some studies are included in `plans/experiments/`.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Folds = Annotated[int, Field(ge=2, le=1000)]
 
 
 class Section(BaseModel):
-    """A part of a study file that knows all its keys."""
+    """A part of a study file; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class HeldOut(Section):
-    """A test set that every model of the study is tested on; none has learnt from it.
+    """A test set for every model of the study; its cases are not used in training.
 
     Attributes:
-        name: for folders and tables.
+        name: in folders and tables.
         images: folder of the scans, named as for `autoseg_predict`.
-        labels: folder of their true label maps.
-        classes: which of the plan's classes to score -> the values that they have in these label
-            maps, as a test set may be labelled otherwise.
+        labels: folder of the reference label maps.
+        classes: the classes of the plan to score -> their values in these label maps, which may be
+            labelled in another way than the training cases.
     """
 
     name: FolderName
@@ -49,20 +49,20 @@ class HeldOut(Section):
 
 
 class StudyPlan(Section):
-    """One way of planning; with several k or seeds it makes several plans.
+    """Options of a plan; several values of k or seeds make several plans.
 
     Attributes:
-        name: of the plan; -kK and -sSEED are added where k or seeds are given.
-        reference: a reference plan; null takes the one of the task's name, if there is one.
-        rules_only: take no reference plan at all.
-        configuration: `2d`, `3d_lowres`, `3d_fullres`; null takes the recommended one.
+        name: of the plan; -kK and -sSEED are appended where k or seeds are given.
+        reference: a reference plan; null: the one with the task's name, if any.
+        rules_only: use no reference plan.
+        configuration: `2d`, `3d_lowres`, `3d_fullres`; null: the recommended one.
         planner: rules for plain or residual networks.
-        memory_gb: graphics memory to plan for.
-        time_budget: of one fold, as in `3m`; measures the device that the study runs on.
-        overrides: plan values that this plan alone replaces.
-        pretrained: a trained model that all its runs begin with.
-        k: numbers of folds; null takes the study's.
-        seeds: values of training.seed; null takes the study's.
+        memory_gb: GPU memory to plan for.
+        time_budget: training time of one fold, as in `3m`; the device of the study is measured.
+        overrides: plan values to replace in this plan only.
+        pretrained: trained model with the initial weights of all its runs.
+        k: numbers of folds; null: those of the study.
+        seeds: values of training.seed; null: those of the study.
     """
 
     name: FolderName = "default"
@@ -79,17 +79,17 @@ class StudyPlan(Section):
 
 
 class SlurmSettings(Section):
-    """What one run asks of a cluster.
+    """Resources of one run on a Slurm cluster.
 
     Attributes:
-        partition: where to run; null takes the cluster's default.
-        time: longest time of one job, as in `12h`; a run that needs more goes on in the next one.
-        gpus: graphics cards of a run.
+        partition: null: the cluster's default.
+        time: time limit of a job, as in `12h`; longer runs continue in the next job.
+        gpus: GPUs of a run.
         cpus: cores of a run.
-        memory_gb: main memory of a run; null takes the cluster's default.
-        parallel: most runs at a time.
-        save_seconds: how long before its time is over a job is told to save.
-        setup: shell lines to run first, such as `module load python`.
+        memory_gb: main memory of a run; null: the cluster's default.
+        parallel: maximum number of runs at a time.
+        save_seconds: time before the limit at which a job is asked to save its state.
+        setup: shell commands to run first, such as `module load python`.
         options: other options of sbatch, such as `{ account: "lab" }`.
     """
 
@@ -105,20 +105,20 @@ class SlurmSettings(Section):
 
 
 class Study(Section):
-    """Everything about a study that its file says; paths are relative to the workspace.
+    """The content of a study file; paths are relative to the workspace.
 
     Attributes:
-        name: the file's name without the ending.
-        title: in words.
-        task: the task's name.
-        plans: ways of planning.
-        k: numbers of folds to cross-validate with; null leaves it to the plan.
-        seeds: values of training.seed; null leaves it to the plan.
-        folds: which folds to train; null trains all.
-        overrides: plan values to replace in every plan, below the plan's own.
-        skip_bad_cases: go on without cases that have errors.
-        held_out: the test sets for every model.
-        slurm: what a run asks of a cluster.
+        name: name of the file without its ending.
+        title: a description.
+        task: name of the task.
+        plans: the plans.
+        k: numbers of folds for cross-validation; null: the plan decides.
+        seeds: values of training.seed; null: the plan decides.
+        folds: the folds to train; null: all.
+        overrides: plan values to replace in every plan; those of a plan have precedence.
+        skip_bad_cases: leave out cases with errors.
+        held_out: test sets for every model.
+        slurm: resources of a run on a cluster.
     """
 
     name: FolderName
@@ -140,22 +140,22 @@ class Study(Section):
             ("held_out", [each.name for each in self.held_out]),
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"{what} has the name {twice[0]!r} twice; give each its own")
+                raise ValueError(f"{what} has the name {twice[0]!r} twice; use different names")
         return self
 
 
 def study_names() -> list[str]:
-    """The studies that come with autoseg, sorted."""
+    """Names of the included studies, sorted."""
     folder = plans_folder() / "experiments"
     return sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"*{ENDING}"))
 
 
 def read_study(given: str) -> Study:
-    """Read a study from a file, or one that comes with autoseg by its name.
+    """Read a study from a file, or an included study by its name.
 
     Raises:
-        PlanError: it is not there, not JSON5, extends itself, or has an unknown key or an
-            impossible value; the message names the key and what is allowed.
+        PlanError: the file is missing, is not JSON5, extends itself, or has an unknown key or an
+            invalid value; the message names the key and what is allowed.
     """
     path = _find(given)
     name = path.name.removesuffix(ENDING)
@@ -163,7 +163,7 @@ def read_study(given: str) -> Study:
 
 
 def check_study(values: dict[str, Any], where: str) -> Study:
-    """Check a study's values; `where` is what to call them in an error."""
+    """Validate a study's values; `where` is their source in error messages."""
     try:
         return Study.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -172,14 +172,10 @@ def check_study(values: dict[str, Any], where: str) -> Study:
 
 
 def with_slurm(study: Study, settings: Sequence[str]) -> Study:
-    """A study that asks something else of a cluster.
-
-    Args:
-        study: the study.
-        settings: such as `gpus=1` or `time=12h`.
+    """The study with other Slurm settings, such as `gpus=1` or `time=12h`.
 
     Raises:
-        PlanError: a key is unknown, or a value impossible.
+        PlanError: a key is unknown or a value invalid.
     """
     values = study.model_dump(mode="json")
     given = set_layer(settings, values["slurm"], "--slurm").values
@@ -196,23 +192,23 @@ def _find(given: str, beside: Path | None = None) -> Path:
     path = Path(given) if beside is None else beside / given
     if path.is_file():
         return path
-    whole = path.with_name(path.name + ENDING)
-    meant = f"; did you mean {whole}?" if whole.is_file() else ""
+    complete = path.with_name(path.name + ENDING)
+    hint = f"; did you mean {complete}?" if complete.is_file() else ""
     raise PlanError(
-        f"there is no study {given!r}: neither a file nor one of autoseg's own, which are: "
-        f"{', '.join(study_names()) or 'none'}{meant}"
+        f"study {given!r} is neither a file nor an included study; included: "
+        f"{', '.join(study_names())}{hint}"
     )
 
 
 def _read_values(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's values over those of the study that it extends."""
+    """The values of the file, merged with those of the study that it extends."""
     path = path.resolve()
     if path in above:
         names = " -> ".join(each.name for each in (*above, path))
         raise PlanError(f"studies extend each other: {names}")
     values = dict(read_layer(path, str(path)).values)
     if "name" in values:
-        raise PlanError(f"{path}: a study is named after its file; take the key 'name' out")
+        raise PlanError(f"{path}: a study is named after its file; remove the key 'name'")
     extended = values.pop("extends", None)
     if extended is None:
         return values

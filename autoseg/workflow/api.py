@@ -1,4 +1,4 @@
-"""A task from Python: its plan, and the training of its folds."""
+"""Planning and training from Python."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def plan_task(
     device: str | None = None,
     processes: int = 1,
 ) -> Plan:
-    """Check a raw task, measure it, and write a plan for it, as `autoseg_plan` does.
+    """Check a raw task, measure it and write a plan for it, like `autoseg_plan`.
 
-    With `seconds` or more than one process, worker processes are started: in a script, call this
-    below `if __name__ == "__main__":`.
+    With `seconds` or more than one process, worker processes are started: call this function under
+    `if __name__ == "__main__":` in a script.
 
     >>> import autoseg
     >>> plan = autoseg.plan_task(
@@ -54,32 +54,32 @@ def plan_task(
     ({'background': (0,), 'Anterior': (1,), 'Posterior': (2,)}, 1)
 
     Args:
-        task: name of a folder in `raw/`, a unique beginning of it, or a path.
-        workspace: folder that holds `raw/`, `preprocessed/` and `models/`; if None,
-            `$AUTOSEG_WORKSPACE`, else the current folder.
-        name: of the plan, a folder name.
-        settings: plan values to replace, by their dotted key.
+        task: name of a folder in `raw/`, a unique prefix of it, or a path.
+        workspace: folder with `raw/`, `preprocessed/` and `models/`; if None,
+            `$AUTOSEG_WORKSPACE`, or the current folder.
+        name: name of the plan, which is also a folder name.
+        settings: plan values to replace, by dotted key.
         overrides: JSON5 file with plan values to replace.
-        seconds: time budget for training one fold; it is measured on the device.
+        seconds: training time of one fold; the speed of the device is measured.
         configuration: `2d`, `3d_lowres`, `3d_fullres` or `3d_cascade_fullres`; the recommended one
             if None.
         planner: `default`, `resenc_m`, `resenc_l` or `resenc_xl`.
-        memory_gb: graphics memory to plan for; the planner's if None.
-        reference: name of a reference plan; that of the task's name, if there is one, if None.
-        use_reference: False plans by the rules alone.
-        skip_bad_cases: go on without the cases that have errors.
-        device: `cpu`, `cuda`, `cuda:1` or `mps`; the best one there if None.
-        processes: worker processes; the plan does not depend on it, unless it has `seconds`.
+        memory_gb: GPU memory to plan for; depends on the planner if None.
+        reference: name of a reference plan; the one with the task's name, if any, if None.
+        use_reference: use a reference plan; if False, only the rules decide.
+        skip_bad_cases: leave out cases with errors.
+        device: `cpu`, `cuda`, `cuda:1` or `mps`; the best available if None.
+        processes: number of worker processes; without `seconds` it does not change the plan.
 
     Returns:
-        the plan, which lies in `preprocessed/TASK/NAME/plan.json`, too.
+        the plan, which is also written to `preprocessed/TASK/NAME/plan.json`.
 
     Raises:
-        AutosegError: the data have errors, or a wish cannot be fulfilled.
+        AutosegError: the data have errors, or an option is invalid for this task.
     """
     where = _workspace(workspace)
     surveyed = survey_task(where, where.find_task_folder(str(task)), processes, skip_bad_cases)
-    wishes = Wishes(
+    options = Wishes(
         name=name,
         configuration=configuration,
         planner=planner,
@@ -90,7 +90,7 @@ def plan_task(
         settings=tuple(f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()),
         seconds=seconds,
     )
-    return write_plan(where, surveyed, wishes, processes, device)
+    return write_plan(where, surveyed, options, processes, device)
 
 
 def train_fold(
@@ -104,9 +104,9 @@ def train_fold(
     device: str | None = None,
     processes: int = 1,
 ) -> Summary | None:
-    """Train a fold of a planned task and score its validation cases, as `autoseg_train` does.
+    """Train a fold of a planned task and score its validation cases, like `autoseg_train`.
 
-    Worker processes are started: in a script, call this below `if __name__ == "__main__":`.
+    Worker processes are started: call this function under `if __name__ == "__main__":` in a script.
 
     >>> import autoseg
     >>> scores = autoseg.train_fold("Task004_Hippocampus", 0, device="cpu")
@@ -114,22 +114,22 @@ def train_fold(
     (('Anterior', 'Posterior'), True)
 
     Args:
-        task: name of a folder in `raw/`, a unique beginning of it, or a path.
-        fold: its number, or `all` to train on every case.
-        workspace: as for `plan_task`.
-        plan: name of the plan; the only one that the task has if None.
-        resume: continue a run that was interrupted, or whose plan has got more epochs.
-        pretrained: a trained model whose weights a new run begins with: a folder
-            `models/TASK/PLAN` or one of its folds, or a zip of `autoseg_pack`.
-        device: `cpu`, `cuda`, `cuda:1` or `mps`; the best one there if None.
-        processes: worker processes; the result does not depend on it.
+        task: name of a folder in `raw/`, a unique prefix of it, or a path.
+        fold: number of the fold, or `all` to train on every case.
+        workspace: see `plan_task`.
+        plan: name of the plan; the only plan of the task if None.
+        resume: continue an interrupted run, or a run whose plan now has more epochs.
+        pretrained: trained model with the initial weights of a new run: a folder
+            `models/TASK/PLAN`, one of its folds, or a zip file of `autoseg_pack`.
+        device: `cpu`, `cuda`, `cuda:1` or `mps`; the best available if None.
+        processes: number of worker processes; it does not change the result.
 
     Returns:
-        the scores of the validation cases; None for the fold `all`, which has none. The model lies
+        the scores of the validation cases; None for the fold `all`, which has none. The model is
         in `models/TASK/PLAN/fold_K`.
 
     Raises:
-        AutosegError: the task, plan or fold does not exist, or the fold is begun already.
+        AutosegError: the task, plan or fold does not exist, or the fold was begun already.
         RunError: training failed, or another process works on this fold.
     """
     started = time.monotonic()

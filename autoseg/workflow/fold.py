@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,18 +22,10 @@ from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.fingerprint import Fingerprint
-from autoseg.models.folder import (
-    BEST,
-    EVERY_FOLD,
-    FINAL,
-    LATEST,
-    VALIDATION,
-    fold_folder,
-    fold_name,
-)
+from autoseg.models.folder import BEST, EVERY_FOLD, FINAL, LATEST, PLAN, VALIDATION, fold_name
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
-from autoseg.plan.reading import differing_keys, is_extension, load_plan
+from autoseg.plan.reading import is_extension, load_plan
 from autoseg.prediction.batch import output_path, predict_cases
 from autoseg.prediction.model import check_previous, load_model, save_previous
 from autoseg.prediction.predictor import Predictor
@@ -45,179 +37,28 @@ from autoseg.training.monitor import check_tensorboard
 from autoseg.training.state import Run
 from autoseg.training.train import train
 from autoseg.training.transfer import read_pretrained, transfer
-from autoseg.workflow.workspace import Workspace
-
-# What a cascade refines: its previous stage's segmentation of every case.
-#
-# A case is segmented by the model of the fold in whose validation it was, which has not learnt
-# from it: so a cascade trains on segmentations as they will be on new scans.
-
-SHARED = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
-
-
-def claim_segmentations(
-    workspace: Workspace, plan: Plan, task: Task, cases: Sequence[str]
-) -> dict[str, Path] | None:
-    """Case -> the label map to refine; from now on a cascade's models belong to those of its stage.
-
-    Returns:
-        None if the plan is no cascade.
-
-    Raises:
-        AutosegError: as `find_segmentations`, or earlier folds refine another plan.
-    """
-    if plan.previous_stage is None:
-        return None
-    previous = previous_plan(workspace, plan)
-    found = find_segmentations(workspace, plan, task, cases)
-    models = workspace.models(plan.task, plan.name)
-    if any(models.glob(f"{EVERY_FOLD}/*.safetensors")):
-        check_previous(models, previous)
-    else:
-        save_previous(models, previous)
-    return found
-
-
-def previous_plan(workspace: Workspace, plan: Plan) -> Plan:
-    """The plan that the models of a cascade's previous stage belong to.
-
-    Raises:
-        AutosegError: it is not planned or not trained yet, or it is a plan for other channels,
-            labels or cases.
-    """
-    folder = workspace.models(plan.task, plan.previous_stage)
-    splits = workspace.preprocessed(plan.task, plan.previous_stage) / FILE_NAME
-    if not splits.is_file():
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which is not planned yet; plan it with "
-            "--config 3d_lowres and the same options, and train all its folds"
-        )
-    if not (folder / "plan.json").is_file():
-        folds = " ".join(map(str, range(count_folds(splits))))
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, of which no fold is trained; run: "
-            f"{_train_stage(plan, f'fold {folds}')}"
-        )
-    previous = load_plan(folder / "plan.json")
-    if wrong := [key for key in SHARED if getattr(plan, key) != getattr(previous, key)]:
-        raise AutosegError(
-            f"{plan.name} refines {previous.name}, which has another {' and '.join(wrong)}; plan "
-            "both with the same options"
-        )
-    return previous
-
-
-def find_segmentations(
-    workspace: Workspace, plan: Plan, task: Task, cases: Sequence[str]
-) -> dict[str, Path]:
-    """Case -> the label map that the previous stage made of it in its validation.
-
-    Args:
-        workspace: holds plans and models.
-        plan: the cascade's.
-        task: the task.
-        cases: names of the cases that are needed.
-
-    Raises:
-        AutosegError: the splits differ, or folds are missing; the message names them.
-    """
-    known = [case.name for case in task.cases]
-    names = (plan.name, str(plan.previous_stage))
-    files = [workspace.preprocessed(plan.task, name) / FILE_NAME for name in names]
-    ours, theirs = (read_splits(file, known) for file in files)
-    if ours != theirs:
-        raise AutosegError(
-            f"{files[0]} and {files[1]} differ: a cascade needs the splits of the plan that it "
-            "refines; plan both with the same splits"
-        )
-    fold_of = {name: number for number, split in enumerate(theirs) for name in split.validation}
-    if never := [name for name in cases if name not in fold_of]:
-        raise AutosegError(
-            f"{files[1]}: no fold validates {never[0]} ({len(never)} such cases), so the previous "
-            "stage has no segmentation of it; take splits in which each case validates once"
-        )
-    folder = workspace.models(plan.task, plan.previous_stage)
-    found = {
-        name: output_path(fold_folder(folder, fold_of[name]) / VALIDATION, name) for name in cases
-    }
-    missing = {
-        fold_of[name]
-        for name, path in found.items()
-        if not (path.exists() and (path.parents[1] / FINAL).exists())
-    }
-    if missing:
-        folds = " ".join(map(str, sorted(missing)))
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which lacks "
-            f"{listed('fold', sorted(missing))}: each case is refined from the segmentation of "
-            f"the fold that validated it; run: {_train_stage(plan, f'fold {folds}')}"
-        )
-    return found
-
-
-def _train_stage(plan: Plan, folds: str) -> str:
-    return f"autoseg_train {plan.task} {folds} --plan {plan.previous_stage}"
-
-
-# Which plan the models in a folder belong to.
-
-MOST_KEYS = 4
-
-
-def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
-    """Put the plan beside the models in `models/TASK/PLAN`, which belong to it from now on.
-
-    A plan that differs from theirs only in how long training takes may take over: with `resume`,
-    which extends the fold's run. Other folds keep their length until they are resumed, too.
-
-    Raises:
-        AutosegError: there are models of a plan that differs, or of a shorter one and no `resume`.
-    """
-    path = folder / "plan.json"
-    begun = sorted({file.parent.name for file in folder.glob(f"{EVERY_FOLD}/*.safetensors")})
-    if begun:
-        _check_owner(load_plan(path), plan, folder, begun, resume)
-        others = [name for name in begun if name != fold_name(fold)]
-        if others and load_plan(path).id != plan.id:
-            say(
-                f"extend {', '.join(others)} with --resume, too: predicting needs folds of one plan"
-            )
-    plan.save(path)
-
-
-def _check_owner(owner: Plan, plan: Plan, folder: Path, begun: list[str], resume: bool) -> None:
-    if owner.id == plan.id or (resume and is_extension(owner, plan)):
-        return
-    found = differing_keys(owner, plan)
-    keys = ", ".join(found[:MOST_KEYS]) + (", ..." if len(found) > MOST_KEYS else "")
-    folds = ", ".join(begun)
-    if is_extension(owner, plan):
-        raise AutosegError(
-            f"{folder} holds models of a plan that differs only in {keys} ({folds}); extend them "
-            "with --resume, or plan with another --name"
-        )
-    raise AutosegError(
-        f"{folder} holds models of another plan ({folds}), which differs in {keys}; plan with "
-        "another --name, or move that folder away"
-    )
-
+from autoseg.workflow.task_plan import differences
+from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
 ALL = "all"
-NUMBER_OF_ALL = 999_999  # seeds the fold `all`, which no number of folds reaches
+NUMBER_OF_ALL = 999_999  # seeds the fold `all`; above every real fold number
+SHARED_KEYS = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
 
 
 @dataclass(frozen=True)
 class FoldJob:
-    """What to train, and with which means; of these only `pretrained` changes the result.
+    """A fold to train and the resources for it; only `pretrained` changes the result.
 
     Attributes:
-        task: the raw task's folder.
-        plan: the plan's name.
+        task: folder of the raw task.
+        plan: name of the plan.
         fold: its number, or `all` to train on every case.
-        started: `time.monotonic()` when the command began: a time budget counts from here.
-        group: the processes that train the fold together; the first does all else.
-        pretrained: a trained model whose weights a new run begins with.
-        tensorboard: whether to write event files for TensorBoard, too.
+        processes: worker processes.
+        resume: continue an interrupted run.
+        started: `time.monotonic()` at the start of the command; a time budget counts from here.
+        group: the processes that train the fold together; the first one does everything else.
+        pretrained: trained model with the initial weights of a new run.
+        tensorboard: whether to write event files for TensorBoard.
     """
 
     workspace: Workspace
@@ -234,37 +75,42 @@ class FoldJob:
 
     @property
     def folder(self) -> Path:
-        """Where this fold's model and results go."""
-        return fold_folder(self.workspace.models(self.task.name, self.plan), self.fold)
+        """Folder of this fold's model and results."""
+        return self.workspace.fold(self.task.name, self.plan, self.fold)
 
     @property
     def plan_folder(self) -> Path:
-        """Where the plan and its preprocessed cases lie."""
+        """Folder of the plan and its preprocessed cases."""
         return self.workspace.preprocessed(self.task.name, self.plan)
+
+    def store(self, plan: Plan) -> CaseStore:
+        """The preprocessed cases."""
+        return CaseStore(self.plan_folder / "cases", plan.preprocessing_id)
 
 
 def run_fold(job: FoldJob) -> Summary | None:
     """Train a fold and score its validation cases.
 
     Returns:
-        the scores; None for the fold `all`, which has none, and where another process leads.
+        the scores; None for the fold `all`, which has none, and in processes that do not lead.
 
     Raises:
-        AutosegError: the fold does not exist, is begun already, or belongs to another plan.
+        AutosegError: the fold does not exist, was begun already, or belongs to another plan.
         RunError: training failed, or another process works on this fold.
     """
     plan, task = _read(job)
     job.group.places(plan.sampling.batch_size)
     if not job.group.leads:
-        _help(plan, task, job)
+        job.group.wait()  # until the leading process has preprocessed the cases
+        _train(plan, job.store(plan), find_split(plan, task, job.plan_folder, job.fold), job)
         return None
-    _check_means(plan, job)
+    _check_resources(plan, job)
     split = find_split(plan, task, job.plan_folder, job.fold)
     cases = {case.name: case for case in task.cases}
-    with locked(job.folder / ".lock", f"fold {job.fold} of {task.name}"):
+    with locked(job.folder / FOLD_LOCK, f"fold {job.fold} of {task.name}"):
         remove_leftovers(job.folder, (LATEST, BEST, FINAL))
         claim(plan, job.folder.parent, job.fold, job.resume)
-        store = CaseStore(job.plan_folder / "cases", plan.preprocessing_id)
+        store = job.store(plan)
         names = (*split.train, *split.validation)
         previous = claim_segmentations(job.workspace, plan, task, names)
         used = [cases[name] for name in names]
@@ -280,30 +126,41 @@ def run_fold(job: FoldJob) -> Summary | None:
 
 
 def check_fold(job: FoldJob) -> None:
-    """Raise an AutosegError now if the fold does not exist, rather than after training others."""
+    """Raise an AutosegError if the fold does not exist or its options are wrong; train nothing."""
     plan, task = _read(job)
-    _check_means(plan, job)
+    _check_resources(plan, job)
     find_split(plan, task, job.plan_folder, job.fold)
 
 
-def _check_means(plan: Plan, job: FoldJob) -> None:
-    """Raise an AutosegError now, rather than after preprocessing."""
+def _read(job: FoldJob) -> tuple[Plan, Task]:
+    plan = load_plan(job.plan_folder / PLAN)
+    return plan, read_task(job.task, plan.labels, plan.skipped_cases)
+
+
+def _check_resources(plan: Plan, job: FoldJob) -> None:
+    """Raise an AutosegError before preprocessing starts."""
     if job.tensorboard:
         check_tensorboard()
     if job.pretrained is not None and not (job.resume and (job.folder / LATEST).exists()):
         transfer(read_pretrained(job.pretrained), plan, build_network(plan))
 
 
-def _read(job: FoldJob) -> tuple[Plan, Task]:
-    plan = load_plan(job.plan_folder / "plan.json")
-    return plan, read_task(job.task, plan.labels, plan.skipped_cases)
+def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
+    """The cases of a fold.
 
-
-def _help(plan: Plan, task: Task, job: FoldJob) -> None:
-    """Train with the leading process, once it has prepared the cases."""
-    job.group.wait()
-    split = find_split(plan, task, job.plan_folder, job.fold)
-    _train(plan, CaseStore(job.plan_folder / "cases", plan.preprocessing_id), split, job)
+    Raises:
+        AutosegError: there is no such fold.
+    """
+    names = [case.name for case in task.cases]
+    if fold == ALL:
+        return Split(tuple(names), ())
+    classes = Fingerprint.load(folder / "fingerprint.json").presence
+    splits = load_or_make_splits(
+        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
+    )
+    if not fold.isdecimal() or int(fold) >= len(splits):
+        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(splits) - 1}, or {ALL}")
+    return splits[int(fold)]
 
 
 def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> None:
@@ -322,51 +179,218 @@ def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> None:
     train(plan, store, split, run)
 
 
-def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
-    """The cases of a fold.
-
-    Raises:
-        AutosegError: there is no such fold.
-    """
-    names = [case.name for case in task.cases]
-    if fold == ALL:
-        return Split(tuple(names), ())
-    classes = Fingerprint.load(folder / "fingerprint.json").presence
-    splits = load_or_make_splits(
-        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
-    )
-    if not fold.isdecimal() or int(fold) >= len(splits):
-        raise AutosegError(
-            f"fold {fold!r} does not exist; there are 0 to {len(splits) - 1}, and {ALL}"
-        )
-    return splits[int(fold)]
-
-
 def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
-    """How many patches the prediction of stored cases takes."""
+    """The number of patches to predict in stored cases."""
     shapes = [store.open(name).label.shape for name in names]
     patch, overlap = plan.sampling.patch_size, plan.inference.overlap
     return sum(count_tiles(shape, patch, overlap) for shape in shapes)
 
 
 def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None) -> Summary:
-    """Predict the validation cases whole, as a user would, and score them."""
-    folder = job.folder / VALIDATION
+    """Predict the validation cases as for a user, without postprocessing, and score them.
+
+    The network runs in torch, so that the scores do not depend on whether OpenVINO is installed.
+    """
     model = load_model(job.folder.parent, [job.fold], job.device)
-    # As the network gives them: postprocessing is learned from these.
-    # Torch, which trained it: its scores do not depend on whether OpenVINO is installed.
-    predictor = Predictor(model, device=str(job.device), postprocess=False, backend="torch")
-    inputs = {case.name: case.images for case in cases}
-    outcome = predict_cases(predictor, inputs, folder, overwrite=True, previous=previous)
+    return predict_and_score(
+        Predictor(model, device=str(job.device), postprocess=False, backend="torch"),
+        {case.name: case.images for case in cases},
+        {case.name: case.label for case in cases},
+        Labels.of_plan(model.plan),
+        job.folder / VALIDATION,
+        job.processes,
+        overwrite=True,
+        previous=previous,
+    )
+
+
+def predict_and_score(
+    predictor: Predictor,
+    inputs: dict[str, tuple[Path, ...]],
+    references: Mapping[str, Path],
+    labels: Labels,
+    folder: Path,
+    processes: int,
+    *,
+    overwrite: bool,
+    previous: Mapping[str, Path] | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> Summary:
+    """Predict cases into a folder, score them, and write the scores to `summary.json` there.
+
+    Args:
+        predictor: the model.
+        inputs: case -> its scans, one for each channel.
+        references: case -> its label map.
+        labels: the classes to score.
+        folder: for the predicted label maps and the scores.
+        processes: worker processes of the evaluation.
+        overwrite: predict cases again whose label map exists.
+        previous: case -> the segmentation that a cascade refines.
+        refused: case -> why it cannot be predicted.
+
+    Raises:
+        AutosegError, RunError: a case cannot be predicted or scored.
+    """
+    outcome = predict_cases(
+        predictor, inputs, folder, overwrite=overwrite, previous=previous, refused=refused
+    )
     outcome.raise_failures()
-    labels = Labels.of_plan(model.plan)
-    score = partial(_score, folder=folder, labels=labels)
-    scores = in_parallel(score, cases, job.processes, "evaluating")
+    score = partial(_score, references=references, folder=folder, labels=labels)
+    scores = in_parallel(score, list(inputs), processes, "evaluating")
     summary = Summary(tuple(scores), (), tolerances(labels))
     summary.save(folder / "summary.json")
     return summary
 
 
-def _score(case: Case, folder: Path, labels: Labels) -> CaseScores:
-    scores = evaluate_case(case.label, output_path(folder, case.name), labels)
-    return replace(scores, case=case.name)
+def _score(case: str, references: Mapping[str, Path], folder: Path, labels: Labels) -> CaseScores:
+    return replace(evaluate_case(references[case], output_path(folder, case), labels), case=case)
+
+
+def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
+    """Write the plan into `models/TASK/PLAN`; the models in that folder belong to it from now on.
+
+    With `resume`, a plan that differs only in the length of training may replace that of existing
+    models. The other folds keep their length until they are resumed as well.
+
+    Raises:
+        AutosegError: there are models of another plan, or of a shorter one without `resume`.
+    """
+    path = folder / PLAN
+    begun = sorted({file.parent.name for file in folder.glob(f"{EVERY_FOLD}/*.safetensors")})
+    if begun:
+        owner = load_plan(path)
+        _check_owner(owner, plan, folder, begun, resume)
+        others = [name for name in begun if name != fold_name(fold)]
+        if others and owner.id != plan.id:
+            say(
+                f"extend {', '.join(others)} with --resume as well: prediction needs folds of "
+                "the same plan"
+            )
+    plan.save(path)
+
+
+def _check_owner(owner: Plan, plan: Plan, folder: Path, begun: list[str], resume: bool) -> None:
+    extends = is_extension(owner, plan)
+    if owner.id == plan.id or (resume and extends):
+        return
+    keys, folds = differences(owner, plan), ", ".join(begun)
+    if extends:
+        raise AutosegError(
+            f"{folder} holds models of a plan that differs only in {keys} ({folds}); extend them "
+            "with --resume, or plan with another --name"
+        )
+    raise AutosegError(
+        f"{folder} holds models of another plan ({folds}), which differs in {keys}; plan with "
+        "another --name, or move that folder away"
+    )
+
+
+def claim_segmentations(
+    workspace: Workspace, plan: Plan, task: Task, cases: Sequence[str]
+) -> dict[str, Path] | None:
+    """Case -> the label map of the previous stage that a cascade refines.
+
+    Each case was segmented by the fold that it validated, whose model has not seen it in training:
+    a cascade trains on segmentations like those of new scans. From now on the cascade's models
+    belong to those of its previous stage.
+
+    Returns:
+        None if the plan is not a cascade.
+
+    Raises:
+        AutosegError: as `find_segmentations`, or earlier folds refine another plan.
+    """
+    if plan.previous_stage is None:
+        return None
+    previous = previous_plan(workspace, plan)
+    found = find_segmentations(workspace, plan, task, cases)
+    models = workspace.models(plan.task, plan.name)
+    if any(models.glob(f"{EVERY_FOLD}/*.safetensors")):
+        check_previous(models, previous)
+    else:
+        save_previous(models, previous)
+    return found
+
+
+def previous_plan(workspace: Workspace, plan: Plan) -> Plan:
+    """The plan of the models of a cascade's previous stage.
+
+    Raises:
+        AutosegError: it is not planned or trained yet, or has other channels, labels or cases.
+    """
+    folder = workspace.models(plan.task, plan.previous_stage)
+    splits = workspace.preprocessed(plan.task, plan.previous_stage) / FILE_NAME
+    if not splits.is_file():
+        raise AutosegError(
+            f"{plan.name} refines {plan.previous_stage}, which is not planned yet; plan it with "
+            "--config 3d_lowres and the same options, and train all its folds"
+        )
+    if not (folder / PLAN).is_file():
+        raise AutosegError(
+            f"{plan.name} refines {plan.previous_stage}, which has no trained fold; run: "
+            f"{_train_stage(plan, range(count_folds(splits)))}"
+        )
+    previous = load_plan(folder / PLAN)
+    if wrong := [key for key in SHARED_KEYS if getattr(plan, key) != getattr(previous, key)]:
+        raise AutosegError(
+            f"{plan.name} refines {previous.name}, which differs in {' and '.join(wrong)}; plan "
+            "both with the same options"
+        )
+    return previous
+
+
+def find_segmentations(
+    workspace: Workspace, plan: Plan, task: Task, cases: Sequence[str]
+) -> dict[str, Path]:
+    """Case -> the label map that the previous stage predicted for it in validation.
+
+    Args:
+        workspace: holds plans and models.
+        plan: the plan of the cascade.
+        task: the task.
+        cases: names of the cases that are needed.
+
+    Raises:
+        AutosegError: the splits differ, or folds are missing; the message names them.
+    """
+    known = [case.name for case in task.cases]
+    names = (plan.name, str(plan.previous_stage))
+    files = [workspace.preprocessed(plan.task, name) / FILE_NAME for name in names]
+    splits, previous_splits = (read_splits(file, known) for file in files)
+    if splits != previous_splits:
+        raise AutosegError(
+            f"{files[0]} and {files[1]} differ: a cascade needs the splits of the plan that it "
+            "refines; plan both with the same splits"
+        )
+    fold_of = {name: fold for fold, split in enumerate(splits) for name in split.validation}
+    if never := [name for name in cases if name not in fold_of]:
+        raise AutosegError(
+            f"{files[1]}: no fold validates {never[0]} ({len(never)} such cases), so the previous "
+            "stage has no segmentation of it; use splits in which every case is validated once"
+        )
+    folders = {
+        fold: workspace.fold(plan.task, str(plan.previous_stage), fold)
+        for fold in set(fold_of.values())
+    }
+    found = {name: output_path(folders[fold_of[name]] / VALIDATION, name) for name in cases}
+    missing = sorted(
+        {
+            fold_of[name]
+            for name, path in found.items()
+            if not (path.exists() and (folders[fold_of[name]] / FINAL).exists())
+        }
+    )
+    if missing:
+        raise AutosegError(
+            f"{plan.name} refines {plan.previous_stage}, which lacks {listed('fold', missing)}: "
+            "each case is refined from the segmentation of the fold that validated it; run: "
+            f"{_train_stage(plan, missing)}"
+        )
+    return found
+
+
+def _train_stage(plan: Plan, folds: Sequence[int]) -> str:
+    """The command that trains folds of the previous stage."""
+    numbers = " ".join(map(str, folds))
+    return f"autoseg_train {plan.task} fold {numbers} --plan {plan.previous_stage}"

@@ -1,4 +1,4 @@
-"""A task's plan on disk: the data verified and measured, the plan composed, the cases split."""
+"""From a raw task to its plan on disk: verify and measure the data, compose the plan, split."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ from autoseg.dataset.splits import (
 from autoseg.dataset.task import Task, find_task, without
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.plan.plan import Plan, Splits
-from autoseg.plan.reading import load_plan
+from autoseg.plan.reading import differing_keys, load_plan
+from autoseg.planner.budget import expected_work
 from autoseg.planner.compose import Wishes, compose, compose_unmeasured, other_plans
 from autoseg.workflow.workspace import Workspace
 
-TIMED_CASES = 4
+MOST_KEYS = 4  # that a message lists
+TIMED_CASES = 4  # that a time budget is measured with
 
 
 @dataclass(frozen=True)
 class Surveyed:
-    """A task that was read once, verified and measured.
+    """A verified and measured task.
 
     Attributes:
-        task: without the bad cases that are left out.
-        fingerprint: what its cases are.
-        skipped: names of the bad cases that are left out.
+        task: without the skipped cases.
+        fingerprint: statistics of its cases.
+        skipped: names of the cases with errors that are left out.
     """
 
     task: Task
@@ -56,26 +58,26 @@ def survey_task(
     skip_bad_cases: bool = False,
     folds: int = 5,
 ) -> Surveyed:
-    """Verify and measure a task in one pass; problems are printed and written beside its plans.
+    """Verify and measure a task in one pass; problems are printed and written next to its plans.
 
-    A folder outside of `raw/` is noted there, too: afterwards the task's name stands for it.
+    A folder outside `raw/` is recorded, so that the task's name can be used from now on.
 
     Args:
         workspace: holds the task's plans.
         folder: the raw task.
-        processes: how many cases are read at a time.
+        processes: number of cases to read at a time.
         skip_bad_cases: leave out cases with errors instead of stopping.
-        folds: most that will be wanted; too few cases for them are a warning.
+        folds: largest number of folds to come; too few cases for them are a warning.
 
     Raises:
-        AutosegError: the data have errors; the message names the first.
+        AutosegError: the data have errors; the message names the first one.
     """
     task, problems = find_task(folder)
     workspace.remember_raw_folder(task.folder)
-    room = workspace.preprocessed(task.name)
-    fingerprint, found = survey(task, processes, room / ".survey", folds)
+    plans = workspace.preprocessed(task.name)
+    fingerprint, found = survey(task, processes, plans / ".survey", folds)
     problems = [*problems, *found]
-    write_verification(room / "verification.json", problems)
+    write_verification(plans / "verification.json", problems)
     verification = Verification.of(problems)
     if problems:
         print(problems_table(problems), file=sys.stderr)
@@ -93,26 +95,32 @@ def survey_task(
 
 
 def _advice(fingerprint: Fingerprint, problems: list[Problem]) -> str:
-    """How to go on, if it is some cases that are bad and others are whole."""
+    """What to do if some cases have errors and others have none."""
     if "" in errors_by_case(problems) or not fingerprint.cases:
         return ""
-    return "mend these cases, or leave them out with --skip-bad-cases"
+    return "fix these cases, or leave them out with --skip-bad-cases"
 
 
 def _bad_cases(task: Task, fingerprint: Fingerprint, problems: list[Problem]) -> tuple[str, ...]:
     bad = errors_by_case(problems)
-    Verification.of(bad.pop("", ())).raise_errors(task.name)  # of no case: nothing to skip
+    Verification.of(bad.pop("", ())).raise_errors(task.name)  # of the whole task
     if not fingerprint.cases:
         Verification.of(problems).raise_errors(task.name)
     if bad:
-        say(f"going on without {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
+        say(f"skipping {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
     return tuple(bad)
 
 
-def fitted(wishes: Wishes, surveyed: Surveyed) -> Wishes:
-    """The wishes with what the task itself decides."""
+def differences(one: Plan, other: Plan) -> str:
+    """The keys in which two plans differ, for a message."""
+    keys = differing_keys(one, other)
+    return ", ".join(keys[:MOST_KEYS]) + (", ..." if len(keys) > MOST_KEYS else "")
+
+
+def fitted(options: Wishes, surveyed: Surveyed) -> Wishes:
+    """The options, completed by the values that the task decides."""
     return replace(
-        wishes,
+        options,
         regions_class_order=surveyed.task.regions_class_order,
         skipped_cases=surveyed.skipped,
         patients=len(_patients(surveyed.task)),
@@ -124,37 +132,37 @@ def _patients(task: Task) -> list[Unit]:
 
 
 def write_plan(
-    workspace: Workspace, surveyed: Surveyed, wishes: Wishes, processes: int, device: str | None
+    workspace: Workspace, surveyed: Surveyed, options: Wishes, processes: int, device: str | None
 ) -> Plan:
-    """Compose a plan and write it with all that belongs to it: `preprocessed/TASK/PLAN/`.
+    """Compose a plan and write it with its splits and fingerprint to `preprocessed/TASK/PLAN/`.
 
     Args:
         workspace: where to write.
         surveyed: the task.
-        wishes: what the user asks for.
-        processes: with a time budget, the worker processes to measure with.
-        device: with a time budget, the one to measure.
+        options: the user's options.
+        processes: worker processes for measuring, with a time budget.
+        device: device to measure, with a time budget.
 
     Raises:
-        PlanError: a wish cannot be fulfilled.
+        PlanError: an option is invalid for this task.
         DataError: the cases cannot be split into so many folds.
     """
     task, fingerprint = surveyed.task, surveyed.fingerprint
-    wishes = fitted(wishes, surveyed)
-    plan = _compose(task, fingerprint, wishes, processes, device)
+    options = fitted(options, surveyed)
+    plan = _compose(task, fingerprint, options, processes, device)
     folder = workspace.preprocessed(task.name, plan.name)
     _split(task, plan, fingerprint, folder)
     fingerprint.save(folder / "fingerprint.json")
-    for other in other_plans(fingerprint, wishes, plan):
+    for other in other_plans(fingerprint, options, plan):
         other.save(folder / "other_configurations" / f"{other.name}.json")
     plan.save(folder / "plan.json")
     return plan
 
 
 def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
-    """Write the plan's splits, in place of those that an earlier plan of this name made."""
+    """Write the plan's splits; splits that an earlier plan of this name made are replaced."""
     if len(_patients(task)) == 1 and find_splits(task.folder) is None:
-        say("one patient cannot be split into folds: only `fold all` can be trained")
+        say("one patient cannot be split into folds; only `fold all` can be trained")
         return
     names = tuple(case.name for case in task.cases)
     folds, seed, classes = plan.splits.folds, plan.splits.seed, fingerprint.presence
@@ -166,7 +174,7 @@ def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> No
 
 
 def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
-    """What an earlier plan of this name made its splits from; None if there is none to read."""
+    """What the splits of an earlier plan of this name were made from; None without such a plan."""
     try:
         return load_plan(folder / "plan.json").splits, Fingerprint.load(folder / "fingerprint.json")
     except AutosegError:
@@ -174,17 +182,17 @@ def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
 
 
 def _compose(
-    task: Task, fingerprint: Fingerprint, wishes: Wishes, processes: int, device: str | None
+    task: Task, fingerprint: Fingerprint, options: Wishes, processes: int, device: str | None
 ) -> Plan:
-    if wishes.seconds is None:
-        return compose_unmeasured(fingerprint, wishes)
+    if options.seconds is None:
+        return compose_unmeasured(fingerprint, options)
 
+    # torch, whose import takes seconds, is needed for measuring only.
     from autoseg.networks.devices import pick_device
-    from autoseg.planner.budget import expected_work
     from autoseg.training.timing import Stopwatch
 
     spread = max(1, len(task.cases) // TIMED_CASES)
     cases = task.cases[::spread][:TIMED_CASES]
     with Stopwatch(cases, pick_device(device), max(1, processes - 1)) as stopwatch:
         work = functools.partial(expected_work, fingerprint)
-        return compose(fingerprint, wishes, work, stopwatch.measure)
+        return compose(fingerprint, options, work, stopwatch.measure)

@@ -1,4 +1,4 @@
-"""The workspace: one folder that holds raw tasks, preprocessed cases and trained models."""
+"""The workspace: one folder with raw tasks, preprocessed cases, trained models and studies."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
-from autoseg.models.folder import EVERY_FOLD, FINAL
+from autoseg.models.folder import fold_folder
 
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
-RAW_FOLDER = "raw_folder.json"
+FINAL = "final.safetensors"  # as in models.folder, whose import takes seconds
+RAW_FOLDER = "raw_folder.json"  # in preprocessed/TASK: the folder of a task outside raw/
+FOLD_LOCK = ".lock"  # in fold_K: held by the process that trains the fold
 
 
 @dataclass(frozen=True)
@@ -41,62 +43,78 @@ class Workspace:
         folder = self.root / "models" / task
         return folder / plan if plan else folder
 
+    def fold(self, task: str, plan: str, fold: int | str) -> Path:
+        """The folder of one fold's model and results."""
+        return fold_folder(self.models(task, plan), fold)
+
+    def study(self, name: str) -> Path:
+        """The folder of a study's results, logs and job numbers."""
+        return self.root / "experiments" / name
+
     def find_task_folder(self, task: str) -> Path:
         """The raw folder of a task.
 
         Args:
-            task: a path; or the name of a task in `raw/` or planned from elsewhere, a unique
-                beginning of it, or its number; or else a folder's name in the current folder.
+            task: a path, or the name of a task in `raw/` or of one planned from another folder.
+                A unique prefix of the name or the number in it is enough. A folder name in the
+                current folder is tried last.
 
         Raises:
-            AutosegError: no task or several tasks fit; the message lists what is there.
+            AutosegError: no task or several tasks match; the message lists the candidates.
         """
         if _is_path(task):
             return _folder_at(task)
         raw = self.root / "raw"
-        folders = self._planned_from() | {name: raw / name for name in _folders(raw)}
-        if not _fitting(task, folders) and task and Path(task).is_dir():
+        folders = self._raw_folders_elsewhere() | {name: raw / name for name in _folders(raw)}
+        if not _matches(task, folders) and task and Path(task).is_dir():
             return _folder_at(task)
         folder = folders[_resolve(task, sorted(folders), "task", raw)]
         if not folder.is_dir():
             raise AutosegError(
-                f"task {task!r} was planned from {folder}, which is not there any more; give the "
-                "path of its folder instead of its name"
+                f"task {task!r} was planned from {folder}, which no longer exists; give the path "
+                "of the task's folder instead of its name"
             )
         return folder
+
+    def raw_folder(self, task: str) -> Path | None:
+        """The raw folder of a task; None if it no longer exists."""
+        try:
+            return self.find_task_folder(task)
+        except AutosegError:
+            return None
 
     def find_task_name(self, task: str) -> str:
         """The full name of a task that is raw, planned or trained in this workspace."""
         if _is_path(task):
             return _folder_at(task).name
-        rooms = [self.root / room for room in ("raw", "preprocessed", "models")]
-        names = sorted({name for room in rooms for name in _folders(room)})
+        parents = [self.root / parent for parent in ("raw", "preprocessed", "models")]
+        names = sorted({name for parent in parents for name in _folders(parent)})
         return _resolve(task, names, "task", self.root / "raw")
 
     def remember_raw_folder(self, folder: Path) -> None:
-        """Note where a task lies that is not in `raw/`, so that its name finds it from now on.
+        """Record the folder of a task outside `raw/`, so that its name can be used from now on.
 
         Raises:
-            AutosegError: another task of this name is in `raw/`.
+            AutosegError: `raw/` holds another task of this name.
         """
-        own, note = self.raw(folder.name), self.preprocessed(folder.name) / RAW_FOLDER
+        own, record = self.raw(folder.name), self.preprocessed(folder.name) / RAW_FOLDER
         if own.is_dir() and not own.samefile(folder):
             raise AutosegError(
-                f"{folder} has the name of another task, {own}; rename one of them, or choose "
+                f"{folder} has the same name as the task {own}; rename one of them, or choose "
                 "another --workspace"
             )
         if own.is_dir():
-            note.unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
         else:
-            write_json(note, {"folder": str(folder.absolute())})
+            write_json(record, {"folder": str(folder.absolute())})
 
-    def _planned_from(self) -> dict[str, Path]:
-        """Task -> its folder, for those that were planned from outside `raw/`."""
-        notes = sorted((self.root / "preprocessed").glob(f"*/{RAW_FOLDER}"))
-        return {note.parent.name: _noted(note) for note in notes}
+    def _raw_folders_elsewhere(self) -> dict[str, Path]:
+        """Task -> its recorded folder outside `raw/`."""
+        records = sorted((self.root / "preprocessed").glob(f"*/{RAW_FOLDER}"))
+        return {record.parent.name: _read_raw_folder(record) for record in records}
 
     def find_plan_name(self, task: str, plan: str | None) -> str:
-        """The plan to train: the given one, or the only one that the task has."""
+        """The name of the plan to train: the given one, or the task's only plan."""
         folder = self.preprocessed(task)
         names = [name for name in _folders(folder) if (folder / name / "plan.json").is_file()]
         if plan is not None:
@@ -104,12 +122,14 @@ class Workspace:
         if not names:
             raise AutosegError(f"{task} has no plan in {folder}; run: autoseg_plan {task}")
         if len(names) > 1:
-            raise AutosegError(f"{task} has the plans {', '.join(names)}; choose with --plan NAME")
+            raise AutosegError(
+                f"{task} has the plans {', '.join(names)}; choose one with --plan NAME"
+            )
         return names[0]
 
     def trained(self) -> list[tuple[str, str]]:
-        """(task, plan) of every model with at least one finished fold."""
-        found = (self.root / "models").glob(f"*/*/{EVERY_FOLD}/{FINAL}")
+        """(task, plan) of every model that has a finished fold."""
+        found = (self.root / "models").glob(f"*/*/fold_*/{FINAL}")
         return sorted({(path.parts[-4], path.parts[-3]) for path in found})
 
 
@@ -119,11 +139,11 @@ def _folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _noted(note: Path) -> Path:
-    noted = read_json(note)
-    folder = noted.get("folder") if isinstance(noted, dict) else None
+def _read_raw_folder(path: Path) -> Path:
+    values = read_json(path)
+    folder = values.get("folder") if isinstance(values, dict) else None
     if not isinstance(folder, str):
-        raise AutosegError(f'{note}: must be {{"folder": PATH}}; delete it, and plan again')
+        raise AutosegError(f'{path}: must be {{"folder": PATH}}; delete the file and plan again')
     return Path(folder)
 
 
@@ -132,15 +152,15 @@ def _is_path(task: str) -> bool:
 
 
 def _folder_at(path: str) -> Path:
-    """The folder at a path, under the name that the path gives it: a link's own."""
+    """The folder at a path; a symbolic link keeps its own name."""
     folder = Path(os.path.abspath(path))
     if not folder.is_dir():
-        raise AutosegError(f"task {path!r}: there is no folder {folder}")
+        raise AutosegError(f"task {path!r}: {folder} is not a folder")
     return folder
 
 
-def _fitting(given: str, names: Iterable[str]) -> list[str]:
-    """The name `given`; else those of this number, as Task012_Liver has; else those it begins."""
+def _matches(given: str, names: Iterable[str]) -> list[str]:
+    """The exact name, else the names with this number (12 in Task012_Liver) or this prefix."""
     if given in names:
         return [given]
     if given.isdecimal() and (numbered := [n for n in names if _number(n) == int(given)]):
@@ -154,15 +174,15 @@ def _number(name: str) -> int | None:
 
 
 def _resolve(given: str, names: list[str], kind: str, folder: Path) -> str:
-    """The only name that fits `given`."""
-    fitting = _fitting(given, names)
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    """The only name that matches `given`."""
+    matches = _matches(given, names)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise AutosegError(
-            f"{kind} {given!r} could be {', '.join(fitting)}; write more of the name"
+            f"{kind} {given!r} is ambiguous: {', '.join(matches)}; write more of the name"
         )
-    there = f"there: {', '.join(names)}" if names else "nothing is there"
+    available = f"available: {', '.join(names)}" if names else "the folder is empty"
     if kind == "task":
-        there += "; put the task's folder there, or give the path of it"
-    raise AutosegError(f"{kind} {given!r} was not found in {folder}; {there}")
+        available += "; put the task's folder there, or give its path"
+    raise AutosegError(f"{kind} {given!r} was not found in {folder}; {available}")

@@ -1,3 +1,5 @@
+"""What all commands share: exit statuses, one-line errors, signals, and common options."""
+
 from __future__ import annotations
 
 import argparse
@@ -38,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "line"),
     [
         (AutosegError("bad\n  input"), 2, "error: bad input"),
         (DataError("a.nii is damaged"), 2, "error: a.nii is damaged"),
@@ -70,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         (
             KeyboardInterrupt(),
             130,
-            "stopped by Ctrl-C; what was finished is kept, and the same command goes on",
+            f"stopped by Ctrl-C; {common.CONTINUE}",
         ),
         (
             Stopped("stopped by SIGTERM after epoch 3", 15),
@@ -80,30 +82,30 @@ def make_parser() -> argparse.ArgumentParser:
     ],
 )
 def test_an_error_is_one_line_and_a_status(
-    error: BaseException, status: int, told: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert common.run(make_parser, raising(error), []) == status
-    assert capsys.readouterr() == ("", f"{told}\n")
+    assert capsys.readouterr() == ("", f"{line}\n")
 
 
 def test_sigterm_ends_a_command_cleanly(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    cleaned = []
+    cleaned_up = []
 
     def command(arguments: argparse.Namespace) -> int:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
-            cleaned.append(True)
+            cleaned_up.append(True)
         return 0
 
-    assert common.run(make_parser, command, [], "continue with --resume") == 143
-    assert cleaned
+    assert common.run(make_parser, command, [], how_to_continue="continue with --resume") == 143
+    assert cleaned_up
     assert capsys.readouterr().err == "stopped by SIGTERM; continue with --resume\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_commands_run_outside_of_the_main_thread() -> None:
+def test_commands_run_outside_the_main_thread() -> None:
     found = []
     thread = threading.Thread(target=lambda: found.append(common.run(make_parser, lambda _: 0, [])))
     thread.start()
@@ -146,9 +148,9 @@ def test_unknown_options_are_refused(
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", "²", ""])
-def test_processes_are_whole_numbers(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_processes_are_positive_integers(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["Task", f"--processes={number}"]) == 2
-    assert f"{number!r} is not a whole number from 1" in capsys.readouterr().err
+    assert f"{number!r} is not a positive integer" in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""The command: interrupted and started again, its status, and what it says of mistakes."""
+"""`autoseg_experiment`: interrupted and started again, its status, and its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.cli.common import GO_ON
+from autoseg.cli.common import CONTINUE
 from autoseg.cli.experiment import EXAMPLE, main
 from autoseg.experiments.runs import runs_of
 from autoseg.experiments.status import is_held, read_record
@@ -41,7 +41,7 @@ def wait_for_epochs(process: subprocess.Popen[str], log: Path, more_than: int) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_interrupted_it_goes_on_when_started_again(tmp_path: Path) -> None:
+def test_an_interrupted_study_continues_when_started_again(tmp_path: Path) -> None:
     workspace = write_task(tmp_path)
     file = write_study(tmp_path, folds=[0], overrides=longer(EPOCHS))
     run = runs_of(read_study(str(file)), workspace)[0]
@@ -51,9 +51,9 @@ def test_interrupted_it_goes_on_when_started_again(tmp_path: Path) -> None:
     process = begin(arguments)
     wait_for_epochs(process, log, 0)
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == f"stopped by Ctrl-C; {GO_ON}"
+    assert printed.splitlines()[-1] == f"stopped by Ctrl-C; {CONTINUE}"
     record = read_record(run.folder(workspace))
     assert record is not None
     assert record.state == "stopped"
@@ -93,11 +93,11 @@ def test_a_run_that_fails_is_named_with_its_log(
     err = capsys.readouterr().err
     log = tmp_path / "experiments" / "tiny" / "logs" / "default-k2.fold_1.log"
     assert f"default-k2 fold 1 failed; log: {log}" in err
-    assert err.splitlines()[-1].startswith("error: 1 run failed; start the study again to try it")
-    assert f"error: there is no folder {tmp_path / 'nowhere'}" in log.read_text(encoding="utf-8")
+    assert err.splitlines()[-1].startswith("error: 1 run failed")
+    assert f"error: {tmp_path / 'nowhere'}" in log.read_text(encoding="utf-8")
 
 
-def test_a_report_that_cannot_be_written_is_told_and_written_the_next_time(
+def test_a_report_that_cannot_be_written_is_written_the_next_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = write_task(tmp_path)
@@ -107,7 +107,8 @@ def test_a_report_that_cannot_be_written_is_told_and_written_the_next_time(
     figures.touch()  # where the folder should be
     assert main(command(file, workspace)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: all runs are done, but not reported: cannot write {figures}")
+    assert last.startswith("error: all runs are done")
+    assert str(figures) in last
     figures.unlink()
     assert main(command(file, workspace)) == 0
     assert (figures / "loss.png").is_file()
@@ -129,21 +130,21 @@ def test_help_shows_a_study_with_every_key(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
-        (["nothing"], "there is no study 'nothing'"),
-        (["covid"], "phantom_sensitivity; did you mean covid.json5?"),
-        (["covid_ablation"], "task 'Task001_COVID' was not found"),
-        (["covid_ablation", "--slurm", "gpu=1"], "unknown key 'slurm.gpu'; did you mean 'gpus'?"),
-        (["covid_ablation", "./covid_ablation.json5"], "two of the studies have one name"),
+        (["nothing"], ["'nothing'"]),
+        (["covid"], ["phantom_sensitivity", "covid.json5"]),
+        (["covid_ablation"], ["'Task001_COVID' was not found"]),
+        (["covid_ablation", "--slurm", "gpu=1"], ["'slurm.gpu'", "'gpus'"]),
+        (["covid_ablation", "./covid_ablation.json5"], ["covid_ablation, covid_ablation"]),
     ],
 )
-def test_mistakes_end_with_one_line(
+def test_an_error_is_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
-    told: str,
+    words: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_study(tmp_path, "covid_ablation")
@@ -151,7 +152,7 @@ def test_mistakes_end_with_one_line(
     assert main([*arguments, "--workspace", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert all(word in line for word in words)
 
 
 def test_slurm_without_slurm(
@@ -160,4 +161,4 @@ def test_slurm_without_slurm(
     monkeypatch.setenv("PATH", str(tmp_path))
     workspace = write_task(tmp_path)
     assert main([*command(write_study(tmp_path), workspace), "--slurm"]) == 2
-    assert "--slurm: there is no squeue on this machine" in capsys.readouterr().err
+    assert "error: --slurm: there is no squeue" in capsys.readouterr().err

@@ -32,4 +32,4 @@ def test_a_model_of_the_workspace_is_exported(
 
 def test_no_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main(["--workspace", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
-    assert "there is no trained model in " in capsys.readouterr().err
+    assert "has no trained model" in capsys.readouterr().err

@@ -66,6 +66,6 @@ def test_all_fail_and_not_for_their_scans(
     assert main(arguments) == 1
     assert last_lines(capsys, 3)[0] == "0 predicted, 0 were there already, 0 refused, 2 failed"
     assert main([*arguments, "--debug"]) == 1
-    told = capsys.readouterr().err
-    assert told.count("Traceback (most recent call last)") == 2
-    assert "in run_out" in told
+    printed = capsys.readouterr().err
+    assert printed.count("Traceback (most recent call last)") == 2
+    assert "in run_out" in printed

@@ -1,3 +1,5 @@
+"""`autoseg_train`: the folds to train, and errors before training."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -40,27 +42,27 @@ def test_folds(words: list[str], folds: list[str]) -> None:
 def test_other_words_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["Task001", "--", *words]) == 2
     found = " ".join(words)
-    told = f"error: folds {found!r}: write `fold 0`, `fold 0 1 2` or `fold all`\n"
-    assert capsys.readouterr().err == told
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: folds {found!r}: ")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (["Task002", "0"], "task 'Task002' was not found in"),
         (["Task001", "0"], "Task001_Würfel has no plan in"),
         (["Task001", "0"], "run: autoseg_plan Task001_Würfel"),
         (["Task001", "0", "--plan", "mine"], "plan 'mine' was not found in"),
-        (["./gone", "0"], "there is no folder"),
+        (["./gone", "0"], "/gone is not a folder"),
     ],
 )
 def test_before_there_is_a_plan(
-    workspace: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    workspace: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert words in line
     assert not (workspace / "models").exists()
 
 
@@ -69,10 +71,10 @@ def test_with_two_plans(workspace: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert plan_task(["Task001", "--name", name, "--processes", "1"]) == 0
     capsys.readouterr()
     assert main(["Task001", "0"]) == 2
-    told = "error: Task001_Würfel has the plans a, b; choose with --plan NAME\n"
-    assert capsys.readouterr().err == told
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: Task001_Würfel has the plans a, b; ")
     assert main(["Task001", "7", "--plan", "a"]) == 2
-    assert "fold '7' does not exist; there are 0 to 4, and all" in capsys.readouterr().err
+    assert "fold '7' does not exist; choose 0 to 4, or all" in capsys.readouterr().err
     assert not (workspace / "models").exists()
 
 
@@ -80,4 +82,4 @@ def test_an_absent_device(workspace: Path, capsys: pytest.CaptureFixture[str]) -
     assert plan_task(["Task001", "--processes", "1"]) == 0
     capsys.readouterr()
     assert main(["Task001", "0", "--device", "cuda:77"]) == 2
-    assert "--device cuda:77 is not available; choose one of " in capsys.readouterr().err
+    assert "--device cuda:77" in capsys.readouterr().err

@@ -154,20 +154,20 @@ def test_a_fold_that_fails_does_not_keep_the_others_from_their_turn(
     before = (fold(root, "short", 0) / "final.safetensors").read_bytes()
     assert train.main(words(root, "short", "0", "1")) == 1
     lines = capsys.readouterr().err.splitlines()
-    told = [line for line in lines if line.startswith("error:")]
+    errors = [line for line in lines if line.startswith("error:")]
     for number in (0, 1):
-        assert told[number].startswith(f"error: fold {number}: {fold(root, 'short', number)} holds")
-        assert " a run already: epoch 2 of 2, saved " in told[number]
-    assert told[2:] == ["error: folds 0, 1 failed; what is wrong stands above"]
+        assert errors[number].startswith(f"error: fold {number}: {fold(root, 'short', number)} ")
+        assert "epoch 2 of 2, saved " in errors[number]
+    assert [line.partition(" failed;")[0] for line in errors[2:]] == ["error: folds 0, 1"]
     assert (fold(root, "short", 0) / "final.safetensors").read_bytes() == before
 
 
-def test_a_fold_that_does_not_exist_is_told_before_others_train(
+def test_a_missing_fold_is_an_error_before_others_train(
     planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = copied(planned, tmp_path)
     assert train.main(words(root, "short", "0", "7")) == 2
-    assert "fold '7' does not exist; there are 0 to 1, and all" in capsys.readouterr().err
+    assert "fold '7' does not exist; choose 0 to 1, or all" in capsys.readouterr().err
     assert not (root / "models").exists()
 
 
@@ -179,11 +179,11 @@ def test_a_finished_run_is_extended_by_a_longer_plan(
     assert plan.main([*longer, *settings(*TINY, *PATCH, "training.epochs=3")]) == 0
     before = (fold(root, "short", 0) / "final.safetensors").read_bytes()
     assert train.main(words(root, "short", "0")) == 2
-    told = "holds models of a plan that differs only in training.epochs (fold_0); extend them with"
-    assert told in capsys.readouterr().err
+    message = "differs only in training.epochs (fold_0); extend them with --resume"
+    assert message in capsys.readouterr().err
     assert (fold(root, "short", 0) / "final.safetensors").read_bytes() == before
     assert train.main([*words(root, "short", "0"), "--resume"]) == 0
-    said = capsys.readouterr().err
-    assert "extended from 2 to 3 epochs by plan " in said
-    assert "resuming after epoch 2 of 3 epochs" in said
+    printed = capsys.readouterr().err
+    assert "from 2 to 3 epochs" in printed
+    assert "after epoch 2 of 3" in printed
     assert load_checkpoint(fold(root, "short", 0) / "final.safetensors")[1]["epoch"] == 2

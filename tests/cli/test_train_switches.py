@@ -23,8 +23,8 @@ def root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return tmp_path
 
 
-def told(root: Path, capsys: pytest.CaptureFixture[str], *switches: str) -> str:
-    """The one line that ends a command with bad arguments, before it has done anything."""
+def error_of(root: Path, capsys: pytest.CaptureFixture[str], *switches: str) -> str:
+    """The one line of a command with bad arguments, before it has written anything."""
     assert main(["Task001", "0", "--workspace", str(root), *switches]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert not Workspace(root).models("Task001_Tiny").exists()
@@ -32,22 +32,22 @@ def told(root: Path, capsys: pytest.CaptureFixture[str], *switches: str) -> str:
     return line
 
 
-def test_a_model_that_is_not_there(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = told(root, capsys, "--pretrained", str(root / "gone"))
-    assert line.startswith(f"error: --pretrained {root / 'gone'}: there is no trained model; give")
+def test_a_missing_model(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(root, capsys, "--pretrained", str(root / "gone"))
+    assert line.startswith(f"error: --pretrained {root / 'gone'}: ")
 
 
 def test_a_model_of_another_architecture(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model(root / "other", plan=tiny_plan())
-    line = told(root, capsys, "--pretrained", str(root / "other"))
-    assert "no convolution of Task001_Tiny default (2-4 feature maps) fits the network of" in line
-    assert "(4-8-8 feature maps); plan with the same network" in line
+    line = error_of(root, capsys, "--pretrained", str(root / "other"))
+    assert "2-4 feature maps" in line
+    assert "4-8-8 feature maps" in line
 
 
-def test_tensorboard_that_is_not_installed(
+def test_tensorboard_is_not_installed(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    line = told(root, capsys, "--tensorboard")
-    assert "the package tensorboard is not installed" in line
+    line = error_of(root, capsys, "--tensorboard")
+    assert "tensorboard is not installed" in line
     assert install_hint("tensorboard") in line

@@ -1,4 +1,4 @@
-"""A small study on a real Slurm: one job is preempted and goes on from where it was."""
+"""A small study on a real Slurm: one job is preempted and continues where it was."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.files import read_json
-from autoseg.experiments.results import read_jobs, study_folder
+from autoseg.experiments.results import read_jobs
 from autoseg.experiments.runs import StudyRun, runs_of
-from autoseg.experiments.slurm import conduct_on_slurm
+from autoseg.experiments.slurm import submit_studies
 from autoseg.experiments.status import is_finished, read_record, status_of
 from autoseg.workflow.workspace import Workspace
 from tests.experiments import one_box
@@ -39,16 +39,16 @@ def epochs(run: StudyRun, workspace: Workspace) -> int:
     return status_of(run, workspace).epochs
 
 
-def test_a_preempted_job_goes_on_where_it_was(cluster: OneBox, tmp_path: Path) -> None:
+def test_a_preempted_job_continues_where_it_was(cluster: OneBox, tmp_path: Path) -> None:
     workspace = write_task(tmp_path / "work")
-    numbers = conduct_on_slurm([STUDY], workspace, processes=1, device="cpu")
+    numbers = submit_studies([STUDY], workspace, processes=1, device="cpu")
     runs = runs_of(STUDY, workspace)
     jobs = read_jobs(STUDY, workspace)
     assert [jobs[str(run)] for run in runs] == numbers[:2]
     array = numbers[0].partition("_")[0]
     assert numbers[:2] == [f"{array}_0", f"{array}_1"]
     assert len(numbers) == 3  # the last one gathers
-    assert conduct_on_slurm([STUDY], workspace, processes=1, device="cpu") == []  # in good hands
+    assert submit_studies([STUDY], workspace, processes=1, device="cpu") == []  # all have a job
 
     cluster.wait_until(lambda: epochs(runs[0], workspace) >= 1)
     assert status_of(runs[0], workspace).state == "running"
@@ -69,7 +69,7 @@ def test_a_preempted_job_goes_on_where_it_was(cluster: OneBox, tmp_path: Path) -
     log = Path(record.log).read_text(encoding="utf-8")
     assert "stopped by SIGTERM after epoch" in log
     assert f"resuming after epoch {reached}" in log
-    gathered = read_json(study_folder(STUDY, workspace) / "study.json")
+    gathered = read_json(workspace.study(STUDY.name) / "study.json")
     assert gathered["finished"] is True
     assert [run["attempt"]["slurm_job"] for run in gathered["runs"]] == numbers[:2]
-    assert conduct_on_slurm([STUDY], workspace, processes=1, device="cpu") == []
+    assert submit_studies([STUDY], workspace, processes=1, device="cpu") == []

@@ -1,4 +1,4 @@
-"""What a study's file may say, and what is said of one that is wrong."""
+"""The file of a study: its keys, and the errors."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_the_papers_studies_are_29_models(size: str, tmp_path: Path) -> None:
     tested = [run for run in both if run.held_out]
     assert {str(run) for run in tested} == {str(run) for run in first}
     assert {each.classes["infection"] for run in tested for each in run.held_out} == {(1,)}
-    # the same plan in both, or the second study would refuse the first one's
-    plans = {v.name: v.wishes for v in variants(sensitivity)}
-    again = {v.name: v.wishes for v in variants(ablation)}["default-k5"]
+    # The same plan in both: else the second study refuses the plan of the first.
+    plans = {v.name: v.options for v in variants(sensitivity)}
+    again = {v.name: v.options for v in variants(ablation)}["default-k5"]
     mine = plans["default-k5"]
     assert [layer.values for layer in mine.layers] == [layer.values for layer in again.layers]
     assert mine.reference == again.reference == "Task001_COVID"
@@ -45,7 +45,7 @@ def test_k_and_seeds_make_plans(tmp_path: Path) -> None:
     made = study(plans=[{"name": "a"}, {"name": "b", "k": [3], "seeds": []}], seeds=[1, 2])
     names = [variant.name for variant in variants(made)]
     assert names == ["a-k2-s1", "a-k2-s2", "b-k3"]
-    (layer,) = next(iter(variants(made))).wishes.layers
+    (layer,) = next(iter(variants(made))).options.layers
     assert layer.values["splits"] == {"folds": 2}
     assert layer.values["training"] == OVERRIDES["training"] | {"seed": 1}
     assert layer.source == "study tiny"
@@ -63,9 +63,9 @@ def test_runs_are_the_same_in_all_studies() -> None:
     one, other = StudyRun(TASK, "p", 0), StudyRun(TASK, "p", 0, study(held_out=[TEST_SET]).held_out)
     assert joined([one, other, one]) == [other]
     changed = TEST_SET | {"classes": {"tumour": [1]}}
-    with pytest.raises(PlanError, match="two test sets 'elsewhere', which differ"):
+    with pytest.raises(PlanError, match=r"test sets .*'elsewhere'"):
         joined([other, StudyRun(TASK, "p", 0, study(held_out=[changed]).held_out)])
-    with pytest.raises(PlanError, match="begins with different models"):
+    with pytest.raises(PlanError, match=r"p fold 0 .* pretrained"):
         joined([one, StudyRun(TASK, "p", 0, pretrained="models/x")])
 
 
@@ -75,14 +75,12 @@ def test_a_study_extends_another(tmp_path: Path) -> None:
     made = read_study(write(tmp_path, "above", {"extends": "below.json5", "k": [3]}))
     assert (made.name, made.title, made.k, made.slurm.gpus) == ("above", "below", (3,), 0)
     write(tmp_path, "below", below | {"extends": "above.json5"})
-    with pytest.raises(
-        PlanError, match=r"extend each other: above\.json5 -> below\.json5 -> above"
-    ):
+    with pytest.raises(PlanError, match=r"above\.json5 -> below\.json5 -> above"):
         read_study(str(tmp_path / "above.json5"))
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"plan": []}, "unknown key 'plan'; did you mean 'plans'"),
         ({"plans": [{"refrence": "x"}]}, r"unknown key 'plans\.0\.refrence'; did you mean 'refer"),
@@ -93,28 +91,28 @@ def test_a_study_extends_another(tmp_path: Path) -> None:
         ({"held_out": [{"name": "x"}]}, r"held_out\.0\.images is missing"),
         ({"held_out": [TEST_SET | {"classes": {}}]}, r"held_out\.0\.classes is \{\}"),
         ({"plans": [{"name": "../a"}]}, r"plans\.0\.name is '\.\./a'"),
-        ({"name": "a"}, "named after its file"),
+        ({"name": "a"}, "'name'"),
         ({"extends": 3}, "extends is 3"),
-        ({"extends": "nothing"}, "there is no study 'nothing'"),
+        ({"extends": "nothing"}, "'nothing'"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_errors_name_the_key(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     file = write(tmp_path, "wrong", {"task": TASK} | change)
-    with pytest.raises(PlanError, match=told):
+    with pytest.raises(PlanError, match=message):
         read_study(file)
 
 
-def test_studies_that_come_with_autoseg_are_named(tmp_path: Path) -> None:
+def test_an_unknown_study_lists_the_included_ones(tmp_path: Path) -> None:
     assert {"covid_sensitivity", "covid_ablation"} <= set(study_names())
-    with pytest.raises(PlanError, match=r"'covid': .* which are: covid_ablation, covid_sensi"):
+    with pytest.raises(PlanError, match=r"'covid'.* covid_ablation, covid_sensi"):
         read_study("covid")
 
 
-def test_the_command_line_changes_what_is_asked_of_a_cluster() -> None:
+def test_the_command_line_changes_slurm_settings() -> None:
     changed = with_slurm(study(), ["gpus=0", "time=3h", "options.account=lab"])
     slurm = changed.slurm
     assert (slurm.gpus, slurm.time, slurm.options) == (0, "3h", {"account": "lab"})
     with pytest.raises(PlanError, match=r"--slurm: unknown key 'slurm\.gpu'; did you mean 'gpus'"):
         with_slurm(study(), ["gpu=0"])
-    with pytest.raises(PlanError, match="--slurm gpus: write key=value, as in gpus=1"):
+    with pytest.raises(PlanError, match=r"--slurm gpus: .*gpus=1"):
         with_slurm(study(), ["gpus"])

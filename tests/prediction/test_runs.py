@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoseg.cli.common import GO_ON
+from autoseg.cli.common import CONTINUE
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.image.image import read_label
@@ -30,8 +30,8 @@ from tests.prediction.scans import PLAN, files_in, predict, write_scans
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
 STATUSES = {
-    signal.SIGTERM: (143, f"stopped by SIGTERM; {GO_ON}"),
-    signal.SIGINT: (130, f"stopped by Ctrl-C; {GO_ON}"),
+    signal.SIGTERM: (143, f"stopped by SIGTERM; {CONTINUE}"),
+    signal.SIGINT: (130, f"stopped by Ctrl-C; {CONTINUE}"),
 }
 NAMES = [f"case {number}" for number in range(8)]
 

@@ -1,3 +1,5 @@
+"""Folds: their cases, their errors, and training of skipped cases and slices."""
+
 from __future__ import annotations
 
 import time
@@ -70,7 +72,7 @@ def test_other_folds_do_not_exist(workspace: Workspace, fold: str) -> None:
     task = read_task(workspace.raw("Task001_Würfel"))
     folder = job(workspace).plan_folder
     plan = load_plan(folder / "plan.json")
-    with pytest.raises(AutosegError, match="does not exist; there are 0 to 4, and all"):
+    with pytest.raises(AutosegError, match=r"does not exist; .*0 to 4, or all"):
         find_split(plan, task, folder, fold)
 
 
@@ -90,9 +92,7 @@ def test_models_of_another_plan_are_left_alone(workspace: Workspace, weights: st
     (models / "fold_1").mkdir()
     (models / "fold_1" / weights).write_bytes(b"")
     before = (models / "plan.json").read_bytes()
-    with pytest.raises(
-        AutosegError, match=r"holds models of another plan \(fold_1\), which differs in"
-    ):
+    with pytest.raises(AutosegError, match=r"another plan \(fold_1\)"):
         run_fold(job(workspace))
     assert (models / "plan.json").read_bytes() == before
     assert [path.name for path in files_below(models)] == [weights, "plan.json"]
@@ -101,13 +101,13 @@ def test_models_of_another_plan_are_left_alone(workspace: Workspace, weights: st
 def test_a_fold_is_trained_by_one_process(workspace: Workspace) -> None:
     made = job(workspace)
     with (
-        locked(made.folder / ".lock", "somebody's fold"),
-        pytest.raises(RunError, match="fold 0 of Task001_Würfel is in use by process"),
+        locked(made.folder / ".lock", "the fold"),
+        pytest.raises(RunError, match="fold 0 of Task001_Würfel is in use"),
     ):
         run_fold(made)
 
 
-def test_a_plan_that_was_spoilt_by_hand(workspace: Workspace) -> None:
+def test_a_plan_with_an_error(workspace: Workspace) -> None:
     path = job(workspace).plan_folder / "plan.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"batch_size": 2', '"batch_size": 0'))
     with pytest.raises(PlanError, match=r"plan\.json: sampling\.batch_size is 0"):
@@ -118,7 +118,7 @@ def test_a_plan_that_was_spoilt_by_hand(workspace: Workspace) -> None:
 def test_planning_anew_is_seen(workspace: Workspace) -> None:
     arguments = ["Task001", "--workspace", str(workspace.root), "--processes", "1"]
     assert plan_task([*arguments, *settings("splits.folds=2")]) == 0
-    with pytest.raises(AutosegError, match="fold '3' does not exist; there are 0 to 1"):
+    with pytest.raises(AutosegError, match=r"fold '3' does not exist; .*0 to 1"):
         run_fold(job(workspace, "3"))
 
 
@@ -139,7 +139,7 @@ def test_skipped_cases_are_not_needed(workspace: Workspace) -> None:
 def test_a_cascade_before_its_previous_stage_ends_with_one_line(workspace: Workspace) -> None:
     plan = tiny_plan(task="Task001_Würfel", labels={"background": [0], "tumour": [1]}, **CASCADE)
     plan.save(job(workspace).plan_folder / "plan.json")
-    with pytest.raises(AutosegError, match=r"refines tiny-3d_lowres, which is not planned yet"):
+    with pytest.raises(AutosegError, match="tiny-3d_lowres, which is not planned"):
         run_fold(job(workspace))
     assert not list(job(workspace).folder.rglob("*"))
 

@@ -1,3 +1,5 @@
+"""Which plan the models in a folder belong to."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -36,7 +38,7 @@ def test_an_empty_folder_is_claimed(tmp_path: Path) -> None:
     assert owner(tmp_path / "models") == PLAN.id
 
 
-def test_folders_without_weights_belong_to_nobody(tmp_path: Path) -> None:
+def test_folders_without_weights_belong_to_no_plan(tmp_path: Path) -> None:
     (tmp_path / "fold_0").mkdir()
     OTHER.save(tmp_path / "plan.json")
     claim(PLAN, tmp_path, "0", resume=False)
@@ -54,11 +56,11 @@ def test_the_same_plan_stays(
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_another_plan_is_refused_with_the_keys_that_differ(models: Path, resume: bool) -> None:
-    told = (
-        r"holds models of another plan \(fold_0, fold_2\), which differs in sampling.batch_size, "
-        r"training.seed, training.epochs, training.steps_per_epoch, \.\.\.; plan with another"
+    message = (
+        r"another plan \(fold_0, fold_2\).* sampling.batch_size, training.seed, "
+        r"training.epochs, training.steps_per_epoch, \.\.\.;"
     )
-    with pytest.raises(AutosegError, match=told):
+    with pytest.raises(AutosegError, match=message):
         claim(OTHER, models, "0", resume)
     assert owner(models) == PLAN.id
 
@@ -66,13 +68,12 @@ def test_another_plan_is_refused_with_the_keys_that_differ(models: Path, resume:
 def test_a_longer_plan_takes_over_by_resume_alone(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = (
-        r"holds models of a plan that differs only in training.epochs, "
-        r"training.early_stopping_epochs \(fold_0, fold_2\); extend them with --resume, or plan"
+    message = (
+        r"training.epochs, training.early_stopping_epochs \(fold_0, fold_2\); .*--resume.*--name"
     )
-    with pytest.raises(AutosegError, match=told):
+    with pytest.raises(AutosegError, match=message):
         claim(LONGER, models, "0", resume=False)
     assert owner(models) == PLAN.id
     claim(LONGER, models, "0", resume=True)
     assert owner(models) == LONGER.id
-    assert "extend fold_2 with --resume, too" in capsys.readouterr().err
+    assert "extend fold_2 with --resume" in capsys.readouterr().err

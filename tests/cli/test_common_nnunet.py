@@ -1,3 +1,5 @@
+"""Options of nnU-Net: an error that says what to write instead."""
+
 from __future__ import annotations
 
 from types import ModuleType
@@ -7,11 +9,11 @@ import pytest
 from autoseg.cli import common, evaluate, pack, plan, predict, train
 
 TABLES = [
-    (plan, common.PLAN, ["Task"]),
-    (train, common.TRAIN, ["Task", "fold", "0"]),
-    (predict, common.PREDICT, ["-i", "in", "-o", "out"]),
-    (evaluate, common.EVALUATE, []),
-    (pack, common.PACK, ["Task", "-o", "model.zip"]),
+    (plan, common.NNUNET_PLAN, ["Task"]),
+    (train, common.NNUNET_TRAIN, ["Task", "fold", "0"]),
+    (predict, common.NNUNET_PREDICT, ["-i", "in", "-o", "out"]),
+    (evaluate, common.NNUNET_EVALUATE, []),
+    (pack, common.NNUNET_PACK, ["Task", "-o", "model.zip"]),
 ]
 EACH = [
     (command, option, instead, needed)
@@ -21,7 +23,7 @@ EACH = [
 
 
 @pytest.mark.parametrize(("command", "option", "instead", "needed"), EACH)
-def test_options_of_nnunet_are_answered_with_what_to_write(
+def test_options_of_nnunet_are_errors_with_advice(
     command: ModuleType,
     option: str,
     instead: str,
@@ -29,8 +31,8 @@ def test_options_of_nnunet_are_answered_with_what_to_write(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command.main([*needed, option, "3"]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.endswith(f"error: {option} is an option of nnU-Net; {instead}")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f"error: {option} is an option of nnU-Net; {instead}")
 
 
 @pytest.mark.parametrize(("command", "table", "needed"), TABLES)
@@ -45,25 +47,24 @@ def test_help_does_not_list_them(
     assert not set(table) & set(words)
 
 
-def test_a_task_named_by_option_is_answered_before_the_missing_argument(
+def test_an_option_for_the_task_comes_before_the_missing_argument(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert plan.main(["-d", "12", "--verify_dataset_integrity"]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.endswith("-d is an option of nnU-Net; " + common.PLAN["-d"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("-d is an option of nnU-Net; " + common.NNUNET_PLAN["-d"])
 
 
 @pytest.mark.parametrize("words", [["3d_fullres", "0"], ["0", "2d"]])
-def test_a_configuration_among_the_folds_is_answered(
+def test_a_configuration_among_the_folds(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(["12", *words]) == 2
-    assert "the configuration is the plan's: --plan NAME" in capsys.readouterr().err
+    assert "--plan NAME" in capsys.readouterr().err
 
 
-def test_two_folders_without_options_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_folders_without_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["truth", "predicted"]) == 2
-    told = capsys.readouterr().err
-    assert told == (
-        "error: 'truth predicted': give one TASK, or two folders as -g TRUTH -p PREDICTED\n"
-    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: 'truth predicted': ")
+    assert "-g REFERENCE -p PREDICTED" in line

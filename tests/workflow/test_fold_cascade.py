@@ -1,4 +1,4 @@
-"""Which segmentations a cascade refines, and what is said where they are not there."""
+"""Which segmentations a cascade refines, and the errors where they are missing."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_case_comes_from_the_fold_that_validated_it(workspace: Workspace, 
     for fold, split in enumerate(SPLITS):
         for name in split.validation:
             assert folds[name] == f"fold_{fold}"
-            assert name not in SPLITS[fold].train  # its model has not learnt from it
+            assert name not in SPLITS[fold].train  # its model was not trained on it
             assert found[name].name == f"{name}.nii.gz"
 
 
@@ -100,57 +100,54 @@ def test_missing_folds_are_named_with_what_to_run(
     (models_of(workspace, PREVIOUS) / "fold_2" / "final.safetensors").unlink()
     with pytest.raises(AutosegError) as caught:
         claim(workspace, task)
-    assert str(caught.value) == (
-        "tiny-3d_cascade_fullres refines tiny-3d_lowres, which lacks folds 1, 2: each case is "
-        "refined from the segmentation of the fold that validated it; run: "
-        "autoseg_train Task001_Würfel fold 1 2 --plan tiny-3d_lowres"
-    )
+    assert "tiny-3d_cascade_fullres refines tiny-3d_lowres" in str(caught.value)
+    assert "autoseg_train Task001_Würfel fold 1 2 --plan tiny-3d_lowres" in str(caught.value)
     assert not models_of(workspace, CASCADE_PLAN).exists()
 
 
 def test_a_previous_stage_that_was_never_trained(workspace: Workspace, task: Task) -> None:
     (models_of(workspace, PREVIOUS) / "plan.json").unlink()
-    told = "refines tiny-3d_lowres, of which no fold is trained; run: autoseg_train .* fold 0 1 2"
-    with pytest.raises(AutosegError, match=told):
+    message = "refines tiny-3d_lowres, .* run: autoseg_train .* fold 0 1 2 --plan tiny-3d_lowres"
+    with pytest.raises(AutosegError, match=message):
         claim(workspace, task)
 
 
 def test_a_previous_stage_that_was_never_planned(workspace: Workspace, task: Task) -> None:
     (models_of(workspace, PREVIOUS) / "plan.json").unlink()
     (workspace.preprocessed(PREVIOUS.task, PREVIOUS.name) / "splits.json").unlink()
-    with pytest.raises(AutosegError, match=r"is not planned yet; plan it with --config 3d_lowres"):
+    with pytest.raises(AutosegError, match=r"which is not planned.*--config 3d_lowres"):
         claim(workspace, task)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "keys"),
     [
-        ({"labels": {"background": [0], "lesion": [1]}}, "another labels; plan both with the"),
-        ({"ignore_label": 7}, "another ignore_label"),
-        ({"channels": ["PET"], "skipped_cases": ["a"]}, "another channels and skipped_cases"),
+        ({"labels": {"background": [0], "lesion": [1]}}, "labels"),
+        ({"ignore_label": 7}, "ignore_label"),
+        ({"channels": ["PET"], "skipped_cases": ["a"]}, "channels and skipped_cases"),
     ],
 )
 def test_both_stages_are_of_the_same_task(
-    workspace: Workspace, task: Task, change: dict[str, Any], told: str
+    workspace: Workspace, task: Task, change: dict[str, Any], keys: str
 ) -> None:
     plan_of(name=PREVIOUS.name, configuration="3d_lowres", **change).save(
         models_of(workspace, PREVIOUS) / "plan.json"
     )
-    with pytest.raises(AutosegError, match=f"refines tiny-3d_lowres, which has {told}"):
+    with pytest.raises(AutosegError, match=f"refines tiny-3d_lowres, .* in {keys};"):
         claim(workspace, task)
 
 
 def test_both_stages_have_the_same_splits(workspace: Workspace, task: Task) -> None:
     file = workspace.preprocessed(PREVIOUS.task, PREVIOUS.name) / "splits.json"
     write_splits(file, SPLITS[::-1])
-    with pytest.raises(AutosegError, match=r"differ: a cascade needs the splits of the plan"):
+    with pytest.raises(AutosegError, match=r"splits\.json.*splits\.json differ"):
         claim(workspace, task)
 
 
 def test_every_case_must_be_validated_once(workspace: Workspace, task: Task) -> None:
     for plan in (CASCADE_PLAN, PREVIOUS):
         write_splits(workspace.preprocessed(plan.task, plan.name) / "splits.json", SPLITS[1:])
-    with pytest.raises(AutosegError, match=r"no fold validates case_0 \(2 such cases\)"):
+    with pytest.raises(AutosegError, match=r"splits\.json: .*case_0 \(2 "):
         claim(workspace, task)
 
 
@@ -164,7 +161,7 @@ def test_models_stay_with_the_stage_that_they_refine(workspace: Workspace, task:
     claim(workspace, task)  # the same: nothing to say
     trained_anew = plan_of(name=PREVIOUS.name, configuration="3d_lowres", training={"epochs": 2})
     trained_anew.save(models_of(workspace, PREVIOUS) / "plan.json")
-    with pytest.raises(AutosegError, match=f"refines plan {PREVIOUS.id} of tiny-3d_lowres, but"):
+    with pytest.raises(AutosegError, match=f"{PREVIOUS.id} of tiny-3d_lowres"):
         claim(workspace, task)
     (models / "fold_0" / "latest.safetensors").unlink()  # no model is left
     claim(workspace, task)

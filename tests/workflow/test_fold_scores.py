@@ -1,4 +1,4 @@
-"""What a fold leaves of its validation cases, and the switches of a run that reach it."""
+"""The scores of the validation cases, and pretrained weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FoldJob:
     )
 
 
-def test_the_validation_cases_are_scored_whole_and_the_model_is_a_start_for_others(
+def test_complete_validation_cases_are_scored_and_the_model_can_be_fine_tuned(
     job: FoldJob, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = run_fold(job)
@@ -61,10 +61,10 @@ def test_the_validation_cases_are_scored_whole_and_the_model_is_a_start_for_othe
     names = {case["case"] for case in written["metric_per_case"]}
     assert names == {case.case for case in summary.cases}
     assert len(names) == 2
-    _begin_with_the_weights_of(job, capsys)
+    _start_from_the_weights_of(job, capsys)
 
 
-def _begin_with_the_weights_of(job: FoldJob, capsys: pytest.CaptureFixture[str]) -> None:
+def _start_from_the_weights_of(job: FoldJob, capsys: pytest.CaptureFixture[str]) -> None:
     """Fold 1 from those of fold 0."""
     other = replace(job, fold="1", pretrained=job.folder)
     assert run_fold(other) is not None
@@ -74,9 +74,9 @@ def _begin_with_the_weights_of(job: FoldJob, capsys: pytest.CaptureFixture[str])
     assert (other.folder / "pretrained.json").is_file()
 
 
-def test_a_wrong_model_is_told_before_anything_is_done(job: FoldJob) -> None:
+def test_a_wrong_pretrained_model_is_refused_before_preprocessing(job: FoldJob) -> None:
     wrong = replace(job, pretrained=job.task)
-    with pytest.raises(AutosegError, match="there is no trained model"):
+    with pytest.raises(AutosegError, match=r"--pretrained.*Task001_Würfel"):
         run_fold(wrong)
     assert not job.folder.exists()
     assert not (job.plan_folder / "cases").exists()
