@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.augmentation.transforms import change_previous
+from autoseg.augmentation.transforms import corrupt_previous
 from autoseg.common import arrays as module
 from autoseg.common.arrays import (
     bounding_box,
@@ -123,7 +123,7 @@ def test_thin_label_maps_work_wherever_components_are_used(shape: tuple[int, int
     assert (0 if islands is None else int(islands[1].sum())) == count - 1
     # A share above 1, so that even a mask of a single component loses it.
     removal = PreviousRemoval.model_construct(probability=1.0, largest_share=2.0)
-    changed = change_previous(label, removal, np.random.default_rng(0))
+    changed = corrupt_previous(label, removal, np.random.default_rng(0))
     assert int(changed.sum()) == count - 1
 
 
