@@ -1,4 +1,4 @@
-"""Preprocess what is missing of a task's cases, in parallel."""
+"""Preprocessing of the missing cases of a task, in parallel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import DataError
@@ -33,52 +34,49 @@ def preprocess(
     processes: int,
     plans: Path | None = None,
 ) -> int:
-    """Bring every case into the store that is not there whole; several runs may call it at once.
+    """Preprocess the cases that are missing or damaged in the store.
+
+    Several processes may call this at the same time: one works, the others wait.
 
     Args:
-        plan: decides the steps.
+        plan: with the steps.
         cases: of the task.
-        store: the plan's.
-        processes: worker processes.
-        plans: the folder of the task's plans: cases that another of them has preprocessed alike
+        store: of the plan.
+        processes: number of worker processes.
+        plans: folder of the plans of the task. Cases that another plan preprocessed in the same way
             are linked.
 
     Returns:
-        how many cases were preprocessed.
+        the number of cases that were preprocessed.
 
     Raises:
-        DataError: a case that cannot be read, by name.
-        RunError: a worker process was killed, usually for want of memory.
+        DataError: a case cannot be read.
+        RunError: a worker process was killed, usually because memory ran out.
     """
     if not (missing := _missing(cases, store, processes)):
         return 0
     with ExitStack() as locks:
-        if plans is not None:  # plans that preprocess alike go one after the other
-            alike = plans / f".{store.preprocessing_id}.lock"
-            locks.enter_context(locked(alike, "this preprocessing", wait=True))
+        if plans is not None:  # plans with the same preprocessing wait for each other
+            shared = plans / f".{store.preprocessing_id}.lock"
+            locks.enter_context(locked(shared, "this preprocessing", wait=True))
         locks.enter_context(locked(store.folder / ".lock", "the case store", wait=True))
         store.remove_leftovers()
-        missing = _missing(missing, store, processes)  # another run may have been faster
+        missing = _missing(missing, store, processes)  # another process may have stored them
         for case in missing:
-            if _is_there(case, store):
-                say(f"{store.folder / case.name} is damaged; it is preprocessed anew")
+            if _is_stored(case, store):
+                say(f"{store.folder / case.name} is damaged; preprocessing it again")
         if plans is not None:
-            missing = [case for case in missing if not _linked(store, plans, case)]
+            missing = [
+                case
+                for case in missing
+                if not link_from_others(store, plans, case.name, _source(case))
+            ]
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)
 
 
-def _linked(store: CaseStore, plans: Path, case: Case) -> bool:
-    return link_from_others(store, plans, case.name, _source(case))
-
-
 def preprocess_case(plan: Plan, store: CaseStore, case: Case) -> None:
-    """Read, prepare and store one case.
-
-    Single-threaded: each process has its own case, and the same bytes come out of any number.
-    """
-    from threadpoolctl import threadpool_limits
-
+    """Read, preprocess and store one case, in one thread, so that the result is reproducible."""
     with threadpool_limits(limits=1, user_api="blas"):
         prepared = _prepare(plan, case)
         store.write(case.name, prepared, _source(case), plan.classes.members)
@@ -97,46 +95,44 @@ def _prepare(plan: Plan, case: Case) -> Prepared:
 
 
 def _missing(cases: Sequence[Case], store: CaseStore, processes: int) -> list[Case]:
-    """The cases that are not there, and those whose files are damaged."""
-    there = [case.name for case in cases if _is_there(case, store)]
-    whole = in_parallel(store.is_whole, there, processes, "checking stored cases")
-    good = {name for name, is_whole in zip(there, whole, strict=True) if is_whole}
-    return [case for case in cases if case.name not in good]
+    """Return the cases that are not stored, or whose files are damaged."""
+    stored = [case.name for case in cases if _is_stored(case, store)]
+    intact = in_parallel(store.is_whole, stored, processes, "checking stored cases")
+    usable = {name for name, is_intact in zip(stored, intact, strict=True) if is_intact}
+    return [case for case in cases if case.name not in usable]
 
 
-def _is_there(case: Case, store: CaseStore) -> bool:
+def _is_stored(case: Case, store: CaseStore) -> bool:
     return store.has(case.name, _source(case))
 
 
 def _source(case: Case) -> list[tuple[int, int]]:
-    """Size and time of change of every raw file of a case."""
+    """Return size and modification time of each raw file of a case."""
     files = [file for path in (*case.images, case.label) for file in files_of(path)]
     return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
 
 
-# What a cascade's previous stage made of a case, on the grid of this stage.
-
-Box = Sequence[tuple[int, int]]
+# The segmentations of the previous stage of a cascade.
 
 
 def prepare_previous(
     plan: Plan,
     segmentation: NDArray[np.integer[Any]],
     spacing_mm: Sequence[float],
-    box: Box,
+    box: Sequence[tuple[int, int]],
     shape: Triple,
 ) -> NDArray[np.int16]:
-    """Bring a segmentation to where the plan's steps bring the scan, as they bring its label.
+    """Preprocess a segmentation like a label map.
 
     Args:
-        plan: the cascade's.
-        segmentation: label values (x, y, z) on the scan's own grid.
+        plan: of the cascade.
+        segmentation: label values (x, y, z) on the grid of the raw scan.
         spacing_mm: of that grid.
-        box: start and stop along x, y, z of the part of that grid that the steps keep.
-        shape: voxels of the scan after the steps.
+        box: start and stop along x, y, z of the part of that grid that preprocessing keeps.
+        shape: of the preprocessed scan.
 
     Returns:
-        the indices of the plan's parts, of that shape.
+        indices of `Plan.classes.parts`, of that shape.
     """
     inside = to_classes(plan, segmentation[tuple(slice(start, stop) for start, stop in box)])
     target = plan.target_spacing_of(spacing_mm)
@@ -150,14 +146,14 @@ def prepare_previous(
 def add_previous(
     plan: Plan, store: CaseStore, cases: Sequence[Case], files: Mapping[str, Path], processes: int
 ) -> None:
-    """Add to the stored cases what the previous stage made of them, where it is not there yet.
+    """Add missing segmentations of the previous stage to stored cases.
 
     Args:
-        plan: the cascade's.
-        store: holds all the cases.
-        cases: which ones.
-        files: case name -> the previous stage's label map.
-        processes: worker processes.
+        plan: of the cascade.
+        store: contains the cases.
+        cases: the cases to complete.
+        files: case name -> label map of the previous stage.
+        processes: number of worker processes.
 
     Raises:
         DataError: a label map is missing, unreadable, or not on its case's grid.

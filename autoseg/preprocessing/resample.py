@@ -1,12 +1,13 @@
-"""Resampling by axis operators: exact, fast, and small in memory.
+"""Resampling by axis operators: exact, fast, and with little memory.
 
-Spline interpolation onto a regular grid is linear and separable. So the whole of scikit-image's
-`resize(order, mode="edge", anti_aliasing=False)` is one small matrix per axis, with the spline's
-prefilter folded in; three matrix products replace it. Voxel edges are aligned, not centres.
+Spline interpolation onto a regular grid is linear and separable. So scikit-image's
+`resize(order, mode="edge", anti_aliasing=False)` equals one small matrix per axis, which includes
+the prefilter of the spline, and is computed by three matrix products. Voxel edges are aligned, not
+centres.
 
-A new voxel takes from the old ones near it alone: all but a band about each matrix' diagonal is
-zero, or of a cubic spline below 1e-9. So a few rows at a time are multiplied with the few old
-voxels that they take from.
+A new voxel depends on nearby old voxels only: outside a band around its diagonal, each matrix is
+zero, or below 1e-9 for cubic splines. So a few rows at a time are multiplied with the few old
+voxels that they depend on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.transform import resize
 
 from autoseg.common.arrays import Triple
 from autoseg.plan.sections import whole_sizes
@@ -27,15 +29,15 @@ from autoseg.preprocessing.channel import Channel
 
 BAND_ROWS = 32
 NEGLIGIBLE = 1e-9  # weight of an old voxel
+LABEL_SLAB_VOXELS = 1 << 19
+TIE = 1e-6  # so that rounding does not decide between equal weights
 
 
 @lru_cache(maxsize=64)
 def axis_operator(size: int, new_size: int, order: int) -> NDArray[np.float32]:
-    """The matrix of shape (new_size, size) that resamples one axis."""
+    """Return the matrix (new_size, size) that resamples one axis."""
     if size == new_size:
         return np.eye(size, dtype=np.float32)
-    from skimage.transform import resize
-
     unit = np.eye(size)
     operator = resize(
         unit, (new_size, size), order=order, mode="edge", anti_aliasing=False, clip=False
@@ -45,12 +47,12 @@ def axis_operator(size: int, new_size: int, order: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Band:
-    """Some new voxels along an axis, and the old ones that they take from.
+    """Some new voxels along an axis, and the old voxels that they depend on.
 
     Attributes:
         rows: the new voxels.
         columns: the old voxels.
-        weights: how much each new voxel takes from each old one, (rows, columns).
+        weights: (rows, columns).
     """
 
     rows: slice
@@ -60,7 +62,7 @@ class Band:
 
 @lru_cache(maxsize=64)
 def axis_bands(size: int, new_size: int, order: int) -> tuple[Band, ...]:
-    """The matrix of `axis_operator` in bands of consecutive rows."""
+    """Return the matrix of `axis_operator` in bands of consecutive rows."""
     operator = axis_operator(size, new_size, order)
     starts = range(0, new_size, BAND_ROWS)
     return tuple(
@@ -75,10 +77,10 @@ def _band(operator: NDArray[np.float32], rows: slice) -> Band:
 
 
 def resample_channel(channel: Channel, shape: Triple, orders: Sequence[int]) -> Channel:
-    """Resample a channel to a number of voxels along x, y, z by splines of order 0, 1 or 3.
+    """Resample a channel to a shape (x, y, z) by splines of order 0, 1 or 3 along each axis.
 
-    Values stay within the channel's own range, as in scikit-image. Two axes are resampled a few
-    planes at a time, so that of the old resolution only the last axis is ever held as floats.
+    Values are clipped to the range of the channel, as in scikit-image. Two axes are resampled a few
+    planes at a time, so that floats of the old resolution are needed along the last axis only.
     """
     if channel.shape == shape:
         return channel
@@ -97,14 +99,14 @@ def resample_channel(channel: Channel, shape: Triple, orders: Sequence[int]) -> 
 def apply_operators(
     volume: NDArray[np.float32], shape: Triple, orders: Sequence[int]
 ) -> NDArray[np.float32]:
-    """Apply the three axis operators to a volume (x, y, z), the most shrinking axis first."""
+    """Resample a volume (x, y, z) along all axes."""
     for axis in most_shrinking_first(volume.shape, shape):
         volume = resample_axis(volume, axis, shape[axis], orders[axis])
     return volume
 
 
 def most_shrinking_first(shape: Sequence[int], new_shape: Sequence[int]) -> Triple:
-    """The axes in the order that leaves the least to compute."""
+    """Return the axes in the order of least computation."""
     gain = [new / old for new, old in zip(new_shape, shape, strict=True)]
     first, second, last = (int(axis) for axis in np.argsort(gain, kind="stable"))
     return first, second, last
@@ -122,15 +124,15 @@ def resample_axis(
 def apply_bands(
     bands: Sequence[Band], volume: NDArray[np.float32], axis: int, first_column: int = 0
 ) -> NDArray[np.float32]:
-    """The new voxels of consecutive bands along one axis of a volume (x, y, z).
+    """Return the new voxels of consecutive bands along one axis of a volume (x, y, z).
 
     Args:
-        bands: which ones.
+        bands: consecutive bands.
         volume: the old voxels.
         axis: 0, 1 or 2.
-        first_column: the old voxel along that axis with which the volume begins.
+        first_column: index of the first old voxel of the volume along that axis.
     """
-    if is_turned(volume):
+    if is_reversed(volume):
         return apply_bands(bands, volume.T, 2 - axis, first_column).T
     shape, first = list(volume.shape), bands[0].rows.start
     shape[axis] = bands[-1].rows.stop - first
@@ -150,7 +152,7 @@ def _multiply(
     out: NDArray[np.float32],
     rows: slice,
 ) -> None:
-    """Write the weighted sums of a volume's columns into the rows of `out`."""
+    """Write weighted sums of columns of a volume into rows of `out`."""
     x, _, z = volume.shape
     if axis == 0:
         flat = volume.reshape(x, -1)
@@ -162,8 +164,8 @@ def _multiply(
         np.matmul(flat[:, columns], weights.T, out=out.reshape(-1, out.shape[2])[:, rows])
 
 
-def is_turned(volume: NDArray[Any]) -> bool:
-    """Do x neighbours lie closer together in memory than z neighbours, as read from a file?"""
+def is_reversed(volume: NDArray[Any]) -> bool:
+    """Return whether x varies fastest in memory, as in arrays that were read from a file."""
     return bool(volume.strides[0] < volume.strides[2])
 
 
@@ -173,7 +175,7 @@ def resampled_shape(
     new_spacing_mm: Sequence[float],
     rounding: str,
 ) -> Triple:
-    """The number of voxels that keeps the extent in mm: at least one along each axis."""
+    """Return the number of voxels that preserves the extent in mm, at least one along each axis."""
     exact = np.asarray(shape) * np.asarray(spacing_mm) / np.asarray(new_spacing_mm)
     x, y, z = whole_sizes(exact, rounding)
     return int(x), int(y), int(z)
@@ -185,10 +187,10 @@ def axis_orders(
     new_spacing_mm: Sequence[float],
     anisotropy: float | None,
 ) -> Triple:
-    """The spline order along each axis: 0 along a single coarse axis, `order` elsewhere.
+    """Return the spline order along each axis: 0 along a single coarse axis, `order` elsewhere.
 
-    The coarse axis is found in the old spacing, else in the new one, as in nnU-Net: the largest
-    spacing is more than `anisotropy` times the smallest, and only one axis has it.
+    As in nnU-Net, an axis of the old spacing, or else of the new one, is coarse if it alone has the
+    largest spacing, which is more than `anisotropy` times the smallest.
     """
     orders = [order, order, order]
     if anisotropy is not None:
@@ -201,22 +203,19 @@ def axis_orders(
     return orders[0], orders[1], orders[2]
 
 
-# Resampling of label maps: every label's mask on its own, then the largest share wins.
+# Label maps: the mask of each label is resampled, and the label with the largest weight is chosen.
 #
-# A new voxel mixes at most two old ones along each axis. Where all of them hold the same label,
-# so does the new voxel; shares are computed only for the few that lie on a border.
-
-SLAB_VOXELS = 1 << 19
-TIE = 1e-6  # rounding must not decide between equal shares
+# A new voxel depends on at most two old ones along each axis. If they have the same label, so has
+# the new voxel; weights are computed only for the few voxels on borders between labels.
 
 Voxels = tuple[NDArray[np.intp], ...]
 
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """The two old voxels along an axis that each new one mixes: (2, new size) each.
+    """The two old voxels along an axis that each new one depends on: (2, new size) each.
 
-    Where there is only one, it is there twice, the second time without weight.
+    If there is only one, it is repeated with weight zero.
     """
 
     index: NDArray[np.intp]
@@ -225,27 +224,27 @@ class _Neighbours:
     def part(self, start: int, stop: int) -> _Neighbours:
         return _Neighbours(self.index[:, start:stop], self.weight[:, start:stop])
 
-    def counted_from(self, first: int) -> _Neighbours:
+    def relative_to(self, first: int) -> _Neighbours:
         return _Neighbours(self.index - first, self.weight)
 
 
 def resample_label(label: NDArray[Any], shape: Triple, orders: Sequence[int]) -> NDArray[Any]:
-    """Resample a label map (x, y, z) by order 0 (the nearest voxel) or 1 along each axis.
+    """Resample a label map (x, y, z) with order 0 (nearest voxel) or 1 along each axis.
 
-    Ties go to the smaller value.
+    Ties are resolved in favour of the smaller value.
     """
     if label.shape == tuple(shape):
         return label
-    if is_turned(label):
+    if is_reversed(label):
         x, y, z = shape
         return resample_label(label.T, (z, y, x), orders[::-1]).T
     along = [_neighbours(*axis) for axis in zip(label.shape, shape, orders, strict=True)]
     out = np.empty(shape, label.dtype)
-    planes = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
+    planes = max(1, LABEL_SLAB_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], planes):
         across = along[0].part(start, start + planes)
         first, last = int(across.index.min()), int(across.index.max())
-        near = [across.counted_from(first), *along[1:]]
+        near = [across.relative_to(first), *along[1:]]
         out[start : start + planes] = _resample(np.ascontiguousarray(label[first : last + 1]), near)
     return out
 
@@ -253,7 +252,7 @@ def resample_label(label: NDArray[Any], shape: Triple, orders: Sequence[int]) ->
 def _neighbours(size: int, new_size: int, order: int) -> _Neighbours:
     operator = axis_operator(size, new_size, order)
     used = operator != 0
-    assert used.sum(axis=1).max() <= 2, "a spline of higher order reaches further"
+    assert used.sum(axis=1).max() <= 2, "label maps are resampled with order 0 or 1"
     first = used.argmax(axis=1)
     second = size - 1 - used[:, ::-1].argmax(axis=1)
     rows = np.arange(new_size)
@@ -268,14 +267,14 @@ def _resample(label: NDArray[Any], near: Sequence[_Neighbours]) -> NDArray[Any]:
         high = np.maximum(high.take(first, axis), high.take(second, axis))
     border = np.nonzero(low != high)
     if border[0].size:
-        low[border] = _largest_share(label, near, border)
+        low[border] = _largest_weight(label, near, border)
     return low
 
 
-def _largest_share(
+def _largest_weight(
     label: NDArray[Any], near: Sequence[_Neighbours], voxels: Voxels
 ) -> NDArray[Any]:
-    """The label with the largest share in each of some new voxels."""
+    """Return the label with the largest weight in each of these new voxels."""
     values, weights = [], []
     for corner in product((0, 1), repeat=3):
         ends = list(zip(near, corner, voxels, strict=True))
@@ -284,8 +283,8 @@ def _largest_share(
     best = np.full(len(voxels[0]), -np.inf)
     out = np.zeros(len(voxels[0]), label.dtype)
     for value in np.unique(values):
-        share = np.where(values == value, weights, 0).sum(axis=0)
-        wins = share > best + TIE
-        best[wins] = share[wins]
-        out[wins] = value
+        weight = np.where(values == value, weights, 0).sum(axis=0)
+        larger = weight > best + TIE
+        best[larger] = weight[larger]
+        out[larger] = value
     return out

@@ -1,4 +1,4 @@
-"""The plan's preprocessing steps, in order, and what prediction needs to undo them."""
+"""The preprocessing steps of a plan, and what prediction needs to undo them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ IGNORED = -1
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case as the network sees it, and the way back to its own grid.
+    """A preprocessed case, and its position on the grid of the raw file.
 
     Attributes:
         image: float32, (channel, x, y, z).
-        label: int16, (x, y, z): the index of a part of `Plan.classes`, `IGNORED` where unknown.
-        geometry: the grid of the file.
+        label: int16, (x, y, z): index of a part of `Plan.classes`, or `IGNORED`.
+        geometry: grid of the raw file.
         box: start and stop along x, y, z of the part of that grid that was kept.
         spacing_mm: voxel spacing of `image`.
     """
@@ -52,9 +52,10 @@ class _Case:
     Attributes:
         channels: the scan.
         label: class indices (x, y, z), as in `Prepared`.
-        box: start and stop of the part of the file's grid that was kept.
-        spacing_mm: voxel spacing now.
-        nonzero: where any channel of the scan was not zero before the steps; None if no step asks.
+        box: as in `Prepared`.
+        spacing_mm: current voxel spacing.
+        nonzero: mask of voxels where any channel of the raw scan is nonzero; None if no step uses
+            it.
     """
 
     channels: tuple[Channel, ...]
@@ -65,10 +66,10 @@ class _Case:
 
 
 def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = None) -> Prepared:
-    """Apply the plan's steps to a scan and, if there is one, to its label map (x, y, z)."""
+    """Apply the steps of the plan to a scan and to its label map (x, y, z), if any."""
     masked = any(isinstance(step, ZScore) and step.nonzero for step in plan.preprocessing)
     channels = tuple(Channel(values) for values in image.array)
-    now = _Case(
+    case = _Case(
         channels=channels,
         label=None if label is None else to_classes(plan, label),
         box=tuple((0, size) for size in image.geometry.size),
@@ -78,19 +79,19 @@ def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = N
     for step in plan.preprocessing:
         match step:
             case CropToNonzero():
-                now = _crop(now)
+                case = _crop(case)
             case Resample():
-                now = _resample(now, step, plan)
+                case = _resample(case, step, plan)
             case Clip() | Rescale() | ZScore():
-                now = _change(now, step)
-    out = np.empty((len(now.channels), *now.channels[0].shape), np.float32)
-    for channel, values in zip(now.channels, out, strict=True):
+                case = _transform_intensities(case, step)
+    out = np.empty((len(case.channels), *case.channels[0].shape), np.float32)
+    for channel, values in zip(case.channels, out, strict=True):
         channel.values(out=values)
-    return Prepared(out, now.label, image.geometry, now.box, now.spacing_mm)
+    return Prepared(out, case.label, image.geometry, case.box, case.spacing_mm)
 
 
 def to_classes(plan: Plan, label: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
-    """Turn label values into the indices of the plan's parts: its classes, or values of regions."""
+    """Replace label values by indices of `Plan.classes.parts`: classes, or values of regions."""
     table = np.zeros(HIGHEST_LABEL + 1, np.int16)
     for index, values in enumerate(plan.classes.parts):
         table[list(values)] = index
@@ -107,42 +108,42 @@ def _any_nonzero(channels: tuple[Channel, ...]) -> NDArray[np.bool_]:
     return found
 
 
-def _crop(now: _Case) -> _Case:
-    slices = bounding_box(_any_nonzero(now.channels))
-    if slices is None:  # an empty scan stays whole
-        return now
-    offsets = [start for start, _ in now.box]
+def _crop(case: _Case) -> _Case:
+    box = bounding_box(_any_nonzero(case.channels))
+    if box is None:  # a scan without nonzero voxels is kept
+        return case
+    offsets = [start for start, _ in case.box]
     return replace(
-        now,
-        channels=tuple(channel.cut(slices) for channel in now.channels),
-        label=None if now.label is None else now.label[slices],
+        case,
+        channels=tuple(channel.crop(box) for channel in case.channels),
+        label=None if case.label is None else case.label[box],
         box=tuple(
             (side.start + offset, side.stop + offset)
-            for side, offset in zip(slices, offsets, strict=True)
+            for side, offset in zip(box, offsets, strict=True)
         ),
-        nonzero=None if now.nonzero is None else now.nonzero[slices],
+        nonzero=None if case.nonzero is None else case.nonzero[box],
     )
 
 
-def _resample(now: _Case, step: Resample, plan: Plan) -> _Case:
-    spacing = now.spacing_mm
+def _resample(case: _Case, step: Resample, plan: Plan) -> _Case:
+    spacing = case.spacing_mm
     target = plan.target_spacing_of(spacing)
-    shape = resampled_shape(now.channels[0].shape, spacing, target, step.rounding)
+    shape = resampled_shape(case.channels[0].shape, spacing, target, step.rounding)
     orders = axis_orders(step.image_order, spacing, target, step.anisotropy)
-    channels = tuple(resample_channel(channel, shape, orders) for channel in now.channels)
-    label = now.label
+    channels = tuple(resample_channel(channel, shape, orders) for channel in case.channels)
+    label = case.label
     if label is not None:
         orders = axis_orders(step.label_order, spacing, target, step.anisotropy)
         label = resample_label(label, shape, orders)
-    nonzero = now.nonzero
+    nonzero = case.nonzero
     if nonzero is not None:
         nonzero = resample_label(nonzero, shape, (0, 0, 0))
-    return replace(now, channels=channels, label=label, spacing_mm=target, nonzero=nonzero)
+    return replace(case, channels=channels, label=label, spacing_mm=target, nonzero=nonzero)
 
 
-def _change(now: _Case, step: Clip | Rescale | ZScore) -> _Case:
-    """A step of single voxels, for the channels that it is for."""
-    channels = list(now.channels)
+def _transform_intensities(case: _Case, step: Clip | Rescale | ZScore) -> _Case:
+    """Apply a voxel-wise step to the channels that it selects."""
+    channels = list(case.channels)
     for index, channel in enumerate(channels):
         if step.channel in (None, index):
             match step:
@@ -151,8 +152,8 @@ def _change(now: _Case, step: Clip | Rescale | ZScore) -> _Case:
                 case Rescale():
                     channels[index] = channel.then(partial(_rescale, step, channel.limits()))
                 case ZScore():
-                    channels[index] = _z_score(channel, step, now.nonzero)
-    return replace(now, channels=tuple(channels))
+                    channels[index] = _z_score(channel, step, case.nonzero)
+    return replace(case, channels=tuple(channels))
 
 
 def _clip(window: tuple[float, float], values: NDArray[np.float32]) -> None:
@@ -163,7 +164,7 @@ def _rescale(step: Rescale, limits: tuple[float, float], values: NDArray[np.floa
     low, high = limits
     start, stop = step.range
     values -= low
-    values /= (high - low) or 1.0  # one value only: it becomes `start`
+    values /= (high - low) or 1.0  # a constant channel becomes `start`
     values *= stop - start
     values += start
     if step.whole_numbers:
@@ -171,19 +172,19 @@ def _rescale(step: Rescale, limits: tuple[float, float], values: NDArray[np.floa
 
 
 def _z_score(channel: Channel, step: ZScore, nonzero: NDArray[np.bool_] | None) -> Channel:
-    # Not asked of the image as it is now: the steps before have moved its zeros.
+    # With the mask of the raw scan, because earlier steps may have changed its zeros.
     if step.nonzero and nonzero is not None and nonzero.any():
         values = channel.values()
         inside = values[nonzero]
-        mean, std = _figures(Channel(inside.reshape(-1, 1, 1)), step)
+        mean, std = _mean_and_std(Channel(inside.reshape(-1, 1, 1)), step)
         _standardize(mean, std, inside)
         values[nonzero] = inside
         return Channel(values)
-    return channel.then(partial(_standardize, *_figures(channel, step)))
+    return channel.then(partial(_standardize, *_mean_and_std(channel, step)))
 
 
-def _figures(channel: Channel, step: ZScore) -> tuple[float, float]:
-    """The mean and the standard deviation: the plan's, or else the channel's own."""
+def _mean_and_std(channel: Channel, step: ZScore) -> tuple[float, float]:
+    """Return mean and standard deviation: those of the plan, or else of the channel."""
     mean, std = step.mean, step.std
     if mean is None or std is None:
         own_mean, own_std = channel.mean_and_std()
@@ -193,4 +194,4 @@ def _figures(channel: Channel, step: ZScore) -> tuple[float, float]:
 
 def _standardize(mean: float, std: float, values: NDArray[np.float32]) -> None:
     values -= mean
-    values /= std or 1.0  # one value only: it becomes 0
+    values /= std or 1.0  # a constant channel becomes 0

@@ -16,7 +16,7 @@ from autoseg.prediction.predictor import Predictor
 from autoseg.preprocessing.steps import Prepared
 from tests.making import grid, tiny_plan
 from tests.prediction.making import Pointwise, model_of
-from tests.preprocessing.test_memory import CHILD, peak_bytes
+from tests.preprocessing.test_preprocess_memory import CHILD, peak_bytes
 
 NATIVE, LOW = (512, 512, 600), (96, 96, 112)
 MB = 1 << 20

@@ -32,7 +32,7 @@ def _slabs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("_slabs")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_changes_come_one_after_the_other(layout: str) -> None:
+def test_operations_are_applied_in_order(layout: str) -> None:
     array = stored(layout)
     before = array.copy()
     channel = Channel(array).then(clip).then(halve)
@@ -72,10 +72,10 @@ def test_nonzero_is_asked_of_the_changed_values() -> None:
     assert (Channel(array).then(positive).nonzero() == (array > 0)).all()
 
 
-def test_a_part_keeps_the_changes() -> None:
+def test_a_part_keeps_the_operations() -> None:
     box = (slice(1, 4), slice(0, 2), slice(2, 5))
     channel = Channel(stored("straight")).then(clip)
-    assert (channel.cut(box).values() == channel.values()[box]).all()
+    assert (channel.crop(box).values() == channel.values()[box]).all()
 
 
 def test_a_mean_far_from_zero_costs_no_digits() -> None:

@@ -76,7 +76,7 @@ def test_only_changed_cases_are_made_again(tmp_path: Path) -> None:
     assert preprocess(other, cases, store_in(tmp_path, other), processes=1) == 2
 
 
-def test_a_damaged_case_is_made_anew_and_told(
+def test_a_damaged_case_is_reported_and_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = make_cases(tmp_path, "a", "b c", "d")
@@ -89,12 +89,12 @@ def test_a_damaged_case_is_made_anew_and_told(
     capsys.readouterr()
     assert preprocess(PLAN, cases, store, processes=1) == 1
     assert contents(store) == before
-    told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
-    assert told == [f"{path.parent} is damaged; it is preprocessed anew"]
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert message.startswith(f"{path.parent} ")
     assert preprocess(PLAN, cases, store, processes=1) == 0
 
 
-def test_a_case_of_a_version_without_checksums_is_made_anew(
+def test_a_case_of_a_version_without_checksums_is_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = make_cases(tmp_path, "a", "b")
@@ -105,7 +105,7 @@ def test_a_case_of_a_version_without_checksums_is_made_anew(
     assert "damaged" not in capsys.readouterr().err
 
 
-def test_a_changed_slice_of_a_dicom_folder_makes_its_case_anew(tmp_path: Path) -> None:
+def test_a_changed_slice_of_a_dicom_folder_makes_its_case_again(tmp_path: Path) -> None:
     (case,) = make_cases(tmp_path, "a")
     array = np.random.default_rng(0).integers(0, 900, (8, 9, 10)).astype(np.int16)
     write_series(tmp_path / "series", array)
@@ -174,11 +174,11 @@ def test_a_label_on_another_grid_is_refused(tmp_path: Path) -> None:
 def test_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     (case,) = make_cases(tmp_path, "a")
     write_4d(case.images[0], np.ones((2, 8, 9, 10), np.float32))
-    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: has 2 channels, the plan has 1"):
+    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: .*2 channels.* 1$"):
         preprocess(PLAN, [case], store_in(tmp_path), processes=1)
 
 
-def test_leftovers_of_a_killed_run_go(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     cases = make_cases(tmp_path, "a")
     store = store_in(tmp_path)
     (store.folder / ".tmp-99-a").mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_leftovers_of_a_killed_run_go(tmp_path: Path) -> None:
     assert [path.name for path in store.folder.iterdir()] == ["a"]
 
 
-def test_a_workspace_without_room_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_workspace_that_cannot_be_written(tmp_path: Path) -> None:
     cases = make_cases(tmp_path, "a")
     store = store_in(tmp_path)
     store.folder.mkdir()

@@ -44,11 +44,11 @@ def resampled(volume: NDArray[np.float32], shape: Triple, orders: Triple) -> NDA
 @given(SHAPES, SHAPES, ORDERS, SEEDS)
 def test_image_equals_scikit_image(old: Triple, new: Triple, order: int, seed: int) -> None:
     volume = np.random.default_rng(seed).normal(100, 50, old).astype(np.float32)
-    got = resampled(volume, new, (order, order, order))
-    assert got.dtype == np.float32
-    assert got.shape == new
+    found = resampled(volume, new, (order, order, order))
+    assert found.dtype == np.float32
+    assert found.shape == new
     expected = reference(volume, new, order)
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(volume).max()
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(volume).max()
 
 
 @quick
@@ -74,17 +74,17 @@ def test_slabs_give_what_the_whole_volume_gives(
         assert resampled(stored, new, (3, 1, 3)) == pytest.approx(whole, abs=2e-6)
 
 
-def test_changes_are_done_before_resampling() -> None:
+def test_operations_are_applied_before_resampling() -> None:
     stored = np.random.default_rng(0).integers(-1000, 1000, (9, 7, 5)).astype(np.int16)
 
     def change(values: NDArray[np.float32]) -> None:
         np.clip(values, -100, 300, out=values)
 
     expected = resampled(stored.astype(np.float32).clip(-100, 300), (4, 8, 6), (3, 3, 3))
-    got = resample_channel(Channel(stored).then(change), (4, 8, 6), (3, 3, 3))
-    assert (got.values() == expected).all()
-    assert got.changes == ()
-    assert got.limits() == (-100, 300)
+    found = resample_channel(Channel(stored).then(change), (4, 8, 6), (3, 3, 3))
+    assert (found.values() == expected).all()
+    assert found.operations == ()
+    assert found.limits() == (-100, 300)
 
 
 @pytest.mark.parametrize("order", [0, 1, 3])
@@ -98,8 +98,8 @@ def test_bands_are_the_whole_matrix(old: int, new: int, order: int) -> None:
     lines = np.random.default_rng(0).normal(size=(old, 2, 3)).astype(np.float32)
     expected = np.einsum("ij,jyz->iyz", operator.astype(float), lines)
     for axis in range(3):
-        got = resample_axis(lines.swapaxes(0, axis), axis, new, order).swapaxes(0, axis)
-        assert np.abs(got - expected).max() <= 1e-5
+        found = resample_axis(lines.swapaxes(0, axis), axis, new, order).swapaxes(0, axis)
+        assert np.abs(found - expected).max() <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -108,15 +108,15 @@ def test_bands_are_the_whole_matrix(old: int, new: int, order: int) -> None:
 def test_shapes_of_several_bands_equal_scikit_image(old: Triple, new: Triple) -> None:
     volume = np.random.default_rng(0).normal(100, 50, old).astype(np.float32)
     for order in (1, 3):
-        got = resampled(volume, new, (order, order, order))
-        assert np.abs(got - reference(volume, new, order)).max() <= 1e-5 * np.abs(volume).max()
+        found = resampled(volume, new, (order, order, order))
+        assert np.abs(found - reference(volume, new, order)).max() <= 1e-5 * np.abs(volume).max()
 
 
 def test_cubic_overshoot_is_clipped_to_the_range() -> None:
     step = np.zeros((8, 4, 4), np.float32)
     step[4:] = 1
-    got = resampled(step, (13, 4, 4), (3, 3, 3))
-    assert (got.min(), got.max()) == (0, 1)
+    found = resampled(step, (13, 4, 4), (3, 3, 3))
+    assert (found.min(), found.max()) == (0, 1)
     unclipped = one_axis_after_another(step, (13, 4, 4), (3, 3, 3))
     assert unclipped.max() > 1.01  # otherwise this test shows nothing
 
@@ -134,11 +134,11 @@ def test_a_ramp_in_mm_stays_the_same_ramp(order: int, new: int) -> None:
     position = (np.arange(old) + 0.5) * spacing  # from the edge of the volume, not its first centre
     new_position = (np.arange(new) + 0.5) * new_spacing
     ramp = np.broadcast_to(position[:, None, None], (old, 3, 3)).astype(np.float32)
-    got = resampled(ramp, (new, 4, 2), (order, order, order))[:, 0, 0]
+    found = resampled(ramp, (new, 4, 2), (order, order, order))[:, 0, 0]
     inner = (new_position > 4 * spacing) & (new_position < (old - 4) * spacing)
     assert inner.sum() >= 3
     # A spline knows that its border is flat: that is felt a little within the volume.
-    assert got[inner] == pytest.approx(new_position[inner], abs=1e-4 if order == 1 else 2e-2)
+    assert found[inner] == pytest.approx(new_position[inner], abs=1e-4 if order == 1 else 2e-2)
 
 
 @pytest.mark.parametrize(

@@ -99,25 +99,25 @@ def test_compact_labels_equal_the_shares_of_all_masks(
 
 
 @pytest.mark.parametrize("new", [(4, 8, 9), (12, 3, 5)])
-def test_layout_in_memory_and_slabs_do_not_count(
+def test_memory_layout_and_slabs_do_not_matter(
     new: Triple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = np.random.default_rng(0).integers(0, 3, (12, 11, 13)).astype(np.uint8)
     box = (slice(2, 11), slice(1, 8), slice(3, 9))
     expected = resample_label(whole[box].copy(), new, (1, 1, 1))
     for voxels in (1, 40, 1 << 19):
-        monkeypatch.setattr(module, "SLAB_VOXELS", voxels)
+        monkeypatch.setattr(module, "LABEL_SLAB_VOXELS", voxels)
         for stored in (whole, whole.T.copy().T):
             assert (resample_label(stored[box], new, (1, 1, 1)) == expected).all()
 
 
 def test_masks_are_resampled_to_the_nearest() -> None:
     mask = np.random.default_rng(0).random((9, 7, 5)) < 0.5
-    got = resample_label(mask, (5, 9, 3), (0, 0, 0))
-    assert got.dtype == np.bool_
-    assert (got == resample_label(mask.astype(np.uint8), (5, 9, 3), (0, 0, 0))).all()
+    found = resample_label(mask, (5, 9, 3), (0, 0, 0))
+    assert found.dtype == np.bool_
+    assert (found == resample_label(mask.astype(np.uint8), (5, 9, 3), (0, 0, 0))).all()
 
 
-def test_a_spline_of_higher_order_is_our_mistake() -> None:
+def test_a_spline_of_higher_order_is_refused() -> None:
     with pytest.raises(AssertionError):
         resample_label(np.zeros((9, 9, 9), np.uint8), (4, 4, 4), (3, 3, 3))

@@ -56,15 +56,15 @@ def test_special_values_survive(store: CaseStore) -> None:
     assert store.open("a").image[:].tobytes() == written.image.tobytes()
 
 
-def test_views_in_another_order_are_stored_as_they_look(store: CaseStore) -> None:
+def test_views_in_another_order_are_stored_correctly(store: CaseStore) -> None:
     straight = case((5, 7, 9))
     assert straight.label is not None
-    turned = Prepared(
+    transposed = Prepared(
         straight.image.transpose(0, 3, 2, 1), straight.label.T, grid((9, 7, 5)), (), (1, 1, 1)
     )
-    store.write("a", turned, SOURCE)
-    assert (store.open("a").image[:] == turned.image).all()
-    assert (store.open("a").label[:] == turned.label).all()
+    store.write("a", transposed, SOURCE)
+    assert (store.open("a").image[:] == transposed.image).all()
+    assert (store.open("a").label[:] == transposed.label).all()
 
 
 def test_patches_equal_slices(store: CaseStore) -> None:
@@ -114,7 +114,7 @@ def test_a_case_without_foreground(store: CaseStore) -> None:
     assert store.open("a").foreground == {}
 
 
-def test_has_asks_for_the_same_preprocessing_of_the_same_files(store: CaseStore) -> None:
+def test_has_requires_the_same_preprocessing_of_the_same_files(store: CaseStore) -> None:
     assert not store.has("a", SOURCE)
     store.write("a", case((3, 3, 3)), SOURCE)
     assert store.has("a", SOURCE)
@@ -157,19 +157,19 @@ def test_a_damaged_case_is_named(store: CaseStore, name: str, damage: str) -> No
     path.unlink()
     if damage != "missing":
         path.write_bytes(whole[: len(whole) // 2] if damage == "half" else b"")
-    with pytest.raises(AutosegError, match=r"case Fall 7: .* is damaged .* delete that folder"):
+    with pytest.raises(AutosegError, match=r"case Fall 7: .* is damaged"):
         store.open("Fall 7")
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_a_damaged_part_is_named_when_it_is_read(store: CaseStore, name: str) -> None:
+def test_damage_within_an_array_is_reported_when_it_is_read(store: CaseStore, name: str) -> None:
     store.write("Fall 7", case((40, 40, 40)), SOURCE)
     path = store.folder / "Fall 7" / f"{name}.b2nd"
     content = path.read_bytes()
     half = len(content) // 2
     path.write_bytes(content[:half] + bytes(400) + content[half + 400 :])
     array = getattr(store.open("Fall 7"), name)
-    with pytest.raises(AutosegError, match=r"case Fall 7: .* is damaged .* delete that folder"):
+    with pytest.raises(AutosegError, match=r"case Fall 7: .* is damaged"):
         array[:]
 
 
@@ -177,28 +177,28 @@ def test_a_damaged_part_is_named_when_it_is_read(store: CaseStore, name: str) ->
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("Error while creating the NDArray"),  # blosc2's word for it
+        RuntimeError("Error while creating the NDArray"),  # the message of blosc2
         SafetensorError("I/O error: No space left on device"),
     ],
 )
-def test_a_full_disk_leaves_the_old_case_and_no_litter(
+def test_a_full_disk_leaves_the_old_case_and_no_leftovers(
     store: CaseStore, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     old = case((5, 7, 9))
     store.write("a", old, SOURCE)
 
-    def fail(blosc2: Any, path: Path, array: Any) -> None:
+    def fail(path: Path, array: Any) -> None:
         path.write_bytes(b"half")
         raise error
 
     monkeypatch.setattr(store_module, "_compress", fail)
-    with pytest.raises(AutosegError, match=r"cannot store case a .* make space"):
+    with pytest.raises(AutosegError, match="cannot store case a"):
         store.write("a", case((5, 7, 9), seed=1), SOURCE)
     assert [path.name for path in store.folder.iterdir()] == ["a"]
     assert (store.open("a").image[:] == old.image).all()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AutosegError, match="cannot store case a"):
         CaseStore(tmp_path / "file" / "cases", "abc").write("a", case((3, 3, 3)), SOURCE)

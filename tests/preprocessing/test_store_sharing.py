@@ -1,4 +1,4 @@
-"""Plans that preprocess alike share cases; a shared case stays its owner's."""
+"""Plans with the same preprocessing share cases; replacing a case does not affect the others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(plans: Path, plan: str, cases: list[Case]) -> tuple[int, CaseStore]:
     return preprocess(by_name[plan], cases, store, 1, plans=plans), store
 
 
-def test_plans_that_preprocess_alike_do_it_once(tmp_path: Path, cases: list[Case]) -> None:
+def test_plans_with_the_same_preprocessing_do_it_once(tmp_path: Path, cases: list[Case]) -> None:
     assert PLAN.preprocessing_id == ALIKE.preprocessing_id != OTHER.preprocessing_id
     made, first = run(tmp_path / "plans", "default", cases)
     linked, second = run(tmp_path / "plans", "alike", cases)
@@ -53,7 +53,9 @@ def test_plans_that_preprocess_alike_do_it_once(tmp_path: Path, cases: list[Case
     assert not list(tmp_path.rglob(".*"))  # neither locks nor leftovers
 
 
-def test_the_other_keeps_its_case_when_one_makes_it_anew(tmp_path: Path, cases: list[Case]) -> None:
+def test_the_other_keeps_its_case_when_one_makes_it_again(
+    tmp_path: Path, cases: list[Case]
+) -> None:
     _, first = run(tmp_path / "plans", "default", cases)
     _, second = run(tmp_path / "plans", "alike", cases)
     before = contents(first)

@@ -78,7 +78,7 @@ def test_it_is_stored_beside_the_case(tmp_path: Path, case: Case) -> None:
     assert not list((tmp_path / "cases").rglob(".tmp*"))
 
 
-def test_it_is_made_once_and_anew_when_the_file_changes(tmp_path: Path, case: Case) -> None:
+def test_it_is_made_once_and_again_when_the_file_changes(tmp_path: Path, case: Case) -> None:
     plan, file = cascade(), tmp_path / "a.nii.gz"
     store = stored(plan, case, tmp_path / "cases")
     write_scan(file, found_before())
@@ -99,7 +99,7 @@ def test_it_is_made_once_and_anew_when_the_file_changes(tmp_path: Path, case: Ca
     assert at.exists()
 
 
-def test_a_changed_byte_makes_it_anew(tmp_path: Path, case: Case) -> None:
+def test_a_changed_byte_makes_it_again(tmp_path: Path, case: Case) -> None:
     plan, file = cascade(), tmp_path / "a.nii.gz"
     store = stored(plan, case, tmp_path / "cases")
     write_scan(file, found_before())
@@ -115,7 +115,7 @@ def test_a_changed_byte_makes_it_anew(tmp_path: Path, case: Case) -> None:
         assert path.read_bytes() == whole
 
 
-def test_a_case_that_is_preprocessed_anew_loses_it(tmp_path: Path, case: Case) -> None:
+def test_a_case_that_is_preprocessed_again_loses_it(tmp_path: Path, case: Case) -> None:
     plan, file = cascade(), tmp_path / "a.nii.gz"
     store = stored(plan, case, tmp_path / "cases")
     write_scan(file, found_before())
@@ -130,17 +130,16 @@ def test_one_on_another_grid_is_refused(tmp_path: Path, case: Case) -> None:
     plan, file = cascade(), tmp_path / "a.nii.gz"
     store = stored(plan, case, tmp_path / "cases")
     write_scan(file, found_before(), spacing_mm=(1, 1, 2))
-    told = r"a\.nii\.gz: not on the grid of .*a\.nii\.gz: spacing by 1 mm; train the fold"
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=r"a\.nii\.gz: .*a\.nii\.gz: .* 1 mm"):
         add_previous(plan, store, [case], {"a": file}, processes=1)
     assert store.open("a").previous is None
 
 
-def test_a_damaged_one_is_told(tmp_path: Path, case: Case) -> None:
+def test_a_damaged_one_is_named(tmp_path: Path, case: Case) -> None:
     plan, file = cascade(), tmp_path / "a.nii.gz"
     store = stored(plan, case, tmp_path / "cases")
     write_scan(file, found_before())
     add_previous(plan, store, [case], {"a": file}, processes=1)
     (tmp_path / "cases" / "a" / "previous.b2nd").write_bytes(b"no array")
-    with pytest.raises(AutosegError, match=r"a is damaged .*; delete that folder and train again"):
+    with pytest.raises(AutosegError, match=r"case a: .* is damaged"):
         store.open("a")

@@ -1,4 +1,4 @@
-"""The steps, in any order, against the same steps done plainly: one after the other, on floats."""
+"""The steps in any order against a plain implementation: one after the other, on floats."""
 
 from __future__ import annotations
 
@@ -112,13 +112,13 @@ def test_any_order_of_steps_gives_what_plain_steps_give(
     expected, classes = plain(plan, Image(array, grid((7, 8, 6), SPACING_MM)), label)
     if turned:  # as a file is read
         array, label = array.transpose(0, 3, 2, 1).copy().transpose(0, 3, 2, 1), label.T.copy().T
-    got = prepare(plan, Image(array, grid((7, 8, 6), SPACING_MM)), label)
-    assert got.image.dtype == np.float32
-    assert got.image.flags.c_contiguous
+    found = prepare(plan, Image(array, grid((7, 8, 6), SPACING_MM)), label)
+    assert found.image.dtype == np.float32
+    assert found.image.flags.c_contiguous
     # A value half way between two whole numbers may be rounded to either of them.
     tolerance = 2e-2 if any_rounding(plan) else 1e-4
-    assert np.abs(got.image - expected).max() <= tolerance * max(1, np.abs(expected).max())
-    assert (np.asarray(got.label) == classes).all()
+    assert np.abs(found.image - expected).max() <= tolerance * max(1, np.abs(expected).max())
+    assert (np.asarray(found.label) == classes).all()
 
 
 def any_rounding(plan: Plan) -> bool:

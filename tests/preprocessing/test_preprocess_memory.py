@@ -1,4 +1,4 @@
-"""What preprocessing a large scan takes of memory, above what the libraries take."""
+"""Memory that preprocessing a large scan needs, beyond that of the libraries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZE, SPACING_MM = (256, 256, 200), (0.8, 0.8, 1.0)
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has ever held."""
+    """Peak memory of this process."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
