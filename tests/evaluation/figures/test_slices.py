@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import base64
 import io
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from autoseg.common.figures import COLOURS
@@ -14,12 +18,16 @@ from autoseg.evaluation.figures.slices import (
     GAP,
     MOST_FRAMES,
     TINT,
+    WRONG,
     Palette,
+    Slides,
     as_png,
     draw_panels,
+    draw_slides,
     write_scroll,
 )
 from autoseg.evaluation.figures.views import Exhibit, View
+from tests.evaluation.scores import write
 
 RED = (0xD5, 0x5E, 0x00)
 
@@ -99,3 +107,112 @@ def test_png() -> None:
     picture = draw_panels(view_of((8, 8, 3)), 1, pixels=16)
     again = Image.open(io.BytesIO(as_png(picture)))
     assert np.array_equal(np.asarray(again.convert("RGB")), np.asarray(picture.convert("RGB")))
+
+
+LABELS = {"a": (1,), "b": (2,)}
+
+
+def exhibit(
+    folder: Path, truth: NDArray[np.uint8], prediction: NDArray[np.uint8], noise: bool = False
+) -> Exhibit:
+    image = (truth * 50).astype(np.uint8)
+    if noise:
+        image = np.random.default_rng(0).integers(0, 255, truth.shape, np.uint8)
+    return Exhibit(
+        case="case",
+        image=write(folder / "image.nii.gz", image),
+        reference=write(folder / "truth.nii.gz", truth),
+        prediction=write(folder / "prediction.nii.gz", prediction),
+        labels=LABELS,
+        title="a title",
+    )
+
+
+def phantom() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Class a in slices 5 to 34, most in 10; b in slices 30 and 31; wrong most in slice 20."""
+    truth = np.zeros((12, 10, 40), np.uint8)
+    truth[2:5, 2:5, 5:35] = 1
+    truth[2:10, 2:8, 10] = 1
+    truth[8:10, 8:10, 30:32] = 2
+    truth[8:11, 8:10, 30] = 2
+    prediction = truth.copy()
+    prediction[:, :, 20] = 0
+    prediction[2, 2, 12] = 0
+    return truth, prediction
+
+
+def decoded(slides: Slides) -> list[NDArray[np.uint8]]:
+    found = []
+    for slide in slides.slides:
+        kind, _, content = slide.picture.partition(";base64,")
+        picture = Image.open(BytesIO(base64.b64decode(content)))
+        assert kind == f"data:image/{(picture.format or '').lower()}"
+        assert picture.size == slides.size
+        found.append(np.asarray(picture.convert("RGB")))
+    return found
+
+
+def test_slices_are_few_and_begin_where_it_is_wrong(tmp_path: Path) -> None:
+    (slides,) = draw_slides([exhibit(tmp_path, *phantom())], 1, most_slices=10)
+    numbers = [slide.number for slide in slides.slides]
+    assert len(numbers) <= 10
+    assert numbers == sorted(set(numbers))
+    assert slides.of == 40
+    where = {what: numbers[place] for what, place in slides.jumps.items()}
+    assert where["most a"] == 11
+    assert where["most b"] == 31
+    assert where[WRONG] == numbers[slides.start] == 21
+    assert len(decoded(slides)) == len(numbers)
+
+
+def test_truth_and_prediction_are_seen(tmp_path: Path) -> None:
+    """The slice that was missed is coloured in the truth alone."""
+    (slides,) = draw_slides([exhibit(tmp_path, *phantom())], 1, most_slices=50)
+    shown = decoded(slides)[slides.start].astype(int)
+    third = shown.shape[1] // 3
+    coloured = np.ptp(shown, axis=2) > 30
+    panels = [coloured[:, i * third : (i + 1) * third].sum() for i in range(3)]
+    assert panels[1] > 100
+    assert panels[0] == panels[2] == 0
+
+
+def test_a_small_class_is_shown_close_up(tmp_path: Path) -> None:
+    truth = np.zeros((120, 100, 5), np.uint8)
+    truth[20:30, 60:64, 2] = 1
+    (slides,) = draw_slides([exhibit(tmp_path, truth, truth)], 1)
+    # x: 20 mm on both sides of 10 voxels; y: of 4 voxels; so 50 x 44 voxels, of which all is there
+    width, height = 256, round(256 * 44 / 50)
+    panel = (slides.size[0] - 8) / 3
+    assert abs(panel - width) <= 1
+    assert abs(slides.size[1] - height) <= 16  # the captions' height
+
+
+def test_equal_maps_have_no_difference(tmp_path: Path) -> None:
+    truth, _ = phantom()
+    (slides,) = draw_slides([exhibit(tmp_path, truth, truth)], 1)
+    assert WRONG not in slides.jumps
+    assert slides.start in slides.jumps.values()
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    empty = np.zeros((6, 6, 9), np.uint8)
+    (slides,) = draw_slides([exhibit(tmp_path, empty, empty, noise=True)], 1)
+    assert slides.jumps == {}
+    assert len(slides.slides) == 9
+
+
+@pytest.mark.parametrize("most_bytes", [1, 30_000, 100_000])
+def test_bytes_are_bounded(tmp_path: Path, most_bytes: int) -> None:
+    shown = exhibit(tmp_path, *phantom(), noise=True)
+    (whole,) = draw_slides([shown], 1, most_slices=50, most_bytes=10**9)
+    (slides,) = draw_slides([shown], 1, most_slices=50, most_bytes=most_bytes)
+    size = sum(len(slide.picture) for slide in slides.slides)
+    assert size <= most_bytes or len(slides.slides) == 1
+    assert 1 <= len(slides.slides) < len(whole.slides)
+    assert slides.slides[slides.start].number == 21  # what matters most stays
+    assert all(0 <= place < len(slides.slides) for place in slides.jumps.values())
+
+
+def test_the_same_bytes_again(tmp_path: Path) -> None:
+    shown = exhibit(tmp_path, *phantom(), noise=True)
+    assert draw_slides([shown], 1) == draw_slides([shown], 1)
