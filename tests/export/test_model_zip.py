@@ -110,17 +110,15 @@ def test_what_was_learned_goes_with_it(workspace: Workspace) -> None:
     summary = folder / "fold_1" / "validation" / "summary.json"
     summary.write_text(summary.read_text() + "\n")
     order = Order(workspace, TASK, "default")
-    assert "was learned from other scores than those of the folds" in refusal(
-        order, workspace.root / "other.zip"
-    )
+    assert str(folder / "postprocessing.json") in refusal(order, workspace.root / "other.zip")
 
 
 def test_some_folds(workspace: Workspace) -> None:
     assert load_model(packed(workspace, folds=("1",)), None, CPU).folds == ("1",)
-    with pytest.raises(AutosegError, match=r"model\.zip has no finished fold 0; there: 1"):
+    with pytest.raises(AutosegError, match=r"model\.zip .*fold 0.*: 1"):
         load_model(workspace.root / "model.zip", ["0"], CPU)
     order = Order(workspace, TASK, "default", ("0", "7"))
-    assert "has no finished fold 7; there: 0, 1" in refusal(order, workspace.root / "a.zip")
+    assert "fold 7; there: 0, 1" in refusal(order, workspace.root / "a.zip")
 
 
 def test_a_cascade_brings_its_previous_stage(tmp_path: Path) -> None:
@@ -143,9 +141,7 @@ def test_a_cascade_brings_its_previous_stage(tmp_path: Path) -> None:
 
 def test_another_run_begins_with_it(workspace: Workspace) -> None:
     out = packed(workspace)
-    with pytest.raises(
-        AutosegError, match=r"has several folds: fold_0, fold_1; choose one: .*zip/"
-    ):
+    with pytest.raises(AutosegError, match=r"fold_0, fold_1.*zip"):
         read_pretrained(out)
     file = workspace.models(TASK, "default") / "fold_1" / "final.safetensors"
     for path in (out / "fold_1", packed(workspace, folds=("1",))):
@@ -155,16 +151,16 @@ def test_another_run_begins_with_it(workspace: Workspace) -> None:
         assert all(torch.equal(found.tensors[name], expected[name]) for name in expected)
         assert found.plan == tiny_plan()
         assert found.source == read_pretrained(file).source
-    with pytest.raises(AutosegError, match="there is no trained model"):
+    with pytest.raises(AutosegError, match=r"fold_0"):
         read_pretrained(out / "fold_0")
 
 
 def test_what_is_there_is_kept(workspace: Workspace) -> None:
     order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
     out.write_text("precious")
-    assert "is there already; give another -o, or --overwrite it" in refusal(order, out)
+    assert "--overwrite" in refusal(order, out)
     assert out.read_text() == "precious"
-    assert "a packed model ends in .zip" in refusal(order, workspace.root / "model")
+    assert ".zip" in refusal(order, workspace.root / "model")
     pack(order, out, overwrite=True)
     assert zipfile.is_zipfile(out)
 
@@ -174,7 +170,7 @@ def test_a_missing_file_is_named(workspace: Workspace, name: str) -> None:
     path = workspace.preprocessed(TASK, "default") / name
     path.unlink()
     order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
-    assert f"{path} is missing" in refusal(order, out)
+    assert str(path) in refusal(order, out)
     assert not out.exists()
 
 
@@ -182,11 +178,14 @@ def test_files_of_different_plans_are_not_mixed(workspace: Workspace) -> None:
     order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
     other = tiny_plan(training={"seed": 1})
     other.save(workspace.preprocessed(TASK, "default") / "plan.json")
-    assert f"is plan {other.id} now, but the models" in refusal(order, out)
+    message = refusal(order, out)
+    assert other.id in message
+    assert tiny_plan().id in message
     other.save(workspace.models(TASK, "default") / "plan.json")
-    assert f"was trained by plan {tiny_plan().id}, but plan.json is {other.id}" in refusal(
-        order, out
-    )
+    message = refusal(order, out)
+    assert "final.safetensors" in message
+    assert other.id in message
+    assert tiny_plan().id in message
 
 
 def rewritten(out: Path, **changes: bytes) -> Path:
@@ -202,7 +201,7 @@ def test_a_plan_of_another_format_is_refused(workspace: Workspace) -> None:
     out = packed(workspace)
     plan = json.loads(open_archive(out).read("plan.json"))
     rewritten(out, plan_json=json.dumps(plan | {"format_version": 2}).encode())
-    with pytest.raises(AutosegError, match=r"model\.zip/plan\.json has plan format 2; this auto"):
+    with pytest.raises(AutosegError, match=r"model\.zip/plan\.json .*2"):
         load_model(out, None, CPU)
 
 
@@ -211,13 +210,13 @@ def test_weights_of_another_plan_are_refused(workspace: Workspace) -> None:
     plan = json.loads(open_archive(out).read("plan.json"))
     plan["training"]["seed"] = 99
     rewritten(out, plan_json=json.dumps(plan).encode())
-    with pytest.raises(AutosegError, match="was trained by plan"):
+    with pytest.raises(AutosegError, match=r"final\.safetensors"):
         load_model(out, None, CPU)
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     write_archive(tmp_path / "a.zip", {}, {"card.md": b"#"})
-    with pytest.raises(AutosegError, match=r"is no packed model: it has no plan\.json"):
+    with pytest.raises(AutosegError, match=r"a\.zip .*plan\.json"):
         load_model(tmp_path / "a.zip", None, CPU)
 
 
@@ -226,13 +225,14 @@ def test_a_card_file_is_checked(workspace: Workspace) -> None:
     out = workspace.root / "model.zip"
     write_json(card, {"license": "MIT"})
     order = Order(workspace, TASK, "default", card=card)
-    assert "has the unknown key 'license'; known are intended_use, limits, licence" in refusal(
-        order, out
-    )
+    message = refusal(order, out)
+    assert message.startswith(str(card))
+    assert "'license'" in message
+    assert "intended_use, limits, licence" in message
     write_json(card, {"licence": ""})
-    assert "licence must be a text" in refusal(order, out)
+    assert f"{card}: licence" in refusal(order, out)
     write_json(card, ["licence"])
-    assert "must be an object" in refusal(order, out)
+    assert str(card) in refusal(order, out)
     write_json(card, {"licence": "CC0", "intended_use": "research on phantoms"})
     pack(order, out, overwrite=False)
     found = json.loads(open_archive(out).read("card.json"))
