@@ -18,7 +18,7 @@ from typing import Any
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, remove_leftovers_of_dead, to_json
-from autoseg.common.progress import in_words
+from autoseg.common.progress import by_axis, in_words
 from autoseg.dataset.splits import FILE_NAME as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
 from autoseg.evaluation.scores import Summary, combine
@@ -350,7 +350,7 @@ def _figure_text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {count}" for name, count in value.items())
     if isinstance(value, list):
-        return " x ".join(f"{number:g}" for number in value)
+        return by_axis(value, "g")
     return str(value)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from autoseg import __version__
 from autoseg.common.arrays import Triple
-from autoseg.common.errors import AutosegError, RunError
+from autoseg.common.errors import AutosegError, RunError, install_hint
 from autoseg.common.files import (
     cannot_write,
     remove_leftovers_of_dead,
@@ -32,6 +32,7 @@ from autoseg.common.files import (
     write_json,
     write_text,
 )
+from autoseg.common.progress import by_axis
 from autoseg.image.image import from_array
 from autoseg.networks.unet import UNet
 from autoseg.plan.plan import Plan
@@ -147,8 +148,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
     for name in formats:
         if not FORMATS[name].is_installed():
             raise AutosegError(
-                f"--format {name} needs libraries that are not installed; run: "
-                "pip install 'autoseg[export]'"
+                f"--format {name} needs missing libraries; run: {install_hint('export')}"
             )
     patch = example_patch(model.plan)
     differences = {}
@@ -290,7 +290,7 @@ def read_me(plan: Plan, facts: dict[str, Any], files: Sequence[str]) -> str:
     """The description for people."""
     given, output, window = facts["input"], facts["output"], facts["sliding_window"]
     outputs = [f"{each['class']} (label {each['label']})" for each in output["outputs"]]
-    spacing = _times(["the scan's own" if mm is None else f"{mm:g}" for mm in given["spacing_mm"]])
+    spacing = by_axis(["the scan's own" if mm is None else f"{mm:g}" for mm in given["spacing_mm"]])
     return f"""# {plan.task}, plan {plan.name} ({plan.id}): networks for patches
 
 Each of these files is the network of one fold: {", ".join(files)}.
@@ -304,7 +304,7 @@ Resampling of order 3 is `skimage.transform.resize(order=3, mode="edge", anti_al
 Pad scans that are smaller than a patch with zeros.
 
 ## Input `{given["name"]}`: float32 (batch, channel, x, y, z)
-Any batch of patches of {_times(given["patch_size"])} voxels with a spacing of {spacing} mm. Axes
+Any batch of patches of {by_axis(given["patch_size"])} voxels with a spacing of {spacing} mm. Axes
 are in the order x, y, z; transpose the arrays of SimpleITK, which are z, y, x. Channels:
 
 {_numbered(given["channels"], 0)}
@@ -315,7 +315,7 @@ Logits; their {output["activation"]} gives probabilities. Outputs:
 {_numbered(outputs, 0)}
 
 ## After the networks: from patches to the scan
-Patches overlap by at least {_times(window["overlap"])} voxels. Average their probabilities with
+Patches overlap by at least {by_axis(window["overlap"])} voxels. Average their probabilities with
 {window["weighting"]} weights.
 """
 
@@ -329,7 +329,3 @@ def _step_text(step: dict[str, Any]) -> str:
 
 def _numbered(lines: Sequence[str], start: int) -> str:
     return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, start)) or "none"
-
-
-def _times(sizes: Sequence[Any]) -> str:
-    return " x ".join(map(str, sizes))

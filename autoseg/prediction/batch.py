@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.files import replacing
 from autoseg.common.progress import Progress, progress, say
@@ -37,7 +38,6 @@ from autoseg.prediction.output import (
     volumes,
     write_prediction,
 )
-from autoseg.prediction.postprocessing import LabelMap
 from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.prediction.record import (
     CaseQueue,

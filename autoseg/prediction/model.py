@@ -11,7 +11,7 @@ import torch
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json
-from autoseg.common.progress import counted, listed
+from autoseg.common.progress import by_axis, counted, listed
 from autoseg.image.image import Image
 from autoseg.models.checkpoint import Tensors, load_weights
 from autoseg.models.folder import FINAL, PLAN, FolderFiles, ModelFiles, open_model, plan_in
@@ -204,10 +204,9 @@ def _wrong_size(plan: Plan, image: Image) -> str | None:
     factors = [own / wanted for own, wanted in zip(geometry.spacing_mm, target, strict=True)]
     if not plan.resamples or all(1 / SPACING_FACTOR < f < SPACING_FACTOR for f in factors):
         return None
-    own, wanted = (" x ".join(f"{mm:.3g}" for mm in each) for each in (geometry.spacing_mm, target))
     return (
-        f"implausible voxel spacing: {own} mm, and the model's is {wanted} mm; fix the spacing in "
-        "the file (in mm)"
+        f"implausible voxel spacing: {by_axis(geometry.spacing_mm, '.3g')} mm, and the model's is "
+        f"{by_axis(target, '.3g')} mm; fix the spacing in the file (in mm)"
     )
 
 

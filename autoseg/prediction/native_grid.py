@@ -20,9 +20,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import LabelMap, Triple
 from autoseg.plan.labels import Classes
-from autoseg.prediction.postprocessing import LabelMap
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import (
     Band,

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg import __version__
-from autoseg.common.arrays import Triple
-from autoseg.common.errors import AutosegError
+from autoseg.common.arrays import LabelMap, Triple, count_values
+from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import cannot_write, replacing
 from autoseg.image.dicom import find_series
 from autoseg.image.formats import ending_of
@@ -24,7 +24,6 @@ from autoseg.image.label_writer import write_label
 from autoseg.plan.labels import values_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.native_grid import PLANES_AT_ONCE
-from autoseg.prediction.postprocessing import LabelMap, count_values
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation
@@ -58,7 +57,7 @@ def check_format(format: str, inputs: Mapping[str, tuple[Path, ...]]) -> None:
     if format != DICOM_SEG:
         return
     if find_spec("highdicom") is None:
-        raise AutosegError("--format dicom-seg needs highdicom; run: pip install 'autoseg[dicom]'")
+        raise AutosegError(f"--format dicom-seg needs highdicom; run: {install_hint('dicom')}")
     others = [file for file, *_ in inputs.values() if not file.is_dir() and ending_of(file)]
     if others:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
@@ -173,7 +172,7 @@ def _blosc2_errors_name(path: Path) -> Iterator[None]:
 
 def volumes(label: LabelMap, geometry: Geometry, plan: Plan) -> dict[str, Any]:
     """Volume of each class in ml, and the shares that the plan defines."""
-    counts = count_values(label, max(values_of(plan.labels)))
+    counts = count_values(label, max(values_of(plan.labels)) + 1)
     voxel_ml = prod(geometry.spacing_mm) / 1000
     classes = dict(itertools.islice(plan.labels.items(), 1, None))
     found: dict[str, Any] = {

@@ -8,21 +8,24 @@ learns the steps on whole scans.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import cc3d
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import members
+from autoseg.common.arrays import (
+    Box,
+    LabelMap,
+    Mask,
+    bounding_box,
+    connected_components,
+    count_values,
+    members,
+)
 from autoseg.common.errors import AutosegError
-
-LabelMap = NDArray[np.integer[Any]]
 
 FILE_NAME = "postprocessing.json"
 FORMAT_VERSION = 1
 BACKGROUND = 0
-CONNECTIVITY: Final = 26  # voxels that share a face, an edge or a corner are connected
 
 
 @dataclass(frozen=True)
@@ -84,35 +87,19 @@ def step_from_json(found: dict[str, Any]) -> KeepLargest:
     return KeepLargest(str(found["name"]), tuple(values))
 
 
-def find_islands(
-    label_map: LabelMap, values: tuple[int, ...]
-) -> tuple[tuple[slice, ...], NDArray[np.bool_]] | None:
+def find_islands(label_map: LabelMap, values: tuple[int, ...]) -> tuple[Box, Mask] | None:
     """Find the voxels of some values outside of their largest component (the first of equal ones).
 
     Returns:
         a box of the label map and the mask of the islands in it; None if there are none.
     """
-    # The import takes half a second, which a model without postprocessing does not need.
-    from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
-
     inside = members(label_map, values)
-    if not inside.any():
+    box = bounding_box(inside)
+    if box is None:
         return None
-    box = tuple(slice(low, high) for low, high in get_bbox_from_mask(inside))
     inside = np.array(inside[box], order="C")  # the memory order decides between equal components
-    # As bytes: cc3d 4.1.1 fails for thin Boolean masks of many pieces.
-    components, count = cc3d.connected_components(
-        inside.view(np.uint8), connectivity=CONNECTIVITY, return_N=True
-    )
+    components, count = connected_components(inside)
     if count == 1:
         return None
-    inside &= components != 1 + np.argmax(count_values(components, count)[1:])
+    inside &= components != 1 + np.argmax(count_values(components, count + 1)[1:])
     return box, inside
-
-
-def count_values(array: NDArray[np.integer[Any]], highest: int) -> NDArray[np.int64]:
-    """Number of voxels of each value from 0 to `highest`, the largest that occurs."""
-    counts = np.zeros(highest + 1, np.int64)
-    for plane in array:  # plane by plane: `bincount` takes eight bytes per voxel
-        counts += np.bincount(plane.ravel(), minlength=highest + 1)
-    return counts

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, from_array, from_simpleitk
@@ -41,7 +42,7 @@ from autoseg.prediction.model import (
 )
 from autoseg.prediction.native_grid import MeanPlanes, Placement, Planes, label_map, native_planes
 from autoseg.prediction.output import probability_file
-from autoseg.prediction.postprocessing import LabelMap, Postprocessing
+from autoseg.prediction.postprocessing import Postprocessing
 from autoseg.prediction.sliding_window import predict_slabs, window_bytes
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.steps import Prepared, prepare

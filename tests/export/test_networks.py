@@ -177,7 +177,7 @@ def test_a_missing_library_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     model = model_in(tmp_path / "model", "0")
-    with pytest.raises(AutosegError, match=rf"--format {name} needs .* 'autoseg\[export\]'"):
+    with pytest.raises(AutosegError, match=rf"--format {name} .*\[export\]"):
         export_model(model, tmp_path / "out", [name])
 
 

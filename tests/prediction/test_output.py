@@ -104,7 +104,7 @@ def test_dicom_seg_needs_dicom_for_every_case(tmp_path: Path) -> None:
 
 def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "find_spec", lambda name: None)
-    with pytest.raises(AutosegError, match=r"autoseg\[dicom\]"):
+    with pytest.raises(AutosegError, match=r"highdicom.*\[dicom\]"):
         check_format("dicom-seg", {})
     check_format("mha", {})
 
