@@ -220,19 +220,15 @@ class _Case:
         self.seconds[part] = round(time.perf_counter() - started, 3)
 
 
+@dataclass(frozen=True)
 class _Stages:
-    """The three stages of a case."""
+    """The three stages of a case: read and preprocess, segment, write."""
 
-    def __init__(
-        self,
-        predictor: Predictor | Ensemble,
-        queue: CaseQueue,
-        previous: Mapping[str, Path] | None,
-        format: str,
-        bar: Progress,
-    ) -> None:
-        self.predictor, self.queue, self.previous = predictor, queue, previous
-        self.format, self.bar = format, bar
+    predictor: Predictor | Ensemble
+    queue: CaseQueue
+    previous: Mapping[str, Path] | None
+    format: str
+    bar: Progress
 
     def prepare(self, name: str) -> _Case:
         return self._run(self._read, _Case(name))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import read_json, write_json
+from autoseg.common.files import write_json
 from autoseg.common.progress import by_axis, counted, listed
 from autoseg.image.image import Image
 from autoseg.models.checkpoint import Tensors, load_weights
@@ -116,20 +115,22 @@ def load_previous(model: Model, device: torch.device) -> Model:
             f"{model.folder} refines"
         )
     previous = _load(before, before.path(""), None, device)
-    _check_previous(files.json(PREVIOUS), model.folder, previous.plan)
+    check_previous(model.folder, previous.plan, files)
     return previous
 
 
-def check_previous(folder: Path, previous: Plan) -> None:
+def check_previous(folder: Path, previous: Plan, files: ModelFiles | None = None) -> None:
     """Check that existing models of a cascade refine this plan's segmentations.
+
+    Args:
+        folder: of the cascade's models.
+        previous: the plan of the previous stage.
+        files: of the cascade's models; None: those of `folder`.
 
     Raises:
         AutosegError: they refine those of another plan, see `save_previous`.
     """
-    _check_previous(read_json(folder / PREVIOUS), folder, previous)
-
-
-def _check_previous(found: Any, folder: Path, previous: Plan) -> None:
+    found = (files or FolderFiles(folder)).json(PREVIOUS)
     wanted = found.get("plan_id") if isinstance(found, dict) else None
     if wanted != previous.id:
         raise AutosegError(

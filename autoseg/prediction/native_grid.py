@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import LabelMap, Triple
+from autoseg.common.arrays import Box, LabelMap, Triple, union_of_boxes
 from autoseg.plan.labels import Classes
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import (
@@ -33,7 +33,7 @@ from autoseg.preprocessing.resample import (
 
 PLANES_AT_ONCE = 16
 
-Area = tuple[slice, slice]  # a rectangle of all planes, along y and z
+Area = Box  # a rectangle of all planes: slices along y and z
 Save = Callable[[int, slice, NDArray[np.float32]], None]  # class, planes, probabilities (x, y, z)
 
 
@@ -128,9 +128,9 @@ def _paint_classes(planes: Planes, values: tuple[int, ...], out: LabelMap) -> No
     threshold = 0.5 / len(values)
     areas = {index: planes.area_above(index, threshold) for index in range(1, len(values))}
     likely = {index: area for index, area in areas.items() if area is not None}
-    if not likely:
+    hull = union_of_boxes(likely.values())
+    if hull is None:
         return
-    hull = bounding_area(list(likely.values()))
     best = planes.probabilities(0, hull)  # of the winner so far, (x, *hull)
     for index, area in likely.items():
         candidate = planes.probabilities(index, area)
@@ -155,9 +155,7 @@ class MeanPlanes:
 
     def area_above(self, index: int, threshold: float) -> Area | None:
         """An area outside of which the mean is not above `threshold`: there, no member is."""
-        areas = [member.area_above(index, threshold) for member in self.members]
-        likely = [area for area in areas if area is not None]
-        return bounding_area(likely) if likely else None
+        return union_of_boxes(member.area_above(index, threshold) for member in self.members)
 
     def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
         """The mean of a class in an area of the planes, (x, *area)."""
@@ -305,12 +303,3 @@ def _shifted(side: slice, by: int) -> slice:
 def whole_area(shape: Triple) -> Area:
     """All of the planes of this shape (x, y, z)."""
     return slice(0, shape[1]), slice(0, shape[2])
-
-
-def bounding_area(areas: Sequence[Area]) -> Area:
-    """The smallest area that holds all of these."""
-    y, z = (
-        slice(min(side.start for side in sides), max(side.stop for side in sides))
-        for sides in zip(*areas, strict=True)
-    )
-    return y, z
