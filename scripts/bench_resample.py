@@ -39,7 +39,7 @@ from autoseg.image.image import from_array
 from autoseg.plan.labels import Classes
 from autoseg.plan.reading import make_plan
 from autoseg.prediction.model import Model
-from autoseg.prediction.native_grid import Place, label_map, native_planes
+from autoseg.prediction.native_grid import Placement, label_map, native_planes
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.channel import Channel
@@ -95,7 +95,7 @@ def ours(shares: Volume) -> Any:
 
     values = tuple(range(CLASSES))
     kinds = Classes(tuple("abcd"), ((0,),), ((0,),), values, are_regions=False)
-    place = Place(LOW, tuple((0, size) for size in NATIVE), NATIVE)
+    place = Placement(LOW, tuple((0, size) for size in NATIVE), NATIVE)
     return label_map(native_planes(slabs(), place), kinds, NATIVE)
 
 

@@ -26,7 +26,7 @@ from autoseg.evaluation.evaluate import LabelMapPair
 from autoseg.evaluation.tables import Row, number
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
-from autoseg.models.folder import SUMMARY, VALIDATION, fold_folder
+from autoseg.models.folder import PLAN, SUMMARY, VALIDATION, fold_folder
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 from autoseg.prediction.postprocessing import (
@@ -168,7 +168,7 @@ def update(folder: Path, validation: CrossValidation, fold_count: int, processes
     """
     if not fold_count:
         raise DataError(f"{folder}: unknown number of folds: splits.json of the plan is missing")
-    plan = load_plan(folder / "plan.json")
+    plan = load_plan(folder / PLAN)
     _check_folds(folder, validation, plan)
     learned = _read_learned(folder, validation, plan)
     if learned is None:

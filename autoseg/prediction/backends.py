@@ -1,4 +1,4 @@
-"""What runs the networks of a model: torch, or OpenVINO where that is installed."""
+"""What runs the networks of a model: torch, or OpenVINO (optional) on a CPU."""
 
 from __future__ import annotations
 
@@ -26,249 +26,6 @@ from autoseg.networks.devices import autocast, autocast_type, memory_format
 from autoseg.networks.unet import UNet
 from autoseg.plan.plan import Plan
 
-# A U-Net as an OpenVINO graph, built layer by layer from a `torch.fx` trace.
-#
-# OpenVINO's own `convert_model` gives the same numbers, but runs the network to trace it, which
-# takes some seconds for each fold; this takes a fraction of one.
-
-Node = Any  # of OpenVINO, which may not be installed
-INPUT, OUTPUT = "patches", "logits"
-
-
-def to_openvino(openvino: ModuleType, network: UNet, patch: Triple) -> Any:
-    """An `openvino.Model` in float32: `patches` (any B, channel, x, y, z) to `logits`.
-
-    Args:
-        openvino: the package.
-        network: in evaluation mode.
-        patch: the patch size (x, y, z).
-    """
-    assert not network.training
-    ops = importlib.import_module("openvino.opset8")
-    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
-    patches = ops.parameter([-1, first.in_channels, *patch], np.float32)
-    logits = ops.result(_Translator(network, ops).run(patches))
-    patches.output(0).set_names({INPUT})
-    logits.output(0).set_names({OUTPUT})
-    return openvino.Model([logits], [patches], "autoseg")
-
-
-class _Tracer(fx.Tracer):
-    """Looks into everything but layers; a class derived from torch's is a layer, too."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv3d) or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Translator(fx.Interpreter):
-    """Runs the network's `forward` on nodes of a graph instead of tensors."""
-
-    def __init__(self, network: UNet, ops: ModuleType) -> None:
-        super().__init__(fx.GraphModule(network, _Tracer().trace(network)))
-        self.ops = ops
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
-        """The nodes of a layer."""
-        return _layer(self.ops, self.fetch_attr(target), args[0])
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
-        """The node of what joins two branches."""
-        if target is torch.cat:
-            return self.ops.concat(args[0], axis=kwargs["dim"])
-        assert target is operator.add, target
-        return self.ops.add(*args)
-
-
-def _layer(ops: ModuleType, layer: Any, x: Node) -> Node:
-    match layer:
-        case nn.Conv3d():
-            return _convolution(ops, layer, x)
-        case nn.ConvTranspose3d():
-            return _transposed_convolution(ops, layer, x)
-        case nn.BatchNorm3d():
-            return _batch_norm(ops, layer, x)
-        case nn.InstanceNorm3d():
-            return _instance_norm(ops, layer, x)
-        case nn.ReLU():
-            return ops.relu(x)
-        case nn.LeakyReLU():
-            return ops.prelu(x, np.array([layer.negative_slope], np.float32))
-        case nn.MaxPool3d():
-            return _max_pool(ops, layer, x)
-        case nn.AvgPool3d():
-            return _average_pool(ops, layer, x)
-    raise AssertionError(f"the U-Net has a new layer: {layer}")
-
-
-def _convolution(ops: ModuleType, layer: nn.Conv3d, x: Node) -> Node:
-    padding = [int(size) for size in layer.padding]
-    weight = _constant(_array(layer.weight))
-    found = ops.convolution(x, weight, list(layer.stride), padding, padding, [1, 1, 1])
-    return _with_bias(ops, layer, found)
-
-
-def _transposed_convolution(ops: ModuleType, layer: nn.ConvTranspose3d, x: Node) -> Node:
-    found = ops.convolution_backprop_data(x, _constant(_array(layer.weight)), list(layer.stride))
-    return _with_bias(ops, layer, found)
-
-
-def _with_bias(ops: ModuleType, layer: nn.Conv3d | nn.ConvTranspose3d, x: Node) -> Node:
-    return x if layer.bias is None else ops.add(x, _for_maps(_array(layer.bias)))
-
-
-def _batch_norm(ops: ModuleType, layer: nn.BatchNorm3d, x: Node) -> Node:
-    weight, bias, mean, variance = (
-        _array(values).astype(np.float64)
-        for values in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
-    )
-    gain = weight / np.sqrt(variance + layer.eps)
-    return _scaled(ops, x, gain, bias - mean * gain)
-
-
-def _instance_norm(ops: ModuleType, layer: nn.InstanceNorm3d, x: Node) -> Node:
-    space = np.array([2, 3, 4], np.int64)
-    found = ops.mvn(x, space, True, layer.eps, "inside_sqrt")
-    return _scaled(ops, found, _array(layer.weight), _array(layer.bias))
-
-
-def _scaled(ops: ModuleType, x: Node, gain: NDArray[Any], offset: NDArray[Any]) -> Node:
-    return ops.add(ops.multiply(x, _for_maps(gain)), _for_maps(offset))
-
-
-def _max_pool(ops: ModuleType, layer: nn.MaxPool3d, x: Node) -> Node:
-    size: Any = layer.kernel_size
-    found = ops.max_pool(x, list(size), [1, 1, 1], [0, 0, 0], [0, 0, 0], list(size))
-    return found.output(0)  # the other one tells where the maxima were
-
-
-def _average_pool(ops: ModuleType, layer: nn.AvgPool3d, x: Node) -> Node:
-    size: Any = layer.kernel_size
-    return ops.avg_pool(x, list(size), [0, 0, 0], [0, 0, 0], list(size), exclude_pad=True)
-
-
-def _array(values: Tensor | None) -> NDArray[np.float32]:
-    assert values is not None
-    return values.detach().cpu().contiguous().numpy()
-
-
-def _for_maps(values: NDArray[Any]) -> Node:
-    """One number for each feature map of (B, map, x, y, z)."""
-    return _constant(values.astype(np.float32).reshape(1, -1, 1, 1, 1))
-
-
-def _constant(values: NDArray[np.float32]) -> Node:
-    # An operation that is given an array makes a list of it first: 3 s for the paper's network.
-    return importlib.import_module("openvino.op").Constant(values)
-
-
-# OpenVINO, which runs a U-Net on a processor; an extra that may be missing.
-
-TELEMETRY = "openvino_telemetry"
-
-
-def is_installed() -> bool:
-    """Whether OpenVINO can be imported; does not import it."""
-    return importlib.util.find_spec("openvino") is not None
-
-
-@cache
-def openvino() -> ModuleType:
-    """The package, imported without the part that reports its use to its maker.
-
-    A plain `import openvino` starts `openvino_telemetry`, which sends an event to a server and
-    keeps an identifier in the home folder. OpenVINO does without where that package is missing.
-    """
-    hidden = sys.modules.get(TELEMETRY)
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # makes its import an ImportError
-    try:
-        return importlib.import_module("openvino")
-    finally:
-        if hidden is None:
-            del sys.modules[TELEMETRY]
-        else:
-            sys.modules[TELEMETRY] = hidden
-
-
-@cache
-def core() -> Any:
-    """OpenVINO's devices; one for all networks."""
-    return openvino().Core()
-
-
-def version() -> str:
-    """Such as `2026.4.1`."""
-    return str(openvino().__version__).split("-")[0]
-
-
-def computes_bfloat16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this processor."""
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-class OpenVinoNetwork:
-    """A network that OpenVINO runs, on as many threads as torch has.
-
-    Args:
-        network: a U-Net in evaluation mode.
-        patch: the patch size (x, y, z).
-        precision: float32, or bfloat16 where the processor has it, see `computes_bfloat16`.
-        frees: gives the memory for its feature maps back after each call, for about 3 % of its
-            time: several networks would keep theirs all at once.
-    """
-
-    def __init__(self, network: UNet, patch: Triple, precision: torch.dtype, frees: bool) -> None:
-        self.precision, self.frees = precision, frees
-        self.graph = to_openvino(openvino(), network, patch)
-        self.lock = Lock()  # OpenVINO refuses a second scan while a first one is computed
-
-    @cached_property
-    def compiled(self) -> Any:
-        """The graph, compiled for this processor at its first use."""
-        settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if self.precision is torch.bfloat16 else "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-        }
-        return core().compile_model(self.graph, "CPU", settings)
-
-    def __call__(self, patches: Tensor) -> Tensor:
-        """Logits (B, output, x, y, z) in float32 of patches (B, channel, x, y, z)."""
-        array = patches.contiguous().numpy()
-        with self.lock:
-            logits = torch.from_numpy(self.compiled(array, share_inputs=True)[0])
-            if self.frees:
-                self.compiled.release_memory()
-        return logits
-
-
-def write_openvino(network: UNet, patch: Triple, path: Path) -> None:
-    """Write `patches` (any B, channel, x, y, z) to `logits` in float32, as `.xml` and `.bin`.
-
-    Args:
-        network: in evaluation mode.
-        patch: the patch size (x, y, z).
-        path: ends with `.xml`; the weights go beside it.
-
-    Raises:
-        AutosegError: they cannot be written.
-    """
-    graph = to_openvino(openvino(), network, patch)
-    try:
-        openvino().save_model(graph, path, compress_to_fp16=False)
-    except RuntimeError as error:  # such as "iostream error" on a full disk
-        raise cannot_write(path, error) from error
-
-
-def run_openvino(path: Path, patches: Tensor) -> Tensor:
-    """Logits of patches by a file of `write_openvino`, in float32."""
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = core().compile_model(core().read_model(path), "CPU", settings)
-    return torch.from_numpy(compiled(patches.numpy())[0])
-
-
 Run = Callable[[Tensor], Tensor]  # patches (B, channel, x, y, z) -> float32 logits (B, output, ...)
 
 AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
@@ -286,9 +43,9 @@ class Backend:
 def choose_backend(
     wanted: str, networks: Sequence[nn.Module], plan: Plan, device: torch.device
 ) -> Backend:
-    """Make a model's networks ready in a library; `auto` takes OpenVINO where it can be used.
+    """Prepare a model's networks for a library; `auto` is OpenVINO wherever it can be used.
 
-    Both compute in the plan's precision, so they differ by rounding alone.
+    Both compute in the plan's precision, so they differ only by rounding.
 
     Args:
         wanted: one of `BACKENDS`.
@@ -297,42 +54,39 @@ def choose_backend(
         device: where they run.
 
     Raises:
-        AutosegError: no such backend, or OpenVINO is wanted where it cannot be used.
+        AutosegError: the backend is unknown, or OpenVINO is wanted where it cannot be used.
     """
     if wanted not in BACKENDS:
         raise AutosegError(f"backend {wanted!r} is unknown; choose from {', '.join(BACKENDS)}")
     obstacle = _obstacle(networks, device)
     if wanted == OPENVINO and obstacle:
-        raise AutosegError(f"OpenVINO cannot be used: {obstacle}; or take the backend {TORCH}")
+        raise AutosegError(f"OpenVINO cannot be used: {obstacle}; use --backend {TORCH}")
     precision = autocast_type(device, plan.training.precision)
     if wanted == TORCH or obstacle:
-        name = f"torch {torch.__version__} {_in_words(precision)}"
-        return Backend(name, tuple(TorchNetwork(each, device, precision) for each in networks))
-    if not computes_bfloat16():
-        precision = torch.float32
-    name = f"openvino {version()} {_in_words(precision)}"
-    patch = plan.sampling.patch_size
-    nets = [each for each in networks if isinstance(each, UNet)]
-    several = len(nets) > 1
-    return Backend(name, tuple(OpenVinoNetwork(each, patch, precision, several) for each in nets))
+        runs: list[Run] = [TorchNetwork(each, device, precision) for each in networks]
+        library = f"torch {torch.__version__}"
+    else:
+        if not computes_bfloat16():
+            precision = torch.float32
+        unets = [each for each in networks if isinstance(each, UNet)]
+        patch, several = plan.sampling.patch_size, len(unets) > 1
+        runs = [OpenVinoNetwork(each, patch, precision, several) for each in unets]
+        library = f"openvino {version()}"
+    return Backend(f"{library} {str(precision).removeprefix('torch.')}", tuple(runs))
 
 
 def _obstacle(networks: Sequence[nn.Module], device: torch.device) -> str | None:
     """Why OpenVINO cannot run these networks; None if it can."""
     if device.type != "cpu":
-        return f"it is for processors, and the device is {device}"
+        return f"it runs on CPUs, and the device is {device}"
     if not is_installed():
         return f"it is not installed ({install_hint('cpu')})"
     foreign = [type(network).__name__ for network in networks if not isinstance(network, UNet)]
     return f"it runs U-Nets, not {foreign[0]}" if foreign else None
 
 
-def _in_words(precision: torch.dtype) -> str:
-    return str(precision).removeprefix("torch.")
-
-
 class TorchNetwork:
-    """A network in torch itself, in the type and the memory layout that its device is fast in."""
+    """A network in torch, in the precision and memory format that are fast on its device."""
 
     def __init__(self, network: nn.Module, device: torch.device, precision: torch.dtype) -> None:
         self.device, self.precision, self.format = device, precision, memory_format(device)
@@ -344,3 +98,215 @@ class TorchNetwork:
         with autocast(self.device, self.precision):
             logits: Tensor = self.network(patches.to(memory_format=self.format))
         return logits.float()
+
+
+class OpenVinoNetwork:
+    """A network in OpenVINO, on as many threads as torch uses.
+
+    Args:
+        network: a U-Net in evaluation mode.
+        patch: the patch size (x, y, z).
+        precision: float32, or bfloat16 if the CPU supports it, see `computes_bfloat16`.
+        frees: whether to release the memory of its feature maps after each call, which takes about
+            3 % of its time; several networks would keep theirs all at once.
+    """
+
+    def __init__(self, network: UNet, patch: Triple, precision: torch.dtype, frees: bool) -> None:
+        self.precision, self.frees = precision, frees
+        self.graph = to_openvino(openvino(), network, patch)
+        self.lock = Lock()  # OpenVINO refuses a second call while a first one runs
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The graph, compiled for this CPU at its first use."""
+        return _compile(self.graph, self.precision, NUM_STREAMS=1)
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Logits (B, output, x, y, z) in float32 of patches (B, channel, x, y, z)."""
+        array = patches.contiguous().numpy()
+        with self.lock:
+            logits = torch.from_numpy(self.compiled(array, share_inputs=True)[0])
+            if self.frees:
+                self.compiled.release_memory()
+        return logits
+
+
+# OpenVINO itself.
+
+TELEMETRY = "openvino_telemetry"
+
+
+def is_installed() -> bool:
+    """Whether OpenVINO can be imported; does not import it."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+@cache
+def openvino() -> ModuleType:
+    """The package, imported without its telemetry.
+
+    A plain `import openvino` starts `openvino_telemetry`, which sends an event to a server and
+    stores an identifier in the home folder. OpenVINO runs without that package if it is missing.
+    """
+    hidden = sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # makes its import an ImportError
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if hidden is None:
+            del sys.modules[TELEMETRY]
+        else:
+            sys.modules[TELEMETRY] = hidden
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's runtime, shared by all networks."""
+    return openvino().Core()
+
+
+def version() -> str:
+    """Such as `2026.4.1`."""
+    return str(openvino().__version__).split("-")[0]
+
+
+def computes_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _compile(graph: Any, precision: torch.dtype, **settings: Any) -> Any:
+    settings |= {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision is torch.bfloat16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    return core().compile_model(graph, "CPU", settings)
+
+
+def write_openvino(network: UNet, patch: Triple, path: Path) -> None:
+    """Write `patches` (any B, channel, x, y, z) -> `logits` in float32, as `.xml` and `.bin`.
+
+    Args:
+        network: in evaluation mode.
+        patch: the patch size (x, y, z).
+        path: ends with `.xml`; the weights are written beside it.
+
+    Raises:
+        AutosegError: a file cannot be written.
+    """
+    graph = to_openvino(openvino(), network, patch)
+    try:
+        openvino().save_model(graph, path, compress_to_fp16=False)
+    except RuntimeError as error:  # such as "iostream error" if the disk is full
+        raise cannot_write(path, error) from error
+
+
+def run_openvino(path: Path, patches: Tensor) -> Tensor:
+    """Logits of patches by a file of `write_openvino`, in float32."""
+    compiled = _compile(core().read_model(path), torch.float32)
+    return torch.from_numpy(compiled(patches.numpy())[0])
+
+
+# A U-Net as an OpenVINO graph, built layer by layer from a `torch.fx` trace. OpenVINO's own
+# `convert_model` gives the same numbers, but runs the network, which takes seconds for each fold.
+
+Node = Any  # of OpenVINO, which may not be installed
+INPUT, OUTPUT = "patches", "logits"
+
+
+def to_openvino(openvino: ModuleType, network: UNet, patch: Triple) -> Any:
+    """An `openvino.Model` in float32: `patches` (any B, channel, x, y, z) -> `logits`.
+
+    Args:
+        openvino: the package.
+        network: in evaluation mode.
+        patch: the patch size (x, y, z).
+    """
+    assert not network.training
+    ops = importlib.import_module("openvino.opset8")
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
+    patches = ops.parameter([-1, first.in_channels, *patch], np.float32)
+    logits = ops.result(_Translator(network, ops).run(patches))
+    patches.output(0).set_names({INPUT})
+    logits.output(0).set_names({OUTPUT})
+    return openvino.Model([logits], [patches], "autoseg")
+
+
+class _Tracer(fx.Tracer):
+    """Traces into everything but layers, including layers derived from torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv3d) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Translator(fx.Interpreter):
+    """Runs the network's `forward` on nodes of a graph instead of tensors."""
+
+    def __init__(self, network: UNet, ops: ModuleType) -> None:
+        super().__init__(fx.GraphModule(network, _Tracer().trace(network)))
+        self.ops = ops
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+        """The node that joins two branches."""
+        if target is torch.cat:
+            return self.ops.concat(args[0], axis=kwargs["dim"])
+        assert target is operator.add, target
+        return self.ops.add(*args)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+        """The nodes of a layer."""
+        ops, x = self.ops, args[0]
+        match layer := self.fetch_attr(target):
+            case nn.Conv3d():
+                padding = [int(size) for size in layer.padding]
+                weight, stride = _constant(_array(layer.weight)), list(layer.stride)
+                x = ops.convolution(x, weight, stride, padding, padding, [1, 1, 1])
+                return _with_bias(ops, layer, x)
+            case nn.ConvTranspose3d():
+                weight, stride = _constant(_array(layer.weight)), list(layer.stride)
+                return _with_bias(ops, layer, ops.convolution_backprop_data(x, weight, stride))
+            case nn.BatchNorm3d():
+                statistics = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+                weight, bias, mean, variance = (_array(v).astype(np.float64) for v in statistics)
+                scale = weight / np.sqrt(variance + layer.eps)
+                return _scaled(ops, x, scale, bias - mean * scale)
+            case nn.InstanceNorm3d():
+                space = np.array([2, 3, 4], np.int64)
+                x = ops.mvn(x, space, True, layer.eps, "inside_sqrt")
+                return _scaled(ops, x, _array(layer.weight), _array(layer.bias))
+            case nn.ReLU():
+                return ops.relu(x)
+            case nn.LeakyReLU():
+                return ops.prelu(x, np.array([layer.negative_slope], np.float32))
+            case nn.MaxPool3d():
+                size: Any = layer.kernel_size
+                nothing = [0, 0, 0]
+                found = ops.max_pool(x, list(size), [1, 1, 1], nothing, nothing, list(size))
+                return found.output(0)  # the other output holds the indices of the maxima
+            case nn.AvgPool3d():
+                size = list(layer.kernel_size)  # type: ignore[arg-type]
+                return ops.avg_pool(x, size, [0, 0, 0], [0, 0, 0], size, exclude_pad=True)
+        raise AssertionError(f"the U-Net has a new layer: {layer}")
+
+
+def _with_bias(ops: ModuleType, layer: nn.Conv3d | nn.ConvTranspose3d, x: Node) -> Node:
+    return x if layer.bias is None else ops.add(x, _per_map(_array(layer.bias)))
+
+
+def _scaled(ops: ModuleType, x: Node, scale: NDArray[Any], offset: NDArray[Any]) -> Node:
+    return ops.add(ops.multiply(x, _per_map(scale)), _per_map(offset))
+
+
+def _array(values: Tensor | None) -> NDArray[np.float32]:
+    assert values is not None
+    return values.detach().cpu().contiguous().numpy()
+
+
+def _per_map(values: NDArray[Any]) -> Node:
+    """One number for each feature map of (B, map, x, y, z)."""
+    return _constant(values.astype(np.float32).reshape(1, -1, 1, 1, 1))
+
+
+def _constant(values: NDArray[np.float32]) -> Node:
+    # An operation that is given an array makes a list of it first: 3 s for the paper's network.
+    return importlib.import_module("openvino.op").Constant(values)

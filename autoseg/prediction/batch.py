@@ -1,4 +1,8 @@
-"""Predict many cases into a folder: whole files only, and one bad case does not stop the rest."""
+"""Predict many cases into a folder: complete files only, and a failing case does not stop the rest.
+
+A case is read and preprocessed, segmented, then written. These three stages work at the same time,
+each on another case; so at most three cases are in memory.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +13,50 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.files import replacing
 from autoseg.common.progress import Progress, progress, say
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_image, read_label
 from autoseg.prediction.inputs import Inputs
-from autoseg.prediction.native_grid import ENDING as PROBABILITIES
 from autoseg.prediction.output import (
     DEFAULT_FORMAT,
+    PROBABILITIES,
     check_format,
     ending,
     volumes,
     write_prediction,
 )
-from autoseg.prediction.predictor import Ensemble, LabelMap, Predictor, PreparedEach
-from autoseg.prediction.record import CaseRecord, Record, Work, file_facts, input_bytes
-from autoseg.preprocessing.steps import Prepared
-
-# What became of the cases of a run.
+from autoseg.prediction.predictor import Ensemble, Predictor
+from autoseg.prediction.record import (
+    CaseQueue,
+    CaseRecord,
+    PredictionRecord,
+    file_facts,
+    input_bytes,
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of every case.
+    """The outcome of every case of a run.
 
     Attributes:
         predicted: name -> its record.
-        skipped: names of cases that were there already, or that another run has predicted.
+        skipped: names of cases that were predicted before, or by another run.
         refused: name -> what is wrong with the scan.
-        failed: name -> what went wrong in spite of a good scan, such as a MemoryError.
+        failed: name -> the error that a valid scan has led to, such as a MemoryError.
     """
 
     predicted: dict[str, CaseRecord] = field(default_factory=dict)
@@ -53,20 +66,20 @@ class Outcome:
 
     @property
     def is_complete(self) -> bool:
-        """Is every case there?"""
+        """Whether every case is predicted."""
         return not (self.refused or self.failed)
 
     @property
     def is_our_fault(self) -> bool:
-        """Is no case there, and not because of the scans alone?"""
+        """Whether no case is predicted, and not only because of the scans."""
         return bool(self.failed) and not (self.predicted or self.skipped)
 
     def raise_failures(self) -> None:
-        """Stop if a case is not there.
+        """Raise an error if a case is not predicted.
 
         Raises:
-            Exception: what went wrong in spite of a good scan.
-            DataError: names the first scan that was refused and how many more there are.
+            Exception: the first error that a valid scan has led to.
+            DataError: names the first refused scan and the number of the others.
         """
         for error in self.failed.values():
             raise error
@@ -76,78 +89,280 @@ class Outcome:
             raise DataError(f"{reason}{more}")
 
     def print_tracebacks(self) -> None:
-        """Print where each failure in spite of a good scan came from (standard error)."""
+        """Print the traceback of each failed case (standard error)."""
         for error in self.failed.values():
             traceback.print_exception(error)
 
     def counts(self) -> str:
-        """One line that says how many became what."""
+        """The number of cases with each outcome, in one line."""
         done = f"{len(self.predicted)} predicted, {len(self.skipped)} were there already"
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"{done}, {len(self.refused)} refused{failed}"
 
     def missing(self) -> Iterator[tuple[str, str, str]]:
-        """What became of it, the case and the reason, of each that is not there."""
+        """Outcome, case and reason of each case that is not predicted."""
         yield from (("refused", name, reason) for name, reason in self.refused.items())
-        yield from (("failed", name, in_words(error)) for name, error in self.failed.items())
-
-
-def in_words(error: Exception) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, MemoryError):
-        return "memory ran out; close other programs, or use a machine with more"
-    if isinstance(error, AutosegError):
-        return str(error)
-    return f"{' '.join(str(error).split()) or 'no reason given'} ({type(error).__name__})"
+        yield from (("failed", name, _one_line(error)) for name, error in self.failed.items())
 
 
 def show(outcome: Outcome) -> None:
-    """Tell the user: a table on a terminal, plain lines elsewhere (standard error)."""
+    """Print the outcome: a table on a terminal, plain lines elsewhere (standard error)."""
     missing = list(outcome.missing())
     if not (missing and sys.stderr.isatty()):
         say(outcome.counts())
         for state, name, reason in missing:
             say(f"{state} {name}: {reason}")
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=box.SIMPLE_HEAD, title=outcome.counts(), title_justify="left")
     for heading in ("", "case", "reason"):
         table.add_column(heading)
     for row in missing:
-        table.add_row(*map(Text, row))  # names of cases may have [brackets]
+        table.add_row(*map(Text, row))  # not strings: case names may contain [brackets]
     Console(stderr=True).print(table)
 
 
-# Three stages of work on many items, at the same time and in bounded memory.
+def _one_line(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or use a machine with more memory"
+    if isinstance(error, AutosegError):
+        return str(error)
+    return f"{' '.join(str(error).split()) or 'no reason given'} ({type(error).__name__})"
+
+
+def output_path(folder: Path, case: str, format: str = DEFAULT_FORMAT) -> Path:
+    """The file of a case's label map."""
+    return folder / f"{case}{ending(format)}"
+
+
+def predict_cases(
+    predictor: Predictor | Ensemble,
+    inputs: Inputs,
+    out: Path,
+    overwrite: bool,
+    previous: Mapping[str, Path] | None = None,
+    format: str = DEFAULT_FORMAT,
+    refused: Mapping[str, str] | None = None,
+    save_probabilities: bool = False,
+) -> Outcome:
+    """Predict every case that is not predicted yet; record them in `predictions.json`.
+
+    Several runs on one folder share its cases.
+
+    Args:
+        predictor: a loaded model.
+        inputs: case -> its files.
+        out: folder for the label maps.
+        overwrite: also predict cases that are predicted already.
+        previous: for a cascade, case -> the label map of its previous stage, if it is known.
+        format: of the label maps, see `output.FORMATS`.
+        refused: cases that cannot be predicted -> why; reported with the others.
+        save_probabilities: write them beside the label maps, see `prediction.output`.
+
+    Raises:
+        AutosegError: an output would replace a scan, the existing predictions are of another model,
+            or a file cannot be written.
+    """
+    check_format(format, inputs)
+    endings = (PROBABILITIES,) if save_probabilities else ()
+    outputs = {
+        name: (output_path(out, name, format).name, *(name + ending for ending in endings))
+        for name in inputs
+    }
+    _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})
+    record = PredictionRecord(out, predictor, {"format": format}, known=previous is not None)
+    outcome = Outcome(refused=dict(refused or {}))
+    with (
+        closing(CaseQueue(out, inputs, outputs, record, overwrite)) as queue,
+        progress("predicting", len(queue.wanted)) as bar,
+    ):
+        stages = _Stages(predictor, queue, previous, format, bar)
+        for names in queue.rounds():
+            for case in overlap(names, stages.prepare, stages.compute, stages.finish):
+                _add_to(outcome, case)
+                bar.advance(case.name)
+        skipped = {*queue.skipped, *queue.elsewhere}
+    return replace(outcome, skipped=tuple(name for name in inputs if name in skipped))
+
+
+def _protect_scans(inputs: Inputs, outputs: Mapping[str, Path]) -> None:
+    for name, path in outputs.items():
+        # Not Path.resolve, which raises for circular links.
+        if os.path.realpath(path) in [os.path.realpath(file) for file in inputs[name]]:
+            raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
+
+
+@dataclass
+class _Case:
+    """A case on its way through the stages; each stage releases what only it needs.
+
+    Attributes:
+        seconds: of each part.
+        geometry: the grid of the scan.
+        prepared: the result of the first stage.
+        label: the result of the second stage.
+        record: the result of the third stage.
+        error: what went wrong; the remaining stages skip the case.
+    """
+
+    name: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    geometry: Geometry | None = None
+    prepared: Any = None
+    label: LabelMap | None = None
+    record: CaseRecord | None = None
+    error: Exception | None = None
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Measure a part."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = round(time.perf_counter() - started, 3)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The three stages of a case: read and preprocess, segment, write."""
+
+    predictor: Predictor | Ensemble
+    queue: CaseQueue
+    previous: Mapping[str, Path] | None
+    format: str
+    bar: Progress
+
+    def prepare(self, name: str) -> _Case:
+        return self._run(self._read, _Case(name))
+
+    def compute(self, case: _Case) -> _Case:
+        return self._run(self._segment, case)
+
+    def finish(self, case: _Case) -> _Case:
+        try:
+            return self._run(self._write, case)
+        finally:
+            self.queue.release(case.name)
+
+    def _run(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
+        """Run a stage; an error that concerns this case alone is kept in it.
+
+        Other errors of the user (the folder is not writable, a model is missing) and signals would
+        concern every case: they end the run.
+        """
+        if case.error is None:
+            try:
+                stage(case)
+            except DataError as error:
+                case.error = error
+            except (AutosegError, RunError):
+                raise
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # they hold the arrays of the case
+                case.error = error
+            if case.error is not None:
+                case.prepared = case.label = None
+        return case
+
+    def _read(self, case: _Case) -> None:
+        files = self.queue.inputs[case.name]
+        with case.timed("reading"):
+            image = read_image(files, own_type=True)
+            previous = read_label(self.previous[case.name])[0] if self.previous else None
+        case.geometry = image.geometry
+        with case.timed("preparing"):
+            try:
+                case.prepared = self.predictor.prepare(image, previous)
+            except DataError as error:
+                raise DataError(f"{files[0]}: {error}") from error
+
+    def _segment(self, case: _Case) -> None:
+        _, *more = self.queue.outputs[case.name]
+        save = self.queue.folder / more[0] if more else None
+        with case.timed("network"):
+            case.label = self.predictor.segment(
+                case.prepared, save, lambda part: self.bar.tell(f"{case.name} {part:.0%}")
+            )
+        case.prepared = None
+
+    def _write(self, case: _Case) -> None:
+        label, geometry = case.label, case.geometry
+        assert label is not None
+        assert geometry is not None
+        plan, folder, files = self.predictor.plan, self.queue.folder, self.queue.inputs[case.name]
+        first, *more = self.queue.outputs[case.name]
+        path = folder / first
+        with replacing(path) as temporary:
+            with case.timed("writing"):
+                found = volumes(label, geometry, plan)
+                with _named(path, temporary):
+                    write_prediction(temporary, label, geometry, files, plan, self.format)
+                facts = file_facts(temporary)
+            # The old file is removed, the record written, then the new file appears: so a run that
+            # is killed in between leaves no file that another run would take for complete.
+            path.unlink(missing_ok=True)
+            case.record = self.queue.record.add(
+                case.name,
+                {
+                    "inputs": [str(file) for file in files],
+                    "input_bytes": input_bytes(files),
+                    "files": {first: facts} | {name: file_facts(folder / name) for name in more},
+                    "seconds": case.seconds,
+                    **found,
+                },
+            )
+        case.label = None
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Make write errors name the final file, in one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except AutosegError as error:
+        raise AutosegError(str(error).replace(temporary.name, path.name)) from error
+    except RuntimeError as error:  # of SimpleITK, if the disk is full
+        reason = str(error).strip().splitlines()[-1]
+        raise AutosegError(
+            f"cannot write {path}: {reason}; choose a folder that is writable and has free space"
+        ) from error
+
+
+def _add_to(outcome: Outcome, case: _Case) -> None:
+    if case.record is not None:
+        outcome.predicted[case.name] = case.record
+    elif isinstance(case.error, DataError):
+        outcome.refused[case.name] = str(case.error)
+        say(f"skipped {case.name}: {case.error}")
+    elif case.error is not None:
+        outcome.failed[case.name] = case.error
+        say(f"skipped {case.name}: {case.error!r}")
+
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
-Computed = TypeVar("Computed")
+PreparedItem = TypeVar("PreparedItem")
+ComputedItem = TypeVar("ComputedItem")
 Result = TypeVar("Result")
 
 
 def overlap(
     items: Iterator[Item],
-    prepare: Callable[[Item], Made],
-    compute: Callable[[Made], Computed],
-    finish: Callable[[Computed], Result],
+    prepare: Callable[[Item], PreparedItem],
+    compute: Callable[[PreparedItem], ComputedItem],
+    finish: Callable[[ComputedItem], Result],
 ) -> Iterator[Result]:
-    """`finish(compute(prepare(item)))` of each item, in their order.
+    """`finish(compute(prepare(item)))` of each item in order, three items at a time.
 
     While one item is computed in the calling thread, the next one is prepared in a second thread
-    and the last one is finished in a third. An item is taken from `items` (in the second thread)
-    only when the one before it goes on to be computed: at most three are alive at once, one a
-    stage. What a stage raises ends the iteration once the other two stages have ended.
+    and the previous one is finished in a third. An item is taken from `items` (in the second
+    thread) only when the previous one goes on to be computed: at most three are alive. An error in
+    a stage ends the iteration once the other two stages have ended.
     """
-    # Threads are enough, as readers, compressors, numpy and torch let go of the interpreter while
-    # they work; processes would have to send whole volumes to each other.
+    # Threads are enough: readers, compressors, numpy and torch release the interpreter lock.
+    # Processes would have to send whole volumes to each other.
     preparing, finishing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
-    def prepare_next() -> list[Made]:
+    def prepare_next() -> list[PreparedItem]:
         return [prepare(item) for item in islice(items, 1)]
 
     try:
@@ -165,245 +380,3 @@ def overlap(
     finally:
         for stage in (preparing, finishing):
             stage.shutdown(cancel_futures=True)
-
-
-Value = TypeVar("Value")
-
-
-def output_path(folder: Path, case: str, format: str = DEFAULT_FORMAT) -> Path:
-    """Where a case's prediction goes."""
-    return folder / f"{case}{ending(format)}"
-
-
-def predict_cases(
-    predictor: Predictor | Ensemble,
-    inputs: Inputs,
-    out: Path,
-    overwrite: bool,
-    previous: Mapping[str, Path] | None = None,
-    format: str = DEFAULT_FORMAT,
-    refused: Mapping[str, str] | None = None,
-    save_probabilities: bool = False,
-) -> Outcome:
-    """Predict every case that is not there yet; write `predictions.json` beside the label maps.
-
-    The next case is read and the last one written while one is in the network: at most three are
-    in memory. Several runs on one folder share its cases.
-
-    Args:
-        predictor: a loaded model.
-        inputs: case -> its files.
-        out: folder for the label maps.
-        overwrite: predict what is there already, too.
-        previous: for a cascade, case -> the label map of its previous stage, where it is there.
-        format: of the label maps, see `output.FORMATS`.
-        refused: cases that cannot be predicted -> why; they are told with the others.
-        save_probabilities: write them beside the label maps, see `prediction.probabilities`.
-
-    Raises:
-        AutosegError: an output would replace a scan, the cases that are there already were
-            predicted by another model, or nothing can be written.
-    """
-    check_format(format, inputs)
-    more = (PROBABILITIES,) if save_probabilities else ()
-    outputs = {
-        name: (output_path(out, name, format).name, *(name + ending for ending in more))
-        for name in inputs
-    }
-    _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})
-    record = Record(out, predictor, {"format": format}, known=previous is not None)
-    outcome = Outcome(refused=dict(refused or {}))
-    with (
-        closing(Work(out, inputs, outputs, record, overwrite)) as work,
-        progress("predicting", len(work.wanted)) as bar,
-    ):
-        stages = _Stages(predictor, work, previous, format, bar)
-        for names in work.rounds():
-            for done in overlap(names, stages.prepare, stages.compute, stages.finish):
-                _sort_in(done, outcome, bar)
-        skipped = {*work.skipped, *work.elsewhere}
-    kept = tuple(name for name in inputs if name in skipped)
-    return Outcome(outcome.predicted, kept, outcome.refused, outcome.failed)
-
-
-def _protect_scans(inputs: Inputs, outputs: Mapping[str, Path]) -> None:
-    for name, path in outputs.items():
-        # Not Path.resolve, which raises where links lead in a circle.
-        if os.path.realpath(path) in [os.path.realpath(file) for file in inputs[name]]:
-            raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A case that can go through the network."""
-
-    name: str
-    prepared: Prepared | PreparedEach
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Segmented:
-    """A case that can be written."""
-
-    name: str
-    label: LabelMap
-    geometry: Geometry
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Predicted:
-    name: str
-    record: CaseRecord
-
-
-@dataclass(frozen=True)
-class _Failed:
-    name: str
-    error: Exception
-
-
-class _Stages:
-    """What happens to a case, one stage after the other; one that fails goes past the rest."""
-
-    def __init__(
-        self,
-        predictor: Predictor | Ensemble,
-        work: Work,
-        previous: Mapping[str, Path] | None,
-        format: str,
-        bar: Progress,
-    ) -> None:
-        self.predictor, self.work, self.previous = predictor, work, previous
-        self.format, self.bar = format, bar
-
-    def prepare(self, name: str) -> _Ready | _Failed:
-        return _caught(name, lambda: self._read(name))
-
-    def compute(self, case: _Ready | _Failed) -> _Segmented | _Failed:
-        if isinstance(case, _Failed):
-            return case
-        return _caught(case.name, lambda: self._segment(case))
-
-    def finish(self, case: _Segmented | _Failed) -> _Predicted | _Failed:
-        try:
-            if isinstance(case, _Failed):
-                return case
-            return _caught(case.name, lambda: self._write(case))
-        finally:
-            self.work.release(case.name)
-
-    def _read(self, name: str) -> _Ready:
-        files = self.work.inputs[name]
-        watch = _Watch()
-        image = read_image(files, own_type=True)
-        before = read_label(self.previous[name])[0] if self.previous else None
-        watch.lap("reading")
-        try:
-            prepared = self.predictor.prepare(image, before)
-        except DataError as error:
-            raise DataError(f"{files[0]}: {error}") from error
-        watch.lap("preparing")
-        return _Ready(name, prepared, watch.seconds)
-
-    def _segment(self, case: _Ready) -> _Segmented:
-        watch = _Watch()
-        _, *more = self.work.outputs[case.name]
-        save = self.work.folder / more[0] if more else None
-        label = self.predictor.segment(
-            case.prepared,  # type: ignore[arg-type]
-            save,
-            lambda share: self.bar.tell(f"{case.name} {share:.0%}"),
-        )
-        watch.lap("network")
-        return _Segmented(case.name, label, case.prepared.geometry, case.seconds | watch.seconds)
-
-    def _write(self, case: _Segmented) -> _Predicted:
-        files, plan = self.work.inputs[case.name], self.predictor.plan
-        path = self.work.folder / self.work.outputs[case.name][0]
-        watch = _Watch()
-        found = volumes(case.label, case.geometry, plan)
-        with replacing(path) as whole:
-            with _named(path, whole):
-                write_prediction(whole, case.label, case.geometry, files, plan, self.format)
-            facts = file_facts(whole)
-            watch.lap("writing")
-            # First the old file goes, then the record is written, then the new file appears: so a
-            # run that is killed in between leaves no file that another run would take for done.
-            path.unlink(missing_ok=True)
-            record = self.work.record.add(
-                case.name,
-                {
-                    "inputs": [str(file) for file in files],
-                    "input_bytes": input_bytes(files),
-                    "files": {path.name: facts, **self._facts_of_more(case.name)},
-                    "seconds": case.seconds | watch.seconds,
-                    **found,
-                },
-            )
-        return _Predicted(case.name, record)
-
-    def _facts_of_more(self, name: str) -> dict[str, Any]:
-        """Of the files that are written before the label map."""
-        _, *more = self.work.outputs[name]
-        return {file: file_facts(self.work.folder / file) for file in more}
-
-
-@contextmanager
-def _named(path: Path, temporary: Path) -> Iterator[None]:
-    """Let errors of writing name the file that the user knows, in one line."""
-    try:
-        yield
-    except DataError:
-        raise
-    except AutosegError as error:
-        raise AutosegError(str(error).replace(temporary.name, path.name)) from error
-    except RuntimeError as error:  # of SimpleITK, on a full disk
-        reason = str(error).strip().splitlines()[-1]
-        raise AutosegError(
-            f"cannot write {path}: {reason}; choose a folder that is writable and has free space"
-        ) from error
-
-
-class _Watch:
-    """Measures the parts of a stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.started = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        now = time.perf_counter()
-        self.seconds[part] = round(now - self.started, 3)
-        self.started = now
-
-
-def _caught(name: str, stage: Callable[[], Value]) -> Value | _Failed:
-    """Run a stage; what concerns this case alone becomes a failure.
-
-    Other errors of the user's (the folder cannot be written, a model is not there) and signals
-    would meet every case: they end the run.
-    """
-    try:
-        return stage()
-    except DataError as error:
-        return _Failed(name, error)
-    except (AutosegError, RunError):
-        raise
-    except Exception as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the volumes of the case
-        return _Failed(name, error)
-
-
-def _sort_in(done: _Predicted | _Failed, outcome: Outcome, bar: Progress) -> None:
-    match done:
-        case _Predicted(name, record):
-            outcome.predicted[name] = record
-        case _Failed(name, DataError() as error):
-            outcome.refused[name] = str(error)
-            say(f"skipped {name}: {error}")
-        case _Failed(name, error):
-            outcome.failed[name] = error
-            say(f"skipped {name}: {error!r}")
-    bar.advance(done.name)

@@ -1,22 +1,26 @@
-"""Class probabilities on the scan's own grid, some planes and one class at a time.
+"""From probabilities on the network's grid to a label map on the scan's own grid.
 
-They are interpolated linearly between the voxels of the network's grid. So they never exceed the
-largest of those around, which tells where a class cannot be chosen before anything is computed.
+The probabilities of a whole scan do not fit into memory. So `native_planes` goes through a few
+planes (x) at a time, and each class is interpolated on its own, only where it can win:
+
+    slabs          (class, planes, y, z) of the network's grid, in the order of x
+    native_planes  16 planes of the scan's grid; `probabilities(index, area)` has shape (16, *area)
+    label_map      label values (x, y, z): the most probable class, or regions painted in order
+
+Interpolation is linear. So a probability never exceeds the largest one around it, which tells where
+a class cannot win before anything is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple
-from autoseg.common.files import cannot_write, replacing
+from autoseg.common.arrays import Box, LabelMap, Triple, union_of_boxes
 from autoseg.plan.labels import Classes
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import (
@@ -29,11 +33,12 @@ from autoseg.preprocessing.resample import (
 
 PLANES_AT_ONCE = 16
 
-Patch = tuple[slice, slice]  # a part of all planes, along y and z
+Area = Box  # a rectangle of all planes: slices along y and z
+Save = Callable[[int, slice, NDArray[np.float32]], None]  # class, planes, probabilities (x, y, z)
 
 
 class Planes(Protocol):
-    """Some consecutive planes (x) of a scan's own grid, and the probabilities there.
+    """Consecutive planes (x) of a scan's own grid, and the probabilities there.
 
     Attributes:
         rows: which planes.
@@ -43,22 +48,22 @@ class Planes(Protocol):
     rows: slice
     shape: Triple
 
-    def reach(self, index: int, least: float) -> Patch | None:
-        """A part (y, z) outside of which a class is nowhere more probable than `least`."""
+    def area_above(self, index: int, threshold: float) -> Area | None:
+        """An area outside of which a class is nowhere more probable than `threshold`."""
 
-    def shares(self, index: int, part: Patch) -> NDArray[np.float32]:
-        """A class's probabilities in a part of the planes, (x, *part)."""
+    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+        """A class's probabilities in an area of the planes, (x, *area)."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where the network's grid lies on the scan's own.
 
     Attributes:
         low_shape: voxels of the network's grid.
         box: start and stop along x, y, z of the part of the scan's grid that it covers.
         size: voxels of the scan's grid.
-        outside: the class of all that it does not cover; None for regions, which are not there.
+        outside: the class of all voxels outside of the box; None for regions, which are absent.
     """
 
     low_shape: Triple
@@ -67,124 +72,202 @@ class Place:
     outside: int | None = 0
 
 
-def native_planes(slabs: Iterable[Slab], place: Place) -> Iterator[Planes]:
+def native_planes(slabs: Iterable[Slab], placement: Placement) -> Iterator[Planes]:
     """All planes of the scan's grid in order, `PLANES_AT_ONCE` at a time.
 
     Args:
-        slabs: consecutive planes of probabilities (classes, planes, y, z) of the network's grid,
-            from x = 0 on. They are asked for as late as can be.
-        place: where they lie.
+        slabs: consecutive planes of probabilities (class, planes, y, z) of the network's grid,
+            from x = 0 on. Each is taken as late as possible.
+        placement: of the network's grid.
     """
-    start, stop = place.box[0]
-    operator = axis_operator(place.low_shape[0], stop - start, 1)
-    held = _Held(iter(slabs))
-    for first in range(0, place.size[0], PLANES_AT_ONCE):
-        rows = slice(first, min(first + PLANES_AT_ONCE, place.size[0]))
+    start, stop = placement.box[0]
+    operator = axis_operator(placement.low_shape[0], stop - start, 1)  # (native x, low x)
+    buffer = _SlabBuffer(iter(slabs))
+    for first in range(0, placement.size[0], PLANES_AT_ONCE):
+        rows = slice(first, min(first + PLANES_AT_ONCE, placement.size[0]))
         inside = slice(max(first, start), min(rows.stop, stop))
         if inside.start >= inside.stop:
-            yield _Outside(rows, place)
+            yield _OutsidePlanes(rows, placement)
             continue
         mix = operator[inside.start - start : inside.stop - start]
         used = np.flatnonzero(mix.any(axis=0))
-        low = held.planes(int(used[0]), int(used[-1]) + 1)
-        yield _Interpolated(rows, inside, place, low, mix[:, used[0] : used[-1] + 1])
+        low = buffer.planes(int(used[0]), int(used[-1]) + 1)  # (class, low planes, low y, low z)
+        yield _InterpolatedPlanes(rows, inside, placement, low, mix[:, used[0] : used[-1] + 1])
         del low
 
 
-class _Held:
-    """Those planes of the network's grid that are needed now."""
+def label_map(
+    planes: Iterable[Planes], classes: Classes, size: Triple, save: Save | None = None
+) -> LabelMap:
+    """The label values (x, y, z) of a whole grid; 0 is the background.
+
+    The most probable class wins, the first one of a tie. Regions are painted in order wherever they
+    are more probable than 0.5.
+
+    Args:
+        planes: all planes of the grid.
+        classes: what the probabilities are of, and the value that each class paints.
+        size: voxels of the grid.
+        save: called with all probabilities, one class of some planes at a time.
+    """
+    out: LabelMap = np.zeros(size, np.uint8 if max(classes.painted) < 256 else np.uint16)
+    for some in planes:
+        if classes.are_regions:
+            _paint_regions(some, classes.painted[1:], out[some.rows])
+        else:
+            _paint_classes(some, classes.painted, out[some.rows])
+        if save is not None:
+            for index in range(classes.outputs):
+                save(index, some.rows, some.probabilities(index, whole_area(some.shape)))
+    return out
+
+
+def _paint_classes(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:
+    # The winner has at least 1 / classes of a sum of one. A class that is below half of that
+    # everywhere cannot win.
+    threshold = 0.5 / len(values)
+    areas = {index: planes.area_above(index, threshold) for index in range(1, len(values))}
+    likely = {index: area for index, area in areas.items() if area is not None}
+    hull = union_of_boxes(likely.values())
+    if hull is None:
+        return
+    best = planes.probabilities(0, hull)  # of the winner so far, (x, *hull)
+    for index, area in likely.items():
+        candidate = planes.probabilities(index, area)
+        y, z = (_shifted(side, -of.start) for side, of in zip(area, hull, strict=True))
+        rival = best[:, y, z]
+        np.copyto(out[:, *area], values[index], where=candidate > rival)
+        np.maximum(candidate, rival, out=rival)
+
+
+def _paint_regions(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:
+    for index, value in enumerate(values):
+        if (area := planes.area_above(index, 0.5)) is not None:
+            np.copyto(out[:, *area], value, where=planes.probabilities(index, area) > 0.5)
+
+
+class MeanPlanes:
+    """The mean of several models' probabilities on the same planes."""
+
+    def __init__(self, members: Sequence[Planes]) -> None:
+        self.members = members
+        self.rows, self.shape = members[0].rows, members[0].shape
+
+    def area_above(self, index: int, threshold: float) -> Area | None:
+        """An area outside of which the mean is not above `threshold`: there, no member is."""
+        return union_of_boxes(member.area_above(index, threshold) for member in self.members)
+
+    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+        """The mean of a class in an area of the planes, (x, *area)."""
+        total = self.members[0].probabilities(index, area)
+        for member in self.members[1:]:
+            total = total + member.probabilities(index, area)
+        return total / np.float32(len(self.members))
+
+
+class _SlabBuffer:
+    """The planes of the network's grid that are needed now."""
 
     def __init__(self, slabs: Iterator[Slab]) -> None:
         self.slabs, self.stop = slabs, 0
         self.parts: list[Slab] = []
 
     def planes(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Planes from `start`, before which none is asked for any more, up to `stop`."""
-        self._drop(start)
+        """Planes from `start` to `stop`; planes before `start` are never needed again."""
+        self._drop_before(start)
         while self.stop < stop:
             first, planes = next(self.slabs)
             self.stop = first + planes.shape[1]
             self.parts.append((first, planes))
-            self._drop(start)
+            self._drop_before(start)
         if len(self.parts) > 1:
             kept = [planes[:, max(0, start - first) :] for first, planes in self.parts]
             self.parts = [(start, np.concatenate(kept, axis=1))]
         first, planes = self.parts[0]
         return planes[:, start - first : stop - first]
 
-    def _drop(self, start: int) -> None:
+    def _drop_before(self, start: int) -> None:
         self.parts = [part for part in self.parts if part[0] + part[1].shape[1] > start]
 
 
-class _Outside:
+class _OutsidePlanes:
     """Planes that the network's grid does not reach."""
 
-    def __init__(self, rows: slice, place: Place) -> None:
-        self.rows, self.index = rows, place.outside
-        self.shape = (rows.stop - rows.start, place.size[1], place.size[2])
+    def __init__(self, rows: slice, placement: Placement) -> None:
+        self.rows, self.index = rows, placement.outside
+        self.shape = (rows.stop - rows.start, placement.size[1], placement.size[2])
 
-    def reach(self, index: int, least: float) -> Patch | None:
-        return whole(self.shape) if index == self.index else None
+    def area_above(self, index: int, threshold: float) -> Area | None:
+        return whole_area(self.shape) if index == self.index else None
 
-    def shares(self, index: int, part: Patch) -> NDArray[np.float32]:
-        shape = (self.shape[0], *(side.stop - side.start for side in part))
+    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+        shape = (self.shape[0], *(side.stop - side.start for side in area))
         return np.full(shape, index == self.index, np.float32)
 
 
-class _Interpolated:
-    """Planes that are mixed from those of the network's grid, at least in part."""
+class _InterpolatedPlanes:
+    """Planes that are interpolated, at least in part, from those of the network's grid.
+
+    Args:
+        rows: which planes of the scan's grid.
+        inside: those of them that the network's grid reaches.
+        placement: of the network's grid.
+        low: the planes of the network's grid that they depend on, (class, x, y, z).
+        mix: weights of these for each plane inside, (inside, x).
+    """
 
     def __init__(
         self,
         rows: slice,
         inside: slice,
-        place: Place,
+        placement: Placement,
         low: NDArray[np.float32],
         mix: NDArray[np.float32],
     ) -> None:
         self.rows, self.low = rows, low
-        self.outside = _Outside(rows, place)
+        self.outside = _OutsidePlanes(rows, placement)
         self.shape = self.outside.shape
-        self.planes = _moved(inside, -rows.start)
-        self.across = (Band(slice(0, len(mix)), slice(0, mix.shape[1]), mix),)
-        self.sides = tuple(slice(start, stop) for start, stop in place.box[1:])
+        self.inside = _shifted(inside, -rows.start)
+        self.x_bands = (Band(slice(0, len(mix)), slice(0, mix.shape[1]), mix),)
+        self.sides = tuple(slice(start, stop) for start, stop in placement.box[1:])
         sizes = [side.stop - side.start for side in self.sides]
-        self.bands = [
+        self.yz_bands = [
             axis_bands(low_size, size, 1)
-            for low_size, size in zip(place.low_shape[1:], sizes, strict=True)
+            for low_size, size in zip(placement.low_shape[1:], sizes, strict=True)
         ]
-        self.is_whole = inside == rows and self.sides == whole(self.shape)
+        self.is_whole = inside == rows and self.sides == whole_area(self.shape)
 
-    def reach(self, index: int, least: float) -> Patch | None:
+    def area_above(self, index: int, threshold: float) -> Area | None:
         if index == self.outside.index and not self.is_whole:
-            return whole(self.shape)
-        likely = (self.low[index] > least).any(axis=0)
+            return whole_area(self.shape)
+        likely = (self.low[index] > threshold).any(axis=0)  # (low y, low z)
         if not likely.any():
             return None
         y, z = (
             _reached(bands, np.flatnonzero(likely.any(axis=other)), side.start)
-            for bands, other, side in zip(self.bands, (1, 0), self.sides, strict=True)
+            for bands, other, side in zip(self.yz_bands, (1, 0), self.sides, strict=True)
         )
         return y, z
 
-    def shares(self, index: int, part: Patch) -> NDArray[np.float32]:
-        wanted = [_overlap(*pair) for pair in zip(part, self.sides, strict=True)]
-        if any(side.start >= side.stop for side in wanted):
-            return self.outside.shares(index, part)
-        own = [_moved(side, -of.start) for side, of in zip(wanted, self.sides, strict=True)]
-        chosen = [_within(*pair) for pair in zip(self.bands, own, strict=True)]
-        cut = [_moved(side, -bands[0].rows.start) for side, bands in zip(own, chosen, strict=True)]
-        found = self._interpolated(index, chosen)[:, cut[0], cut[1]]
-        if self.planes.stop - self.planes.start == self.shape[0] and wanted == list(part):
+    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+        covered = [_intersection(*pair) for pair in zip(area, self.sides, strict=True)]
+        if any(side.start >= side.stop for side in covered):
+            return self.outside.probabilities(index, area)
+        # Interpolate whole bands, then cut out what is needed of them.
+        own = [_shifted(side, -of.start) for side, of in zip(covered, self.sides, strict=True)]
+        bands = [_overlapping(*pair) for pair in zip(self.yz_bands, own, strict=True)]
+        y, z = (_shifted(side, -of[0].rows.start) for side, of in zip(own, bands, strict=True))
+        found = self._interpolated(index, bands)[:, y, z]
+        if len(found) == self.shape[0] and covered == list(area):
             return found
-        out = self.outside.shares(index, part)
-        here = [_moved(side, -of.start) for side, of in zip(wanted, part, strict=True)]
-        out[self.planes, here[0], here[1]] = found
+        out = self.outside.probabilities(index, area)
+        y, z = (_shifted(side, -of.start) for side, of in zip(covered, area, strict=True))
+        out[self.inside, y, z] = found
         return out
 
     def _interpolated(self, index: int, bands: Sequence[Sequence[Band]]) -> NDArray[np.float32]:
-        """All planes inside, and those bands of y and z."""
-        along = [self.across, *bands]
+        """All planes inside, at these bands of y and z."""
+        along = [self.x_bands, *bands]
         needed = [slice(axis[0].columns.start, axis[-1].columns.stop) for axis in along]
         volume: NDArray[np.float32] = self.low[index][tuple(needed)]
         shape = [axis[-1].rows.stop - axis[0].rows.start for axis in along]
@@ -194,9 +277,9 @@ class _Interpolated:
 
 
 def _reached(bands: Sequence[Band], low: NDArray[np.intp], offset: int) -> slice:
-    """The voxels of all bands that take from any of these old voxels, on the scan's grid.
+    """The voxels of all bands that depend on any of these low voxels, on the scan's grid.
 
-    Where no voxel takes from them, because the scan's grid is the coarser one, it is a band near.
+    If no band does, because the scan's grid is the coarser one, it is a band close by.
     """
     last = [band for band in bands if band.columns.start <= low[-1]][-1:] or [bands[0]]
     first = [band for band in bands if low[0] < band.columns.stop][:1] or [bands[-1]]
@@ -204,164 +287,19 @@ def _reached(bands: Sequence[Band], low: NDArray[np.intp], offset: int) -> slice
     return slice(start + offset, max(first[0].rows.stop, last[0].rows.stop) + offset)
 
 
-def _within(bands: Sequence[Band], side: slice) -> list[Band]:
+def _overlapping(bands: Sequence[Band], side: slice) -> list[Band]:
     """The bands that hold any of these new voxels."""
     return [band for band in bands if band.rows.start < side.stop and side.start < band.rows.stop]
 
 
-def _overlap(one: slice, other: slice) -> slice:
+def _intersection(one: slice, other: slice) -> slice:
     return slice(max(one.start, other.start), min(one.stop, other.stop))
 
 
-def _moved(side: slice, by: int) -> slice:
+def _shifted(side: slice, by: int) -> slice:
     return slice(side.start + by, side.stop + by)
 
 
-def whole(shape: Triple) -> Patch:
+def whole_area(shape: Triple) -> Area:
     """All of the planes of this shape (x, y, z)."""
     return slice(0, shape[1]), slice(0, shape[2])
-
-
-# Probabilities as a file: float16, compressed, written some planes at a time.
-#
-# The file is one Blosc2 array (class, x, y, z) on the scan's own grid; its classes are in the
-# order of the plan's labels, without the background where they are regions. Slicing it reads no
-# more than is needed:
-#
-# import blosc2 probabilities = blosc2.open("case.probabilities.b2nd", mode="r") tumour =
-# probabilities[2] # a NumPy array (x, y, z) names = probabilities.vlmeta["classes"]
-
-ENDING = ".probabilities.b2nd"
-
-
-class ProbabilityFile:
-    """An array (class, x, y, z) on disk that is filled by planes across one axis.
-
-    Args:
-        path: for messages.
-        array: the open Blosc2 array.
-        axis: 0, 1 or 2: what `write` calls x is that axis of the file, and the other way round.
-    """
-
-    def __init__(self, path: Path, array: Any, axis: int) -> None:
-        self.path, self.array, self.axis = path, array, axis
-
-    def write(self, index: int, rows: slice, shares: NDArray[np.float32]) -> None:
-        """Fill some planes of a class.
-
-        Raises:
-            AutosegError: the disk is full.
-        """
-        where: list[Any] = [index, slice(None), slice(None), slice(None)]
-        where[1 + self.axis] = rows
-        turned = shares.astype(np.float16).swapaxes(0, self.axis)
-        with _told(self.path):
-            self.array[tuple(where)] = np.ascontiguousarray(turned)
-
-
-@contextmanager
-def probability_file(
-    path: Path, names: Sequence[str], size: Triple, axis: int = 0
-) -> Iterator[ProbabilityFile]:
-    """A file to fill within the block; it appears when the block ends, whole or not at all.
-
-    Args:
-        path: the file.
-        names: of the classes.
-        size: voxels along x, y, z.
-        axis: across which planes are written, `PLANES_AT_ONCE` at a time.
-
-    Raises:
-        AutosegError: it cannot be written.
-    """
-    import blosc2
-
-    chunk = list(size)
-    chunk[axis] = min(PLANES_AT_ONCE, size[axis])  # so that each chunk is compressed once
-    with replacing(path) as temporary:
-        with _told(path):
-            array = blosc2.zeros(
-                (len(names), *size),
-                dtype=np.float16,
-                urlpath=str(temporary),
-                mode="w",
-                chunks=(1, *chunk),
-                cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
-            )
-            array.vlmeta["classes"] = list(names)
-        yield ProbabilityFile(path, array, axis)
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Blosc2 raises RuntimeErrors: say which file, and what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise cannot_write(path, error) from error
-
-
-# From probabilities on the scan's grid to a label map, some planes at a time.
-#
-# Of classes the most probable wins, and the first of those that tie; regions are painted in order
-# wherever they are more probable than not.
-
-LabelMap = NDArray[np.unsignedinteger]
-
-
-def label_map(
-    planes: Iterable[Planes], classes: Classes, size: Triple, saved: ProbabilityFile | None = None
-) -> LabelMap:
-    """The label values (x, y, z) of a whole grid; 0 is the background.
-
-    Args:
-        planes: all planes of the grid.
-        classes: what the probabilities are of, and the value that each class paints.
-        size: voxels of the grid.
-        saved: where to put the probabilities too.
-    """
-    out: LabelMap = np.zeros(size, np.uint8 if max(classes.painted) < 256 else np.uint16)
-    for some in planes:
-        if classes.are_regions:
-            _paint_regions(some, classes.painted[1:], out[some.rows])
-        else:
-            _paint_classes(some, classes.painted, out[some.rows])
-        if saved is not None:
-            for index in range(classes.outputs):
-                saved.write(index, some.rows, some.shares(index, whole(some.shape)))
-    return out
-
-
-def _paint_classes(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:
-    # The winner has at least 1 / classes of a sum of one: who has less than half of that anywhere
-    # cannot win there.
-    least = 0.5 / len(values)
-    reached = {index: planes.reach(index, least) for index in range(1, len(values))}
-    parts = {index: part for index, part in reached.items() if part is not None}
-    if not parts:
-        return
-    hull = around(list(parts.values()))
-    best = planes.shares(0, hull)
-    for index, part in parts.items():
-        shares = planes.shares(index, part)
-        rival = best[:, *_inside(part, hull)]
-        np.copyto(out[:, *part], values[index], where=shares > rival)
-        np.maximum(shares, rival, out=rival)
-
-
-def _paint_regions(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:
-    for index, value in enumerate(values):
-        if (part := planes.reach(index, 0.5)) is not None:
-            np.copyto(out[:, *part], value, where=planes.shares(index, part) > 0.5)
-
-
-def around(parts: list[Patch]) -> Patch:
-    """The smallest part that holds all of these."""
-    ys, zs = zip(*parts, strict=True)
-    y, z = (slice(min(s.start for s in side), max(s.stop for s in side)) for side in (ys, zs))
-    return y, z
-
-
-def _inside(part: Patch, hull: Patch) -> Patch:
-    (y, z), (first_y, first_z) = part, (hull[0].start, hull[1].start)
-    return slice(y.start - first_y, y.stop - first_y), slice(z.start - first_z, z.stop - first_z)

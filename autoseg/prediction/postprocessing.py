@@ -1,8 +1,8 @@
-"""Clean a label map as a model's cross-validation has shown to be good for it.
+"""Postprocessing of label maps that the cross-validation of a model has shown to help.
 
-What was learned stands in `postprocessing.json` beside the folds of a model: of some classes, or of
-all foreground together, only the largest component is kept. It was learned on whole scans by
-`autoseg.evaluation.learn_postprocessing`.
+`postprocessing.json` beside a model's folds lists the steps: of some classes, or of all foreground
+together, only the largest connected component is kept. `autoseg.evaluation.learn_postprocessing`
+learns the steps on whole scans.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ BACKGROUND = 0
 
 @dataclass(frozen=True)
 class KeepLargest:
-    """Keep one component of some label values taken together; the rest becomes background.
+    """Keep the largest component of some label values taken together; the rest is background.
 
     Attributes:
-        name: of the class, or of all foreground, for people.
+        name: of the class, or of all foreground, for messages.
         values: the label values.
     """
 
@@ -43,7 +43,7 @@ class KeepLargest:
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """What to do with every label map of a plan's models, in this order."""
+    """The steps for every label map of a plan's models, in this order."""
 
     plan_id: str
     steps: tuple[KeepLargest, ...]
@@ -57,49 +57,49 @@ class Postprocessing:
 
     @staticmethod
     def from_json(found: Any, where: str) -> Postprocessing:
-        """Read the content of a `postprocessing.json`; `where` is named in messages.
+        """Parse the content of a `postprocessing.json`; `where` is named in messages.
 
         Raises:
-            AutosegError: it is none, or one of another format.
+            AutosegError: it is not valid, or has another format version.
         """
+        advice = "delete it and run autoseg_evaluate TASK to learn it again"
         version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
             raise AutosegError(
                 f"{where} has postprocessing format {version}; this autoseg reads format "
-                f"{FORMAT_VERSION}: delete it, and run autoseg_evaluate TASK to learn it anew"
+                f"{FORMAT_VERSION}; {advice}"
             )
         try:
             steps = tuple(step_from_json(step) for step in found["steps"])
             return Postprocessing(str(found["plan_id"]), steps)
         except (KeyError, TypeError, ValueError) as error:
             raise AutosegError(
-                f"{where} is no postprocessing ({type(error).__name__}: {error}); delete it, and "
-                "run autoseg_evaluate TASK to learn it anew"
+                f"{where} is not a valid postprocessing file ({type(error).__name__}: {error}); "
+                f"{advice}"
             ) from error
 
 
 def step_from_json(found: dict[str, Any]) -> KeepLargest:
-    """Read one step; a KeyError, TypeError or ValueError if it is none."""
+    """Parse one step; raises a KeyError, TypeError or ValueError if it is not valid."""
     values = found["keep_largest"]
     if not values or not all(type(value) is int and 0 < value < 2**16 for value in values):
-        raise ValueError(f"keep_largest is {values!r}, not label values")
+        raise ValueError(f"keep_largest is {values!r}, not a list of label values")
     return KeepLargest(str(found["name"]), tuple(values))
 
 
 def find_islands(label_map: LabelMap, values: tuple[int, ...]) -> tuple[Box, Mask] | None:
-    """Where some values lie apart from their largest component (of equal ones the first).
+    """Find the voxels of some values outside of their largest component (the first of equal ones).
 
     Returns:
-        a box of the label map, and the islands in it; None if there are none.
+        a box of the label map and the mask of the islands in it; None if there are none.
     """
     inside = members(label_map, values)
     box = bounding_box(inside)
     if box is None:
         return None
-    inside = np.array(inside[box], order="C")  # of equal components the order decides
+    inside = np.array(inside[box], order="C")  # the memory order decides between equal components
     components, count = connected_components(inside)
     if count == 1:
         return None
-    sizes = count_values(components, count + 1)
-    inside &= components != 1 + np.argmax(sizes[1:])
+    inside &= components != 1 + np.argmax(count_values(components, count + 1)[1:])
     return box, inside

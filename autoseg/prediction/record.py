@@ -1,9 +1,9 @@
-"""`predictions.json` and `labels.json`: what a folder of predictions holds, and who made it how.
+"""`predictions.json` and `labels.json`: what a folder of predictions contains and how it was made.
 
-Both lie beside the label maps. `labels.json` has the names of the labels and how they are scored:
-all that an evaluation needs. `predictions.json` has, for each case, its files with their SHA-256,
-seconds of each stage, volumes and shares; and for each run that took part its versions and its
-device. Runs that share the folder add to the record one after the other.
+Both are beside the label maps. `labels.json` holds the names of the labels and how they are scored:
+all that an evaluation needs. `predictions.json` holds, for each case, its files with their SHA-256,
+the seconds of each stage, volumes and shares; and for each run its versions and device. Runs that
+share a folder add to the record one after the other, and each predicts the cases that it claims.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import SimpleITK as sitk
 import torch
 
 from autoseg import __version__
@@ -40,21 +41,23 @@ from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Ensemble, Predictor
 
 RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
+POLL_SECONDS = 0.2
+
 CaseRecord = dict[str, Any]
 FileFacts = dict[str, Any]  # file name -> its size and SHA-256
 
 
-class Record:
+class PredictionRecord:
     """The record of one folder, to which this run and others add cases.
 
-    Predictions of another model that are to be overwritten are recorded as `outdated` until they
-    are: a run that is stopped before leaves no doubt about whose they are.
+    Predictions of another model that are to be overwritten are listed as `outdated` until they are:
+    so if a run is stopped, the next one can still tell which model they are of.
 
     Args:
-        folder: where the label maps lie.
-        predictor: what makes them.
-        options: what else decides a prediction, besides the scan: name -> value.
-        known: the previous stage of a cascade is given with each scan, not predicted.
+        folder: of the label maps.
+        predictor: what predicts them.
+        options: other settings that decide a prediction: name -> value.
+        known: whether the label map of a cascade's previous stage is given with each scan.
     """
 
     def __init__(
@@ -80,19 +83,20 @@ class Record:
         """Write the labels and a record that this run can add to; return the cases in it.
 
         Raises:
-            AutosegError: the predictions there were made otherwise, and are not to be overwritten.
+            AutosegError: the existing predictions have another origin and `overwrite` is false.
         """
-        with self._alone():
+        with self._locked():
             remove_leftovers(self.path.parent, (RECORD, LABELS))
             found = self._read()
             cases, outdated = found.get("cases", {}), found.get("outdated", {})
             if differing := self._differing(found):
-                outdated = self._still_there(outdated | _files_of(cases))
+                files = (outdated | _files_of(cases)).items()
+                outdated = {name: facts for name, facts in files if self._has(name)}
                 if outdated and not overwrite:
                     raise AutosegError(
-                        f"{self.path.parent}: the predictions there have another "
-                        f"{' and '.join(differing)} than this run (see {RECORD}); "
-                        "choose another -o, or --overwrite them"
+                        f"{self.path}: the existing predictions have another "
+                        f"{' and '.join(differing)} than this run; choose another -o, or use "
+                        "--overwrite"
                     )
                 cases = {}
             self.outdated = outdated
@@ -109,37 +113,33 @@ class Record:
         """Record a case as predicted by this run; return its record.
 
         Raises:
-            AutosegError: another run has overwritten the folder with other predictions meanwhile.
+            AutosegError: another run overwrites the folder with predictions of another origin.
         """
-        with self._alone():
+        with self._locked():
             found = self._read()
             if found and (differing := self._differing(found)):
                 raise AutosegError(
-                    f"{self.path.parent}: another run overwrites the predictions there with those "
-                    f"of another {' and '.join(differing)}; choose another -o"
+                    f"{self.path}: another run overwrites the predictions with another "
+                    f"{' and '.join(differing)}; choose another -o"
                 )
             added = case | {"run": self.run_id}
+            new, old = _files_of({name: added}), found.get("outdated", {})
+            outdated = {file: facts for file, facts in old.items() if file not in new}
             cases = found.get("cases", {}) | {name: added}
-            new = _files_of({name: added})
-            outdated = {
-                file: facts for file, facts in found.get("outdated", {}).items() if file not in new
-            }
             self._write(cases, outdated, found.get("runs", {}) | {self.run_id: self.run})
             return added
 
-    def _alone(self) -> AbstractContextManager[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         return locked(self.path.with_name(LOCK), RECORD, wait=True)
 
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():
             return {}
-        try:
+        with suppress(AutosegError):
             found = read_json(self.path)
             if _is_record(found):
                 return dict(found)
-        except AutosegError:
-            pass
-        say(f"{self.path} is damaged; it is written anew")
+        say(f"{self.path} is damaged; writing a new one")
         return {}
 
     def _write(
@@ -157,12 +157,12 @@ class Record:
         known = set(self.origin) | (set(found) - {"task", "plan", "runs", "cases", "outdated"})
         return [key for key in sorted(known) if found.get(key) != self.origin.get(key)]
 
-    def _still_there(self, files: FileFacts) -> FileFacts:
-        return {file: facts for file, facts in files.items() if self.path.with_name(file).exists()}
+    def _has(self, file: str) -> bool:
+        return self.path.with_name(file).exists()
 
 
 def _is_record(found: Any) -> bool:
-    """Whether a file's content is laid out like a record."""
+    """Whether the content of a file is laid out like a record."""
     if not isinstance(found, dict) or "cases" not in found:
         return False
     parts = (found["cases"], found.get("runs", {}), found.get("outdated", {}))
@@ -177,8 +177,8 @@ def _files_of(cases: Mapping[str, CaseRecord]) -> FileFacts:
 
 
 def origin(predictor: Predictor | Ensemble, known: bool = False) -> dict[str, Any]:
-    """What decides a prediction, besides the scan and a previous stage that is known."""
-    if isinstance(predictor, Ensemble):  # does no postprocessing
+    """What decides a prediction besides the scan (and the previous stage, if that is `known`)."""
+    if isinstance(predictor, Ensemble):  # without postprocessing
         return {"ensemble": [_origin_of_networks(member, False) for member in predictor.members]}
     found = _origin_of_networks(predictor, known)
     if predictor.postprocessing is not None and predictor.postprocessing.steps:
@@ -199,19 +199,17 @@ def _origin_of_networks(predictor: Predictor, known: bool) -> dict[str, Any]:
 
 
 def model_id(model: Model) -> str:
-    """A hash of all weights, as plans have one: 12 hexadecimal digits."""
-    found = hashlib.blake2b(digest_size=6)
+    """A hash of all weights: 12 hexadecimal digits, like the id of a plan."""
+    digest = hashlib.blake2b(digest_size=6)
     for network in model.networks:
         for name, tensor in sorted(network.state_dict().items()):
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def run_facts(predictor: Predictor | Ensemble) -> dict[str, Any]:
-    """With what a run computes."""
-    import SimpleITK as sitk
-
+    """Start, device and versions of a run."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": str(predictor.device),
@@ -225,26 +223,32 @@ def run_facts(predictor: Predictor | Ensemble) -> dict[str, Any]:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, by which it is known again."""
+    """Size and SHA-256 of a file, to recognise it later."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-# Which cases are left to predict, shared with other runs on the same folder.
+def input_bytes(files: Sequence[Path]) -> int:
+    """The size of a scan's files, to notice another scan of the same name."""
+    return sum(file.stat().st_size for path in files for file in files_of(path) if file.is_file())
 
-POLL_SECONDS = 0.2
 
+class CaseQueue:
+    """The cases that a run has to predict, shared with other runs on the same folder.
 
-class Work:
-    """The cases of a run; each is claimed before it is predicted, and done by one run only.
-
-    Claims are locks: one that a dead process has left is taken over.
+    Each case is claimed before it is predicted, so only one run predicts it. Claims are locks: that
+    of a dead process is taken over.
 
     Args:
-        folder: where the predictions go.
+        folder: of the predictions.
         inputs: case -> the files of its scan.
-        outputs: case -> the names of the files that it becomes; the first is its label map.
+        outputs: case -> the names of its files; the first is its label map.
         record: of the folder.
-        overwrite: predict what is there already, too.
+        overwrite: also predict cases that are predicted already.
+
+    Attributes:
+        wanted: cases to predict.
+        skipped: cases that were predicted before.
+        elsewhere: cases that other runs have predicted meanwhile.
     """
 
     def __init__(
@@ -252,53 +256,53 @@ class Work:
         folder: Path,
         inputs: Mapping[str, tuple[Path, ...]],
         outputs: Mapping[str, Sequence[str]],
-        record: Record,
+        record: PredictionRecord,
         overwrite: bool,
     ) -> None:
         self.folder, self.inputs, self.outputs, self.record = folder, inputs, outputs, record
         self.known = record.begin(overwrite)
         self.claims: dict[str, ExitStack] = {}
-        self.elsewhere: list[str] = []  # cases that other runs have predicted meanwhile
+        self.elsewhere: list[str] = []
         self._remove_leftovers()
         self.wanted = [name for name in inputs if overwrite or self._is_wanted(name)]
         self.skipped = [name for name in inputs if name not in self.wanted]
 
     def close(self) -> None:
-        """Give back the claims on cases that were not done."""
+        """Release the claims on cases that are not finished."""
         for name in list(self.claims):
             self.release(name)
 
     def rounds(self) -> Iterator[Iterator[str]]:
-        """Rounds of cases to predict, until all are done here or by other runs.
+        """Rounds of cases to predict, until all are predicted here or by other runs.
 
-        A case that another run predicts is waited for: if that run fails, it is predicted here.
+        A case that another run has claimed is tried again: if that run fails, it is predicted here.
         """
-        left, told = list(self.wanted), False
+        left, is_waiting = list(self.wanted), False
         while left:
-            held: list[str] = []
-            yield self._claimed(left, held)
-            if held == left:
-                if not told:
-                    say(f"waiting for another run, which predicts {', '.join(held)}")
-                told = True
+            in_use: list[str] = []
+            yield self._claimed(left, in_use)
+            if in_use == left:
+                if not is_waiting:
+                    say(f"waiting for another run that predicts {', '.join(in_use)}")
+                is_waiting = True
                 time.sleep(POLL_SECONDS)
-            left = held
+            left = in_use
 
     def release(self, name: str) -> None:
-        """This run is done with a case."""
+        """Release the claim on a case."""
         self.claims.pop(name).close()
 
-    def _claimed(self, names: Sequence[str], held: list[str]) -> Iterator[str]:
-        """Claim case after case; those that other runs hold are added to `held`."""
+    def _claimed(self, names: Sequence[str], in_use: list[str]) -> Iterator[str]:
+        """Claim case after case; those that other runs have claimed are added to `in_use`."""
         for name in names:
             claim = ExitStack()
             try:
                 claim.enter_context(self._claim(name))
             except InUse:
-                held.append(name)
+                in_use.append(name)
                 continue
             self.claims[name] = claim
-            if self._done_elsewhere(name):
+            if self._is_done_elsewhere(name):
                 self.release(name)
                 self.elsewhere.append(name)
             else:
@@ -308,29 +312,29 @@ class Work:
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
         return locked(self.folder / f".claim-{digest}", f"case {name}")
 
-    def _done_elsewhere(self, name: str) -> bool:
+    def _is_done_elsewhere(self, name: str) -> bool:
         now = self.record.read().get(name)
         return now is not None and now != self.known.get(name) and self._why_not(name, now) is None
 
     def _is_wanted(self, name: str) -> bool:
-        """Is a case not done yet? Say so where it looks as if it were."""
+        """Whether a case has to be predicted; prints why, if there is a label map of it."""
         label = self.folder / self.outputs[name][0]
         record = self.known.get(name, {})
         why = self._why_not(name, record)
-        if why and label.exists():  # perhaps another run has predicted it in this moment
+        if why and label.exists():  # another run may have predicted it just now
             record = self.record.read().get(name, {})
             why = self._why_not(name, record)
         if why is None:
             return False
-        if not self._is_mine(label, record) and _is_whole(label):
-            say(f"kept {label}: it is not as autoseg wrote it; --overwrite replaces it")
+        if not self._is_known(label, record) and _is_readable(label):
+            say(f"kept {label}: it was changed or is not of autoseg; --overwrite replaces it")
             return False
         if record or label.exists():
             say(f"predicting {name} again: {why}")
         return True
 
     def _why_not(self, name: str, record: CaseRecord) -> str | None:
-        """Why a case is not done; None if it is."""
+        """Why a case does not count as predicted; None if it does."""
         recorded = record.get("files", {})
         for file in self.outputs[name]:
             path = self.folder / file
@@ -343,7 +347,8 @@ class Work:
             return "its scan has changed"
         return None
 
-    def _is_mine(self, path: Path, record: CaseRecord) -> bool:
+    def _is_known(self, path: Path, record: CaseRecord) -> bool:
+        """Whether a file is as it was recorded."""
         if not path.exists():
             return False
         known = (record.get("files", {}).get(path.name), self.record.outdated.get(path.name))
@@ -360,18 +365,13 @@ class Work:
                         (self.folder / left).unlink(missing_ok=True)
 
 
-def input_bytes(files: Sequence[Path]) -> int:
-    """The size of a scan's files, by which another scan of the same name is noticed."""
-    return sum(file.stat().st_size for path in files for file in files_of(path) if file.is_file())
-
-
-def _is_whole(path: Path) -> bool:
-    """Can a label map be read to its end? Of other formats a yes would be a guess."""
+def _is_readable(path: Path) -> bool:
+    """Whether a label map can be read to its end; false for formats that cannot be checked."""
     if not ending_of(path) or not path.exists():
         return False
     try:
         if path.name.endswith(".gz"):
-            with gzip.open(path) as file:  # it compares the checksum, which image readers may not
+            with gzip.open(path) as file:  # compares the checksum, which image readers may not do
                 while file.read(1 << 20):
                     pass
         read_label(path)

@@ -75,7 +75,7 @@ def test_the_named_folds_are_those_of_all_plans(models: Path) -> None:
     [
         (
             ["-p", "fine", "other"],
-            "plans fine and other cannot be averaged: they have other labels",
+            "plans fine and other cannot be averaged: their labels differ",
         ),
         (["-p", "fine", "missing"], "no trained model fits"),
         (["-p", "fine", "coarse", "-f", "0"], "coarse has no finished fold 0; there: 1"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,17 +110,15 @@ def test_what_was_learned_goes_with_it(workspace: Workspace) -> None:
     summary = folder / "fold_1" / "validation" / "summary.json"
     summary.write_text(summary.read_text() + "\n")
     order = Order(workspace, TASK, "default")
-    assert "was learned from other scores than those of the folds" in refusal(
-        order, workspace.root / "other.zip"
-    )
+    assert str(folder / "postprocessing.json") in refusal(order, workspace.root / "other.zip")
 
 
 def test_some_folds(workspace: Workspace) -> None:
     assert load_model(packed(workspace, folds=("1",)), None, CPU).folds == ("1",)
-    with pytest.raises(AutosegError, match=r"model\.zip has no finished fold 0; there: 1"):
+    with pytest.raises(AutosegError, match=r"model\.zip .*fold 0.*: 1"):
         load_model(workspace.root / "model.zip", ["0"], CPU)
     order = Order(workspace, TASK, "default", ("0", "7"))
-    assert "has no finished fold 7; there: 0, 1" in refusal(order, workspace.root / "a.zip")
+    assert "fold 7; there: 0, 1" in refusal(order, workspace.root / "a.zip")
 
 
 def test_a_cascade_brings_its_previous_stage(tmp_path: Path) -> None:
@@ -142,9 +141,7 @@ def test_a_cascade_brings_its_previous_stage(tmp_path: Path) -> None:
 
 def test_another_run_begins_with_it(workspace: Workspace) -> None:
     out = packed(workspace)
-    with pytest.raises(
-        AutosegError, match=r"has several folds: fold_0, fold_1; choose one: .*zip/"
-    ):
+    with pytest.raises(AutosegError, match=r"fold_0, fold_1.*zip"):
         read_pretrained(out)
     file = workspace.models(TASK, "default") / "fold_1" / "final.safetensors"
     for path in (out / "fold_1", packed(workspace, folds=("1",))):
@@ -154,16 +151,16 @@ def test_another_run_begins_with_it(workspace: Workspace) -> None:
         assert all(torch.equal(found.tensors[name], expected[name]) for name in expected)
         assert found.plan == tiny_plan()
         assert found.source == read_pretrained(file).source
-    with pytest.raises(AutosegError, match="there is no trained model"):
+    with pytest.raises(AutosegError, match=r"fold_0"):
         read_pretrained(out / "fold_0")
 
 
 def test_what_is_there_is_kept(workspace: Workspace) -> None:
     order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
     out.write_text("precious")
-    assert "is there already; give another -o, or --overwrite it" in refusal(order, out)
+    assert "--overwrite" in refusal(order, out)
     assert out.read_text() == "precious"
-    assert "a packed model ends in .zip" in refusal(order, workspace.root / "model")
+    assert ".zip" in refusal(order, workspace.root / "model")
     pack(order, out, overwrite=True)
     assert zipfile.is_zipfile(out)
 
@@ -173,7 +170,7 @@ def test_a_missing_file_is_named(workspace: Workspace, name: str) -> None:
     path = workspace.preprocessed(TASK, "default") / name
     path.unlink()
     order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
-    assert f"{path} is missing" in refusal(order, out)
+    assert str(path) in refusal(order, out)
     assert not out.exists()
 
 
@@ -181,11 +178,14 @@ def test_files_of_different_plans_are_not_mixed(workspace: Workspace) -> None:
     order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
     other = tiny_plan(training={"seed": 1})
     other.save(workspace.preprocessed(TASK, "default") / "plan.json")
-    assert f"is plan {other.id} now, but the models" in refusal(order, out)
+    message = refusal(order, out)
+    assert other.id in message
+    assert tiny_plan().id in message
     other.save(workspace.models(TASK, "default") / "plan.json")
-    assert f"was trained by plan {tiny_plan().id}, but plan.json is {other.id}" in refusal(
-        order, out
-    )
+    message = refusal(order, out)
+    assert "final.safetensors" in message
+    assert other.id in message
+    assert tiny_plan().id in message
 
 
 def rewritten(out: Path, **changes: bytes) -> Path:
@@ -201,7 +201,7 @@ def test_a_plan_of_another_format_is_refused(workspace: Workspace) -> None:
     out = packed(workspace)
     plan = json.loads(open_archive(out).read("plan.json"))
     rewritten(out, plan_json=json.dumps(plan | {"format_version": 2}).encode())
-    with pytest.raises(AutosegError, match=r"model\.zip/plan\.json has plan format 2; this auto"):
+    with pytest.raises(AutosegError, match=r"model\.zip/plan\.json .*2"):
         load_model(out, None, CPU)
 
 
@@ -210,13 +210,13 @@ def test_weights_of_another_plan_are_refused(workspace: Workspace) -> None:
     plan = json.loads(open_archive(out).read("plan.json"))
     plan["training"]["seed"] = 99
     rewritten(out, plan_json=json.dumps(plan).encode())
-    with pytest.raises(AutosegError, match="was trained by plan"):
+    with pytest.raises(AutosegError, match=r"final\.safetensors"):
         load_model(out, None, CPU)
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     write_archive(tmp_path / "a.zip", {}, {"card.md": b"#"})
-    with pytest.raises(AutosegError, match=r"a\.zip .* no plan\.json"):
+    with pytest.raises(AutosegError, match=r"a\.zip .*plan\.json"):
         load_model(tmp_path / "a.zip", None, CPU)
 
 
@@ -225,16 +225,78 @@ def test_a_card_file_is_checked(workspace: Workspace) -> None:
     out = workspace.root / "model.zip"
     write_json(card, {"license": "MIT"})
     order = Order(workspace, TASK, "default", card=card)
-    assert "has the unknown key 'license'; known are intended_use, limits, licence" in refusal(
-        order, out
-    )
+    message = refusal(order, out)
+    assert message.startswith(str(card))
+    assert "'license'" in message
+    assert "intended_use, limits, licence" in message
     write_json(card, {"licence": ""})
-    assert "licence must be a text" in refusal(order, out)
+    assert f"{card}: licence" in refusal(order, out)
     write_json(card, ["licence"])
-    assert "must be an object" in refusal(order, out)
+    assert str(card) in refusal(order, out)
     write_json(card, {"licence": "CC0", "intended_use": "research on phantoms"})
     pack(order, out, overwrite=False)
     found = json.loads(open_archive(out).read("card.json"))
     assert (found["licence"], found["intended_use"]) == ("CC0", "research on phantoms")
     assert found["data_licence"] == found["limits"] == "not stated"
     assert read_json(card) == {"licence": "CC0", "intended_use": "research on phantoms"}
+
+
+def card_of(workspace: Workspace) -> tuple[dict[str, Any], str]:
+    out = workspace.root / "model.zip"
+    pack(Order(workspace, TASK, "default"), out, overwrite=True)
+    found = open_archive(out)
+    return json.loads(found.read("card.json")), found.read("card.md").decode()
+
+
+def test_what_nobody_said_is_not_stated(tmp_path: Path) -> None:
+    card, text = card_of(trained_workspace(tmp_path))
+    said = ("intended_use", "limits", "licence", "data_name", "data_licence", "contact")
+    assert {card[key] for key in said} == {"not stated"}
+    assert "## Intended use\n\nnot stated\n" in text
+    assert "## Licence of the data\n\nnot stated\n" in text
+
+
+def test_the_data_set_speaks_for_itself(tmp_path: Path) -> None:
+    workspace = trained_workspace(tmp_path)
+    write_raw(
+        workspace, name="Lungs", description="of mice", licence="CC-BY-SA 4.0", reference="A. B."
+    )
+    card, text = card_of(workspace)
+    assert card["data_name"] == "Lungs"
+    assert card["data_description"] == "of mice"
+    assert card["data_licence"] == "CC-BY-SA 4.0"
+    assert card["data_reference"] == "A. B."
+    assert "## Licence of the data\n\nCC-BY-SA 4.0\n" in text
+    assert card["licence"] == "not stated"
+
+
+def test_figures_are_those_of_the_data_and_the_folds(tmp_path: Path) -> None:
+    card, text = card_of(trained_workspace(tmp_path))
+    assert card["channels"] == ["CT"]
+    assert card["classes"] == ["organ", "tumour"]
+    assert card["trained_on"] == {
+        "cases": 4,
+        "smallest_spacing_mm": [1.0, 1.0, 1.0],
+        "largest_spacing_mm": [1.0, 1.0, 1.0],
+        "smallest_size": [12, 10, 9],
+        "largest_size": [12, 10, 9],
+        "cases_with": {"organ": 4, "tumour": 4},
+    }
+    # 125 voxels of the organ's box without the tumour's; the predictions have an island of 8 more.
+    organ = [125 - 8, 125 - 12, 125 - 8, 125 - 12]
+    expected = sum(2 * n / (2 * n + 8) for n in organ) / 4
+    assert abs(card["dice"]["organ"]["mean"] - expected) < 1e-9
+    assert card["dice"]["tumour"] == {"mean": 1.0, "std": 0.0, "median": 1.0, "n": 4}
+    assert card["training"] == {fold: {"epochs": 4, "seconds": 5.0} for fold in ("0", "1")}
+    assert "| 0    |      4 |  5 s |" in text
+    assert set(card["packed_with"]) == {"autoseg", "torch", "Python"}
+
+
+def test_a_model_without_scores_or_log(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    write_raw(workspace)
+    plan_and_train(workspace, tiny_plan(), "all")
+    card, text = card_of(workspace)
+    assert card["dice"] is None
+    assert card["training"] == {"all": None}
+    assert "## Dice of the cross-validation\n\nnot stated\n" in text

@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import io
+import itertools
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +18,7 @@ from torch import Tensor, nn
 from autoseg.common.errors import AutosegError, DataError, RunError, Stopped
 from autoseg.common.files import read_json
 from autoseg.image.image import read_geometry, read_image, read_label
-from autoseg.prediction.batch import output_path, predict_cases
+from autoseg.prediction.batch import Outcome, output_path, overlap, predict_cases, show
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import RECORD
@@ -66,7 +73,7 @@ def test_another_format(scans: Path, out: Path, format: str) -> None:
     nifti = read_label(output_path(out.with_name("nifti"), "a"))
     assert (read_label(out / f"a.{format}")[0] == nifti[0]).all()
     assert predict(scans, out, format=format).skipped == ("Müller 2", "a")
-    with pytest.raises(AutosegError, match="have another format than this run"):
+    with pytest.raises(AutosegError, match=f"{RECORD}.* format"):
         predict(scans, out)
 
 
@@ -80,7 +87,7 @@ def test_a_bad_case_does_not_stop_the_others(scans: Path, out: Path) -> None:
     assert sorted(outcome.predicted) == ["Müller 2", "a"]
     assert sorted(outcome.refused) == ["bad", "odd", "two"]
     assert "bad.nii.gz" in outcome.refused["bad"]
-    assert "two_0000.nii.gz: the scan has 2 channels, the model needs 1" in outcome.refused["two"]
+    assert "two_0000.nii.gz: the scan has 2 channels" in outcome.refused["two"]
     assert sorted(read_json(out / RECORD)["cases"]) == ["Müller 2", "a"]
     assert files_in(out) == {"Müller 2.nii.gz", "a.nii.gz", *SIDE_FILES}
     with pytest.raises(DataError, match=r"odd: no scan \(and 2 more\)"):
@@ -111,7 +118,7 @@ def predict_failing(scans: Path, out: Path, error: BaseException) -> Any:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (MemoryError(), "failed a: memory ran out"),
+        (MemoryError(), "failed a: out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory (OutOfMemoryError)"),
         (RuntimeError("two\nlines"), "failed a: two lines (RuntimeError)"),
     ],
@@ -152,12 +159,206 @@ def test_a_case_that_failed_lets_go_of_its_volumes(scans: Path, out: Path) -> No
 def test_a_prediction_never_replaces_its_scan(tmp_path: Path, overwrite: bool) -> None:
     write_scan(tmp_path / "a.nii.gz", np.ones((4, 4, 4), np.float32))
     before = (tmp_path / "a.nii.gz").read_bytes()
-    with pytest.raises(AutosegError, match=r"a\.nii\.gz: the prediction would replace its scan"):
+    with pytest.raises(AutosegError, match=r"a\.nii\.gz"):
         predict(tmp_path, tmp_path, overwrite)
     assert (tmp_path / "a.nii.gz").read_bytes() == before
 
 
 def test_an_output_folder_that_cannot_be_made(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AutosegError, match="cannot write"):
+    with pytest.raises(AutosegError, match=r"file.out"):
         predict(scans, tmp_path / "file" / "out")
+
+
+def error_of(text: str) -> Exception:
+    try:
+        raise RuntimeError(text)
+    except RuntimeError as error:
+        return error
+
+
+REFUSED = {"bad [1]": "bad [1].nii.gz: no scan", "worse": "worse.nii.gz: no scan either"}
+MIXED = Outcome({"a": {}}, ("b", "c"), REFUSED, {"d": MemoryError()})
+
+
+@pytest.mark.parametrize(
+    ("outcome", "complete", "our_fault"),
+    [
+        (Outcome(), True, False),
+        (Outcome({"a": {}}, ("b",)), True, False),
+        (Outcome(refused=REFUSED), False, False),
+        (Outcome(failed={"d": MemoryError()}), False, True),
+        (Outcome(refused=REFUSED, failed={"d": MemoryError()}), False, True),
+        (MIXED, False, False),
+    ],
+)
+def test_whose_fault_it_is(outcome: Outcome, complete: bool, our_fault: bool) -> None:
+    assert (outcome.is_complete, outcome.is_our_fault) == (complete, our_fault)
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    show(MIXED)
+    assert capsys.readouterr().err.splitlines() == [
+        "1 predicted, 2 were there already, 2 refused, 1 failed",
+        "refused bad [1]: bad [1].nii.gz: no scan",
+        "refused worse: worse.nii.gz: no scan either",
+        next(f"failed {name}: {why}" for state, name, why in MIXED.missing() if state == "failed"),
+    ]
+    show(Outcome({"a": {}}))
+    assert capsys.readouterr().err == "1 predicted, 0 were there already, 0 refused\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    show(MIXED)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    lines = [line.split() for line in plain.splitlines() if line.strip()]
+    assert lines[0] == MIXED.counts().split()
+    assert lines[1] == ["case", "reason"]
+    assert lines[3][:3] == ["refused", "bad", "[1]"]
+    assert [line[0] for line in lines[3:]] == ["refused", "refused", "failed"]
+
+
+def test_failures_are_raised(capsys: pytest.CaptureFixture[str]) -> None:
+    Outcome({"a": {}}, ("b",)).raise_failures()
+    with pytest.raises(DataError, match=r"bad \[1\].nii.gz: no scan \(and 1 more\)"):
+        Outcome(refused=REFUSED).raise_failures()
+    with pytest.raises(MemoryError):
+        MIXED.raise_failures()
+    assert issubclass(RunError, RuntimeError)
+    Outcome(failed={"d": error_of("from here")}).print_tracebacks()
+    assert "in error_of\n    raise RuntimeError(text)" in capsys.readouterr().err
+
+
+class Volume:
+    """Something large: counts how many are alive at once."""
+
+    alive = 0
+    most = 0
+    lock = threading.Lock()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        with Volume.lock:
+            Volume.alive += 1
+            Volume.most = max(Volume.most, Volume.alive)
+        weakref.finalize(self, Volume._gone)
+
+    @classmethod
+    def _gone(cls) -> None:
+        with cls.lock:
+            cls.alive -= 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 30])
+def test_every_item_goes_through_all_stages_in_order(count: int) -> None:
+    found = overlap(
+        iter(range(count)), lambda n: [n], lambda ns: [*ns, "computed"], lambda ns: [*ns, "done"]
+    )
+    assert list(found) == [[n, "computed", "done"] for n in range(count)]
+
+
+@pytest.mark.parametrize("slow", ["prepare", "compute", "finish", "nothing"])
+def test_at_most_one_item_a_stage_is_alive(slow: str) -> None:
+    Volume.most = 0
+    begun = itertools.count()
+
+    def stage(name: str, volume: Volume) -> Volume:
+        if name == slow:
+            # The other stages run ahead as far as they can: they stand still when nothing moves.
+            before = -1
+            while before != Volume.most:
+                before = Volume.most
+                threading.Event().wait(0.005)
+        return volume
+
+    def prepare(number: int) -> Volume:
+        next(begun)
+        return stage("prepare", Volume(number))
+
+    def finish(volume: Volume) -> int:
+        return stage("finish", volume).number
+
+    assert list(overlap(iter(range(40)), prepare, lambda v: stage("compute", v), finish)) == list(
+        range(40)
+    )
+    assert next(begun) == 40
+    assert Volume.most <= 3
+    assert Volume.alive == 0
+
+
+def test_the_three_stages_work_at_the_same_time() -> None:
+    """Each waits for the other two: one after the other, none would ever go on."""
+    meeting = threading.Barrier(3, timeout=60)
+
+    def meet(number: int) -> int:
+        if number in meets:
+            meeting.wait()
+        return number
+
+    def prepare(number: int) -> int:
+        return number if number != 2 else meet(2)
+
+    def compute(number: int) -> int:
+        return number if number != 1 else meet(1)
+
+    def finish(number: int) -> int:
+        return number if number != 0 else meet(0)
+
+    meets = {0, 1, 2}
+    assert list(overlap(iter(range(5)), prepare, compute, finish)) == list(range(5))
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_an_error_ends_all_stages(stage: int) -> None:
+    seen: list[int] = []
+
+    def items() -> Iterator[int]:
+        yield from range(10)
+        if stage == 3:
+            raise OSError("no more")
+
+    def failing(index: int, number: int) -> int:
+        if index == stage and number == 5:
+            raise KeyError(number)
+        return number
+
+    threads = threading.active_count()
+    results = overlap(
+        items(), lambda n: failing(0, n), lambda n: failing(1, n), lambda n: failing(2, n)
+    )
+    with pytest.raises((KeyError, OSError)):  # noqa: PT012
+        for number in results:
+            seen.append(number)
+    assert seen == list(range(len(seen)))
+    assert len(seen) >= (8 if stage == 3 else 3)
+    assert threading.active_count() == threads
+
+
+def test_a_consumer_that_stops_ends_the_threads() -> None:
+    threads = threading.active_count()
+    results = overlap(itertools.count(), lambda n: n, lambda n: n, lambda n: n)
+    assert next(results) == 0
+    assert threading.active_count() == threads + 2
+    results.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == threads
+
+
+def test_items_are_taken_only_when_they_can_be_worked_on() -> None:
+    """What waits unclaimed can be done by another run."""
+    taken: list[int] = []
+    results = overlap(
+        iter(lambda: taken.append(0) or len(taken), None),  # type: ignore[func-returns-value]
+        lambda n: n,
+        lambda n: n,
+        lambda n: n,
+    )
+    next(results)
+    assert len(taken) <= 3

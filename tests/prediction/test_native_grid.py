@@ -14,7 +14,7 @@ from skimage.transform import resize
 
 from autoseg.common.arrays import Triple
 from autoseg.plan.labels import Classes
-from autoseg.prediction.native_grid import Patch, Place, Planes, label_map, native_planes
+from autoseg.prediction.native_grid import Area, Placement, Planes, label_map, native_planes
 from autoseg.prediction.sliding_window import Slab
 
 SHAPES = st.tuples(*[st.integers(1, 14)] * 3)
@@ -32,8 +32,10 @@ def segment(
     classes = classes or len(slabs[0][1]) if isinstance(slabs, list) else classes
     names = tuple(str(number) for number in range(classes + regions))
     kinds = Classes(names, ((0,),), ((0,),), tuple(range(len(names))), regions)
-    place = Place(low, tuple((0, n) for n in native), native, outside=None if regions else 0)
-    return label_map(native_planes(slabs, place), kinds, native)
+    placement = Placement(
+        low, tuple((0, n) for n in native), native, outside=None if regions else 0
+    )
+    return label_map(native_planes(slabs, placement), kinds, native)
 
 
 def random_probabilities(classes: int, shape: Triple, seed: int) -> NDArray[np.float32]:
@@ -197,7 +199,7 @@ def planes_of(
     """All planes of a grid of which a box is covered, and what scikit-image makes of them."""
     size = tuple(before + inside + after for before, inside, after in sides)
     box = tuple((before, before + inside) for before, inside, _ in sides)
-    place = Place(probabilities.shape[1:], box, size, outside)
+    placement = Placement(probabilities.shape[1:], box, size, outside)
     expected = np.zeros((len(probabilities), *size))
     if outside is not None:
         expected[outside] = 1
@@ -205,7 +207,7 @@ def planes_of(
     here = tuple(slice(*pair) for pair in box)
     for share, whole in zip(probabilities, expected, strict=True):
         whole[here] = resize(share.astype(float), shape, order=1, mode="edge", anti_aliasing=False)
-    return list(native_planes(cut(probabilities, [2, 5]), place)), expected
+    return list(native_planes(cut(probabilities, [2, 5]), placement)), expected
 
 
 @quick
@@ -223,7 +225,7 @@ def test_probabilities_equal_scikit_image_everywhere(
         assert planes.shape[1:] == expected.shape[2:]
         y, z = (slice(*sorted(rng.choice(n + 1, 2, replace=False))) for n in planes.shape[1:])
         for index in range(3):
-            got = planes.shares(index, (y, z))
+            got = planes.probabilities(index, (y, z))
             assert np.abs(got - expected[index, planes.rows, y, z]).max() <= 1e-5
 
 
@@ -237,8 +239,8 @@ def test_outside_of_its_reach_a_class_is_less_probable(
     for planes in found:
         for index in range(3):
             there = expected[index, planes.rows].copy()
-            if (part := planes.reach(index, least)) is not None:
-                there[:, *part] = 0
+            if (area := planes.area_above(index, least)) is not None:
+                there[:, *area] = 0
             assert there.max() <= least + 1e-6
 
 
@@ -248,19 +250,19 @@ def test_classes_that_are_nowhere_likely_cost_nothing(monkeypatch: pytest.Monkey
     probabilities[0] = 0.995
     probabilities[3, 2:4, 2:4, 2:4] = 0.9
     probabilities[0, 2:4, 2:4, 2:4] = 0.096
-    place = Place((8, 8, 8), ((0, 100),) * 3, (100, 100, 100))
+    placement = Placement((8, 8, 8), ((0, 100),) * 3, (100, 100, 100))
     kinds = Classes(("",) * 6, ((0,),), ((0,),), tuple(range(6)), False)
 
     def watched() -> Iterator[Planes]:
-        for planes in native_planes([(0, probabilities)], place):
-            shares = planes.shares
+        for planes in native_planes([(0, probabilities)], placement):
+            shares = planes.probabilities
 
-            def watch(index: int, part: Patch, shares: Any = shares) -> NDArray[np.float32]:
+            def watch(index: int, area: Area, shares: Any = shares) -> NDArray[np.float32]:
                 asked.append(index)
-                found: NDArray[np.float32] = shares(index, part)
+                found: NDArray[np.float32] = shares(index, area)
                 return found
 
-            monkeypatch.setattr(planes, "shares", watch)
+            monkeypatch.setattr(planes, "probabilities", watch)
             yield planes
 
     found = label_map(watched(), kinds, (100, 100, 100))

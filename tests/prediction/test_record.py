@@ -14,10 +14,21 @@ from autoseg.common.files import read_json
 from autoseg.evaluation.labels import find_labels, read_names
 from autoseg.image.image import read_image
 from autoseg.prediction.record import LABELS as LABELS_FILE
-from autoseg.prediction.record import RECORD, Record, file_facts, model_id
+from autoseg.prediction.record import (
+    RECORD,
+    PredictionRecord,
+    file_facts,
+    model_id,
+)
 from tests.making import tiny_plan
 from tests.prediction.making import Pointwise, model_of
-from tests.prediction.scans import LABELS, PLAN, predict, predictor_of, write_scans
+from tests.prediction.scans import (
+    LABELS,
+    PLAN,
+    predict,
+    predictor_of,
+    write_scans,
+)
 
 OTHER = tiny_plan(labels=LABELS, training={"seed": 1})
 
@@ -100,7 +111,7 @@ def test_other_weights_are_another_model() -> None:
 
 def test_predictions_of_another_plan_are_not_taken_for_ours(scans: Path, out: Path) -> None:
     predict(scans, out)
-    with pytest.raises(AutosegError, match=r"another plan_id than this run.*choose another -o"):
+    with pytest.raises(AutosegError, match=rf"{RECORD}.* plan_id"):
         predict(scans, out, plan=OTHER)
     facts = file_facts(out / "a.nii.gz")
     (scans / "a_0000.nii.gz").unlink()
@@ -115,13 +126,15 @@ def test_what_a_stopped_run_had_still_to_overwrite_is_not_taken_for_its_own(
     scans: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predict(scans, out)
-    Record(out, predictor_of(OTHER), {"format": "nii.gz"}).begin(overwrite=True)  # and is killed
+    PredictionRecord(out, predictor_of(OTHER), {"format": "nii.gz"}).begin(
+        overwrite=True
+    )  # and is killed
     outcome = predict(scans, out, plan=OTHER)
     assert sorted(outcome.predicted) == ["Müller 2", "a"]
     assert "predicting a again: a.nii.gz is of another model" in capsys.readouterr().err
     assert "outdated" not in read_json(out / RECORD)
-    Record(out, predictor_of(), {"format": "nii.gz"}).begin(overwrite=True)
-    with pytest.raises(AutosegError, match="another plan_id than this run"):
+    PredictionRecord(out, predictor_of(), {"format": "nii.gz"}).begin(overwrite=True)
+    with pytest.raises(AutosegError, match=rf"{RECORD}.* plan_id"):
         predict(scans, out, plan=OTHER)
 
 
@@ -133,18 +146,18 @@ def test_once_they_are_gone_another_plan_may_predict(scans: Path, out: Path) -> 
 
 
 def test_a_run_notices_that_another_overwrites_its_folder(out: Path) -> None:
-    mine = Record(out, predictor_of(), {})
+    mine = PredictionRecord(out, predictor_of(), {})
     mine.begin(overwrite=False)
     mine.add("a", {})
-    Record(out, predictor_of(OTHER), {}).begin(overwrite=True)
-    with pytest.raises(AutosegError, match="another run overwrites the predictions"):
+    PredictionRecord(out, predictor_of(OTHER), {}).begin(overwrite=True)
+    with pytest.raises(AutosegError, match=rf"{RECORD}.* plan_id"):
         mine.add("b", {})
     assert read_json(out / RECORD)["cases"] == {}
 
 
 def test_runs_that_share_a_folder_lose_no_record(out: Path) -> None:
     """They add by turns; that they do not add at once, the lock sees to."""
-    records = [Record(out, predictor_of(), {}) for _ in range(2)]
+    records = [PredictionRecord(out, predictor_of(), {}) for _ in range(2)]
     for record in records:
         record.begin(overwrite=False)
     names = [f"case {number}" for number in range(8)]

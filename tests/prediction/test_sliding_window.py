@@ -226,7 +226,7 @@ def test_tiles_of_one_value_are_answered_once_and_to_the_bit(
             return torch.softmax(network(patches), dim=1)
 
     got = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
-    monkeypatch.setattr(sliding_window, "_Reused", lambda network: network)
+    monkeypatch.setattr(sliding_window, "_ConstantBatchCache", lambda network: network)
     asked, seen[0] = seen[0], 0
     expected = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
     assert (got == expected).all()

@@ -148,8 +148,7 @@ def test_the_memory_of_the_windows_adds_up() -> None:
 def test_plans_of_other_classes_are_refused(changes: Any, what: str) -> None:
     labels = {"labels": {"background": [0], "organ": [1], "tumour": [2]}} | changes
     other = PLAIN.model_copy(update={"name": "other"} | _checked(labels))
-    message = rf"plans plain and other cannot be averaged: they have other {what} \(.*name plans of"
-    with pytest.raises(AutosegError, match=message):
+    with pytest.raises(AutosegError, match=f"plain and other .*{what}"):
         Ensemble([member(PLAIN, Pointwise()), member(other, Pointwise())])
 
 
@@ -168,5 +167,5 @@ def test_the_record_names_every_model(tmp_path: Path) -> None:
     assert [one["plan_id"] for one in found] == [FINE.id, COARSE.id]
     assert [one["folds"] for one in found] == [["0"], ["0", "1"]]
     alone = Ensemble([member(FINE, Pointwise())])
-    with pytest.raises(AutosegError, match="another ensemble than this run"):
+    with pytest.raises(AutosegError, match=r"predictions\.json.*ensemble"):
         predict_cases(alone, inputs, tmp_path / "out", overwrite=False)

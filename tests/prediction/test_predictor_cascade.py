@@ -142,7 +142,7 @@ def test_another_previous_stage_makes_other_predictions(models: Path, tmp_path: 
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
     predict_cases(Predictor(models, device="cpu"), inputs, tmp_path / "out", overwrite=False)
     shutil.rmtree(models.parent / "tiny-3d_lowres" / "fold_2")
-    with pytest.raises(AutosegError, match="have another previous_stage than this run"):
+    with pytest.raises(AutosegError, match="previous_stage"):
         predict_cases(Predictor(models, device="cpu"), inputs, tmp_path / "out", overwrite=False)
 
 
@@ -150,16 +150,14 @@ def test_a_cascade_without_its_previous_stage(models: Path) -> None:
     shutil.rmtree(models.parent / "tiny-3d_lowres")
     with pytest.raises(AutosegError) as caught:
         Predictor(models, device="cpu").predict(scan())
-    folder = models.parent / "tiny-3d_lowres"
-    assert str(caught.value) == (
-        f"{models} refines tiny-3d_lowres, whose models are missing; copy them to {folder}"
-    )
+    assert str(caught.value).startswith(f"{models} ")
+    assert str(models.parent / "tiny-3d_lowres") in str(caught.value)
 
 
 def test_a_cascade_beside_another_previous_stage(models: Path) -> None:
     other = tiny_plan(name="tiny-3d_lowres", configuration="3d_lowres", training={"seed": 1})
     save_model(other, models.parent / "tiny-3d_lowres", "0", "1", "2")
-    with pytest.raises(AutosegError, match=r"refines plan \w{12} of tiny-3d_lowres, but that is"):
+    with pytest.raises(AutosegError, match=rf"refines plan \w{{12}} of tiny-3d_lowres.*{other.id}"):
         Predictor(models, device="cpu").predict(scan())
 
 
