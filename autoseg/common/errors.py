@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line."""
+"""Error types, and which errors mean that memory ran out."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 DISTRIBUTION = "autoseg-med"  # the package's name for pip; "autoseg" is another project's
 
-# What the loader of libraries, threads, C++, torch and ITK say where Python would say MemoryError.
-SIGNS_OF_NO_MEMORY = (
+# How the loader, threads, C++, torch and ITK report that memory ran out.
+OUT_OF_MEMORY_SIGNS = (
     *("failed to map segment", "Cannot allocate memory", "can't start new thread"),
     *("std::bad_alloc", "can't allocate memory", "Failed to allocate memory"),
 )
 
 
 class AutosegError(ValueError):
-    """Bad input: the message says what, which file, what was found and what to do.
+    """Invalid input. The message says what is wrong, in which file, and what to do.
 
     The command line prints it as one line and exits with status 2.
 
@@ -28,19 +28,19 @@ class AutosegError(ValueError):
 
 
 class DataError(AutosegError):
-    """A scan, a label map or a data set is missing, broken or inconsistent."""
+    """A scan, a label map or a data set is missing, damaged or inconsistent."""
 
 
 class VoxelError(DataError):
-    """A file that can be read holds values that a scan or a label map cannot have."""
+    """A readable file contains values that a scan or a label map cannot have."""
 
 
 class PlanError(AutosegError):
-    """A plan has an unknown key, an impossible value, or belongs to other data."""
+    """A plan has an unknown key or an invalid value, or belongs to other data."""
 
 
 class RunError(RuntimeError):
-    """A run failed for a reason that is not the user's input (exit status 1)."""
+    """A run failed for another reason than invalid input (exit status 1)."""
 
 
 class InUse(RunError):  # noqa: N818
@@ -48,7 +48,7 @@ class InUse(RunError):  # noqa: N818
 
 
 class Stopped(RunError):  # noqa: N818
-    """A signal ended the run, which has saved its state (exit status 128 + the signal's number)."""
+    """A signal ended the run after it saved its state (exit status 128 + signal number)."""
 
     def __init__(self, text: str, signal_number: int) -> None:
         super().__init__(text)
@@ -56,8 +56,8 @@ class Stopped(RunError):  # noqa: N818
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error, of Python or of a library, means that memory ran out."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS_OF_NO_MEMORY)
+    """Whether an error of Python or a library means that memory ran out."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def install_hint(extra: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, then renamed."""
+"""Atomic writing, strict JSON, dataclasses as JSON, and checksums of files."""
 
 from __future__ import annotations
 
@@ -24,30 +24,24 @@ from autoseg.common.errors import AutosegError, DataError
 Made = TypeVar("Made")
 
 
-# Processes of this machine.
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs here."""
-    try:
-        return bool(psutil.pid_exists(pid))
-    except OverflowError:  # none has a number that large
-        return False
-
-
-LONGEST_NAME = 255  # bytes that most file systems allow
-UNFINISHED = ".tmp-"  # begins the names of what is not whole yet
+LONGEST_NAME = 255  # bytes, on most file systems
+UNFINISHED = ".tmp-"  # prefix of files that are being written
 TEMPORARY = re.compile(rf"({re.escape(UNFINISHED)}(\d+)-)(.+)", re.DOTALL)
+CHECKSUMS = "checksums.json"
+BYTES_AT_ONCE = 1 << 20
 
-# Within strings JSON writes a line break as two characters: a real one is always layout.
+# JSON escapes line breaks in strings: an actual line break is always layout.
 PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
+    """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
-    The temporary name ends like the real one: image writers choose the format by the ending.
+    Both names have the same ending, by which image writers choose the format.
+
+    Raises:
+        AutosegError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,29 +56,29 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        with suppress(OSError):  # of a folder that is read-only: the first error is to be told
+        with suppress(OSError):  # in a read-only folder the first error matters
             temporary.unlink(missing_ok=True)
 
 
 def temporary_for(path: Path) -> Path:
-    """Where `path` is written before it is whole; it ends like the real one."""
+    """The name under which this process writes `path`, with the same ending."""
     start = f"{UNFINISHED}{os.getpid()}-"
     return path.with_name(start + end_of_name(path.name, LONGEST_NAME - len(start)))
 
 
 def is_temporary(name: str, of: str) -> bool:
-    """Is this what a process, perhaps another one, calls the file `of` before it is whole?"""
+    """Whether `name` is the temporary name of the file `of`, in any process."""
     found = TEMPORARY.fullmatch(name)
     if found is None:
         return False
     most_bytes = LONGEST_NAME - len(found[1])
     once = end_of_name(of, most_bytes)
-    twice = end_of_name(found[1] + once, most_bytes)  # a writer in a writer of the same file
+    twice = end_of_name(found[1] + once, most_bytes)  # a writer inside a writer of the same file
     return found[3] in (once, twice)
 
 
 def end_of_name(name: str, most_bytes: int) -> str:
-    """A file's name, or if it is too long a hash of it and its end, in whole letters."""
+    """A file name, shortened to a hash and its end if it is too long."""
     encoded = os.fsencode(name)
     if len(encoded) <= most_bytes:
         return name
@@ -93,12 +87,12 @@ def end_of_name(name: str, most_bytes: int) -> str:
 
 
 def unfinished_in(folder: Path) -> list[Path]:
-    """What is being written there now, and what killed processes have left."""
+    """Temporary files in a folder: being written now, or left by killed processes."""
     return list(folder.glob(f"{UNFINISHED}*"))
 
 
 def remove_leftovers(folder: Path, of: Iterable[str]) -> None:
-    """Delete what killed processes have left of these files; nobody may be writing them."""
+    """Delete the temporary files of `of`; no process may be writing them."""
     names = list(of)
     for path in unfinished_in(folder):
         if any(is_temporary(path.name, name) for name in names):
@@ -106,9 +100,9 @@ def remove_leftovers(folder: Path, of: Iterable[str]) -> None:
 
 
 def remove_leftovers_of_dead(path: Path) -> None:
-    """Delete what dead processes have left of a file or folder that a living one may be writing.
+    """Delete the temporary files that dead processes left of a file or folder.
 
-    A process of another machine that shares the folder is not seen to live.
+    Processes of other machines that share the folder count as dead.
     """
     for left in unfinished_in(path.parent):
         if is_temporary(left.name, path.name) and not is_alive(_writer_of(left.name)):
@@ -117,6 +111,14 @@ def remove_leftovers_of_dead(path: Path) -> None:
             else:
                 with suppress(OSError):
                     left.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this machine runs a process with this PID."""
+    try:
+        return bool(psutil.pid_exists(pid))
+    except OverflowError:  # larger than any PID
+        return False
 
 
 def _writer_of(temporary: str) -> int:
@@ -132,11 +134,11 @@ def sha256_of(path: Path) -> str:
 
 
 def cannot_write(path: Path, error: Exception) -> AutosegError:
-    """What to tell of a file that cannot be written."""
+    """The error for a file that cannot be written."""
     advice = "choose a folder that is writable and has free space"
     if getattr(error, "errno", None) == errno.ENAMETOOLONG:
         advice = "use a shorter name"
-    reason = getattr(error, "strerror", None) or error  # libraries raise errors of their own
+    reason = getattr(error, "strerror", None) or error  # libraries raise their own errors
     return AutosegError(f"cannot write {path}: {reason}; {advice}")
 
 
@@ -147,7 +149,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON (no NaN) for people: indented, lists of plain values on one line.
+    """Format strict JSON (no NaN), indented, with lists of plain values on one line.
 
     The same value gives the same bytes.
     """
@@ -166,10 +168,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read strict JSON; duplicate keys are an error, as they hide a mistake.
+    """Read strict JSON, in which duplicate keys are an error.
 
     Raises:
-        AutosegError: the file is missing or not JSON; the message names the line.
+        AutosegError: the file is missing or not valid JSON; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -181,7 +183,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The same for text that is read already; `where` is named in messages."""
+    """Parse strict JSON; messages begin with `where`."""
     try:
         return json.loads(
             text,
@@ -190,24 +192,24 @@ def parse_json(text: str, where: str) -> Any:
             parse_constant=_finite(where),
         )
     except RecursionError as error:
-        raise AutosegError(f"{where} is nested too deeply to be one of our files") from error
+        raise AutosegError(f"{where} is nested too deeply") from error
     except json.JSONDecodeError as error:
         raise AutosegError(
             f"{where} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
         ) from error
     except AutosegError:
         raise
-    except ValueError as error:  # a number with thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise AutosegError(f"{where} is not valid JSON: {error}") from error
 
 
 def _finite(where: str) -> Callable[[str], float]:
-    """Reads a number; NaN and infinity are no JSON, though Python writes and reads them."""
+    """A parser of numbers that refuses NaN and infinity, which Python accepts."""
 
     def read(text: str) -> float:
         number = float(text)
         if not math.isfinite(number):
-            raise AutosegError(f"{where} holds the number {text[:20]}, which is not finite")
+            raise AutosegError(f"{where} contains the number {text[:20]}, which is not finite")
         return number
 
     return read
@@ -218,8 +220,8 @@ def _unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
         keys = dict(pairs)
         if len(keys) < len(pairs):
             names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise AutosegError(f"{where} has the key {twice!r} twice; keep one of them")
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise AutosegError(f"{where} has the key {duplicate!r} twice; keep one of them")
         return keys
 
     return build
@@ -253,14 +255,8 @@ def dataclass_from_json(
         raise DataError(f"{where}: {error}; {advice}") from error
 
 
-# Checksums of files: what a disk or a copy has changed is noticed, whatever reads the file.
-
-CHECKSUMS = "checksums.json"
-BYTES_AT_ONCE = 1 << 20
-
-
 def checksum(path: Path) -> str:
-    """The CRC-32 of a file's bytes, in hexadecimal."""
+    """The CRC-32 of a file, in hexadecimal digits."""
     value = 0
     with path.open("rb") as file:
         while part := file.read(BYTES_AT_ONCE):
@@ -269,14 +265,14 @@ def checksum(path: Path) -> str:
 
 
 def write_checksums(folder: Path, names: Sequence[str]) -> None:
-    """Keep the checksums of files of a folder, in the folder."""
+    """Store the checksums of some files of a folder in the folder."""
     write_json(folder / CHECKSUMS, {name: checksum(folder / name) for name in names})
 
 
 def is_as_written(folder: Path, names: Sequence[str]) -> bool:
-    """Do the files have the checksums that were kept, so that nothing in them has changed?"""
+    """Whether the files still have their stored checksums."""
     try:
-        kept = read_json(folder / CHECKSUMS)
-        return bool(kept == {name: checksum(folder / name) for name in names})
+        stored = read_json(folder / CHECKSUMS)
+        return bool(stored == {name: checksum(folder / name) for name in names})
     except (AutosegError, OSError):
         return False

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain log lines elsewhere."""
+"""Progress bars and log lines, and numbers, times and lists as text."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 10.0
+LONGEST_SILENCE_SECONDS = 80.0  # within a long step
 FEW_SECONDS = 10.0
-MOST_SECONDS = 80.0  # without a line inside of a long step
 
 
 def say(text: str) -> None:
-    """Print one line for the user at once (standard error, so that results can be piped)."""
+    """Print one line to standard error, so that results can be piped."""
     print(text, file=sys.stderr, flush=True)
 
 
 def in_words(seconds: float) -> str:
-    """Seconds as a person writes them: `8 s`, `2 min 05 s`, `3 h 10 min`, `4 days 3 h`."""
+    """A duration as text: `8 s`, `2 min 05 s`, `3 h 10 min`, `4 days 3 h`."""
     whole = round(max(0.0, seconds))
     if whole < 60:
         return f"{whole} s"
@@ -31,24 +31,24 @@ def in_words(seconds: float) -> str:
 
 
 def in_fine_words(seconds: float) -> str:
-    """The same with two digits of short times, such as that of a step: `0.35 s`."""
+    """A duration as text, with two digits for short ones such as that of a step: `0.35 s`."""
     return f"{seconds:.2g} s" if seconds < FEW_SECONDS else in_words(seconds)
 
 
 class Progress(Protocol):
-    """Counts steps of one named job."""
+    """Counts the steps of a job."""
 
     def advance(self, note: str = "", total: int | None = None) -> None:
-        """One step is done; `note` is shown beside it, `total` corrects the number of steps."""
+        """Report a finished step with a note; `total` corrects the number of steps."""
         ...
 
     def tell(self, note: str) -> None:
-        """A sign of life amid a long step; shown where nothing else was for a while."""
+        """Show a note within a long step if nothing was shown for a while."""
         ...
 
 
 class _Steps:
-    """Which step a job is at, and how long the others will take at the pace of its latest half."""
+    """Counts steps, and estimates the time left from the latest half of them."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.done = total, done
@@ -61,7 +61,7 @@ class _Steps:
 
     def seconds_left(self) -> float:
         seen = len(self.times) - 1
-        first = seen // 2  # what was slow at the beginning, such as starting up, is forgotten
+        first = seen // 2  # the first half, with the start-up, does not count
         step = (self.times[-1] - self.times[first]) / (seen - first)
         return step * (self.total - self.done)
 
@@ -71,14 +71,14 @@ class _Lines:
         self.job, self.every_seconds = job, every_seconds
         self.steps = _Steps(total, done)
         self.last_line = time.monotonic()
-        self.patience = SECONDS_BETWEEN_LINES  # for signs of life, which become rarer
+        self.patience = SECONDS_BETWEEN_LINES  # between notes of a long step; doubles each time
 
     def tell(self, note: str) -> None:
         now = time.monotonic()
         if now - self.last_line < self.patience:
             return
         self.last_line = now
-        self.patience = min(2 * self.patience, MOST_SECONDS)
+        self.patience = min(2 * self.patience, LONGEST_SILENCE_SECONDS)
         say(f"{self.job}: {note}")
 
     def advance(self, note: str = "", total: int | None = None) -> None:
@@ -96,10 +96,13 @@ class _Lines:
 def progress(
     job: str, total: int, done: int = 0, every_seconds: float = SECONDS_BETWEEN_LINES
 ) -> Iterator[Progress]:
-    """Show the progress of `job` through `total` steps, of which `done` are there already.
+    """Show the progress of a job: a bar on a terminal, log lines elsewhere.
 
-    Without a terminal a line is written at most every `every_seconds`. On a terminal the latest
-    note stands below the bar, where a long one takes no room from it.
+    Args:
+        job: its name.
+        total: number of steps.
+        done: number of steps that were finished before.
+        every_seconds: least time between two log lines.
     """
     if not sys.stderr.isatty() or total == 0:
         yield _Lines(job, total, done, every_seconds)
@@ -110,6 +113,7 @@ def progress(
 
 @contextmanager
 def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
+    # Imported here: commands without a terminal need no rich, which takes a while to import.
     from rich.console import Console, Group
     from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
@@ -117,7 +121,7 @@ def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
     from rich.text import Text
 
     class TimeLeft(ProgressColumn):
-        """Counts down to the end; rich's own column forgets steps of more than 30 seconds."""
+        """The time left; rich's own column ignores steps of more than 30 seconds."""
 
         def render(self, task: Task) -> Text:
             end = task.fields["end"]
@@ -141,7 +145,7 @@ def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
                 steps.advance(total)
                 end = time.monotonic() + steps.seconds_left()
                 bar.update(task, completed=steps.done, total=steps.total, end=end)
-                # Text, not a string: names of cases may have [brackets].
+                # Text, not a string: case names may contain [brackets].
                 live.update(Group(bar, Text(note)) if note else bar, refresh=True)
 
             def tell(self, note: str) -> None:
@@ -150,13 +154,8 @@ def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
         yield Bar()
 
 
-# Numbers and names with their noun: `1 case`, `2 cases`, `folds 2, 3`.
-
-HISSING = ("s", "x", "sh", "tch")
-
-
 def counted(number: int, noun: str) -> str:
-    """How many of a thing there are.
+    """A number with its noun.
 
     >>> counted(1, "case"), counted(0, "case"), counted(2, "epoch"), counted(2, "patch")
     ('1 case', '0 cases', '2 epochs', '2 patches')
@@ -165,7 +164,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(noun: str, names: Iterable[object]) -> str:
-    """Which ones there are.
+    """Names with their noun.
 
     >>> listed("fold", [2]), listed("fold", [2, 3, 4])
     ('fold 2', 'folds 2, 3, 4')
@@ -175,7 +174,7 @@ def listed(noun: str, names: Iterable[object]) -> str:
 
 
 def by_axis(values: Iterable[object], form: str = "") -> str:
-    """One value for each axis.
+    """One value for each axis, such as a shape or a spacing.
 
     >>> by_axis((160, 160, 80)), by_axis((1.58, 1.58, 2.7), ".3g")
     ('160 x 160 x 80', '1.58 x 1.58 x 2.7')
@@ -184,4 +183,4 @@ def by_axis(values: Iterable[object], form: str = "") -> str:
 
 
 def _plural(noun: str) -> str:
-    return noun + ("es" if noun.endswith(HISSING) else "s")
+    return noun + ("es" if noun.endswith(("s", "x", "sh", "tch")) else "s")

@@ -1,4 +1,4 @@
-"""DICOM folders: which series they hold, and one series as a volume."""
+"""DICOM folders: the series that they contain, and reading one series as a volume."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
-# The pixels of a DICOM slice, before GDCM is let near them: their size, bits and length.
-
 PIXELS = 0x7FE00010
 BITS = (8, 16, 32)
-LARGEST_SLICE = 1 << 26  # pixels of a compressed one, whose length says nothing
+LARGEST_SLICE = 1 << 26  # pixels of a compressed slice, whose length cannot be checked
 
 
 def pixel_bytes(header: Dataset, stream: BinaryIO) -> int | None:
-    """How long the pixels after a header are; None if they are compressed, 0 if there are none."""
+    """The length of the pixels after a header; None if they are compressed, 0 if missing."""
     from pydicom.filereader import data_element_generator
 
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is None:
         raise ValueError("TransferSyntaxUID is missing")
-    if syntax.is_compressed or syntax.is_deflated:  # in pieces, or with the whole header
+    if syntax.is_compressed or syntax.is_deflated:  # in fragments, or together with the header
         return None
     implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
     elements: Iterator[Any] = data_element_generator(stream, implicit, little, defer_size=1)
     return next((int(element.length) for element in elements if element.tag == PIXELS), 0)
 
 
-def check_pixels(header: Dataset, there: int | None) -> None:
-    """Check that the pixels can be what their header says, and that all of them are there.
+def check_pixels(header: Dataset, length: int | None) -> None:
+    """Check that a header describes valid pixels, and that all of them are in the file.
 
-    GDCM would read on in memory where there are fewer than it expects.
+    GDCM would read beyond the end of memory where pixels are missing.
 
     Args:
-        header: of a slice, as pydicom reads it.
-        there: see `pixel_bytes`.
+        header: the header of a slice, read by pydicom.
+        length: what `pixel_bytes` returned.
 
     Raises:
-        ValueError: they cannot be read.
+        ValueError: the pixels cannot be read.
     """
     columns, rows = int(header.Columns), int(header.Rows)
     if min(columns, rows) < 2:
-        raise ValueError(f"{columns} x {rows} pixels are no picture")
+        raise ValueError(f"{columns} x {rows} pixels are not an image")
     allocated = int(header.BitsAllocated)
     stored = int(header.get("BitsStored") or allocated)
     highest = header.get("HighBit")
     if allocated not in BITS or not 1 <= stored <= allocated or highest not in (None, stored - 1):
-        raise ValueError(f"{stored} of {allocated} bits up to bit {highest} are no pixel")
-    if there is None:
+        raise ValueError(
+            f"{stored} of {allocated} bits up to bit {highest} is not a valid pixel format"
+        )
+    if length is None:
         if columns * rows > LARGEST_SLICE:
-            raise ValueError(f"{columns} x {rows} pixels are no slice")
+            raise ValueError(f"{columns} x {rows} pixels are too many for a slice")
         return
     needed = columns * rows * allocated // 8
-    if there < needed:
-        raise ValueError(f"{there} bytes of pixels, where {columns} x {rows} take {needed}")
+    if length < needed:
+        raise ValueError(f"{length} bytes of pixels, but {columns} x {rows} pixels take {needed}")
 
 
 MARK_AT = 128
-PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+POSITION_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 TAGS = [
-    *PLACE,
+    *POSITION_TAGS,
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -91,7 +91,7 @@ TAGS = [
     "RescaleIntercept",
 ]
 NEEDED = ("SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
-MOST_SHOWN = 80  # characters of a value in a message
+LONGEST_SHOWN = 80  # characters of a value in a message
 DIRECTORY = "1.2.840.10008.1.3.10"
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 SLICES = {f"{STORAGE}{kind}" for kind in ("2", "4", "128")}  # CT, MR, PET
@@ -111,13 +111,13 @@ OBJECTS = {
 
 @dataclass(frozen=True)
 class Other:
-    """A DICOM file that is no slice.
+    """A DICOM file that is not a slice.
 
     Attributes:
-        file: where it lies.
-        reason: what it is.
-        is_scan: whether it holds a volume all the same, in a form that is not read here.
-        series: of an image that a scanner stores among slices, its SeriesInstanceUID; else "".
+        file: its path.
+        reason: what it is instead.
+        is_scan: whether it contains a volume, in a form that is not supported.
+        series: its SeriesInstanceUID if it is an image stored among slices, else "".
     """
 
     file: Path
@@ -135,12 +135,12 @@ class Contents:
 
     @property
     def volumes(self) -> list[Series]:
-        """The series that are meant to be volumes, whether or not their slices fit."""
+        """The series that are meant to be volumes, whether or not their slices are consistent."""
         return [each for each in self.series if each.why_no_volume is None]
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is marked as DICOM; such files often have no ending."""
+    """Whether a file has the DICOM prefix; such files often have no ending."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -148,7 +148,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files in a folder, not in those below; hidden ones are left out."""
+    """The DICOM files in a folder, without subfolders and hidden files."""
     entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
     return [entry for entry in entries if not ending_of(entry) and is_dicom(entry)]
 
@@ -157,7 +157,7 @@ def read_contents(files: Iterable[Path]) -> Contents:
     """Sort the DICOM files of one folder into series.
 
     Raises:
-        DataError: a file is damaged; which series lacks a slice then, nobody can tell.
+        DataError: a file is damaged, so that a slice of an unknown series is missing.
     """
     slices: defaultdict[str, list[Slice]] = defaultdict(list)
     others: list[Other] = []
@@ -170,40 +170,40 @@ def read_contents(files: Iterable[Path]) -> Contents:
     for other in others:
         if other.series in slices:
             raise DataError(
-                f"{other.file}: among slices of one series, but {other.reason}; a slice may be "
-                "damaged: copy the folder anew, or take the file out"
+                f"{other.file}: has the series of slices, but is {other.reason}; a slice may be "
+                "damaged: copy the folder again, or remove the file"
             )
     series = sorted((Series.of(each) for each in slices.values()), key=_by_number)
     return Contents(tuple(series), tuple(others))
 
 
 def find_series(path: Path) -> Series:
-    """The series behind a path: the only one of a folder, or the one that a file belongs to.
+    """The series that a path stands for: the only one of a folder, or the one of a slice.
 
-    Localisers do not count, unless a folder holds nothing else.
+    Localisers are ignored, unless a folder contains nothing else.
 
     Raises:
-        DataError: there is not exactly one, or a file is damaged.
+        DataError: there is not exactly one series, or a file is damaged.
     """
     if path.is_dir():
         contents = read_contents(dicom_files(path))
         found = contents.volumes or list(contents.series)
         if len(found) != 1:
             raise DataError(
-                f"{path}: holds {len(found)} DICOM series; give a folder with one, or one of "
-                "the series' files"
+                f"{path}: contains {len(found)} DICOM series; give a folder with one series, or "
+                "one slice of a series"
             )
         return found[0]
     contents = read_contents(dicom_files(path.parent))
     names = [each for each in contents.series if path in [s.file for s in each.slices]]
     if not names:
         reason = next((other.reason for other in contents.others if other.file == path), "hidden")
-        raise DataError(f"{path}: holds no slice of a scan ({reason})")
+        raise DataError(f"{path}: not a slice of a scan ({reason})")
     return names[0]
 
 
 def read_series(path: Path) -> sitk.Image:
-    """Read the series behind a path with SimpleITK, its slices in the order of their positions.
+    """Read the series that a path stands for with SimpleITK, slices ordered by position.
 
     Raises:
         DataError: see `find_series` and `check_stack`.
@@ -216,12 +216,12 @@ def read_series(path: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileNames([str(each.file) for each in series.slices])
-    if series.values_differ:  # ITK would take the first slice's type for all, and cut fractions off
+    if series.values_differ:  # ITK would convert all slices to the first slice's type
         reader.SetOutputPixelType(sitk.sitkFloat32)
-    picture: sitk.Image = reader.Execute()
-    # Of an object that it does not know ITK reads the pixels, but not how far they are apart.
-    picture.SetSpacing((*series.first.spacing_mm, picture.GetSpacing()[2]))
-    return picture
+    image: sitk.Image = reader.Execute()
+    # ITK does not read the pixel spacing of object types that it does not know.
+    image.SetSpacing((*series.first.spacing_mm, image.GetSpacing()[2]))
+    return image
 
 
 def _by_number(series: Series) -> tuple[bool, int, str]:
@@ -236,20 +236,20 @@ def _read_header(file: Path) -> Slice | Other:
         with pydicom.config.disable_value_validation(), file.open("rb") as stream:
             header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS))
             return _other(file, header) or _slice(file, header, pixel_bytes(header, stream))
-    except Exception as error:  # bytes gone bad make pydicom raise nearly anything
+    except Exception as error:  # pydicom raises nearly anything on damaged bytes
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
-            f"{file}: damaged DICOM file ({reason}); a slice is missing: copy the folder anew"
+            f"{file}: damaged DICOM file ({reason}); a slice is missing: copy the folder again"
         ) from error
 
 
 def _other(file: Path, header: Dataset) -> Other | None:
-    """What a file is that is no slice; a slice whose header breaks off does not count."""
+    """What a file is if it is not a slice; None for a slice, also one with a cut-off header."""
     if header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
         return Other(file, "an index of files (DICOMDIR)")
     kind = _kind(header)
     if kind in MULTI_FRAME:
-        reason = "a multi-frame object, which is not read; export it as single slices"
+        reason = "a multi-frame object, which is not supported; export it as single slices"
         return Other(file, reason, is_scan=True)
     if "SeriesInstanceUID" not in header:
         return None
@@ -263,23 +263,23 @@ def _other(file: Path, header: Dataset) -> Other | None:
     if int(header.get("NumberOfFrames") or 1) > 1:
         return Other(file, "a film of several frames", series=series)
     if int(header.get("SamplesPerPixel") or 1) > 1:
-        return Other(file, "a colour picture", series=series)
-    if not all(header.get(name) for name in PLACE):
-        return Other(file, "a picture without a place in the patient", series=series)
+        return Other(file, "a colour image", series=series)
+    if not all(header.get(name) for name in POSITION_TAGS):
+        return Other(file, "an image without a position in the patient", series=series)
     return None
 
 
 def _kind(header: Dataset) -> str:
-    """What sort of object it is, as the header says, or what stands before it."""
+    """The SOP class, from the header or from the file meta information before it."""
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
 
 
-def _slice(file: Path, header: Dataset, there: int | None) -> Slice:
+def _slice(file: Path, header: Dataset, length: int | None) -> Slice:
     if missing := [name for name in NEEDED if header.get(name) in (None, "")]:
         raise ValueError(f"{missing[0]} is missing")
     if not _kind(header).startswith(STORAGE):
-        raise ValueError(f"SOPClassUID is {_kind(header)[:MOST_SHOWN]!r}, which is no image")
-    check_pixels(header, there)
+        raise ValueError(f"SOPClassUID is {_kind(header)[:LONGEST_SHOWN]!r}, which is not an image")
+    check_pixels(header, length)
     row_mm, column_mm = _floats(header.PixelSpacing, 2)
     number = header.get("SeriesNumber")
     return Slice(
@@ -312,5 +312,5 @@ def _floats(values: Any, count: int) -> tuple[float, ...]:
 def _finite(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{number} where a number is expected")
+        raise ValueError(f"{number} is not a finite number")
     return number

@@ -1,23 +1,30 @@
-"""Text headers of MetaImage and NRRD files, checked before ITK is let near them.
+"""File endings, and checks of MetaImage and NRRD headers before ITK reads them.
 
-ITK crashes on some headers that cannot be (a MetaImage of -3 dimensions), replaces numbers that
-are none by 0, and asks for the memory that a header claims before it looks how long the file is.
+ITK crashes on some impossible headers (a MetaImage of -3 dimensions), replaces malformed numbers
+by 0, and allocates what a header claims before it looks at the length of the file.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from autoseg.common.errors import DataError
 from autoseg.common.progress import by_axis
 
-# Endings of image files.
-
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+LONGEST_HEADER = 1 << 20  # bytes
+PACKED_AT_MOST = 1032  # deflate compresses by at most this factor
+NUMBER = re.compile(r"[^\s(),]+")
+METAIMAGE_BYTES = {
+    **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
+    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
+    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_LONG", "MET_ULONG", "MET_FLOAT"), 4),
+    **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
+}
+Fields = dict[str, str]
 
 
 def ending_of(path: Path) -> str:
@@ -31,160 +38,71 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(ending_of(path))]
 
 
-LONGEST_HEADER = 1 << 20
-METAIMAGE_BYTES = {
-    "MET_CHAR": 1,
-    "MET_UCHAR": 1,
-    "MET_SHORT": 2,
-    "MET_USHORT": 2,
-    "MET_INT": 4,
-    "MET_UINT": 4,
-    "MET_LONG": 4,
-    "MET_ULONG": 4,
-    "MET_LONG_LONG": 8,
-    "MET_ULONG_LONG": 8,
-    "MET_FLOAT": 4,
-    "MET_DOUBLE": 8,
-}
-NUMBER = re.compile(r"[^\s(),]+")
-PACKED_AT_MOST = 1032  # deflate makes nothing smaller than by this factor
-Fields = dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Header:
-    """The fields of a header by name, and how many bytes follow it."""
-
-    fields: Fields
-    bytes_after: int
-
-
 def check_header(path: Path) -> None:
-    """Check what the header of a MetaImage or NRRD file says; other files pass.
+    """Check the header of a MetaImage or NRRD file; other files pass.
 
     Raises:
-        DataError: a size or number cannot be, or the file is shorter than its header says.
+        DataError: a size or number is impossible, or the file is shorter than its header says.
     """
-    checks: dict[str, Callable[[Path], str | None]] = {
-        ".mha": _metaimage_fault,
-        ".mhd": _metaimage_fault,
-        ".nrrd": _nrrd_fault,
+    checks: dict[str, Callable[[Path], None]] = {
+        ".mha": _check_metaimage,
+        ".mhd": _check_metaimage,
+        ".nrrd": _check_nrrd,
     }
     check = checks.get(ending_of(path))
-    if check is not None and path.is_file() and (fault := check(path)):
-        raise DataError(f"{path}: cannot be read ({fault}): copy it anew, or write it anew")
+    if check is None or not path.is_file():
+        return
+    try:
+        check(path)
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read ({error}); copy or export it again") from error
 
 
-def _metaimage_fault(path: Path) -> str | None:
-    """What is wrong; None if nothing is."""
-    header = _read(path, "=", last="ElementDataFile")
-    fields = header.fields
-    needed = ("NDims", "DimSize", "ElementType", "ElementDataFile")
-    if missing := [key for key in needed if key not in fields]:
-        return f"no MetaImage header, or a damaged one: {missing[0]} is missing"
+def _check_metaimage(path: Path) -> None:
+    fields, bytes_after = _read_header(path, "=", last="ElementDataFile")
+    _require(fields, "NDims", "DimSize", "ElementType", "ElementDataFile")
     if fields.get("ObjectType", "Image") != "Image":
-        return f"ObjectType is {fields['ObjectType']}, not Image"
-    sizes = _integers(fields["DimSize"])
-    if fault := _size_fault(fields["NDims"], sizes, "NDims", "DimSize"):
-        return fault
-    assert sizes is not None
-    for key in ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "TransformMatrix"):
-        wanted = len(sizes) ** 2 if key == "TransformMatrix" else len(sizes)
-        if key in fields and (fault := _numbers_fault(key, fields[key], wanted)):
-            return fault
-    if fields["ElementType"] not in METAIMAGE_BYTES:
-        return f"ElementType is {fields['ElementType']}, which is none of voxels"
-    channels = _integers(fields.get("ElementNumberOfChannels", "1"))
-    if channels is None or len(channels) != 1 or channels[0] < 1:
-        return f"ElementNumberOfChannels is {fields['ElementNumberOfChannels']}"
+        raise ValueError(f"ObjectType is {fields['ObjectType']}, not Image")
+    sizes = _sizes(fields, "NDims", "DimSize")
+    for key in ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"):
+        _check_numbers(key, fields.get(key), len(sizes))
+    _check_numbers("TransformMatrix", fields.get("TransformMatrix"), len(sizes) ** 2)
+    voxel_bytes = METAIMAGE_BYTES.get(fields["ElementType"])
+    if voxel_bytes is None:
+        raise ValueError(f"ElementType {fields['ElementType']} is not a voxel type")
+    channels = fields.get("ElementNumberOfChannels", "1")
+    if not channels.isdecimal() or int(channels) < 1:
+        raise ValueError(f"ElementNumberOfChannels is {channels}")
     if fields["ElementDataFile"].upper() != "LOCAL":
-        return _elsewhere_fault(path, fields["ElementDataFile"])
-    claimed = math.prod(sizes) * channels[0] * METAIMAGE_BYTES[fields["ElementType"]]
+        _check_data_file(path, fields["ElementDataFile"])
+        return
     packed = fields.get("CompressedData", "False").lower() == "true"
-    return _length_fault(claimed, header.bytes_after, packed)
+    _check_length(math.prod(sizes) * int(channels) * voxel_bytes, bytes_after, packed)
 
 
-def _nrrd_fault(path: Path) -> str | None:
-    """What is wrong; None if nothing is. The type and the encoding are left to ITK."""
-    header = _read(path, ":")
-    fields = header.fields
-    if missing := [key for key in ("type", "dimension", "sizes", "encoding") if key not in fields]:
-        return f"no NRRD header, or a damaged one: {missing[0]} is missing"
-    sizes = _integers(fields["sizes"])
-    if fault := _size_fault(fields["dimension"], sizes, "dimension", "sizes"):
-        return fault
-    assert sizes is not None
+def _check_nrrd(path: Path) -> None:
+    """Check what ITK does not; the type and the encoding are left to ITK."""
+    fields, bytes_after = _read_header(path, ":")
+    _require(fields, "type", "dimension", "sizes", "encoding")
+    sizes = _sizes(fields, "dimension", "sizes")
     if "space directions" in fields:
         vectors = re.findall(r"\([^)]*\)", fields["space directions"])
         if len(vectors) < 3:
-            return f"space directions has {len(vectors)} axes in space; a scan has 3"
-        if fault := _numbers_fault("space directions", " ".join(vectors), 3 * len(vectors)):
-            return fault
+            raise ValueError(f"space directions has {len(vectors)} spatial axes; a scan has 3")
+        _check_numbers("space directions", " ".join(vectors), 3 * len(vectors))
     for key in ("spacings", "space origin"):
         numbers = fields.get(key, "").replace("none", " ").replace("NaN", " ")
-        if key in fields and (fault := _numbers_fault(key, numbers, 0)):
-            return fault
-    where = fields.get("data file", fields.get("datafile"))
-    if where is not None:
-        return _elsewhere_fault(path, where)
+        _check_numbers(key, numbers, 0)
+    data_file = fields.get("data file", fields.get("datafile"))
+    if data_file is not None:
+        _check_data_file(path, data_file)
+        return
     packed = fields["encoding"].lower() not in ("raw", "hex", "txt", "text", "ascii")
-    return _length_fault(math.prod(sizes), header.bytes_after, packed)  # a byte each, at least
+    _check_length(math.prod(sizes), bytes_after, packed)  # at least one byte per voxel
 
 
-def _size_fault(
-    dimensions: str, sizes: Sequence[int] | None, count_key: str, sizes_key: str
-) -> str | None:
-    if not dimensions.isdecimal():
-        return f"{count_key} is {dimensions or 'empty'}"
-    if not 3 <= int(dimensions) <= 4:
-        return f"it has {dimensions} dimensions; a scan has 3 (or 4 with channels)"
-    if sizes is None or len(sizes) != int(dimensions):
-        return f"{sizes_key} does not give {dimensions} whole numbers"
-    if min(sizes) < 1:
-        return f"{sizes_key} is {by_axis(sizes)}; sizes begin at 1"
-    return None
-
-
-def _numbers_fault(key: str, text: str, wanted: int) -> str | None:
-    """All must be finite numbers; `wanted` of them, unless it is 0."""
-    words = NUMBER.findall(text)
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        return f"{key} holds {text!r}, which are not all numbers"
-    if not all(map(math.isfinite, numbers)):
-        return f"{key} holds NaN or infinity"
-    if wanted and len(numbers) < wanted:
-        return f"{key} holds {len(numbers)} numbers instead of {wanted}"
-    return None
-
-
-def _elsewhere_fault(path: Path, name: str) -> str | None:
-    """Voxels may lie in a file beside the header, and nowhere else."""
-    if "/" in name or "\\" in name or name.startswith(".."):
-        return f"its voxels would lie in {name}; only a file beside the header is read"
-    first = name.split()[0] if name.split() else ""
-    if first not in ("LIST",) and "%" not in first and not (path.parent / name).is_file():
-        return f"its voxels are missing: there is no {name} beside it"
-    return None
-
-
-def _length_fault(claimed: int, there: int, packed: bool) -> str | None:
-    limit = there * PACKED_AT_MOST if packed else there
-    if claimed > limit:
-        return f"its header claims {claimed} bytes of voxels, but {there} follow it"
-    return None
-
-
-def _integers(text: str) -> list[int] | None:
-    try:
-        return [int(word) for word in text.split()]
-    except ValueError:
-        return None
-
-
-def _read(path: Path, separator: str, last: str | None = None) -> _Header:
-    """The header's lines up to an empty one, or up to the field `last`."""
+def _read_header(path: Path, separator: str, last: str | None = None) -> tuple[Fields, int]:
+    """The fields up to an empty line, or up to the field `last`, and how many bytes follow."""
     fields: Fields = {}
     with path.open("rb") as stream:
         while stream.tell() < LONGEST_HEADER and (line := stream.readline(LONGEST_HEADER)):
@@ -196,4 +114,52 @@ def _read(path: Path, separator: str, last: str | None = None) -> _Header:
                 fields[key.strip()] = value.lstrip("=").strip()
             if key.strip() == last:
                 break
-        return _Header(fields, path.stat().st_size - stream.tell())
+        return fields, path.stat().st_size - stream.tell()
+
+
+def _require(fields: Fields, *keys: str) -> None:
+    if missing := [key for key in keys if key not in fields]:
+        raise ValueError(f"not a valid header: {missing[0]} is missing")
+
+
+def _sizes(fields: Fields, count_key: str, sizes_key: str) -> list[int]:
+    dimensions = fields[count_key]
+    if not dimensions.isdecimal():
+        raise ValueError(f"{count_key} is {dimensions or 'empty'}")
+    if not 3 <= int(dimensions) <= 4:
+        raise ValueError(f"it has {dimensions} dimensions; a scan has 3 (or 4 with channels)")
+    words = fields[sizes_key].split()
+    if len(words) != int(dimensions) or not all(re.fullmatch(r"[+-]?\d+", word) for word in words):
+        raise ValueError(f"{sizes_key} does not hold {dimensions} integers")
+    sizes = [int(word) for word in words]
+    if min(sizes) < 1:
+        raise ValueError(f"{sizes_key} is {by_axis(sizes)}; each size must be at least 1")
+    return sizes
+
+
+def _check_numbers(key: str, text: str | None, count: int) -> None:
+    """A field that is there must hold finite numbers, at least `count` of them."""
+    if text is None:
+        return
+    try:
+        numbers = [float(word) for word in NUMBER.findall(text)]
+    except ValueError as error:
+        raise ValueError(f"{key} holds {text!r}, not numbers") from error
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{key} holds NaN or infinity")
+    if len(numbers) < count:
+        raise ValueError(f"{key} holds {len(numbers)} numbers instead of {count}")
+
+
+def _check_data_file(path: Path, name: str) -> None:
+    """Voxels may lie in a file beside the header, and nowhere else."""
+    if "/" in name or "\\" in name or name.startswith(".."):
+        raise ValueError(f"its data file is {name}; only a file beside the header is read")
+    first = name.split()[0] if name.split() else ""
+    if first != "LIST" and "%" not in first and not (path.parent / name).is_file():
+        raise ValueError(f"its data file {name} is missing")
+
+
+def _check_length(claimed: int, found: int, packed: bool) -> None:
+    if claimed > found * (PACKED_AT_MOST if packed else 1):
+        raise ValueError(f"its header claims {claimed} bytes of voxels, but {found} follow it")

@@ -1,4 +1,4 @@
-"""Where the voxels of a scan lie in the patient."""
+"""Voxel grids: size, spacing, origin and direction, and whether two grids are the same."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 GEOMETRY_TOLERANCE_MM = 1e-2
-SPACING_MM = (1e-6, 1e4)  # from microscopes to mistakes
-DIRECTION_TOLERANCE = 1e-3  # of the products of direction cosines
+PLAUSIBLE_SPACING_MM = (1e-6, 1e4)
+DIRECTION_TOLERANCE = 1e-3  # for products of direction vectors
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a voxel grid lies in the patient.
+    """A voxel grid in patient coordinates.
 
     Attributes:
-        size: voxels along x, y, z.
-        spacing_mm: distance of neighbouring voxel centres along x, y, z.
-        origin_mm: position of the first voxel's centre.
+        size: number of voxels along x, y, z.
+        spacing_mm: distance between neighbouring voxel centres along x, y, z.
+        origin_mm: position of the centre of the first voxel.
         direction: 3 x 3 direction cosines, row by row.
 
     >>> import autoseg
@@ -46,7 +46,7 @@ class Geometry:
     def differences(
         self, other: Geometry, tolerance_mm: float = GEOMETRY_TOLERANCE_MM
     ) -> list[str]:
-        """Say in words where two grids differ; nothing if they are the same grid."""
+        """Describe where two grids differ; an empty list if they are the same."""
         if self.size != other.size:
             return [f"size {by_axis(self.size)} against {by_axis(other.size)} voxels"]
         found = []
@@ -57,9 +57,9 @@ class Geometry:
         if origin > tolerance_mm:
             found.append(f"origin by {origin:.4g} mm")
         extent_mm = np.multiply(self.size, self.spacing_mm)
-        turned = np.subtract(self.direction, other.direction).reshape(3, 3) @ extent_mm
-        if np.linalg.norm(turned) > tolerance_mm:
-            found.append(f"direction by {np.linalg.norm(turned):.4g} mm at the far corner")
+        offset_mm = np.subtract(self.direction, other.direction).reshape(3, 3) @ extent_mm
+        if np.linalg.norm(offset_mm) > tolerance_mm:
+            found.append(f"direction by {np.linalg.norm(offset_mm):.4g} mm at the far corner")
         return found
 
 
@@ -82,36 +82,33 @@ def check_same_grid(
         )
 
 
-def geometry_of(picture: sitk.Image | sitk.ImageFileReader, path: Path | str) -> Geometry:
+def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: Path | str) -> Geometry:
     """The grid of a SimpleITK image, or of a reader that has read its header.
 
     Raises:
-        DataError: it is not three-dimensional, sheared, or has a spacing that cannot be; `path`
-            begins the message.
+        DataError: it is not three-dimensional, is sheared, or has an implausible spacing; the
+            message begins with `path`.
     """
-    dimensions = picture.GetDimension()
-    direction = np.reshape(picture.GetDirection(), (dimensions, dimensions))
+    dimensions = image.GetDimension()
+    direction = np.reshape(image.GetDirection(), (dimensions, dimensions))
     if dimensions not in (3, 4):
         raise DataError(f"{path}: has {dimensions} dimensions; a scan has 3 (or 4 with channels)")
-    upright = direction[:3, :3]
-    sizes, spacing = picture.GetSize()[:3], picture.GetSpacing()[:3]
-    if not (SPACING_MM[0] <= min(spacing) and max(spacing) <= SPACING_MM[1]):
-        raise DataError(
-            f"{path}: its spacing is {by_axis(spacing, '.4g')} mm, which no scan "
-            "has; mend its header"
-        )
-    if not np.abs(upright @ upright.T - np.eye(3)).max() <= DIRECTION_TOLERANCE:  # NaN, too
+    axes = direction[:3, :3]
+    sizes, spacing = image.GetSize()[:3], image.GetSpacing()[:3]
+    if not (PLAUSIBLE_SPACING_MM[0] <= min(spacing) and max(spacing) <= PLAUSIBLE_SPACING_MM[1]):
+        raise DataError(f"{path}: implausible spacing {by_axis(spacing, '.4g')} mm; fix the header")
+    if not np.abs(axes @ axes.T - np.eye(3)).max() <= DIRECTION_TOLERANCE:  # also true for NaN
         raise sheared(path)
     return Geometry(
         size=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        origin_mm=tuple(picture.GetOrigin()[:3]),
-        direction=tuple(float(value) for value in upright.ravel()),
+        origin_mm=tuple(image.GetOrigin()[:3]),
+        direction=tuple(float(value) for value in axes.ravel()),
     )
 
 
 def sheared(path: Path | str) -> DataError:
-    """The error that axes are not perpendicular to each other."""
+    """The error for axes that are not perpendicular to each other."""
     return DataError(
         f"{path}: its direction matrix is sheared (not orthonormal), which ITK "
         "refuses; write a rigid sform/qform, or resample it onto an orthonormal grid"

@@ -1,8 +1,7 @@
-"""Scans and label maps, as files and as arrays.
+"""Read scans and label maps as arrays in x, y, z order.
 
-Inside autoseg every array is in x, y, z order, as SimpleITK's own size and spacing are. SimpleITK's
-numpy arrays are z, y, x, as files are: only readers and writers turn them round. SimpleITK is
-imported when the first file is read, because it takes a while.
+SimpleITK's sizes and spacings are in x, y, z order, too, but its NumPy arrays are z, y, x: only
+readers and writers transpose them.
 """
 
 from __future__ import annotations
@@ -26,17 +25,16 @@ from autoseg.image.nifti import check_nifti, read_nifti
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-SPARE_BYTES = 16 * 2**20  # where these cannot be had, ITK takes whole files for damaged ones
+SPARE_BYTES = 16 * 2**20  # with less free memory, ITK reports intact files as damaged
 
 
 @dataclass(frozen=True)
 class Image:
-    """One scan and the grid that its voxels lie on.
+    """A scan: its voxels and their grid.
 
     Attributes:
-        array: array of shape (channel, x, y, z), of float32, or of the file's own small integers
-            if the reader was asked for them.
-        geometry: its grid.
+        array: array of shape (channel, x, y, z), float32 or integers of up to 16 bits.
+        geometry: the voxel grid.
 
     >>> import autoseg
     >>> scan = autoseg.read_image("raw/Task004_Hippocampus/imagesTs/hippocampus_040.nii.gz")
@@ -49,7 +47,7 @@ class Image:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files behind a path: all beside a DICOM slice, a header and its data, or itself."""
+    """All files that a path stands for: a DICOM folder, a header and its data, or one file."""
     if path.is_dir() or (path.exists() and not ending_of(path)):
         return sorted((path if path.is_dir() else path.parent).iterdir())
     if ending_of(path) == ".mhd":
@@ -60,8 +58,8 @@ def files_of(path: Path) -> list[Path]:
 def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
     """Read one scan; each path is one channel, and all must lie on the same grid.
 
-    A path is a file, a folder with one DICOM series, or a slice of a series, which stands for it.
-    A single 4D file is read as its channels.
+    A path is an image file, a folder with one DICOM series, or one slice of a series. The fourth
+    dimension of a 4D file becomes channels.
 
     >>> import autoseg
     >>> scan = autoseg.read_image("raw/Task004_Hippocampus/imagesTs/hippocampus_040.nii.gz")
@@ -71,9 +69,9 @@ def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
     (1.0, 1.0, 1.0)
 
     Args:
-        paths: the files, or a single one.
-        own_type: leave integers of up to 16 bits as they are, which float32 holds exactly, instead
-            of turning them into float32: half the memory, and quicker.
+        paths: one file, or one for each channel.
+        own_type: keep integers of up to 16 bits instead of converting them to float32, which takes
+            half the memory and less time.
 
     Raises:
         DataError: a file is missing, unreadable, not three-dimensional, or the channels lie on
@@ -81,7 +79,7 @@ def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files:
-        raise DataError("read_image: no file was given; give one for each channel")
+        raise DataError("read_image: no file given; give one for each channel")
     channels: list[NDArray[Any]] = []
     geometry: Geometry | None = None
     for path in files:
@@ -91,26 +89,26 @@ def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
         values = _as_floats(values, path, own_type)
         channels.extend(values)
     assert geometry is not None
-    # One channel stays a view: turning a large scan's memory round takes longer than reading it.
+    # A single channel stays a view: transposing a large scan takes longer than reading it.
     array = channels[0][np.newaxis] if len(channels) == 1 else np.stack(channels)
     return Image(array, geometry)
 
 
 def _as_floats(values: NDArray[Any], what: Path | str, own_type: bool) -> NDArray[Any]:
-    """float32, or small integers as they are; NaN and infinity are refused."""
+    """float32, or small integers unchanged; NaN and infinity are errors."""
     if not (own_type and values.dtype.kind in "iu" and values.itemsize <= 2):
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is told
+        with np.errstate(over="ignore"):  # overflow becomes infinity, an error below
             values = values.astype(np.float32, copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise VoxelError(
             f"{what}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite; "
-            "replace them, for example by the value of air"
+            "replace them, for example with the value of air"
         )
     return values
 
 
 def from_array(array: NDArray[Any], spacing_mm: Sequence[float]) -> Image:
-    """A scan of an array (x, y, z) or (channel, x, y, z), upright and at the origin.
+    """Make a scan of an array (x, y, z) or (channel, x, y, z), axis-aligned and at the origin.
 
     Raises:
         DataError: another number of axes, or a spacing that is not three positive numbers; a
@@ -118,26 +116,26 @@ def from_array(array: NDArray[Any], spacing_mm: Sequence[float]) -> Image:
     """
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise DataError(
-            f"the array: has the shape {array.shape}; a scan is (x, y, z) or (channel, x, y, z)"
+            f"the array has the shape {array.shape}; expected (x, y, z) or (channel, x, y, z)"
         )
     if len(spacing_mm) != 3 or not all(0 < spacing < np.inf for spacing in spacing_mm):
         raise DataError(
-            f"spacing_mm: {tuple(spacing_mm)}; give the distance of voxels in mm along x, y, z"
+            f"spacing_mm is {tuple(spacing_mm)}; expected three positive numbers (x, y, z)"
         )
     values = _as_floats(array if array.ndim == 4 else array[np.newaxis], "the array", own_type=True)
     x, y, z = values.shape[1:]
     dx, dy, dz = (float(spacing) for spacing in spacing_mm)
-    upright = tuple(np.eye(3).ravel().tolist())
-    return Image(values, Geometry((x, y, z), (dx, dy, dz), (0.0, 0.0, 0.0), upright))
+    axis_aligned = tuple(np.eye(3).ravel().tolist())
+    return Image(values, Geometry((x, y, z), (dx, dy, dz), (0.0, 0.0, 0.0), axis_aligned))
 
 
-def from_simpleitk(picture: sitk.Image) -> Image:
-    """A scan of a SimpleITK image; several components, or a fourth dimension, are channels.
+def from_simpleitk(image: sitk.Image) -> Image:
+    """Make a scan of a SimpleITK image; components or the fourth dimension become channels.
 
     Raises:
         DataError: not three-dimensional, or sheared; a VoxelError for NaN or infinity.
     """
-    values, geometry = _unpack(picture, "the SimpleITK image")
+    values, geometry = _unpack(image, "the SimpleITK image")
     return Image(_as_floats(values, "the SimpleITK image", own_type=True), geometry)
 
 
@@ -152,7 +150,7 @@ def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
     (True, [0, 1, 2])
 
     Returns:
-        array of shape (x, y, z), of the smallest unsigned integers that hold it, and its grid.
+        array of shape (x, y, z) in the smallest unsigned type that fits, and its grid.
 
     Raises:
         DataError: as `read_image`; a VoxelError for a value that is not a whole number from 0 to
@@ -161,19 +159,19 @@ def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
     path = Path(path)
     array, geometry = _read(path)
     if len(array) != 1:
-        raise DataError(f"{path}: a label map has one channel, but this one has {len(array)}")
+        raise DataError(f"{path}: has {len(array)} channels; a label map has one")
     values = array[0]
     if not np.issubdtype(values.dtype, np.integer):
         if not np.isfinite(values).all():
-            raise VoxelError(f"{path}: the label map holds NaN or infinite values")
-        whole = np.rint(values)
-        if not np.array_equal(whole, values):
-            odd = values[whole != values]
+            raise VoxelError(f"{path}: the label map contains NaN or infinity")
+        rounded = np.rint(values)
+        if not np.array_equal(rounded, values):
+            odd = values[rounded != values]
             raise VoxelError(
-                f"{path}: {odd.size} voxels are not whole numbers, such as {odd.flat[0]:g}, "
-                "which is not a label: resample label maps by nearest neighbour"
+                f"{path}: {odd.size} voxels are not integers, such as {odd.flat[0]:g}; resample "
+                "label maps with nearest-neighbour interpolation"
             )
-        values = whole
+        values = rounded
     if values.min() < 0 or values.max() > HIGHEST_LABEL:
         raise VoxelError(
             f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to {HIGHEST_LABEL}"
@@ -210,30 +208,30 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
         if (found := read_nifti(path)) is not None:
             return found
         check_nifti(path)
-        picture = sitk.ReadImage(str(path)) if _is_one_file(path) else read_series(path)
+        image = sitk.ReadImage(str(path)) if _is_one_file(path) else read_series(path)
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    return _unpack(picture, path)
+    return _unpack(image, path)
 
 
-def _unpack(picture: sitk.Image, what: Path | str) -> tuple[NDArray[Any], Geometry]:
+def _unpack(image: sitk.Image, what: Path | str) -> tuple[NDArray[Any], Geometry]:
     """An array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
-    array = sitk.GetArrayFromImage(picture)
-    if picture.GetNumberOfComponentsPerPixel() > 1:
+    array = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)  # (z, y, x, channel) -> (channel, z, y, x)
-    elif picture.GetDimension() == 3:
+    elif image.GetDimension() == 3:
         array = array[np.newaxis]
     if array.ndim != 4:
         raise DataError(
-            f"{what}: has {picture.GetDimension()} dimensions; a scan has 3 (or 4 with channels)"
+            f"{what}: has {image.GetDimension()} dimensions; a scan has 3 (or 4 with channels)"
         )
-    return array.transpose(0, 3, 2, 1), geometry_of(picture, what)
+    return array.transpose(0, 3, 2, 1), geometry_of(image, what)
 
 
 def _is_one_file(path: Path) -> bool:
-    """Not a DICOM series."""
+    """Whether it is an image file, not a DICOM series."""
     return path.is_file() and bool(ending_of(path))
 
 
@@ -241,7 +239,7 @@ def _must_exist(path: Path) -> None:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if not path.is_dir() and not ending_of(path) and not is_dicom(path):
-        raise DataError(f"{path}: unknown ending; known are {', '.join(ENDINGS)}")
+        raise DataError(f"{path}: unknown file type; use one of {', '.join(ENDINGS)}, or DICOM")
 
 
 def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
@@ -251,8 +249,8 @@ def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
     if "orthonormal" in text:
         return sheared(path)
     reason = text.strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
-    reason = re.sub(r"\(0x\w+\): ", ": ", reason)  # where an object lies in memory
-    return DataError(f"{path}: cannot be read ({reason}); it may be truncated: copy it anew")
+    reason = re.sub(r"\(0x\w+\): ", ": ", reason)  # the address of an object
+    return DataError(f"{path}: cannot be read ({reason}); it may be truncated; copy it again")
 
 
 def _has_memory(size: int) -> bool:

@@ -1,4 +1,4 @@
-"""Label maps written as files; SimpleITK is imported with the first one."""
+"""Write label maps as files, on exactly the grid of the scan."""
 
 from __future__ import annotations
 
@@ -11,73 +11,25 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.files import replacing
-from autoseg.image.formats import ENDINGS, ending_of
+from autoseg.image.formats import ENDINGS, LONGEST_HEADER, ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.nifti import is_nifti_1, write_on_grid_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-
-# Label maps as NRRD files on the very grid of another NRRD file.
-#
-# NRRD has no spacing: it stores each axis as direction times spacing, and dividing them again
-# changes the last bit. Copying the lines of the scan's header keeps every bit.
-
-VECTOR = re.compile(r"\(([^)]*)\)")
-LONGEST_HEADER = 1 << 20
-
-
-def copy_grid(source: Path, written: Path) -> None:
-    """Put the grid of the NRRD file `source` into the three-dimensional NRRD file `written`."""
-    grid = _grid_lines(_header(source))
-    content = written.read_bytes()
-    header, _, voxels = content.partition(b"\n\n")
-    lines = header.decode().splitlines()
-    kept = [grid.get(_field(line), line) for line in lines]
-    written.write_bytes("\n".join(kept).encode() + b"\n\n" + voxels)
-
-
-def _grid_lines(header: list[str]) -> dict[str, str]:
-    """The lines that say where the grid lies, by the name of their field, for three dimensions."""
-    lines = {_field(line): line for line in header}
-    if "space directions" not in lines:
-        return {}  # plain spacings, which ITK writes as they are
-    found = {name: lines[name] for name in ("space",) if name in lines}
-    for name in ("space directions", "space origin"):
-        vectors = VECTOR.findall(lines.get(name, ""))
-        if vectors:
-            found[name] = f"{name}: {' '.join(_in_space(vector) for vector in vectors[:3])}"
-    return {name: line.removesuffix("-time") for name, line in found.items()}
-
-
-def _in_space(vector: str) -> str:
-    """The first three numbers of a vector: some files give time as the fourth."""
-    return f"({','.join(vector.split(',')[:3])})"
-
-
-def _field(line: str) -> str:
-    return line.partition(":")[0]
-
-
-def _header(path: Path) -> list[str]:
-    """The lines above the empty one."""
-    with path.open("rb") as stream:
-        text = stream.read(LONGEST_HEADER).replace(b"\r\n", b"\n").partition(b"\n\n")[0]
-    return text.decode("utf-8", errors="replace").splitlines()
-
-
 File = Path | str
-ONE_FILE = tuple(ending for ending in ENDINGS if ending != ".mhd")  # which has its voxels apart
+WRITABLE = tuple(ending for ending in ENDINGS if ending != ".mhd")  # a header without voxels
 HIGHEST_LABEL = 65535
+VECTOR = re.compile(r"\(([^)]*)\)")
 
 
 def write_label(
     path: File, label: NDArray[np.integer[Any]], geometry: Geometry, like: File | None = None
 ) -> None:
-    """Write a label map on its grid, compressed, whole or not at all.
+    """Write a label map on its grid, compressed and atomically.
 
-    The file has 8 bits a voxel, or 16 where its values need them.
+    The file has 8 bits per voxel, or 16 if its values need them.
 
     >>> import autoseg
     >>> import numpy as np
@@ -89,16 +41,16 @@ def write_label(
     (True, True)
 
     Args:
-        path: where to, in the format of its ending.
-        label: array of shape (x, y, z), whole numbers from 0 to 65535.
+        path: the file to write; its ending selects the format.
+        label: array of shape (x, y, z), integers from 0 to 65535.
         geometry: the grid.
-        like: the file that the grid was read from. NIfTI cannot hold every direction exactly and
-            NRRD no spacing; in the format of `like` the fields of its header are copied, so that
-            both files are read as the same grid to the bit.
+        like: the file that the grid was read from. NIfTI does not store every direction exactly,
+            and NRRD stores no spacing. If `path` has the format of `like`, the fields of its
+            header are copied, so that both files have the same grid to the last bit.
 
     Raises:
-        DataError: the array does not fit the grid, or no label map is written with this ending; a
-            VoxelError for values that no label map has.
+        DataError: the array does not fit the grid, or the ending is not supported; a VoxelError
+            for values that a label map cannot have.
     """
     import SimpleITK as sitk
 
@@ -119,30 +71,73 @@ def to_simpleitk(label: NDArray[np.integer[Any]], geometry: Geometry) -> sitk.Im
     import SimpleITK as sitk
 
     assert label.shape == geometry.size, (label.shape, geometry.size)
-    picture = sitk.GetImageFromArray(np.ascontiguousarray(label.T))
-    picture.SetSpacing(geometry.spacing_mm)
-    picture.SetOrigin(geometry.origin_mm)
-    picture.SetDirection(geometry.direction)
-    return picture
+    image = sitk.GetImageFromArray(np.ascontiguousarray(label.T))
+    image.SetSpacing(geometry.spacing_mm)
+    image.SetOrigin(geometry.origin_mm)
+    image.SetDirection(geometry.direction)
+    return image
 
 
 def smallest_type(highest: int) -> type[np.uint8 | np.uint16]:
-    """The smallest type that holds whole numbers from 0 to `highest`."""
+    """The smallest type that holds integers from 0 to `highest`."""
     return np.uint8 if highest < 256 else np.uint16
 
 
 def _storable(
     label: NDArray[np.integer[Any]], geometry: Geometry, path: Path
 ) -> NDArray[np.integer[Any]]:
-    """A label map in the smallest type that holds it, if it can be written to this file."""
-    if ending_of(path) not in ONE_FILE:
-        raise DataError(f"{path}: a label map is written as one of {', '.join(ONE_FILE)}")
+    """Check a label map, and convert it to the smallest type that holds it."""
+    if ending_of(path) not in WRITABLE:
+        raise DataError(f"{path}: label maps are written as {', '.join(WRITABLE)}")
     if label.shape != geometry.size:
         raise DataError(f"{path}: an array of {label.shape} does not fit a grid of {geometry.size}")
     low, high = label.min(), label.max()
     if label.dtype.kind not in "iub" or low < 0 or high > HIGHEST_LABEL:
         raise VoxelError(
-            f"{path}: labels {low} to {high} of type {label.dtype}; allowed: whole numbers from 0 "
+            f"{path}: labels {low} to {high} of type {label.dtype}; allowed: integers from 0 "
             f"to {HIGHEST_LABEL}"
         )
     return label.astype(smallest_type(high), copy=False)
+
+
+def copy_grid(source: Path, written: Path) -> None:
+    """Copy the grid of the NRRD file `source` to the three-dimensional NRRD file `written`.
+
+    NRRD stores each axis as direction times spacing, and dividing them again changes the last bit.
+    Copying the lines of the scan's header keeps every bit.
+    """
+    grid = _grid_lines(_header(source))
+    content = written.read_bytes()
+    header, _, voxels = content.partition(b"\n\n")
+    lines = header.decode().splitlines()
+    kept = [grid.get(_field(line), line) for line in lines]
+    written.write_bytes("\n".join(kept).encode() + b"\n\n" + voxels)
+
+
+def _grid_lines(header: list[str]) -> dict[str, str]:
+    """Field name -> the line that describes the grid in three dimensions."""
+    lines = {_field(line): line for line in header}
+    if "space directions" not in lines:
+        return {}  # only spacings, which ITK writes unchanged
+    found = {name: lines[name] for name in ("space",) if name in lines}
+    for name in ("space directions", "space origin"):
+        vectors = VECTOR.findall(lines.get(name, ""))
+        if vectors:
+            found[name] = f"{name}: {' '.join(_in_space(vector) for vector in vectors[:3])}"
+    return {name: line.removesuffix("-time") for name, line in found.items()}
+
+
+def _in_space(vector: str) -> str:
+    """The first three components of a vector: in some files the fourth is time."""
+    return f"({','.join(vector.split(',')[:3])})"
+
+
+def _field(line: str) -> str:
+    return line.partition(":")[0]
+
+
+def _header(path: Path) -> list[str]:
+    """The lines of the header, which an empty line ends."""
+    with path.open("rb") as stream:
+        text = stream.read(LONGEST_HEADER).replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+    return text.decode("utf-8", errors="replace").splitlines()

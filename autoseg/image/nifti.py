@@ -1,7 +1,7 @@
-"""Faults of NIfTI files that ITK reads without a word.
+"""NIfTI-1 files: checks of what ITK reads silently, fast reading, and writing on a given grid.
 
-ITK puts zeros for what is cut off from a NIfTI file and for every NaN and infinity in it, 1 for a
-spacing that cannot be, and passes over a damaged beginning.
+ITK replaces missing voxels, NaN and infinity by 0 and an impossible spacing by 1, and ignores a
+damaged header.
 """
 
 from __future__ import annotations
@@ -29,37 +29,45 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 
-FLOAT_TYPES = {16: "f4", 64: "f8"}  # NIfTI's code -> NumPy's
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
+FLOATS = (16, 64)  # datatype codes
+TYPES = {  # datatype code -> NumPy's type and SimpleITK's pixel type
+    2: ("u1", "sitkUInt8"),
+    4: ("i2", "sitkInt16"),
+    8: ("i4", "sitkInt32"),
+    16: ("f4", "sitkFloat32"),
+    64: ("f8", "sitkFloat64"),
+    256: ("i1", "sitkInt8"),
+    512: ("u2", "sitkUInt16"),
+    768: ("u4", "sitkUInt32"),
+}
+LABEL_CODES = {np.dtype(np.uint8): 2, np.dtype(np.uint16): 512}  # type of a label map -> code
 CHUNK = 1 << 24
+PIECE = 1 << 20
+PACKING = 2  # isal's level, 0 to 3: files half as large again as gzip's level 6, 20 times faster
 ISAL_ERROR = cast("type[Exception]", isal_zlib.error)
 PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, ISAL_ERROR)
-LONGEST_QUATERNION = 1.001  # squared; as its numbers are rounded
+LONGEST_QUATERNION = 1.001  # squared; its components are rounded
 
-# Where the header holds what is looked at, and how `struct` unpacks it.
-HEADER_SIZE, SECOND_SIZE = 348, 540  # of NIfTI-1 and NIfTI-2; the first number in the file
+# Byte offsets of header fields.
+HEADER_SIZE, NIFTI_2_SIZE = 348, 540  # the first integer of a NIfTI-1 or a NIfTI-2 file
+SIZE_AT, CODE_AT, SPACING_AT, START_AT = 40, 70, 76, 108
+FORMS_AT, PLACE_AT, MAGIC_AT, VOXELS_AT = 252, 256, 344, 352
 MAGICS = (b"n+1", b"ni1")
-MAGIC_AT, SIZE_AT, CODE_AT, SPACING_AT, START_AT, FORMS_AT, PLACE_AT = (
-    344,
-    40,
-    70,
-    76,
-    108,
-    252,
-    256,
-)
+# The fields of the grid: pixdim, xyzt_units, and qform and sform with their codes.
+GRID_FIELDS = ((76, "8f"), (123, "B"), (252, "2h18f"))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a header says of the voxels.
+    """How the header describes the voxels.
 
     Attributes:
-        start: the byte at which they start, unpacked.
-        end: the byte at which they end.
-        size: along each axis.
-        code: NIfTI's number of their type.
-        order: `<` or `>`, as `struct` writes the order of bytes.
+        start: offset of the first voxel in the uncompressed file.
+        end: offset after the last voxel.
+        size: number of voxels along each axis.
+        code: NIfTI's datatype code.
+        order: byte order, `<` or `>` as in `struct`.
     """
 
     start: int
@@ -70,27 +78,27 @@ class Layout:
 
 
 def check_nifti(path: Path) -> None:
-    """Check that a NIfTI file is whole, its header possible, and its voxels finite.
+    """Check that a NIfTI file is complete, its header valid, and its voxels finite.
 
-    Whole numbers cost next to nothing (a gzip file ends with the size of its content); floats are
-    unpacked and looked at, chunk by chunk. Files of other formats pass.
+    Integer voxels cost next to nothing (a gzip file ends with the size of its content); floats are
+    decompressed and checked chunk by chunk. Files of other formats pass.
 
     Raises:
-        DataError: the file is truncated or its header damaged; a VoxelError if it holds NaN or
-            infinity.
+        DataError: the file is truncated or its header damaged; a VoxelError if it contains NaN
+            or infinity.
     """
     if ending_of(path) not in (".nii", ".nii.gz") or not path.is_file():
         return
     layout = layout_of(path)
-    if layout.code not in FLOAT_TYPES and has_size(path, layout.end):
+    if layout.code not in FLOATS and has_size(path, layout.end):
         return
     end, bad = _scan(path, layout)
     if end < layout.end:
-        raise DataError(f"{path}: cannot be read (its end is missing): copy it anew")
+        raise DataError(f"{path}: cannot be read (its end is missing); copy it again")
     if bad:
         raise VoxelError(
             f"{path}: {bad} voxels are NaN or infinite; replace them, "
-            "for example by the value of air"
+            "for example with the value of air"
         )
 
 
@@ -98,9 +106,9 @@ def layout_of(path: Path) -> Layout:
     """Read and check the header.
 
     Raises:
-        DataError: it is none, of NIfTI-2, or damaged.
+        DataError: it is not a NIfTI-1 header, or it is damaged.
     """
-    header = _first_bytes(path)
+    header = _first_header(path)
     order = _byte_order(path, header)
     size = struct.unpack_from(order + "8h", header, SIZE_AT)
     if not 1 <= size[0] <= 7 or min(size[1 : size[0] + 1]) < 1:
@@ -113,7 +121,7 @@ def layout_of(path: Path) -> Layout:
         raise _damaged(path, f"spacing {spacing}")
     (start,) = struct.unpack_from(order + "f", header, START_AT)
     if not math.isfinite(start) or start < 0:
-        raise _damaged(path, f"voxels from byte {start} on")
+        raise _damaged(path, f"voxels start at byte {start}")
     _check_place(path, header, order)
     first = max(int(start), HEADER_SIZE)
     axes = size[1 : size[0] + 1]
@@ -124,15 +132,15 @@ def _byte_order(path: Path, header: bytes) -> str:
     if len(header) == HEADER_SIZE:
         for order in "<>":
             (size,) = struct.unpack_from(order + "i", header)
-            if size == SECOND_SIZE:
-                raise DataError(f"{path}: is NIfTI-2, which ITK does not read; convert to NIfTI-1")
+            if size == NIFTI_2_SIZE:
+                raise DataError(f"{path}: ITK does not read NIfTI-2; convert it to NIfTI-1")
             if size == HEADER_SIZE and header[MAGIC_AT : MAGIC_AT + 3] in MAGICS:
                 return order
-    raise DataError(f"{path}: no NIfTI file, or its beginning is damaged or missing: copy it anew")
+    raise DataError(f"{path}: not a NIfTI file, or its header is damaged; copy it again")
 
 
 def _check_place(path: Path, header: bytes, order: str) -> None:
-    """Quaternion and matrix must be finite, as far as the header says that they count."""
+    """Check that the quaternion and the matrix are finite where the header uses them."""
     qform, sform = struct.unpack_from(order + "2h", header, FORMS_AT)
     numbers = struct.unpack_from(order + "18f", header, PLACE_AT)
     quaternion, matrix = numbers[:6], numbers[6:]
@@ -145,32 +153,30 @@ def _check_place(path: Path, header: bytes, order: str) -> None:
 
 
 def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: its header is damaged ({what}): copy it anew")
+    return DataError(f"{path}: its header is damaged ({what}); copy it again")
 
 
-def _first_bytes(path: Path) -> bytes:
-    """The header, as far as it is there."""
+def _first_header(path: Path) -> bytes:
+    """The header, or what there is of it."""
     try:
-        # not isal, which reads further ahead, and may fail at what comes later
-        with gzip.open(path) if is_packed(path) else path.open("rb") as stream:
-            return stream.read(HEADER_SIZE)
+        return read_header(path)
     except PACKING_ERRORS:
         return b""
 
 
 def unpacked(path: Path) -> BinaryIO:
-    """Open a file, packed by gzip or not, to read what is in it."""
+    """Open a file, compressed by gzip or not, to read its content."""
     return cast("BinaryIO", igzip.open(path) if is_packed(path) else path.open("rb"))
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file begins as gzip does."""
+    """Whether a file is compressed by gzip."""
     with path.open("rb") as stream:
         return stream.read(2) == b"\x1f\x8b"
 
 
 def has_size(path: Path, size: int) -> bool:
-    """Whether the file is as long as it should be; a packed one notes its length at its end."""
+    """Whether the content has this size; a gzip file stores the size at its end."""
     if not is_packed(path):
         return path.stat().st_size >= size
     with path.open("rb") as stream:
@@ -180,69 +186,53 @@ def has_size(path: Path, size: int) -> bool:
 
 
 def _scan(path: Path, layout: Layout) -> tuple[int, int]:
-    """Read the file through: bytes up to where the voxels end, and voxels that are not finite."""
+    """Read the whole file: where its voxels end, and how many are not finite."""
     with unpacked(path) as stream:
         end, bad = 0, 0
         try:
             stream.seek(layout.start)
             while chunk := stream.read(min(CHUNK, layout.end - layout.start - end)):
                 end += len(chunk)
-                if layout.code in FLOAT_TYPES:
-                    dtype = np.dtype(layout.order + FLOAT_TYPES[layout.code])
+                if layout.code in FLOATS:
+                    dtype = np.dtype(layout.order + TYPES[layout.code][0])
                     whole = np.frombuffer(chunk, dtype, len(chunk) // dtype.itemsize)
                     bad += int(np.count_nonzero(~np.isfinite(whole)))
-            while stream.read(CHUNK):  # to the checksum at the end of a packed file
+            while stream.read(CHUNK):  # up to the checksum at the end of a gzip file
                 pass
         except PACKING_ERRORS:
-            end = -1  # what can be read of it is not to be trusted
+            end = -1  # what was read cannot be trusted
         return layout.start + end, bad
 
 
-# Voxels of NIfTI files, unpacked straight into the array that they stay in.
-#
-# ITK says where the grid lies. Its own reading of the voxels takes up to twice the time, does not
-# compare the checksum of a packed file, and needs a second copy of them.
-
-# NIfTI's code -> NumPy's type and SimpleITK's name of it.
-TYPES = {
-    2: ("u1", "sitkUInt8"),
-    4: ("i2", "sitkInt16"),
-    8: ("i4", "sitkInt32"),
-    16: ("f4", "sitkFloat32"),
-    64: ("f8", "sitkFloat64"),
-    256: ("i1", "sitkInt8"),
-    512: ("u2", "sitkUInt16"),
-    768: ("u4", "sitkUInt32"),
-}
-PIECE = 1 << 20
-
-
 def read_nifti(path: Path) -> tuple[NDArray[Any], Geometry] | None:
-    """Read a three-dimensional NIfTI file of plain numbers.
+    """Read a three-dimensional NIfTI file of unscaled numbers, directly into the array.
+
+    ITK interprets the header only: its own reading of voxels takes up to twice as long, ignores
+    the checksum of a gzip file, and needs a second copy.
 
     Returns:
         An array of shape (1, x, y, z), equal to ITK's, and its grid; None for what is left to ITK:
-        other files, further dimensions, colours, values that the header scales, and packed files
-        of several pieces or with something behind the voxels.
+        other formats, more dimensions, colours, values that the header scales, and gzip files of
+        several members or with data behind the voxels.
 
     Raises:
         DataError: the header is damaged, the file is truncated, or its checksum is wrong.
-        RuntimeError: of ITK.
+        RuntimeError: ITK cannot read the header.
     """
     if ending_of(path) not in (".nii", ".nii.gz") or not path.is_file():
         return None
     layout = layout_of(path)
     if layout.code not in TYPES or not has_size(path, layout.end):
         return None
-    picture = _information(path)
-    if not _is_plain(picture, layout):
+    reader = _itk_header(path)
+    if not _is_plain(reader, layout):
         return None
-    geometry = geometry_of(picture, path)
+    geometry = geometry_of(reader, path)
     return _voxels(path, layout, geometry.size), geometry
 
 
-def _information(path: Path) -> sitk.ImageFileReader:
-    """What ITK makes of the header."""
+def _itk_header(path: Path) -> sitk.ImageFileReader:
+    """The header as ITK reads it."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
@@ -252,23 +242,23 @@ def _information(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def _is_plain(picture: sitk.ImageFileReader, layout: Layout) -> bool:
-    """Whether ITK sees what the header's bytes say, and nothing to compute."""
+def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
+    """Whether ITK would return the stored voxels unchanged."""
     import SimpleITK as sitk
 
     return (
-        picture.GetDimension() == 3
-        and picture.GetNumberOfComponents() == 1
-        and picture.GetPixelID() == getattr(sitk, TYPES[layout.code][1])
-        and math.prod(layout.size) == math.prod(picture.GetSize())
-        and float(picture.GetMetaData("scl_slope")) in (0.0, 1.0)
-        and float(picture.GetMetaData("scl_inter")) == 0.0
+        reader.GetDimension() == 3
+        and reader.GetNumberOfComponents() == 1
+        and reader.GetPixelID() == getattr(sitk, TYPES[layout.code][1])
+        and math.prod(layout.size) == math.prod(reader.GetSize())
+        and float(reader.GetMetaData("scl_slope")) in (0.0, 1.0)
+        and float(reader.GetMetaData("scl_inter")) == 0.0
     )
 
 
 def _voxels(path: Path, layout: Layout, size: Triple) -> NDArray[Any]:
     damaged = DataError(
-        f"{path}: cannot be read (it is damaged, or its end is missing): copy it anew"
+        f"{path}: cannot be read (it is damaged, or its end is missing); copy it again"
     )
     limit = path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1)
     if layout.end > limit:
@@ -279,7 +269,7 @@ def _voxels(path: Path, layout: Layout, size: Triple) -> NDArray[Any]:
         with unpacked(path) as stream:
             stream.read(layout.start)
             read = _fill(array, stream)
-            stream.read(1)  # at its end the checksum is compared
+            stream.read(1)  # at the end of the stream its checksum is verified
     except PACKING_ERRORS as error:
         raise damaged from error
     if read < array.nbytes:
@@ -289,7 +279,7 @@ def _voxels(path: Path, layout: Layout, size: Triple) -> NDArray[Any]:
 
 
 def _fill(array: NDArray[Any], stream: BinaryIO) -> int:
-    """Read into an array, piece by piece: in one go isal takes a quarter longer."""
+    """Fill an array piece by piece, and return the bytes read; isal is slower in one go."""
     memory = array.reshape(-1).view(np.uint8).data
     at = 0
     while at < len(memory) and (count := stream.readinto(memory[at : at + PIECE])):  # type: ignore[attr-defined]
@@ -297,67 +287,60 @@ def _fill(array: NDArray[Any], stream: BinaryIO) -> int:
     return at
 
 
-# Label maps as NIfTI files on the very grid of another NIfTI file.
-#
-# ITK turns directions into 32-bit quaternions when it writes NIfTI: an oblique scan's directions
-# come back changed by up to 1e-7. Copying the fields of the scan's header keeps every bit.
-
-VOXELS_AT = 352
-TYPES_TO_WRITE = {np.dtype(np.uint8): 2, np.dtype(np.uint16): 512}  # NumPy's -> NIfTI's code
-PACKING = 2  # of isal's 0 to 3: half as large again as 6 of gzip, in a twentieth of its time
-# Where a header says how its grid lies: pixdim, xyzt_units, and qform and sform with their codes.
-GRID_FIELDS = ((76, "8f"), (123, "B"), (252, "2h18f"))
-
-
 def is_nifti_1(path: Path) -> bool:
-    """Whether a file has a header of the first version, in either byte order."""
+    """Whether a file has a NIfTI-1 header, in either byte order."""
     size = read_header(path)[:4]
     return HEADER_SIZE in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
 
 
 def read_header(path: Path) -> bytes:
     """The 348 bytes of a NIfTI-1 header, in the file's own byte order."""
+    # Not isal: it reads further ahead, and may fail at damage behind the header.
     with gzip.open(path) if is_packed(path) else path.open("rb") as stream:
         return stream.read(HEADER_SIZE)
 
 
 def write_on_grid_of(source: Path, label: NDArray[Any], path: Path) -> None:
-    """Write a label map (x, y, z) of 8 or 16 bits to `path`, on the grid of the file `source`."""
+    """Write a label map (x, y, z) of 8 or 16 bits to `path`, on the grid of the file `source`.
+
+    ITK converts directions to 32-bit quaternions when it writes NIfTI, which changes an oblique
+    scan's directions by up to 1e-7. Copying the fields of the scan's header keeps every bit.
+    """
     header = label_header(read_header(source), label)
     voxels = as_stored(label)
     if not path.name.lower().endswith(".gz"):
         path.write_bytes(header + voxels.tobytes())
         return
-    # No time of writing in it: the same label map gives the same bytes.
+    # Without a time stamp: the same label map gives the same bytes.
     with path.open("wb") as raw, igzip.IGzipFile("", "wb", PACKING, raw, mtime=0) as stream:
         stream.write(header)
         stream.write(voxels.data)
 
 
 def as_stored(label: NDArray[Any]) -> NDArray[Any]:
-    """A label map (x, y, z) as the file has it: z, y, x in memory, little-endian.
+    """A label map (x, y, z) as a file stores it: z, y, x, little-endian.
 
-    Turned plane by plane, which the processor's cache holds, in a fifth of the time.
+    Transposed plane by plane, which is five times faster because a plane fits into the cache.
     """
     dtype = label.dtype.newbyteorder("<")
     if label.T.flags.c_contiguous:
         return label.T.astype(dtype, copy=False)
-    turned = np.empty(label.shape[::-1], dtype)
+    stored = np.empty(label.shape[::-1], dtype)
     for y in range(label.shape[1]):
-        turned[:, y] = label[:, y].T
-    return turned
+        stored[:, y] = label[:, y].T
+    return stored
 
 
 def label_header(source: bytes, label: NDArray[Any]) -> bytes:
-    """The header, little-endian, of a label map that lies where the header `source` says."""
+    """The little-endian header of a label map on the grid of the header `source`."""
     order = "<" if struct.unpack_from("<i", source)[0] == HEADER_SIZE else ">"
     header = bytearray(VOXELS_AT)
     struct.pack_into("<i", header, 0, HEADER_SIZE)
-    struct.pack_into("<8h", header, 40, 3, *label.shape, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, TYPES_TO_WRITE[label.dtype], 8 * label.dtype.itemsize)
-    struct.pack_into("<2f", header, 108, VOXELS_AT, 1.0)  # where they start, and their slope
-    for start, fields in GRID_FIELDS:
-        values = struct.unpack_from(order + fields, source, start)
-        struct.pack_into("<" + fields, header, start, *values)
-    struct.pack_into("4s", header, 344, b"n+1")
+    struct.pack_into("<8h", header, SIZE_AT, 3, *label.shape, 1, 1, 1, 1)
+    struct.pack_into("<2h", header, CODE_AT, LABEL_CODES[label.dtype], 8 * label.dtype.itemsize)
+    struct.pack_into("<2f", header, START_AT, VOXELS_AT, 1.0)  # vox_offset and scl_slope
+    for start, layout in GRID_FIELDS:
+        values = struct.unpack_from(order + layout, source, start)
+        struct.pack_into("<" + layout, header, start, *values)
+    struct.pack_into("4s", header, MAGIC_AT, b"n+1")
     return bytes(header)

@@ -106,7 +106,7 @@ def test_other_encodings_are_read(tmp_path: Path, syntax: UID) -> None:
 def test_pixels_that_are_not_there_are_not_taken_from_elsewhere(tmp_path: Path) -> None:
     """GDCM alone would hand out whatever lies in memory behind them."""
     write_series(tmp_path, ARRAY, Rows=4000, Columns=4000)
-    with pytest.raises(DataError, match="60 bytes of pixels, where 4000 x 4000 take 32000000"):
+    with pytest.raises(DataError, match=r"60 bytes .* 4000 x 4000 .* 32000000"):
         read_image([tmp_path])
 
 
@@ -137,7 +137,5 @@ def test_a_damaged_slice_among_its_series_is_not_passed_over(tmp_path: Path) -> 
         tmp_path / "b", ARRAY[:, :, :1], [39], SeriesInstanceUID="1.2.3", ImagePositionPatient=None
     )
     file.rename(last)
-    with pytest.raises(
-        DataError, match="among slices of one series, but a picture without a place"
-    ):
+    with pytest.raises(DataError, match=r"97\.dcm: .* without a position"):
         read_contents(dicom_files(tmp_path))

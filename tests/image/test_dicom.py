@@ -57,7 +57,7 @@ def test_positions_rounded_to_a_tenth_of_a_millimetre_are_even(tmp_path: Path) -
 def test_a_missing_slice_is_told(tmp_path: Path) -> None:
     write_series(tmp_path, ARRAY)
     (tmp_path / "97.dcm").unlink()
-    told = r"3 to 6 mm apart, usually 3; slices are missing .*look at 98\.dcm and 96\.dcm"
+    told = r"3 to 6 mm .* 3; .*98\.dcm and 96\.dcm"
     with pytest.raises(DataError, match=told):
         read_image([tmp_path])
 
@@ -65,7 +65,7 @@ def test_a_missing_slice_is_told(tmp_path: Path) -> None:
 def test_a_slice_that_is_there_twice_is_told(tmp_path: Path) -> None:
     write_series(tmp_path, ARRAY)
     shutil.copy(tmp_path / "97.dcm", tmp_path / "copy.dcm")
-    with pytest.raises(DataError, match=r"97\.dcm and copy\.dcm are slices of the same place"):
+    with pytest.raises(DataError, match=r"97\.dcm and copy\.dcm"):
         read_image([tmp_path])
 
 
@@ -74,7 +74,7 @@ def test_several_phases_in_one_series_are_told(tmp_path: Path) -> None:
         write_series(tmp_path / phase, ARRAY, SeriesInstanceUID="1.2.3")
         for file in (tmp_path / phase).iterdir():
             file.rename(tmp_path / f"{phase} {file.name}")
-    with pytest.raises(DataError, match="2 slices lie at each of its 7 places"):
+    with pytest.raises(DataError, match=r"2 slices .* 7 positions"):
         read_image([tmp_path])
 
 
@@ -82,7 +82,7 @@ def test_slices_of_another_size_are_told(tmp_path: Path) -> None:
     write_series(tmp_path, ARRAY, SeriesInstanceUID="1.2.3")
     write_series(tmp_path / "b", ARRAY[:3], [60], SeriesInstanceUID="1.2.3")
     shutil.move(tmp_path / "b" / "100.dcm", tmp_path / "other.dcm")
-    with pytest.raises(DataError, match="have 5 x 3 and 3 x 3 pixels"):
+    with pytest.raises(DataError, match="5 x 3 and 3 x 3"):
         read_image([tmp_path])
 
 
@@ -90,7 +90,7 @@ def test_pixels_of_another_size_are_told(tmp_path: Path) -> None:
     write_series(tmp_path, ARRAY, SeriesInstanceUID="1.2.3")
     write_series(tmp_path / "b", ARRAY, [51], SeriesInstanceUID="1.2.3", PixelSpacing=[2, 2])
     shutil.move(tmp_path / "b" / "100.dcm", tmp_path / "other.dcm")
-    with pytest.raises(DataError, match="pixels of different sizes"):
+    with pytest.raises(DataError, match="pixel sizes"):
         read_image([tmp_path])
 
 
@@ -99,7 +99,7 @@ def test_slices_turned_against_each_other_are_told(tmp_path: Path) -> None:
     write_series(tmp_path, ARRAY, SeriesInstanceUID="1.2.3")
     write_series(tmp_path / "b", ARRAY, [60], slanted, SeriesInstanceUID="1.2.3")
     shutil.move(tmp_path / "b" / "100.dcm", tmp_path / "other.dcm")
-    with pytest.raises(DataError, match="turned against each other"):
+    with pytest.raises(DataError, match="orientations"):
         read_image([tmp_path])
 
 
@@ -111,7 +111,7 @@ def test_a_tilted_gantry_is_told(tmp_path: Path) -> None:
         x, y, z = header.ImagePositionPatient
         header.ImagePositionPatient = [x, y + 0.1 * z, z]
         header.save_as(file)
-    with pytest.raises(DataError, match=r"drift 1\.8 mm sideways"):
+    with pytest.raises(DataError, match=r"1\.8 mm"):
         read_image([tmp_path])
 
 
@@ -134,7 +134,7 @@ def test_one_slice_has_no_gaps(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_series_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds 0 DICOM series"):
+    with pytest.raises(DataError, match="0 DICOM series"):
         read_image([tmp_path])
 
 
@@ -143,7 +143,7 @@ def test_a_slice_stands_for_its_series(tmp_path: Path) -> None:
     second = write_series(tmp_path / "b", -ARRAY)
     for file in second:
         file.rename(tmp_path / "a" / file.stem)  # no ending, as archives name them
-    with pytest.raises(DataError, match="holds 2 DICOM series; give a folder with one, or one of"):
+    with pytest.raises(DataError, match="2 DICOM series"):
         read_image([tmp_path / "a"])
     assert (read_image([first[3]]).array[0] == ARRAY).all()
     assert (read_image([tmp_path / "a" / "95"]).array[0] == -ARRAY).all()
@@ -176,11 +176,11 @@ def test_objects_that_are_no_slices_are_named(tmp_path: Path) -> None:
     save(colour, tmp_path / "colour")
     assert reason("report") == "a structured report"
     assert reason("raw") == "an object without an image (OT)"
-    assert reason("screen") == reason("placeless") == "a picture without a place in the patient"
+    assert reason("screen") == reason("placeless") == "an image without a position in the patient"
     assert reason("DICOMDIR") == "an index of files (DICOMDIR)"
     assert reason("film") == "a film of several frames"
-    assert reason("colour") == "a colour picture"
-    with pytest.raises(DataError, match=r"report: holds no slice .* \(a structured report\)"):
+    assert reason("colour") == "a colour image"
+    with pytest.raises(DataError, match=r"report: .*\(a structured report\)"):
         find_series(tmp_path / "report")
 
 

@@ -43,29 +43,33 @@ def test_other_files_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "old", "new", "told"),
+    ("ending", "old", "new", "parts"),
     [
-        (".mha", b"NDims = 3", b"NDims = -3", "NDims is -3"),
-        (".mha", b"NDims = 3", b"NDims = 2", "it has 2 dimensions; a scan has 3"),
-        (".mha", b"DimSize = 7 6 5", b"DimSize = 7 6", "DimSize does not give 3 whole numbers"),
-        (".mha", b"DimSize = 7 6 5", b"DimSize = 7 0 5", "DimSize is 7 x 0 x 5"),
-        (".mha", b"DimSize = 7 6 5", b"DimSize = 70 6 5", "claims 8400 bytes .* but 840 follow"),
-        (".mha", b"Offset = -3", b"Offset = nan", "Offset holds NaN"),
-        (".mha", b"MET_FLOAT", b"MET_THING", "ElementType is MET_THING"),
-        (".mha", b"LOCAL", b"/etc/hostname", "would lie in /etc/hostname; only a file beside"),
-        (".mhd", b"a.raw", b"b.raw", "there is no b.raw beside it"),
-        (".nrrd", b"dimension: 3", b"dimension: 2", "it has 2 dimensions; a scan has 3"),
-        (".nrrd", b"sizes: 7 6 5", b"sizes: 7 6 x", "sizes does not give 3 whole numbers"),
-        (".nrrd", b"sizes: 7 6 5", b"sizes: 99 99 99", "claims 970299 bytes .* but 840 follow"),
-        (".nrrd", b"(1,0,0)", b"none", "space directions has 2 axes in space; a scan has 3"),
-        (".nrrd", b"(-3,4,5.5)", b"(nan,4,5.5)", "space origin holds NaN"),
-        (".nrrd", b"encoding: raw", b"encoding: raw\ndata file: ../b.raw", r"lie in \.\./b\.raw"),
-        (".nrrd", b"sizes: ", b"size: ", "a damaged one: sizes is missing"),
+        (".mha", b"NDims = 3", b"NDims = -3", ["NDims", "-3"]),
+        (".mha", b"NDims = 3", b"NDims = 2", ["2 dimensions"]),
+        (".mha", b"DimSize = 7 6 5", b"DimSize = 7 6", ["DimSize", "3"]),
+        (".mha", b"DimSize = 7 6 5", b"DimSize = 7 0 5", ["DimSize", "7 x 0 x 5"]),
+        (".mha", b"DimSize = 7 6 5", b"DimSize = 70 6 5", ["8400", "840"]),
+        (".mha", b"Offset = -3", b"Offset = nan", ["Offset", "NaN"]),
+        (".mha", b"Offset = -3 4 5.5", b"Offset = -3 4", ["Offset", "2", "3"]),
+        (".mha", b"Offset = -3", b"Offset = x", ["Offset", "x"]),
+        (".mha", b"MET_FLOAT", b"MET_THING", ["ElementType", "MET_THING"]),
+        (".mha", b"LOCAL", b"/etc/hostname", ["/etc/hostname"]),
+        (".mhd", b"a.raw", b"b.raw", ["b.raw"]),
+        (".nrrd", b"dimension: 3", b"dimension: 2", ["2 dimensions"]),
+        (".nrrd", b"sizes: 7 6 5", b"sizes: 7 6 x", ["sizes", "3"]),
+        (".nrrd", b"sizes: 7 6 5", b"sizes: 99 99 99", ["970299", "840"]),
+        (".nrrd", b"(1,0,0)", b"none", ["space directions", "2"]),
+        (".nrrd", b"(-3,4,5.5)", b"(nan,4,5.5)", ["space origin", "NaN"]),
+        (".nrrd", b"encoding: raw", b"encoding: raw\ndata file: ../b.raw", ["../b.raw"]),
+        (".nrrd", b"sizes: ", b"size: ", ["sizes", "missing"]),
     ],
 )
-def test_what_cannot_be_is_told(
-    tmp_path: Path, ending: str, old: bytes, new: bytes, told: str
+def test_an_impossible_header_is_an_error(
+    tmp_path: Path, ending: str, old: bytes, new: bytes, parts: list[str]
 ) -> None:
     path = changed(written(tmp_path / f"a{ending}"), old, new)
-    with pytest.raises(DataError, match=rf"a\{ending}: cannot be read \(.*{told}"):
+    with pytest.raises(DataError) as caught:
         check_header(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert all(part in str(caught.value) for part in parts)

@@ -134,7 +134,7 @@ def test_a_truncated_file_is_told(tmp_path: Path, ending: str) -> None:
     write_scan(path, noise)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"cannot be read .* copy it anew") as caught:
+    with pytest.raises(DataError, match="cannot be read") as caught:
         read_image([path])
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -145,9 +145,9 @@ def test_voxels_that_are_not_finite_are_counted(tmp_path: Path, bad: float) -> N
     array = some_array(np.float32)
     array[0, 0, :2] = bad
     write_scan(tmp_path / "a.nrrd", array)
-    with pytest.raises(VoxelError, match="2 voxels are NaN or infinite"):
+    with pytest.raises(VoxelError, match="2 voxels"):
         read_image([tmp_path / "a.nrrd"])
-    with pytest.raises(VoxelError, match="NaN or infinite"):
+    with pytest.raises(VoxelError, match="NaN"):
         read_label(tmp_path / "a.nrrd")
 
 
@@ -169,14 +169,14 @@ def test_two_dimensions_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.nrrd"
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5), np.float32)), str(path))
     for read in (lambda: read_image([path]), lambda: read_label(path), lambda: read_geometry(path)):
-        with pytest.raises(DataError, match="has 2 dimensions; a scan has 3"):
+        with pytest.raises(DataError, match="2 dimensions"):
             read()
 
 
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (0.5, "1 voxels are not whole numbers, such as 0.5, which is not a label"),
+        (0.5, r"1 voxels .* 0\.5"),
         (-1.0, "labels -1 to 104"),
         (70000.0, "allowed: 0 to 65535"),
     ],
@@ -203,7 +203,7 @@ def test_whole_labels_in_any_type_are_read_small(tmp_path: Path) -> None:
 
 def test_a_label_map_has_one_channel(tmp_path: Path) -> None:
     write_4d(tmp_path / "a.nii.gz", np.zeros((2, 3, 3, 3), np.uint8))
-    with pytest.raises(DataError, match="but this one has 2"):
+    with pytest.raises(DataError, match="2 channels"):
         read_label(tmp_path / "a.nii.gz")
 
 
@@ -211,9 +211,9 @@ def test_missing_and_unknown_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(DataError, match=r"b\.nii: no such file"):
         read_image([tmp_path / "b.nii"])
-    with pytest.raises(DataError, match=r"unknown ending; known are \.nii\.gz"):
+    with pytest.raises(DataError, match=r"\.nii\.gz, \.nii"):
         read_image([tmp_path / "a.png"])
-    with pytest.raises(DataError, match="holds 0 DICOM series"):
+    with pytest.raises(DataError, match="0 DICOM series"):
         read_image([tmp_path])
 
 

@@ -30,7 +30,7 @@ def test_a_path_may_be_text_and_one_channel_needs_no_list(tmp_path: Path) -> Non
 
 
 def test_no_file_is_no_scan() -> None:
-    with pytest.raises(DataError, match="no file was given"):
+    with pytest.raises(DataError, match="no file"):
         read_image([])
 
 
@@ -56,11 +56,11 @@ def test_values_that_no_label_map_has_are_refused(
 
 @pytest.mark.parametrize("name", ["a.mhd", "a.png", "a"])
 def test_other_formats_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"written as one of \.nii\.gz, \.nii, \.nrrd, \.mha$"):
+    with pytest.raises(DataError, match=r"\.nii\.gz, \.nii, \.nrrd, \.mha$"):
         write_label(tmp_path / name, label_of(1, np.uint8), grid(SIZE))
     assert not list(tmp_path.iterdir())
 
 
 def test_an_array_of_another_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"\(3, 4, 5\) does not fit a grid of \(5, 4, 3\)"):
+    with pytest.raises(DataError, match=r"\(3, 4, 5\) .* \(5, 4, 3\)"):
         write_label(tmp_path / "a.nii", label_of(1, np.uint8), grid(SIZE[::-1]))

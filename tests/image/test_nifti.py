@@ -35,7 +35,7 @@ def test_voxels_that_are_not_finite_are_counted(tmp_path: Path, ending: str, dty
     array = NOISE.astype(dtype)
     array[0, 0, :2] = np.nan, np.inf
     write_scan(tmp_path / f"a{ending}", array)
-    with pytest.raises(DataError, match="2 voxels are NaN or infinite"):
+    with pytest.raises(DataError, match="2 voxels"):
         check_nifti(tmp_path / f"a{ending}")
 
 
@@ -78,7 +78,7 @@ def test_what_is_whole_passes(tmp_path: Path) -> None:
 def test_what_is_no_nifti_is_told(tmp_path: Path) -> None:
     for content in (b"", b"nothing of the kind", bytes(400), b"\x1f\x8b nothing packed"):
         (tmp_path / "a.nii.gz").write_bytes(content)
-        with pytest.raises(DataError, match=r"a\.nii\.gz: no NIfTI file, or its beginning"):
+        with pytest.raises(DataError, match=r"a\.nii\.gz: not a NIfTI file"):
             check_nifti(tmp_path / "a.nii.gz")
 
 
@@ -93,7 +93,7 @@ def test_the_end_of_a_packed_file_must_be_there(tmp_path: Path) -> None:
 
 def test_the_second_version_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(struct.pack("<i", 540) + b"n+2\0\r\n\x1a\n" + bytes(900))
-    with pytest.raises(DataError, match="is NIfTI-2, which ITK does not read; convert"):
+    with pytest.raises(DataError, match="NIfTI-2"):
         check_nifti(tmp_path / "a.nii")
 
 

@@ -125,7 +125,7 @@ def test_a_single_piece_that_ends_amid_the_voxels_is_told(tmp_path: Path) -> Non
     length = struct.pack("<I", len(plain))
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(plain[:-100])[:-4] + length)
-    with pytest.raises(DataError, match=r"cannot be read .*its end is missing.*copy it anew"):
+    with pytest.raises(DataError, match="its end is missing"):
         read_nifti(path)
 
 

@@ -273,7 +273,7 @@ def test_what_is_no_volume_is_passed_over_by_name(tmp_path: Path) -> None:
         "DICOMDIR": "an index of files (DICOMDIR)",
         str(Path("ct") / "r1"): "a structured report (and 2 more like it)",
         "ct_series1": "a localiser",
-        "ct_series8": "a single slice: a localiser or a picture, not a volume",
+        "ct_series8": "a single slice: a localiser or an image, not a volume",
         "ct_series9": "its slices lie in several planes: a localiser, not a volume",
     }
     assert (read_image([ct]).array[0] == ARRAY).all()
