@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import (
     dataclass_from_json,
+    is_alive,
     is_temporary,
     read_json,
     remove_leftovers,
@@ -197,3 +198,10 @@ def test_what_dead_processes_have_left_of_a_file_or_folder_is_removed(tmp_path: 
     remove_leftovers_of_dead(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == set(files[:2])
     remove_leftovers_of_dead(tmp_path / "no such folder" / "out")
+
+
+def test_who_is_alive() -> None:
+    assert is_alive(os.getpid())
+    assert is_alive(os.getppid())
+    assert not is_alive(dead_process())
+    assert not is_alive(10**30)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from autoseg.common.progress import in_fine_words, in_words, progress, say
+from autoseg.common.progress import by_axis, counted, in_fine_words, in_words, listed, progress, say
 
 
 class Clock:
@@ -181,3 +181,28 @@ def test_an_error_ends_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress("again", 1) as bar:  # rich allows one live bar at a time
         bar.advance()
     assert "1/1" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "case", "0 cases"),
+        (1, "case", "1 case"),
+        (21, "epoch", "21 epochs"),
+        (1, "patch", "1 patch"),
+        (2, "patch", "2 patches"),
+        (3, "class", "3 classes"),
+    ],
+)
+def test_counted(number: int, noun: str, text: str) -> None:
+    assert counted(number, noun) == text
+
+
+def test_listed() -> None:
+    assert listed("fold", iter([2])) == "fold 2"
+    assert listed("fold", ("0", "all")) == "folds 0, all"
+
+
+def test_values_by_axis() -> None:
+    assert by_axis((160, 160, 80)) == "160 x 160 x 80"
+    assert by_axis((1.5811, 2.0), ".3g") == "1.58 x 2"
