@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import multiprocessing
 import os
 import queue
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
-from typing import Any, NoReturn, Protocol
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import producer
 from threadpoolctl import ThreadpoolController
 
-from autoseg.augmentation.on_device import DeviceAugmenter
+from autoseg.augmentation.on_device import postpone
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.common.errors import AutosegError, RunError
@@ -81,6 +83,7 @@ def _checked(stream: Iterator[Batch | Failure]) -> Iterator[Batch]:
         yield item
 
 
+@dataclass
 class BatchLoader:
     """Endless iterator over every `workers`-th batch of a run, from a first epoch and batch on.
 
@@ -88,24 +91,14 @@ class BatchLoader:
     gives them in order, whatever the number of workers.
     """
 
-    def __init__(
-        self,
-        sampler: PatchSampler,
-        transforms: tuple[Transform, ...],
-        first: Position,
-        workers: int,
-        places: range | None = None,
-        on_device: bool = False,
-    ) -> None:
-        self.sampler = sampler
-        self.transforms = transforms
-        self.first = first
-        self.workers = max(1, workers)
-        self.places = range(sampler.sampling.batch_size) if places is None else places
-        self.on_device = on_device
-        self.thread_id = 0
-        self.made = 0
-        self._augmenter: Augmenter | DeviceAugmenter | None = None
+    sampler: PatchSampler
+    transforms: tuple[Transform, ...]
+    first: Position
+    workers: int
+    places: range | None = None
+    on_device: bool = False
+    thread_id: int = 0
+    made: int = 0
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called by batchgenerators in each worker process."""
@@ -118,7 +111,7 @@ class BatchLoader:
 
     def __next__(self) -> Batch | Failure:
         """Return the next batch, or an exception as text: batchgenerators would swallow it."""
-        index = self.first.batch + self.made * self.workers + self.thread_id
+        index = self.first.batch + self.made * max(1, self.workers) + self.thread_id
         self.made += 1
         epochs, batch = divmod(index, self.sampler.steps_per_epoch)
         at = replace(self.first, epoch=self.first.epoch + epochs, batch=batch)
@@ -129,15 +122,16 @@ class BatchLoader:
             return {"failed": _failure(error, at), "traceback": traceback.format_exc()}
 
     def _make(self, at: Position) -> Batch:
-        if self._augmenter is None:
-            kind = DeviceAugmenter if self.on_device else Augmenter
-            self._augmenter = kind(self.transforms, self.sampler.sampling.patch_size)
+        sampling = self.sampler.sampling
+        augmenter = Augmenter(self.transforms, sampling.patch_size)
+        places = range(sampling.batch_size) if self.places is None else self.places
         images: list[Any] = []
         labels = []
-        for place in self.places:
+        for place in places:
             here = replace(at, place=place)
-            drawn = self._augmenter.draw(here.rng().spawn(1)[0])
-            image, label = drawn(*self.sampler.draw(here, drawn.box_size, drawn.border))
+            drawn = augmenter.draw(here.rng().spawn(1)[0])
+            patch = self.sampler.draw(here, drawn.box_size, drawn.border)
+            image, label = postpone(drawn, *patch) if self.on_device else drawn(*patch)
             images.append(image)
             labels.append(label)
         if self.on_device:
@@ -178,98 +172,72 @@ def _threadpools() -> ThreadpoolController:
 # and shares no lock, so that it can be killed at any time and its death is noticed at once.
 
 
-class Loader(Protocol):
-    """Makes the items in a worker process."""
-
-    def set_thread_id(self, thread_id: int) -> None:
-        """Called first in each worker process, with its number."""
-
-    def __next__(self) -> Any: ...
-
-
 @contextmanager
-def worker_stream(loader: Loader, workers: int) -> Iterator[Iterator[Any]]:
+def worker_stream(loader: Any, workers: int) -> Iterator[Iterator[Any]]:
     """Open a stream of the items of worker processes that run `loader`, taken from them in turn.
 
     The workers end with the block, and with this process however it ends.
 
+    Args:
+        loader: an iterator; in each worker, `set_thread_id` of its copy is called first.
+        workers: number of processes.
+
     Raises:
         RunError: from the stream, if a worker died.
     """
-    stream = _Stream(loader, workers)
-    try:
-        stream.start()
-        yield stream
-    finally:
-        stream.end()
+    context = multiprocessing.get_context("spawn")  # fork would copy torch's threads mid-work
+    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
+    processes = []
+    for number, (_, writer) in enumerate(pipes):
+        outbox = _Outbox(writer)
+        args = (outbox, loader, None, number, number, NeverSet(), None, SECONDS_BETWEEN_TRIES)
+        processes.append(context.Process(target=producer, args=args, daemon=True))
 
-
-class _Stream:
-    def __init__(self, loader: Loader, workers: int) -> None:
-        context = multiprocessing.get_context("spawn")  # fork would copy torch's threads mid-work
-        pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-        self.readers = [reader for reader, _ in pipes]
-        self.writers = [writer for _, writer in pipes]
-        self.processes = [
-            context.Process(
-                target=producer,
-                args=(
-                    _Outbox(writer),
-                    loader,
-                    None,
-                    number,
-                    number,
-                    NeverSet(),
-                    None,
-                    SECONDS_BETWEEN_TRIES,
-                ),
-                daemon=True,
-            )
-            for number, writer in enumerate(self.writers)
-        ]
-        self.taken = 0
-
-    def start(self) -> None:
-        atexit.register(self.end)  # in case the block is never left: workers ignore SIGTERM
-        with _interrupts_ignored():
-            for process in self.processes:
-                process.start()
-        for writer in self.writers:  # only the worker holds it now: the pipe ends when it dies
-            writer.close()
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        reader = self.readers[self.taken % len(self.readers)]
-        ready = wait([reader, *(process.sentinel for process in self.processes)])
-        if ready != [reader]:
-            self._raise_death()
-        try:
-            item = reader.recv()
-        except (EOFError, OSError):  # the worker died while sending
-            self._raise_death()
-        self.taken += 1
-        return item
-
-    def _raise_death(self) -> NoReturn:
-        """Raise a RunError that explains how the first dead worker ended."""
-        by_sentinel = {process.sentinel: process for process in self.processes}
-        for sentinel in wait(by_sentinel, SECONDS_TO_DIE):
-            process = by_sentinel[sentinel]  # type: ignore[index]
-            process.join()
-            raise RunError(f"an augmentation worker {_cause_of_death(process.exitcode)}")
-        raise RunError("an augmentation worker closed its pipe; run again")
-
-    def end(self) -> None:
-        atexit.unregister(self.end)
-        started = [process for process in self.processes if process.pid is not None]
+    def end() -> None:
+        atexit.unregister(end)
+        started = [process for process in processes if process.pid is not None]
         for process in started:
             process.kill()  # it holds nothing that needs cleaning up
         for process in started:
             process.join()
-        for connection in (*self.readers, *self.writers):
-            connection.close()
+        for pipe in pipes:
+            for connection in pipe:
+                connection.close()
+
+    atexit.register(end)  # in case the block is never left: workers ignore SIGTERM
+    try:
+        with _interrupts_ignored():
+            for process in processes:
+                process.start()
+        for _, writer in pipes:  # only the worker holds it now: the pipe ends when it dies
+            writer.close()
+        yield _in_turn([reader for reader, _ in pipes], processes)
+    finally:
+        end()
+
+
+def _in_turn(
+    readers: Sequence[Connection[Any, Any]], processes: Sequence[BaseProcess]
+) -> Iterator[Any]:
+    sentinels = [process.sentinel for process in processes]
+    for reader in itertools.cycle(readers):
+        if wait([reader, *sentinels]) != [reader]:
+            raise _death_of(processes)
+        try:
+            item = reader.recv()
+        except (EOFError, OSError):  # the worker died while sending
+            raise _death_of(processes) from None
+        yield item
+
+
+def _death_of(processes: Sequence[BaseProcess]) -> RunError:
+    """Return an error that explains how the first dead worker ended."""
+    dead = wait([process.sentinel for process in processes], SECONDS_TO_DIE)
+    for process in processes:
+        if process.sentinel in dead:
+            process.join()
+            return RunError(f"an augmentation worker {_cause_of_death(process.exitcode)}")
+    return RunError("an augmentation worker closed its pipe; run again")
 
 
 class _Outbox:

@@ -1,7 +1,8 @@
 """Augmentation of images by PyTorch, on any device.
 
-A worker draws the augmentation, reads the patch and transforms its labels, which is cheap without
-interpolation. The image is augmented on the device by `finish`, and the host never waits for it.
+A worker draws the augmentation, reads the patch and transforms its labels (`postpone`), which is
+cheap without interpolation. The image is augmented on the device by `finish`, and the host never
+waits for it.
 
 Given the same draws the images equal those of `transforms` except for rounding; noise has the same
 distribution. The draws of a sample come in another order, so that samples differ from `transforms`.
@@ -19,83 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from autoseg.augmentation.sampler import Border
 from autoseg.augmentation.spatial import Warp, random_factor
 from autoseg.augmentation.spline import Floats, prefilter
 from autoseg.augmentation.transforms import (
+    Augmentation,
     blur_operator,
     coarse_indices,
     corrupt_previous,
-    draw_warps,
 )
 from autoseg.common.arrays import Triple
 from autoseg.networks.devices import to_device
 from autoseg.plan import augmentation as plans
 from autoseg.preprocessing.resample import axis_operator
-
-
-class DeviceAugmenter:
-    """Draws the augmentation of each sample, like `transforms.Augmenter`."""
-
-    def __init__(self, specs: Sequence[plans.Transform], patch_size: Triple) -> None:
-        self.specs = specs
-        self.patch_size = patch_size
-
-    def draw(self, rng: np.random.Generator) -> PostponedAugmentation:
-        """Draw the augmentation of the sample that `rng` belongs to."""
-        warps, size, border = draw_warps(self.specs, self.patch_size, rng)
-        steps = [
-            spec if warp is None else warp
-            for spec, warp in zip(self.specs, warps, strict=True)
-            if warp is not None or not isinstance(spec, plans.Spatial)
-        ]
-        return PostponedAugmentation(size, border, tuple(steps), rng)
-
-
-@dataclass(frozen=True)
-class PostponedAugmentation:
-    """The augmentation of one sample, like `transforms.Augmentation`.
-
-    Attributes:
-        box_size: voxels to read.
-        border: padding beyond the case: zero, or the nearest voxel.
-        steps: warps that are drawn, and transforms that are not.
-        rng: random generator of the sample.
-    """
-
-    box_size: Triple
-    border: Border
-    steps: tuple[plans.Transform | Warp, ...]
-    rng: np.random.Generator
-
-    def __call__(
-        self, image: NDArray[np.float32], label: NDArray[np.int16]
-    ) -> tuple[PostponedImage, NDArray[np.int16]]:
-        """Augment the label, and return the image with the operations that remain.
-
-        Args:
-            image: (channel, *box_size).
-            label: box_size, or (2, *box_size) for a cascade.
-        """
-        labels = list(label.reshape(-1, *label.shape[-3:]))
-        operations: list[Operation] = []
-        for step in self.steps:
-            if isinstance(step, plans.PreviousMorphology | plans.PreviousRemoval):
-                labels[1] = corrupt_previous(labels[1], step, self.rng)
-                continue
-            operation: Operation | None
-            if isinstance(step, Warp):
-                operation = step
-            else:
-                assert not isinstance(step, plans.Spatial)
-                x, y, z = labels[0].shape
-                operation = draw_operation(step, len(image), (x, y, z), self.rng)
-            if operation is not None:
-                operations.append(operation)
-                labels = [_apply_to_label(operation, one) for one in labels]
-        stacked = np.stack(labels) if label.ndim == 4 else np.ascontiguousarray(labels[0])
-        # Copies of the warps are sent without their cached coordinates.
-        return PostponedImage(image, tuple(replace(one) for one in operations)), stacked
 
 
 @dataclass(frozen=True)
@@ -109,6 +45,33 @@ class PostponedImage:
 
     image: NDArray[np.float32]
     operations: tuple[Operation, ...]
+
+
+def postpone(
+    augmentation: Augmentation, image: NDArray[np.float32], label: NDArray[np.int16]
+) -> tuple[PostponedImage, NDArray[np.int16]]:
+    """Augment the label, and return the image with the operations that remain.
+
+    Args:
+        augmentation: of the sample.
+        image: (channel, *box_size).
+        label: box_size, or (2, *box_size) for a cascade.
+    """
+    labels = list(label.reshape(-1, *label.shape[-3:]))
+    operations: list[Operation] = []
+    for step in augmentation.steps:
+        if isinstance(step, plans.PreviousMorphology | plans.PreviousRemoval):
+            labels[1] = corrupt_previous(labels[1], step, augmentation.rng)
+            continue
+        assert not isinstance(step, plans.Spatial), "its warp is drawn"
+        x, y, z = labels[0].shape
+        operation = draw_operation(step, len(image), (x, y, z), augmentation.rng)
+        if operation is not None:
+            operations.append(operation)
+            labels = [_apply_to_label(operation, one) for one in labels]
+    stacked = np.stack(labels) if label.ndim == 4 else np.ascontiguousarray(labels[0])
+    # Copies of the warps are sent without their cached coordinates.
+    return PostponedImage(image, tuple(replace(one) for one in operations)), stacked
 
 
 def _apply_to_label(operation: Operation, label: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -173,16 +136,18 @@ ImageTransform = (
 
 
 def draw_operation(
-    spec: ImageTransform, channels: int, size: Triple, rng: np.random.Generator
+    spec: ImageTransform | Warp, channels: int, size: Triple, rng: np.random.Generator
 ) -> Operation | None:
     """Draw what a transform does to one image; None if it is not applied.
 
     Args:
-        spec: probabilities and ranges of the plan.
+        spec: probabilities and ranges of the plan; a warp is drawn already.
         channels: number of channels of the image.
         size: of the patch (x, y, z).
         rng: random generator of the sample.
     """
+    if isinstance(spec, Warp):
+        return spec
     if rng.random() >= spec.probability:
         return None
     match spec:

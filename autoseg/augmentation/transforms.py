@@ -14,7 +14,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,20 +29,13 @@ from scipy import ndimage
 from autoseg.augmentation.sampler import Border
 from autoseg.augmentation.spatial import Warp, draw_warp
 from autoseg.augmentation.spline import along
-from autoseg.common.arrays import (
-    Mask,
-    Triple,
-    bounding_box,
-    connected_components,
-    count_values,
-)
+from autoseg.common.arrays import Mask, Triple, bounding_box, connected_components, count_values
 from autoseg.plan import augmentation as plans
 from autoseg.preprocessing.resample import apply_operators, axis_operator
 
 ImageArray = NDArray[np.float32]  # (channel, x, y, z)
 LabelArray = NDArray[np.int16]  # (label, x, y, z)
 Sample = tuple[ImageArray, LabelArray]
-Step = Callable[[ImageArray, LabelArray, np.random.Generator], Sample]
 
 
 class Augmenter:
@@ -52,36 +44,19 @@ class Augmenter:
     def __init__(self, specs: Sequence[plans.Transform], patch_size: Triple) -> None:
         self.specs = specs
         self.patch_size = patch_size
-        self._steps = [_step(spec) for spec in specs]
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
-        """Draw the augmentation of the sample that `rng` belongs to."""
-        warps, size, border = draw_warps(self.specs, self.patch_size, rng)
-        steps = [
-            step if warp is None else partial(_warp, warp)
-            for step, warp in zip(self._steps, warps, strict=True)
-        ]
-        return Augmentation(size, border, tuple(steps), rng)
-
-
-def draw_warps(
-    specs: Sequence[plans.Transform], patch_size: Triple, rng: np.random.Generator
-) -> tuple[list[Warp | None], Triple, Border]:
-    """Draw the spatial transforms, which decide how large a box has to be read for a patch.
-
-    Returns:
-        a warp for each spatial transform that is applied, else None; the size of the box; and the
-        border of the first warp.
-    """
-    size = patch_size
-    border: Border = "constant"
-    warps: list[Warp | None] = []
-    for spec in reversed(specs):
-        warp = draw_warp(spec, size, rng) if isinstance(spec, plans.Spatial) else None
-        if warp is not None:
-            size, border = warp.box_size, warp.spec.border
-        warps.append(warp)
-    return warps[::-1], size, border
+        """Draw the warps of the sample that `rng` belongs to, which decide what has to be read."""
+        size = self.patch_size
+        border: Border = "constant"
+        steps: list[plans.Transform | Warp] = []
+        for spec in reversed(self.specs):
+            if not isinstance(spec, plans.Spatial):
+                steps.append(spec)
+            elif (warp := draw_warp(spec, size, rng)) is not None:
+                size, border = warp.box_size, spec.border
+                steps.append(warp)
+        return Augmentation(size, border, tuple(reversed(steps)), rng)
 
 
 @dataclass(frozen=True)
@@ -91,13 +66,13 @@ class Augmentation:
     Attributes:
         box_size: voxels to read: those of the patch, or more if it is warped.
         border: padding beyond the case: zero, or the nearest voxel.
-        steps: one for each transform of the plan.
+        steps: warps that are drawn, and transforms that are not.
         rng: random generator of the sample.
     """
 
     box_size: Triple
     border: Border
-    steps: tuple[Step, ...]
+    steps: tuple[plans.Transform | Warp, ...]
     rng: np.random.Generator
 
     def __call__(self, image: ImageArray, label: NDArray[np.int16]) -> Sample:
@@ -110,7 +85,7 @@ class Augmentation:
         labels = label.reshape(-1, *label.shape[-3:])
         with seeded(self.rng):
             for step in self.steps:
-                image, labels = step(image, labels, self.rng)
+                image, labels = _apply(step, image, labels, self.rng)
         label = labels[0] if label.ndim == 3 else labels
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
@@ -128,80 +103,48 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
         random.setstate(before_python)
 
 
-def _step(spec: plans.Transform) -> Step:
-    """Return a transform of the plan as a function, which draws whether it is applied."""
-    match spec:
-        case plans.Spatial():
-            return _identity  # unless a warp is drawn
+def _apply(
+    step: plans.Transform | Warp, image: ImageArray, labels: LabelArray, rng: np.random.Generator
+) -> Sample:
+    match step:
+        case Warp():
+            return (
+                np.stack([step.image(channel) for channel in image]),
+                np.stack([step.label(label) for label in labels]),
+            )
         case plans.GaussianNoise():
-            return _of_image(partial(add_noise, spec))
+            return add_noise(step, image, rng), labels
         case plans.GaussianBlur():
-            return _of_image(partial(blur, spec))
+            return blur(step, image, rng), labels
         case plans.LowResolution():
-            return _of_image(partial(lower_resolution, spec))
+            return lower_resolution(step, image, rng), labels
         case plans.PreviousMorphology() | plans.PreviousRemoval():
-            return partial(_corrupt_previous, spec)
+            return image, np.stack([labels[0], corrupt_previous(labels[1], step, rng)])
+        case plans.Mirror(axes=()):
+            return image, labels
+    batch = _of_batchgenerators(step)(data=image[None], seg=labels[None])
+    return batch["data"][0], batch["seg"][0]
+
+
+def _of_batchgenerators(spec: plans.Transform) -> Any:
+    match spec:
         case plans.Mirror():
-            if not spec.axes:
-                return _identity
-            return _of_batchgenerators(
-                MirrorTransform(axes=spec.axes, p_per_sample=spec.probability)
-            )
+            return MirrorTransform(axes=spec.axes, p_per_sample=spec.probability)
         case plans.Brightness():
-            return _of_batchgenerators(
-                BrightnessMultiplicativeTransform(spec.factor, p_per_sample=spec.probability)
-            )
+            return BrightnessMultiplicativeTransform(spec.factor, p_per_sample=spec.probability)
         case plans.Contrast():
-            return _of_batchgenerators(
-                ContrastAugmentationTransform(
-                    spec.factor, preserve_range=spec.preserve_range, p_per_sample=spec.probability
-                )
+            return ContrastAugmentationTransform(
+                spec.factor, preserve_range=spec.preserve_range, p_per_sample=spec.probability
             )
         case plans.Gamma():
-            return _of_batchgenerators(
-                GammaTransform(
-                    spec.gamma,
-                    invert_image=spec.invert,
-                    per_channel=True,
-                    retain_stats=spec.retain_statistics,
-                    p_per_sample=spec.probability,
-                )
+            return GammaTransform(
+                spec.gamma,
+                invert_image=spec.invert,
+                per_channel=True,
+                retain_stats=spec.retain_statistics,
+                p_per_sample=spec.probability,
             )
-
-
-def _identity(image: ImageArray, labels: LabelArray, _: np.random.Generator) -> Sample:
-    return image, labels
-
-
-def _warp(warp: Warp, image: ImageArray, labels: LabelArray, _: np.random.Generator) -> Sample:
-    return (
-        np.stack([warp.image(channel) for channel in image]),
-        np.stack([warp.label(label) for label in labels]),
-    )
-
-
-def _of_batchgenerators(transform: Any) -> Step:
-    def step(image: ImageArray, labels: LabelArray, _: np.random.Generator) -> Sample:
-        batch = transform(data=image[None], seg=labels[None])
-        return batch["data"][0], batch["seg"][0]
-
-    return step
-
-
-def _of_image(transform: Callable[[ImageArray, np.random.Generator], ImageArray]) -> Step:
-    def step(image: ImageArray, labels: LabelArray, rng: np.random.Generator) -> Sample:
-        return transform(image, rng), labels
-
-    return step
-
-
-def _corrupt_previous(
-    spec: plans.PreviousMorphology | plans.PreviousRemoval,
-    image: ImageArray,
-    labels: LabelArray,
-    rng: np.random.Generator,
-) -> Sample:
-    return image, np.stack([labels[0], corrupt_previous(labels[1], spec, rng)])
+    raise AssertionError(spec)
 
 
 # Noise, blur and low resolution.
@@ -219,16 +162,13 @@ def add_noise(spec: plans.GaussianNoise, image: ImageArray, rng: np.random.Gener
 
 def blur(spec: plans.GaussianBlur, image: ImageArray, rng: np.random.Generator) -> ImageArray:
     """Blur each selected channel with a Gaussian of its own sigma."""
-    if rng.random() >= spec.probability:
-        return image
-    channels = []
-    for channel in image:
-        if rng.random() < spec.channel_probability:
-            sigma = rng.uniform(*spec.sigma)
-            for axis, size in enumerate(channel.shape):
-                channel = along(blur_operator(size, sigma), channel, axis)
-        channels.append(channel)
-    return np.stack(channels)
+    return _per_channel(spec, spec.sigma, _gaussian_filter, image, rng)
+
+
+def _gaussian_filter(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    for axis, size in enumerate(channel.shape):
+        channel = along(blur_operator(size, sigma), channel, axis)
+    return channel
 
 
 def blur_operator(size: int, sigma: float) -> NDArray[np.float32]:
@@ -240,14 +180,27 @@ def lower_resolution(
     spec: plans.LowResolution, image: ImageArray, rng: np.random.Generator
 ) -> ImageArray:
     """Simulate a scan of lower resolution, in each selected channel with a zoom of its own."""
+    return _per_channel(spec, spec.zoom, through_coarser_grid, image, rng)
+
+
+def _per_channel(
+    spec: plans.GaussianBlur | plans.LowResolution,
+    limits: tuple[float, float],
+    function: Callable[[NDArray[np.float32], float], NDArray[np.float32]],
+    image: ImageArray,
+    rng: np.random.Generator,
+) -> ImageArray:
+    """Call the function with each selected channel and a number drawn for it."""
     if rng.random() >= spec.probability:
         return image
-    channels = []
-    for channel in image:
-        if rng.random() < spec.channel_probability:
-            channel = through_coarser_grid(channel, rng.uniform(*spec.zoom))
-        channels.append(channel)
-    return np.stack(channels)
+    return np.stack(
+        [
+            function(channel, rng.uniform(*limits))
+            if rng.random() < spec.channel_probability
+            else channel
+            for channel in image
+        ]
+    )
 
 
 def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from autoseg.common.files import read_json
 from autoseg.image.formats import stem_of
 from autoseg.image.label_writer import HIGHEST_LABEL
 
-FILE_NAME = "dataset.json"
+DATASET_FILE = "dataset.json"
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
 MAX_SHOWN = 80  # characters of a value in an error message
 
@@ -79,7 +79,7 @@ def read_declaration(folder: Path) -> Declaration:
         AutosegError: the file is missing or not JSON.
         DataError: a field is missing, has the wrong type, or contradicts another.
     """
-    path = folder / FILE_NAME
+    path = folder / DATASET_FILE
     if not path.exists():
         raise AutosegError(
             f"{path} is missing; write it with channel_names and labels, beside imagesTr and "

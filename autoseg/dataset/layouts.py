@@ -16,7 +16,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.files import read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import (
-    FILE_NAME,
+    DATASET_FILE,
     Declaration,
     LabelValues,
     ListedCase,
@@ -214,14 +214,14 @@ def declare_case_folders(
         content["labels"] = {name: list(values) for name, values in found.items()}
         names = ", ".join(repr(name) for name in found if name != "background")
         filled.append(f"the labels {names}, found in the label maps")
-    declared = declaration_of(content, folder / FILE_NAME)
+    declared = declaration_of(content, folder / DATASET_FILE)
     if not filled:
         return declared, []
     message = (
-        f"not declared in {FILE_NAME}; assuming {' and '.join(filled)}; declare "
+        f"not declared in {DATASET_FILE}; assuming {' and '.join(filled)}; declare "
         '"channel_names" (call a CT "CT") and "labels" there'
     )
-    return declared, [Problem("", FILE_NAME, "not declared", "warning", message)]
+    return declared, [Problem("", DATASET_FILE, "not declared", "warning", message)]
 
 
 def find_case_folders(folder: Path, channels: int) -> tuple[tuple[Case, ...], list[Problem]]:
@@ -247,7 +247,7 @@ def _labels_in_maps(folder: Path) -> LabelValues:
     if not values:
         raise DataError(
             f"{folder}: no readable label map has a value above 0; "
-            f"correct the maps, or declare the labels in {FILE_NAME}"
+            f"correct the maps, or declare the labels in {DATASET_FILE}"
         )
     return {"background" if value == 0 else str(value): (value,) for value in [0, *sorted(values)]}
 
@@ -264,7 +264,7 @@ def _values_in(path: Path) -> set[int]:
 
 
 def _read_content(folder: Path) -> Any:
-    path = folder / FILE_NAME
+    path = folder / DATASET_FILE
     return read_json(path) if path.exists() else {}
 
 

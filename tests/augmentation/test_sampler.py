@@ -57,7 +57,7 @@ def test_each_case_comes_once_before_any_comes_again(tmp_path, cases, batch_size
     assert len(rounds) >= 5
     assert all(sorted(round_) == list(range(cases)) for round_ in rounds)
     if cases > 1:
-        assert len({tuple(round_) for round_ in rounds}) > 1  # shuffled anew
+        assert len({tuple(round_) for round_ in rounds}) > 1  # shuffled again
 
 
 def test_order_of_the_cases_does_not_matter(tmp_path):

@@ -71,7 +71,11 @@ def test_each_region_of_a_case_is_chosen_as_often(tmp_path: Path) -> None:
     members = tiny_plan(**REGIONS).classes.members
     sampler = sampler_of(tmp_path, label, members=members)
     found = Counter(int(label[at]) for at in centres(sampler, 600))
-    expected = {1: 200, 2: 100, 3: 300}  # the core's draws go to its two voxels alike
+    expected = {
+        1: 200,
+        2: 100,
+        3: 300,
+    }  # the draws of the core are divided equally between its two voxels
     for part, times in expected.items():
         spread = (600 * (times / 600) * (1 - times / 600)) ** 0.5
         assert abs(found[part] - times) < 5 * spread

@@ -32,7 +32,7 @@ def middle(array, size):
 
 
 def fixed(angles, **others):
-    """A transform that always turns alike."""
+    """A transform that always rotates by the same angles."""
     x, y, z = ((angle, angle) for angle in angles)
     return Spatial(
         rotation_probability=1,

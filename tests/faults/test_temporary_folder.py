@@ -69,7 +69,7 @@ def test_measuring_for_a_budget_says_where_room_is_missing(
     ended = attempt("plan", words, partial(with_workers_and_tmpdir, nearly_full))
     assert ended.status == 2
     assert f"in {nearly_full}" in ended.error
-    assert "make space there, or let TMPDIR name another folder" in ended.error
+    assert "TMPDIR" in ended.error
     assert files_in(nearly_full) == ["full"]
 
 

@@ -43,10 +43,10 @@ def test_a_segmentation_goes_where_a_label_goes(changes: dict[str, Any]) -> None
     image, before = Image(scan()[None], grid(SHAPE, SPACING)), found_before(values=(0, 1, 2, 4))
     prepared = prepare(plan, image, before)
     _, x, y, z = prepared.image.shape
-    got = prepare_previous(plan, before, SPACING, prepared.box, (x, y, z))
-    assert got.dtype == np.int16
+    found = prepare_previous(plan, before, SPACING, prepared.box, (x, y, z))
+    assert found.dtype == np.int16
     assert prepared.label is not None
-    assert np.array_equal(got, prepared.label)
+    assert np.array_equal(found, prepared.label)
 
 
 @pytest.fixture

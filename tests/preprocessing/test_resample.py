@@ -175,7 +175,7 @@ def test_the_own_spacing_keeps_the_shape(shape: Triple, spacing: Any, rounding: 
     [
         ((1, 1, 5), (1, 1, 1), 3.0, (3, 3, 0)),  # coarse before
         ((1, 1, 1), (5, 1, 1), 3.0, (0, 3, 3)),  # coarse after
-        ((1, 5, 1), (5, 1, 1), 3.0, (3, 0, 3)),  # the old spacing is asked first
+        ((1, 5, 1), (5, 1, 1), 3.0, (3, 0, 3)),  # the old spacing is used first
         ((1, 1, 3), (1, 1, 3), 3.0, (3, 3, 3)),  # the limit itself is not above it
         ((1, 5, 5), (1, 1, 5), 3.0, (3, 3, 3)),  # two coarse axes: none is alone
         ((1, 1, 5), (1, 1, 5), None, (3, 3, 3)),

@@ -18,7 +18,7 @@ from tests.preprocessing.test_preprocess import contents, make_cases
 
 STEPS = [{"step": "z_score"}]
 PLAN = tiny_plan(preprocessing=STEPS)
-ALIKE = tiny_plan(preprocessing=STEPS, name="alike", splits={"folds": 3})
+SAME = tiny_plan(preprocessing=STEPS, name="same", splits={"folds": 3})
 OTHER = tiny_plan(name="other")
 PREPARED = Prepared(
     np.zeros((1, 8, 8, 8), np.float32),
@@ -35,15 +35,15 @@ def cases(tmp_path: Path) -> list[Case]:
 
 
 def run(plans: Path, plan: str, cases: list[Case]) -> tuple[int, CaseStore]:
-    by_name = {made.name: made for made in (PLAN, ALIKE, OTHER)}
+    by_name = {made.name: made for made in (PLAN, SAME, OTHER)}
     store = CaseStore(plans / plan / "cases", by_name[plan].preprocessing_id)
     return preprocess(by_name[plan], cases, store, 1, plans=plans), store
 
 
 def test_plans_with_the_same_preprocessing_do_it_once(tmp_path: Path, cases: list[Case]) -> None:
-    assert PLAN.preprocessing_id == ALIKE.preprocessing_id != OTHER.preprocessing_id
+    assert PLAN.preprocessing_id == SAME.preprocessing_id != OTHER.preprocessing_id
     made, first = run(tmp_path / "plans", "default", cases)
-    linked, second = run(tmp_path / "plans", "alike", cases)
+    linked, second = run(tmp_path / "plans", "same", cases)
     assert (made, linked) == (2, 0)
     assert contents(first) == contents(second)
     files = [path.relative_to(first.folder) for path in first.folder.rglob("*.b2nd")]
@@ -57,7 +57,7 @@ def test_the_other_keeps_its_case_when_one_makes_it_again(
     tmp_path: Path, cases: list[Case]
 ) -> None:
     _, first = run(tmp_path / "plans", "default", cases)
-    _, second = run(tmp_path / "plans", "alike", cases)
+    _, second = run(tmp_path / "plans", "same", cases)
     before = contents(first)
     second.write("a", PREPARED, [])
     assert contents(first) == before
@@ -68,7 +68,7 @@ def test_a_damaged_case_is_not_taken(tmp_path: Path, cases: list[Case]) -> None:
     _, first = run(tmp_path / "plans", "default", cases)
     image = first.folder / "a" / "image.b2nd"
     image.write_bytes(image.read_bytes()[:-1] + b"!")
-    made, second = run(tmp_path / "plans", "alike", cases)
+    made, second = run(tmp_path / "plans", "same", cases)
     assert made == 1
     assert second.is_whole("a")
 
@@ -76,7 +76,7 @@ def test_a_damaged_case_is_not_taken(tmp_path: Path, cases: list[Case]) -> None:
 def test_changed_files_are_not_taken(tmp_path: Path, cases: list[Case]) -> None:
     run(tmp_path / "plans", "default", cases)
     os.utime(cases[1].label, ns=(0, 1))
-    assert run(tmp_path / "plans", "alike", cases)[0] == 1
+    assert run(tmp_path / "plans", "same", cases)[0] == 1
 
 
 def test_without_links_cases_are_copied(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.augmentation.on_device import DeviceAugmenter
+from autoseg.augmentation.on_device import postpone
 from autoseg.augmentation.transforms import Augmenter
 from autoseg.plan.augmentation import Brightness, Spatial
 from autoseg.training import monitor
@@ -36,16 +36,18 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     without_pictures(monkeypatch)
 
 
-def samples(kind: type[Augmenter] | type[DeviceAugmenter], labels: int) -> Any:
-    """Two samples of unlike boxes: their images, and their labels stacked."""
+def samples(on_device: bool, labels: int) -> Any:
+    """Two samples of different boxes: their images, and their labels stacked."""
     images: list[Any] = []
     moved = []
     for seed in range(2):
-        drawn = kind(SPECS, SIZE).draw(np.random.default_rng(seed))
+        drawn = Augmenter(SPECS, SIZE).draw(np.random.default_rng(seed))
         rng = np.random.default_rng(9)
         box = rng.normal(size=(1, *drawn.box_size)).astype(np.float32)
         label = rng.integers(0, 3, (labels, *drawn.box_size)).astype(np.int16)
-        image, patch = drawn(box, label if labels > 1 else label[0])
+        if labels == 1:
+            label = label[0]
+        image, patch = postpone(drawn, box, label) if on_device else drawn(box, label)
         images.append(image)
         moved.append(patch)
     return images, np.stack(moved)
@@ -54,9 +56,9 @@ def samples(kind: type[Augmenter] | type[DeviceAugmenter], labels: int) -> Any:
 @pytest.mark.parametrize("cascade", [False, True])
 def test_the_network_sees_what_it_would_see_from_the_processor(cascade: bool) -> None:
     learner = Learner(tiny_plan(**(CASCADE if cascade else {})), torch.device("cpu"))
-    images, label = samples(Augmenter, 1 + cascade)
+    images, label = samples(False, 1 + cascade)
     expected = learner.to_device({"data": np.stack(images), "label": label})
-    postponed, label = samples(DeviceAugmenter, 1 + cascade)
+    postponed, label = samples(True, 1 + cascade)
     found = learner.to_device({"postponed": postponed, "label": label})
     assert found[0].shape == (2, 3 if cascade else 1, *SIZE)
     assert torch.allclose(found[0], expected[0], atol=2e-4)
