@@ -1,4 +1,4 @@
-"""Compare autoseg's rules with plans that nnU-Net itself made for the same figures.
+"""Compare autoseg's rules with plans that nnU-Net made from the same figures.
 
 The file is a list of {"input", "transpose_forward", "configurations"}, axes in z, y, x order; a
 configuration's entries per axis are in the transposed order, as in nnU-Net's plans file. Every
@@ -20,11 +20,11 @@ from autoseg.planner.grid import DataFigures, planner_axes
 from autoseg.planner.rules import Configuration, decide
 
 CASCADE = "3d_cascade_fullres"
-RELATIVE_TOLERANCE = 1e-12  # of floats: the last digit may depend on the order of a product
+RELATIVE_TOLERANCE = 1e-12  # of floats, whose last digit may depend on the order of a product
 
 
 def main() -> int:
-    """Print the differences of all vectors and the count of equal ones."""
+    """Print the differences of all vectors and the number of equal ones."""
     parser = argparse.ArgumentParser(description="Compare the rules with plans made by nnU-Net.")
     parser.add_argument("file", type=Path, help="JSON list of inputs and plans")
     vectors = read_json(parser.parse_args().file)
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def find_differences(vector: dict[str, Any]) -> Iterator[str]:
-    """Say where our plan for the vector's input differs from the vector's plan."""
+    """Describe where our plan for the input of a vector differs from its plan."""
     given, expected = vector["input"], vector["configurations"]
     figures = read_figures(given)
     found = decide(figures, given["planner"], given["memory_gb"])
@@ -49,15 +49,14 @@ def find_differences(vector: dict[str, Any]) -> Iterator[str]:
     if set(found) != set(expected):
         yield f"configurations: expected {sorted(expected)}, found {sorted(found)}"
     for name in sorted(set(found) & set(expected)):
-        wanted = resolve(expected, name)
-        ours = as_nnunet(found[name], order)
-        for key in sorted(wanted.keys() | ours.keys()):
-            if not _equal(wanted.get(key), ours.get(key)):
-                yield f"{name}: {key}: expected {wanted.get(key)}, found {ours.get(key)}"
+        theirs, ours = resolve(expected, name), as_nnunet(found[name], order)
+        for key in sorted(theirs.keys() | ours.keys()):
+            if not _equal(theirs.get(key), ours.get(key)):
+                yield f"{name}: {key}: expected {theirs.get(key)}, found {ours.get(key)}"
 
 
 def read_figures(given: dict[str, Any]) -> DataFigures:
-    """The input of a vector, brought into x, y, z order."""
+    """The input of a vector, in x, y, z order."""
     return DataFigures(
         spacings_mm=np.array(given["spacings_mm"])[:, ::-1],
         shapes=np.array(given["shapes"])[:, ::-1],
@@ -75,7 +74,7 @@ def resolve(expected: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def as_nnunet(configuration: Configuration, order: list[int]) -> dict[str, Any]:
-    """Our configuration under nnU-Net's keys, entries per axis in the transposed order."""
+    """Our configuration with nnU-Net's keys, entries per axis in the transposed order."""
     places = [
         configuration.axes.index(2 - axis) for axis in order if 2 - axis in configuration.axes
     ]

@@ -1,4 +1,4 @@
-"""Plans of nnU-Net's own making, to be changed so that both sides do the same work."""
+"""nnU-Net's plans, changed so that it does the same work as autoseg in a comparison."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HIPPOCAMPUS = Path(__file__).parents[1] / "tests" / "data" / "Task004_Hippocampu
 
 
 def few_scans() -> Task:
-    """Four scans are enough for a plan that is changed anyway."""
+    """The task with four scans, which are enough for a plan that is then changed."""
     task = read_task(HIPPOCAMPUS)
     return replace(task, cases=task.cases[:4])
 
 
 def plan_of_task(nnunet: NnUNet) -> dict[str, Any]:
-    """Let it measure and plan the task; returns its plans."""
+    """Run nnU-Net's fingerprint and planning, and return its plans."""
     nnunet.run("nnUNetv2_extract_fingerprint", "-np", "1")
     nnunet.run("nnUNetv2_plan_experiment")
     file = nnunet.preprocessed / "nnUNetPlans.json"
@@ -31,12 +31,12 @@ def plan_of_task(nnunet: NnUNet) -> dict[str, Any]:
 
 
 def write_plan(plans: dict[str, Any], path: Path) -> None:
-    """Write them where they are wanted."""
+    """Write plans to a file."""
     path.write_text(json.dumps(plans), encoding="utf-8")
 
 
 def set_network(plans: dict[str, Any], plan: Plan) -> None:
-    """Give its 3d_fullres the patch, batch and network of one of our plans (a plain U-Net)."""
+    """Give 3d_fullres the patch, batch and network of one of our plans (a plain U-Net)."""
     found = plans["configurations"]["3d_fullres"]
     found["patch_size"] = list(plan.sampling.patch_size[::-1])
     found["batch_size"] = plan.sampling.batch_size

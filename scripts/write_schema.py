@@ -1,4 +1,4 @@
-"""Write the JSON Schema of plans to plans/schema.json: run it when the plan has changed."""
+"""Write the JSON Schema of a plan to plans/schema.json; run this after changing the plan."""
 
 from __future__ import annotations
 

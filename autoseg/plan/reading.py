@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def _without_kind(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return path[:2] + path[3:] if path[:1] in LISTS_OF_KINDS or path[:2] in KINDS else path
 
 
+@cache
 def _all_keys() -> list[str]:
     """The keys of all sections."""
     schema = Plan.model_json_schema()

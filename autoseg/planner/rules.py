@@ -12,6 +12,7 @@ the planner's order (see `grid`); `_finished` brings everything to x, y, z order
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,22 +102,19 @@ class Planner:
         name: as the user selects it.
         residual: residual encoder instead of plain convolutions.
         memory_gb: the memory that the references are meant for.
-        reference_2d: feature map values with two axes.
-        reference_3d: feature map values with three axes.
+        reference: number of axes -> feature map values.
         coverage: the largest share of all voxels of the data set in one batch.
     """
 
     name: str
     residual: bool
     memory_gb: float
-    reference_2d: float
-    reference_3d: float
+    reference: Mapping[int, float]
     coverage: float
 
     def budget(self, dimensions: int, memory_gb: float) -> float:
         """The feature map values that one patch of a reference batch may need."""
-        reference = self.reference_3d if dimensions == 3 else self.reference_2d
-        return reference * (memory_gb / self.memory_gb)
+        return self.reference[dimensions] * (memory_gb / self.memory_gb)
 
     def limit(self, dimensions: int, memory_gb: float) -> float:
         """The feature map values above which the patch is made smaller.
@@ -138,10 +136,10 @@ class Planner:
 
 
 PLANNERS = (
-    Planner("default", False, 8.0, 85e6, 560e6, 0.05),
-    Planner("resenc_m", True, 8.0, 135e6, 680e6, 1.0),
-    Planner("resenc_l", True, 24.0, 380e6, 2100e6, 1.0),
-    Planner("resenc_xl", True, 40.0, 560e6, 3600e6, 1.0),
+    Planner("default", False, 8.0, {2: 85e6, 3: 560e6}, 0.05),
+    Planner("resenc_m", True, 8.0, {2: 135e6, 3: 680e6}, 1.0),
+    Planner("resenc_l", True, 24.0, {2: 380e6, 3: 2100e6}, 1.0),
+    Planner("resenc_xl", True, 40.0, {2: 560e6, 3: 3600e6}, 1.0),
 )
 
 
@@ -151,11 +149,10 @@ def find_planner(name: str) -> Planner:
     Raises:
         PlanError: the name is unknown.
     """
-    for planner in PLANNERS:
-        if planner.name == name:
-            return planner
-    choices = ", ".join(planner.name for planner in PLANNERS)
-    raise PlanError(f"no planner {name!r}; choose one of {choices}")
+    planners = {planner.name: planner for planner in PLANNERS}
+    if name not in planners:
+        raise PlanError(f"no planner {name!r}; choose one of {', '.join(planners)}")
+    return planners[name]
 
 
 @dataclass(frozen=True)

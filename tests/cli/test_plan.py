@@ -95,7 +95,8 @@ def test_explain(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     (key,) = [number for number, line in enumerate(lines) if "training.epochs" in line]
-    assert lines[key - 1].split() == ["epochs", "3", "the", "rules", "alone:", "1000", "--set"]
+    cells = lines[key - 1].split()
+    assert (cells[:2], cells[-2:]) == (["epochs", "3"], ["1000", "--set"])
 
 
 @pytest.mark.parametrize(

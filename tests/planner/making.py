@@ -25,7 +25,7 @@ def fingerprint(
     task: str = "Task001_Tiny",
     cases: int = 6,
 ) -> Fingerprint:
-    """A data set of equal cases."""
+    """The fingerprint of a data set of equal cases."""
     channel = ChannelStatistics("hounsfield", FOREGROUND, foreground)
     case = CaseStatistics(
         shape=shape,
