@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json, write_text
@@ -23,10 +25,12 @@ from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
 from autoseg.experiments.status import (
     SUMMARY,
     Status,
+    in_short,
     is_scored,
     is_trained,
     plan_id,
     status_of,
+    table,
     test_folder,
     validation,
 )
@@ -73,6 +77,21 @@ def read_jobs(study: Study, workspace: Workspace) -> dict[str, str]:
         return dict(read_json(workspace.study(study.name) / JOBS))
     except (AutosegError, TypeError, ValueError):
         return {}
+
+
+def print_status(studies: Sequence[Study], workspace: Workspace, width: int | None) -> None:
+    """Print the status of all runs; `width` is that of the table, None for the terminal's."""
+    console = Console(width=width)
+    for study in studies:
+        jobs = read_jobs(study, workspace)
+        of_plans = {each.name: runs_of_plan(each, workspace) for each in variants(study)}
+        statuses = [status_of(run, workspace, jobs) for runs in of_plans.values() for run in runs]
+        if statuses:
+            console.print(table(statuses, f"{study.name}: {in_short(statuses)}"))
+        else:
+            print(f"{study.name}: no runs yet")
+        if unplanned := [name for name, runs in of_plans.items() if not runs]:
+            print(f"not planned yet: {', '.join(unplanned)}")
 
 
 def to_csv(rows: list[ResultRow]) -> str:

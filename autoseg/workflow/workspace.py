@@ -10,10 +10,9 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
-from autoseg.models.folder import fold_folder
+from autoseg.models.folder import EVERY_FOLD, FINAL, fold_folder
 
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
-FINAL = "final.safetensors"  # as in models.folder, whose import takes seconds
 RAW_FOLDER = "raw_folder.json"  # in preprocessed/TASK: the folder of a task outside raw/
 FOLD_LOCK = ".lock"  # in fold_K: held by the process that trains the fold
 
@@ -129,7 +128,7 @@ class Workspace:
 
     def trained(self) -> list[tuple[str, str]]:
         """(task, plan) of every model that has a finished fold."""
-        found = (self.root / "models").glob(f"*/*/fold_*/{FINAL}")
+        found = (self.root / "models").glob(f"*/*/{EVERY_FOLD}/{FINAL}")
         return sorted({(path.parts[-4], path.parts[-3]) for path in found})
 
 
