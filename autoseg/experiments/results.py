@@ -23,7 +23,7 @@ from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import Statistic
 from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
 from autoseg.experiments.status import (
-    SUMMARY,
+    SCORES,
     Status,
     in_short,
     is_scored,
@@ -32,10 +32,9 @@ from autoseg.experiments.status import (
     status_of,
     table,
     test_folder,
-    validation,
 )
 from autoseg.experiments.study import Study
-from autoseg.models.folder import VALIDATION
+from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
 from autoseg.plan.reading import load_plan
 from autoseg.workflow.workspace import Workspace
 
@@ -119,11 +118,11 @@ def _rows(
         "seed": variant.seed,
         "fold": run.fold,
     }
-    yield from _scores(validation(run.folder(workspace)), begin | {"set": VALIDATION})
+    yield from _scores(run.folder(workspace) / SUMMARY, begin | {"set": VALIDATION})
     for each in run.held_out:
         if is_scored(run, each, workspace):
             yield from _scores(
-                test_folder(run, each, workspace) / SUMMARY, begin | {"set": each.name}
+                test_folder(run, each, workspace) / SCORES, begin | {"set": each.name}
             )
 
 
@@ -296,7 +295,7 @@ def _labels(folders: dict[str, dict[int, Path]]) -> Labels | None:
     for of_arm in folders.values():
         for fold in of_arm.values():
             try:
-                return Labels.of_plan(load_plan(fold.parent / "plan.json"))
+                return Labels.of_plan(load_plan(fold.parent / PLAN))
             except AutosegError:
                 continue
     return None

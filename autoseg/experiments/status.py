@@ -24,12 +24,12 @@ from autoseg.common.locks import holder_of
 from autoseg.common.progress import counted, in_words
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.models.folder import VALIDATION
+from autoseg.models.folder import FINAL, PLAN, SUMMARY
 from autoseg.models.log import count_epochs
 from autoseg.plan.reading import load_plan
-from autoseg.workflow.workspace import FINAL, FOLD_LOCK, Workspace
+from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
-RECORD, SUMMARY, TEST_SET = "run.json", "summary.json", "test_set.json"
+RECORD, SCORES, TEST_SET = "run.json", "summary.json", "test_set.json"
 LOCK = ".run.lock"  # held during an attempt; FOLD_LOCK also during training without a study
 COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "done": "green"}
 
@@ -47,7 +47,7 @@ def is_finished(run: StudyRun, workspace: Workspace) -> bool:
 def is_trained(run: StudyRun, workspace: Workspace) -> bool:
     """Whether the model is there, trained by the current plan, and validated."""
     folder = run.folder(workspace)
-    if not all(path.is_file() for path in (folder / FINAL, validation(folder))):
+    if not all(path.is_file() for path in (folder / FINAL, folder / SUMMARY)):
         return False
     planned = plan_id(workspace.preprocessed(run.task, run.plan))
     return planned is not None and plan_id(folder.parent) == planned
@@ -56,7 +56,7 @@ def is_trained(run: StudyRun, workspace: Workspace) -> bool:
 def is_scored(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
     """Whether the model has been scored on this test set as the study describes it now."""
     folder = test_folder(run, test_set, workspace)
-    scored = (folder / SUMMARY).is_file()
+    scored = (folder / SCORES).is_file()
     return scored and is_described(folder, described(run, test_set, workspace))
 
 
@@ -66,11 +66,6 @@ def is_described(folder: Path, description: dict[str, Any]) -> bool:
         return bool(read_json(folder / TEST_SET) == description)
     except AutosegError:
         return False
-
-
-def validation(folder: Path) -> Path:
-    """The scores of a fold's validation cases."""
-    return folder / VALIDATION / SUMMARY
 
 
 def test_folder(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> Path:
@@ -86,7 +81,7 @@ def described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> dict[st
 
 def plan_id(folder: Path) -> str | None:
     """The id of the plan in a folder; None if there is no readable plan."""
-    path = folder / "plan.json"
+    path = folder / PLAN
     try:
         return _id_of(path, path.stat().st_mtime_ns)
     except (AutosegError, OSError):
@@ -245,7 +240,7 @@ def _state(run: StudyRun, workspace: Workspace, record: Record | None, job: str 
 
 def _dice(folder: Path) -> float | None:
     try:
-        dice: float | None = read_json(validation(folder))["foreground_mean"]["Dice"]
+        dice: float | None = read_json(folder / SUMMARY)["foreground_mean"]["Dice"]
         return dice
     except (AutosegError, KeyError, TypeError):
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
-from autoseg.models.folder import EVERY_FOLD, FINAL, fold_folder
+from autoseg.models.folder import EVERY_FOLD, FINAL, PLAN, fold_folder
 
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
 RAW_FOLDER = "raw_folder.json"  # in preprocessed/TASK: the folder of a task outside raw/
@@ -115,7 +115,7 @@ class Workspace:
     def find_plan_name(self, task: str, plan: str | None) -> str:
         """The name of the plan to train: the given one, or the task's only plan."""
         folder = self.preprocessed(task)
-        names = [name for name in _folders(folder) if (folder / name / "plan.json").is_file()]
+        names = [name for name in _folders(folder) if (folder / name / PLAN).is_file()]
         if plan is not None:
             return _resolve(plan, names, "plan", folder)
         if not names:
