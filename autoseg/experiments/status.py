@@ -6,13 +6,13 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -132,48 +132,41 @@ def read_record(folder: Path) -> Record | None:
         return None
 
 
-class Recorder:
-    """Context manager that records an attempt: its begin, and how it ends."""
+@contextmanager
+def recorded(folder: Path, log: str, slurm_job: str | None) -> Iterator[Callable[..., None]]:
+    """Record the attempt in the block, and how it ends; yields a function that changes fields."""
+    earlier, started = read_record(folder), time.monotonic()
+    seconds_before = 0.0 if earlier is None else earlier.seconds
+    record = Record(
+        state="running",
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds_before,
+        attempts=1 if earlier is None else earlier.attempts + 1,
+        machine=platform.node(),
+        pid=os.getpid(),
+        slurm_job=slurm_job,
+        log=log,
+    )
 
-    def __init__(self, folder: Path, log: str, slurm_job: str | None) -> None:
-        earlier = read_record(folder)
-        self.folder = folder
-        self.started = time.monotonic()
-        self.seconds_before = 0.0 if earlier is None else earlier.seconds
-        self.record = Record(
-            state="running",
-            began=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=self.seconds_before,
-            attempts=1 if earlier is None else earlier.attempts + 1,
-            machine=platform.node(),
-            pid=os.getpid(),
-            slurm_job=slurm_job,
-            log=log,
-        )
+    def update(**changes: Any) -> None:
+        nonlocal record
+        record = replace(record, **changes)
+        write_json(folder / RECORD, asdict(record))
 
-    def update(self, **changes: Any) -> None:
-        """Change fields of the record, and write it."""
-        self.record = replace(self.record, **changes)
-        write_json(self.folder / RECORD, asdict(self.record))
+    def end(state: AttemptState, error: str | None = None) -> None:
+        seconds = round(seconds_before + time.monotonic() - started, 2)
+        update(state=state, error=error, seconds=seconds)
 
-    def __enter__(self) -> Self:
-        self.update()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        seconds = round(self.seconds_before + time.monotonic() - self.started, 2)
-        if error is None:
-            self.update(state="done", seconds=seconds)
-        elif isinstance(error, Stopped | KeyboardInterrupt | InUse):  # in use by autoseg_train
-            self.update(state="stopped", error=str(error), seconds=seconds)
-        else:
-            text = f"{type(error).__name__}: {error}"
-            self.update(state="failed", error=text, seconds=seconds)
+    update()
+    try:
+        yield update
+    except (Stopped, KeyboardInterrupt, InUse) as error:  # in use by autoseg_train
+        end("stopped", str(error))
+        raise
+    except BaseException as error:
+        end("failed", f"{type(error).__name__}: {error}")
+        raise
+    end("done")
 
 
 @dataclass(frozen=True)
