@@ -110,10 +110,11 @@ def _experiment(arguments: argparse.Namespace) -> int:
 
 def _run(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Namespace) -> int:
     from autoseg.experiments.local import run_studies
+    from autoseg.experiments.report import report_studies
 
     failed = run_studies(studies, workspace, arguments.jobs, arguments.processes, arguments.device)
     _print_status(studies, workspace)
-    unreported = _print_results(studies, workspace)
+    unreported = report_studies(studies, workspace)
     for run, log in failed.items():
         say(f"{run} failed; log: {log}")
     if failed:
@@ -134,41 +135,9 @@ def _submit(studies: Sequence[Study], workspace: Workspace, arguments: argparse.
 
 
 def _print_status(studies: Sequence[Study], workspace: Workspace) -> None:
-    from rich.console import Console
+    from autoseg.experiments.results import print_status
 
-    from autoseg.experiments.results import read_jobs
-    from autoseg.experiments.runs import runs_of_plan, variants
-    from autoseg.experiments.status import in_short, status_of, table
-
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    for study in studies:
-        jobs = read_jobs(study, workspace)
-        of_plans = {each.name: runs_of_plan(each, workspace) for each in variants(study)}
-        statuses = [status_of(run, workspace, jobs) for runs in of_plans.values() for run in runs]
-        if statuses:
-            console.print(table(statuses, f"{study.name}: {in_short(statuses)}"))
-        else:
-            print(f"{study.name}: no runs yet")
-        if unplanned := [name for name, runs in of_plans.items() if not runs]:
-            print(f"not planned yet: {', '.join(unplanned)}")
-
-
-def _print_results(studies: Sequence[Study], workspace: Workspace) -> list[AutosegError]:
-    """Write the tables and figures of all studies; returns the errors."""
-    from autoseg.experiments.report import report_study
-    from autoseg.experiments.results import RESULTS
-
-    problems = []
-    for study in studies:
-        folder = workspace.study(study.name)
-        print(folder / RESULTS)
-        try:
-            for path in report_study(folder):
-                print(path)
-        except AutosegError as error:  # failed runs are reported first
-            say(f"warning: no tables and figures for {study.name}: {error}")
-            problems.append(error)
-    return problems
+    print_status(studies, workspace, None if sys.stdout.isatty() else WIDTH)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         say(_in_short(member))
     found = find_inputs(arguments.input, predictor.plan.channels)
     for name, reason in found.passed_over.items():
-        say(f"skipped {name}: {reason}")
+        say(f"ignored {name}: {reason}")
     outcome = predict_cases(
         predictor,
         found.cases,

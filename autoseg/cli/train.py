@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,8 +72,16 @@ def _train(arguments: argparse.Namespace) -> int:
     folds = _folds(arguments.folds)
     common.spawn_workers()
 
+    from autoseg.evaluation.tables import print_table
     from autoseg.training.distributed import joined
-    from autoseg.workflow.fold import FoldJob
+    from autoseg.workflow.fold import FoldJob, check_fold, run_fold
+
+    def run(job: FoldJob) -> None:
+        summary = run_fold(job)
+        if summary is not None:
+            print_table(summary)
+        if job.group.leads:
+            print(job.folder)
 
     workspace = common.find_workspace(arguments)
     task = workspace.find_task_folder(arguments.task)
@@ -95,24 +103,22 @@ def _train(arguments: argparse.Namespace) -> int:
             )
             for fold in folds
         ]
-        _run_all(jobs)
+        if len(jobs) == 1 or group.is_shared:  # processes that share a fold fail together
+            for job in jobs:
+                run(job)
+        else:
+            for job in jobs:
+                check_fold(job)
+            _run_each(jobs, run)
     return common.DONE
 
 
-def _run_all(jobs: Sequence[FoldJob]) -> None:
+def _run_each(jobs: Sequence[FoldJob], run: Callable[[FoldJob], None]) -> None:
     """Train one fold after the other; a fold that fails does not stop the others."""
-    from autoseg.workflow.fold import check_fold
-
-    if len(jobs) == 1 or jobs[0].group.is_shared:  # processes that share a fold fail together
-        for job in jobs:
-            _run(job)
-        return
-    for job in jobs:
-        check_fold(job)
     failed = []
     for job in jobs:
         try:
-            _run(replace(job, started=time.monotonic()) if job is not jobs[0] else job)
+            run(job if job is jobs[0] else replace(job, started=time.monotonic()))
         except Stopped:
             raise
         except (AutosegError, RunError) as error:
@@ -120,17 +126,6 @@ def _run_all(jobs: Sequence[FoldJob]) -> None:
             failed.append(job.fold)
     if failed:
         raise RunError(f"{listed('fold', failed)} failed; see the errors above")
-
-
-def _run(job: FoldJob) -> None:
-    from autoseg.evaluation.tables import print_table
-    from autoseg.workflow.fold import run_fold
-
-    summary = run_fold(job)
-    if summary is not None:
-        print_table(summary)
-    if job.group.leads:
-        print(job.folder)
 
 
 def _folds(words: Sequence[str]) -> list[str]:

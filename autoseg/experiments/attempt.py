@@ -36,12 +36,12 @@ from autoseg.experiments.runs import StudyRun, joined, runs_of
 from autoseg.experiments.status import (
     LOCK,
     TEST_SET,
-    Recorder,
     described,
     is_described,
     is_finished,
     is_scored,
     is_trained,
+    recorded,
     test_folder,
 )
 from autoseg.experiments.study import HeldOut, Study
@@ -160,9 +160,9 @@ def attempt(order: RunOrder) -> None:
     with locked(folder / LOCK, str(run)):
         if is_finished(run, workspace):
             return
-        with Recorder(folder, str(order.log), order.slurm_job) as recorder:
+        with recorded(folder, str(order.log), order.slurm_job) as update:
             device = _pick_device(order)
-            recorder.update(device=describe(device))
+            update(device=describe(device))
             _check_pretrained(run, folder)
             if not is_trained(run, workspace):
                 _train(order, workspace, device)

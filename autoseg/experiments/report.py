@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autoseg.common.errors import AutosegError
 from autoseg.common.figures import Colours, save_forms
+from autoseg.common.progress import say
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.figures.boxes import draw_bars, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, worst_median_best
@@ -14,10 +16,26 @@ from autoseg.evaluation.report.task_files import FIGURES, TABLES, Trained
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import write_table
 from autoseg.experiments.paper import bars, fold_boxes, fold_table, mean_table, median_table, titled
-from autoseg.experiments.results import StudyScores, read_scores
+from autoseg.experiments.results import RESULTS, StudyScores, read_scores
+from autoseg.experiments.study import Study
 from autoseg.models.folder import SUMMARY
 from autoseg.models.log import draw_losses, read_log
 from autoseg.workflow.workspace import Workspace
+
+
+def report_studies(studies: Sequence[Study], workspace: Workspace) -> list[AutosegError]:
+    """Write the tables and figures of all studies and print their paths; returns the errors."""
+    errors = []
+    for study in studies:
+        folder = workspace.study(study.name)
+        print(folder / RESULTS)
+        try:
+            for path in report_study(folder):
+                print(path)
+        except AutosegError as error:
+            say(f"warning: no tables and figures for {study.name}: {error}")
+            errors.append(error)
+    return errors
 
 
 def report_study(folder: Path) -> list[Path]:

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json, write_text
@@ -21,17 +23,18 @@ from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import Statistic
 from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
 from autoseg.experiments.status import (
-    SUMMARY,
+    SCORES,
     Status,
+    in_short,
     is_scored,
     is_trained,
     plan_id,
     status_of,
+    table,
     test_folder,
-    validation,
 )
 from autoseg.experiments.study import Study
-from autoseg.models.folder import VALIDATION
+from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
 from autoseg.plan.reading import load_plan
 from autoseg.workflow.workspace import Workspace
 
@@ -75,6 +78,21 @@ def read_jobs(study: Study, workspace: Workspace) -> dict[str, str]:
         return {}
 
 
+def print_status(studies: Sequence[Study], workspace: Workspace, width: int | None) -> None:
+    """Print the status of all runs; `width` is that of the table, None for the terminal's."""
+    console = Console(width=width)
+    for study in studies:
+        jobs = read_jobs(study, workspace)
+        of_plans = {each.name: runs_of_plan(each, workspace) for each in variants(study)}
+        statuses = [status_of(run, workspace, jobs) for runs in of_plans.values() for run in runs]
+        if statuses:
+            console.print(table(statuses, f"{study.name}: {in_short(statuses)}"))
+        else:
+            print(f"{study.name}: no runs yet")
+        if unplanned := [name for name, runs in of_plans.items() if not runs]:
+            print(f"not planned yet: {', '.join(unplanned)}")
+
+
 def to_csv(rows: list[ResultRow]) -> str:
     """A table with the columns of all rows, in the order of their first appearance."""
     columns = list(dict.fromkeys([*FIRST, *(key for row in rows for key in row)]))
@@ -100,11 +118,11 @@ def _rows(
         "seed": variant.seed,
         "fold": run.fold,
     }
-    yield from _scores(validation(run.folder(workspace)), begin | {"set": VALIDATION})
+    yield from _scores(run.folder(workspace) / SUMMARY, begin | {"set": VALIDATION})
     for each in run.held_out:
         if is_scored(run, each, workspace):
             yield from _scores(
-                test_folder(run, each, workspace) / SUMMARY, begin | {"set": each.name}
+                test_folder(run, each, workspace) / SCORES, begin | {"set": each.name}
             )
 
 
@@ -277,7 +295,7 @@ def _labels(folders: dict[str, dict[int, Path]]) -> Labels | None:
     for of_arm in folders.values():
         for fold in of_arm.values():
             try:
-                return Labels.of_plan(load_plan(fold.parent / "plan.json"))
+                return Labels.of_plan(load_plan(fold.parent / PLAN))
             except AutosegError:
                 continue
     return None

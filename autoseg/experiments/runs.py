@@ -15,6 +15,7 @@ from autoseg.dataset.splits import FILE_NAME, count_folds
 from autoseg.dataset.task import find_task
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
+from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import load_plan
 from autoseg.planner.budget import parse_seconds
@@ -183,7 +184,7 @@ def prepare_plans(
         study = variant.study
         parent = workspace.preprocessed(study.task)
         with locked(parent / f".{variant.name}.lock", f"planning {variant.name}", wait=True):
-            if (parent / variant.name / "plan.json").is_file():
+            if (parent / variant.name / PLAN).is_file():
                 _check_plan(variant, workspace)
                 continue
             if study.task not in surveyed:
@@ -201,7 +202,7 @@ def prepare_plans(
 def _check_plan(variant: Variant, workspace: Workspace) -> None:
     """Raise a PlanError unless the existing plan is the one that the study describes."""
     folder = workspace.preprocessed(variant.study.task, variant.name)
-    plan = load_plan(folder / "plan.json")
+    plan = load_plan(folder / PLAN)
     if variant.options.seconds is None:  # a plan for a time budget depends on measurements
         _compare(plan, variant, workspace, folder)
     _check_folds(variant, workspace, plan)

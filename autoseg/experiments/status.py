@@ -6,13 +6,13 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -24,12 +24,12 @@ from autoseg.common.locks import holder_of
 from autoseg.common.progress import counted, in_words
 from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
-from autoseg.models.folder import VALIDATION
+from autoseg.models.folder import FINAL, PLAN, SUMMARY
 from autoseg.models.log import count_epochs
 from autoseg.plan.reading import load_plan
-from autoseg.workflow.workspace import FINAL, FOLD_LOCK, Workspace
+from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
-RECORD, SUMMARY, TEST_SET = "run.json", "summary.json", "test_set.json"
+RECORD, SCORES, TEST_SET = "run.json", "summary.json", "test_set.json"
 LOCK = ".run.lock"  # held during an attempt; FOLD_LOCK also during training without a study
 COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "done": "green"}
 
@@ -47,7 +47,7 @@ def is_finished(run: StudyRun, workspace: Workspace) -> bool:
 def is_trained(run: StudyRun, workspace: Workspace) -> bool:
     """Whether the model is there, trained by the current plan, and validated."""
     folder = run.folder(workspace)
-    if not all(path.is_file() for path in (folder / FINAL, validation(folder))):
+    if not all(path.is_file() for path in (folder / FINAL, folder / SUMMARY)):
         return False
     planned = plan_id(workspace.preprocessed(run.task, run.plan))
     return planned is not None and plan_id(folder.parent) == planned
@@ -56,7 +56,7 @@ def is_trained(run: StudyRun, workspace: Workspace) -> bool:
 def is_scored(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
     """Whether the model has been scored on this test set as the study describes it now."""
     folder = test_folder(run, test_set, workspace)
-    scored = (folder / SUMMARY).is_file()
+    scored = (folder / SCORES).is_file()
     return scored and is_described(folder, described(run, test_set, workspace))
 
 
@@ -66,11 +66,6 @@ def is_described(folder: Path, description: dict[str, Any]) -> bool:
         return bool(read_json(folder / TEST_SET) == description)
     except AutosegError:
         return False
-
-
-def validation(folder: Path) -> Path:
-    """The scores of a fold's validation cases."""
-    return folder / VALIDATION / SUMMARY
 
 
 def test_folder(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> Path:
@@ -86,7 +81,7 @@ def described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> dict[st
 
 def plan_id(folder: Path) -> str | None:
     """The id of the plan in a folder; None if there is no readable plan."""
-    path = folder / "plan.json"
+    path = folder / PLAN
     try:
         return _id_of(path, path.stat().st_mtime_ns)
     except (AutosegError, OSError):
@@ -137,48 +132,41 @@ def read_record(folder: Path) -> Record | None:
         return None
 
 
-class Recorder:
-    """Context manager that records an attempt: its begin, and how it ends."""
+@contextmanager
+def recorded(folder: Path, log: str, slurm_job: str | None) -> Iterator[Callable[..., None]]:
+    """Record the attempt in the block, and how it ends; yields a function that changes fields."""
+    earlier, started = read_record(folder), time.monotonic()
+    seconds_before = 0.0 if earlier is None else earlier.seconds
+    record = Record(
+        state="running",
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds_before,
+        attempts=1 if earlier is None else earlier.attempts + 1,
+        machine=platform.node(),
+        pid=os.getpid(),
+        slurm_job=slurm_job,
+        log=log,
+    )
 
-    def __init__(self, folder: Path, log: str, slurm_job: str | None) -> None:
-        earlier = read_record(folder)
-        self.folder = folder
-        self.started = time.monotonic()
-        self.seconds_before = 0.0 if earlier is None else earlier.seconds
-        self.record = Record(
-            state="running",
-            began=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=self.seconds_before,
-            attempts=1 if earlier is None else earlier.attempts + 1,
-            machine=platform.node(),
-            pid=os.getpid(),
-            slurm_job=slurm_job,
-            log=log,
-        )
+    def update(**changes: Any) -> None:
+        nonlocal record
+        record = replace(record, **changes)
+        write_json(folder / RECORD, asdict(record))
 
-    def update(self, **changes: Any) -> None:
-        """Change fields of the record, and write it."""
-        self.record = replace(self.record, **changes)
-        write_json(self.folder / RECORD, asdict(self.record))
+    def end(state: AttemptState, error: str | None = None) -> None:
+        seconds = round(seconds_before + time.monotonic() - started, 2)
+        update(state=state, error=error, seconds=seconds)
 
-    def __enter__(self) -> Self:
-        self.update()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        seconds = round(self.seconds_before + time.monotonic() - self.started, 2)
-        if error is None:
-            self.update(state="done", seconds=seconds)
-        elif isinstance(error, Stopped | KeyboardInterrupt | InUse):  # in use by autoseg_train
-            self.update(state="stopped", error=str(error), seconds=seconds)
-        else:
-            text = f"{type(error).__name__}: {error}"
-            self.update(state="failed", error=text, seconds=seconds)
+    update()
+    try:
+        yield update
+    except (Stopped, KeyboardInterrupt, InUse) as error:  # in use by autoseg_train
+        end("stopped", str(error))
+        raise
+    except BaseException as error:
+        end("failed", f"{type(error).__name__}: {error}")
+        raise
+    end("done")
 
 
 @dataclass(frozen=True)
@@ -245,7 +233,7 @@ def _state(run: StudyRun, workspace: Workspace, record: Record | None, job: str 
 
 def _dice(folder: Path) -> float | None:
     try:
-        dice: float | None = read_json(validation(folder))["foreground_mean"]["Dice"]
+        dice: float | None = read_json(folder / SUMMARY)["foreground_mean"]["Dice"]
         return dice
     except (AutosegError, KeyError, TypeError):
         return None

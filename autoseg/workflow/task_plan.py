@@ -26,6 +26,7 @@ from autoseg.dataset.splits import (
 )
 from autoseg.dataset.task import Task, find_task, without
 from autoseg.fingerprint import Fingerprint, survey
+from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import differing_keys, load_plan
 from autoseg.planner.budget import expected_work
@@ -155,7 +156,7 @@ def write_plan(
     fingerprint.save(folder / "fingerprint.json")
     for other in other_plans(fingerprint, options, plan):
         other.save(folder / "other_configurations" / f"{other.name}.json")
-    plan.save(folder / "plan.json")
+    plan.save(folder / PLAN)
     return plan
 
 
@@ -176,7 +177,7 @@ def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> No
 def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
     """What the splits of an earlier plan of this name were made from; None without such a plan."""
     try:
-        return load_plan(folder / "plan.json").splits, Fingerprint.load(folder / "fingerprint.json")
+        return load_plan(folder / PLAN).splits, Fingerprint.load(folder / "fingerprint.json")
     except AutosegError:
         return None
 

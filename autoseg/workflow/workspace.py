@@ -10,10 +10,9 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
-from autoseg.models.folder import fold_folder
+from autoseg.models.folder import EVERY_FOLD, FINAL, PLAN, fold_folder
 
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
-FINAL = "final.safetensors"  # as in models.folder, whose import takes seconds
 RAW_FOLDER = "raw_folder.json"  # in preprocessed/TASK: the folder of a task outside raw/
 FOLD_LOCK = ".lock"  # in fold_K: held by the process that trains the fold
 
@@ -116,7 +115,7 @@ class Workspace:
     def find_plan_name(self, task: str, plan: str | None) -> str:
         """The name of the plan to train: the given one, or the task's only plan."""
         folder = self.preprocessed(task)
-        names = [name for name in _folders(folder) if (folder / name / "plan.json").is_file()]
+        names = [name for name in _folders(folder) if (folder / name / PLAN).is_file()]
         if plan is not None:
             return _resolve(plan, names, "plan", folder)
         if not names:
@@ -129,7 +128,7 @@ class Workspace:
 
     def trained(self) -> list[tuple[str, str]]:
         """(task, plan) of every model that has a finished fold."""
-        found = (self.root / "models").glob(f"*/*/fold_*/{FINAL}")
+        found = (self.root / "models").glob(f"*/*/{EVERY_FOLD}/{FINAL}")
         return sorted({(path.parts[-4], path.parts[-3]) for path in found})
 
 

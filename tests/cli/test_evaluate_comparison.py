@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.cli.evaluate import different_names, main
+from autoseg.cli.evaluate import main
 from autoseg.common.errors import AutosegError
 from autoseg.evaluation.scores import Summary
+from autoseg.workflow.evaluation import different_names
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus
 
 FORMS = ("csv", "md", "png", "svg", "tex")

@@ -59,7 +59,7 @@ def test_a_hospital_archive_in_every_format(
         printed = capsys.readouterr().err
         assert "1 predicted, 0 " in printed
         assert "missing" in printed
-        assert f"skipped {Path('P2') / 'report'}: " in printed
+        assert f"ignored {Path('P2') / 'report'}: " in printed
         written = out / f"P1_good{ending(format)}"
         assert written.exists()
         assert list(read_json(out / "predictions.json")["cases"]) == ["P1_good"]

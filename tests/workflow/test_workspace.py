@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import autoseg.models.folder
 from autoseg.common.errors import AutosegError
-from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE, FINAL, RAW_FOLDER, Workspace
+from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE, RAW_FOLDER, Workspace
 
 
 @pytest.fixture
@@ -168,4 +167,3 @@ def test_trained_models_have_a_finished_fold(workspace: Workspace) -> None:
     for path in ("T/P/fold_0", "T/P/fold_1", "S/P/fold_all"):
         (workspace.root / "models" / path / "final.safetensors").touch()
     assert workspace.trained() == [("S", "P"), ("T", "P")]
-    assert FINAL == autoseg.models.folder.FINAL

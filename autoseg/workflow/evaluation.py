@@ -1,0 +1,205 @@
+"""Score predictions, summarise a cross-validation, and compare two sets of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.progress import counted, say
+from autoseg.dataset.problems import some
+from autoseg.dataset.splits import FILE_NAME, count_folds
+from autoseg.evaluation.comparison import SHOWN, compare
+from autoseg.evaluation.cross_validation import CrossValidation, fold_rows, gather
+from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
+from autoseg.evaluation.figures.overlay import draw_examples
+from autoseg.evaluation.labels import read_wishes
+from autoseg.evaluation.learn_postprocessing import update
+from autoseg.evaluation.report.contents import (
+    cross_validation_report,
+    folder_report,
+    worst_exhibits,
+)
+from autoseg.evaluation.report.page import Report, Tables, write_report, write_tables
+from autoseg.evaluation.report.task_files import Trained, save_comparison, write_cross_validation
+from autoseg.evaluation.scores import Summary
+from autoseg.evaluation.tables import metric_rows, print_rows, print_table
+from autoseg.models.folder import EVERY_FOLD, SUMMARY
+from autoseg.workflow.workspace import Workspace
+
+
+def score_folders(
+    reference: Path,
+    predicted: Path,
+    out: Path | None = None,
+    *,
+    images: Path | None = None,
+    against: Path | None = None,
+    maps: Sequence[str] = (),
+    merges: Sequence[str] = (),
+    tolerance: str | None = None,
+    processes: int = 1,
+) -> None:
+    """Score a folder of predictions; write and print tables, pictures and a report.
+
+    Args:
+        reference: folder of reference label maps.
+        predicted: folder of predicted label maps.
+        out: output folder; `predicted` if None.
+        images: folder of the scans, for pictures.
+        against: second folder of predictions, to compare with `predicted`.
+        maps: `P:R` for label P of the predictions that is label R of the references.
+        merges: `NAME=A,B` for a row with the mean of several classes.
+        tolerance: of the normalised surface Dice, as in `1` or `lungs=1,infection=3`.
+        processes: number of worker processes.
+
+    Raises:
+        AutosegError: an option is wrong, or a file is missing or broken.
+    """
+    if images is not None and not images.is_dir():
+        raise DataError(f"-i {images}: no such folder; give the folder of the scans")
+    out = out or predicted
+    names = different_names(predicted, against) if against else ("", "")
+    options = read_wishes(maps, merges, tolerance)
+    labels = choose_labels(reference, predicted, options, processes)
+    summary = evaluate_folders(reference, predicted, labels, processes)
+    _write_tables(out, summary)
+    if images:
+        for picture in draw_examples(summary, images, labels, out):
+            print(f"picture: {picture}")
+    exhibits = worst_exhibits(summary, images, labels) if images else []
+    report = folder_report(reference, predicted, summary, exhibits, labels, processes)
+    _write_report(out, report)
+    if against:
+        other = evaluate_folders(reference, against, labels, processes)
+        _write_comparison(summary, other, names, out, labels.colours)
+
+
+def evaluate_task(workspace: Workspace, given: str, plan: str | None, processes: int) -> None:
+    """Summarise the cross-validation of a plan: tables, figures, postprocessing and a report.
+
+    Args:
+        workspace: where the models are.
+        given: name of the task, or a unique prefix of it.
+        plan: name of the plan; the only one with a validated fold if None.
+        processes: number of worker processes.
+
+    Raises:
+        AutosegError: the task or plan has no validated fold, or a file is broken.
+    """
+    task = workspace.find_task_name(given)
+    plan = _find_plan(workspace, task, plan)
+    folder, planned = workspace.models(task, plan), workspace.preprocessed(task, plan)
+    splits = planned / FILE_NAME
+    fold_count = count_folds(splits) if splits.is_file() else 0  # unknown in this workspace
+    validation = gather(folder, fold_count)
+    tables: Tables = {
+        "Dice of the folds": fold_rows(validation),
+        **_learn_postprocessing(folder, validation, fold_count, processes),
+    }
+    out = folder / "cross_validation"
+    _write_tables(out, validation.combined, tables)
+    if validation.missing:
+        print(f"missing folds: {', '.join(map(str, validation.missing))}")
+    trained = Trained(folder, workspace.raw_folder(given))
+    exhibits = trained.exhibits(validation.combined)
+    for path in write_cross_validation(trained, validation, out, processes, exhibits):
+        print(f"{path.parent.name}: {path}")
+    report = cross_validation_report(
+        trained, validation, exhibits, planned / "fingerprint.json", tables, processes
+    )
+    _write_report(out, report)
+
+
+def compare_plans(workspace: Workspace, given: str, plans: Sequence[str]) -> None:
+    """Compare the cross-validations of two plans of a task.
+
+    Raises:
+        AutosegError: both are the same, have no common case, or no validated fold.
+    """
+    task = workspace.find_task_name(given)
+    a, b = (workspace.models(task, _find_plan(workspace, task, name)) for name in plans)
+    names = different_names(a, b)
+    scores = gather(a).combined, gather(b).combined
+    _write_comparison(*scores, names, a / "cross_validation", Trained(a, None).colours)
+
+
+def different_names(one: Path, other: Path) -> tuple[str, str]:
+    """The shortest ends of two paths that differ, with underscores between their parts.
+
+    Raises:
+        AutosegError: both are the same folder.
+    """
+    parts = one.resolve().parts, other.resolve().parts
+    for length in range(1, 1 + max(map(len, parts))):
+        names = "_".join(parts[0][-length:]), "_".join(parts[1][-length:])
+        if names[0] != names[1]:
+            return names
+    raise AutosegError(f"{other} cannot be compared with itself; give two different folders")
+
+
+def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
+    """The given plan, or the only one with a validated fold."""
+    models = workspace.models(task)
+    found = sorted({path.parts[-4] for path in models.glob(f"*/{EVERY_FOLD}/{SUMMARY}")})
+    if given in found:
+        return str(given)
+    if not found:
+        raise AutosegError(f"{models} has no validated fold; run: autoseg_train {task} 0")
+    if given is not None:
+        raise AutosegError(
+            f"plan {given!r} has no validated fold; run: autoseg_train {task} 0 --plan {given} "
+            f"(with --resume if it was stopped), or choose one of {', '.join(found)}"
+        )
+    if len(found) > 1:
+        raise AutosegError(f"{task} has the plans {', '.join(found)}; choose one with --plan NAME")
+    return found[0]
+
+
+def _learn_postprocessing(
+    folder: Path, validation: CrossValidation, fold_count: int, processes: int
+) -> Tables:
+    """A table of the candidates; empty if nothing can be learned, as before all folds are there."""
+    try:
+        learned = update(folder, validation, fold_count, processes)
+    except AutosegError as error:
+        say(f"no postprocessing was learned: {error}")
+        return {}
+    return {"Postprocessing (the scores elsewhere are without it)": learned.rows()}
+
+
+def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> None:
+    """Write and print the tables, and print their paths."""
+    paths = write_tables(out, summary, tables or {})
+    for heading, rows in (tables or {}).items():
+        print(f"{heading}:")
+        print_rows(rows)
+        print()
+    print_table(summary)
+    print()
+    print_rows(metric_rows(summary))
+    for path in paths:
+        print(f"{path.stem}: {path}")
+
+
+def _write_report(out: Path, report: Report) -> None:
+    path = out / "report.html"
+    write_report(path, report)
+    print(f"report: {path}")
+
+
+def _write_comparison(
+    a: Summary, b: Summary, names: tuple[str, str], out: Path, colours: Mapping[str, str]
+) -> None:
+    """Compare two sets of scores, write the result, and print the most common metrics."""
+    found = compare(a, b, names)
+    for name, only in ((found.a, found.only_a), (found.b, found.only_b)):
+        if only:
+            cases = counted(len(only), "case")
+            say(f"warning: {cases} scored only for {name}, left out: {some(only)}")
+    table = found.table(SHOWN)
+    print()
+    print_rows(table.rows)
+    print(table.note)
+    for path in save_comparison(found, out, colours):
+        print(f"comparison: {path}")
