@@ -1,4 +1,4 @@
-"""A small workspace with a trained task, made without training."""
+"""A small workspace with a task that looks trained."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_raw(workspace: Workspace, **fields: str) -> Path:
 
 
 def plan_and_train(workspace: Workspace, plan: Plan, *folds: str) -> Path:
-    """The folders that planning and training would leave, with networks that learned nothing."""
+    """Make the folders of planning and training, with untrained networks."""
     task = read_task(workspace.raw(TASK), plan.labels, ())
     planned = workspace.preprocessed(TASK, plan.name)
     plan.save(planned / "plan.json")
@@ -53,11 +53,11 @@ def plan_and_train(workspace: Workspace, plan: Plan, *folds: str) -> Path:
         where = folder / f"fold_{fold}" / "validation"
         scores = []
         for name in splits[int(fold)].validation:
-            truth = workspace.raw(TASK) / "labelsTr" / f"{name}.nii.gz"
-            label, geometry = read_label(truth)
+            reference = workspace.raw(TASK) / "labelsTr" / f"{name}.nii.gz"
+            label, geometry = read_label(reference)
             label[10:, 8:, 7:] = 1  # an island
-            write_label(where / truth.name, label, geometry)
-            scores.append(evaluate_case(truth, where / truth.name, Labels(labels)))
+            write_label(where / reference.name, label, geometry)
+            scores.append(evaluate_case(reference, where / reference.name, Labels(labels)))
         Summary(tuple(scores)).save(where / "summary.json")
         write_json(where / "predictions.json", {"plan_id": plan.id})
         write_log(folder / f"fold_{fold}", [Epoch(e, 4, 1e-3, 0.5, {}, 1.25) for e in range(4)])

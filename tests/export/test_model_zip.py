@@ -49,7 +49,7 @@ def refusal(order: Order, out: Path, overwrite: bool = False) -> str:
     return message
 
 
-def test_everything_is_in_it(workspace: Workspace) -> None:
+def test_all_files_are_packed(workspace: Workspace) -> None:
     found = open_archive(packed(workspace))
     assert sorted(found.entries) == [
         "card.json",
@@ -74,7 +74,7 @@ def test_everything_is_in_it(workspace: Workspace) -> None:
     )
 
 
-def test_no_folder_of_this_machine_is_told(workspace: Workspace) -> None:
+def test_no_folder_of_this_machine_is_revealed(workspace: Workspace) -> None:
     out = packed(workspace)
     assert str(workspace.root).encode() not in out.read_bytes()
     assert workspace.root.name.encode() not in out.read_bytes()
@@ -90,7 +90,7 @@ def test_the_same_model_gives_the_same_bytes(workspace: Workspace) -> None:
     assert packed(workspace).read_bytes() == first
 
 
-def test_it_predicts_as_the_folder_does(workspace: Workspace) -> None:
+def test_a_packed_model_predicts_the_same(workspace: Workspace) -> None:
     folder, out = workspace.models(TASK, "default"), packed(workspace)
     image = read_image([workspace.raw(TASK) / "imagesTr" / "case_0_0000.nii.gz"])
     for folds in (None, ["1"]):
@@ -99,7 +99,7 @@ def test_it_predicts_as_the_folder_does(workspace: Workspace) -> None:
         assert np.array_equal(found, Predictor(folder, folds, "cpu").predict(image))
 
 
-def test_what_was_learned_goes_with_it(workspace: Workspace) -> None:
+def test_learned_postprocessing_is_packed(workspace: Workspace) -> None:
     folder = workspace.models(TASK, "default")
     learned = update(folder, gather(folder, 2), 2, 1)
     assert learned.postprocessing.steps
@@ -121,7 +121,7 @@ def test_some_folds(workspace: Workspace) -> None:
     assert "fold 7; there: 0, 1" in refusal(order, workspace.root / "a.zip")
 
 
-def test_a_cascade_brings_its_previous_stage(tmp_path: Path) -> None:
+def test_the_previous_stage_of_a_cascade_is_packed(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     write_raw(workspace)
     previous = tiny_plan(name="tiny-3d_lowres", configuration="3d_lowres")
@@ -139,7 +139,7 @@ def test_a_cascade_brings_its_previous_stage(tmp_path: Path) -> None:
     assert np.array_equal(predictor.predict(image), expected)
 
 
-def test_another_run_begins_with_it(workspace: Workspace) -> None:
+def test_training_can_start_from_a_packed_model(workspace: Workspace) -> None:
     out = packed(workspace)
     with pytest.raises(AutosegError, match=r"fold_0, fold_1.*zip"):
         read_pretrained(out)
@@ -155,7 +155,7 @@ def test_another_run_begins_with_it(workspace: Workspace) -> None:
         read_pretrained(out / "fold_0")
 
 
-def test_what_is_there_is_kept(workspace: Workspace) -> None:
+def test_an_existing_file_is_kept(workspace: Workspace) -> None:
     order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
     out.write_text("precious")
     assert "--overwrite" in refusal(order, out)
@@ -189,7 +189,7 @@ def test_files_of_different_plans_are_not_mixed(workspace: Workspace) -> None:
 
 
 def rewritten(out: Path, **changes: bytes) -> Path:
-    """The archive with other contents and a manifest that fits them."""
+    """Replace some contents of an archive, with a matching manifest."""
     found = open_archive(out)
     files = {name: found.read(name) for name in found.entries}
     files |= {name.replace("__", "/").replace("_json", ".json"): c for name, c in changes.items()}
@@ -214,7 +214,7 @@ def test_weights_of_another_plan_are_refused(workspace: Workspace) -> None:
         load_model(out, None, CPU)
 
 
-def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_an_archive_without_plan_is_refused(tmp_path: Path) -> None:
     write_archive(tmp_path / "a.zip", {}, {"card.md": b"#"})
     with pytest.raises(AutosegError, match=r"a\.zip .*plan\.json"):
         load_model(tmp_path / "a.zip", None, CPU)
@@ -248,7 +248,7 @@ def card_of(workspace: Workspace) -> tuple[dict[str, Any], str]:
     return json.loads(found.read("card.json")), found.read("card.md").decode()
 
 
-def test_what_nobody_said_is_not_stated(tmp_path: Path) -> None:
+def test_unknown_statements_are_not_stated(tmp_path: Path) -> None:
     card, text = card_of(trained_workspace(tmp_path))
     said = ("intended_use", "limits", "licence", "data_name", "data_licence", "contact")
     assert {card[key] for key in said} == {"not stated"}
@@ -256,7 +256,7 @@ def test_what_nobody_said_is_not_stated(tmp_path: Path) -> None:
     assert "## Licence of the data\n\nnot stated\n" in text
 
 
-def test_the_data_set_speaks_for_itself(tmp_path: Path) -> None:
+def test_statements_of_the_data_set(tmp_path: Path) -> None:
     workspace = trained_workspace(tmp_path)
     write_raw(
         workspace, name="Lungs", description="of mice", licence="CC-BY-SA 4.0", reference="A. B."
@@ -270,7 +270,7 @@ def test_the_data_set_speaks_for_itself(tmp_path: Path) -> None:
     assert card["licence"] == "not stated"
 
 
-def test_figures_are_those_of_the_data_and_the_folds(tmp_path: Path) -> None:
+def test_figures_of_the_data_and_the_folds(tmp_path: Path) -> None:
     card, text = card_of(trained_workspace(tmp_path))
     assert card["channels"] == ["CT"]
     assert card["classes"] == ["organ", "tumour"]

@@ -52,7 +52,7 @@ def random_patches(plan: Plan, batch: int) -> torch.Tensor:
 
 @each_format
 @pytest.mark.parametrize("changes", [CASCADE, SLICES, RESIDUAL], ids=["cascade", "2d", "residual"])
-def test_a_file_gives_what_torch_gives_at_any_batch(
+def test_files_equal_torch_at_any_batch_size(
     tmp_path: Path, name: str, changes: dict[str, Any]
 ) -> None:
     model = model_in(tmp_path / "model", "0", **changes)
@@ -67,7 +67,7 @@ def test_a_file_gives_what_torch_gives_at_any_batch(
 
 
 @needs["openvino"]
-def test_each_fold_has_its_file_with_the_plan_beside_it(tmp_path: Path) -> None:
+def test_each_fold_has_its_file_beside_the_plan(tmp_path: Path) -> None:
     model = model_in(tmp_path / "model", "0", "all")
     out = tmp_path / "a" / "out"
     export_model(model, out, ["openvino"])
@@ -87,7 +87,7 @@ def test_each_fold_has_its_file_with_the_plan_beside_it(tmp_path: Path) -> None:
 
 
 @each_format
-def test_files_tell_nothing_of_the_machine(tmp_path: Path, name: str) -> None:
+def test_no_path_of_this_machine_is_in_a_file(tmp_path: Path, name: str) -> None:
     model = model_in(tmp_path / "model", "0")
     export_model(model, tmp_path / "out", [name])
     for path in (tmp_path / "out").iterdir():
@@ -121,9 +121,9 @@ def test_input_and_output_are_described(tmp_path: Path) -> None:
         {"class": "organ", "label": 1},
         {"class": "tumour", "label": 2},
     ]
-    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    for told in ("1. clip: window [-100.0, 200.0]\n2. z_score: nonzero False", "2. tumour (label"):
-        assert told in text
+    readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for text in ("1. clip: window [-100.0, 200.0]\n2. z_score: nonzero False", "2. tumour (label"):
+        assert text in readme
 
 
 @needs["openvino"]
@@ -163,7 +163,7 @@ def test_logits_are_compared_by_size_and_by_class() -> None:
         compare(turned, ties, False, "a")
 
 
-def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(AutosegError, match=re.escape(str(tmp_path / "out"))):

@@ -1,4 +1,4 @@
-"""A network whose answer can be worked out by hand, and models that hold it."""
+"""Networks whose output is easy to compute by hand, and models of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoseg.prediction.model import Model
 
 
 class Pointwise(nn.Module):
-    """Logits of a voxel from that voxel alone: class c has `slope * c * value - c * c / 2 + shift`.
+    """Pointwise logits: class c has `slope * c * value - c * c / 2 + shift`.
 
     With slope 1 and no shift a voxel of value v belongs to the class nearest to v.
     """
@@ -52,7 +52,7 @@ class Layers(nn.Module):
 
 
 class Sided(nn.Module):
-    """Logits that grow along x, y and z differently: no mirror image gives the same."""
+    """Logits with a different slope along x, y and z, so all mirror images differ."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()

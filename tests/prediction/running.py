@@ -1,4 +1,4 @@
-"""Runs of their own process, for the tests that stop, kill or race them.
+"""Runs in separate processes, for the tests that stop, kill or race them.
 
 `share SCANS OUT TOGETHER` predicts the scans, but goes on with its second case only when as many
 runs as TOGETHER says have begun; it prints which cases it has predicted and which others have.
@@ -36,7 +36,7 @@ SECONDS = 100.0
 
 
 class Meeting(nn.Module):
-    """Waits in its first patch until other runs are in theirs."""
+    """Waits in its first patch until the other runs have reached theirs."""
 
     def __init__(self, folder: Path, runs: int) -> None:
         super().__init__()
@@ -74,9 +74,9 @@ def kill(scans: Path, out: Path) -> None:
             if not killed_at(moment, out, partial(predict, scans, out, overwrite)):
                 break
             moments += 1
-            check_whole(out, whole)
+            check_complete(out, whole)
             in_child(partial(predict, scans, out))
-            check_whole(out, whole)
+            check_complete(out, whole)
             assert label_maps(out) == whole
             left = {name for name in files_in(out) if name.startswith(".tmp")}
             assert left == set(), (moment, left)
@@ -84,13 +84,13 @@ def kill(scans: Path, out: Path) -> None:
 
 
 def label_maps(folder: Path) -> dict[str, Any]:
-    """Size and hash of each that a user sees: what is hidden is not whole yet."""
+    """Size and hash of each visible label map; hidden files are not complete yet."""
     found = [path for path in folder.glob("*.nii.gz") if not path.name.startswith(".")]
     return {path.name: file_facts(path) for path in found}
 
 
-def check_whole(out: Path, whole: dict[str, Any]) -> None:
-    """Every label map is whole and recorded; the record may know of one that is not there."""
+def check_complete(out: Path, whole: dict[str, Any]) -> None:
+    """Check that every label map is complete and recorded; more may be recorded."""
     there = label_maps(out)
     assert there.items() <= whole.items()
     recorded = read_json(out / RECORD)["cases"] if there else {}
@@ -98,7 +98,7 @@ def check_whole(out: Path, whole: dict[str, Any]) -> None:
 
 
 def in_child(job: Callable[[], Any], before: Callable[[], None] = lambda: None) -> int:
-    """Run in a forked process, which costs no start; returns the signal that ended it, or 0."""
+    """Run in a forked process, which starts fast; returns the signal that ended it, or 0."""
     pid = os.fork()
     if pid == 0:
         before()
@@ -110,7 +110,7 @@ def in_child(job: Callable[[], Any], before: Callable[[], None] = lambda: None) 
 
 
 def killed_at(moment: int, out: Path, job: Callable[[], Any]) -> bool:
-    """Was a process killed when it was about to touch a file of `out` for that many times?"""
+    """Kill a process at its n-th access to a file of `out`; returns whether there were so many."""
     count: Iterator[int] = itertools.count(1)
 
     def watch(event: str, details: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Scans whose prediction can be worked out, and how to predict them."""
+"""Scans whose prediction is known, and how to predict them."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def predict(
 
 
 def files_in(folder: Path) -> set[str]:
-    """Names of all files of a folder, hidden ones too."""
+    """Names of all files of a folder, including hidden ones."""
     return {path.name for path in folder.iterdir()}

@@ -56,7 +56,7 @@ def test_an_unknown_backend_is_refused() -> None:
         Predictor(model_of(tiny_plan(), Pointwise()), device="cpu", backend="tpu")
 
 
-def test_the_plan_names_the_precision() -> None:
+def test_the_plan_defines_the_precision() -> None:
     plan = plan_of("bfloat16")
     backend = choose_backend("torch", [trained_network()], plan, CPU)
     assert backend.name == f"torch {torch.__version__} bfloat16"
@@ -68,7 +68,7 @@ def test_the_plan_names_the_precision() -> None:
 
 
 @needs_openvino
-def test_openvino_is_for_u_nets_on_the_processor() -> None:
+def test_openvino_needs_a_unet_on_the_cpu() -> None:
     plan = tiny_plan()
     assert choose_backend("auto", [Pointwise()], plan, CPU).name.startswith("torch")
     with pytest.raises(AutosegError, match="Pointwise"):
@@ -79,10 +79,10 @@ def test_openvino_is_for_u_nets_on_the_processor() -> None:
 
 @needs_openvino
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
-def test_a_trained_network_gives_the_same_in_openvino(precision: str, tolerance: float) -> None:
+def test_openvino_equals_torch_for_a_trained_network(precision: str, tolerance: float) -> None:
     network, (image, label) = trained_network(), boxes(24, 1000)
     expected = torch.softmax(network(image), dim=1)
-    assert (expected.argmax(dim=1) == label).double().mean() > 0.999  # it has learnt
+    assert (expected.argmax(dim=1) == label).double().mean() > 0.999  # it is trained
     backend = choose_backend("auto", [network], plan_of(precision), CPU)
     used = precision if backends.computes_bfloat16() else "float32"
     assert backend.name == f"openvino {backends.version()} {used}"
@@ -92,7 +92,7 @@ def test_a_trained_network_gives_the_same_in_openvino(precision: str, tolerance:
 
 
 @needs_openvino
-def test_several_networks_free_their_memory_and_still_give_the_same() -> None:
+def test_releasing_memory_does_not_change_the_logits() -> None:
     plan, network, (image, _) = plan_of(), trained_network(), boxes(2, 7)
     (alone,) = choose_backend("openvino", [network], plan, CPU).networks
     both = choose_backend("openvino", [network, network], plan, CPU).networks
@@ -101,7 +101,7 @@ def test_several_networks_free_their_memory_and_still_give_the_same() -> None:
 
 
 @needs_openvino
-def test_the_answer_of_one_call_outlives_the_next() -> None:
+def test_the_logits_of_one_call_are_not_overwritten_by_the_next() -> None:
     (run,) = choose_backend("openvino", [trained_network()], plan_of(), CPU).networks
     first, second = boxes(1, 1)[0], boxes(1, 2)[0]
     kept = run(first)
@@ -111,7 +111,7 @@ def test_the_answer_of_one_call_outlives_the_next() -> None:
 
 
 @needs_openvino
-def test_two_threads_may_use_one_network() -> None:
+def test_several_threads_can_use_one_network() -> None:
     (run,) = choose_backend("openvino", [trained_network()], plan_of(), CPU).networks
     images = [boxes(1, seed)[0] for seed in range(12)]
     expected = [run(image) for image in images]
@@ -121,7 +121,7 @@ def test_two_threads_may_use_one_network() -> None:
 
 
 @needs_openvino
-def test_openvino_takes_as_many_threads_as_torch() -> None:
+def test_openvino_uses_as_many_threads_as_torch() -> None:
     network = backends.OpenVinoNetwork(
         trained_network(), plan_of().sampling.patch_size, torch.float32, frees=False
     )
@@ -162,7 +162,7 @@ def test_both_stages_of_a_cascade_run_in_openvino(tmp_path: Path) -> None:
 
 
 @needs_openvino
-def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+def test_openvino_runs_without_telemetry(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from autoseg.prediction.backends import core, openvino\n"
@@ -205,8 +205,8 @@ SLICES: dict[str, Any] = {
 }
 
 
-def stirred(plan: Plan, seed: int) -> UNet:
-    """A network none of whose parameters and statistics is 0 or 1."""
+def perturbed(plan: Plan, seed: int) -> UNet:
+    """A network without any parameter or statistic that is 0 or 1."""
     torch.manual_seed(seed)
     network = build_network(plan).eval()
     with torch.no_grad():
@@ -219,10 +219,10 @@ def stirred(plan: Plan, seed: int) -> UNet:
 
 
 def check(plan: Plan, seed: int = 0) -> None:
-    """OpenVINO's float32 is torch's float64 but for rounding, at any batch."""
-    network, patch = stirred(plan, seed), plan.sampling.patch_size
+    """OpenVINO in float32 equals torch in float64 up to rounding, at any batch size."""
+    network, patch = perturbed(plan, seed), plan.sampling.patch_size
     run = backends.OpenVinoNetwork(network, patch, torch.float32, frees=False)
-    exact = stirred(plan, seed).double()
+    exact = perturbed(plan, seed).double()
     for batch in (1, 3):
         patches = torch.randn(batch, plan.input_channels, *patch)
         expected = exact(patches.double())
@@ -234,14 +234,16 @@ def check(plan: Plan, seed: int = 0) -> None:
 @needs_openvino
 @settings(max_examples=12, deadline=None)
 @given(SWITCHES, st.integers(0, 2**31))
-def test_every_network_of_a_plan_gives_what_torch_gives(network: dict[str, Any], seed: int) -> None:
+def test_openvino_equals_torch_for_every_network_of_a_plan(
+    network: dict[str, Any], seed: int
+) -> None:
     check(tiny_plan(network=network), seed)
 
 
 @needs_openvino
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("down", ["strided", "max_pool"])
-def test_axes_may_be_treated_differently(residual: bool, down: str) -> None:
+def test_anisotropic_kernels_and_strides(residual: bool, down: str) -> None:
     network = FLAT | {"residual": residual, "down": down}
     check(tiny_plan(sampling={"patch_size": [8, 12, 6]}, network=network))
 

@@ -77,7 +77,7 @@ def test_another_format(scans: Path, out: Path, format: str) -> None:
         predict(scans, out)
 
 
-def test_a_bad_case_does_not_stop_the_others(scans: Path, out: Path) -> None:
+def test_a_refused_scan_does_not_stop_the_other_cases(scans: Path, out: Path) -> None:
     (scans / "bad.nii.gz").write_bytes(b"no scan")
     write_scan(scans / "two_0000.nii.gz", np.zeros((4, 4, 4), np.float32))
     inputs = inputs_of(scans)
@@ -95,7 +95,7 @@ def test_a_bad_case_does_not_stop_the_others(scans: Path, out: Path) -> None:
 
 
 class Failing(nn.Module):
-    """A network that fails on scans of some value."""
+    """A network that fails for scans of some value."""
 
     def __init__(self, error: BaseException, value: float = 2.0) -> None:
         super().__init__()
@@ -116,37 +116,37 @@ def predict_failing(scans: Path, out: Path, error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (MemoryError(), "failed a: out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory (OutOfMemoryError)"),
         (RuntimeError("two\nlines"), "failed a: two lines (RuntimeError)"),
     ],
 )
-def test_a_failure_of_ours_does_not_stop_the_others(
-    scans: Path, out: Path, error: Exception, told: str
+def test_an_unexpected_error_does_not_stop_the_other_cases(
+    scans: Path, out: Path, error: Exception, message: str
 ) -> None:
     outcome = predict_failing(scans, out, error)
     assert (list(outcome.predicted), sorted(outcome.failed)) == (["b"], ["Müller 2", "a"])
-    assert any(told in f"{state} {name}: {why}" for state, name, why in outcome.missing())
+    assert any(message in f"{state} {name}: {why}" for state, name, why in outcome.missing())
     assert files_in(out) == {"b.nii.gz", *SIDE_FILES}
     with pytest.raises(type(error)):
         outcome.raise_failures()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped("stopped", 15), RunError("no")])
-def test_a_signal_ends_the_run_and_leaves_whole_files(
+def test_a_signal_ends_the_run_and_leaves_complete_files(
     scans: Path, out: Path, error: BaseException
 ) -> None:
     write_scans(scans, "z")
     with pytest.raises(type(error)):
         predict_failing(scans, out, error)
     found = files_in(out)
-    assert found <= {"b.nii.gz", *SIDE_FILES}  # no claim and nothing half-written is left
+    assert found <= {"b.nii.gz", *SIDE_FILES}  # no claim and no unfinished file is left
     assert found >= SIDE_FILES
 
 
-def test_a_case_that_failed_lets_go_of_its_volumes(scans: Path, out: Path) -> None:
+def test_a_failed_case_releases_its_arrays(scans: Path, out: Path) -> None:
     outcome = predict_failing(scans, out, MemoryError())
     frame = outcome.failed["a"].__traceback__
     while frame is not None:
@@ -164,7 +164,7 @@ def test_a_prediction_never_replaces_its_scan(tmp_path: Path, overwrite: bool) -
     assert (tmp_path / "a.nii.gz").read_bytes() == before
 
 
-def test_an_output_folder_that_cannot_be_made(scans: Path, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_created(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AutosegError, match=r"file.out"):
         predict(scans, tmp_path / "file" / "out")
@@ -192,11 +192,11 @@ MIXED = Outcome({"a": {}}, ("b", "c"), REFUSED, {"d": MemoryError()})
         (MIXED, False, False),
     ],
 )
-def test_whose_fault_it_is(outcome: Outcome, complete: bool, our_fault: bool) -> None:
+def test_complete_and_our_fault(outcome: Outcome, complete: bool, our_fault: bool) -> None:
     assert (outcome.is_complete, outcome.is_our_fault) == (complete, our_fault)
 
 
-def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     show(MIXED)
     assert capsys.readouterr().err.splitlines() == [
         "1 predicted, 2 were there already, 2 refused, 1 failed",
@@ -213,7 +213,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_prints_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "120")
@@ -238,7 +238,7 @@ def test_failures_are_raised(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Volume:
-    """Something large: counts how many are alive at once."""
+    """Stands for a large array; counts how many are alive at once."""
 
     alive = 0
     most = 0
@@ -272,7 +272,7 @@ def test_at_most_one_item_a_stage_is_alive(slow: str) -> None:
 
     def stage(name: str, volume: Volume) -> Volume:
         if name == slow:
-            # The other stages run ahead as far as they can: they stand still when nothing moves.
+            # The other stages run ahead as far as they can, until nothing changes.
             before = -1
             while before != Volume.most:
                 before = Volume.most
@@ -295,7 +295,7 @@ def test_at_most_one_item_a_stage_is_alive(slow: str) -> None:
 
 
 def test_the_three_stages_work_at_the_same_time() -> None:
-    """Each waits for the other two: one after the other, none would ever go on."""
+    """Each waits for the other two, so one after the other they would block forever."""
     meeting = threading.Barrier(3, timeout=60)
 
     def meet(number: int) -> int:
@@ -352,7 +352,7 @@ def test_a_consumer_that_stops_ends_the_threads() -> None:
 
 
 def test_items_are_taken_only_when_they_can_be_worked_on() -> None:
-    """What waits unclaimed can be done by another run."""
+    """Another run can process the items that are not taken."""
     taken: list[int] = []
     results = overlap(
         iter(lambda: taken.append(0) or len(taken), None),  # type: ignore[func-returns-value]

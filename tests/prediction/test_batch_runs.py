@@ -1,4 +1,4 @@
-"""Real processes: they share a folder, are killed at any moment, are stopped, find a full disk."""
+"""Runs in real processes that share a folder, are killed or stopped, or fill the disk."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def result_of(run: subprocess.Popen[str]) -> list[Any]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def check_all_whole(out: Path, names: list[str]) -> None:
+def check_all_complete(out: Path, names: list[str]) -> None:
     record = read_json(out / RECORD)
     assert sorted(record["cases"]) == sorted(names)
     assert files_in(out) == {RECORD, LABELS_FILE, *(f"{name}.nii.gz" for name in names)}
@@ -66,7 +66,7 @@ def check_all_whole(out: Path, names: list[str]) -> None:
 def test_runs_share_the_cases_of_a_folder_and_take_over_those_of_a_killed_one(
     tmp_path: Path,
 ) -> None:
-    """Three runs stand in their first case when one of them is killed."""
+    """Three runs are in their first case when one of them is killed."""
     scans, out, meeting = (
         write_scans(tmp_path / "in", *NAMES),
         tmp_path / "out",
@@ -85,7 +85,7 @@ def test_runs_share_the_cases_of_a_folder_and_take_over_those_of_a_killed_one(
     assert sorted(first["predicted"] + second["predicted"]) == NAMES
     assert sorted(first["skipped"]) == sorted(second["predicted"])
     assert sorted(second["skipped"]) == sorted(first["predicted"])
-    check_all_whole(out, NAMES)
+    check_all_complete(out, NAMES)
     record = read_json(out / RECORD)
     makers = [
         {record["cases"][name]["run"] for name in run["predicted"]} for run in (first, second)
@@ -114,7 +114,7 @@ def wait_for(happened: Any, run: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-def test_a_stopped_command_leaves_whole_files_only(tmp_path: Path) -> None:
+def test_a_stopped_command_leaves_only_complete_files(tmp_path: Path) -> None:
     model, scans = save_model(PLAN, tmp_path / "model", "0"), tmp_path / "in"
     write_scan(scans / "0.nii.gz", np.random.default_rng(0).normal(size=(12, 12, 12)))
     for copy in range(1, 500):  # more than it can do before it is stopped
@@ -128,7 +128,7 @@ def test_a_stopped_command_leaves_whole_files_only(tmp_path: Path) -> None:
         _, err = run.communicate(timeout=SECONDS)
         assert (run.returncode, err.splitlines()[-1]) == STATUSES[number]
         cases = list(read_json(tmp_path / str(number) / RECORD)["cases"])
-        check_all_whole(tmp_path / str(number), cases)
+        check_all_complete(tmp_path / str(number), cases)
         assert len(cases) < 500
 
 
@@ -144,7 +144,7 @@ def no_file_above(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("format", ["nii.gz", "nrrd", "mha"])
-def test_a_disk_that_is_full_ends_the_run_after_whole_files(tmp_path: Path, format: str) -> None:
+def test_a_full_disk_ends_the_run_after_complete_files(tmp_path: Path, format: str) -> None:
     scans, out = write_scans(tmp_path / "in", "a"), tmp_path / "out"
     noise = np.random.default_rng(0).integers(0, 3, (40, 40, 40)).astype(np.float32)
     write_scan(scans / "b.nii.gz", noise)

@@ -26,7 +26,7 @@ ARRAY = np.arange(4 * 3 * 5, dtype=np.int16).reshape(4, 3, 5)
 
 
 def found(path: Path, channels: tuple[str, ...] = ONE) -> dict[str, list[str]]:
-    """The names of each case's files, where nothing is refused."""
+    """The file names of each case, if nothing is refused."""
     inputs = find_inputs(path, channels)
     assert inputs.refused == {}
     return {case: [file.name for file in files] for case, files in inputs.cases.items()}
@@ -36,7 +36,7 @@ def refused(path: Path, channels: tuple[str, ...] = ONE) -> dict[str, str]:
     return find_inputs(path, channels).refused
 
 
-def test_names_lose_the_number_of_the_channel(tmp_path: Path) -> None:
+def test_case_names_have_no_channel_number(tmp_path: Path) -> None:
     touch(tmp_path, "b_0000.nii.gz", "a.nrrd", "Müller 3_0000.MHA", "c.d_0000.nii")
     assert found(tmp_path) == {
         "Müller 3": ["Müller 3_0000.MHA"],
@@ -46,7 +46,7 @@ def test_names_lose_the_number_of_the_channel(tmp_path: Path) -> None:
     }
 
 
-def test_channels_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_channels_are_sorted_by_number(tmp_path: Path) -> None:
     touch(tmp_path, "a_0001.nii.gz", "a_0000.nrrd", "b.nii.gz")
     assert found(tmp_path, TWO) == {"a": ["a_0000.nrrd", "a_0001.nii.gz"], "b": ["b.nii.gz"]}
 
@@ -56,7 +56,7 @@ def test_other_files_are_passed_over(tmp_path: Path) -> None:
     assert found(tmp_path) == {"a": ["a.nii.gz"]}
 
 
-def test_a_folder_a_case_as_it_was_trained_from(tmp_path: Path) -> None:
+def test_miscnn_folders_are_cases(tmp_path: Path) -> None:
     touch(tmp_path, "b/imaging.nii.gz", "b/segmentation.nii.gz", "a 1/imaging_0000.nrrd", "c.nii")
     touch(tmp_path, "a 1/imaging_0001.nrrd", "results/b.nii.gz", "mixed/imaging.mha", "mixed/x.mha")
     assert found(tmp_path, TWO) == {
@@ -75,30 +75,32 @@ def test_a_single_file(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("names", [["deep/a.nii.gz"], ["notes.txt"], []])
-def test_a_folder_without_scans_says_what_is_known(tmp_path: Path, names: list[str]) -> None:
+def test_a_folder_without_scans_lists_the_supported_formats(
+    tmp_path: Path, names: list[str]
+) -> None:
     touch(tmp_path, *names)
     with pytest.raises(DataError, match=r"\.nii\.gz, "):
         find_inputs(tmp_path, ONE)
 
 
-def test_a_folder_of_other_objects_says_what_they_are(tmp_path: Path) -> None:
+def test_a_folder_of_other_objects_lists_them(tmp_path: Path) -> None:
     save(make_object(REPORT, "SR"), tmp_path / "a" / "1")
     with pytest.raises(DataError, match=r"a/1: a structured report$"):
         find_inputs(tmp_path, ONE)
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_path(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         find_inputs(tmp_path / "nowhere", ONE)
 
 
-def test_a_file_that_is_no_scan(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_scan(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt")
     with pytest.raises(DataError, match=r"notes\.txt: .*\.nii\.gz"):
         find_inputs(tmp_path / "notes.txt", ONE)
 
 
-def test_a_gap_in_the_channels_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_missing_channel_does_not_stop_the_other_cases(tmp_path: Path) -> None:
     touch(tmp_path, "a_0001.nii.gz", "b.nii.gz")
     inputs = find_inputs(tmp_path, TWO)
     assert list(inputs.cases) == ["b"]
@@ -107,7 +109,7 @@ def test_a_gap_in_the_channels_is_named_and_the_others_go_on(tmp_path: Path) -> 
     assert inputs.refused["a"].endswith("T1, T2")
 
 
-def test_a_gap_between_channels_is_named(tmp_path: Path) -> None:
+def test_a_missing_channel_between_others_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii.gz", "a_0003.nii.gz")
     assert "a_0001 is missing" in refused(tmp_path, ("a", "b", "c", "d"))["a"]
 
@@ -115,9 +117,7 @@ def test_a_gap_between_channels_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", [["a.nii.gz", "a.nrrd"], ["a.nii.gz", "a_0000.nii.gz"], ["a_0000.nii", "a_0000.mha"]]
 )
-def test_two_files_of_one_case_are_refused_and_the_others_go_on(
-    tmp_path: Path, names: list[str]
-) -> None:
+def test_duplicate_files_do_not_stop_the_other_cases(tmp_path: Path, names: list[str]) -> None:
     touch(tmp_path, *names, "b.nii")
     inputs = find_inputs(tmp_path, ONE)
     assert list(inputs.cases) == ["b"]
@@ -125,13 +125,13 @@ def test_two_files_of_one_case_are_refused_and_the_others_go_on(
     assert all(str(tmp_path / name) in reason for name in names)
 
 
-def test_a_number_that_no_channel_has_belongs_to_the_name(tmp_path: Path) -> None:
+def test_a_number_above_the_last_channel_belongs_to_the_name(tmp_path: Path) -> None:
     touch(tmp_path, "scan_2021.nii.gz", "scan_2022.nii.gz", "case_0001.nii.gz")
     assert sorted(found(tmp_path)) == ["case_0001", "scan_2021", "scan_2022"]
 
 
-def test_a_channel_too_many_stays_with_its_case(tmp_path: Path) -> None:
-    """So that the count of channels is refused, not half a scan predicted."""
+def test_a_surplus_channel_stays_with_its_case(tmp_path: Path) -> None:
+    """So the number of channels is refused; otherwise half of the scan would be predicted."""
     touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
     assert found(tmp_path) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
 
@@ -169,7 +169,7 @@ def test_a_slice_stands_for_its_series(tmp_path: Path) -> None:
     assert list(found(tmp_path / "chest" / "more 97.dcm")) == ["chest_series7"]
 
 
-def test_a_slice_of_no_volume_is_told(tmp_path: Path) -> None:
+def test_a_slice_of_an_incomplete_volume_is_refused(tmp_path: Path) -> None:
     files = write_series(tmp_path, ARRAY)
     files[3].unlink()
     with pytest.raises(DataError, match=re.escape(str(files[0]))):
@@ -185,7 +185,7 @@ def test_a_series_may_be_a_channel(tmp_path: Path) -> None:
     assert found(tmp_path / "study", TWO) == {"p": ["p_0000", "p_0001"]}
 
 
-def test_folders_that_are_only_a_number_are_no_channels(tmp_path: Path) -> None:
+def test_folders_that_are_only_a_number_are_not_channels(tmp_path: Path) -> None:
     write_series(tmp_path / "p" / "0000", ARRAY)
     write_series(tmp_path / "p" / "0001", ARRAY)
     assert sorted(found(tmp_path)) == ["p_0000", "p_0001"]
@@ -195,13 +195,13 @@ SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 
 
 def named(studies: Studies) -> dict[str, Path]:
-    """Case names and paths of a tree in which nothing is refused."""
+    """Case names and paths of a tree, if nothing is refused."""
     assert studies.refused == {}
     return {scan.name: scan.path for scan in studies.scans}
 
 
 def gather(files: Sequence[Path], folder: Path, prefix: str) -> None:
-    """Put files into one folder with others."""
+    """Move files into a folder that may hold others."""
     folder.mkdir(exist_ok=True)
     for file in files:
         file.rename(folder / f"{prefix}{file.stem}")
@@ -224,7 +224,7 @@ def test_a_tree_of_any_depth(tmp_path: Path) -> None:
     assert (read_image([found["PA01_ST01_SE02"]]).array[0] == -ARRAY).all()
 
 
-def test_several_series_in_one_folder_are_told_apart(tmp_path: Path) -> None:
+def test_several_series_in_one_folder_are_separate_cases(tmp_path: Path) -> None:
     export = tmp_path / "export"
     for number, factor in ((2, 1), (5, -1), (11, 2)):
         files = write_series(tmp_path / "made", factor * ARRAY, SeriesNumber=number)
@@ -237,9 +237,7 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [3, None])
-def test_series_of_the_same_number_have_names_of_their_own(
-    tmp_path: Path, number: int | None
-) -> None:
+def test_series_with_the_same_number_get_unique_names(tmp_path: Path, number: int | None) -> None:
     for identity in ("1.2.77", "1.2.88"):
         files = write_series(
             tmp_path / "made", ARRAY, SeriesNumber=number, SeriesInstanceUID=identity
@@ -249,7 +247,7 @@ def test_series_of_the_same_number_have_names_of_their_own(
     assert list(named(find_studies(tmp_path))) == [f"ct_series{shown}_77", f"ct_series{shown}_88"]
 
 
-def test_what_is_no_volume_is_passed_over_by_name(tmp_path: Path) -> None:
+def test_what_is_not_a_volume_is_passed_over(tmp_path: Path) -> None:
     ct = tmp_path / "ct"
     write_series(ct, ARRAY, SeriesNumber=2)
     localiser = write_series(
@@ -279,7 +277,7 @@ def test_what_is_no_volume_is_passed_over_by_name(tmp_path: Path) -> None:
     assert (read_image([ct]).array[0] == ARRAY).all()
 
 
-def test_bad_series_are_refused_by_name_and_the_others_go_on(tmp_path: Path) -> None:
+def test_bad_series_do_not_stop_the_others(tmp_path: Path) -> None:
     write_series(tmp_path / "good", ARRAY)
     write_series(tmp_path / "gap", ARRAY)[2].unlink()
     damaged = write_series(tmp_path / "p" / "damaged", ARRAY)[-1]
@@ -297,10 +295,8 @@ def test_bad_series_are_refused_by_name_and_the_others_go_on(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("parts", [[[0, 1, 2], [3, 4]], [[0, 2, 4], [1, 3]], [[0, 1, 2, 3], [4]]])
-def test_a_series_in_several_folders_is_not_taken_for_several(
-    tmp_path: Path, parts: list[list[int]]
-) -> None:
-    """Each of its halves alone looks like a whole series."""
+def test_a_series_split_over_folders_is_refused(tmp_path: Path, parts: list[list[int]]) -> None:
+    """Each part alone looks like a complete series."""
     files = write_series(tmp_path / "made", ARRAY)
     for number, part in enumerate(parts):
         gather([files[z] for z in part], tmp_path / f"disc{number}", "")
@@ -310,14 +306,14 @@ def test_a_series_in_several_folders_is_not_taken_for_several(
     assert all("hold parts of one series" in reason for reason in studies.refused.values())
 
 
-def test_copies_of_a_series_are_scans_of_their_own(tmp_path: Path) -> None:
-    """So are the series of tools that write one identity for all."""
+def test_copies_of_a_series_are_separate_scans(tmp_path: Path) -> None:
+    """The same holds for tools that write the same UID everywhere."""
     for name in ("a", "b"):
         write_series(tmp_path / name, ARRAY, SeriesInstanceUID="1.2.3", SOPInstanceUID="1.2.4")
     assert sorted(named(find_studies(tmp_path))) == ["a", "b"]
 
 
-def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
+def test_circular_links(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "a", ARRAY)
     write_series(tmp_path / "elsewhere", ARRAY)
     try:

@@ -1,4 +1,4 @@
-"""What segmenting a large scan takes of memory, above what the libraries take."""
+"""Peak memory of segmenting a large scan, without that of the libraries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def predictor_of(classes: int) -> Predictor:
 
 
 def scan_of(classes: int, native: Any, low: Any) -> Prepared:
-    """A prepared scan in which each class has a layer of its own: values that grow along x."""
+    """A prepared scan with values that grow along x, so each class has its own layer."""
     layers = np.linspace(0, classes - 1, low[0], dtype=np.float32)
     image = np.broadcast_to(layers[None, :, None, None], (1, *low)).copy()
     where = grid(native)
@@ -41,7 +41,7 @@ def scan_of(classes: int, native: Any, low: Any) -> Prepared:
 
 
 def measure(classes: int) -> None:
-    """Print the growth of the peak by a large scan, once a small one has loaded all libraries."""
+    """Print how a large scan raises the peak after a small one has loaded all libraries."""
     torch.set_num_threads(1)
     model = predictor_of(classes)
     model.segment(scan_of(classes, (50, 50, 50), (40, 40, 40)))
@@ -54,7 +54,7 @@ def measure(classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [4, 40])
-def test_a_large_scan_takes_its_label_map_the_window_and_some_planes(classes: int) -> None:
+def test_peak_memory_is_the_label_map_the_window_and_some_planes(classes: int) -> None:
     """512 x 512 x 600 voxels; all probabilities would be 2.5 GB for 4 classes, 25 for 40."""
     pytest.importorskip("resource")
     command = [sys.executable, "-c", CHILD, sys.executable, "-m", __name__, str(classes)]

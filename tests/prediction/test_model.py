@@ -48,12 +48,12 @@ def test_loads_all_finished_folds_for_evaluation(folder: Path) -> None:
         assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
 
 
-def test_loads_the_named_folds_in_the_order_asked_for(folder: Path) -> None:
+def test_loads_the_named_folds_in_their_order(folder: Path) -> None:
     assert load_model(folder, ["2", "0"], CPU).folds == ("2", "0")
     assert FolderFiles(folder).folds() == ["0", "2", "all"]
 
 
-def test_a_missing_fold_is_named_with_those_there(folder: Path) -> None:
+def test_a_missing_fold_is_named_with_the_finished_ones(folder: Path) -> None:
     with pytest.raises(AutosegError) as error:
         load_model(folder, ["0", "1", "4"], CPU)
     assert "folds 1, 4" in one_line(error)
@@ -61,7 +61,7 @@ def test_a_missing_fold_is_named_with_those_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_folder_without_plan_is_no_model(tmp_path: Path, exists: bool) -> None:
+def test_a_folder_without_plan_is_not_a_model(tmp_path: Path, exists: bool) -> None:
     path = tmp_path / "some where"
     if exists:
         path.mkdir()
@@ -132,7 +132,7 @@ FIXED = {"step": "z_score", "mean": -100.0, "std": 200.0}
 
 
 def scan(low: float, high: float, spacing_mm: Sequence[float] = (1, 1, 1)) -> Image:
-    """A scan of one channel whose values lie evenly between two."""
+    """A scan of one channel with evenly spaced values."""
     values = np.linspace(low, high, 6 * 5 * 4, dtype=np.float32).reshape(6, 5, 4)
     return from_array(values, spacing_mm)
 
@@ -154,27 +154,27 @@ def test_the_number_of_channels() -> None:
     assert fault(from_array(two, (1, 1, 1)), channels=["T1", "T2"]) is None
 
 
-def test_a_scan_of_one_layer() -> None:
+def test_a_scan_of_one_slice() -> None:
     flat = from_array(np.arange(30.0).reshape(6, 5, 1), (1, 1, 1))
     assert "single slice along z" in (fault(flat) or "")
 
 
-def test_a_scan_without_a_picture() -> None:
+def test_an_empty_scan() -> None:
     assert (fault(scan(7, 7)) or "").endswith("value 7")
 
 
-def test_one_empty_channel_of_two_may_be_a_missing_one() -> None:
+def test_one_of_two_channels_may_be_empty() -> None:
     values = np.stack([np.arange(120.0).reshape(6, 5, 4), np.zeros((6, 5, 4))])
     image = from_array(values, (1, 1, 1))
     assert fault(image, {"step": "z_score"}, channels=["T1", "T2"]) is None
 
 
 @pytest.mark.parametrize("values", [(-1024, 3071), (0, 255), (-1024, -900), (0, 4095)])
-def test_a_window_alone_accepts_what_shows_something_in_it(values: tuple[float, float]) -> None:
+def test_values_within_the_window(values: tuple[float, float]) -> None:
     assert fault(scan(*values), WINDOW) is None
 
 
-def test_next_to_nothing_of_the_window() -> None:
+def test_too_little_of_the_window() -> None:
     found = fault(scan(0, 1), WINDOW)
     assert found is not None
     assert found.startswith("channel CT: ")
@@ -191,7 +191,7 @@ def test_values_outside_of_the_window(values: tuple[float, float], steps: list[A
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ((0, 1), "standard deviation of 200 Hounsfield"),
         ((9000, 12000), "200 and a mean of -100 Hounsfield"),
@@ -199,35 +199,35 @@ def test_values_outside_of_the_window(values: tuple[float, float], steps: list[A
         ((0, 255), None),
     ],
 )
-def test_values_against_those_of_the_training(
-    values: tuple[float, float], told: str | None
+def test_values_far_from_those_of_the_training(
+    values: tuple[float, float], message: str | None
 ) -> None:
     found = fault(scan(*values), FIXED)
-    assert found is None if told is None else told in (found or "")
+    assert found is None if message is None else message in (found or "")
     mr = fault(scan(*values), FIXED, channels=["T1"])
     assert "Hounsfield" not in (mr or "")
 
 
 @pytest.mark.parametrize("values", [(0, 1e-3), (0, 1), (0, 65535), (1e6, 2e6)])
 @pytest.mark.parametrize("step", ["rescale", "z_score"])
-def test_any_scale_is_right_where_each_scan_is_scaled_by_itself(
+def test_any_scale_is_valid_if_each_scan_is_normalised_by_itself(
     values: tuple[float, float], step: str
 ) -> None:
     assert fault(scan(*values), {"step": step}) is None
 
 
 @pytest.mark.parametrize("values", [(-1024, 3071), (0, 255), (0, 1)])
-def test_the_published_covid_plan_takes_scans_that_are_scaled_already(
+def test_the_published_covid_plan_accepts_rescaled_scans(
     values: tuple[float, float],
 ) -> None:
-    """Its set holds cases in 0 to 255 beside those in Hounsfield units."""
+    """Its data set holds cases scaled to 0 to 255 and others in Hounsfield units."""
     text = (plans_folder() / "Task001_COVID.json5").read_text(encoding="utf-8")
     steps = json5.loads(text)["preprocessing"]
     assert [step["step"] for step in steps][:2] == ["clip", "rescale"]
     assert fault(scan(*values, (0.8, 0.8, 1)), *steps, target_spacing_mm=[1.58, 1.58, 2.7]) is None
 
 
-def test_a_step_is_for_its_channel() -> None:
+def test_a_step_concerns_only_its_channel() -> None:
     values = np.stack([np.linspace(-1000, 1000, 120), np.linspace(0, 1, 120)])
     image = from_array(values.reshape(2, 6, 5, 4), (1, 1, 1))
     channels = ["CT", "PET"]
@@ -246,7 +246,7 @@ def test_a_step_is_for_its_channel() -> None:
         ((1, 1, 1000), False),
     ],
 )
-def test_the_size_of_voxels(spacing_mm: tuple[float, ...], is_right: bool) -> None:
+def test_the_voxel_spacing(spacing_mm: tuple[float, ...], is_right: bool) -> None:
     image = scan(0, 9, spacing_mm)
     found = fault(image, {"step": "resample"}, target_spacing_mm=[1.58, 1.58, 2.7])
     assert (found is None) == is_right
@@ -257,9 +257,9 @@ def test_the_size_of_voxels(spacing_mm: tuple[float, ...], is_right: bool) -> No
     assert fault(image, {"step": "resample"}, target_spacing_mm=kept) is None
 
 
-def test_a_predictor_refuses_it_before_its_network_sees_it() -> None:
+def test_a_predictor_checks_the_scan_before_its_network_runs() -> None:
     def never(patches: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("asked")
+        raise AssertionError("the network ran")
 
     network = Pointwise()
     network.forward = never  # type: ignore[method-assign]

@@ -52,7 +52,7 @@ def cut(probabilities: NDArray[np.float32], at: list[int]) -> list[Slab]:
 
 
 def reference(probabilities: NDArray[np.float32], shape: Triple) -> tuple[Any, Any]:
-    """Every class resized whole in float64; the winner, and by how much it wins."""
+    """Each class resized as a whole in float64; the winner and its margin."""
     wide = np.stack(
         [
             resize(share.astype(float), shape, order=1, mode="edge", anti_aliasing=False)
@@ -79,15 +79,17 @@ def test_equals_scikit_image_on_the_whole_array(
 
 @quick
 @given(SHAPES, SHAPES, st.lists(st.integers(0, 99)), st.integers(0, 2**32 - 1))
-def test_the_cuts_do_not_matter(low: Triple, native: Triple, cuts: list[int], seed: int) -> None:
+def test_the_size_of_the_slabs_does_not_matter(
+    low: Triple, native: Triple, cuts: list[int], seed: int
+) -> None:
     probabilities = random_probabilities(3, low, seed)
     _, margin = reference(probabilities, native)
     whole = segment([(0, probabilities)], low, native)
     assert (segment(cut(probabilities, cuts), low, native) == whole)[margin > 1e-5].all()
 
 
-def test_planes_that_no_native_plane_needs_are_skipped() -> None:
-    """Down from 12 to 3 planes only the middle of each four counts: slabs of one plane each."""
+def test_unneeded_planes_are_skipped() -> None:
+    """From 12 to 3 planes, only the middle two of each four are used."""
     probabilities = np.zeros((2, 12, 1, 1), np.float32)
     probabilities[0] = 0.6
     probabilities[1] = 0.4
@@ -97,7 +99,7 @@ def test_planes_that_no_native_plane_needs_are_skipped() -> None:
     assert segment(slabs, (12, 1, 1), (3, 1, 1)).ravel().tolist() == [0, 1, 0]
 
 
-def test_the_same_grid_is_a_plain_argmax_and_ties_go_to_the_smaller_class() -> None:
+def test_on_the_same_grid_it_is_the_argmax() -> None:
     probabilities = np.round(random_probabilities(4, (9, 5, 6), seed=0), 1)
     slabs = cut(probabilities, [2, 3, 7])
     assert (segment(slabs, (9, 5, 6), (9, 5, 6)) == probabilities.argmax(axis=0)).all()
@@ -109,15 +111,15 @@ def test_ties_go_to_the_smaller_class_on_another_grid(native: Triple) -> None:
     assert (segment(cut(probabilities, [3, 5]), (8, 8, 8), native) == 0).all()
 
 
-def test_many_planes_from_few() -> None:
-    """More native planes than are mixed at once."""
+def test_upsampling_along_x() -> None:
+    """More native planes than are processed at once."""
     probabilities = random_probabilities(3, (5, 3, 3), seed=1)
     expected, margin = reference(probabilities, (61, 4, 3))
     got = segment(cut(probabilities, [1, 4]), (5, 3, 3), (61, 4, 3))
     assert (got == expected)[margin > 1e-5].all()
 
 
-def test_more_classes_than_a_byte_holds() -> None:
+def test_more_than_256_classes() -> None:
     probabilities = np.zeros((300, 2, 2, 2), np.float32)
     probabilities[299] = 1
     for native in ((2, 2, 2), (3, 2, 4)):
@@ -126,8 +128,8 @@ def test_more_classes_than_a_byte_holds() -> None:
         assert (got == 299).all()
 
 
-def test_slabs_are_asked_for_one_at_a_time() -> None:
-    """No slab before the last is alive when the next is made: memory stays bounded."""
+def test_slabs_are_consumed_one_at_a_time() -> None:
+    """Earlier slabs are released before the next one is made, so memory is bounded."""
     alive: list[int] = []
 
     def slabs() -> Iterator[Slab]:
@@ -144,7 +146,7 @@ def test_slabs_are_asked_for_one_at_a_time() -> None:
 
 
 def painted(probabilities: NDArray[np.float32], shape: Triple) -> tuple[Any, Any]:
-    """Every region resized whole in float64 and painted in order; how far each is from 0.5."""
+    """Each region resized as a whole in float64 and painted in order; the distance from 0.5."""
     wide = np.stack(
         [
             resize(share.astype(float), shape, order=1, mode="edge", anti_aliasing=False)
@@ -169,12 +171,12 @@ def test_regions_are_painted_in_order(
 
 
 @pytest.mark.parametrize("native", [(4, 4, 4), (7, 3, 5)])
-def test_a_region_as_probable_as_not_is_not_painted(native: Triple) -> None:
+def test_a_region_with_probability_one_half_is_not_painted(native: Triple) -> None:
     probabilities = np.full((2, 4, 4, 4), 0.5, np.float32)
     assert not segment([(0, probabilities)], (4, 4, 4), native, regions=True).any()
 
 
-def test_slabs_of_regions_are_asked_for_one_at_a_time() -> None:
+def test_slabs_of_regions_are_consumed_one_at_a_time() -> None:
     alive: list[int] = []
 
     def slabs() -> Iterator[Slab]:
@@ -196,7 +198,7 @@ BOXES = st.tuples(*[st.tuples(st.integers(0, 5), st.integers(1, 40), st.integers
 def planes_of(
     probabilities: NDArray[np.float32], sides: Any, outside: int | None
 ) -> tuple[list[Planes], NDArray[np.float64]]:
-    """All planes of a grid of which a box is covered, and what scikit-image makes of them."""
+    """All planes of a grid with a covered box, and the same by scikit-image."""
     size = tuple(before + inside + after for before, inside, after in sides)
     box = tuple((before, before + inside) for before, inside, _ in sides)
     placement = Placement(probabilities.shape[1:], box, size, outside)
@@ -231,7 +233,7 @@ def test_probabilities_equal_scikit_image_everywhere(
 
 @quick
 @given(SHAPES, BOXES, st.sampled_from([0, None]), st.floats(0.1, 0.9), st.integers(0, 2**32 - 1))
-def test_outside_of_its_reach_a_class_is_less_probable(
+def test_outside_of_the_area_a_class_is_below_the_threshold(
     low: Triple, sides: Any, outside: int | None, least: float, seed: int
 ) -> None:
     probabilities = random_probabilities(3, low, seed) ** 4
@@ -244,8 +246,8 @@ def test_outside_of_its_reach_a_class_is_less_probable(
             assert there.max() <= least + 1e-6
 
 
-def test_classes_that_are_nowhere_likely_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def test_unlikely_classes_are_not_interpolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[int] = []
     probabilities = np.full((6, 8, 8, 8), 0.001, np.float32)
     probabilities[0] = 0.995
     probabilities[3, 2:4, 2:4, 2:4] = 0.9
@@ -258,7 +260,7 @@ def test_classes_that_are_nowhere_likely_cost_nothing(monkeypatch: pytest.Monkey
             shares = planes.probabilities
 
             def watch(index: int, area: Area, shares: Any = shares) -> NDArray[np.float32]:
-                asked.append(index)
+                requested.append(index)
                 found: NDArray[np.float32] = shares(index, area)
                 return found
 
@@ -266,7 +268,7 @@ def test_classes_that_are_nowhere_likely_cost_nothing(monkeypatch: pytest.Monkey
             yield planes
 
     found = label_map(watched(), kinds, (100, 100, 100))
-    assert set(asked) == {0, 3}
+    assert set(requested) == {0, 3}
     assert sorted(np.unique(found)) == [0, 3]
     expected, margin = reference(probabilities, (100, 100, 100))
     assert (found == expected)[margin > 1e-5].all()

@@ -102,7 +102,7 @@ def test_dicom_seg_needs_dicom_for_every_case(tmp_path: Path) -> None:
         check_format("dicom-seg", inputs)
 
 
-def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "find_spec", lambda name: None)
     with pytest.raises(AutosegError, match=r"highdicom.*\[dicom\]"):
         check_format("dicom-seg", {})
@@ -119,7 +119,7 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
             )
 
 
-def test_regions_are_plain_values_in_an_image(tmp_path: Path) -> None:
+def test_regions_are_written_as_values(tmp_path: Path) -> None:
     write_scan(tmp_path / "scan.nrrd", SCAN)
     label = np.array([0, 1, 4], np.uint8)[LABEL]
     write(tmp_path / "a.nrrd", label, tmp_path / "scan.nrrd", tiny_plan(**REGIONS), "nrrd")
@@ -178,7 +178,9 @@ def computed(model: Predictor, image: Image) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("steps", [[], STEPS])
 @pytest.mark.parametrize("shape", [(45, 9, 8), (9, 37, 10), (8, 9, 33), (5, 6, 4)])
-def test_the_file_holds_what_was_computed(tmp_path: Path, steps: Any, shape: Any) -> None:
+def test_the_file_contains_the_computed_probabilities(
+    tmp_path: Path, steps: Any, shape: Any
+) -> None:
     plan = tiny_plan(preprocessing=steps, target_spacing_mm=[1.3, 0.8, 1.1])
     model, image = Predictor(model_of(plan, Sided()), device="cpu"), scan(shape)
     label = model.segment(model.prepare(image), tmp_path / "a.b2nd")
@@ -196,7 +198,7 @@ def test_the_file_holds_what_was_computed(tmp_path: Path, steps: Any, shape: Any
     assert [path.name for path in tmp_path.iterdir()] == ["a.b2nd"]
 
 
-def test_of_regions_there_is_no_background(tmp_path: Path) -> None:
+def test_regions_have_no_background_probabilities(tmp_path: Path) -> None:
     model = Predictor(model_of(tiny_plan(**REGIONS, preprocessing=STEPS), Layers(3)), device="cpu")
     image = scan((9, 8, 20))
     model.segment(model.prepare(image), tmp_path / "a.b2nd")
@@ -242,7 +244,7 @@ def test_an_error_of_blosc2_names_the_file(tmp_path: Path) -> None:
         file.write(0, slice(0, 4), np.ones((4, 4, 4), np.float32))
 
 
-def test_cases_get_a_second_file_that_is_recorded_and_made_again_if_lost(tmp_path: Path) -> None:
+def test_probability_files_are_recorded_and_restored(tmp_path: Path) -> None:
     out, image = tmp_path / "out", scan((9, 8, 7))
     write_scan(tmp_path / "in" / "a.nii.gz", image.array[0])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}

@@ -1,4 +1,4 @@
-"""Segmentation objects, read back with pydicom alone."""
+"""DICOM segmentation objects, read back with pydicom alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OBLIQUE = (0.8, 0.48, 0.36, -0.6, 0.64, 0.48)
 
 
 def label_of(*values: int) -> NDArray[np.uint8]:
-    """A label map of such values, none of them in the last slice."""
+    """A random label map of these values; the last slice is empty."""
     label = np.random.default_rng(1).choice(np.array(values, np.uint8), SIZE)
     label[:, :, -1] = 0
     return label
@@ -42,7 +42,7 @@ def write(folder: Path, label: NDArray[Any], plan: Plan, source: Path | None = N
 
 
 def masks(segmentation: Any, folder: Path) -> dict[str, NDArray[np.bool_]]:
-    """The mask (x, y, z) of each segment, its frames put where the slices that they name lie."""
+    """The mask (x, y, z) of each segment; its frames name the slices that they cover."""
     sources = [pydicom.dcmread(file) for file in folder.iterdir()]
     normal = np.cross(
         sources[0].ImageOrientationPatient[:3], sources[0].ImageOrientationPatient[3:]
@@ -75,7 +75,7 @@ def test_each_class_is_a_segment(tmp_path: Path, orientation: tuple[float, ...])
     assert found["infection"].any()
 
 
-def test_it_belongs_to_the_patient_and_the_frame_of_the_source(tmp_path: Path) -> None:
+def test_patient_and_frame_of_reference_are_the_source_s(tmp_path: Path) -> None:
     files = write_series(tmp_path / "in", SCAN)
     segmentation = write(tmp_path, label_of(0, 1, 3), PLAN)
     source = pydicom.dcmread(files[0])
@@ -105,14 +105,14 @@ def test_regions_overlap(tmp_path: Path) -> None:
     assert (found["enhancing"] == (label == 4)).all()
 
 
-def test_nothing_found_is_an_object_too(tmp_path: Path) -> None:
+def test_an_empty_segmentation_is_a_valid_object(tmp_path: Path) -> None:
     write_series(tmp_path / "in", SCAN)
     found = masks(write(tmp_path, label_of(0), PLAN), tmp_path / "in")
     assert list(found) == ["lungs", "infection", "never there"]
     assert not any(mask.any() for mask in found.values())
 
 
-def test_names_in_any_script(tmp_path: Path) -> None:
+def test_names_in_any_alphabet(tmp_path: Path) -> None:
     write_series(tmp_path / "in", SCAN, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Zoë")
     plan = tiny_plan(labels={"background": [0], "Entzündung 肺": [3]})
     segmentation = write(tmp_path, label_of(0, 3), plan)
@@ -130,8 +130,8 @@ def test_one_of_several_series_in_a_folder(tmp_path: Path) -> None:
     assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
 
 
-def test_it_is_no_scan_itself(tmp_path: Path) -> None:
-    """Its folder may lie among the scans of the next run."""
+def test_a_segmentation_is_not_taken_for_a_scan(tmp_path: Path) -> None:
+    """The output folder may be among the scans of the next run."""
     write_series(tmp_path / "in", SCAN)
     write(tmp_path, label_of(0, 1), PLAN)
     contents = read_contents([tmp_path / "out" / "a.dcm"])

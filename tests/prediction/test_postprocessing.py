@@ -34,14 +34,14 @@ label_maps = hnp.arrays(
 step_lists = st.lists(st.sampled_from([FOREGROUND, ONE, TWO]), unique=True).map(tuple)
 
 
-def cleaned(label_map: LabelMap, *steps: KeepLargest) -> LabelMap:
+def postprocessed(label_map: LabelMap, *steps: KeepLargest) -> LabelMap:
     found = label_map.copy()
     Postprocessing("", steps).apply(found)
     return found
 
 
 def slow(label_map: LabelMap, values: tuple[int, ...]) -> LabelMap:
-    """The same with SciPy alone."""
+    """The same with SciPy."""
     inside = np.isin(label_map, values)
     numbers, count = ndimage.label(inside, np.ones((3, 3, 3)))
     sizes = [np.sum(numbers == number) for number in range(1, count + 1)]
@@ -53,16 +53,16 @@ def slow(label_map: LabelMap, values: tuple[int, ...]) -> LabelMap:
 
 @settings(max_examples=50, deadline=None)
 @given(label_maps, st.sampled_from([FOREGROUND, ONE, TWO]))
-def test_one_step_is_what_scipy_finds(label_map: LabelMap, step: KeepLargest) -> None:
+def test_one_step_equals_scipy(label_map: LabelMap, step: KeepLargest) -> None:
     expected = slow(label_map, step.values)
-    assert np.array_equal(cleaned(label_map, step), expected)
-    assert np.array_equal(cleaned(np.asfortranarray(label_map), step), expected)
+    assert np.array_equal(postprocessed(label_map, step), expected)
+    assert np.array_equal(postprocessed(np.asfortranarray(label_map), step), expected)
 
 
 @settings(max_examples=50, deadline=None)
 @given(label_maps, step_lists)
 def test_voxels_only_become_background(label_map: LabelMap, steps: tuple[KeepLargest, ...]) -> None:
-    found = cleaned(label_map, *steps)
+    found = postprocessed(label_map, *steps)
     assert found.dtype == label_map.dtype
     changed = found != label_map
     assert not found[changed].any()
@@ -72,29 +72,29 @@ def test_voxels_only_become_background(label_map: LabelMap, steps: tuple[KeepLar
 
 @settings(max_examples=50, deadline=None)
 @given(label_maps, st.sampled_from([FOREGROUND, ONE, TWO]))
-def test_a_step_again_changes_nothing(label_map: LabelMap, step: KeepLargest) -> None:
-    once = cleaned(label_map, step)
-    assert np.array_equal(cleaned(once, step), once)
+def test_a_step_is_idempotent(label_map: LabelMap, step: KeepLargest) -> None:
+    once = postprocessed(label_map, step)
+    assert np.array_equal(postprocessed(once, step), once)
 
 
 @settings(max_examples=50, deadline=None)
 @given(label_maps)
-def test_both_classes_again_change_nothing(label_map: LabelMap) -> None:
-    once = cleaned(label_map, ONE, TWO)
-    assert np.array_equal(cleaned(once, ONE, TWO), once)
+def test_two_steps_are_idempotent(label_map: LabelMap) -> None:
+    once = postprocessed(label_map, ONE, TWO)
+    assert np.array_equal(postprocessed(once, ONE, TWO), once)
 
 
 def test_corners_connect_and_equal_components_keep_the_first() -> None:
     label_map = np.zeros((5, 5, 5), np.uint8)
     label_map[0, 0, 0] = label_map[1, 1, 1] = 1
     label_map[3, 3, 3] = label_map[4, 4, 4] = 1
-    found = cleaned(label_map, ONE)
+    found = postprocessed(label_map, ONE)
     assert found[0, 0, 0] == found[1, 1, 1] == 1
     assert found.sum() == 2
 
 
-def test_nothing_is_left_as_it_is() -> None:
-    assert not cleaned(np.zeros((3, 4, 5), np.uint16), FOREGROUND).any()
+def test_an_empty_label_map_stays_empty() -> None:
+    assert not postprocessed(np.zeros((3, 4, 5), np.uint16), FOREGROUND).any()
 
 
 def learned(folder: Path, **changes: Any) -> Path:
@@ -114,23 +114,23 @@ def two_boxes() -> Image:
     return Image(values, grid(values.shape[1:]))
 
 
-def test_the_predictor_applies_what_was_learned(tmp_path: Path) -> None:
+def test_the_predictor_applies_learned_postprocessing(tmp_path: Path) -> None:
     image = two_boxes()
     raw = image.array[0].astype(np.uint8)
     model = model_of(PLAN, Pointwise(), folder=learned(tmp_path))
     assert np.array_equal(Predictor(model, device="cpu", postprocess=False).predict(image), raw)
     found = Predictor(model, device="cpu").predict(image)
-    assert np.array_equal(found, cleaned(raw, ONE))
+    assert np.array_equal(found, postprocessed(raw, ONE))
     assert not np.array_equal(found, raw)
 
 
-def test_a_model_without_it_predicts_as_before(tmp_path: Path) -> None:
+def test_a_model_without_postprocessing(tmp_path: Path) -> None:
     image = two_boxes()
     found = Predictor(model_of(PLAN, Pointwise(), folder=tmp_path), device="cpu").predict(image)
     assert np.array_equal(found, image.array[0])
 
 
-def test_the_previous_stage_stays_as_the_cascade_was_trained(tmp_path: Path) -> None:
+def test_the_previous_stage_is_not_postprocessed(tmp_path: Path) -> None:
     previous = tiny_plan(name="tiny-3d_lowres", configuration="3d_lowres")
     save_model(previous, tmp_path / "tiny-3d_lowres", "0")
     learned(tmp_path / "tiny-3d_lowres", plan_id=previous.id)
@@ -154,7 +154,7 @@ def test_the_previous_stage_stays_as_the_cascade_was_trained(tmp_path: Path) -> 
         ({"steps": [[]]}, ["not a valid"]),
     ],
 )
-def test_what_does_not_belong_to_the_model_is_refused(
+def test_invalid_postprocessing_is_refused(
     tmp_path: Path, changes: dict[str, Any], named: list[str]
 ) -> None:
     model = load_model(learned(save_model(PLAN, tmp_path, "0"), **changes), None, CPU)
@@ -165,7 +165,7 @@ def test_what_does_not_belong_to_the_model_is_refused(
     Predictor(tmp_path, device="cpu", postprocess=False)
 
 
-def test_the_record_says_what_was_done(tmp_path: Path) -> None:
+def test_the_origin_names_the_postprocessing(tmp_path: Path) -> None:
     model = model_of(PLAN, Pointwise(), folder=learned(tmp_path))
     predictor = Predictor(model, device="cpu")
     assert origin(predictor)["postprocessing"] == ["organ"]
@@ -174,8 +174,8 @@ def test_the_record_says_what_was_done(tmp_path: Path) -> None:
     assert "postprocessing" not in member  # which several models together do not get
 
 
-def test_a_large_scan_takes_little_more_than_its_components() -> None:
-    """Their numbers take four bytes a voxel, the masks of one step three more at most."""
+def test_peak_memory_is_little_more_than_the_components() -> None:
+    """Component numbers take four bytes per voxel, the masks of a step at most three."""
     label_map = np.zeros((128, 128, 128), np.uint8)
     label_map[:90:3, ::3, ::3] = 1
     label_map[92:, 80:, 80:] = 1

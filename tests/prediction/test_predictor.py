@@ -1,4 +1,4 @@
-"""From what a Python caller has in hand to a label map, without files."""
+"""From an array or image in memory to a label map."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def picture_of(array: NDArray[Any]) -> sitk.Image:
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.int32, np.float64, np.float32])
-def test_an_array_becomes_an_array(dtype: Any) -> None:
+def test_an_array_gives_an_array(dtype: Any) -> None:
     array = values().astype(dtype)
     for scan in (array, array[None], np.asfortranarray(array), array[::-1].copy()[::-1]):
         found = predictor().predict(scan, spacing_mm=SPACING_MM)
@@ -52,7 +52,7 @@ def test_an_array_becomes_an_array(dtype: Any) -> None:
         assert (found == np.array([0, 3, 7])[values()]).all()
 
 
-def test_the_spacing_of_an_array_counts() -> None:
+def test_the_spacing_of_an_array_is_used() -> None:
     model = predictor(preprocessing=STEPS)
     array = values().astype(np.float32)
     image = Image(array[None], grid(array.shape, (2.0, 1.5, 3.0)))
@@ -62,7 +62,7 @@ def test_the_spacing_of_an_array_counts() -> None:
 
 
 @pytest.mark.parametrize("steps", [[], STEPS])
-def test_a_simpleitk_image_becomes_one_on_exactly_its_grid(steps: Any) -> None:
+def test_a_simpleitk_image_gives_one_on_exactly_its_grid(steps: Any) -> None:
     model, picture = predictor(preprocessing=steps), picture_of(values())
     found = model.predict(picture)
     assert isinstance(found, sitk.Image)
@@ -96,22 +96,22 @@ def test_components_and_a_fourth_dimension_are_channels() -> None:
         (np.where(values() > 1, np.nan, 1), (1, 1, 1), "voxels are NaN or infinite"),
     ],
 )
-def test_what_is_no_scan_is_refused(array: Any, spacing_mm: Any, message: str) -> None:
+def test_invalid_arrays_are_refused(array: Any, spacing_mm: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         predictor().predict(array, spacing_mm=spacing_mm)
 
 
-def test_a_flat_picture_is_refused() -> None:
+def test_a_two_dimensional_image_is_refused() -> None:
     with pytest.raises(DataError, match="the SimpleITK image: has 2 dimensions"):
         predictor().predict(sitk.Image(5, 4, sitk.sitkInt16))
 
 
 @pytest.mark.parametrize("steps", [[], STEPS])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_the_axis_that_patches_slide_along_does_not_count(
+def test_the_sliding_axis_does_not_change_the_result(
     steps: Any, axis: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network tells x, y and z apart, and the patch is no cube."""
+    """The network treats x, y and z differently, and the patch is not a cube."""
     plan = tiny_plan(
         preprocessing=steps,
         target_spacing_mm=[1.3, 0.8, 1.1],
@@ -131,10 +131,10 @@ def test_the_axis_that_patches_slide_along_does_not_count(
         shares.append(found.swapaxes(1, 1 + across))
     assert np.abs(shares[0] - shares[1]).max() <= 1e-5
     monkeypatch.setattr("autoseg.prediction.predictor.AXES", (axis,))
-    told: list[float] = []
-    label = model.segment(prepared, report=told.append)
-    assert told == sorted(told)
-    assert told[-1] == 1
+    reported: list[float] = []
+    label = model.segment(prepared, report=reported.append)
+    assert reported == sorted(reported)
+    assert reported[-1] == 1
     ranked = np.sort(shares[0], axis=0)
     clear = ranked[-1] - ranked[-2] > 1e-4
     assert (label == shares[0].argmax(axis=0))[clear].all()
@@ -151,8 +151,8 @@ def test_patches_slide_along_the_axis_that_takes_the_least_memory() -> None:
     assert len(set(size[(8, 8, 8)])) == 1
 
 
-def test_a_model_of_slices(tmp_path: Path) -> None:
-    """Slices across x, as of a real network: the same as each slice on its own."""
+def test_a_2d_model(tmp_path: Path) -> None:
+    """A real network on slices across x gives the same as on each slice alone."""
     plan = tiny_plan(
         configuration="2d",
         sampling={"patch_size": [1, 8, 8]},
@@ -176,7 +176,7 @@ def scan(array: Any, spacing_mm: Any = (1.0, 1.0, 1.0)) -> Image:
 
 
 def classes(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    """A scan whose values are the classes that `Pointwise` finds in it, a little off."""
+    """A scan whose values are its classes for `Pointwise`, with noise."""
     rng = np.random.default_rng(seed)
     wobbling = rng.integers(0, 3, shape) + rng.uniform(-0.4, 0.4, shape)
     return wobbling.astype(np.float32)
@@ -187,7 +187,7 @@ def patches(seed: int = 0, size: tuple[int, int, int] = (8, 8, 8)) -> torch.Tens
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (2, 2, 2), (3, 9, 17), (20, 5, 8)])
-def test_classes_come_back_as_the_values_of_the_task(shape: tuple[int, int, int]) -> None:
+def test_classes_are_written_as_the_label_values_of_the_task(shape: tuple[int, int, int]) -> None:
     array = classes(1, *shape)
     plan = tiny_plan(labels=LABELS)
     got = Predictor(model_of(plan, Pointwise()), device="cpu").predict(scan(array))
@@ -195,7 +195,7 @@ def test_classes_come_back_as_the_values_of_the_task(shape: tuple[int, int, int]
     assert (got == np.array([0, 3, 7])[np.rint(array[0]).astype(int)]).all()
 
 
-def test_values_above_255_need_two_bytes() -> None:
+def test_values_above_255_take_two_bytes() -> None:
     plan = tiny_plan(labels={"background": [0], "organ": [255], "tumour": [256]})
     array = classes(1, 9, 8, 7)
     got = Predictor(model_of(plan, Pointwise()), device="cpu").predict(scan(array))
@@ -203,7 +203,7 @@ def test_values_above_255_need_two_bytes() -> None:
     assert (got == np.array([0, 255, 256])[np.rint(array[0]).astype(int)]).all()
 
 
-def test_a_crop_is_put_back_where_it_was_cut() -> None:
+def test_a_crop_is_undone() -> None:
     array = np.zeros((1, 14, 13, 12), np.float32)
     array[:, 3:9, 2:12, 5:6] = classes(1, 6, 10, 1)
     plan = tiny_plan(preprocessing=[{"step": "crop_to_nonzero"}])
@@ -211,7 +211,7 @@ def test_a_crop_is_put_back_where_it_was_cut() -> None:
     assert (got == np.rint(array[0])).all()
 
 
-def test_outside_the_crop_there_is_background_whatever_the_network_says() -> None:
+def test_outside_the_crop_is_background() -> None:
     array = np.zeros((1, 10, 10, 10), np.float32)
     array[:, 2:5, 3:9, 4:8] = 1
     plan = tiny_plan(preprocessing=[{"step": "crop_to_nonzero"}], labels=LABELS)
@@ -305,7 +305,7 @@ def test_channels_keep_their_order() -> None:
     assert (got == np.rint(array[0])).all()  # the network looks at the first alone
 
 
-def test_a_real_network_from_its_folder_gives_the_same_twice(tmp_path: Path) -> None:
+def test_prediction_is_deterministic(tmp_path: Path) -> None:
     plan = tiny_plan(preprocessing=[{"step": "z_score"}], inference=ALL_AXES)
     folder = save_model(plan, tmp_path / "Modèle 1", "0", "1")
     image = scan(np.random.default_rng(0).normal(size=(1, 11, 9, 6)))

@@ -1,4 +1,4 @@
-"""A cascade: the previous stage's segmentation as masks, and its models beside this one's."""
+"""Cascades: the previous stage as masks, and its models beside the cascade's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class Masks(nn.Module):
-    """Gives the class back whose mask holds the voxel, whatever the image says."""
+    """Returns the class whose mask contains the voxel, whatever the image shows."""
 
     def forward(self, patches: Tensor) -> Tensor:
         masks = patches[:, 1:]
@@ -37,7 +37,7 @@ class Masks(nn.Module):
 
 
 class MasksOfRegions(nn.Module):
-    """The masks of the values 1, 2 and 4 as logits of the regions that they make up."""
+    """Turns the masks of the values 1, 2 and 4 into logits of the regions."""
 
     def forward(self, patches: Tensor) -> Tensor:
         one, two, four = patches[:, 1], patches[:, 2], patches[:, 3]
@@ -57,25 +57,25 @@ def segmentation(values: tuple[int, ...] = (0, 1, 2)) -> NDArray[np.uint8]:
     return np.random.default_rng(1).choice(np.array(values, np.uint8), scan().geometry.size)
 
 
-def test_each_patch_sees_the_previous_stage_where_it_lies() -> None:
+def test_each_patch_gets_its_part_of_the_previous_stage() -> None:
     predictor = Predictor(model_of(cascade(), Masks()), device="cpu")
     before = segmentation()
     assert np.array_equal(predictor.predict(scan(), before), before)
 
 
-def test_mirrored_patches_see_it_mirrored() -> None:
+def test_mirrored_patches_get_a_mirrored_previous_stage() -> None:
     plan = cascade(inference={"overlap": [4, 4, 4], "mirror_axes": [0, 1, 2]})
     predictor = Predictor(model_of(plan, Masks()), device="cpu", mirror=True)
     assert np.array_equal(predictor.predict(scan(), segmentation()), segmentation())
 
 
-def test_values_not_regions_are_the_masks() -> None:
+def test_masks_are_of_values_not_regions() -> None:
     predictor = Predictor(model_of(cascade(**REGIONS), MasksOfRegions()), device="cpu")
     before = segmentation((0, 1, 2, 4))
     assert np.array_equal(predictor.predict(scan(), before), before)
 
 
-def test_it_is_cropped_and_resampled_with_the_scan() -> None:
+def test_the_previous_stage_is_cropped_and_resampled() -> None:
     steps = [{"step": "crop_to_nonzero"}, {"step": "resample", "label_order": 0}]
     plan = cascade(preprocessing=steps, target_spacing_mm=[0.5, 0.5, 0.5])
     image = scan()
@@ -114,7 +114,7 @@ def test_the_previous_stage_is_mirrored_too(models: Path) -> None:
     assert predictor.previous.mirror
 
 
-def test_what_was_predicted_before_is_written_down(models: Path, tmp_path: Path) -> None:
+def test_the_previous_stage_is_recorded(models: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", scan().array[0])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
     predictor = Predictor(models, device="cpu")
@@ -137,7 +137,9 @@ def test_what_was_predicted_before_is_written_down(models: Path, tmp_path: Path)
     assert np.array_equal(found, predictor.predict(scan(), before))
 
 
-def test_another_previous_stage_makes_other_predictions(models: Path, tmp_path: Path) -> None:
+def test_predictions_with_another_previous_stage_are_not_mixed(
+    models: Path, tmp_path: Path
+) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", scan().array[0])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
     predict_cases(Predictor(models, device="cpu"), inputs, tmp_path / "out", overwrite=False)

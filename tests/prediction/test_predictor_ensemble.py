@@ -36,7 +36,7 @@ PLAIN = tiny_plan(name="plain")
 
 
 def scan(shape: tuple[int, ...] = (14, 21, 11)) -> Image:
-    """Zeros with a box of smooth values in it, so that crops differ from the whole."""
+    """Zeros with a box of smooth values, so that cropping has an effect."""
     coarse = np.random.default_rng(0).uniform(0.1, 2.4, (4, 5, 3))
     array = np.zeros((1, *shape), np.float32)
     array[0, 2:12, 3:18, 1:9] = resize(coarse, (10, 15, 8), order=1)
@@ -48,7 +48,7 @@ def member(plan: Plan, *networks: torch.nn.Module) -> Predictor:
 
 
 def slow_shares(plan: Plan, network: torch.nn.Module, image: Image) -> NDArray[np.float64]:
-    """Probabilities on the scan's own grid, whole, in float64 and by scikit-image."""
+    """Probabilities of a whole scan on its own grid, in float64 by scikit-image."""
     ready = prepare(plan, image)
     logits = network(torch.from_numpy(ready.image)[None]).double()
     regions = plan.classes.are_regions
@@ -81,11 +81,11 @@ def test_plans_are_averaged_on_the_grid_of_the_scan() -> None:
     assert found.dtype == np.uint8
     assert (found == mean.argmax(axis=0))[clear_of(mean)].all()
     assert clear_of(mean).mean() > 0.95
-    for alone in each:  # otherwise this test shows nothing
+    for alone in each:  # otherwise the test would prove nothing
         assert (alone.argmax(axis=0) != found)[clear_of(alone) & clear_of(mean)].any()
 
 
-def test_each_plan_counts_the_same_however_many_folds_it_has() -> None:
+def test_each_plan_has_the_same_weight() -> None:
     one, two, three = Pointwise(slope=0.3), Pointwise(shift=0.4), Pointwise(shift=-0.4)
     image = scan()
     folds = (slow_shares(PLAIN, two, image) + slow_shares(PLAIN, three, image)) / 2
@@ -114,7 +114,7 @@ def test_regions_are_averaged() -> None:
     assert len(np.unique(found)) > 2
 
 
-def test_an_ensemble_of_one_is_that_one() -> None:
+def test_an_ensemble_of_one_model() -> None:
     one = member(COARSE, Pointwise(slope=0.5))
     assert (Ensemble([one]).predict(scan()) == one.predict(scan())).all()
 

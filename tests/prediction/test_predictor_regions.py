@@ -1,4 +1,4 @@
-"""Regions from the network's sigmoids to label maps and volumes."""
+"""Regions: from the sigmoids of the network to label maps and volumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def regions(**changes: Any) -> Plan:
 
 
 def nested(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    """A scan whose values say how many of the nested regions a voxel lies in, a little off."""
+    """A scan whose values are the number of nested regions around a voxel, with noise."""
     rng = np.random.default_rng(seed)
     return (rng.integers(0, 4, shape) + rng.uniform(-0.4, 0.4, shape)).astype(np.float32)
 
@@ -40,7 +40,7 @@ def predictor(plan: Plan, *networks: Layers) -> Predictor:
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (3, 9, 17)])
-def test_regions_come_back_as_the_values_that_they_paint(shape: tuple[int, int, int]) -> None:
+def test_regions_are_painted_with_their_values(shape: tuple[int, int, int]) -> None:
     array = nested(1, *shape)
     got = predictor(regions()).predict(Image(array, grid(shape)))
     assert got.dtype == np.uint8

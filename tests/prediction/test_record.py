@@ -43,7 +43,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_the_record_says_what_was_done_with_what(scans: Path, out: Path) -> None:
+def test_the_record_names_files_model_and_versions(scans: Path, out: Path) -> None:
     outcome = predict(scans, out)
     record = read_json(out / RECORD)
     assert record["cases"] == outcome.predicted
@@ -81,7 +81,7 @@ def test_volumes_and_shares_are_recorded(scans: Path, out: Path) -> None:
     assert case["share"] == {"infection": pytest.approx(expected, abs=1e-6)}
 
 
-def test_an_evaluation_takes_the_names_from_the_side_file(scans: Path, out: Path) -> None:
+def test_an_evaluation_reads_the_names_from_labels_json(scans: Path, out: Path) -> None:
     predict(scans, out)
     written = read_json(out / LABELS_FILE)
     assert written["labels"] == LABELS
@@ -109,7 +109,7 @@ def test_other_weights_are_another_model() -> None:
     assert all(len(found) == 12 for found in ids)
 
 
-def test_predictions_of_another_plan_are_not_taken_for_ours(scans: Path, out: Path) -> None:
+def test_predictions_of_another_plan_are_not_mixed(scans: Path, out: Path) -> None:
     predict(scans, out)
     with pytest.raises(AutosegError, match=rf"{RECORD}.* plan_id"):
         predict(scans, out, plan=OTHER)
@@ -122,7 +122,7 @@ def test_predictions_of_another_plan_are_not_taken_for_ours(scans: Path, out: Pa
     assert len(record["runs"]) == 1
 
 
-def test_what_a_stopped_run_had_still_to_overwrite_is_not_taken_for_its_own(
+def test_outdated_predictions_of_a_stopped_run_are_recognised(
     scans: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predict(scans, out)
@@ -138,7 +138,7 @@ def test_what_a_stopped_run_had_still_to_overwrite_is_not_taken_for_its_own(
         predict(scans, out, plan=OTHER)
 
 
-def test_once_they_are_gone_another_plan_may_predict(scans: Path, out: Path) -> None:
+def test_another_plan_may_predict_into_an_emptied_folder(scans: Path, out: Path) -> None:
     predict(scans, out)
     for path in out.glob("*.nii.gz"):
         path.unlink()
@@ -156,7 +156,7 @@ def test_a_run_notices_that_another_overwrites_its_folder(out: Path) -> None:
 
 
 def test_runs_that_share_a_folder_lose_no_record(out: Path) -> None:
-    """They add by turns; that they do not add at once, the lock sees to."""
+    """They add in turns; the lock prevents simultaneous additions."""
     records = [PredictionRecord(out, predictor_of(), {}) for _ in range(2)]
     for record in records:
         record.begin(overwrite=False)
@@ -170,7 +170,7 @@ def test_runs_that_share_a_folder_lose_no_record(out: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cases": 1}', "\x00"])
-def test_a_damaged_record_is_written_anew(scans: Path, out: Path, text: str) -> None:
+def test_a_damaged_record_is_replaced(scans: Path, out: Path, text: str) -> None:
     predict(scans, out)
     (out / RECORD).write_text(text, encoding="utf-8")
     predict(scans, out, overwrite=True)

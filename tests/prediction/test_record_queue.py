@@ -51,7 +51,7 @@ def queue_in(out: Path, scans: Path, overwrite: bool = False) -> CaseQueue:
     )
 
 
-def test_what_is_there_is_skipped_and_keeps_its_record(scans: Path, out: Path) -> None:
+def test_predicted_cases_are_skipped_and_keep_their_record(scans: Path, out: Path) -> None:
     before = (out / "a.nii.gz").stat().st_mtime_ns, read_json(out / RECORD)
     assert predict(scans, out).skipped == NAMES
     assert read_json(out / RECORD) == before[1]
@@ -86,7 +86,7 @@ def cut_off(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (damage_by_a_bit, "predicting b again: b.nii.gz is damaged"),
         (cut_off, "predicting b again: b.nii.gz is damaged"),
@@ -94,17 +94,17 @@ def cut_off(path: Path) -> None:
         (Path.unlink, "predicting b again: b.nii.gz is missing"),
     ],
 )
-def test_what_is_not_whole_is_predicted_again(
-    scans: Path, out: Path, damage: object, told: str, capsys: Capture
+def test_incomplete_files_are_predicted_again(
+    scans: Path, out: Path, damage: object, message: str, capsys: Capture
 ) -> None:
     assert callable(damage)
-    whole = file_facts(out / "b.nii.gz")
+    original = file_facts(out / "b.nii.gz")
     damage(out / "b.nii.gz")
     capsys.readouterr()
     outcome = predict(scans, out)
-    assert told in capsys.readouterr().err.splitlines()
+    assert message in capsys.readouterr().err.splitlines()
     assert (list(outcome.predicted), outcome.skipped) == (["b"], ("a", "c"))
-    assert file_facts(out / "b.nii.gz") == whole
+    assert file_facts(out / "b.nii.gz") == original
 
 
 def test_another_scan_of_the_same_name_is_predicted(
@@ -116,7 +116,7 @@ def test_another_scan_of_the_same_name_is_predicted(
     assert "predicting b again: its scan has changed" in capsys.readouterr().err
 
 
-def test_a_segmentation_corrected_by_hand_is_kept(scans: Path, out: Path, capsys: Capture) -> None:
+def test_a_manually_corrected_segmentation_is_kept(scans: Path, out: Path, capsys: Capture) -> None:
     path = out / "b.nii.gz"
     label, geometry = read_label(path)
     label[0, 0, 0] = 1 - label[0, 0, 0] // 3
@@ -129,7 +129,7 @@ def test_a_segmentation_corrected_by_hand_is_kept(scans: Path, out: Path, capsys
     assert path.read_bytes() != corrected
 
 
-def test_a_label_map_of_somebody_else_is_kept(scans: Path, tmp_path: Path) -> None:
+def test_a_foreign_label_map_is_kept(scans: Path, tmp_path: Path) -> None:
     path = tmp_path / "out" / "b.nii.gz"
     write_label(path, np.ones((2, 2, 2), np.uint8), grid((2, 2, 2)))
     foreign = path.read_bytes()
@@ -137,7 +137,7 @@ def test_a_label_map_of_somebody_else_is_kept(scans: Path, tmp_path: Path) -> No
     assert path.read_bytes() == foreign
 
 
-def test_half_a_file_of_somebody_else_is_predicted(scans: Path, tmp_path: Path) -> None:
+def test_a_damaged_foreign_label_map_is_replaced(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "b.nii.gz").write_bytes(gzip.compress(b"half a label map"))
     assert sorted(predict(scans, tmp_path / "out").predicted) == list(NAMES)
@@ -159,7 +159,7 @@ def test_a_case_is_claimed_by_one_run_and_counted_by_the_other(scans: Path, out:
     assert late.wanted == []
 
 
-def test_who_comes_second_waits_and_takes_over_what_failed(
+def test_the_second_run_waits_and_takes_over_failed_cases(
     scans: Path, out: Path, capsys: Capture
 ) -> None:
     first, second = (queue_in(out, scans, overwrite=True) for _ in range(2))
@@ -182,11 +182,11 @@ def test_who_comes_second_waits_and_takes_over_what_failed(
     assert [name for name in files_in(out) if name.startswith(".")] == []
 
 
-def test_what_another_run_finishes_at_the_start_is_not_taken_for_foreign(
+def test_a_case_that_another_run_finishes_at_the_start_is_recognised(
     scans: Path, out: Path, capsys: Capture
 ) -> None:
     class Early(PredictionRecord):
-        """Has read the record just before the other run finished its first cases."""
+        """Has read the record just before another run finished its first cases."""
 
         def begin(self, overwrite: bool) -> dict[str, CaseRecord]:
             super().begin(overwrite)
@@ -207,7 +207,7 @@ def test_leftovers_of_a_killed_run_are_removed(scans: Path, out: Path) -> None:
     assert [name for name in files_in(out) if name.startswith(".")] == [".tmp-99999-notes.txt"]
 
 
-def test_leftovers_that_a_living_run_still_writes_are_kept(scans: Path, out: Path) -> None:
+def test_leftovers_of_a_living_run_are_kept(scans: Path, out: Path) -> None:
     half = out / ".tmp-99999-a.nii.gz"
     half.write_bytes(b"half")
     work = queue_in(out, scans)

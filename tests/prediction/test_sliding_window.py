@@ -28,7 +28,7 @@ WEIGHTINGS = ["gaussian", "uniform"]
 
 
 def softmax_of_values(patches: Tensor) -> Tensor:
-    """A network that looks at each voxel alone."""
+    """A pointwise network."""
     return torch.softmax(torch.cat([patches, -patches, patches * 0.5], dim=1), dim=1)
 
 
@@ -81,7 +81,7 @@ def test_tile_starts(size: int, patch: int, overlap: int, expected: list[int]) -
     assert tile_starts(size, patch, overlap) == expected
 
 
-def test_count_of_tiles_is_the_count_of_patches() -> None:
+def test_count_tiles_is_the_number_of_patches() -> None:
     seen: list[torch.Size] = []
 
     def count(patches: Tensor) -> Tensor:
@@ -107,10 +107,10 @@ def test_count_of_tiles_is_the_count_of_patches() -> None:
         (9999, [8]),
     ],
 )
-def test_small_patches_go_through_the_network_together(
+def test_small_patches_are_batched(
     voxels: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four patches of 120 voxels stand side by side at each of two x."""
+    """Four patches of 120 voxels at each of two x positions."""
     monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", voxels)
     seen: list[int] = []
 
@@ -144,7 +144,7 @@ def test_tiles_of_a_pointwise_network_equal_the_whole_volume(
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_overlapping_patches_are_averaged_by_their_weights(weighting: str) -> None:
-    """A network that answers by the place in the patch, against a loop in float64."""
+    """A network whose output depends on the position in the patch, against a loop in float64."""
     shape, overlap = (14, 7, 9), (4, 1, 3)
     answer = torch.rand(3, *PATCH, generator=torch.Generator().manual_seed(0))
     slabs = predict_slabs(
@@ -181,10 +181,8 @@ def test_slabs_come_in_order_cover_x_and_stay_thin(shape: Triple, overlap: Tripl
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((30, 9, 8), (1, 8, 8)), ((9, 30, 8), (8, 1, 8))])
-def test_slices_go_through_the_network_together(
-    shape: Triple, patch: Triple, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Slices across x, one at each x, and across y, all at one x: up to eight in a batch."""
+def test_slices_are_batched(shape: Triple, patch: Triple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices across x, one at each x, and across y, all at one x; up to eight per batch."""
     monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", 8 * 64)
     seen: list[int] = []
 
@@ -201,7 +199,7 @@ def test_slices_go_through_the_network_together(
 
 
 def convolving(norm: str) -> torch.nn.Module:
-    """A network whose answer depends on the place: its convolutions see the patch's border."""
+    """A network whose output depends on the position, because convolutions see the border."""
     torch.manual_seed(0)
     kind = torch.nn.InstanceNorm3d if norm == "instance" else torch.nn.BatchNorm3d
     layers = (torch.nn.Conv3d(2, 4, 3, padding=1), kind(4, affine=True), torch.nn.LeakyReLU())
@@ -210,7 +208,7 @@ def convolving(norm: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("at_once", [1, 3, 8])
-def test_tiles_of_one_value_are_answered_once_and_to_the_bit(
+def test_constant_patches_are_computed_once_with_the_same_bits(
     norm: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", at_once * 120)
@@ -227,28 +225,28 @@ def test_tiles_of_one_value_are_answered_once_and_to_the_bit(
 
     got = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
     monkeypatch.setattr(sliding_window, "_ConstantBatchCache", lambda network: network)
-    asked, seen[0] = seen[0], 0
+    cached, seen[0] = seen[0], 0
     expected = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
     assert (got == expected).all()
-    assert asked < 0.7 * seen[0]
+    assert cached < 0.7 * seen[0]
 
 
-def test_a_long_volume_is_held_a_few_planes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_planes_of_a_long_volume_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sliding_window, "VOXELS_AT_ONCE", 1)
-    asked: list[tuple[int, ...]] = []
+    allocated: list[tuple[int, ...]] = []
     zeros = torch.zeros
 
     def watched(*shape: int) -> Tensor:
-        asked.append(shape)
+        allocated.append(shape)
         return zeros(*shape)
 
     monkeypatch.setattr(torch, "zeros", watched)
     slabs_of(np.zeros((1, 40, 7, 8), np.float32), how((3, 2, 2)))
-    assert asked == [(3, 6, 7, 8), (6, 7, 8)]
+    assert allocated == [(3, 6, 7, 8), (6, 7, 8)]
     assert window_bytes((40, 7, 8), PATCH, 3) == 4 * (3 + 1) * 6 * 7 * 8
 
 
-def test_a_yielded_slab_is_not_written_to_again() -> None:
+def test_a_yielded_slab_is_not_overwritten() -> None:
     image = np.random.default_rng(0).normal(size=(1, 20, 6, 6)).astype(np.float32)
     copies, slabs = [], []
     for slab in predict_slabs(softmax_of_values, image, PATCH, how((3, 2, 2)), 3):

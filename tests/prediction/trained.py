@@ -1,4 +1,4 @@
-"""A small U-Net that has learnt something: its voxels are clearly of one class."""
+"""A small trained U-Net, with clear probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 16
 
 
 def plan_of(precision: str = "float32") -> Plan:
-    """What the network was trained by, in a precision for predicting."""
+    """The plan of the network, with a precision for prediction."""
     return tiny_plan(
         sampling={"patch_size": [SIZE] * 3},
         network={"features": [4, 8], "deep_supervision": False, "norm": "batch"},
@@ -26,7 +26,7 @@ def plan_of(precision: str = "float32") -> Plan:
 
 
 def boxes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Patches (B, 1, x, y, z) with a dark and a bright box in noise, and their classes."""
+    """Noisy patches (B, 1, x, y, z) with a dark and a bright box, and their classes."""
     rng = torch.Generator().manual_seed(seed)
     label = torch.zeros(count, SIZE, SIZE, SIZE, dtype=torch.long)
     for sample in label:
@@ -39,7 +39,7 @@ def boxes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def trained_network() -> UNet:
-    """Trained on such boxes for some seconds."""
+    """Trained on random boxes for a few seconds."""
     torch.manual_seed(0)
     network = build_network(plan_of()).train()
     optimiser = torch.optim.Adam(network.parameters(), 0.03)
