@@ -57,13 +57,18 @@ def evaluate_folders(
         RunError: a worker process was killed.
     """
     truth, predicted = Path(truth), Path(predicted)
-    pairs, missing = _pair(truth, predicted)
-    _warn_of_unpaired(truth, predicted)
+    pairs, missing, extra = _pair(truth, predicted)
+    if missing:
+        total = counted(len(pairs) + len(missing), "case")
+        say(f"warning: no prediction for {len(missing)} of {total}: {some(missing)}")
+    if extra:
+        count = counted(len(extra), "prediction")
+        say(f"warning: skipped {count} without a reference: {some(extra)}")
     if labels is None:
         labels = choose_labels(truth, predicted, processes=processes)
     cases = in_parallel(partial(_evaluate_pair, labels=labels), pairs, processes, "evaluating")
     _warn_of_absent(cases, labels)
-    return Summary(tuple(cases), missing, tolerances(labels))
+    return Summary(tuple(cases), tuple(missing), tolerances(labels))
 
 
 def evaluate_case(reference_path: Path, prediction_path: Path, labels: Labels) -> CaseScores:
@@ -122,7 +127,7 @@ def choose_labels(
         return apply_options(options, mapped_labels(options, declared))
     if named := find_labels(declared):
         return apply_options(options, named)
-    pairs, _ = _pair(truth, predicted)
+    pairs, *_ = _pair(truth, predicted)
     found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)
     if not found.values:
         raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
@@ -151,27 +156,17 @@ def label_maps(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _pair(reference: Path, predicted: Path) -> tuple[list[LabelMapPair], tuple[str, ...]]:
-    """The files to compare, and the cases without a prediction."""
+def _pair(reference: Path, predicted: Path) -> tuple[list[LabelMapPair], list[str], list[str]]:
+    """The files to compare, the cases without a prediction, and those without a reference."""
     references, predictions = label_maps(reference), label_maps(predicted)
-    missing = tuple(name for name in references if name not in predictions)
-    if len(missing) == len(references):
+    pairs = [(path, predictions[case]) for case, path in references.items() if case in predictions]
+    if not pairs:
         raise DataError(
             f"{predicted}: no prediction has the name of a reference in {reference} "
             f"({some(list(predictions))} / {some(list(references))}); use the same names"
         )
-    paired = [name for name in references if name in predictions]
-    return [(references[name], predictions[name]) for name in paired], missing
-
-
-def _warn_of_unpaired(reference: Path, predicted: Path) -> None:
-    references, predictions = label_maps(reference), label_maps(predicted)
-    if missing := [name for name in references if name not in predictions]:
-        cases = counted(len(references), "case")
-        say(f"warning: no prediction for {len(missing)} of {cases}: {some(missing)}")
-    if extra := [name for name in predictions if name not in references]:
-        count = counted(len(extra), "prediction")
-        say(f"warning: skipped {count} without a reference: {some(extra)}")
+    missing = [case for case in references if case not in predictions]
+    return pairs, missing, [case for case in predictions if case not in references]
 
 
 def _warn_of_absent(cases: Sequence[CaseScores], labels: Labels) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
@@ -34,7 +35,6 @@ from autoseg.prediction.postprocessing import (
     FORMAT_VERSION,
     KeepLargest,
     Postprocessing,
-    step_from_json,
 )
 
 ALL_FOREGROUND = "all foreground"
@@ -43,39 +43,42 @@ DiceByClass = dict[str, float | None]
 ConfusionMatrix = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Step(BaseModel):
+    """Keep the largest component of some label values, as in `postprocessing.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    keep_largest: tuple[int, ...]
+
+
+class Attempt(Step):
     """A step tried on top of those chosen before it.
 
     Attributes:
-        step: the step.
-        before: mean Dice of each class over the cases without it.
-        after: the same with it.
+        dice_before: mean Dice of each class over the cases without the step.
+        dice_after: the same with it.
     """
 
-    step: KeepLargest
-    before: DiceByClass
-    after: DiceByClass
+    dice_before: DiceByClass
+    dice_after: DiceByClass
 
     @property
     def scores(self) -> tuple[float | None, float | None]:
         """The Dice that the step is meant to raise, before and after."""
-        classes = tuple(self.before) if self.step.name == ALL_FOREGROUND else (self.step.name,)
+        classes = tuple(self.dice_before) if self.name == ALL_FOREGROUND else (self.name,)
         before, after = (
-            mean_of_known(dice[name] for name in classes) for dice in (self.before, self.after)
+            mean_of_known(dice[name] for name in classes)
+            for dice in (self.dice_before, self.dice_after)
         )
         return before, after
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def helps(self) -> bool:
+    def chosen(self) -> bool:
         """Whether the step raises its Dice and lowers that of no class."""
-        lowers = any(_is_below(self.after[name], self.before[name]) for name in self.before)
-        return _is_below(*self.scores) and not lowers
-
-    def to_json(self) -> dict[str, Any]:
-        """An entry of `tried`."""
-        dice = {"dice_before": self.before, "dice_after": self.after}
-        return {**_step_to_json(self.step), **dice, "chosen": self.helps}
+        before, after = self.dice_before, self.dice_after
+        return _is_below(*self.scores) and not any(_is_below(after[n], before[n]) for n in before)
 
 
 def _is_below(one: float | None, other: float | None) -> bool:
@@ -83,75 +86,49 @@ def _is_below(one: float | None, other: float | None) -> bool:
     return one is not None and (other is None or one < other)
 
 
-def _step_to_json(step: KeepLargest) -> dict[str, Any]:
-    return {"name": step.name, "keep_largest": list(step.values)}
+class Source(BaseModel):
+    """The cross-validation; `source` identifies its scores."""
 
+    model_config = ConfigDict(frozen=True)
 
-@dataclass(frozen=True)
-class Learned:
-    """The result of learning on a cross-validation.
-
-    Attributes:
-        postprocessing: the chosen steps.
-        folds: the folds of the cross-validation.
-        cases: the number of validation cases.
-        source: identifies the scores of the cross-validation.
-        before: mean Dice of each class over the cases as predicted.
-        after: the same after all chosen steps.
-        attempts: all steps that were tried.
-    """
-
-    postprocessing: Postprocessing
     folds: tuple[int, ...]
     cases: int
     source: str
-    before: DiceByClass
-    after: DiceByClass
-    attempts: tuple[Attempt, ...]
+
+
+class Learned(BaseModel):
+    """The content of `postprocessing.json`.
+
+    Attributes:
+        format_version: of the file.
+        plan_id: the plan of the models.
+        steps: the chosen steps.
+        learned_on: the cross-validation.
+        dice_before: mean Dice of each class over the cases as predicted.
+        dice_after: the same after all chosen steps.
+        tried: all steps that were tried.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    plan_id: str
+    steps: tuple[Step, ...]
+    learned_on: Source
+    dice_before: DiceByClass
+    dice_after: DiceByClass
+    tried: tuple[Attempt, ...]
 
     def rows(self) -> list[Row]:
-        """A header and one row for each attempt."""
+        """A header and one row for each step that was tried."""
         rows: list[Row] = [("keep the largest component of", "mean Dice before", "after", "chosen")]
-        for attempt in self.attempts:
-            chosen = "yes" if attempt.helps else "no"
-            rows.append((attempt.step.name, *map(number, attempt.scores), chosen))
+        for step in self.tried:
+            rows.append((step.name, *map(number, step.scores), "yes" if step.chosen else "no"))
         return rows
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path) -> None:
         """Write `postprocessing.json` into the folder of a plan's models."""
-        path = folder / FILE_NAME
-        write_json(path, self.to_json())
-        return path
-
-    def to_json(self) -> dict[str, Any]:
-        """The content that `Postprocessing.from_json` reads, and how it was learned."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "plan_id": self.postprocessing.plan_id,
-            "steps": [_step_to_json(step) for step in self.postprocessing.steps],
-            "learned_on": {"folds": list(self.folds), "cases": self.cases, "source": self.source},
-            "dice_before": self.before,
-            "dice_after": self.after,
-            "tried": [attempt.to_json() for attempt in self.attempts],
-        }
-
-    @staticmethod
-    def from_json(found: dict[str, Any]) -> Learned:
-        """The reverse of `to_json`."""
-        about = found["learned_on"]
-        attempts = tuple(
-            Attempt(step_from_json(tried), tried["dice_before"], tried["dice_after"])
-            for tried in found["tried"]
-        )
-        return Learned(
-            postprocessing=Postprocessing.from_json(found, FILE_NAME),
-            folds=tuple(about["folds"]),
-            cases=about["cases"],
-            source=about["source"],
-            before=found["dice_before"],
-            after=found["dice_after"],
-            attempts=attempts,
-        )
+        write_json(folder / FILE_NAME, self.model_dump(mode="json"))
 
 
 def update(folder: Path, validation: CrossValidation, fold_count: int, processes: int) -> Learned:
@@ -194,31 +171,32 @@ def learn(folder: Path, validation: CrossValidation, plan: Plan, processes: int)
     pairs = _pairs(folder, validation)
     score = partial(mean_dice, pairs=pairs, plan=plan, processes=processes)
     (foreground,), *rounds = _rounds(plan)
-    before, current = score([(), (foreground,)])
-    attempts = [Attempt(foreground, before, current)]
-    chosen: Steps = (foreground,)
-    if not attempts[0].helps:
-        chosen, current = (), before
+    before, after = score([(), (foreground,)])
+    tried = [_attempt(foreground, before, after)]
+    chosen, current = ([foreground], after) if tried[0].chosen else ([], before)
     for steps in rounds:
         scores = score([(*chosen, step) for step in steps])
-        tried = [Attempt(step, current, dice) for step, dice in zip(steps, scores, strict=True)]
-        for attempt in tried:
-            if attempt.helps:
-                chosen = (*chosen, attempt.step)
+        attempts = list(map(_attempt, steps, repeat(current), scores))
+        for step, attempt in zip(steps, attempts, strict=True):
+            if attempt.chosen:
+                chosen.append(step)
                 # Steps of the same round change only the Dice of their own class.
-                name = attempt.step.name
-                alone = len(steps) == 1
-                current = attempt.after if alone else current | {name: attempt.after[name]}
-        attempts += tried
+                own = {step.name: attempt.dice_after[step.name]}
+                current = attempt.dice_after if len(steps) == 1 else current | own
+        tried += attempts
+    folds = tuple(validation.folds)
     return Learned(
-        postprocessing=Postprocessing(plan.id, chosen),
-        folds=tuple(validation.folds),
-        cases=len(pairs),
-        source=source_of(folder, validation.folds),
-        before=before,
-        after=current,
-        attempts=tuple(attempts),
+        plan_id=plan.id,
+        steps=tuple(Step(name=step.name, keep_largest=step.values) for step in chosen),
+        learned_on=Source(folds=folds, cases=len(pairs), source=source_of(folder, folds)),
+        dice_before=before,
+        dice_after=current,
+        tried=tuple(tried),
     )
+
+
+def _attempt(step: KeepLargest, before: DiceByClass, after: DiceByClass) -> Attempt:
+    return Attempt(name=step.name, keep_largest=step.values, dice_before=before, dice_after=after)
 
 
 def source_of(folder: Path, folds: Iterable[int]) -> str:
@@ -233,12 +211,12 @@ def _read_learned(folder: Path, validation: CrossValidation, plan: Plan) -> Lear
     """The content of `postprocessing.json`, if it was learned from these scores."""
     path = folder / FILE_NAME
     try:
-        found = Learned.from_json(read_json(path)) if path.is_file() else None
-    except (KeyError, TypeError, ValueError, AttributeError):  # written by another version
+        found = Learned.model_validate(read_json(path))
+    except ValueError:  # missing, or written by another version
         return None
-    if found is None or found.postprocessing.plan_id != plan.id:
-        return None
-    return found if found.source == source_of(folder, validation.folds) else None
+    expected = (FORMAT_VERSION, plan.id, source_of(folder, validation.folds))
+    key = (found.format_version, found.plan_id, found.learned_on.source)
+    return found if key == expected else None
 
 
 def _rounds(plan: Plan) -> list[list[KeepLargest]]:

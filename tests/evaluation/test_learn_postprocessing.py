@@ -100,18 +100,18 @@ def validated(
 
 
 def chosen(learned: Learned) -> list[str]:
-    return [step.name for step in learned.postprocessing.steps]
+    return [step.name for step in learned.steps]
 
 
 def test_islands_are_learned_to_be_removed(tmp_path: Path) -> None:
     plan = hippocampus_plan()
     found = learn(tmp_path, validated(tmp_path, plan, with_island(1)), plan, 1)
     assert chosen(found) == ["all foreground"]
-    assert found.after == {"Anterior": 1.0, "Posterior": 1.0}
-    assert found.before["Anterior"] is not None
-    assert found.before["Anterior"] < 0.998
-    assert (found.folds, found.cases) == ((0, 1), 4)
-    tried = {attempt.step.name: attempt.helps for attempt in found.attempts}
+    assert found.dice_after == {"Anterior": 1.0, "Posterior": 1.0}
+    assert found.dice_before["Anterior"] is not None
+    assert found.dice_before["Anterior"] < 0.998
+    assert (found.learned_on.folds, found.learned_on.cases) == ((0, 1), 4)
+    tried = {attempt.name: attempt.chosen for attempt in found.tried}
     assert tried == {"all foreground": True, "Anterior": False, "Posterior": False}
 
 
@@ -123,8 +123,8 @@ def test_without_islands_nothing_is_chosen(
     found = learn(tmp_path, validated(tmp_path, plan, predict), plan, 1)
     if predict is same:
         assert chosen(found) == []
-        assert found.before == found.after == {"Anterior": 1.0, "Posterior": 1.0}
-    assert all(found.after[name] >= found.before[name] for name in found.before)  # type: ignore[operator]
+        assert found.dice_before == found.dice_after == {"Anterior": 1.0, "Posterior": 1.0}
+    assert all(found.dice_after[name] >= found.dice_before[name] for name in found.dice_before)  # type: ignore[operator]
 
 
 def test_a_class_alone_where_all_foreground_together_would_do_harm(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_class_alone_where_all_foreground_together_would_do_harm(tmp_path: Pat
     validation = validated(tmp_path / "m", plan, lambda _: predicted, truths)
     found = learn(tmp_path / "m", validation, plan, 1)
     assert chosen(found) == ["Anterior"]
-    assert found.after == {"Anterior": 1.0, "Posterior": 1.0}
+    assert found.dice_after == {"Anterior": 1.0, "Posterior": 1.0}
     assert [row[0::3] for row in found.rows()[1:]] == [
         ("all foreground", "no"),
         ("Anterior", "yes"),
@@ -166,7 +166,7 @@ def test_what_raises_the_mean_but_lowers_a_class_is_not_chosen(tmp_path: Path) -
     )
     found = learn(tmp_path / "m", validation, plan, 1)
     assert chosen(found) == ["Anterior"]
-    assert found.after == {"Anterior": 1.0, "Posterior": 1.0}
+    assert found.dice_after == {"Anterior": 1.0, "Posterior": 1.0}
 
 
 def test_regions_are_tried_one_after_the_other(tmp_path: Path) -> None:
@@ -183,13 +183,13 @@ def test_regions_are_tried_one_after_the_other(tmp_path: Path) -> None:
         tmp_path / "m", plan, lambda _: predicted, [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
     )
     found = learn(tmp_path / "m", validation, plan, 1)
-    assert [attempt.step.name for attempt in found.attempts] == [
+    assert [attempt.name for attempt in found.tried] == [
         "all foreground",  # the whole region is just that
         "core",
         "enhancing",
     ]
     assert chosen(found) == ["all foreground"]
-    assert found.after == {"whole": 1.0, "core": 1.0, "enhancing": 1.0}
+    assert found.dice_after == {"whole": 1.0, "core": 1.0, "enhancing": 1.0}
 
 
 @settings(max_examples=60, deadline=None)
@@ -223,7 +223,8 @@ def test_what_was_learned_is_written_once(tmp_path: Path) -> None:
     written = read_json(path)
     assert written["plan_id"] == plan.id
     assert written["steps"] == [{"name": "all foreground", "keep_largest": [1, 2]}]
-    assert Postprocessing.from_json(written, "") == first.postprocessing
+    (step,) = Postprocessing.from_json(written, "").steps
+    assert (step.name, step.values) == (first.steps[0].name, first.steps[0].keep_largest)
     before = path.stat().st_mtime_ns
     assert update(tmp_path, validation, 2, 1) == first
     assert path.stat().st_mtime_ns == before

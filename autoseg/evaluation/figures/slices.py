@@ -41,12 +41,12 @@ MOST_COLOURS = 40  # further classes share the last of these
 MOST_CASES = 12
 MOST_SLICES = 24  # per case
 MOST_BYTES = 1_000_000  # per case
-SLIDE_PIXELS = 256
+SLICE_PIXELS = 256
 QUALITY = 82
 MOST_JUMPS = 4
 MARGIN = 0.3  # around the classes, as a share of their extent,
 MARGIN_MM = 20.0  # but at least this
-WRONG = "largest difference"
+LARGEST_DIFFERENCE = "largest difference"
 
 PaletteIndices = NDArray[np.uint8]
 
@@ -194,49 +194,49 @@ def _eroded(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Slide:
+class SlicePicture:
     """One slice in the report.
 
     Attributes:
         number: from 1, among all slices of the case.
-        picture: image | reference | prediction as a data URI.
+        uri: image | reference | prediction as a data URI.
     """
 
     number: int
-    picture: str
+    uri: str
 
 
 @dataclass(frozen=True)
-class Slides:
+class CaseSlices:
     """The slices of one case in the report, in order along the slicing axis.
 
     Attributes:
         case: its name.
         title: its name and scores.
-        of: the number of slices of the case.
+        count: the number of slices of the case.
         size: width and height of a picture in pixels.
-        slides: a selection of the slices.
-        start: the index of the slide shown first: where reference and prediction differ most.
-        jumps: description -> index of the slide that shows it best.
+        pictures: a selection of the slices.
+        start: the index of the picture shown first: where reference and prediction differ most.
+        jumps: description -> index of the picture that shows it best.
         colours: class -> colour.
     """
 
     case: str
     title: str
-    of: int
+    count: int
     size: tuple[int, int]
-    slides: tuple[Slide, ...]
+    pictures: tuple[SlicePicture, ...]
     start: int
     jumps: Mapping[str, int]
     colours: Mapping[str, str]
 
 
-def draw_slides(
+def draw_case_slices(
     exhibits: Sequence[Exhibit],
     processes: int,
     most_slices: int = MOST_SLICES,
     most_bytes: int = MOST_BYTES,
-) -> list[Slides]:
+) -> list[CaseSlices]:
     """Draw the slices of cases for the report.
 
     Args:
@@ -253,7 +253,7 @@ def draw_slides(
     return in_parallel(draw, exhibits, processes, "drawing slices for the report")
 
 
-def _draw(exhibit: Exhibit, most_slices: int, most_bytes: int) -> Slides:
+def _draw(exhibit: Exhibit, most_slices: int, most_bytes: int) -> CaseSlices:
     view = _close_up(read_view(exhibit))
     fullest = fullest_slices(view, max(1, min(MOST_JUMPS, most_slices - 1)))
     differences = [_count_differences(view, k) for k in range(view.slices)]
@@ -263,21 +263,20 @@ def _draw(exhibit: Exhibit, most_slices: int, most_bytes: int) -> Slides:
     pictures: dict[int, str] = {}
     size = (0, 0)
     for k in sorted(selected):
-        picture = draw_panels(view, k, SLIDE_PIXELS)
+        picture = draw_panels(view, k, SLICE_PIXELS)
         size, pictures[k] = picture.size, _as_uri(picture)
     pictures = _thinned(pictures, set(fullest), first, most_bytes)
     shown = list(pictures)
-    jumps = {WRONG: shown.index(first)} if differences[first] else {}
+    jumps = {LARGEST_DIFFERENCE: shown.index(first)} if differences[first] else {}
     for k, classes in fullest.items():
         if k in pictures and classes:
             jumps[f"most {', '.join(classes)}"] = shown.index(k)
-    slides = tuple(Slide(k + 1, picture) for k, picture in pictures.items())
-    return Slides(
+    return CaseSlices(
         case=exhibit.case,
         title=exhibit.title,
-        of=view.slices,
+        count=view.slices,
         size=size,
-        slides=slides,
+        pictures=tuple(SlicePicture(k + 1, uri) for k, uri in pictures.items()),
         start=shown.index(first),
         jumps=jumps,
         colours=dict(view.colours),

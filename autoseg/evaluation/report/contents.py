@@ -14,7 +14,7 @@ from autoseg.dataset.problems import some
 from autoseg.evaluation.cross_validation import CrossValidation
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import find_image
-from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, Slides, draw_slides
+from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, CaseSlices, draw_case_slices
 from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.report.facts import (
@@ -74,7 +74,7 @@ def cross_validation_report(
         RunError: a worker process was killed.
     """
     summary, folder, plan = validation.combined, trained.folder, trained.plan
-    slides = _draw_worst(summary, exhibits, processes)
+    slices = _draw_worst(summary, exhibits, processes)
     found = _read_fingerprint(fingerprint)
     trainings = {k: log.read_training(fold_folder(folder, k)) for k in validation.folds}
     records = {k: read_predictions(fold_folder(folder, k) / VALIDATION) for k in validation.folds}
@@ -102,10 +102,10 @@ def cross_validation_report(
         ),
         tables={**tables, LESIONS_TOGETHER: lesion_rows(summary)},
         classes=class_table(summary),
-        cases=case_table(summary, folds, _links(slides)),
+        cases=case_table(summary, folds, _links(slices)),
         charts=(_dice_chart(summary, trained.colours), boxes),
-        slides=tuple(slides),
-        slides_note=_slides_note(len(slides), len(summary.cases), "overlays/ and scrolls/"),
+        slices=tuple(slices),
+        slices_note=_slices_note(len(slices), len(summary.cases), "overlays/ and scrolls/"),
         curves=tuple(_curves(trained, validation, trainings)),
         data=tuple(data_rows(found)) if found else (),
         data_tables=_data_tables(found) if found else (),
@@ -138,7 +138,7 @@ def folder_report(
         DataError: a scan or a label map is damaged.
         RunError: a worker process was killed.
     """
-    slides = _draw_worst(summary, exhibits, processes)
+    slices = _draw_worst(summary, exhibits, processes)
     record = read_predictions(predicted)
     model = {key: record.head[key] for key in MODEL_KEYS if key in record.head} if record else {}
     return Report(
@@ -153,10 +153,10 @@ def folder_report(
         warnings=_missing_cases(summary),
         tables={LESIONS_TOGETHER: lesion_rows(summary)},
         classes=class_table(summary),
-        cases=case_table(summary, links=_links(slides)),
+        cases=case_table(summary, links=_links(slices)),
         charts=(_dice_chart(summary, labels.colours),),
-        slides=tuple(slides),
-        slides_note=_slides_note(len(slides), len(summary.cases), ""),
+        slices=tuple(slices),
+        slices_note=_slices_note(len(slices), len(summary.cases), ""),
         times=prediction_times(record) if record else None,
         versions=tuple(version_rows([record])) if record else (),
     )
@@ -212,18 +212,18 @@ def _overfitting(trainings: Mapping[int, Training | None]) -> Iterable[str]:
             yield f"Fold {fold}: {training.overfitting}; {ADVICE}."
 
 
-def _draw_worst(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -> list[Slides]:
+def _draw_worst(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -> list[CaseSlices]:
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
     worst = [by_case[case.case] for case in worst_first(summary.cases) if case.case in by_case]
-    return draw_slides(worst[:MOST_CASES], processes)
+    return draw_case_slices(worst[:MOST_CASES], processes)
 
 
-def _links(slides: Sequence[Slides]) -> dict[str, str]:
+def _links(slices: Sequence[CaseSlices]) -> dict[str, str]:
     """Case -> its anchor in the page, as numbered by the template."""
-    return {of.case: f"#case-{index}" for index, of in enumerate(slides, 1)}
+    return {of.case: f"#case-{index}" for index, of in enumerate(slices, 1)}
 
 
-def _slides_note(shown: int, total: int, folders: str) -> str:
+def _slices_note(shown: int, total: int, folders: str) -> str:
     cases, rest = f"All {total} cases", ""
     if shown < total:
         cases = f"{shown} of {total} cases: those with the lowest mean Dice that have a scan"

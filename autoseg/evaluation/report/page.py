@@ -13,7 +13,7 @@ from markupsafe import Markup
 from autoseg.common.figures import Chart, save_figure
 from autoseg.common.files import write_text
 from autoseg.evaluation.figures.boxes import draw_box_plot
-from autoseg.evaluation.figures.slices import Slides
+from autoseg.evaluation.figures.slices import CaseSlices
 from autoseg.evaluation.report.facts import Fact, Sortable
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import (
@@ -72,8 +72,8 @@ class Report:
         warnings: sentences on what is missing.
         tables: heading -> header and rows of tables in a fixed order.
         charts: figures of the scores.
-        slides: pictures of cases, the worst first.
-        slides_note: which cases are shown.
+        slices: pictures of cases, the worst first.
+        slices_note: which cases are shown.
         curves: figures of the training.
         data: facts about the images.
         data_tables: tables of labels and intensities.
@@ -91,8 +91,8 @@ class Report:
     warnings: tuple[str, ...] = ()
     tables: Tables = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
-    slides: tuple[Slides, ...] = ()
-    slides_note: str = ""
+    slices: tuple[CaseSlices, ...] = ()
+    slices_note: str = ""
     curves: tuple[Chart, ...] = ()
     data: tuple[Fact, ...] = ()
     data_tables: tuple[Sortable, ...] = ()

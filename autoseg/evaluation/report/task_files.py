@@ -45,7 +45,7 @@ class Trained:
 
     @cached_property
     def plan(self) -> Plan | None:
-        """The plan; None if it is not there."""
+        """The plan; None if its file is missing."""
         path = self.folder / PLAN
         return load_plan(path) if path.is_file() else None
 

@@ -16,14 +16,14 @@ from autoseg.common.figures import COLOURS
 from autoseg.evaluation.figures.slices import (
     CAPTION,
     GAP,
+    LARGEST_DIFFERENCE,
     MOST_FRAMES,
     TINT,
-    WRONG,
+    CaseSlices,
     Palette,
-    Slides,
     as_png,
+    draw_case_slices,
     draw_panels,
-    draw_slides,
     write_scroll,
 )
 from autoseg.evaluation.figures.views import Exhibit, View
@@ -141,34 +141,34 @@ def phantom() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return truth, prediction
 
 
-def decoded(slides: Slides) -> list[NDArray[np.uint8]]:
+def decoded(slices: CaseSlices) -> list[NDArray[np.uint8]]:
     found = []
-    for slide in slides.slides:
-        kind, _, content = slide.picture.partition(";base64,")
+    for each in slices.pictures:
+        kind, _, content = each.uri.partition(";base64,")
         picture = Image.open(BytesIO(base64.b64decode(content)))
         assert kind == f"data:image/{(picture.format or '').lower()}"
-        assert picture.size == slides.size
+        assert picture.size == slices.size
         found.append(np.asarray(picture.convert("RGB")))
     return found
 
 
 def test_slices_are_few_and_begin_where_it_is_wrong(tmp_path: Path) -> None:
-    (slides,) = draw_slides([exhibit(tmp_path, *phantom())], 1, most_slices=10)
-    numbers = [slide.number for slide in slides.slides]
+    (slices,) = draw_case_slices([exhibit(tmp_path, *phantom())], 1, most_slices=10)
+    numbers = [each.number for each in slices.pictures]
     assert len(numbers) <= 10
     assert numbers == sorted(set(numbers))
-    assert slides.of == 40
-    where = {what: numbers[place] for what, place in slides.jumps.items()}
+    assert slices.count == 40
+    where = {what: numbers[place] for what, place in slices.jumps.items()}
     assert where["most a"] == 11
     assert where["most b"] == 31
-    assert where[WRONG] == numbers[slides.start] == 21
-    assert len(decoded(slides)) == len(numbers)
+    assert where[LARGEST_DIFFERENCE] == numbers[slices.start] == 21
+    assert len(decoded(slices)) == len(numbers)
 
 
 def test_truth_and_prediction_are_seen(tmp_path: Path) -> None:
     """The slice that was missed is coloured in the truth alone."""
-    (slides,) = draw_slides([exhibit(tmp_path, *phantom())], 1, most_slices=50)
-    shown = decoded(slides)[slides.start].astype(int)
+    (slices,) = draw_case_slices([exhibit(tmp_path, *phantom())], 1, most_slices=50)
+    shown = decoded(slices)[slices.start].astype(int)
     third = shown.shape[1] // 3
     coloured = np.ptp(shown, axis=2) > 30
     panels = [coloured[:, i * third : (i + 1) * third].sum() for i in range(3)]
@@ -179,40 +179,40 @@ def test_truth_and_prediction_are_seen(tmp_path: Path) -> None:
 def test_a_small_class_is_shown_close_up(tmp_path: Path) -> None:
     truth = np.zeros((120, 100, 5), np.uint8)
     truth[20:30, 60:64, 2] = 1
-    (slides,) = draw_slides([exhibit(tmp_path, truth, truth)], 1)
+    (slices,) = draw_case_slices([exhibit(tmp_path, truth, truth)], 1)
     # x: 20 mm on both sides of 10 voxels; y: of 4 voxels; so 50 x 44 voxels, of which all is there
     width, height = 256, round(256 * 44 / 50)
-    panel = (slides.size[0] - 8) / 3
+    panel = (slices.size[0] - 8) / 3
     assert abs(panel - width) <= 1
-    assert abs(slides.size[1] - height) <= 16  # the captions' height
+    assert abs(slices.size[1] - height) <= 16  # the captions' height
 
 
 def test_equal_maps_have_no_difference(tmp_path: Path) -> None:
     truth, _ = phantom()
-    (slides,) = draw_slides([exhibit(tmp_path, truth, truth)], 1)
-    assert WRONG not in slides.jumps
-    assert slides.start in slides.jumps.values()
+    (slices,) = draw_case_slices([exhibit(tmp_path, truth, truth)], 1)
+    assert LARGEST_DIFFERENCE not in slices.jumps
+    assert slices.start in slices.jumps.values()
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
     empty = np.zeros((6, 6, 9), np.uint8)
-    (slides,) = draw_slides([exhibit(tmp_path, empty, empty, noise=True)], 1)
-    assert slides.jumps == {}
-    assert len(slides.slides) == 9
+    (slices,) = draw_case_slices([exhibit(tmp_path, empty, empty, noise=True)], 1)
+    assert slices.jumps == {}
+    assert len(slices.pictures) == 9
 
 
 @pytest.mark.parametrize("most_bytes", [1, 30_000, 100_000])
 def test_bytes_are_bounded(tmp_path: Path, most_bytes: int) -> None:
     shown = exhibit(tmp_path, *phantom(), noise=True)
-    (whole,) = draw_slides([shown], 1, most_slices=50, most_bytes=10**9)
-    (slides,) = draw_slides([shown], 1, most_slices=50, most_bytes=most_bytes)
-    size = sum(len(slide.picture) for slide in slides.slides)
-    assert size <= most_bytes or len(slides.slides) == 1
-    assert 1 <= len(slides.slides) < len(whole.slides)
-    assert slides.slides[slides.start].number == 21  # what matters most stays
-    assert all(0 <= place < len(slides.slides) for place in slides.jumps.values())
+    (whole,) = draw_case_slices([shown], 1, most_slices=50, most_bytes=10**9)
+    (slices,) = draw_case_slices([shown], 1, most_slices=50, most_bytes=most_bytes)
+    size = sum(len(each.uri) for each in slices.pictures)
+    assert size <= most_bytes or len(slices.pictures) == 1
+    assert 1 <= len(slices.pictures) < len(whole.pictures)
+    assert slices.pictures[slices.start].number == 21  # what matters most stays
+    assert all(0 <= place < len(slices.pictures) for place in slices.jumps.values())
 
 
 def test_the_same_bytes_again(tmp_path: Path) -> None:
     shown = exhibit(tmp_path, *phantom(), noise=True)
-    assert draw_slides([shown], 1) == draw_slides([shown], 1)
+    assert draw_case_slices([shown], 1) == draw_case_slices([shown], 1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from autoseg.dataset.task import read_task
 from autoseg.fingerprint import survey
+from autoseg.models import log
 from tests.evaluation.making import write_fold, write_log, write_plan, write_record
 from tests.evaluation.scores import HIPPOCAMPUS
 
@@ -20,7 +20,7 @@ def write_models(folder: Path) -> Path:
     for number, shifts in enumerate(FOLDS):
         write_fold(folder, number, shifts)
         write_log(folder / f"fold_{number}", number, epochs=8)
-        _add_dice(folder / f"fold_{number}" / "log.jsonl")
+        _add_dice(folder / f"fold_{number}")
         write_record(folder / f"fold_{number}" / "validation", dict.fromkeys(shifts, 1.5))
     write_plan(folder)
     task = read_task(HIPPOCAMPUS)
@@ -28,9 +28,9 @@ def write_models(folder: Path) -> Path:
     return folder
 
 
-def _add_dice(log: Path) -> None:
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    for i, line in enumerate(lines):
-        dice = 1 - 1 / (i + 2)
-        line |= {"seconds": 2.0, "training_dice": {"background": 1.0, "Anterior": dice}}
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def _add_dice(fold: Path) -> None:
+    epochs = log.read_log(fold) or []
+    dice = [{"background": 1.0, "Anterior": 1 - 1 / (i + 2)} for i in range(len(epochs))]
+    log.write_log(
+        fold, [replace(epoch, training_dice=of) for epoch, of in zip(epochs, dice, strict=True)]
+    )

@@ -46,11 +46,11 @@ def test_a_cross_validation(models: Path) -> None:
     assert report.key_figures["folds"] == "2"
     (warning,) = report.warnings
     assert warning.endswith(": folds 2, 3")
-    assert [slides.case for slides in report.slides] == [
+    assert [slices.case for slices in report.slices] == [
         *("hippocampus_008", "hippocampus_003", "hippocampus_017")
     ]
-    assert report.slides_note.startswith("All 3 cases, the worst first; ")
-    assert "at most 12 cases" in report.slides_note
+    assert report.slices_note.startswith("All 3 cases, the worst first; ")
+    assert "at most 12 cases" in report.slices_note
     assert [chart.title for chart in report.curves] == ["Loss", "Dice during training"]
     assert dict(report.data)["cases"] == "2"
     assert dict(report.versions)["autoseg"] == "1.2.3"
@@ -75,7 +75,7 @@ def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture
     found = gather(models)
     trained = Trained(empty, None)
     report = cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
-    assert (report.slides, report.curves, report.data, report.versions) == ((), (), (), ())
+    assert (report.slices, report.curves, report.data, report.versions) == ((), (), (), ())
     assert report.warnings == ()
     (empty / FINGERPRINT).write_text("{}")
     cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
@@ -85,10 +85,10 @@ def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture
 def test_only_some_cases_are_drawn(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.evaluation.report.contents.MOST_CASES", 2)
     report = report_of(models)
-    assert [slides.case for slides in report.slides] == ["hippocampus_008", "hippocampus_003"]
-    assert report.slides_note.startswith("2 of 3 cases: ")
-    assert "at most 2 cases with 24 slices" in report.slides_note
-    assert "overlays/ and scrolls/" in report.slides_note
+    assert [slices.case for slices in report.slices] == ["hippocampus_008", "hippocampus_003"]
+    assert report.slices_note.startswith("2 of 3 cases: ")
+    assert "at most 2 cases with 24 slices" in report.slices_note
+    assert "overlays/ and scrolls/" in report.slices_note
 
 
 def test_folders_with_scans(models: Path) -> None:
@@ -97,7 +97,7 @@ def test_folders_with_scans(models: Path) -> None:
     exhibits = worst_exhibits(summary, HIPPOCAMPUS / "imagesTr", LABELS)
     truth = HIPPOCAMPUS / "labelsTr"
     report = folder_report(truth, predicted, summary, exhibits, LABELS, 1)
-    assert [slides.case for slides in report.slides] == ["hippocampus_008", "hippocampus_003"]
+    assert [slices.case for slices in report.slices] == ["hippocampus_008", "hippocampus_003"]
     assert report.facts["reference"] == str(truth)
     assert report.facts["predicted by plan"] == "p"
     assert report.times is not None

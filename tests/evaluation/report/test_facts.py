@@ -1,19 +1,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from autoseg.dataset.task import read_task
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.report.facts import (
     ALL,
+    Predictions,
     Sortable,
     case_table,
     class_table,
+    data_rows,
+    fold_times,
+    intensity_rows,
+    label_rows,
+    prediction_times,
+    read_predictions,
     text_table,
+    version_rows,
     worst_first,
 )
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.surface import Surface
-from tests.evaluation.scores import case, three_cases
+from autoseg.fingerprint import Fingerprint, survey
+from autoseg.image.image import read_image, read_label
+from autoseg.models.log import Training
+from tests.evaluation.making import write_record
+from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases
 
 
 def texts(table: Sortable, group: str) -> list[tuple[str, str]]:
@@ -99,3 +116,86 @@ def test_numbers_in_words_are_numbers() -> None:
     table = text_table("t", [("name", "share", "words"), ("a", "10 %", "2 min"), ("b", "-", "x")])
     assert [column.is_text for column in table.columns] == [True, False, True]
     assert [line.cells[1].value for line in table.lines] == [10.0, None]
+
+
+CASE_COUNT = 3
+
+
+@pytest.fixture(scope="module")
+def fingerprint() -> Fingerprint:
+    task = read_task(HIPPOCAMPUS)
+    return survey(replace(task, cases=task.cases[:CASE_COUNT]), 1)[0]
+
+
+def test_data_rows(fingerprint: Fingerprint) -> None:
+    task = read_task(HIPPOCAMPUS)
+    shapes = [read_image(case.images).geometry.size for case in task.cases[:CASE_COUNT]]
+    x, y, z = (sorted(axis) for axis in zip(*shapes, strict=True))
+    rows = dict(data_rows(fingerprint))
+    assert rows["cases"] == "3"
+    assert rows["channels"] == "MRI"
+    assert rows["image size in voxels (x, y, z): median"] == f"{x[1]} x {y[1]} x {z[1]}"
+    ranges = [f"{a[0]}–{a[-1]}" if a[0] != a[-1] else str(a[0]) for a in (x, y, z)]  # noqa: RUF001
+    assert rows["image size in voxels: range"] == " x ".join(ranges)
+    assert rows["voxel spacing in mm: range"] == "1 x 1 x 1"
+
+
+def test_label_rows(fingerprint: Fingerprint) -> None:
+    maps = [read_label(case.label)[0] for case in read_task(HIPPOCAMPUS).cases[:CASE_COUNT]]
+    voxels = [np.count_nonzero(each == 1) for each in maps]
+    share = 100 * sum(voxels) / sum(each.size for each in maps)
+    header, anterior, posterior = label_rows(fingerprint)
+    assert anterior[:3] == ("Anterior", "1", "3")
+    assert anterior[3] == f"{share:.3g} %"
+    assert anterior[4] == f"{sorted(voxels)[1] / 1000:.3g}"
+    assert posterior[0] == "Posterior"
+    assert len(header) == len(anterior)
+
+
+def test_intensity_rows(fingerprint: Fingerprint) -> None:
+    header, row = intensity_rows(fingerprint)
+    assert row[0] == "MRI"
+    low, middle, high = (float(row[header.index(name)]) for name in ("min", "median", "max"))
+    assert low < middle < high
+    assert intensity_rows(replace(fingerprint, foreground=(None,)))[1] == ("MRI", *"-------")
+
+
+def test_a_record_is_read(tmp_path: Path) -> None:
+    write_record(tmp_path, {"a": 1.0, "b": 2.0, "c": 9.0})
+    found = read_predictions(tmp_path)
+    assert found is not None
+    assert found.head == {"task": "Task004", "plan": "p"}
+    assert found.seconds == (1.0, 2.0, 9.0)
+    assert version_rows([found, found])[1:] == [("device", "cpu"), ("autoseg", "1.2.3")]
+    (line,) = prediction_times(found).lines
+    assert [cell.text for cell in line.cells] == ["3", "2 s"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cases": 3}', '{"cases": {"a": {"seconds": "x"}}}'])
+def test_a_damaged_record_is_said(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "predictions.json").write_text(text)
+    assert read_predictions(tmp_path) is None
+    assert "predictions.json" in capsys.readouterr().err
+
+
+def test_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_predictions(tmp_path) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_different_versions_are_all_named() -> None:
+    runs = ({"torch": "2.11"}, {"torch": "2.13", "device": "cuda:0"})
+    assert version_rows([Predictions({}, runs)]) == [("torch", "2.11, 2.13"), ("device", "cuda:0")]
+
+
+def test_times_sort_as_times() -> None:
+    trainings = {0: Training(50, 3700.0, {}), 1: Training(10, 65.0, {}), 2: None}
+    table = fold_times(trainings, {0: Predictions({}, (), (0.25, 0.5, 0.75)), 1: None})
+    assert [[cell.text for cell in line.cells] for line in table.lines] == [
+        ["0", "50", "1 h 01 min", "1 min 14 s", "3", "0.5 s"],
+        ["1", "10", "1 min 05 s", "6.5 s", "-", "-"],
+        ["2", "-", "-", "-", "-", "-"],
+    ]
+    assert [line.cells[2].value for line in table.lines] == [3700.0, 65.0, None]
