@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import replacing
@@ -173,18 +174,16 @@ def _warp(x: Numbers, span: Numbers) -> Numbers:
 def _regress(x: Numbers, y: Numbers, at: Numbers) -> tuple[Numbers, Numbers]:
     """Mean and standard deviation of the curve without its noise."""
     # Imported here: worker processes that draw no curves need no scikit-learn.
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-    from threadpoolctl import threadpool_limits
+    from sklearn import exceptions, gaussian_process
 
-    signal = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(0.3, (0.05, 2.0), nu=2.5)
-    kernel = signal + WhiteKernel(0.05, (1e-5, 1.0))
-    process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
+    kernels = gaussian_process.kernels
+    signal = kernels.ConstantKernel(1.0, (1e-2, 1e2)) * kernels.Matern(0.3, (0.05, 2.0), nu=2.5)
+    kernel = signal + kernels.WhiteKernel(0.05, (1e-5, 1.0))
+    process = gaussian_process.GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
     # Matrices this small are faster with one thread.
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         # A curve with hardly any noise, or nothing but noise, ends at a bound; that is fine.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
         process.fit(x[:, None], y)
         mean, deviation = process.predict(at[:, None], return_std=True)
     noise = process.kernel_.k2.noise_level * np.var(y)

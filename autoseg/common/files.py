@@ -10,16 +10,18 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil
-from pydantic import TypeAdapter, ValidationError
 
 from autoseg.common.errors import AutosegError, DataError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Made = TypeVar("Made")
 
@@ -229,7 +231,12 @@ def _unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
 
 # Dataclasses and JSON: `write_json(path, asdict(made))` writes one.
 
-_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    import pydantic
+
+    return pydantic.TypeAdapter(cast("Any", kind))
 
 
 def dataclass_from_json(
@@ -242,11 +249,15 @@ def dataclass_from_json(
     Raises:
         DataError: the message names `where` and the key, and ends with `advice`.
     """
+    import pydantic  # here: reading a scan does not need it, and it is slow to import
+
     try:
         text = json.dumps(values, allow_nan=False)
-        made: Made = _adapter(kind).validate_json(text, strict=True, extra="forbid")
+        made: Made = _adapter(cast("Hashable", kind)).validate_json(
+            text, strict=True, extra="forbid"
+        )
         return made
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, first["loc"]))
         problem = first["msg"][:1].lower() + first["msg"][1:]

@@ -114,42 +114,42 @@ def progress(
 @contextmanager
 def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
     # Imported here: commands without a terminal need no rich, which takes a while to import.
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
-    from rich.progress import Progress as RichProgress
-    from rich.text import Text
+    from rich import console, live, progress, text
 
-    class TimeLeft(ProgressColumn):
+    class TimeLeft(progress.ProgressColumn):
         """The time left; rich's own column ignores steps of more than 30 seconds."""
 
-        def render(self, task: Task) -> Text:
+        def render(self, task: progress.Task) -> text.Text:
             end = task.fields["end"]
             if end is None or task.finished:
-                return Text()
-            return Text(f"{in_words(end - time.monotonic())} left")
+                return text.Text()
+            return text.Text(f"{in_words(end - time.monotonic())} left")
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=20),
+        progress.MofNCompleteColumn(),
         TimeLeft(),
     )
     steps = _Steps(total, done)
-    bar = RichProgress(*columns)
+    bar = progress.Progress(*columns)
+
+    def with_note(note: str) -> console.Group:
+        # Text, not a string: case names may contain [brackets].
+        return console.Group(bar, text.Text(note))
+
     task = bar.add_task(job, total=total, completed=done, end=None)
-    with Live(bar, console=Console(stderr=True), refresh_per_second=2) as live:
+    with live.Live(bar, console=console.Console(stderr=True), refresh_per_second=2) as shown:
 
         class Bar:
             def advance(self, note: str = "", total: int | None = None) -> None:
                 steps.advance(total)
                 end = time.monotonic() + steps.seconds_left()
                 bar.update(task, completed=steps.done, total=steps.total, end=end)
-                # Text, not a string: case names may contain [brackets].
-                live.update(Group(bar, Text(note)) if note else bar, refresh=True)
+                shown.update(with_note(note) if note else bar, refresh=True)
 
             def tell(self, note: str) -> None:
-                live.update(Group(bar, Text(note)))
+                shown.update(with_note(note))
 
         yield Bar()
 
