@@ -75,7 +75,7 @@ def test_predicting_damaged_series(tmp_path: Path) -> None:
     words = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", str(model)]
     told = tell("predict", *words, "--device", "cpu", "--backend", "torch")
     assert told.status == 2
-    said = set(re.findall(r"^(?:refused|passed over) ([\w.-]+)", told.err, re.MULTILINE))
+    said = set(re.findall(r"^(?:refused|skipped) ([\w.-]+)", told.err, re.MULTILINE))
     written = {path.name.removesuffix(".nii.gz") for path in (tmp_path / "out").glob("*.nii.gz")}
     assert said
     assert written
