@@ -163,9 +163,9 @@ def predict_cases(
             or a file cannot be written.
     """
     check_format(format, inputs)
-    endings = (PROBABILITIES,) if save_probabilities else ()
+    more = (PROBABILITIES,) if save_probabilities else ()
     outputs = {
-        name: (output_path(out, name, format).name, *(name + ending for ending in endings))
+        name: (output_path(out, name, format).name, *(name + suffix for suffix in more))
         for name in inputs
     }
     _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})

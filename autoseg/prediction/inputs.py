@@ -81,7 +81,7 @@ def find_inputs(path: Path, channels: tuple[str, ...]) -> FoundInputs:
         others = "; ".join(f"{name}: {reason}" for name, reason in found.passed_over.items())
         raise DataError(
             f"{path}: holds no scan; supported are files ending in {', '.join(ENDINGS)}, and DICOM "
-            f"series{'; passed over: ' if others else ''}{others}"
+            f"series{'; skipped: ' if others else ''}{others}"
         )
     return _group(scans, channels, found)
 
@@ -187,7 +187,7 @@ def find_studies(root: Path) -> Studies:
     """All DICOM series in a folder and the folders below it.
 
     Slices that do not form a volume, damaged files and multi-frame objects are refused; localisers,
-    single pictures and objects that hold no scan are passed over.
+    single pictures and objects without a scan are skipped.
     """
     studies = Studies()
     found: list[_NamedSeries] = []

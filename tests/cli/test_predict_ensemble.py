@@ -77,7 +77,7 @@ def test_the_named_folds_are_those_of_all_plans(models: Path) -> None:
             ["-p", "fine", "other"],
             "plans fine and other cannot be averaged: their labels differ",
         ),
-        (["-p", "fine", "missing"], "no trained model fits"),
+        (["-p", "fine", "missing"], "no trained model matches -p missing"),
         (["-p", "fine", "coarse", "-f", "0"], "coarse has no finished fold 0; there: 1"),
         (["-m", "models/Task001_Tiny/fine", "-p", "coarse"], "leave out -t and -p"),
     ],
