@@ -84,14 +84,14 @@ def test_p_equals_counting_all_signs(values: list[int]) -> None:
     assert signed_rank_p(values) == pytest.approx(expected)
 
 
-def test_too_few_cases_are_said() -> None:
+def test_too_few_cases_are_reported() -> None:
     found = dice(compare(of_tenths(1, 2, 3, 4, 5), of_tenths(2, 3, 4, 5, 6), ("p", "q")))
     assert (found.interval, found.p, found.p_holm) == (None, None, None)
     assert found.note() == "too few cases: at least 6 are needed"
     assert found.better() == ""
 
 
-def test_ties_are_said() -> None:
+def test_ties_are_reported() -> None:
     same = of_tenths(1, 2, 3, 4, 5, 6)
     found = dice(compare(same, same, ("p", "q")))
     assert (found.p, found.ties, found.note()) == (None, 6, "no case differs")
@@ -99,7 +99,7 @@ def test_ties_are_said() -> None:
     assert dice(compare(same, other, ("p", "q"))).note().startswith("only 2 cases differ")
 
 
-def test_cases_with_a_number_in_one_only_are_left_out_and_said() -> None:
+def test_cases_defined_in_one_only_are_left_out() -> None:
     a = of_tenths(5, 5, 5, 5, 5, 5)
     empty = replace(a.cases[0], labels=case("a", x=(0, 0, 0, 9)).labels)
     found = dice(compare(a, Summary((empty, *a.cases[1:])), ("p", "q")))

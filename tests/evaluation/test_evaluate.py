@@ -63,15 +63,18 @@ def test_regions_ignored_voxels_and_volumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing_mm", "said"),
+    ("shape", "spacing_mm", "message"),
     [((4, 4, 5), (1, 1, 1), "4 x 4 x 4.*4 x 4 x 5"), ((4, 4, 4), (1, 1, 2), "spacing")],
 )
 def test_other_grids_are_refused(
-    tmp_path: Path, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], said: str
+    tmp_path: Path,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    message: str,
 ) -> None:
     truth = write(tmp_path / "t" / "a.nii.gz", cube())
     prediction = write(tmp_path / "p" / "a.nii.gz", np.zeros(shape, np.uint8), spacing_mm)
-    with pytest.raises(DataError, match=f"a.nii.gz: .*{said}"):
+    with pytest.raises(DataError, match=f"a.nii.gz: .*{message}"):
         evaluate_case(truth, prediction, Labels({"x": (1,)}))
 
 
@@ -100,7 +103,7 @@ def test_processes_do_not_change_the_result(
     assert evaluate_folders(TRUTH, tmp_path, processes=2) == alone
 
 
-def test_a_prediction_without_truth_is_said(
+def test_a_prediction_without_truth_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth, predicted = folders(tmp_path)

@@ -98,7 +98,7 @@ def test_mapping_to_what_nobody_knows(tmp_path: Path) -> None:
         evaluate(truth, predicted, "3:2")
 
 
-def test_what_no_file_holds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_file_holds_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, predicted = infection_alone(tmp_path)
     evaluate(truth, predicted, "4:7")
     warnings = capsys.readouterr().err.splitlines()[-2:]
@@ -129,7 +129,7 @@ def test_merging_by_value_and_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("merge", "said"),
+    ("merge", "message"),
     [
         ("lungs", "--merge lungs: "),
         ("=1,2", "--merge =1,2: "),
@@ -139,8 +139,8 @@ def test_merging_by_value_and_by_name() -> None:
         ("infection=1,2", "'infection'"),
     ],
 )
-def test_merges_that_make_no_sense(merge: str, said: str) -> None:
-    with pytest.raises(AutosegError, match=said):
+def test_merges_that_make_no_sense(merge: str, message: str) -> None:
+    with pytest.raises(AutosegError, match=message):
         apply_options(read_wishes((), [merge], None), THREE)
 
 

@@ -36,15 +36,8 @@ from autoseg.evaluation.report.task_files import Trained, exhibits_of, fold_grou
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows, number
 from autoseg.fingerprint import Fingerprint
-from autoseg.models import log
 from autoseg.models.folder import VALIDATION, fold_folder
-from autoseg.models.log import (
-    ADVICE,
-    Training,
-    draw_dice,
-    draw_losses,
-    read_log,
-)
+from autoseg.models.log import ADVICE, Training, draw_dice, draw_losses, read_training
 from autoseg.planner.explain import citations
 
 MOST_KEY_CLASSES = 4
@@ -76,7 +69,7 @@ def cross_validation_report(
     summary, folder, plan = validation.combined, trained.folder, trained.plan
     slices = _draw_worst(summary, exhibits, processes)
     found = _read_fingerprint(fingerprint)
-    trainings = {k: log.read_training(fold_folder(folder, k)) for k in validation.folds}
+    trainings = {k: read_training(fold_folder(folder, k)) for k in validation.folds}
     records = {k: read_predictions(fold_folder(folder, k) / VALIDATION) for k in validation.folds}
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
     boxes = chart(
@@ -242,10 +235,9 @@ def _curves(
     validation: CrossValidation,
     trainings: Mapping[int, Training | None],
 ) -> Iterable[Chart]:
-    logs = [read_log(fold_folder(trained.folder, k)) for k in validation.folds]
-    if losses := [log for log in logs if log is not None]:
+    if logs := trained.logs(validation.folds):
         yield chart(
-            draw_losses({trained.folder.name: losses}),
+            draw_losses({trained.folder.name: logs}),
             "Loss",
             "Training and validation loss over the epochs, all folds together",
             "Points are the epochs of all folds; the curve is smoothed by Gaussian process "

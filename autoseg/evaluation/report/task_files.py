@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from autoseg.evaluation.labels import Labels
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import write_table
 from autoseg.models.folder import PLAN, fold_folder
-from autoseg.models.log import draw_losses, read_log
+from autoseg.models.log import Epoch, draw_losses, read_log
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 
@@ -58,6 +58,11 @@ class Trained:
     def colours(self) -> Colours:
         """Class -> colour, for the classes to which the plan assigns one."""
         return self.labels.colours if self.labels else {}
+
+    def logs(self, folds: Iterable[int]) -> list[list[Epoch]]:
+        """The training logs of those folds that have one."""
+        logs = (read_log(fold_folder(self.folder, fold)) for fold in folds)
+        return [log for log in logs if log is not None]
 
     def exhibits(self, summary: Summary) -> list[Exhibit]:
         """The scored cases that can be drawn."""
@@ -163,9 +168,8 @@ def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> 
     paths = save_forms(draw_box_plot(validation.combined, colours), out / "dice")
     boxes = draw_grouped_boxes({name: fold_groups(validation)}, colours)
     paths += save_forms(boxes, out / "dice_of_folds")
-    logs = [read_log(fold_folder(trained.folder, fold)) for fold in validation.folds]
-    if losses := [log for log in logs if log is not None]:
-        paths += save_forms(draw_losses({name: losses}), out / "loss")
+    if logs := trained.logs(validation.folds):
+        paths += save_forms(draw_losses({name: logs}), out / "loss")
     return paths
 
 

@@ -105,7 +105,7 @@ def test_folders_with_scans(models: Path) -> None:
     assert not report.plan
 
 
-def test_scans_that_are_not_there_are_said(
+def test_scans_that_are_not_there_are_reported(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert worst_exhibits(gather(models).combined, tmp_path, LABELS) == []

@@ -85,7 +85,7 @@ def test_one_class_needs_no_choice() -> None:
     assert len(table.lines) == 1
 
 
-def test_many_cases_are_cut_and_it_is_said() -> None:
+def test_many_cases_are_cut_and_it_is_reported() -> None:
     cases = tuple(case(f"c{i:03}", x=(i, 100 - i, 0, 0)) for i in range(100))
     table = case_table(Summary(cases), most_rows=10)
     assert [line.cells[0].text for line in table.lines] == [f"c{i:03}" for i in range(10)]
@@ -172,7 +172,7 @@ def test_a_record_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cases": 3}', '{"cases": {"a": {"seconds": "x"}}}'])
-def test_a_damaged_record_is_said(
+def test_a_damaged_record_is_reported(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "predictions.json").write_text(text)

@@ -116,8 +116,8 @@ def test_clicks_sort_numbers_as_numbers_and_missing_ones_last(browser: Browser) 
         assert len(set(values)) == 3
         assert orders(browser)[place] == expected
         assert sum(order != "none" for order in orders(browser)) == 1
-    said = browser.run("document.getElementById('announcement').textContent")
-    assert said == "sorted by HD95 (mm), descending"
+    message = browser.run("document.getElementById('announcement').textContent")
+    assert message == "sorted by HD95 (mm), descending"
 
 
 def test_ten_is_more_than_nine(browser: Browser) -> None:
@@ -177,9 +177,9 @@ def test_the_slider_shows_one_slice_at_a_time(browser: Browser) -> None:
     seen, before = [], browser.photograph(".case .pictures")
     browser.press("Home")
     for _ in range(4):
-        number, output, told = shown(browser)
+        number, output, label = shown(browser)
         assert output.startswith(f"{number} of ")
-        assert told == f"slice {output}"
+        assert label == f"slice {output}"
         seen.append(int(number))
         browser.press("ArrowRight")
     assert seen == sorted(set(seen))

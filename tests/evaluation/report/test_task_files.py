@@ -81,7 +81,7 @@ def test_without_the_raw_task_or_the_plan(
     assert Trained(models.parent, HIPPOCAMPUS).colours == {}
 
 
-def test_a_prediction_that_is_gone_is_said(
+def test_a_prediction_that_is_gone_is_reported(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_fold(tmp_path, 0, dict(FOLDS[0]))
@@ -89,8 +89,8 @@ def test_a_prediction_that_is_gone_is_said(
     (tmp_path / "fold_0/validation/hippocampus_003.nii.gz").unlink()
     found = Trained(tmp_path, HIPPOCAMPUS).exhibits(gather(tmp_path).combined)
     assert [each.case for each in found] == ["hippocampus_008"]
-    said = capsys.readouterr().err
-    assert "1 of 2 cases cannot be drawn; missing for hippocampus_003: " in said
+    message = capsys.readouterr().err
+    assert "1 of 2 cases cannot be drawn; missing for hippocampus_003: " in message
 
 
 def test_missing_folds_are_in_the_figure(models: Path) -> None:
