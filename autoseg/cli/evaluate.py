@@ -85,39 +85,42 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    _check(arguments)
+
+    from autoseg.workflow.evaluation import compare_plans, evaluate_task, score_folders
+
+    if arguments.task is None:
+        score_folders(
+            arguments.reference,
+            arguments.predicted,
+            arguments.out,
+            images=arguments.images,
+            against=arguments.against,
+            maps=arguments.map or (),
+            merges=arguments.merge or (),
+            tolerance=arguments.tolerance,
+            processes=arguments.processes,
+        )
+        return common.DONE
+    workspace = common.find_workspace(arguments)
+    if arguments.compare:
+        compare_plans(workspace, arguments.task, arguments.compare)
+    else:
+        evaluate_task(workspace, arguments.task, arguments.plan, arguments.processes)
+    return common.DONE
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise an AutosegError if options do not go together."""
     if arguments.more:
         names = " ".join([arguments.task, *arguments.more])
         raise AutosegError(f"{names!r}: give one TASK, or two folders as -g REFERENCE -p PREDICTED")
     if arguments.task is None:
-        _evaluate_folders(arguments)
-    else:
-        _evaluate_task(arguments)
-    return common.DONE
-
-
-def _evaluate_folders(arguments: argparse.Namespace) -> None:
-    from autoseg.workflow.evaluation import score_folders
-
-    if not (arguments.reference and arguments.predicted):
-        raise AutosegError("give either TASK, or both -g REFERENCE and -p PREDICTED")
-    if arguments.plan or arguments.workspace or arguments.compare:
-        raise AutosegError("--plan, --compare and --workspace need TASK, not -g and -p")
-    score_folders(
-        arguments.reference,
-        arguments.predicted,
-        arguments.out,
-        images=arguments.images,
-        against=arguments.against,
-        maps=arguments.map or (),
-        merges=arguments.merge or (),
-        tolerance=arguments.tolerance,
-        processes=arguments.processes,
-    )
-
-
-def _evaluate_task(arguments: argparse.Namespace) -> None:
-    from autoseg.workflow.evaluation import compare_plans, evaluate_task
-
+        if not (arguments.reference and arguments.predicted):
+            raise AutosegError("give either TASK, or both -g REFERENCE and -p PREDICTED")
+        if arguments.plan or arguments.workspace or arguments.compare:
+            raise AutosegError("--plan, --compare and --workspace need TASK, not -g and -p")
+        return
     if arguments.map or arguments.merge or arguments.tolerance:
         raise AutosegError("--map, --merge and --tolerance need -g and -p, not TASK")
     folders = ("reference", "predicted", "images", "out", "against")
@@ -125,11 +128,6 @@ def _evaluate_task(arguments: argparse.Namespace) -> None:
         raise AutosegError("give either TASK or -g and -p (with -i, -o and --against), not both")
     if arguments.compare and arguments.plan:
         raise AutosegError("--compare names both plans; leave out --plan")
-    workspace = common.find_workspace(arguments)
-    if arguments.compare:
-        compare_plans(workspace, arguments.task, arguments.compare)
-    else:
-        evaluate_task(workspace, arguments.task, arguments.plan, arguments.processes)
 
 
 if __name__ == "__main__":

@@ -137,10 +137,8 @@ class RunJob:
 
     def checkpoint(self, line: str) -> Any:
         """Let the run save its state; submitit calls this before it queues the job again."""
-        from submitit.helpers import DelayedSubmission
-
         self._end()
-        return DelayedSubmission(RunJob(self.threads), line)
+        return _submitit().helpers.DelayedSubmission(RunJob(self.threads), line)
 
     def _end(self) -> None:
         if self.process is not None:
@@ -197,10 +195,7 @@ def living_jobs() -> set[str]:
 
 
 def _executor(settings: SlurmSettings, folder: Path, name: str) -> Any:
-    try:
-        import submitit
-    except ImportError:
-        raise AutosegError(f"--slurm needs submitit: {install_hint('slurm')}") from None
+    submitit = _submitit()
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=MOST_TIMEOUTS)
     given: dict[str, Any] = {
@@ -219,12 +214,18 @@ def _executor(settings: SlurmSettings, folder: Path, name: str) -> Any:
     return executor
 
 
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise AutosegError(f"--slurm needs submitit: {install_hint('slurm')}") from None
+    return submitit
+
+
 @contextmanager
 def _refusals() -> Iterator[None]:
     """Turn submitit's error in the block into a RunError."""
-    from submitit.core.utils import FailedJobError
-
     try:
         yield
-    except FailedJobError as error:
+    except _submitit().core.utils.FailedJobError as error:
         raise RunError(f"Slurm refused the jobs: {error}") from error

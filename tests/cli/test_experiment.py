@@ -24,6 +24,7 @@ EPOCHS = 10
 
 def command(file: Path, workspace: Workspace) -> list[str]:
     where = ["--workspace", str(workspace.root), "--device", "cpu", "--processes", "1"]
+    where += ["--jobs", "2"]  # one thread each: two are slower where the cores are busy
     return [str(file), *where]
 
 
