@@ -50,10 +50,10 @@ def written(name: str, content: bytes) -> Path:
 
 def read_plan(content: bytes) -> None:
     """A plan file; what is read is the same plan when it is written and read again."""
-    from autoseg.plan.reading import load_plan, plan_of
+    from autoseg.plan.reading import load_plan, parse_plan
 
     plan = load_plan(written(PLAN, content))
-    again = plan_of(json.loads(json.dumps(plan.to_json(), allow_nan=False)), PLAN)
+    again = parse_plan(json.loads(json.dumps(plan.to_json(), allow_nan=False)), PLAN)
     assert again.id == plan.id
 
 
@@ -126,10 +126,10 @@ def fitted(files: dict[str, bytes]) -> dict[str, bytes]:
     """The files with the plan's id in all weights, and a manifest that lists what is there."""
     import hashlib
 
-    from autoseg.plan.reading import plan_of
+    from autoseg.plan.reading import parse_plan
 
     with suppress(ValueError, KeyError, RecursionError):
-        plan_id = plan_of(json.loads(files[PLAN]), PLAN).id
+        plan_id = parse_plan(json.loads(files[PLAN]), PLAN).id
         files = {
             name: with_plan_id(content, plan_id) if name.endswith(WEIGHTS) else content
             for name, content in files.items()

@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from autoseg.export.model_zip import Order, pack
+    from autoseg.export.model_zip import PackOptions, pack
 
     folder = common.model_folder(arguments)
-    order = Order(
+    order = PackOptions(
         workspace=common.find_workspace(arguments),
         task=folder.parent.name,
         plan=folder.name,

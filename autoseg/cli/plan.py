@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from autoseg.planner.budget import parse_seconds
-    from autoseg.planner.compose import Wishes, other_configurations
+    from autoseg.planner.compose import PlanOptions, other_configurations
     from autoseg.planner.explain import citations, explain
     from autoseg.workflow.task_plan import fitted, survey_task, write_plan
 
@@ -105,7 +105,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     surveyed = survey_task(workspace, folder, arguments.processes, skip)
     if arguments.verify_only:
         return common.DONE
-    options = Wishes(
+    options = PlanOptions(
         name=arguments.name,
         configuration=arguments.config,
         planner=arguments.planner,

@@ -72,14 +72,14 @@ def _train(arguments: argparse.Namespace) -> int:
     folds = _folds(arguments.folds)
     common.spawn_workers()
 
-    from autoseg.evaluation.tables import print_table
+    from autoseg.evaluation.tables import print_dice
     from autoseg.training.distributed import joined
     from autoseg.workflow.fold import FoldJob, check_fold, run_fold
 
     def run(job: FoldJob) -> None:
         summary = run_fold(job)
         if summary is not None:
-            print_table(summary)
+            print_dice(summary)
         if job.group.leads:
             print(job.folder)
 

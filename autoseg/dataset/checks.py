@@ -11,7 +11,7 @@ import numpy as np
 
 from autoseg.common.progress import counted
 from autoseg.dataset.layouts import Case
-from autoseg.dataset.problems import Problem, shown_path, some
+from autoseg.dataset.problems import Problem, join_names, shown_path
 from autoseg.dataset.splits import count_patients, find_splits, patients
 from autoseg.dataset.task import Task
 from autoseg.image.geometry import Geometry
@@ -184,7 +184,7 @@ def _wrong_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
         if not is_ct_name(channel) or not set(cases_by_scale) - {HOUNSFIELD}:
             continue
         found = " and ".join(
-            f"{SCALE_NAMES.get(scale, scale)} ({_range(facts, names, index)}: {some(names)})"
+            f"{SCALE_NAMES.get(scale, scale)} ({_range(facts, names, index)}: {join_names(names)})"
             for scale, names in sorted(
                 cases_by_scale.items(), key=lambda item: item[0] != HOUNSFIELD
             )

@@ -27,7 +27,7 @@ from autoseg.image.formats import ENDINGS, ending_of, stem_of
 from autoseg.image.image import read_label
 
 IMAGES, LABELS = "imagesTr", "labelsTr"  # folders of the Decathlon and nnU-Net
-IMAGE, LABEL = "imaging", "segmentation"  # files in a case folder (MIScnn)
+IMAGE_STEM, LABEL_STEM = "imaging", "segmentation"  # files in a case folder (MIScnn)
 CHANNEL_NUMBER = re.compile(r"_(\d{4})$")
 UNNAMED_CHANNEL = "image"
 
@@ -242,7 +242,7 @@ def _labels_in_maps(folder: Path) -> LabelValues:
     Raises:
         DataError: no map has a value above 0.
     """
-    maps = [file for path in _subfolders(folder) for file in _by_stem(path).get(LABEL, [])]
+    maps = [file for path in _subfolders(folder) for file in _by_stem(path).get(LABEL_STEM, [])]
     values = set().union(*in_parallel(_values_in, maps, 1, "finding labels")) - {0}
     if not values:
         raise DataError(
@@ -273,24 +273,24 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _is_case(path: Path) -> bool:
-    return not _by_stem(path).keys().isdisjoint({IMAGE, f"{IMAGE}_0000", LABEL})
+    return not _by_stem(path).keys().isdisjoint({IMAGE_STEM, f"{IMAGE_STEM}_0000", LABEL_STEM})
 
 
 def _case_in(path: Path, channels: int) -> tuple[Case | None, list[Problem]]:
     """Return the case in a folder, or its problems."""
     found = _by_stem(path)
     if not _is_case(path):
-        message = f"contains neither {IMAGE}.* nor {LABEL}.*; skipped"
+        message = f"contains neither {IMAGE_STEM}.* nor {LABEL_STEM}.*; skipped"
         return None, [Problem(path.name, path.name, "no case", "warning", message)]
-    numbered = [f"{IMAGE}_{number:04d}" for number in range(channels)]
-    stems = numbered if numbered[0] in found and IMAGE not in found else [IMAGE]
-    wanted = {stem: found[stem] for stem in (*stems, LABEL) if stem in found}
+    numbered = [f"{IMAGE_STEM}_{number:04d}" for number in range(channels)]
+    stems = numbered if numbered[0] in found and IMAGE_STEM not in found else [IMAGE_STEM]
+    wanted = {stem: found[stem] for stem in (*stems, LABEL_STEM) if stem in found}
     problems = [replace(problem, case=path.name) for problem in _ambiguous(wanted, path.parent)]
     problems += [
-        _missing(path.name, "label" if stem == LABEL else "image", f"{path.name}/{stem}.*")
-        for stem in (*stems, LABEL)
+        _missing(path.name, "label" if stem == LABEL_STEM else "image", f"{path.name}/{stem}.*")
+        for stem in (*stems, LABEL_STEM)
         if stem not in found
     ]
     if problems:
         return None, problems
-    return Case(path.name, tuple(found[stem][0] for stem in stems), found[LABEL][0]), []
+    return Case(path.name, tuple(found[stem][0] for stem in stems), found[LABEL_STEM][0]), []

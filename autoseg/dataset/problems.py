@@ -81,7 +81,7 @@ def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]
     return {case: tuple(found[case]) for case in sorted(found)}
 
 
-def some(names: Sequence[str], most: int = MOST_NAMED) -> str:
+def join_names(names: Sequence[str], most: int = MOST_NAMED) -> str:
     """Join the first names and append the number of remaining ones."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted, say
-from autoseg.dataset.problems import some
+from autoseg.dataset.problems import join_names
 
-FILE_NAME = "splits.json"
+SPLITS_FILE = "splits.json"
 NNUNET_FILE_NAME = "splits_final.json"
 MOST_NAMED = 5  # cases in a message
 
-Unit = tuple[str, ...]
+Patient = tuple[str, ...]
 """The cases of one patient, which stay together."""
 
 Classes = Mapping[str, Collection[str]]
@@ -92,7 +92,7 @@ def make_splits(
     )
 
 
-def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[Unit]:
+def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[Patient]:
     """Return the cases of each patient, sorted; a case without a group is a patient of its own."""
     together: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
     for case in cases:
@@ -105,9 +105,9 @@ def count_patients(cases: Iterable[str], groups: Mapping[str, str]) -> str:
     return counted(len(patients(cases, groups)), "patient" if groups else "case")
 
 
-def _assign_largest_first(units: Sequence[Unit], folds: int) -> list[list[Unit]]:
+def _assign_largest_first(units: Sequence[Patient], folds: int) -> list[list[Patient]]:
     """Assign each patient, largest first, to the fold with the fewest cases."""
-    assigned: list[list[Unit]] = [[] for _ in range(folds)]
+    assigned: list[list[Patient]] = [[] for _ in range(folds)]
     for unit in sorted(units, key=len, reverse=True):
         min(assigned, key=lambda fold: sum(map(len, fold))).append(unit)
     return assigned
@@ -131,7 +131,7 @@ def load_or_make_splits(
     Raises:
         DataError: as `read_splits` and `make_splits`.
     """
-    saved = folder / FILE_NAME
+    saved = folder / SPLITS_FILE
     path = find_splits(folder) or find_splits(task_folder)
     if path is None:
         splits = make_splits(cases, folds, seed, groups, classes)
@@ -139,7 +139,7 @@ def load_or_make_splits(
         splits = read_splits(path, cases)
         used = {case for split in splits for case in (*split.train, *split.validation)}
         if unused := sorted(set(cases) - used):
-            say(f"{path} leaves out {some(unused, MOST_NAMED)}; delete it to make new splits")
+            say(f"{path} leaves out {join_names(unused, MOST_NAMED)}; delete it to make new splits")
     if path != saved:
         write_splits(saved, splits)
     return splits
@@ -147,7 +147,7 @@ def load_or_make_splits(
 
 def find_splits(folder: Path) -> Path | None:
     """Return the splits file in a folder, autoseg's or nnU-Net's; None if there is none."""
-    paths = (folder / FILE_NAME, folder / NNUNET_FILE_NAME)
+    paths = (folder / SPLITS_FILE, folder / NNUNET_FILE_NAME)
     return next((path for path in paths if path.exists()), None)
 
 
@@ -186,12 +186,12 @@ def _split_of(fold: Any, known: set[str], where: str) -> Split:
     train, validation = _names(fold, "train", where), _names(fold, "val", where)
     if unknown := sorted({*train, *validation} - known):
         raise DataError(
-            f"{where}: {some(unknown, MOST_NAMED)} is not a case of this task; "
+            f"{where}: {join_names(unknown, MOST_NAMED)} is not a case of this task; "
             "correct the names, or delete the file to make new splits"
         )
     if both := sorted(set(train) & set(validation)):
         raise DataError(
-            f"{where}: {some(both, MOST_NAMED)} is in both train and val; keep it in one"
+            f"{where}: {join_names(both, MOST_NAMED)} is in both train and val; keep it in one"
         )
     return Split(tuple(sorted(train)), tuple(sorted(validation)))
 
@@ -203,7 +203,7 @@ def _names(fold: Any, key: str, where: str) -> list[str]:
     if not names:
         raise DataError(f'{where}: "{key}" is empty; it needs at least one case')
     if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise DataError(f'{where}: "{key}" lists {some(repeated, MOST_NAMED)} twice')
+        raise DataError(f'{where}: "{key}" lists {join_names(repeated, MOST_NAMED)} twice')
     return names
 
 
@@ -214,7 +214,7 @@ def write_splits(path: Path, splits: Iterable[Split]) -> None:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SplitOptions:
     """The arguments of `make_splits`."""
 
     cases: tuple[str, ...]
@@ -229,13 +229,13 @@ class Recipe:
         return make_splits(self.cases, self.folds, self.seed, groups, self.classes)
 
 
-def remake_splits(folder: Path, earlier: Recipe, wanted: Recipe) -> None:
+def remake_splits(folder: Path, earlier: SplitOptions, wanted: SplitOptions) -> None:
     """Replace `folder/splits.json` if an earlier plan made it; the user's splits are kept.
 
     Raises:
         DataError: there are fewer patients than folds.
     """
-    saved = folder / FILE_NAME
+    saved = folder / SPLITS_FILE
     try:
         was_made = read_splits(saved, earlier.cases) == earlier.make()
     except AutosegError:  # missing, damaged, or for other cases
@@ -253,7 +253,7 @@ Table = NDArray[np.float64]
 """Shape (patients, classes) of one fold: 1 where a patient has a class, else 0."""
 
 
-def stratified(assigned: Sequence[Sequence[Unit]], classes: Classes) -> list[list[Unit]]:
+def stratified(assigned: Sequence[Sequence[Patient]], classes: Classes) -> list[list[Patient]]:
     """Exchange patients until every fold has every class, or no exchange improves on it.
 
     Each step exchanges two patients of different folds so that more folds contain more classes.
@@ -276,7 +276,7 @@ def stratified(assigned: Sequence[Sequence[Unit]], classes: Classes) -> list[lis
 
 
 def _best_exchange(
-    folds: Sequence[Sequence[Unit]], names: Sequence[str], classes: Classes, spread: int
+    folds: Sequence[Sequence[Patient]], names: Sequence[str], classes: Classes, spread: int
 ) -> tuple[Place, Place] | None:
     """Return the exchange with the largest gain, or None if there is no gain."""
     tables = [_table(fold, names, classes) for fold in folds]
@@ -296,7 +296,7 @@ def _best_exchange(
     return found
 
 
-def _table(fold: Sequence[Unit], names: Sequence[str], classes: Classes) -> Table:
+def _table(fold: Sequence[Patient], names: Sequence[str], classes: Classes) -> Table:
     present = [{name for case in unit for name in classes.get(case, ())} for unit in fold]
     return np.array([[name in found for name in names] for found in present], dtype=np.float64)
 

@@ -25,7 +25,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import NOTHING, Row, Table, metric_name, number
+from autoseg.evaluation.tables import DASH, Row, Table, metric_name, number
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -101,7 +101,7 @@ class Difference:
     def row(self) -> Row:
         """The row of a table."""
         name = metric_name(self.metric)
-        interval = NOTHING if self.interval is None else " to ".join(map(number, self.interval))
+        interval = DASH if self.interval is None else " to ".join(map(number, self.interval))
         return (
             f"|{name}|" if METRICS[self.metric].better == "zero" else name,
             self.label,

@@ -10,16 +10,16 @@ from pathlib import Path
 from autoseg.common.errors import DataError
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
-from autoseg.dataset.problems import some
+from autoseg.dataset.problems import join_names
 from autoseg.evaluation.labels import (
     DEFAULT_OPTIONS,
     EvaluationOptions,
-    Labels,
+    ScoredClasses,
     apply_options,
     find_labels,
     labels_in,
     mapped_labels,
-    read_names,
+    read_declarations,
 )
 from autoseg.evaluation.metrics import cut_masks, lesions, overlap
 from autoseg.evaluation.scores import CaseScores, Summary, Volumes, merge
@@ -32,7 +32,10 @@ LabelMapPair = tuple[Path, Path]  # reference, prediction
 
 
 def evaluate_folders(
-    truth: Path | str, predicted: Path | str, labels: Labels | None = None, processes: int = 1
+    truth: Path | str,
+    predicted: Path | str,
+    labels: ScoredClasses | None = None,
+    processes: int = 1,
 ) -> Summary:
     """Score each prediction of a folder against the reference of the same name in another.
 
@@ -60,10 +63,10 @@ def evaluate_folders(
     pairs, missing, extra = _pair(truth, predicted)
     if missing:
         total = counted(len(pairs) + len(missing), "case")
-        say(f"warning: no prediction for {len(missing)} of {total}: {some(missing)}")
+        say(f"warning: no prediction for {len(missing)} of {total}: {join_names(missing)}")
     if extra:
         count = counted(len(extra), "prediction")
-        say(f"warning: skipped {count} without a reference: {some(extra)}")
+        say(f"warning: skipped {count} without a reference: {join_names(extra)}")
     if labels is None:
         labels = choose_labels(truth, predicted, processes=processes)
     cases = in_parallel(partial(_evaluate_pair, labels=labels), pairs, processes, "evaluating")
@@ -71,7 +74,7 @@ def evaluate_folders(
     return Summary(tuple(cases), tuple(missing), tolerances(labels))
 
 
-def evaluate_case(reference_path: Path, prediction_path: Path, labels: Labels) -> CaseScores:
+def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredClasses) -> CaseScores:
     """Score one prediction against its reference.
 
     Ignored voxels are outside the class in both, also for surfaces and lesions.
@@ -101,11 +104,11 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: Labels) -
     return merge(case, labels.merged)
 
 
-def _evaluate_pair(pair: LabelMapPair, labels: Labels) -> CaseScores:
+def _evaluate_pair(pair: LabelMapPair, labels: ScoredClasses) -> CaseScores:
     return evaluate_case(*pair, labels)
 
 
-def tolerances(labels: Labels) -> dict[str, float]:
+def tolerances(labels: ScoredClasses) -> dict[str, float]:
     """The surface tolerance of each class, for `Summary`."""
     return {name: labels.tolerance_of(name) for name in labels.values}
 
@@ -115,14 +118,14 @@ def choose_labels(
     predicted: Path,
     options: EvaluationOptions = DEFAULT_OPTIONS,
     processes: int = 1,
-) -> Labels:
+) -> ScoredClasses:
     """The mapped classes, else those of `find_labels`, else one class for each value.
 
     Raises:
         DataError: all label maps are empty, or one cannot be read.
         AutosegError: an option names an unknown class.
     """
-    declared = read_names(truth, predicted)
+    declared = read_declarations(truth, predicted)
     if options.maps:
         return apply_options(options, mapped_labels(options, declared))
     if named := find_labels(declared):
@@ -163,13 +166,14 @@ def _pair(reference: Path, predicted: Path) -> tuple[list[LabelMapPair], list[st
     if not pairs:
         raise DataError(
             f"{predicted}: no prediction has the name of a reference in {reference} "
-            f"({some(list(predictions))} / {some(list(references))}); use the same names"
+            f"({join_names(list(predictions))} / {join_names(list(references))}); use the same "
+            "names"
         )
     missing = [case for case in references if case not in predictions]
     return pairs, missing, [case for case in predictions if case not in references]
 
 
-def _warn_of_absent(cases: Sequence[CaseScores], labels: Labels) -> None:
+def _warn_of_absent(cases: Sequence[CaseScores], labels: ScoredClasses) -> None:
     """A class that occurs in no file may be a mistake in the labels or in --map."""
     for name, values in labels.values.items():
         found = [case.labels[name] for case in cases]

@@ -23,7 +23,7 @@ ClassValues = Mapping[str, tuple[int, ...]]  # class -> its label values
 
 
 @dataclass(frozen=True)
-class Labels:
+class ScoredClasses:
     """The classes of an evaluation.
 
     Attributes:
@@ -43,9 +43,11 @@ class Labels:
     colours: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def planned(values: ClassValues, evaluation: Evaluation, ignore: int | None = None) -> Labels:
+    def planned(
+        values: ClassValues, evaluation: Evaluation, ignore: int | None = None
+    ) -> ScoredClasses:
         """Foreground classes with the tolerances, merged rows and colours of a plan."""
-        return Labels(
+        return ScoredClasses(
             values,
             ignore,
             evaluation.tolerance_of(values),
@@ -54,10 +56,10 @@ class Labels:
         )
 
     @staticmethod
-    def of_plan(plan: Plan) -> Labels:
+    def of_plan(plan: Plan) -> ScoredClasses:
         """All foreground classes of a plan."""
         foreground = dict(list(plan.labels.items())[1:])
-        return Labels.planned(foreground, plan.evaluation, plan.ignore_label)
+        return ScoredClasses.planned(foreground, plan.evaluation, plan.ignore_label)
 
     def tolerance_of(self, name: str) -> float:
         """The surface tolerance of a class in mm."""
@@ -92,7 +94,7 @@ class _ModelFile(BaseModel):
     evaluation: Evaluation = Evaluation()
 
 
-def read_names(reference: Path, predicted: Path) -> Declarations:
+def read_declarations(reference: Path, predicted: Path) -> Declarations:
     """Read `dataset.json` and `labels.json` of two folders of label maps.
 
     Raises:
@@ -127,16 +129,20 @@ def _foreground(labels: ClassValues) -> ClassValues:
     return {name: values for name, values in labels.items() if BACKGROUND not in values}
 
 
-def find_labels(declared: Declarations) -> Labels | None:
+def find_labels(declared: Declarations) -> ScoredClasses | None:
     """The declared classes: those of the model, else those of the reference; None without both."""
     values = declared.model or declared.reference
-    return Labels.planned(values, declared.evaluation, declared.ignore) if values else None
+    return ScoredClasses.planned(values, declared.evaluation, declared.ignore) if values else None
 
 
-def labels_in(paths: Sequence[Path], ignore: int | None = None, processes: int = 1) -> Labels:
+def labels_in(
+    paths: Sequence[Path], ignore: int | None = None, processes: int = 1
+) -> ScoredClasses:
     """One class for each value in the label maps, named after it, except 0 and `ignore`."""
     found = set().union(*in_parallel(_values_in, paths, processes, "finding classes"))
-    return Labels({str(value): (value,) for value in sorted(found - {BACKGROUND, ignore})}, ignore)
+    return ScoredClasses(
+        {str(value): (value,) for value in sorted(found - {BACKGROUND, ignore})}, ignore
+    )
 
 
 def _values_in(path: Path) -> set[int]:
@@ -163,7 +169,7 @@ class EvaluationOptions:
 DEFAULT_OPTIONS = EvaluationOptions()
 
 
-def read_wishes(
+def parse_options(
     maps: Sequence[str], merges: Sequence[str], tolerance: str | None
 ) -> EvaluationOptions:
     """Parse the options of the command line.
@@ -185,7 +191,7 @@ def read_wishes(
     return EvaluationOptions(dict(pairs), merged, tolerances)
 
 
-def mapped_labels(options: EvaluationOptions, declared: Declarations) -> Labels:
+def mapped_labels(options: EvaluationOptions, declared: Declarations) -> ScoredClasses:
     """The classes of `--map`: one for each reference value that is a target.
 
     Raises:
@@ -211,10 +217,10 @@ def mapped_labels(options: EvaluationOptions, declared: Declarations) -> Labels:
         values[name], in_prediction[name] = (target,), sources
     # The tolerances of the plan refer to the values that its model predicts.
     tolerances = declared.evaluation.tolerance_of(in_prediction)
-    return Labels(values, declared.ignore, tolerances, in_prediction=in_prediction)
+    return ScoredClasses(values, declared.ignore, tolerances, in_prediction=in_prediction)
 
 
-def apply_options(options: EvaluationOptions, labels: Labels) -> Labels:
+def apply_options(options: EvaluationOptions, labels: ScoredClasses) -> ScoredClasses:
     """Add the merged rows and tolerances of the options.
 
     Raises:

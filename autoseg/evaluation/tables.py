@@ -19,7 +19,7 @@ from autoseg.evaluation.metrics import COUNTS, METRICS
 from autoseg.evaluation.scores import CaseScores, Statistic, Summary
 
 Row = tuple[str, ...]
-NOTHING = "-"
+DASH = "-"
 MINUS = "\N{MINUS SIGN}"
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -34,7 +34,7 @@ LATEX = {
 }
 PAGE_CHARACTERS = 130  # width of a LaTeX page at the smallest readable size
 NEGATIVE = re.compile(r"-(?=\d)")
-LESIONS_TOGETHER = "Lesions (connected components of a class), all cases pooled"
+POOLED_LESIONS = "Lesions (connected components of a class), all cases pooled"
 LESIONS = {
     "lesions": "reference",
     "lesions_found": "found",
@@ -72,7 +72,7 @@ class Table:
 
 def number(value: float | None, digits: int = 4) -> str:
     """A score with four decimals; a dash for None."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    return DASH if value is None else f"{value:.{digits}f}"
 
 
 def spread(statistic: Statistic, digits: int = 4) -> str:
@@ -91,7 +91,7 @@ def in_mm(distances: Mapping[str, float]) -> str:
     """The distance of each class, or a single one if they are equal."""
     if len(set(distances.values())) == 1:
         return f"{next(iter(distances.values())):g} mm"
-    return ", ".join(f"{name} {mm:g} mm" for name, mm in distances.items()) or NOTHING
+    return ", ".join(f"{name} {mm:g} mm" for name, mm in distances.items()) or DASH
 
 
 def dice_text(case: CaseScores) -> str:
@@ -163,7 +163,7 @@ def lesion_rows(summary: Summary) -> list[Row]:
     return rows
 
 
-def print_table(summary: Summary) -> None:
+def print_dice(summary: Summary) -> None:
     """Print the Dice table on standard output."""
     header, *rows = dice_rows(summary)
     print_rows([("Dice", *header[1:]), *rows])
@@ -329,7 +329,7 @@ def _latex_cells(row: Row) -> str:
 
 def escaped(text: str) -> str:
     """Text for LaTeX: special characters escaped, a lone dash and minus signs typeset as such."""
-    if text == NOTHING:
+    if text == DASH:
         return "--"
     marked = NEGATIVE.sub(MINUS, text) if NEGATIVE.match(text) else text
     return "".join(LATEX.get(character, character) for character in marked)

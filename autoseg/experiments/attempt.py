@@ -30,7 +30,7 @@ from autoseg.common.errors import AutosegError, InUse, Stopped
 from autoseg.common.files import write_json
 from autoseg.common.locks import locked
 from autoseg.evaluation.evaluate import label_maps
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import Summary
 from autoseg.experiments.runs import StudyRun, joined, runs_of
 from autoseg.experiments.status import (
@@ -245,10 +245,10 @@ def score_held_out(
     )
 
 
-def _labels(test_set: HeldOut, plan: Plan) -> Labels:
+def _labels(test_set: HeldOut, plan: Plan) -> ScoredClasses:
     """The classes to score: the test set's values in references, the plan's in predictions."""
     predicted = {name: plan.labels[name] for name in test_set.classes}
-    planned = Labels.planned(predicted, plan.evaluation)
+    planned = ScoredClasses.planned(predicted, plan.evaluation)
     return replace(planned, values=dict(test_set.classes), in_prediction=predicted)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from autoseg.evaluation.figures.boxes import Groups
 from autoseg.evaluation.scores import Statistic
-from autoseg.evaluation.tables import NOTHING, Row, Table, number, spread
+from autoseg.evaluation.tables import DASH, Row, Table, number, spread
 from autoseg.experiments.results import Arm, Column
 from autoseg.models.folder import VALIDATION
 
@@ -150,7 +150,7 @@ def _average_cell(medians: Sequence[Mapping[int, float]]) -> str:
 
 
 def _joined(cells: Iterable[str]) -> str:
-    return " / ".join(cells) or NOTHING
+    return " / ".join(cells) or DASH
 
 
 def _missing(arms: Sequence[Arm], head: str) -> str:

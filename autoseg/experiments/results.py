@@ -18,7 +18,7 @@ from rich.console import Console
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json, write_text
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import Statistic
 from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
@@ -219,7 +219,7 @@ class StudyScores:
     arms: tuple[Arm, ...]
     folders: dict[str, dict[int, Path]]
     columns: tuple[Column, ...]
-    labels: Labels | None
+    labels: ScoredClasses | None
 
     @property
     def classes(self) -> list[str]:
@@ -291,17 +291,19 @@ def _read_results(path: Path) -> Scores:
     return found
 
 
-def _labels(folders: dict[str, dict[int, Path]]) -> Labels | None:
+def _labels(folders: dict[str, dict[int, Path]]) -> ScoredClasses | None:
     for of_arm in folders.values():
         for fold in of_arm.values():
             try:
-                return Labels.of_plan(load_plan(fold.parent / PLAN))
+                return ScoredClasses.of_plan(load_plan(fold.parent / PLAN))
             except AutosegError:
                 continue
     return None
 
 
-def _columns(arms: Sequence[Arm], sets: Sequence[str], labels: Labels | None) -> tuple[Column, ...]:
+def _columns(
+    arms: Sequence[Arm], sets: Sequence[str], labels: ScoredClasses | None
+) -> tuple[Column, ...]:
     """The classes of each set; merged classes come first and replace their parts."""
     merged = {} if labels is None else labels.merged
     columns: list[Column] = []

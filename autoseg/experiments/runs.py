@@ -11,7 +11,7 @@ from typing import Any
 from autoseg.common.errors import PlanError
 from autoseg.common.locks import locked
 from autoseg.common.progress import counted, say
-from autoseg.dataset.splits import FILE_NAME, count_folds
+from autoseg.dataset.splits import SPLITS_FILE, count_folds
 from autoseg.dataset.task import find_task
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
@@ -19,7 +19,7 @@ from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import load_plan
 from autoseg.planner.budget import parse_seconds
-from autoseg.planner.compose import Wishes, compose_unmeasured
+from autoseg.planner.compose import PlanOptions, compose_unmeasured
 from autoseg.planner.overrides import Layer, merge
 from autoseg.workflow.task_plan import Surveyed, differences, fitted, survey_task, write_plan
 from autoseg.workflow.workspace import Workspace
@@ -49,7 +49,7 @@ class Variant:
         return self.source.name + k + ("" if self.seed is None else f"-s{self.seed}")
 
     @property
-    def options(self) -> Wishes:
+    def options(self) -> PlanOptions:
         """The options for planning it."""
         given = self.source
         varied: dict[str, Any] = {}
@@ -59,7 +59,7 @@ class Variant:
             varied["training"] = {"seed": self.seed}
         values = merge(merge(self.study.overrides, given.overrides), varied)
         layer = Layer(f"study {self.study.name}", values)
-        return Wishes(
+        return PlanOptions(
             name=self.name,
             keep_name=True,
             configuration=given.configuration,
@@ -127,7 +127,7 @@ def runs_of_plan(variant: Variant, workspace: Workspace) -> list[StudyRun]:
         PlanError: the study contains a fold that the plan does not have.
     """
     study, name = variant.study, variant.name
-    file = workspace.preprocessed(study.task, name) / FILE_NAME
+    file = workspace.preprocessed(study.task, name) / SPLITS_FILE
     count = count_folds(file) if file.is_file() else variant.k
     if count is None:
         return []
@@ -224,12 +224,12 @@ def _compare(plan: Plan, variant: Variant, workspace: Workspace, folder: Path) -
 
 
 def _check_folds(variant: Variant, workspace: Workspace, plan: Plan) -> None:
-    file = workspace.preprocessed(plan.task, plan.name) / FILE_NAME
+    file = workspace.preprocessed(plan.task, plan.name) / SPLITS_FILE
     count = count_folds(file)
     if variant.k is not None and count != variant.k:
         raise PlanError(
             f"{file} has {counted(count, 'fold')}, but study {variant.study.name} needs "
-            f"{variant.k}: a {FILE_NAME} of the task overrides k; move it out of "
+            f"{variant.k}: a {SPLITS_FILE} of the task overrides k; move it out of "
             f"{workspace.raw(plan.task)}"
         )
 

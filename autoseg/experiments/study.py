@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autoseg.common.errors import PlanError
-from autoseg.plan.reading import in_words
+from autoseg.plan.reading import describe_error
 from autoseg.plan.sections import Count, Index, LabelValue, Positive, Seed
 from autoseg.planner.overrides import merge, plans_folder, read_layer, set_layer
 
@@ -168,7 +168,7 @@ def check_study(values: dict[str, Any], where: str) -> Study:
         return Study.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "the study"
-        raise PlanError(f"{where}: {in_words(error, place, _all_keys())}") from None
+        raise PlanError(f"{where}: {describe_error(error, place, _all_keys())}") from None
 
 
 def with_slurm(study: Study, settings: Sequence[str]) -> Study:

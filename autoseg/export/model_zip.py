@@ -19,7 +19,7 @@ from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, remove_leftovers_of_dead, to_json
 from autoseg.common.progress import by_axis, in_words
-from autoseg.dataset.splits import FILE_NAME as SPLITS
+from autoseg.dataset.splits import SPLITS_FILE as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
 from autoseg.evaluation.scores import Summary, combine
 from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
@@ -50,7 +50,7 @@ Files = dict[str, Content]
 
 
 @dataclass(frozen=True)
-class Order:
+class PackOptions:
     """What to pack.
 
     Attributes:
@@ -66,7 +66,7 @@ class Order:
     card: Path | None = None
 
 
-def pack(order: Order, out: Path, overwrite: bool) -> list[str]:
+def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     """Write a model into one zip; the same model gives the same bytes.
 
     Returns:

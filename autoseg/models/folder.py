@@ -11,7 +11,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import parse_json, read_json, sha256_of
 from autoseg.models.archive import Archive, is_archive, open_archive
 from autoseg.plan.plan import Plan
-from autoseg.plan.reading import plan_of
+from autoseg.plan.reading import parse_plan
 
 if TYPE_CHECKING:
     from autoseg.models.checkpoint import Tensors
@@ -196,4 +196,4 @@ def plan_in(files: ModelFiles) -> Plan:
     Raises:
         PlanError: it is not a plan, or has another format.
     """
-    return plan_of(files.json(PLAN), str(files.path(PLAN)))
+    return parse_plan(files.json(PLAN), str(files.path(PLAN)))

@@ -31,10 +31,10 @@ def load_plan(path: Path | str) -> Plan:
     Raises:
         PlanError: the file is not a valid plan. The id in the file is ignored and recomputed.
     """
-    return plan_of(read_json(Path(path)), str(path))
+    return parse_plan(read_json(Path(path)), str(path))
 
 
-def plan_of(values: Any, where: str) -> Plan:
+def parse_plan(values: Any, where: str) -> Plan:
     """Like `load_plan`, for the content of a plan file; `where` is named in errors."""
     if isinstance(values, dict):
         values = {key: value for key, value in values.items() if key != "id"}
@@ -65,10 +65,10 @@ def make_plan(values: Any, where: str) -> Plan:
         raise PlanError(f"{where} is nested too deeply to be a plan") from None
     except ValidationError as error:
         key = ".".join(map(str, _without_kind(error.errors()[0]["loc"]))) or "the plan"
-        raise PlanError(f"{where}: {in_words(error, key, _all_keys())}") from None
+        raise PlanError(f"{where}: {describe_error(error, key, _all_keys())}") from None
 
 
-def in_words(error: ValidationError, key: str, keys: Sequence[str]) -> str:
+def describe_error(error: ValidationError, key: str, keys: Sequence[str]) -> str:
     """Describe the first error in one line, and count the others.
 
     Args:

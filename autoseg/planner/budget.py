@@ -283,7 +283,7 @@ def short_recipe(plan: Plan, seconds: float) -> Layer | None:
     return Layer(f"recipe for runs under {in_words(SHORT)}", values)
 
 
-def expected_work(fingerprint: Fingerprint, plan: Plan) -> Overhead:
+def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:
     """What a run of one fold does besides training, from the shapes of the raw cases."""
     scale = [np.divide(mm, plan.target_spacing_of(mm)) for mm in fingerprint.spacings_mm.tolist()]
     shapes = np.maximum(1, np.rint(fingerprint.shapes_after_crop * scale)).astype(int)

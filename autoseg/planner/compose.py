@@ -38,7 +38,7 @@ FEWEST_FOLDS = 2
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlanOptions:
     """The user's options for a plan.
 
     Attributes:
@@ -76,7 +76,7 @@ class Wishes:
 
 def compose(
     fingerprint: Fingerprint,
-    options: Wishes,
+    options: PlanOptions,
     overhead: Callable[[Plan], Overhead] | None = None,
     measure: Callable[[Plan], Timing] | None = None,
 ) -> Plan:
@@ -128,18 +128,18 @@ def compose(
     return build(*lower, budget)
 
 
-def compose_unmeasured(fingerprint: Fingerprint, options: Wishes) -> Plan:
+def compose_unmeasured(fingerprint: Fingerprint, options: PlanOptions) -> Plan:
     """`compose` without a time budget, which needs no measurement."""
     return compose(fingerprint, options)
 
 
-def other_configurations(fingerprint: Fingerprint, options: Wishes, plan: Plan) -> list[str]:
+def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[str]:
     """A short description of each configuration that the rules offer besides the plan's."""
     found = configurations(fingerprint, options.planner, options.memory_gb)
     return [_describe(other) for name, other in found.items() if name != plan.configuration]
 
 
-def other_plans(fingerprint: Fingerprint, options: Wishes, plan: Plan) -> list[Plan]:
+def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[Plan]:
     """The rules' plans of the configurations besides the plan's."""
     by_rules = replace(
         options,
@@ -169,7 +169,7 @@ def _describe(configuration: Configuration) -> str:
 
 
 def _rules(
-    fingerprint: Fingerprint, options: Wishes, reference: Reference | None
+    fingerprint: Fingerprint, options: PlanOptions, reference: Reference | None
 ) -> tuple[PlanValues, Evidence, str]:
     """The values of the rules alone, their evidence, and the name of the plan."""
     available = configurations(fingerprint, options.planner, options.memory_gb)
@@ -222,7 +222,7 @@ def _why_not(available: Mapping[str, Configuration]) -> str:
     return f": a median case of {case} voxels is small enough for patches of {patch}"
 
 
-def _users_layers(options: Wishes, rules: PlanValues, lower: list[Layer]) -> list[Layer]:
+def _users_layers(options: PlanOptions, rules: PlanValues, lower: list[Layer]) -> list[Layer]:
     layers = []
     if options.overrides is not None:
         layers.append(read_layer(options.overrides, f"overrides {options.overrides.name}"))

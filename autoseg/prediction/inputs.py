@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoseg.common.errors import DataError
-from autoseg.dataset.layouts import IMAGE, LABEL
+from autoseg.dataset.layouts import IMAGE_STEM, LABEL_STEM
 from autoseg.image.dicom import Contents, Other, dicom_files, find_series, is_dicom, read_contents
 from autoseg.image.dicom_series import Series, check_stack
 from autoseg.image.formats import ENDINGS, ending_of, stem_of
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
-IMAGING = re.compile(rf"^{IMAGE}(_\d{{4}})?$")
+IMAGING = re.compile(rf"^{IMAGE_STEM}(_\d{{4}})?$")
 Inputs = dict[str, tuple[Path, ...]]
 
 
@@ -110,7 +110,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _imaging(folder: Path) -> list[Scan]:
     """The channels of a case folder, `imaging` or `imaging_0000`, ..., under the folder's name."""
-    files = [file for file in _files_in(folder) if stem_of(file) != LABEL]
+    files = [file for file in _files_in(folder) if stem_of(file) != LABEL_STEM]
     numbers = [IMAGING.match(stem_of(file)) for file in files]
     name = folder.resolve().name
     if not all(numbers):

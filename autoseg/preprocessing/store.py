@@ -42,7 +42,7 @@ LOCATIONS_PER_CLASS = 5000
 BLOCK_BYTES = 128 * 1024
 ANNOTATED, PREVIOUS = "annotated", "previous.b2nd"
 Source = Sequence[Sequence[int]]  # size and modification time of each raw file
-FILES = ("image.b2nd", "label.b2nd", "foreground.safetensors", "case.json")
+CASE_FILES = ("image.b2nd", "label.b2nd", "foreground.safetensors", "case.json")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class CaseStore:
 
     def is_whole(self, name: str) -> bool:
         """Return whether the files of the case match their checksums; reads all bytes."""
-        return is_as_written(self.folder / name, FILES)
+        return is_as_written(self.folder / name, CASE_FILES)
 
     def write(
         self,
@@ -111,7 +111,7 @@ class CaseStore:
                 _compress(folder / "label.b2nd", case.label)
                 _save_voxels(folder / "foreground.safetensors", case.label, members)
                 write_json(folder / "case.json", record)
-                write_checksums(folder, FILES)
+                write_checksums(folder, CASE_FILES)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
             raise self._cannot_store(name, error) from error
 
@@ -340,7 +340,7 @@ def _link(case: Path, target: Path) -> bool:
     """Link the files of a case, or copy them if the file system has no hard links."""
     try:
         with _replacing_folder(target) as folder:
-            for file in (*FILES, CHECKSUMS):
+            for file in (*CASE_FILES, CHECKSUMS):
                 try:
                     os.link(case / file, folder / file)
                 except OSError:

@@ -11,7 +11,7 @@ from typing import Any
 from autoseg.evaluation.scores import Summary
 from autoseg.networks.devices import pick_device
 from autoseg.plan.plan import Plan
-from autoseg.planner.compose import Wishes
+from autoseg.planner.compose import PlanOptions
 from autoseg.workflow.fold import FoldJob, run_fold
 from autoseg.workflow.task_plan import survey_task, write_plan
 from autoseg.workflow.workspace import Workspace
@@ -79,7 +79,7 @@ def plan_task(
     """
     where = _workspace(workspace)
     surveyed = survey_task(where, where.find_task_folder(str(task)), processes, skip_bad_cases)
-    options = Wishes(
+    options = PlanOptions(
         name=name,
         configuration=configuration,
         planner=planner,

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.progress import counted, say
-from autoseg.dataset.problems import some
-from autoseg.dataset.splits import FILE_NAME, count_folds
+from autoseg.dataset.problems import join_names
+from autoseg.dataset.splits import SPLITS_FILE, count_folds
 from autoseg.evaluation.comparison import SHOWN, compare
 from autoseg.evaluation.cross_validation import CrossValidation, fold_rows, gather
 from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
 from autoseg.evaluation.figures.overlay import draw_examples
-from autoseg.evaluation.labels import read_wishes
+from autoseg.evaluation.labels import parse_options
 from autoseg.evaluation.learn_postprocessing import update
 from autoseg.evaluation.report.contents import (
     cross_validation_report,
@@ -23,7 +23,7 @@ from autoseg.evaluation.report.contents import (
 from autoseg.evaluation.report.page import Report, Tables, write_report, write_tables
 from autoseg.evaluation.report.task_files import Trained, save_comparison, write_cross_validation
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import metric_rows, print_rows, print_table
+from autoseg.evaluation.tables import metric_rows, print_dice, print_rows
 from autoseg.models.folder import EVERY_FOLD, SUMMARY
 from autoseg.workflow.workspace import Workspace
 
@@ -60,7 +60,7 @@ def score_folders(
         raise DataError(f"-i {images}: no such folder; give the folder of the scans")
     out = out or predicted
     names = different_names(predicted, against) if against else ("", "")
-    options = read_wishes(maps, merges, tolerance)
+    options = parse_options(maps, merges, tolerance)
     labels = choose_labels(reference, predicted, options, processes)
     summary = evaluate_folders(reference, predicted, labels, processes)
     _write_tables(out, summary)
@@ -90,7 +90,7 @@ def evaluate_task(workspace: Workspace, given: str, plan: str | None, processes:
     task = workspace.find_task_name(given)
     plan = _find_plan(workspace, task, plan)
     folder, planned = workspace.models(task, plan), workspace.preprocessed(task, plan)
-    splits = planned / FILE_NAME
+    splits = planned / SPLITS_FILE
     fold_count = count_folds(splits) if splits.is_file() else 0  # unknown in this workspace
     validation = gather(folder, fold_count)
     tables: Tables = {
@@ -175,7 +175,7 @@ def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> 
         print(f"{heading}:")
         print_rows(rows)
         print()
-    print_table(summary)
+    print_dice(summary)
     print()
     print_rows(metric_rows(summary))
     for path in paths:
@@ -196,7 +196,7 @@ def _write_comparison(
     for name, only in ((found.a, found.only_a), (found.b, found.only_b)):
         if only:
             cases = counted(len(only), "case")
-            say(f"warning: {cases} scored only for {name}, left out: {some(only)}")
+            say(f"warning: {cases} scored only for {name}, left out: {join_names(only)}")
     table = found.table(SHOWN)
     print()
     print_rows(table.rows)

@@ -16,10 +16,10 @@ from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import in_words, listed, say
 from autoseg.dataset.layouts import Case
-from autoseg.dataset.splits import FILE_NAME, Split, count_folds, load_or_make_splits, read_splits
+from autoseg.dataset.splits import SPLITS_FILE, Split, count_folds, load_or_make_splits, read_splits
 from autoseg.dataset.task import Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import BEST, EVERY_FOLD, FINAL, LATEST, PLAN, VALIDATION, fold_name
@@ -196,7 +196,7 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
         Predictor(model, device=str(job.device), postprocess=False, backend="torch"),
         {case.name: case.images for case in cases},
         {case.name: case.label for case in cases},
-        Labels.of_plan(model.plan),
+        ScoredClasses.of_plan(model.plan),
         job.folder / VALIDATION,
         job.processes,
         overwrite=True,
@@ -208,7 +208,7 @@ def predict_and_score(
     predictor: Predictor,
     inputs: dict[str, tuple[Path, ...]],
     references: Mapping[str, Path],
-    labels: Labels,
+    labels: ScoredClasses,
     folder: Path,
     processes: int,
     *,
@@ -243,7 +243,9 @@ def predict_and_score(
     return summary
 
 
-def _score(case: str, references: Mapping[str, Path], folder: Path, labels: Labels) -> CaseScores:
+def _score(
+    case: str, references: Mapping[str, Path], folder: Path, labels: ScoredClasses
+) -> CaseScores:
     return replace(evaluate_case(references[case], output_path(folder, case), labels), case=case)
 
 
@@ -320,7 +322,7 @@ def previous_plan(workspace: Workspace, plan: Plan) -> Plan:
         AutosegError: it is not planned or trained yet, or has other channels, labels or cases.
     """
     folder = workspace.models(plan.task, plan.previous_stage)
-    splits = workspace.preprocessed(plan.task, plan.previous_stage) / FILE_NAME
+    splits = workspace.preprocessed(plan.task, plan.previous_stage) / SPLITS_FILE
     if not splits.is_file():
         raise AutosegError(
             f"{plan.name} refines {plan.previous_stage}, which is not planned yet; plan it with "
@@ -356,7 +358,7 @@ def find_segmentations(
     """
     known = [case.name for case in task.cases]
     names = (plan.name, str(plan.previous_stage))
-    files = [workspace.preprocessed(plan.task, name) / FILE_NAME for name in names]
+    files = [workspace.preprocessed(plan.task, name) / SPLITS_FILE for name in names]
     splits, previous_splits = (read_splits(file, known) for file in files)
     if splits != previous_splits:
         raise AutosegError(

@@ -17,8 +17,8 @@ from autoseg.dataset.problems import (
     write_verification,
 )
 from autoseg.dataset.splits import (
-    Recipe,
-    Unit,
+    Patient,
+    SplitOptions,
     find_splits,
     load_or_make_splits,
     patients,
@@ -29,8 +29,8 @@ from autoseg.fingerprint import Fingerprint, survey
 from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import differing_keys, load_plan
-from autoseg.planner.budget import expected_work
-from autoseg.planner.compose import Wishes, compose, compose_unmeasured, other_plans
+from autoseg.planner.budget import expected_overhead
+from autoseg.planner.compose import PlanOptions, compose, compose_unmeasured, other_plans
 from autoseg.workflow.workspace import Workspace
 
 MOST_KEYS = 4  # that a message lists
@@ -118,7 +118,7 @@ def differences(one: Plan, other: Plan) -> str:
     return ", ".join(keys[:MOST_KEYS]) + (", ..." if len(keys) > MOST_KEYS else "")
 
 
-def fitted(options: Wishes, surveyed: Surveyed) -> Wishes:
+def fitted(options: PlanOptions, surveyed: Surveyed) -> PlanOptions:
     """The options, completed by the values that the task decides."""
     return replace(
         options,
@@ -128,12 +128,16 @@ def fitted(options: Wishes, surveyed: Surveyed) -> Wishes:
     )
 
 
-def _patients(task: Task) -> list[Unit]:
+def _patients(task: Task) -> list[Patient]:
     return patients([case.name for case in task.cases], task.groups)
 
 
 def write_plan(
-    workspace: Workspace, surveyed: Surveyed, options: Wishes, processes: int, device: str | None
+    workspace: Workspace,
+    surveyed: Surveyed,
+    options: PlanOptions,
+    processes: int,
+    device: str | None,
 ) -> Plan:
     """Compose a plan and write it with its splits and fingerprint to `preprocessed/TASK/PLAN/`.
 
@@ -169,8 +173,10 @@ def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> No
     folds, seed, classes = plan.splits.folds, plan.splits.seed, fingerprint.presence
     if earlier := _earlier_plan(folder):
         splits, data = earlier
-        before = Recipe(tuple(data.cases), splits.folds, splits.seed, task.groups, data.presence)
-        remake_splits(folder, before, Recipe(names, folds, seed, task.groups, classes))
+        before = SplitOptions(
+            tuple(data.cases), splits.folds, splits.seed, task.groups, data.presence
+        )
+        remake_splits(folder, before, SplitOptions(names, folds, seed, task.groups, classes))
     load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
 
 
@@ -183,7 +189,7 @@ def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
 
 
 def _compose(
-    task: Task, fingerprint: Fingerprint, options: Wishes, processes: int, device: str | None
+    task: Task, fingerprint: Fingerprint, options: PlanOptions, processes: int, device: str | None
 ) -> Plan:
     if options.seconds is None:
         return compose_unmeasured(fingerprint, options)
@@ -195,5 +201,5 @@ def _compose(
     spread = max(1, len(task.cases) // TIMED_CASES)
     cases = task.cases[::spread][:TIMED_CASES]
     with Stopwatch(cases, pick_device(device), max(1, processes - 1)) as stopwatch:
-        work = functools.partial(expected_work, fingerprint)
+        work = functools.partial(expected_overhead, fingerprint)
         return compose(fingerprint, options, work, stopwatch.measure)

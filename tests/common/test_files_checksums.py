@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autoseg.common.files import BYTES_AT_ONCE, CHECKSUMS, checksum
-from autoseg.preprocessing.store import FILES, CaseStore
+from autoseg.preprocessing.store import CASE_FILES, CaseStore
 from tests.making import store_case
 
 DAMAGES = 100
@@ -35,7 +35,7 @@ def test_a_file_read_in_parts(tmp_path: Path, size: int) -> None:
     assert int(checksum(tmp_path / "file"), 16) == zlib.crc32(content)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", CASE_FILES)
 def test_every_damage_is_found(store: CaseStore, name: str) -> None:
     path = store.folder / "a 1" / name
     whole = path.read_bytes()
@@ -50,7 +50,7 @@ def test_every_damage_is_found(store: CaseStore, name: str) -> None:
     assert store.is_whole("a 1")
 
 
-@pytest.mark.parametrize("name", [*FILES, CHECKSUMS])
+@pytest.mark.parametrize("name", [*CASE_FILES, CHECKSUMS])
 @pytest.mark.parametrize("damage", ["missing", "empty", "one byte more", "not text", "a folder"])
 def test_a_case_with_a_part_missing_or_odd_is_not_whole(
     store: CaseStore, name: str, damage: str

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from autoseg.common.errors import DataError
 from autoseg.dataset.splits import (
-    Recipe,
     Split,
+    SplitOptions,
     load_or_make_splits,
     make_splits,
     patients,
@@ -155,13 +155,13 @@ def test_classes_stratify_new_and_remade_splits(tmp_path: Path) -> None:
     classes = {case: {"rare"} if case in rare else set() for case in CASES}
     made = load_or_make_splits(tmp_path, tmp_path / "task", CASES, folds=3, classes=classes)
     assert made == make_splits(CASES, 3, classes=classes) != make_splits(CASES, 3)
-    before = Recipe(tuple(CASES), 3, 12345, {}, classes)
+    before = SplitOptions(tuple(CASES), 3, 12345, {}, classes)
     remake_splits(tmp_path, before, replace(before, folds=2, seed=1))
     assert read_splits(tmp_path / "splits.json", CASES) == make_splits(CASES, 2, 1, None, classes)
 
 
 def test_remade_splits_follow_the_cases_but_user_splits_are_kept(tmp_path: Path) -> None:
-    before = Recipe(tuple(CASES), 3, 1, {}, {})
+    before = SplitOptions(tuple(CASES), 3, 1, {}, {})
     fewer = replace(before, cases=tuple(CASES[2:]))
     write_splits(tmp_path / "splits.json", before.make())
     remake_splits(tmp_path, before, fewer)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.evaluation.evaluate import evaluate_case
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
@@ -17,7 +17,7 @@ from autoseg.models.log import Epoch
 from tests.evaluation.scores import HIPPOCAMPUS
 from tests.making import tiny_plan
 
-LABELS = Labels({"Anterior": (1,), "Posterior": (2,)})
+LABELS = ScoredClasses({"Anterior": (1,), "Posterior": (2,)})
 
 
 def write_fold(models: Path, fold: int, shifts: dict[str, int], epochs: int = 0) -> Summary:

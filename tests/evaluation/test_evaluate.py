@@ -8,11 +8,11 @@ import pytest
 
 from autoseg.common.errors import DataError
 from autoseg.evaluation.evaluate import evaluate_case, evaluate_folders
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.image.image import read_label
 from tests.evaluation.scores import HIPPOCAMPUS, shifted_hippocampus, write
 
-LABELS = Labels({"Anterior": (1,), "Posterior": (2,)})
+LABELS = ScoredClasses({"Anterior": (1,), "Posterior": (2,)})
 TRUTH = HIPPOCAMPUS / "labelsTr"
 
 
@@ -54,11 +54,11 @@ def test_regions_ignored_voxels_and_volumes(tmp_path: Path) -> None:
     predicted = cube(1)
     predicted[3, 3, 3] = 1
     prediction = write(tmp_path / "p" / "a.nii.gz", predicted, spacing_mm=(1, 2, 5))
-    scores = evaluate_case(truth, prediction, Labels({"whole": (1, 2), "core": (2,)}))
+    scores = evaluate_case(truth, prediction, ScoredClasses({"whole": (1, 2), "core": (2,)}))
     assert scores.labels["whole"].dice == pytest.approx(16 / 17)
     assert scores.labels["core"].dice == 0
     assert scores.volume_ml["whole"].predicted == pytest.approx(0.09)
-    ignoring = evaluate_case(truth, prediction, Labels({"whole": (1,)}, ignore=2))
+    ignoring = evaluate_case(truth, prediction, ScoredClasses({"whole": (1,)}, ignore=2))
     assert ignoring.labels["whole"].fp == 1
 
 
@@ -75,7 +75,7 @@ def test_other_grids_are_refused(
     truth = write(tmp_path / "t" / "a.nii.gz", cube())
     prediction = write(tmp_path / "p" / "a.nii.gz", np.zeros(shape, np.uint8), spacing_mm)
     with pytest.raises(DataError, match=f"a.nii.gz: .*{message}"):
-        evaluate_case(truth, prediction, Labels({"x": (1,)}))
+        evaluate_case(truth, prediction, ScoredClasses({"x": (1,)}))
 
 
 def test_folders_with_names_from_the_decathlon(
@@ -180,7 +180,7 @@ def test_names_without_any_file(tmp_path: Path) -> None:
 
 def test_given_labels_win(tmp_path: Path) -> None:
     truth, predicted = folders(tmp_path)
-    assert evaluate_folders(truth, predicted, Labels({"mine": (1,)})).labels == ("mine",)
+    assert evaluate_folders(truth, predicted, ScoredClasses({"mine": (1,)})).labels == ("mine",)
 
 
 def test_nothing_to_score(tmp_path: Path) -> None:

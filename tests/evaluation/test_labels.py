@@ -12,15 +12,15 @@ from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
 from autoseg.evaluation.labels import (
     ALL_CLASSES,
     EvaluationOptions,
-    Labels,
+    ScoredClasses,
     apply_options,
-    read_wishes,
+    parse_options,
 )
 from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import write
 
 LUNGS = {"background": [0], "left lung": [1], "right lung": [2], "infection": [3]}
-THREE = Labels({"left lung": (1,), "right lung": (2,), "infection": (3,)})
+THREE = ScoredClasses({"left lung": (1,), "right lung": (2,), "infection": (3,)})
 
 
 def model_names(folder: Path, **more: Any) -> None:
@@ -48,7 +48,7 @@ def infection_alone(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def evaluate(truth: Path, predicted: Path, *maps: str) -> Summary:
-    labels = choose_labels(truth, predicted, read_wishes(maps, (), None))
+    labels = choose_labels(truth, predicted, parse_options(maps, (), None))
     return evaluate_folders(truth, predicted, labels)
 
 
@@ -69,7 +69,9 @@ def test_mapping_equals_relabelling(tmp_path: Path) -> None:
     write(tmp_path / "p" / "a.nii.gz", predicted)
     write(tmp_path / "relabelled" / "a.nii.gz", np.array([0, 2, 1, 2], np.uint8)[predicted])
     found = evaluate(tmp_path / "t", tmp_path / "p", "1:2", "2:1", "3:2")
-    same = evaluate_folders(tmp_path / "t", tmp_path / "relabelled", Labels({"2": (2,), "1": (1,)}))
+    same = evaluate_folders(
+        tmp_path / "t", tmp_path / "relabelled", ScoredClasses({"2": (2,), "1": (1,)})
+    )
     for mine, theirs in zip(found.cases, same.cases, strict=True):
         assert (mine.labels, mine.surfaces, mine.lesions) == (
             *(theirs.labels, theirs.surfaces, theirs.lesions),
@@ -111,17 +113,17 @@ def test_what_no_file_holds_is_reported(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("text", ["3", "3:", "a:1", "3:0", "0:1", "3:1:2", "-3:1"])
 def test_a_map_that_reads_differently(text: str) -> None:
     with pytest.raises(AutosegError, match=f"--map {text}: "):
-        read_wishes([text], (), None)
+        parse_options([text], (), None)
 
 
 def test_a_value_cannot_become_two() -> None:
     with pytest.raises(AutosegError, match="--map: 3 "):
-        read_wishes(["3:1", "3:2"], (), None)
+        parse_options(["3:1", "3:2"], (), None)
 
 
 def test_merging_by_value_and_by_name() -> None:
     by_value, by_name = (
-        apply_options(read_wishes((), [text], None), THREE)
+        apply_options(parse_options((), [text], None), THREE)
         for text in ("lungs=1,2", "lungs=left lung, right lung")
     )
     assert by_value == by_name
@@ -141,17 +143,17 @@ def test_merging_by_value_and_by_name() -> None:
 )
 def test_merges_that_make_no_sense(merge: str, message: str) -> None:
     with pytest.raises(AutosegError, match=message):
-        apply_options(read_wishes((), [merge], None), THREE)
+        apply_options(parse_options((), [merge], None), THREE)
 
 
 def test_tolerances() -> None:
-    assert read_wishes((), (), "2") == EvaluationOptions(tolerances_mm={ALL_CLASSES: 2.0})
-    every = apply_options(read_wishes((), (), "2"), THREE)
+    assert parse_options((), (), "2") == EvaluationOptions(tolerances_mm={ALL_CLASSES: 2.0})
+    every = apply_options(parse_options((), (), "2"), THREE)
     assert [every.tolerance_of(name) for name in THREE.values] == [2.0, 2.0, 2.0]
-    options = read_wishes((), ["lungs=1,2"], "0.5,infection=3,right lung=2")
+    options = parse_options((), ["lungs=1,2"], "0.5,infection=3,right lung=2")
     found = apply_options(options, THREE).tolerance_mm
     assert found == {"left lung": 0.5, "right lung": 2.0, "infection": 3.0}
-    of_row = apply_options(read_wishes((), ["lungs=1,2"], "lungs=1.5,3=3"), THREE).tolerance_mm
+    of_row = apply_options(parse_options((), ["lungs=1,2"], "lungs=1.5,3=3"), THREE).tolerance_mm
     assert of_row == {"left lung": 1.5, "right lung": 1.5, "infection": 3.0}
     assert THREE.tolerance_of("infection") == 1.0
 
@@ -159,12 +161,12 @@ def test_tolerances() -> None:
 @pytest.mark.parametrize("text", ["wide", "0", "-1", "nan", "inf", "infection=", "infection=x"])
 def test_tolerances_that_are_no_distance(text: str) -> None:
     with pytest.raises(AutosegError, match=r"--tolerance .* mm"):
-        read_wishes((), (), text)
+        parse_options((), (), text)
 
 
 def test_a_tolerance_of_no_class() -> None:
     with pytest.raises(AutosegError, match="--tolerance lungs=1: 'lungs'"):
-        apply_options(read_wishes((), (), "lungs=1"), THREE)
+        apply_options(parse_options((), (), "lungs=1"), THREE)
 
 
 def test_the_plan_of_the_model_decides(tmp_path: Path) -> None:

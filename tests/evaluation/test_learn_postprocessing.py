@@ -17,7 +17,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.cross_validation import CrossValidation, gather
 from autoseg.evaluation.evaluate import evaluate_case
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.learn_postprocessing import Learned, learn, mean_dice, update
 from autoseg.evaluation.metrics import cut_masks, overlap
 from autoseg.evaluation.scores import Summary
@@ -92,7 +92,7 @@ def validated(
             label, geometry = read_label(truth)
             write_label(where / truth.name, predict(label), geometry)
             scores.append(
-                evaluate_case(truth, where / truth.name, Labels(labels, plan.ignore_label))
+                evaluate_case(truth, where / truth.name, ScoredClasses(labels, plan.ignore_label))
             )
         Summary(tuple(scores)).save(where / "summary.json")
         write_json(where / "predictions.json", {"plan_id": plan.id})

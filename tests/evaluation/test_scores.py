@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.evaluation.evaluate import evaluate_case, evaluate_folders
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import (
     CaseScores,
@@ -26,7 +26,7 @@ from autoseg.evaluation.scores import (
 from tests.evaluation.reference_scores import check_summary
 from tests.evaluation.scores import case, three_cases, write
 
-LABELS = Labels({"left": (1,), "right": (2,)}, merged={"both": ("left", "right")})
+LABELS = ScoredClasses({"left": (1,), "right": (2,)}, merged={"both": ("left", "right")})
 counts = st.tuples(*[st.integers(0, 9)] * 4)
 
 
@@ -315,7 +315,7 @@ def test_every_number_is_scikit_learns(tmp_path: Path, names: list[str]) -> None
         for folder, label in zip(("truth", "found"), CASES[name], strict=True):
             write(tmp_path / folder / f"{name}.nii.gz", label)
     path = tmp_path / "found" / "summary.json"
-    evaluate_folders(tmp_path / "truth", tmp_path / "found", Labels(CLASSES)).save(path)
+    evaluate_folders(tmp_path / "truth", tmp_path / "found", ScoredClasses(CLASSES)).save(path)
     summary = check_summary(path, tmp_path / "truth", CLASSES)
     assert len(summary["metric_per_case"]) == len(names)
 
@@ -324,7 +324,7 @@ def test_undefined_metrics_are_null(tmp_path: Path) -> None:
     for folder, label in zip(("truth", "found"), CASES["nothing"], strict=True):
         write(tmp_path / folder / "a.nii.gz", label)
     path = tmp_path / "found" / "summary.json"
-    evaluate_folders(tmp_path / "truth", tmp_path / "found", Labels(CLASSES)).save(path)
+    evaluate_folders(tmp_path / "truth", tmp_path / "found", ScoredClasses(CLASSES)).save(path)
     summary = check_summary(path, tmp_path / "truth", CLASSES)
     for figure in ("mean", "median"):
         assert summary[figure]["lung"]["Dice"] is None

@@ -21,7 +21,7 @@ from autoseg.evaluation.tables import (
     in_mm,
     lesion_rows,
     metric_rows,
-    print_table,
+    print_dice,
     rows_as_csv,
     rows_as_markdown,
     write_table,
@@ -92,7 +92,7 @@ def test_csv_has_every_number() -> None:
 
 
 def test_plain_table_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(three_cases())
+    print_dice(three_cases())
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "Dice                   lung           lesion     mean"
     assert printed[2] == "b                    0.6000                -   0.6000"
@@ -102,7 +102,7 @@ def test_drawn_table_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    print_table(Summary((case("[red]a", x=(1, 0, 0, 1)),)))
+    print_dice(Summary((case("[red]a", x=(1, 0, 0, 1)),)))
     printed = capsys.readouterr().out
     assert "┃" in printed
     assert "[red]a" in printed  # names are no markup

@@ -10,7 +10,7 @@ from autoseg.common.files import write_json
 from autoseg.dataset.splits import make_splits, write_splits
 from autoseg.dataset.task import read_task
 from autoseg.evaluation.evaluate import evaluate_case
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import Summary
 from autoseg.fingerprint import survey
 from autoseg.image.image import read_label
@@ -57,7 +57,7 @@ def plan_and_train(workspace: Workspace, plan: Plan, *folds: str) -> Path:
             label, geometry = read_label(reference)
             label[10:, 8:, 7:] = 1  # an island
             write_label(where / reference.name, label, geometry)
-            scores.append(evaluate_case(reference, where / reference.name, Labels(labels)))
+            scores.append(evaluate_case(reference, where / reference.name, ScoredClasses(labels)))
         Summary(tuple(scores)).save(where / "summary.json")
         write_json(where / "predictions.json", {"plan_id": plan.id})
         write_log(folder / f"fold_{fold}", [Epoch(e, 4, 1e-3, 0.5, {}, 1.25) for e in range(4)])

@@ -14,7 +14,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.cross_validation import gather
 from autoseg.evaluation.learn_postprocessing import update
-from autoseg.export.model_zip import Order, pack
+from autoseg.export.model_zip import PackOptions, pack
 from autoseg.image.image import read_image
 from autoseg.models.archive import open_archive, write_archive
 from autoseg.models.checkpoint import load_checkpoint
@@ -37,11 +37,11 @@ def packed(
     workspace: Workspace, plan: str = "default", folds: tuple[str, ...] | None = None
 ) -> Path:
     out = workspace.root / "model.zip"
-    pack(Order(workspace, TASK, plan, folds), out, overwrite=True)
+    pack(PackOptions(workspace, TASK, plan, folds), out, overwrite=True)
     return out
 
 
-def refusal(order: Order, out: Path, overwrite: bool = False) -> str:
+def refusal(order: PackOptions, out: Path, overwrite: bool = False) -> str:
     with pytest.raises(AutosegError) as error:
         pack(order, out, overwrite)
     message = str(error.value)
@@ -113,7 +113,7 @@ def test_learned_postprocessing_is_packed(workspace: Workspace) -> None:
     assert card["postprocessing"] == ["keeps the largest component of all foreground"]
     summary = folder / "fold_1" / "validation" / "summary.json"
     summary.write_text(summary.read_text() + "\n")
-    order = Order(workspace, TASK, "default")
+    order = PackOptions(workspace, TASK, "default")
     assert str(folder / "postprocessing.json") in refusal(order, workspace.root / "other.zip")
 
 
@@ -121,7 +121,7 @@ def test_some_folds(workspace: Workspace) -> None:
     assert load_model(packed(workspace, folds=("1",)), None, CPU).folds == ("1",)
     with pytest.raises(AutosegError, match=r"model\.zip .*fold 0.*: 1"):
         load_model(workspace.root / "model.zip", ["0"], CPU)
-    order = Order(workspace, TASK, "default", ("0", "7"))
+    order = PackOptions(workspace, TASK, "default", ("0", "7"))
     assert "fold 7; there: 0, 1" in refusal(order, workspace.root / "a.zip")
 
 
@@ -160,7 +160,7 @@ def test_training_can_start_from_a_packed_model(workspace: Workspace) -> None:
 
 
 def test_an_existing_file_is_kept(workspace: Workspace) -> None:
-    order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
+    order, out = PackOptions(workspace, TASK, "default"), workspace.root / "model.zip"
     out.write_text("precious")
     assert "--overwrite" in refusal(order, out)
     assert out.read_text() == "precious"
@@ -173,13 +173,13 @@ def test_an_existing_file_is_kept(workspace: Workspace) -> None:
 def test_a_missing_file_is_named(workspace: Workspace, name: str) -> None:
     path = workspace.preprocessed(TASK, "default") / name
     path.unlink()
-    order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
+    order, out = PackOptions(workspace, TASK, "default"), workspace.root / "model.zip"
     assert str(path) in refusal(order, out)
     assert not out.exists()
 
 
 def test_files_of_different_plans_are_not_mixed(workspace: Workspace) -> None:
-    order, out = Order(workspace, TASK, "default"), workspace.root / "model.zip"
+    order, out = PackOptions(workspace, TASK, "default"), workspace.root / "model.zip"
     other = tiny_plan(training={"seed": 1})
     other.save(workspace.preprocessed(TASK, "default") / "plan.json")
     message = refusal(order, out)
@@ -228,7 +228,7 @@ def test_a_card_file_is_checked(workspace: Workspace) -> None:
     card = workspace.root / "card.json"
     out = workspace.root / "model.zip"
     write_json(card, {"license": "MIT"})
-    order = Order(workspace, TASK, "default", card=card)
+    order = PackOptions(workspace, TASK, "default", card=card)
     message = refusal(order, out)
     assert message.startswith(str(card))
     assert "'license'" in message
@@ -247,7 +247,7 @@ def test_a_card_file_is_checked(workspace: Workspace) -> None:
 
 def card_of(workspace: Workspace) -> tuple[dict[str, Any], str]:
     out = workspace.root / "model.zip"
-    pack(Order(workspace, TASK, "default"), out, overwrite=True)
+    pack(PackOptions(workspace, TASK, "default"), out, overwrite=True)
     found = open_archive(out)
     return json.loads(found.read("card.json")), found.read("card.md").decode()
 

@@ -17,7 +17,7 @@ from autoseg.planner.budget import (
     Overhead,
     Timing,
     budget_layer,
-    expected_work,
+    expected_overhead,
     parse_seconds,
     short_recipe,
 )
@@ -187,7 +187,7 @@ def test_expected_patches_are_those_that_prediction_takes(
     data = fingerprint(shape=shape, spacing_mm=spacing, cases=6)
     resampled = [round(n * s) for n, s in zip(shape, spacing, strict=True)]
     one = count_tiles(resampled, plan.sampling.patch_size, plan.inference.overlap)
-    assert expected_work(data, plan) == Overhead(6, 2 * one)
+    assert expected_overhead(data, plan) == Overhead(6, 2 * one)
 
 
 def test_slices_are_predicted_one_by_one() -> None:
@@ -201,7 +201,7 @@ def test_slices_are_predicted_one_by_one() -> None:
         splits={"folds": 2},
     )
     data = fingerprint(shape=(32, 32, 11), spacing_mm=(1.0, 1.0, 7.0), cases=4)
-    assert expected_work(data, plan) == Overhead(4, 2 * 11)
+    assert expected_overhead(data, plan) == Overhead(4, 2 * 11)
 
 
 def test_the_short_recipe_is_for_short_runs() -> None:

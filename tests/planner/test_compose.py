@@ -11,12 +11,12 @@ from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Cosine, Sgd
 from autoseg.planner import overrides
 from autoseg.planner.budget import Overhead, Timing
-from autoseg.planner.compose import Wishes, compose, other_configurations
+from autoseg.planner.compose import PlanOptions, compose, other_configurations
 from tests.planner.making import fingerprint
 
 
 def planned(*settings: str, **options: Any) -> Plan:
-    return compose(fingerprint(), Wishes(settings=settings, **options))
+    return compose(fingerprint(), PlanOptions(settings=settings, **options))
 
 
 def timed(*settings: str, seconds: float = 300, **options: Any) -> Plan:
@@ -26,7 +26,7 @@ def timed(*settings: str, seconds: float = 300, **options: Any) -> Plan:
         step = plan.network.features[0] * plan.sampling.batch_size / 500
         return Timing(step, 0.01, 0.1, "fake")
 
-    timed_options = Wishes(settings=settings, seconds=seconds, **options)
+    timed_options = PlanOptions(settings=settings, seconds=seconds, **options)
     return compose(fingerprint(), timed_options, lambda plan: Overhead(6, 10), measure)
 
 
@@ -172,7 +172,7 @@ def test_a_budget_that_leaves_no_time() -> None:
     with pytest.raises(PlanError, match=r"\b20 s\b.*\b2 min 36 s\b"):
         compose(
             fingerprint(),
-            Wishes(seconds=20),
+            PlanOptions(seconds=20),
             lambda plan: Overhead(6, 10),
             lambda plan: Timing(1.0, 1.0, 5.0, "fake"),
         )
@@ -191,7 +191,7 @@ LARGE = fingerprint(shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5))
 
 
 def large(configuration: str | None, **options: Any) -> Plan:
-    return compose(LARGE, Wishes(configuration=configuration, **options))
+    return compose(LARGE, PlanOptions(configuration=configuration, **options))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_the_cascade_refines_the_low_resolution_of_the_same_name() -> None:
 
 def test_the_only_configuration_of_single_slices_keeps_the_name() -> None:
     slices = fingerprint(shape=(64, 64, 1))
-    plan = compose(slices, Wishes())
+    plan = compose(slices, PlanOptions())
     assert (plan.configuration, plan.name) == ("2d", "default")
 
 
@@ -232,7 +232,7 @@ def test_a_configuration_that_is_not_useful() -> None:
 
 
 def test_the_other_configurations_are_described() -> None:
-    assert other_configurations(LARGE, Wishes(), large(None)) == [
+    assert other_configurations(LARGE, PlanOptions(), large(None)) == [
         "2d (0.8 x 0.8 mm, patches of 512 x 512, batch 12)",
         "3d_lowres (1.44 x 1.44 x 2.71 mm, patches of 192 x 192 x 64, batch 2)",
         "3d_cascade_fullres (refines 3d_lowres, which is trained first)",
@@ -257,9 +257,9 @@ REGIONS = {"background": (0,), "whole": (1, 2), "core": (2,)}
 
 def test_overlapping_regions_are_kept() -> None:
     data = fingerprint(labels=REGIONS)
-    plan = compose(data, Wishes(regions_class_order=(1, 2)))
+    plan = compose(data, PlanOptions(regions_class_order=(1, 2)))
     assert (plan.labels, plan.regions_class_order) == (REGIONS, (1, 2))
-    options = Wishes(regions_class_order=(1, 2), seconds=99)
+    options = PlanOptions(regions_class_order=(1, 2), seconds=99)
     timing = Timing(0.1, 0.01, 0.1, "fake")
     timed = compose(data, options, lambda plan: Overhead(6, 10), lambda plan: timing)
     assert timed.classes.are_regions
@@ -272,7 +272,7 @@ def test_a_cascade_is_not_timed() -> None:
 
 def test_overlap_needs_regions_class_order() -> None:
     with pytest.raises(PlanError, match=r"'whole'.*'core'.*\b2\b.*regions_class_order"):
-        compose(fingerprint(labels=REGIONS), Wishes())
+        compose(fingerprint(labels=REGIONS), PlanOptions())
 
 
 def test_skipped_cases_are_recorded() -> None:

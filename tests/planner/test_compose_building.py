@@ -13,7 +13,7 @@ from autoseg.fingerprint import Fingerprint
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import make_plan
-from autoseg.planner.compose import Wishes, compose
+from autoseg.planner.compose import PlanOptions, compose
 from autoseg.training.learner import Learner
 from autoseg.training.losses import build_loss
 from tests.planner.making import fingerprint
@@ -66,7 +66,7 @@ def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
 def test_any_data_give_a_plan_that_can_learn(
     data: Fingerprint, planner: str, configuration: str | None
 ) -> None:
-    plan = compose(data, Wishes(planner=planner, configuration=configuration))
+    plan = compose(data, PlanOptions(planner=planner, configuration=configuration))
     tiny = small(plan)
     network = build_network(tiny).train()
     image, label = batch_of(tiny)
@@ -80,7 +80,7 @@ def test_any_data_give_a_plan_that_can_learn(
 
 @pytest.mark.parametrize("planner", PLANNERS[1:])
 def test_a_residual_plan_learns_a_step(planner: str) -> None:
-    plan = compose(fingerprint(), Wishes(planner=planner))
+    plan = compose(fingerprint(), PlanOptions(planner=planner))
     assert plan.network.residual
     assert plan.network.blocks_encoder[:4] == (1, 3, 4, 6)
     tiny = small(plan)
@@ -97,7 +97,7 @@ def test_more_memory_gives_a_larger_patch() -> None:
     data = fingerprint(shape=(512, 512, 300))
 
     def voxels(memory_gb: float) -> int:
-        plan = compose(data, Wishes(memory_gb=memory_gb))
+        plan = compose(data, PlanOptions(memory_gb=memory_gb))
         x, y, z = plan.sampling.patch_size
         return x * y * z
 

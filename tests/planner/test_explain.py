@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from autoseg.plan.plan import Plan
-from autoseg.planner.compose import Wishes, compose
+from autoseg.planner.compose import PlanOptions, compose
 from autoseg.planner.explain import GROUPS, HIDDEN, Explained, explain, group_of, rows
 from tests.making import tiny_plan
 from tests.plan.test_plan import full_plan
@@ -17,7 +17,7 @@ LOSSES = ({"loss": "dice_cross_entropy"}, {"loss": "tversky_cross_entropy"})
 
 
 def composed(*settings: str, **data: Any) -> Plan:
-    return compose(fingerprint(**data), Wishes(settings=settings))
+    return compose(fingerprint(**data), PlanOptions(settings=settings))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from autoseg.common.errors import PlanError
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.planner import overrides
-from autoseg.planner.compose import Wishes, compose
+from autoseg.planner.compose import PlanOptions, compose
 from autoseg.planner.overrides import find_reference, plans_folder, reference_names
 from tests.making import count_parameters
 from tests.planner.making import fingerprint
@@ -23,7 +23,7 @@ def plan() -> Plan:
     data = fingerprint(
         task="Task001_COVID", labels=LABELS, shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5)
     )
-    return compose(data, Wishes())
+    return compose(data, PlanOptions())
 
 
 def test_preprocessing(plan: Plan) -> None:
@@ -169,7 +169,7 @@ def variant(name: str) -> Plan:
     data = fingerprint(
         task="Task001_COVID", labels=LABELS, shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5)
     )
-    return compose(data, Wishes(reference=name))
+    return compose(data, PlanOptions(reference=name))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -193,7 +193,7 @@ def test_every_value_of_the_reference_plan_has_a_source(plan: Plan) -> None:
 
 
 def test_a_reference_plan_of_another_name_can_be_chosen() -> None:
-    options = Wishes(reference="Task001_COVID")
+    options = PlanOptions(reference="Task001_COVID")
     made = compose(fingerprint(labels=LABELS), options)
     assert made.task == "Task001_Tiny"
     assert made.network.features == (32, 64, 128, 256, 512)
@@ -206,7 +206,7 @@ def test_an_unknown_name_is_reported_with_the_available_ones() -> None:
 
 
 def test_a_reference_plan_is_for_one_configuration() -> None:
-    options = Wishes(configuration="2d", reference="Task001_COVID")
+    options = PlanOptions(configuration="2d", reference="Task001_COVID")
     match = "^--config 2d: .*Task001_COVID .*3d_fullres.*--no-reference"
     with pytest.raises(PlanError, match=match):
         compose(fingerprint(labels=LABELS), options)
@@ -228,7 +228,7 @@ def test_a_variant_overrides_what_it_extends(plans: Path) -> None:
         f"reference plan {name}.json5" for name in "abc"
     ]
     assert found.configuration == "2d"
-    made = compose(fingerprint(), Wishes(reference="c"))
+    made = compose(fingerprint(), PlanOptions(reference="c"))
     assert (made.training.epochs, made.training.seed, made.splits.folds) == (3, 4, 2)
     assert made.configuration == "2d"
 

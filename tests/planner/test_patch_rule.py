@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autoseg.common.errors import PlanError
 from autoseg.fingerprint import Fingerprint
 from autoseg.planner import overrides
-from autoseg.planner.compose import Wishes, compose
+from autoseg.planner.compose import PlanOptions, compose
 from autoseg.planner.overrides import plans_folder
 from autoseg.planner.patch_rule import (
     SOURCE,
@@ -60,7 +60,7 @@ def without_patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_patch")
 def test_the_rule_reproduces_the_papers_patch() -> None:
-    options = Wishes(memory_gb=24, settings=("training.precision='float32'",))
+    options = PlanOptions(memory_gb=24, settings=("training.precision='float32'",))
     plan = compose(covid(), options)
     spacing, shape = median_grid(plan, covid())
     assert (spacing, shape) == ((1.58, 1.58, 2.70), (267, 254, 103.5))
@@ -78,13 +78,15 @@ def test_the_rule_reproduces_the_papers_patch() -> None:
     [(11, (112, 112, 64)), (16, (128, 128, 80)), (32, (176, 176, 96)), (1000, (256, 240, 96))],
 )
 def test_other_cards(memory_gb: float, patch: tuple[int, int, int]) -> None:
-    options = Wishes(memory_gb=memory_gb, settings=("training.precision='float32'",))
+    options = PlanOptions(memory_gb=memory_gb, settings=("training.precision='float32'",))
     assert compose(covid(), options).sampling.patch_size == patch
 
 
 def test_bfloat16_gives_a_larger_patch() -> None:
     def side(precision: str) -> int:
-        options = Wishes(settings=(NETWORK, f"training.precision='{precision}'"), memory_gb=0.5)
+        options = PlanOptions(
+            settings=(NETWORK, f"training.precision='{precision}'"), memory_gb=0.5
+        )
         plan = compose(fingerprint(shape=(300, 300, 300)), options)
         return plan.sampling.patch_size[0]
 
@@ -92,21 +94,23 @@ def test_bfloat16_gives_a_larger_patch() -> None:
 
 
 def test_a_given_patch_or_network_of_the_rules_is_kept() -> None:
-    options = Wishes(settings=(NETWORK, "sampling.patch_size=[8,8,8]", "inference.overlap=[4,4,4]"))
+    options = PlanOptions(
+        settings=(NETWORK, "sampling.patch_size=[8,8,8]", "inference.overlap=[4,4,4]")
+    )
     plan = compose(fingerprint(), options)
     assert plan.sampling.patch_size == (8, 8, 8)
-    assert compose(fingerprint(), Wishes()).sampling.patch_size == (40, 56, 48)
+    assert compose(fingerprint(), PlanOptions()).sampling.patch_size == (40, 56, 48)
 
 
 def test_a_given_overlap_is_kept() -> None:
-    options = Wishes(settings=(NETWORK, "inference.overlap=[2,2,2]"))
+    options = PlanOptions(settings=(NETWORK, "inference.overlap=[2,2,2]"))
     plan = compose(fingerprint(), options)
     assert plan.inference.overlap == (2, 2, 2)
     assert plan.provenance["sampling.patch_size"].source == SOURCE
 
 
 def test_invalid_strides_are_reported() -> None:
-    options = Wishes(settings=("network.strides=7",))
+    options = PlanOptions(settings=("network.strides=7",))
     with pytest.raises(PlanError, match=r"network\.strides is 7"):
         compose(fingerprint(), options)
 

@@ -23,7 +23,7 @@ from autoseg.models.folder import FINAL, LATEST
 from autoseg.networks.unet import Convolution, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Plateau
-from autoseg.planner.compose import Wishes, compose
+from autoseg.planner.compose import PlanOptions, compose
 from autoseg.training.learner import Learner, Validation, build_optimizer
 from autoseg.training.losses import build_loss
 from autoseg.training.state import EpochSoFar, PlateauState
@@ -39,7 +39,7 @@ def plan() -> Plan:
     data = fingerprint(
         task="Task001_COVID", labels=LABELS, shape=(512, 512, 200), spacing_mm=(0.8, 0.8, 1.5)
     )
-    return compose(data, Wishes())
+    return compose(data, PlanOptions())
 
 
 # --- loss ---

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from autoseg.common.errors import DataError
 from autoseg.common.figures import line, save_figure, take_literally
 from autoseg.evaluation.figures.views import Exhibit, SliceMasks, View, fullest_slices, read_view
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.image.formats import ending_of, stem_of
@@ -167,7 +167,7 @@ def _label_sides(axes: Axes, view: View) -> None:
         )
 
 
-def draw_examples(summary: Summary, images: Path, labels: Labels, out: Path) -> list[Path]:
+def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Path) -> list[Path]:
     """Draw the worst, the median and the best case as `overlay_CASE.png` into `out`.
 
     Args:
@@ -189,7 +189,7 @@ def draw_examples(summary: Summary, images: Path, labels: Labels, out: Path) -> 
     return paths
 
 
-def exhibit(case: CaseScores, image: Path, labels: Labels) -> Exhibit:
+def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
     """The files of a scored case and its scan."""
     return Exhibit(
         case=case.case,

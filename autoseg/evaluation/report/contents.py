@@ -10,13 +10,13 @@ from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.figures import Chart, Colours, chart
 from autoseg.common.progress import counted, listed, say
-from autoseg.dataset.problems import some
+from autoseg.dataset.problems import join_names
 from autoseg.evaluation.cross_validation import CrossValidation
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import find_image
 from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, CaseSlices, draw_case_slices
 from autoseg.evaluation.figures.views import Exhibit
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.facts import (
     Sortable,
     case_table,
@@ -34,7 +34,7 @@ from autoseg.evaluation.report.facts import (
 from autoseg.evaluation.report.page import Report, Tables, decisions
 from autoseg.evaluation.report.task_files import Trained, exhibits_of, fold_groups
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import LESIONS_TOGETHER, in_mm, lesion_rows, number
+from autoseg.evaluation.tables import POOLED_LESIONS, in_mm, lesion_rows, number
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import VALIDATION, fold_folder
 from autoseg.models.log import ADVICE, Training, draw_dice, draw_losses, read_training
@@ -93,7 +93,7 @@ def cross_validation_report(
             *_missing_cases(summary),
             *_overfitting(trainings),
         ),
-        tables={**tables, LESIONS_TOGETHER: lesion_rows(summary)},
+        tables={**tables, POOLED_LESIONS: lesion_rows(summary)},
         classes=class_table(summary),
         cases=case_table(summary, folds, _links(slices)),
         charts=(_dice_chart(summary, trained.colours), boxes),
@@ -114,7 +114,7 @@ def folder_report(
     predicted: Path,
     summary: Summary,
     exhibits: Sequence[Exhibit],
-    labels: Labels,
+    labels: ScoredClasses,
     processes: int,
 ) -> Report:
     """The report of a folder of predictions.
@@ -144,7 +144,7 @@ def folder_report(
             **_facts(summary),
         },
         warnings=_missing_cases(summary),
-        tables={LESIONS_TOGETHER: lesion_rows(summary)},
+        tables={POOLED_LESIONS: lesion_rows(summary)},
         classes=class_table(summary),
         cases=case_table(summary, links=_links(slices)),
         charts=(_dice_chart(summary, labels.colours),),
@@ -155,7 +155,7 @@ def folder_report(
     )
 
 
-def worst_exhibits(summary: Summary, images: Path, labels: Labels) -> list[Exhibit]:
+def worst_exhibits(summary: Summary, images: Path, labels: ScoredClasses) -> list[Exhibit]:
     """The files of the worst cases that have a scan in `images`; warns of those without one."""
     worst = worst_first(summary.cases)[:MOST_CASES]
     scans = {}
@@ -196,7 +196,7 @@ def _missing_cases(summary: Summary) -> tuple[str, ...]:
     count = len(summary.missing)
     verbs = ("has", "counts") if count == 1 else ("have", "count")
     text = f"{counted(count, 'case')} {verbs[0]} no prediction and {verbs[1]} in no mean: "
-    return (text + some(summary.missing),) if count else ()
+    return (text + join_names(summary.missing),) if count else ()
 
 
 def _overfitting(trainings: Mapping[int, Training | None]) -> Iterable[str]:

@@ -17,7 +17,7 @@ from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis, in_fine_words, say
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.evaluation.tables import NOTHING, Row, metric_name, number, spread
+from autoseg.evaluation.tables import DASH, Row, metric_name, number, spread
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.log import Training
 
@@ -51,7 +51,7 @@ class Cell:
     share: float | None = None
 
 
-UNKNOWN = Cell(NOTHING)
+UNKNOWN = Cell(DASH)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def class_table(summary: Summary) -> Sortable:
         cells = [Cell(label)]
         for metric in metrics:
             of = summary.statistic(label, metric)
-            text = f"{spread(of, 3)} ({of.n})" if of.n else NOTHING
+            text = f"{spread(of, 3)} ({of.n})" if of.n else DASH
             cells.append(Cell(text, of.mean, share=of.mean if metric == "Dice" else None))
         lines.append(Line(tuple(cells)))
     columns = (Column("class", is_text=True), *map(_metric_column, metrics))
@@ -142,7 +142,7 @@ def case_table(
     lines: list[Line] = []
     for name in shown:
         head = [Cell(name, link=links.get(name, ""))]
-        head += [Cell(folds.get(name, NOTHING))] if folds else []
+        head += [Cell(folds.get(name, DASH))] if folds else []
         for group in groups:
             scores = _scores(cases[name], group, metrics) if name in cases else missing
             lines.append(Line((*head, *scores), group))
@@ -254,7 +254,7 @@ def intensity_rows(fingerprint: Fingerprint) -> list[Row]:
     rows: list[Row] = [header]
     for name, of in zip(fingerprint.channels, fingerprint.foreground, strict=True):
         if of is None:
-            rows.append((name, *[NOTHING] * (len(header) - 1)))
+            rows.append((name, *[DASH] * (len(header) - 1)))
             continue
         figures = (of.mean, of.std, of.min, of.p00_5, of.median, of.p99_5, of.max)
         rows.append((name, *(f"{figure:.4g}" for figure in figures)))
@@ -270,7 +270,7 @@ def _ranges(values: NDArray[np.float64]) -> str:
 
 
 def _median(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3g}" if values else NOTHING
+    return f"{statistics.median(values):.3g}" if values else DASH
 
 
 @dataclass(frozen=True)

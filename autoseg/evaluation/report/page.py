@@ -17,7 +17,7 @@ from autoseg.evaluation.figures.slices import CaseSlices
 from autoseg.evaluation.report.facts import Fact, Sortable
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import (
-    LESIONS_TOGETHER,
+    POOLED_LESIONS,
     Row,
     as_csv,
     dice_rows,
@@ -117,7 +117,7 @@ def write_tables(folder: Path, summary: Summary, tables: Tables = NO_TABLES) -> 
     sections = {
         **tables,
         "Mean of every metric": metric_rows(summary),
-        LESIONS_TOGETHER: lesion_rows(summary),
+        POOLED_LESIONS: lesion_rows(summary),
         "Dice": dice_rows(summary),
     }
     texts = (f"## {name}\n\n{rows_as_markdown(found)}" for name, found in sections.items())

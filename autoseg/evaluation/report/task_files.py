@@ -17,7 +17,7 @@ from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, dr
 from autoseg.evaluation.figures.overlay import draw_cases, draw_overlay, exhibit, worst_median_best
 from autoseg.evaluation.figures.slices import write_scroll
 from autoseg.evaluation.figures.views import Exhibit, read_view
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import write_table
 from autoseg.models.folder import PLAN, fold_folder
@@ -50,9 +50,9 @@ class Trained:
         return load_plan(path) if path.is_file() else None
 
     @property
-    def labels(self) -> Labels | None:
+    def labels(self) -> ScoredClasses | None:
         """The scored classes, with the colours of the plan."""
-        return None if self.plan is None else Labels.of_plan(self.plan)
+        return None if self.plan is None else ScoredClasses.of_plan(self.plan)
 
     @property
     def colours(self) -> Colours:
@@ -112,7 +112,7 @@ def write_cross_validation(
 
 
 def exhibits_of(
-    cases: Sequence[CaseScores], images: Mapping[str, Path], labels: Labels
+    cases: Sequence[CaseScores], images: Mapping[str, Path], labels: ScoredClasses
 ) -> list[Exhibit]:
     """The scored cases whose files all exist; warns of the others.
 

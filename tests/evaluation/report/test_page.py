@@ -8,15 +8,15 @@ import pytest
 
 from autoseg.common.figures import LARGEST_SVG, chart
 from autoseg.evaluation.figures.boxes import draw_box_plot
-from autoseg.evaluation.labels import Labels
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.contents import folder_report
 from autoseg.evaluation.report.facts import case_table, class_table
 from autoseg.evaluation.report.page import Report, write_report, write_tables
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import LESIONS_TOGETHER
+from autoseg.evaluation.tables import POOLED_LESIONS
 from tests.evaluation.scores import case, three_cases
 
-LABELS = Labels({"lung": (1,), "lesion": (2,)})
+LABELS = ScoredClasses({"lung": (1,), "lesion": (2,)})
 
 
 class Tags(HTMLParser):
@@ -101,7 +101,5 @@ def test_tables_are_written(tmp_path: Path, folder: str) -> None:
     assert [p.name for p in paths] == ["summary.json", "table.md", "table.csv", "dice.png"]
     assert all(path.stat().st_size for path in paths)
     headings = [s for s in paths[1].read_text(encoding="utf-8").splitlines() if s.startswith("#")]
-    assert headings == [
-        *("## Folds", "## Mean of every metric", f"## {LESIONS_TOGETHER}", "## Dice")
-    ]
+    assert headings == [*("## Folds", "## Mean of every metric", f"## {POOLED_LESIONS}", "## Dice")]
     assert Summary.load(paths[0]) == three_cases()
