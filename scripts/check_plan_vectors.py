@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from autoseg.common.files import read_json
-from autoseg.planner.grid import DataFigures, planner_axes
+from autoseg.planner.grid import DataFigures, full_grid
 from autoseg.planner.rules import Configuration, decide
 
 CASCADE = "3d_cascade_fullres"
@@ -43,7 +43,7 @@ def find_differences(vector: dict[str, Any]) -> Iterator[str]:
     given, expected = vector["input"], vector["configurations"]
     figures = read_figures(given)
     found = decide(figures, given["planner"], given["memory_gb"])
-    order = list(planner_axes(figures))
+    order = [2 - axis for axis in full_grid(figures).axes]  # axes of z, y, x arrays
     if order != vector["transpose_forward"]:
         yield f"transpose_forward: expected {vector['transpose_forward']}, found {order}"
     if set(found) != set(expected):

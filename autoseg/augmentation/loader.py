@@ -27,7 +27,7 @@ from threadpoolctl import ThreadpoolController
 from autoseg.augmentation.on_device import postpone
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter
-from autoseg.common.errors import AutosegError, RunError
+from autoseg.common.errors import AutosegError, RunError, signal_handled, signal_name
 from autoseg.plan.augmentation import Transform
 
 # A batch has "data" (B, C, X, Y, Z) float32 and "label" (B, X, Y, Z) int16. For a cascade the label
@@ -145,10 +145,7 @@ def _failure(error: Exception, at: Position) -> str:
     where = f"epoch {at.epoch + 1}, batch {at.batch + 1}"
     if isinstance(error, MemoryError):
         return f"not enough memory to make {where}; use fewer --processes"
-    return (
-        f"cannot make {where}: {error} ({type(error).__name__}); "
-        "run again with --debug for the traceback"
-    )
+    return f"cannot make {where}: {error} ({type(error).__name__}); --debug shows the traceback"
 
 
 @contextmanager
@@ -206,7 +203,8 @@ def worker_stream(loader: Any, workers: int) -> Iterator[Iterator[Any]]:
 
     atexit.register(end)  # in case the block is never left: workers ignore SIGTERM
     try:
-        with _interrupts_ignored():
+        # Workers ignore Ctrl-C from the beginning; those of other threads once they run.
+        with signal_handled(signal.SIGINT, signal.SIG_IGN):
             for process in processes:
                 process.start()
         for _, writer in pipes:  # only the worker holds it now: the pipe ends when it dies
@@ -293,32 +291,9 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Make processes that start in the block ignore Ctrl-C from the beginning.
-
-    Outside the main thread nothing is changed; there they ignore it once they run.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _cause_of_death(exit_code: int | None) -> str:
     if exit_code is None or exit_code >= 0:
         return f"ended with exit status {exit_code}; see the output above for its error message"
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = f"signal {-exit_code}"
-    if name == "SIGKILL":
-        return (
-            "was killed by the system (SIGKILL), usually because memory ran out; "
-            "use fewer --processes"
-        )
+    if (name := signal_name(-exit_code)) == "SIGKILL":
+        return "was killed (SIGKILL), usually because memory ran out; use fewer --processes"
     return f"was ended by {name}; run again, with fewer --processes if it happens again"

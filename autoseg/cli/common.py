@@ -6,16 +6,14 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
-from autoseg.common.errors import AutosegError, Stopped, is_lack_of_memory
+from autoseg.common.errors import AutosegError, Stopped, is_lack_of_memory, signal_handled
 
 if TYPE_CHECKING:
     from autoseg.workflow.workspace import Workspace
@@ -123,6 +121,10 @@ def run(
         prog: name of the program in the usage line, if not the parser's.
         how_to_continue: advice for a user who has interrupted the command.
     """
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Stopped(f"stopped by SIGTERM; {how_to_continue}", number)
+
     made = make_parser()
     made.prog = prog or made.prog
     try:
@@ -130,7 +132,7 @@ def run(
     except SystemExit as stop:  # argparse has printed help or an error
         return int(stop.code or 0)
     try:
-        with _stopped_by_sigterm(how_to_continue):
+        with signal_handled(signal.SIGTERM, end):  # releases locks and ends workers
             return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug:
@@ -156,23 +158,6 @@ def _print_line(text: str) -> None:
         if len(word) > LONGEST_WORD:  # longer than any path: the content of a damaged file
             words[i] = f"{word[:100]}... ({len(word)} characters)"
     print(" ".join(words)[:LONGEST_LINE], file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _stopped_by_sigterm(how_to_continue: str) -> Iterator[None]:
-    """Let SIGTERM end the block by an exception, which releases locks and ends workers."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped(f"stopped by SIGTERM; {how_to_continue}", number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread receives signals
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _describe(error: Exception, debug: bool) -> tuple[int, str]:
@@ -248,8 +233,7 @@ def model_folder(arguments: argparse.Namespace) -> Path:
     trained = workspace.trained()
     if not trained:
         raise AutosegError(
-            f"{workspace.root / 'models'} has no trained model; run autoseg_train first, or give "
-            "the path of a model with -m"
+            f"{workspace.root / 'models'} has no trained model; run autoseg_train, or use -m MODEL"
         )
     task = workspace.find_task_name(arguments.task) if arguments.task else None
     matches = [

@@ -133,10 +133,7 @@ def _summarise(plan: Plan) -> None:
     """Print the plan in short, with advice for training."""
     say(_in_short(plan))
     if plan.training.seconds is None and plan.training.steps >= MANY_STEPS:
-        say(
-            "this training is long and meant for a GPU; plan for this device and your time with "
-            "--time-budget, as in --time-budget 2h"
-        )
+        say("this training is long and meant for a GPU; plan for this device with --time-budget 2h")
     if plan.previous_stage is not None:
         say(
             f"this plan refines {plan.previous_stage}: first plan that with the same options and "

@@ -1,8 +1,13 @@
-"""Error types, and which errors mean that memory ran out."""
+"""Error types, which errors mean that memory ran out, and signals."""
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 DISTRIBUTION = "autoseg-med"  # the package's name for pip; "autoseg" is another project's
 
@@ -58,6 +63,26 @@ class Stopped(RunError):  # noqa: N818
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or a library means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+
+
+def signal_name(number: int) -> str:
+    """Such as `SIGKILL`, or `signal 99` for an unknown number."""
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+@contextmanager
+def signal_handled(number: int, handler: Any) -> Iterator[None]:
+    """Handle a signal in the block; nothing changes outside the main thread, which gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def install_hint(extra: str) -> str:

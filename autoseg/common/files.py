@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import psutil
 
@@ -240,11 +240,16 @@ def _adapter(kind: Hashable) -> TypeAdapter[Any]:
 
 
 def dataclass_from_json(
-    kind: type[Made], values: Any, where: Path | str, advice: str = "delete it"
+    kind: type[Made],
+    values: Any,
+    where: Path | str,
+    advice: str = "delete it",
+    extra: Literal["forbid"] | None = "forbid",
 ) -> Made:
     """Build a dataclass, at any depth, from the JSON values of its `asdict`.
 
-    Types must match: text is not a number, and an unknown key is an error.
+    Types must match: text is not a number. An unknown key is an error; with `extra=None`, it is
+    ignored unless the type itself forbids it.
 
     Raises:
         DataError: the message names `where` and the key, and ends with `advice`.
@@ -253,9 +258,7 @@ def dataclass_from_json(
 
     try:
         text = json.dumps(values, allow_nan=False)
-        made: Made = _adapter(cast("Hashable", kind)).validate_json(
-            text, strict=True, extra="forbid"
-        )
+        made: Made = _adapter(cast("Hashable", kind)).validate_json(text, strict=True, extra=extra)
         return made
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

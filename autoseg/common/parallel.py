@@ -83,8 +83,7 @@ def _in_workers(
         for each in workers.values():
             each.kill()
         raise RunError(
-            f"{job}: a worker process was killed, most often because memory ran out; run again "
-            "with fewer --processes"
+            f"{job}: a worker was killed, most often because memory ran out; use fewer --processes"
         ) from error
     finally:
         for connection, each in workers.items():

@@ -25,8 +25,7 @@ SPACING_FACTOR = 3.0  # from the median, beyond which a spacing is an outlier
 SCALE_NAMES = {HOUNSFIELD: "Hounsfield units", OTHER: "another scale"}
 CT_UNITS = "Hounsfield units (air -1000, water 0)"
 MIXED_SCALES_ADVICE = (
-    f"convert all cases to {CT_UNITS}, or plan steps that map every case to one range, such as "
-    "clip and rescale"
+    f"convert all to {CT_UNITS}, or plan steps that map each to one range, such as clip and rescale"
 )
 WRONG_SCALE_ADVICE = "convert the cases, or make sure that new scans use this scale, too"
 
@@ -47,9 +46,7 @@ def check_case(
     problems = []
     if len(image.array) != len(task.channels):
         image_file = shown_path(case.images[0], task.folder)
-        message = (
-            f"{counted(len(image.array), 'channel')}; dataset.json declares {len(task.channels)}"
-        )
+        message = f"{counted(len(image.array), 'channel')}; dataset.json has {len(task.channels)}"
         problems.append(Problem(case.name, image_file, "channels", "error", message))
     if differences := image.geometry.differences(label_geometry):
         kind = "shape" if image.geometry.size != label_geometry.size else "geometry"

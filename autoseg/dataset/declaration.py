@@ -205,11 +205,7 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
     for key in inner:
         try:
             found = found[key]
-        except (
-            KeyError,
-            IndexError,
-            TypeError,
-        ):  # not a key of the file, but a type that was tried
+        except (KeyError, IndexError, TypeError):  # the name of a type that was tried, not a key
             break
         where += f".{key}"
     return f'{expected}; found "{where}": {shown(found)}'
@@ -284,9 +280,7 @@ def _group_pattern(groups: dict[str, Any]) -> str | None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(
-            f'"groups": {pattern!r} is not a valid regular expression: {error}'
-        ) from None
+        raise ValueError(f'"groups": {pattern!r} is not a regular expression: {error}') from None
     return pattern
 
 
@@ -304,8 +298,7 @@ def _groups(declared: dict[str, str | int | list[str]]) -> dict[str, str]:
         for case in cases:
             if groups.setdefault(case, patient) != patient:
                 raise ValueError(
-                    f'"groups" assigns case {case} to {groups[case]} and {patient}; '
-                    "assign it to one patient"
+                    f'"groups" assigns case {case} to {groups[case]} and {patient}; choose one'
                 )
     return groups
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from autoseg.common.arrays import count_labels
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json
 from autoseg.common.parallel import in_parallel
@@ -257,10 +256,7 @@ def _values_in(path: Path) -> set[int]:
         label, _ = read_label(path)
     except DataError:  # the survey reports it
         return set()
-    found = np.zeros(int(label.max()) + 1, dtype=bool)
-    for plane in label:  # plane by plane: indexing copies the indices as int64
-        found[plane] = True
-    return set(np.flatnonzero(found).tolist())
+    return set(count_labels(label))
 
 
 def _read_content(folder: Path) -> Any:

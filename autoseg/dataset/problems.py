@@ -33,41 +33,31 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True)
-class Verification:
-    """All problems of a data set, by severity."""
+def errors_in(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems that are errors; the others are warnings."""
+    return [problem for problem in problems if problem.severity == "error"]
 
-    errors: tuple[Problem, ...]
-    warnings: tuple[Problem, ...]
 
-    @staticmethod
-    def of(problems: Iterable[Problem]) -> Verification:
-        """Separate problems by severity, keeping their order."""
-        found = tuple(problems)
-        return Verification(
-            errors=tuple(problem for problem in found if problem.severity == "error"),
-            warnings=tuple(problem for problem in found if problem.severity == "warning"),
-        )
+def raise_errors(problems: Iterable[Problem], task: str, advice: str = "") -> None:
+    """Raise an exception if there are errors.
 
-    def raise_errors(self, task: str, advice: str = "") -> None:
-        """Raise an exception if there are errors.
+    Args:
+        problems: errors and warnings.
+        task: name of the task.
+        advice: what to do about the errors; ends the message.
 
-        Args:
-            task: name of the task.
-            advice: what to do about the errors; ends the message.
-
-        Raises:
-            DataError: one line with the number of errors and the first ten of them.
-        """
-        if not self.errors:
-            return
-        messages = [f"{p.case}: {p.message}" if p.case else p.message for p in self.errors]
-        shown = messages[:MOST_NAMED]
-        if len(messages) > MOST_NAMED:
-            shown.append(f"and {len(messages) - MOST_NAMED} more")
-        if advice:
-            shown.append(advice)
-        raise DataError(f"task {task} has {counted(len(messages), 'error')}: {'; '.join(shown)}")
+    Raises:
+        DataError: one line with the number of errors and the first ten of them.
+    """
+    messages = [f"{p.case}: {p.message}" if p.case else p.message for p in errors_in(problems)]
+    if not messages:
+        return
+    shown = messages[:MOST_NAMED]
+    if len(messages) > MOST_NAMED:
+        shown.append(f"and {len(messages) - MOST_NAMED} more")
+    if advice:
+        shown.append(advice)
+    raise DataError(f"task {task} has {counted(len(messages), 'error')}: {'; '.join(shown)}")
 
 
 def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]]:
@@ -76,7 +66,7 @@ def errors_by_case(problems: Iterable[Problem]) -> dict[str, tuple[Problem, ...]
     Errors of the data set as a whole are under "": skipping cases does not solve them.
     """
     found: dict[str, list[Problem]] = {}
-    for problem in Verification.of(problems).errors:
+    for problem in errors_in(problems):
         found.setdefault(problem.case, []).append(problem)
     return {case: tuple(found[case]) for case in sorted(found)}
 
@@ -103,4 +93,7 @@ def problems_table(problems: Sequence[Problem]) -> str:
 
 def write_verification(path: Path, problems: Iterable[Problem]) -> None:
     """Write problems as JSON: `{"errors": [...], "warnings": [...]}`."""
-    write_json(path, asdict(Verification.of(problems)))
+    content: dict[str, list[dict[str, str]]] = {"errors": [], "warnings": []}
+    for problem in problems:
+        content[f"{problem.severity}s"].append(asdict(problem))
+    write_json(path, content)

@@ -190,9 +190,7 @@ def _split_of(fold: Any, known: set[str], where: str) -> Split:
             "correct the names, or delete the file to make new splits"
         )
     if both := sorted(set(train) & set(validation)):
-        raise DataError(
-            f"{where}: {join_names(both, MOST_NAMED)} is in both train and val; keep it in one"
-        )
+        raise DataError(f"{where}: {join_names(both, MOST_NAMED)} is in train and val; keep one")
     return Split(tuple(sorted(train)), tuple(sorted(validation)))
 
 

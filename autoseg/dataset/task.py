@@ -16,7 +16,7 @@ from autoseg.dataset.layouts import (
     find_cases,
     has_case_folders,
 )
-from autoseg.dataset.problems import Problem, Verification
+from autoseg.dataset.problems import Problem, raise_errors
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_task(
         DataError: `dataset.json` is invalid, or files are missing (the first ten are named).
     """
     task, problems = find_task(folder, labels)
-    Verification.of(p for p in problems if p.case not in skip).raise_errors(task.name)
+    raise_errors((p for p in problems if p.case not in skip), task.name)
     return without(task, skip)
 
 

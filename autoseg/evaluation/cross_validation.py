@@ -90,12 +90,13 @@ def fold_medians(folds: Mapping[int, Summary], label: str, metric: str) -> list[
 def tables(validation: CrossValidation) -> dict[str, Table]:
     """The tables of a cross-validation by file name."""
     combined, note = validation.combined, validation.note
+    means = rows_of_metrics("metric", combined.labels, combined.statistic, spread)
     return {
         "dice_of_folds": Table("Median Dice of every fold", fold_rows(validation), note=note),
         "medians": Table(
             "Mean of the folds' medians (number of folds)", median_rows(validation), note=note
         ),
-        "means": Table("Mean ± std over all cases (n)", mean_rows(combined), note=note),
+        "means": Table("Mean ± std over all cases (n)", means, note=note),
     }
 
 
@@ -107,8 +108,3 @@ def median_rows(validation: CrossValidation) -> list[Row]:
 
     labels = validation.combined.labels
     return rows_of_metrics("metric", labels, statistic, lambda s: number(s.mean))
-
-
-def mean_rows(summary: Summary) -> list[Row]:
-    """Mean ± std over the cases: metrics x classes, with the number of cases."""
-    return rows_of_metrics("metric", summary.labels, summary.statistic, spread)

@@ -151,9 +151,7 @@ def label_maps(folder: Path) -> dict[str, Path]:
             continue
         other = found.setdefault(stem_of(path), path)
         if other != path:
-            raise DataError(
-                f"{folder}: {other.name} and {path.name} are the same case; remove one of them"
-            )
+            raise DataError(f"{folder}: {other.name} and {path.name} are the same case; keep one")
     if not found:
         raise DataError(f"{folder}: contains no label map (.nii.gz, .nrrd, ...)")
     return found
@@ -166,8 +164,7 @@ def _pair(reference: Path, predicted: Path) -> tuple[list[LabelMapPair], list[st
     if not pairs:
         raise DataError(
             f"{predicted}: no prediction has the name of a reference in {reference} "
-            f"({join_names(list(predictions))} / {join_names(list(references))}); use the same "
-            "names"
+            f"({join_names(list(predictions))} / {join_names(list(references))}); rename them"
         )
     missing = [case for case in references if case not in predictions]
     return pairs, missing, [case for case in predictions if case not in references]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from autoseg.common.arrays import count_labels
-from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import read_json
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import dataclass_from_json, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
 from autoseg.image.image import read_label
@@ -115,14 +115,8 @@ def _read_model_file(predicted: Path) -> _ModelFile:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return _ModelFile()
-    try:
-        return _ModelFile.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "content"
-        raise DataError(
-            f"{path}: invalid {key} ({first['msg']}); predict again or delete the file"
-        ) from error
+    advice = "predict again or delete the file"
+    return dataclass_from_json(_ModelFile, read_json(path), path, advice, extra=None)
 
 
 def _foreground(labels: ClassValues) -> ClassValues:
@@ -205,8 +199,7 @@ def mapped_labels(options: EvaluationOptions, declared: Declarations) -> ScoredC
         ):
             if known is not None and class_of(number, known) is None:
                 raise AutosegError(
-                    f"--map {value}:{target}: {owner} does not declare {number}; "
-                    f"choose from {_listed(known)}"
+                    f"--map {value}:{target}: {owner} lacks {number}; choose from {_listed(known)}"
                 )
     values, in_prediction = {}, {}
     for target in dict.fromkeys(options.maps.values()):
@@ -261,9 +254,7 @@ def _listed(values: ClassValues) -> str:
 def _parse_map(text: str) -> tuple[int, int]:
     value, _, target = text.partition(":")
     if not (value.isdecimal() and target.isdecimal() and int(value) and int(target)):
-        raise AutosegError(
-            f"--map {text}: write PREDICTED:REFERENCE with two label values from 1, such as 3:1"
-        )
+        raise AutosegError(f"--map {text}: write PREDICTED:REFERENCE (labels from 1), as in 3:1")
     return int(value), int(target)
 
 
@@ -285,8 +276,7 @@ def _parse_tolerances(text: str) -> dict[str, float]:
             mm = 0.0
         if not 0 < mm < float("inf"):
             raise AutosegError(
-                f"--tolerance {text}: {number!r} is not a distance in mm; write for example 1, or "
-                "lungs=1,infection=3"
+                f"--tolerance {text}: give mm, as in 1 or lungs=1,infection=3, not {number!r}"
             )
         found[name.strip()] = mm
     return found

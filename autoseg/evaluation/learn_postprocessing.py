@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -43,23 +44,20 @@ DiceByClass = dict[str, float | None]
 ConfusionMatrix = NDArray[np.int64]
 
 
-class Step(BaseModel):
-    """Keep the largest component of some label values, as in `postprocessing.json`."""
+class Attempt(BaseModel):
+    """A step tried on top of those chosen before it.
+
+    Attributes:
+        name: of the step.
+        keep_largest: its label values.
+        dice_before: mean Dice of each class over the cases without the step.
+        dice_after: the same with it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     keep_largest: tuple[int, ...]
-
-
-class Attempt(Step):
-    """A step tried on top of those chosen before it.
-
-    Attributes:
-        dice_before: mean Dice of each class over the cases without the step.
-        dice_after: the same with it.
-    """
-
     dice_before: DiceByClass
     dice_after: DiceByClass
 
@@ -113,7 +111,7 @@ class Learned(BaseModel):
 
     format_version: int = FORMAT_VERSION
     plan_id: str
-    steps: tuple[Step, ...]
+    steps: Steps
     learned_on: Source
     dice_before: DiceByClass
     dice_after: DiceByClass
@@ -187,7 +185,7 @@ def learn(folder: Path, validation: CrossValidation, plan: Plan, processes: int)
     folds = tuple(validation.folds)
     return Learned(
         plan_id=plan.id,
-        steps=tuple(Step(name=step.name, keep_largest=step.values) for step in chosen),
+        steps=tuple(chosen),
         learned_on=Source(folds=folds, cases=len(pairs), source=source_of(folder, folds)),
         dice_before=before,
         dice_after=current,
@@ -196,7 +194,7 @@ def learn(folder: Path, validation: CrossValidation, plan: Plan, processes: int)
 
 
 def _attempt(step: KeepLargest, before: DiceByClass, after: DiceByClass) -> Attempt:
-    return Attempt(name=step.name, keep_largest=step.values, dice_before=before, dice_after=after)
+    return Attempt(**asdict(step), dice_before=before, dice_after=after)
 
 
 def source_of(folder: Path, folds: Iterable[int]) -> str:
@@ -222,8 +220,8 @@ def _read_learned(folder: Path, validation: CrossValidation, plan: Plan) -> Lear
 def _rounds(plan: Plan) -> list[list[KeepLargest]]:
     """The steps to try, in rounds; steps of the same round are independent of each other."""
     steps = [KeepLargest(name, values) for name, values in list(plan.labels.items())[1:]]
-    everything = tuple(sorted({value for step in steps for value in step.values}))
-    single = [step for step in steps if tuple(sorted(step.values)) != everything]
+    everything = tuple(sorted({value for step in steps for value in step.keep_largest}))
+    single = [step for step in steps if tuple(sorted(step.keep_largest)) != everything]
     rounds = [[step] for step in single] if plan.classes.are_regions else [single] * bool(single)
     return [[KeepLargest(ALL_FOREGROUND, everything)], *rounds]
 
@@ -231,8 +229,7 @@ def _rounds(plan: Plan) -> list[list[KeepLargest]]:
 def _check_folds(folder: Path, validation: CrossValidation, plan: Plan) -> None:
     if validation.missing:
         raise DataError(
-            f"{folder}: no validation of {listed('fold', validation.missing)}; train all folds, "
-            "then evaluate again"
+            f"{folder}: no validation of {listed('fold', validation.missing)}; train all folds"
         )
     for fold in validation.folds:
         record = fold_folder(folder, fold) / VALIDATION / "predictions.json"

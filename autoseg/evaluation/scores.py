@@ -297,8 +297,7 @@ class Summary:
             return dataclass_from_json(Summary, asdict(made), path)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
-                f"{path} is not a summary of autoseg_evaluate ({type(error).__name__}: {error}); "
-                "evaluate again"
+                f"{path} is not a summary ({type(error).__name__}: {error}); evaluate again"
             ) from error
 
 
@@ -318,9 +317,7 @@ def combine(summaries: Sequence[Summary]) -> Summary:
     classes = {summary.labels for summary in summaries if summary.cases}
     if len(classes) > 1:
         lists = " and ".join(sorted(", ".join(names) for names in classes))
-        raise DataError(
-            f"the summaries have different classes: {lists}; evaluate them with the same classes"
-        )
+        raise DataError(f"summaries have different classes: {lists}; evaluate with the same ones")
     # Summaries without surface metrics have no tolerances.
     tolerances = [summary.tolerance_mm for summary in summaries if summary.tolerance_mm]
     if different := [other for other in tolerances if other != tolerances[0]]:

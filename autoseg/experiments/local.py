@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.live import Live
 
+from autoseg.common.errors import signal_name
 from autoseg.common.progress import say
 from autoseg.experiments.attempt import IN_USE, RunOrder, make_orders
 from autoseg.experiments.results import gather
@@ -194,10 +195,7 @@ def describe_exit(status: int) -> str:
     """Describe the exit status of a process that recorded no reason."""
     if status >= 0:
         return f"its process ended with exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
+    name = signal_name(-status)
     hint = ", most often because memory ran out" if name == "SIGKILL" else ""
     return f"its process was ended by {name}{hint}"
 

@@ -28,22 +28,19 @@ def median_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> T
         head: what distinguishes the arms, such as `k`.
     """
 
-    def cells(arm: Arm, column: Column) -> Iterable[str]:
-        for metric in PAPER_METRICS:
-            mean = Statistic.of(arm.medians(column, metric).values()).mean
-            yield number(mean, DIGITS)
+    def cell(arm: Arm, column: Column, metric: str) -> str:
+        return number(Statistic.of(arm.medians(column, metric).values()).mean, DIGITS)
 
-    return _by_metric("Mean of the folds' medians", arms, columns, head, cells)
+    return _by_metric("Mean of the folds' medians", arms, columns, head, cell)
 
 
 def mean_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> Table:
     """The same layout with mean ± std over the cases of all folds."""
 
-    def cells(arm: Arm, column: Column) -> Iterable[str]:
-        for metric in PAPER_METRICS:
-            yield spread(arm.statistic(column, metric), DIGITS)
+    def cell(arm: Arm, column: Column, metric: str) -> str:
+        return spread(arm.statistic(column, metric), DIGITS)
 
-    return _by_metric("Mean ± std over the cases of all folds", arms, columns, head, cells)
+    return _by_metric("Mean ± std over the cases of all folds", arms, columns, head, cell)
 
 
 def fold_table(arms: Sequence[Arm], classes: Sequence[str], head: str) -> Table:
@@ -98,11 +95,11 @@ def titled(head: str, name: str) -> str:
     return name if head == "plan" else f"{head} = {name}"
 
 
-Cells = Callable[[Arm, Column], Iterable[str]]
+ShowCell = Callable[[Arm, Column, str], str]
 
 
 def _by_metric(
-    title: str, arms: Sequence[Arm], columns: Sequence[Column], head: str, cells: Cells
+    title: str, arms: Sequence[Arm], columns: Sequence[Column], head: str, cell: ShowCell
 ) -> Table:
     header = [head, "folds"]
     groups = [("", 2)]
@@ -118,7 +115,7 @@ def _by_metric(
             if not arm.done(column[0]):
                 row += [MISSING] * len(PAPER_METRICS) + ["0"]
             else:
-                row += [*cells(arm, column), _count(arm, column)]
+                row += [*(cell(arm, column, m) for m in PAPER_METRICS), _count(arm, column)]
         rows.append(tuple(row))
     return Table(title, rows, groups, _missing(arms, head))
 

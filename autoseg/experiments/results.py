@@ -136,8 +136,7 @@ def _scores(path: Path, begin: ResultRow) -> Iterator[ResultRow]:
                 yield begin | {"case": case["case"], "class": name} | metrics | ml
     except (KeyError, TypeError, AttributeError) as error:
         raise AutosegError(
-            f"{path} is not a summary of scores ({type(error).__name__}: {error}); delete it and "
-            "start the study again"
+            f"{path} is damaged ({type(error).__name__}: {error}); delete it and restart the study"
         ) from error
 
 
@@ -251,8 +250,7 @@ def read_scores(folder: Path) -> StudyScores:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{folder} does not hold the results of a study ({type(error).__name__}: {error}); "
-            "start the study again"
+            f"{folder} is not a study folder ({type(error).__name__}: {error}); restart the study"
         ) from error
     labels = _labels(folders)
     return StudyScores(task, head, arms, folders, _columns(arms, sets, labels), labels)

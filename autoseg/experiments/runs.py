@@ -19,7 +19,7 @@ from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import load_plan
 from autoseg.planner.budget import parse_seconds
-from autoseg.planner.compose import PlanOptions, compose_unmeasured
+from autoseg.planner.compose import PlanOptions, compose
 from autoseg.planner.overrides import Layer, merge
 from autoseg.workflow.task_plan import Surveyed, differences, fitted, survey_task, write_plan
 from autoseg.workflow.workspace import Workspace
@@ -134,8 +134,7 @@ def runs_of_plan(variant: Variant, workspace: Workspace) -> list[StudyRun]:
     folds = range(count) if study.folds is None else study.folds
     if beyond := [fold for fold in folds if fold >= count]:
         raise PlanError(
-            f"study {study.name}: fold {beyond[0]} of plan {name} does not exist; choose from 0 to "
-            f"{count - 1}"
+            f"study {study.name}: plan {name} has no fold {beyond[0]}; choose from 0 to {count - 1}"
         )
     pretrained = variant.source.pretrained
     return [StudyRun(study.task, name, fold, study.held_out, pretrained) for fold in folds]
@@ -152,9 +151,7 @@ def joined(runs: Sequence[StudyRun]) -> list[StudyRun]:
     for run in runs:
         known = found.setdefault(run.key, run)
         if known.pretrained != run.pretrained:
-            raise PlanError(
-                f"{run} has two different pretrained models; give one of the plans another name"
-            )
+            raise PlanError(f"{run} has two different pretrained models; rename one of the plans")
         found[run.key] = replace(known, held_out=_joined_sets(known.held_out, run.held_out))
     return list(found.values())
 
@@ -163,9 +160,7 @@ def _joined_sets(one: tuple[HeldOut, ...], other: tuple[HeldOut, ...]) -> tuple[
     sets = {each.name: each for each in one}
     for each in other:
         if sets.setdefault(each.name, each) != each:
-            raise PlanError(
-                f"two different test sets are named {each.name!r}; give one another name"
-            )
+            raise PlanError(f"two different test sets are named {each.name!r}; rename one of them")
     return tuple(sets.values())
 
 
@@ -213,13 +208,12 @@ def _compare(plan: Plan, variant: Variant, workspace: Workspace, folder: Path) -
     task, _ = find_task(workspace.find_task_folder(variant.study.task))
     fingerprint = Fingerprint.load(folder / "fingerprint.json")
     surveyed = Surveyed(task, fingerprint, plan.skipped_cases)
-    expected = compose_unmeasured(fingerprint, fitted(variant.options, surveyed))
+    expected = compose(fingerprint, fitted(variant.options, surveyed))
     if expected.id == plan.id:
         return
     raise PlanError(
-        f"{folder} differs from the plan of study {variant.study.name} in "
-        f"{differences(plan, expected)}; give the study's plan another name, or move that "
-        "folder and its models away"
+        f"{folder} differs from study {variant.study.name} in {differences(plan, expected)}; "
+        "rename the study's plan, or move that folder and its models away"
     )
 
 
@@ -228,9 +222,8 @@ def _check_folds(variant: Variant, workspace: Workspace, plan: Plan) -> None:
     count = count_folds(file)
     if variant.k is not None and count != variant.k:
         raise PlanError(
-            f"{file} has {counted(count, 'fold')}, but study {variant.study.name} needs "
-            f"{variant.k}: a {SPLITS_FILE} of the task overrides k; move it out of "
-            f"{workspace.raw(plan.task)}"
+            f"{file} has {counted(count, 'fold')}, study {variant.study.name} needs {variant.k}: "
+            f"a {SPLITS_FILE} of the task overrides k; move it out of {workspace.raw(plan.task)}"
         )
 
 

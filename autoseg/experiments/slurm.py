@@ -145,9 +145,6 @@ class RunJob:
             self.process.stop()
             self.process.wait()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"threads": self.threads, "process": None}
-
 
 def _was_started_by_this_job(order: RunOrder) -> bool:
     record = read_record(order.run.folder(Workspace(order.workspace)))
@@ -186,8 +183,7 @@ def living_jobs() -> set[str]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise AutosegError(
-            "--slurm: there is no squeue on this machine; start the study where Slurm's commands "
-            "are installed, or leave out --slurm"
+            "--slurm: no squeue here; start the study where Slurm is installed, or omit --slurm"
         ) from None
     if done.returncode:
         raise RunError(f"squeue failed: {done.stderr.strip()}")

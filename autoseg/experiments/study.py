@@ -194,10 +194,7 @@ def _find(given: str, beside: Path | None = None) -> Path:
         return path
     complete = path.with_name(path.name + ENDING)
     hint = f"; did you mean {complete}?" if complete.is_file() else ""
-    raise PlanError(
-        f"study {given!r} is neither a file nor an included study; included: "
-        f"{', '.join(study_names())}{hint}"
-    )
+    raise PlanError(f"study {given!r} does not exist; included: {', '.join(study_names())}{hint}")
 
 
 def _read_values(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -148,9 +148,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
     """
     for name in formats:
         if not FORMATS[name].is_installed():
-            raise AutosegError(
-                f"--format {name} needs missing libraries; run: {install_hint('export')}"
-            )
+            raise AutosegError(f"--format {name} lacks libraries; run: {install_hint('export')}")
     patch = example_patch(model.plan)
     differences = {}
     with _new_folder(out) as folder:

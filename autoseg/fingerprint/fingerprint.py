@@ -106,10 +106,7 @@ class Fingerprint:
         values = read_json(path)
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
-            raise DataError(
-                f"{path}: not a fingerprint of format {FORMAT} (found {found!r}); "
-                "delete it and plan again"
-            )
+            raise DataError(f"{path} has format {found!r}, not {FORMAT}; delete it and plan again")
         del values["format"]
         return dataclass_from_json(Fingerprint, values, path, "delete it and plan again")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,20 +51,6 @@ class IntensityStatistics:
     max: float
 
 
-class Values(Protocol):
-    """A set of intensities."""
-
-    def __len__(self) -> int:
-        """Return the number of intensities."""
-
-    @property
-    def mean_and_std(self) -> tuple[float, float]:
-        """In double precision."""
-
-    def at(self, ranks: Ranks) -> Doubles:
-        """Return the intensities at these ranks; the smallest has rank 0."""
-
-
 @dataclass(frozen=True)
 class Histogram:
     """The distinct intensities, ascending, and the number of voxels with each."""
@@ -83,7 +69,7 @@ class Histogram:
         return mean, (squares / len(self)) ** 0.5
 
     def at(self, ranks: Ranks) -> Doubles:
-        """Return the intensities at these ranks."""
+        """Return the intensities at these ranks; the smallest has rank 0."""
         indices = np.searchsorted(np.cumsum(self.counts), ranks, side="right")
         found: Doubles = self.values[indices]
         return found
@@ -113,6 +99,9 @@ class RawValues:
         ordered = self.values if self.is_sorted else np.partition(self.values, np.unique(ranks))
         found: Doubles = ordered[ranks].astype(np.float64)
         return found
+
+
+Values = Histogram | RawValues
 
 
 def intensities_of(channel: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Values, Values]:
@@ -153,17 +142,8 @@ def histogram(values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Hi
 
 def summarize(values: Values) -> IntensityStatistics:
     """Return the statistics of at least one intensity."""
-    mean, std = values.mean_and_std
-    smallest, low, median, high, largest = quantiles(values, SUMMARY_FRACTIONS)
-    return IntensityStatistics(
-        mean=rounded(mean),
-        std=rounded(std),
-        min=rounded(smallest),
-        p00_5=rounded(low),
-        median=rounded(median),
-        p99_5=rounded(high),
-        max=rounded(largest),
-    )
+    figures = (*values.mean_and_std, *quantiles(values, SUMMARY_FRACTIONS))
+    return IntensityStatistics(*map(rounded, figures))  # the fields have the same order
 
 
 def sample_quantiles(values: Values) -> Quantiles:

@@ -18,7 +18,7 @@ from autoseg.common.files import dataclass_from_json, read_json, to_json, write_
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.checks import CaseFacts, check_case, check_task
 from autoseg.dataset.layouts import Case
-from autoseg.dataset.problems import Problem, Verification, shown_path
+from autoseg.dataset.problems import Problem, errors_in, shown_path
 from autoseg.dataset.task import Task
 from autoseg.fingerprint.fingerprint import FORMAT, CaseStatistics, Fingerprint, measure
 from autoseg.fingerprint.statistics import IntensityStatistics, Quantiles, rounded
@@ -124,7 +124,7 @@ def _check_and_measure(
 ) -> _CaseSurvey:
     voxels = count_labels(label)
     problems = tuple(check_case(task, case, image, voxels, label_geometry))
-    if Verification.of(problems).errors:
+    if errors_in(problems):
         return _CaseSurvey(problems)
     figures, samples = measure(image, label, voxels, task.labels, task.ignore_label)
     return _CaseSurvey(problems, figures, samples)

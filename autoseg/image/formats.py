@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from autoseg.common.errors import DataError
@@ -44,14 +43,10 @@ def check_header(path: Path) -> None:
     Raises:
         DataError: a size or number is impossible, or the file is shorter than its header says.
     """
-    checks: dict[str, Callable[[Path], None]] = {
-        ".mha": _check_metaimage,
-        ".mhd": _check_metaimage,
-        ".nrrd": _check_nrrd,
-    }
-    check = checks.get(ending_of(path))
-    if check is None or not path.is_file():
+    ending = ending_of(path)
+    if ending not in (".mha", ".mhd", ".nrrd") or not path.is_file():
         return
+    check = _check_nrrd if ending == ".nrrd" else _check_metaimage
     try:
         check(path)
     except ValueError as error:

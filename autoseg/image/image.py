@@ -115,13 +115,9 @@ def from_array(array: NDArray[Any], spacing_mm: Sequence[float]) -> Image:
             VoxelError for NaN or infinity.
     """
     if array.ndim not in (3, 4) or 0 in array.shape:
-        raise DataError(
-            f"the array has the shape {array.shape}; expected (x, y, z) or (channel, x, y, z)"
-        )
+        raise DataError(f"array of shape {array.shape}; expected (x, y, z) or (channel, x, y, z)")
     if len(spacing_mm) != 3 or not all(0 < spacing < np.inf for spacing in spacing_mm):
-        raise DataError(
-            f"spacing_mm is {tuple(spacing_mm)}; expected three positive numbers (x, y, z)"
-        )
+        raise DataError(f"spacing_mm is {tuple(spacing_mm)}; give three positive numbers (x, y, z)")
     values = _as_floats(array if array.ndim == 4 else array[np.newaxis], "the array", own_type=True)
     x, y, z = values.shape[1:]
     dx, dy, dz = (float(spacing) for spacing in spacing_mm)
@@ -224,9 +220,7 @@ def _unpack(image: sitk.Image, what: Path | str) -> tuple[NDArray[Any], Geometry
     elif image.GetDimension() == 3:
         array = array[np.newaxis]
     if array.ndim != 4:
-        raise DataError(
-            f"{what}: has {image.GetDimension()} dimensions; a scan has 3 (or 4 with channels)"
-        )
+        raise DataError(f"{what}: {image.GetDimension()} dimensions; expected 3 (4 with channels)")
     return array.transpose(0, 3, 2, 1), geometry_of(image, what)
 
 

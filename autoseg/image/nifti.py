@@ -96,10 +96,7 @@ def check_nifti(path: Path) -> None:
     if end < layout.end:
         raise DataError(f"{path}: cannot be read (its end is missing); copy it again")
     if bad:
-        raise VoxelError(
-            f"{path}: {bad} voxels are NaN or infinite; replace them, "
-            "for example with the value of air"
-        )
+        raise VoxelError(f"{path}: {bad} voxels are NaN or infinite; replace them, such as by air")
 
 
 def layout_of(path: Path) -> Layout:
@@ -257,9 +254,7 @@ def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
 
 
 def _voxels(path: Path, layout: Layout, size: Triple) -> NDArray[Any]:
-    damaged = DataError(
-        f"{path}: cannot be read (it is damaged, or its end is missing); copy it again"
-    )
+    damaged = DataError(f"{path}: cannot be read (it is damaged or incomplete); copy it again")
     limit = path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1)
     if layout.end > limit:
         raise damaged

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StrictInt, TypeAdapter, ValidationError
+from pydantic import Field
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import parse_json, replacing, to_json
+from autoseg.common.files import dataclass_from_json, parse_json, replacing, to_json
 
 ENDING, MANIFEST = ".zip", "manifest.json"
 FORMAT, FORMAT_VERSION = "autoseg model", 1
@@ -46,7 +46,7 @@ Content = bytes | Path
 class Entry:
     """The manifest's entry of a member."""
 
-    size: StrictInt
+    size: int
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -194,11 +194,8 @@ def _read_manifest(file: zipfile.ZipFile, path: Path) -> Archive:
             f"{path} has format version {about.get('format_version')!r}; this version of autoseg "
             f"reads {FORMAT_VERSION}: pack the model again"
         )
-    try:
-        entries = TypeAdapter(dict[str, Entry]).validate_python(about.pop("files", None))
-    except ValidationError as error:
-        place = ".".join(map(str, ("files", *error.errors()[0]["loc"])))
-        raise AutosegError(f"{where}: {place} is not valid; {ADVICE}") from error
+    listed = about.pop("files", None)
+    entries = dataclass_from_json(dict[str, Entry], listed, f"{where}: files", ADVICE, extra=None)
     return Archive(path, about, entries)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import parse_json, read_json, sha256_of
@@ -48,34 +48,9 @@ def weights_name(fold: int | str) -> str:
     return f"{fold_name(fold)}/{FINAL}"
 
 
-class ModelFiles(Protocol):
-    """The files of a model by their names in its folder, such as `fold_0/final.safetensors`."""
-
-    def path(self, name: str) -> Path:
-        """The path of a file in messages."""
-
-    def has(self, name: str) -> bool:
-        """Whether a file exists."""
-
-    def folds(self) -> list[str]:
-        """Names of the finished folds, sorted: `0`, `1`, ..., `all`."""
-
-    def json(self, name: str) -> Any:
-        """The content of a JSON file; an AutosegError if it is missing or not valid."""
-
-    def checkpoint(self, name: str) -> tuple[Tensors, dict[str, Any]]:
-        """Tensors and state of a checkpoint; an AutosegError if it is missing or damaged."""
-
-    def sha256(self, name: str) -> str:
-        """The SHA-256 of a file."""
-
-    def previous(self, plan: str) -> ModelFiles:
-        """The files of the previous stage of a cascade, whose plan has this name."""
-
-
 @dataclass(frozen=True)
 class FolderFiles:
-    """The files of a model folder."""
+    """The files of a model folder by their names in it, such as `fold_0/final.safetensors`."""
 
     folder: Path
 
@@ -88,7 +63,7 @@ class FolderFiles:
         return self.path(name).is_file()
 
     def folds(self) -> list[str]:
-        """Names of the finished folds, sorted."""
+        """Names of the finished folds, sorted: `0`, `1`, ..., `all`."""
         return [fold for fold in folds_in(self.folder) if self.has(weights_name(fold))]
 
     def json(self, name: str) -> Any:
@@ -113,15 +88,13 @@ class FolderFiles:
         """
         folder = self.folder.parent / plan
         if not folder.is_dir():
-            raise AutosegError(
-                f"{self.folder} refines {plan}, whose models are missing; copy them to {folder}"
-            )
+            raise AutosegError(f"{self.folder} refines {plan}: copy the missing models to {folder}")
         return FolderFiles(folder)
 
 
 @dataclass(frozen=True)
 class PackedFiles:
-    """The files of a packed model, or of a folder in it."""
+    """The files of a packed model, or of a folder in it, with the methods of `FolderFiles`."""
 
     archive: Archive
     prefix: str = ""
@@ -174,6 +147,9 @@ class PackedFiles:
         return self.archive.read(f"{self.prefix}{name}")
 
 
+ModelFiles = FolderFiles | PackedFiles
+
+
 def open_model(path: Path) -> ModelFiles:
     """The files of a model folder, or of a packed model, which is checked completely.
 
@@ -184,8 +160,7 @@ def open_model(path: Path) -> ModelFiles:
     if not files.has(PLAN):
         kind = "packed model" if is_archive(path) else "model folder"
         raise AutosegError(
-            f"{path} is not a {kind}: it has no {PLAN}; give models/TASK/PLAN or a zip file of "
-            "autoseg_pack"
+            f"{path} is not a {kind}: no {PLAN}; give models/TASK/PLAN or a zip of autoseg_pack"
         )
     return files
 

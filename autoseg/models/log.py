@@ -102,9 +102,7 @@ def read_log(fold: Path) -> list[Epoch] | None:
             epochs.append(adapter.validate_json(line))
         except ValidationError as error:
             reason = error.errors(include_url=False)[0]["msg"]
-            raise DataError(
-                f"{path} is not a training log (line {number}: {reason}); train the fold again"
-            ) from error
+            raise DataError(f"{path}, line {number}: {reason}; train the fold again") from error
     return epochs
 
 

@@ -27,9 +27,7 @@ def pick_device(name: str | None) -> torch.device:
         available = ["mps", "cpu"]
     name = "cuda:0" if name == "cuda" else name or available[0]
     if name not in available:
-        raise AutosegError(
-            f"--device {name} is not available; choose one of {', '.join(available)}"
-        )
+        raise AutosegError(f"--device {name} is not available; choose from {', '.join(available)}")
     return torch.device(name)
 
 

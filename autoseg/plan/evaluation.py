@@ -62,9 +62,7 @@ class Evaluation(Section):
                     raise ValueError(f"evaluation.{key}: label {value} belongs to no class")
         names = [*labels, *(entry.name for entry in self.merged)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(
-                f"evaluation.merged: the name {twice[0]!r} is used twice; choose another"
-            )
+            raise ValueError(f"evaluation.merged: the name {twice[0]!r} occurs twice; change one")
 
     def tolerance_of(self, labels: ClassValues) -> dict[str, float]:
         """Class -> tolerance in mm."""

@@ -35,9 +35,14 @@ class Classes:
     are_regions: bool
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """The classes of the output maps: all of them; with regions, without the background."""
+        return self.names[1:] if self.are_regions else self.names
+
+    @property
     def outputs(self) -> int:
-        """The number of output maps: one per class; with regions, none for the background."""
-        return len(self.names) - self.are_regions
+        """The number of output maps."""
+        return len(self.output_names)
 
 
 def classes_of(labels: ClassValues, regions_class_order: Sequence[int] | None) -> Classes:
@@ -68,8 +73,7 @@ def check_labels(labels: ClassValues, ignore_label: int | None) -> None:
             raise ValueError(f"labels: {name!r} has the value {twice[0]} twice; remove one")
     if ignore_label in values_of(labels):
         raise ValueError(
-            f"ignore_label is {ignore_label}, which is a value of a class in labels; use another "
-            "value, or remove it from the class"
+            f"ignore_label is {ignore_label}, the value of a class; use another, or remove it there"
         )
 
 
@@ -92,10 +96,7 @@ def check_regions(labels: ClassValues, order: Sequence[int] | None) -> None:
         raise ValueError(f"regions_class_order: {unknown[0]} is not a value of any class")
     background, *regions = labels.values()
     if shared := {value for covered in regions for value in covered} & set(background):
-        raise ValueError(
-            f"labels: the background and a region share the value {min(shared)}; remove it from "
-            "one of them"
-        )
+        raise ValueError(f"labels: background and region share the value {min(shared)}; remove one")
 
 
 def values_of(labels: ClassValues) -> set[int]:

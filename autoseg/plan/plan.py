@@ -204,15 +204,12 @@ class Plan(Section):
         check_regions(self.labels, self.regions_class_order)
         if self.regions_class_order and getattr(self.training.loss, "background", False):
             raise ValueError(
-                "training.loss.background is true, but with regions the network has no output for "
-                "the background; set it to false"
+                "training.loss.background is true, but regions have no background; set it to false"
             )
         values = values_of(self.labels)
         for share in self.shares:
             if share.label in share.container:
-                raise ValueError(
-                    f"shares: label {share.label} is in its own container; remove it there"
-                )
+                raise ValueError(f"shares: label {share.label} is in its own container; remove it")
             if unknown := sorted({share.label, *share.container} - values):
                 raise ValueError(f"shares: label {unknown[0]} belongs to no class")
 

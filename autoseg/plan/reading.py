@@ -56,8 +56,7 @@ def make_plan(values: Any, where: str) -> Plan:
     version = values.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise PlanError(
-            f"{where} has plan format {version}; this version of autoseg reads format "
-            f"{FORMAT_VERSION}: plan the task again"
+            f"{where} has format {version}; this autoseg reads format {FORMAT_VERSION}: plan again"
         )
     try:
         return Plan.model_validate_json(json.dumps(values), strict=True)

@@ -128,11 +128,6 @@ def compose(
     return build(*lower, budget)
 
 
-def compose_unmeasured(fingerprint: Fingerprint, options: PlanOptions) -> Plan:
-    """`compose` without a time budget, which needs no measurement."""
-    return compose(fingerprint, options)
-
-
 def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[str]:
     """A short description of each configuration that the rules offer besides the plan's."""
     found = configurations(fingerprint, options.planner, options.memory_gb)

@@ -88,21 +88,17 @@ class Grid:
         return tuple(values[self.axes.index(axis)] for axis in sorted(self.axes))
 
 
-def planner_axes(figures: DataFigures) -> tuple[int, int, int]:
-    """nnU-Net's `transpose_forward`: the planner's order as axis numbers of z, y, x arrays."""
-    return _planner_axes(_target_spacing_zyx(figures)[0])
-
-
 def full_grid(figures: DataFigures) -> Grid:
     """The grid of full resolution; an anisotropic axis stays coarser than the others."""
     target, evidence = _target_spacing_zyx(figures)
     resampled = np.rint(figures.spacings_zyx / target * figures.shapes_zyx)
     median_shape = np.maximum(np.median(resampled, axis=0), 1)
-    order = _planner_axes(target)
+    worst = int(np.argmax(target))
+    order = [worst, *(axis for axis in range(3) if axis != worst)]  # nnU-Net's `transpose_forward`
     return Grid(
         axes=tuple(2 - axis for axis in order),
-        spacing_mm=tuple(target[list(order)].tolist()),
-        median_shape=tuple(median_shape[list(order)].tolist()),
+        spacing_mm=tuple(target[order].tolist()),
+        median_shape=tuple(median_shape[order].tolist()),
         voxels=float(np.prod(median_shape)),
         evidence=evidence,
     )
@@ -148,12 +144,6 @@ def _target_spacing_zyx(figures: DataFigures) -> tuple[NDArray[np.float64], str]
         f"{FINE_PERCENTILE}th percentile there {fine:.6g} mm"
     )
     return target, evidence
-
-
-def _planner_axes(target_zyx: NDArray[np.float64]) -> tuple[int, int, int]:
-    worst = int(np.argmax(target_zyx))
-    first, second = (axis for axis in range(3) if axis != worst)
-    return worst, first, second
 
 
 def _reversed_table(values: ArrayLike) -> NDArray[np.float64]:

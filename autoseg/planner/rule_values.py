@@ -53,7 +53,7 @@ def rule_values(
         configuration: one of `configurations(fingerprint)`.
     """
     configuration = _with_two_stages(configuration)
-    patch = _in_space(configuration, configuration.patch_size, 1)
+    patch = _in_space(configuration, configuration.patch_size)
     values: PlanValues = {
         "task": fingerprint.task,
         "configuration": configuration.name,
@@ -61,14 +61,14 @@ def rule_values(
         "labels": {name: list(covered) for name, covered in fingerprint.labels.items()},
         "ignore_label": fingerprint.ignore_label,
         "regions_class_order": None,
-        "target_spacing_mm": _target_spacing(configuration),
+        "target_spacing_mm": _in_space(configuration, configuration.spacing_mm, None),
         "preprocessing": _steps(configuration, fingerprint),
         "sampling": {"patch_size": patch, "batch_size": configuration.batch_size},
         "augmentation": _augmentation(configuration, patch),
         "network": {
             "features": list(configuration.features),
-            "strides": [_in_space(configuration, s, 1) for s in configuration.strides],
-            "kernels": [_in_space(configuration, k, 1) for k in configuration.kernels],
+            "strides": [_in_space(configuration, s) for s in configuration.strides],
+            "kernels": [_in_space(configuration, k) for k in configuration.kernels],
             "blocks_encoder": list(configuration.blocks_encoder),
             "blocks_decoder": list(configuration.blocks_decoder),
             "residual": configuration.residual,
@@ -118,16 +118,10 @@ def _norm(configuration: Configuration) -> str:
     return "batch" if configuration.patch_size == reduction else "instance"
 
 
-def _in_space(configuration: Configuration, entries: Sequence[int], missing: int) -> list[int]:
+def _in_space(configuration: Configuration, entries: Sequence[float], missing: Any = 1) -> Any:
     """Entries for x, y, z, with `missing` for the axis that a 2d configuration lacks."""
     found = dict(zip(configuration.axes, entries, strict=True))
-    return [int(found.get(axis, missing)) for axis in range(3)]
-
-
-def _target_spacing(configuration: Configuration) -> list[float | None]:
-    """Spacing for x, y, z; None for the axis that a 2d configuration lacks."""
-    found = dict(zip(configuration.axes, configuration.spacing_mm, strict=True))
-    return [float(found[axis]) if axis in found else None for axis in range(3)]
+    return [found.get(axis, missing) for axis in range(3)]
 
 
 def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[PlanValues]:

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
-from autoseg.common.files import replacing
+from autoseg.common.files import cannot_write, replacing
 from autoseg.common.progress import Progress, progress, say
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_image, read_label
@@ -323,9 +323,7 @@ def _named(path: Path, temporary: Path) -> Iterator[None]:
         raise AutosegError(str(error).replace(temporary.name, path.name)) from error
     except RuntimeError as error:  # of SimpleITK, if the disk is full
         reason = str(error).strip().splitlines()[-1]
-        raise AutosegError(
-            f"cannot write {path}: {reason}; choose a folder that is writable and has free space"
-        ) from error
+        raise cannot_write(path, RuntimeError(reason)) from error
 
 
 def _add_to(outcome: Outcome, case: _Case) -> None:

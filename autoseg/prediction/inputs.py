@@ -91,9 +91,7 @@ def _single(path: Path) -> Scan:
         return Scan("", stem_of(path), path)
     if is_dicom(path):
         return _scan_of_slice(path)
-    raise DataError(
-        f"{path}: not a scan; supported are files ending in {', '.join(ENDINGS)}, and DICOM series"
-    )
+    raise DataError(f"{path}: not a scan; use {', '.join(ENDINGS)}, or a DICOM series")
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -118,8 +118,7 @@ def load_previous(model: Model, device: torch.device) -> Model:
     before = files.previous(str(model.plan.previous_stage))
     if not before.has(PLAN):
         raise AutosegError(
-            f"{before.path('')} is not a model folder: it has no {PLAN}; put the models there that "
-            f"{model.folder} refines"
+            f"{before.path('')} has no {PLAN}; put the models there that {model.folder} refines"
         )
     previous = _load(before, before.path(""), None, device)
     check_previous(model.folder, previous.plan, files)

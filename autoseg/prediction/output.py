@@ -21,6 +21,7 @@ from autoseg.image.dicom import find_series
 from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.label_writer import write_label
+from autoseg.plan.evaluation import class_of
 from autoseg.plan.labels import values_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.native_grid import PLANES_AT_ONCE
@@ -62,8 +63,7 @@ def check_format(format: str, inputs: Mapping[str, tuple[Path, ...]]) -> None:
     if others:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise AutosegError(
-            f"{others[0]}{more}: --format dicom-seg needs a DICOM series as input; choose nii.gz, "
-            "nrrd or mha"
+            f"{others[0]}{more}: --format dicom-seg needs a DICOM series; use nii.gz, nrrd or mha"
         )
 
 
@@ -184,12 +184,11 @@ def volumes(label: LabelMap, geometry: Geometry, plan: Plan) -> dict[str, Any]:
     if plan.shares:
         found["share"] = {}
         for share in plan.shares:
-            # The class of this value; of regions the smallest one.
-            covering = [name for name, covered in plan.labels.items() if share.label in covered]
-            name = min(covering, key=lambda name: len(plan.labels[name]))
             part = _voxels(counts, {share.label}, plan)
             whole = part + _voxels(counts, set(share.container), plan)
-            found["share"][name] = round(part / whole, 6) if whole else None
+            found["share"][class_of(share.label, plan.labels)] = (
+                round(part / whole, 6) if whole else None
+            )
     return found
 
 

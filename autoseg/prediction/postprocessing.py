@@ -8,9 +8,10 @@ learns the steps on whole scans.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from autoseg.common.arrays import (
     Box,
@@ -22,10 +23,12 @@ from autoseg.common.arrays import (
     members,
 )
 from autoseg.common.errors import AutosegError
+from autoseg.common.files import dataclass_from_json
 
 FILE_NAME = "postprocessing.json"
 FORMAT_VERSION = 1
 BACKGROUND = 0
+ForegroundValue = Annotated[int, Field(ge=1, lt=2**16)]
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,11 @@ class KeepLargest:
 
     Attributes:
         name: of the class, or of all foreground, for messages.
-        values: the label values.
+        keep_largest: the label values.
     """
 
     name: str
-    values: tuple[int, ...]
+    keep_largest: Annotated[tuple[ForegroundValue, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Postprocessing:
     def apply(self, label_map: LabelMap) -> None:
         """Change a label map (x, y, z) in place; voxels only ever become background."""
         for step in self.steps:
-            if islands := find_islands(label_map, step.values):
+            if islands := find_islands(label_map, step.keep_largest):
                 box, outside = islands
                 label_map[box][outside] = BACKGROUND
 
@@ -66,25 +69,9 @@ class Postprocessing:
         version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
             raise AutosegError(
-                f"{where} has postprocessing format {version}; this autoseg reads format "
-                f"{FORMAT_VERSION}; {advice}"
+                f"{where} has format {version}; autoseg reads format {FORMAT_VERSION}; {advice}"
             )
-        try:
-            steps = tuple(step_from_json(step) for step in found["steps"])
-            return Postprocessing(str(found["plan_id"]), steps)
-        except (KeyError, TypeError, ValueError) as error:
-            raise AutosegError(
-                f"{where} is not a valid postprocessing file ({type(error).__name__}: {error}); "
-                f"{advice}"
-            ) from error
-
-
-def step_from_json(found: dict[str, Any]) -> KeepLargest:
-    """Parse one step; raises a KeyError, TypeError or ValueError if it is not valid."""
-    values = found["keep_largest"]
-    if not values or not all(type(value) is int and 0 < value < 2**16 for value in values):
-        raise ValueError(f"keep_largest is {values!r}, not a list of label values")
-    return KeepLargest(str(found["name"]), tuple(values))
+        return dataclass_from_json(Postprocessing, found, where, advice, extra=None)
 
 
 def find_islands(label_map: LabelMap, values: tuple[int, ...]) -> tuple[Box, Mask] | None:

@@ -150,7 +150,7 @@ class Segmenter(ABC, Generic[Scan]):
         planes = self.planes(prepared, axis)
         if report is not None:
             planes = _reported(planes, size[axis], report)
-        names = classes.names[int(classes.are_regions) :]
+        names = classes.output_names
         saving = nullcontext() if save is None else probability_file(save, names, size, axis)
         with saving as file:
             write = file.write if file else None

@@ -95,8 +95,7 @@ class PredictionRecord:
                 if outdated and not overwrite:
                     raise AutosegError(
                         f"{self.path}: the existing predictions have another "
-                        f"{' and '.join(differing)} than this run; choose another -o, or use "
-                        "--overwrite"
+                        f"{' and '.join(differing)}; choose another -o, or use --overwrite"
                     )
                 cases = {}
             self.outdated = outdated

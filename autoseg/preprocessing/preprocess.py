@@ -171,8 +171,8 @@ def _add(plan: Plan, store: CaseStore, files: Mapping[str, Path], case: Case) ->
     segmentation, geometry = read_label(path)
     advice = "train the fold of the previous stage again"
     check_same_grid(geometry, path, read_geometry(case.label), case.label, advice)
-    grid = store.grid_of(case.name)
-    found = prepare_previous(plan, segmentation, geometry.spacing_mm, grid.box, grid.shape)
+    shape, box = store.grid_of(case.name)
+    found = prepare_previous(plan, segmentation, geometry.spacing_mm, box, shape)
     store.write_previous(case.name, found, _previous_source(files, case))
 
 

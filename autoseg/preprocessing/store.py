@@ -144,11 +144,11 @@ class CaseStore:
             previous=None if previous is None else StoredArray(previous, folder),
         )
 
-    def grid_of(self, name: str) -> StoredGrid:
-        """Return the position of a stored case on the grid of its raw file."""
+    def grid_of(self, name: str) -> tuple[Triple, tuple[tuple[int, int], ...]]:
+        """Return the shape of a stored case, and the box (start, stop) of its raw file."""
         record = read_json(self.folder / name / "case.json")
         x, y, z = record["shape"]
-        return StoredGrid((x, y, z), tuple((start, stop) for start, stop in record["box"]))
+        return (x, y, z), tuple((start, stop) for start, stop in record["box"])
 
     def has_previous(self, name: str, source: Sequence[int]) -> bool:
         """Return whether an intact segmentation of the previous stage was stored from this file.
@@ -178,8 +178,7 @@ class CaseStore:
 
     def _cannot_store(self, name: str, error: Exception) -> AutosegError:
         return AutosegError(
-            f"cannot store case {name} in {self.folder}: {error}; free disk space, "
-            f"or {self.elsewhere}"
+            f"cannot store case {name} in {self.folder}: {error}; free space, or {self.elsewhere}"
         )
 
 
@@ -235,22 +234,12 @@ class StoredCase:
     previous: StoredArray | None = None
 
 
-@dataclass(frozen=True)
-class StoredGrid:
-    """The shape of a stored case, and the box (start, stop) of its raw file that it covers."""
-
-    shape: Triple
-    box: tuple[tuple[int, int], ...]
-
-
 def _previous_record(folder: Path, source: Sequence[int]) -> dict[str, Any]:
     return {"source": list(source), "checksum": checksum(folder / PREVIOUS)}
 
 
 def _damaged(folder: Path, error: Exception) -> AutosegError:
-    return AutosegError(
-        f"case {folder.name}: {folder} is damaged ({error}); delete that folder and train again"
-    )
+    return AutosegError(f"{folder} is damaged ({error}); delete that folder and train again")
 
 
 @contextmanager

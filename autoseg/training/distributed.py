@@ -151,9 +151,7 @@ def joined(device_name: str | None) -> Iterator[tuple[Group, torch.device]]:
     except RuntimeError as error:
         if "gloo" not in str(error).lower():  # the library by which the processes communicate
             raise
-        raise RunError(
-            "another process of this training run ended; see its message near this line"
-        ) from error
+        raise RunError("another process of this run ended; see its message nearby") from error
     # Not after an error: others may be waiting, and the end of this process ends their wait.
     leave()
 
@@ -186,9 +184,7 @@ def _own_device(name: str | None, local_rank: int) -> torch.device:
     if first.type != "cuda":
         raise AutosegError(f"--device {first} cannot be used by several processes; use cpu or cuda")
     if name not in (None, "cuda"):
-        raise AutosegError(
-            f"--device {name}: torchrun gives each process its own GPU; use --device cuda"
-        )
+        raise AutosegError(f"--device {name}: torchrun gives each process a GPU; use --device cuda")
     return pick_device(f"cuda:{local_rank}")
 
 

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -225,25 +226,13 @@ def load_scaler(scaler: GradScaler, tensors: Tensors) -> None:
 
 def build_optimizer(spec: Sgd | Adam, network: nn.Module) -> torch.optim.Optimizer:
     """The plan's optimiser in its fused form: one kernel for all parameters."""
-    parameters = list(network.parameters())
+    parameters, rate = list(network.parameters()), spec.learning_rate
+    options: dict[str, Any] = {"weight_decay": spec.weight_decay, "fused": True}
     if isinstance(spec, Sgd):
-        return torch.optim.SGD(
-            parameters,
-            spec.learning_rate,
-            momentum=spec.momentum,
-            nesterov=spec.nesterov and spec.momentum > 0,
-            weight_decay=spec.weight_decay,
-            fused=True,
-        )
+        nesterov = spec.nesterov and spec.momentum > 0
+        return torch.optim.SGD(parameters, rate, spec.momentum, nesterov=nesterov, **options)
     make = torch.optim.AdamW if spec.decoupled else torch.optim.Adam
-    return make(
-        parameters,
-        spec.learning_rate,
-        betas=spec.betas,
-        eps=spec.epsilon,
-        weight_decay=spec.weight_decay,
-        fused=True,
-    )
+    return make(parameters, rate, spec.betas, spec.epsilon, **options)
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:

@@ -16,7 +16,7 @@ import torch
 
 from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.figures import DARK_COLOURS, smooth
-from autoseg.common.files import replacing
+from autoseg.common.files import cannot_write, replacing
 from autoseg.common.progress import Progress, counted, in_fine_words, in_words, progress, say
 from autoseg.dataset.splits import Split
 from autoseg.models.log import ADVICE, Epoch, overfitting_of, write_log
@@ -265,10 +265,7 @@ def _gaps(values: Values) -> list[float]:
 def check_tensorboard() -> None:
     """Raise an AutosegError if TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise AutosegError(
-            "--tensorboard: the package tensorboard is not installed; run: "
-            f"{install_hint('tensorboard')}"
-        )
+        raise AutosegError(f"--tensorboard needs tensorboard; run: {install_hint('tensorboard')}")
 
 
 class Events:
@@ -329,7 +326,4 @@ def _opened(folder: Path) -> SummaryWriter:
         # A running TensorBoard discards what it has read, from step 0 on.
         return SummaryWriter(str(folder), purge_step=0)
     except OSError as error:
-        raise AutosegError(
-            f"cannot write {folder}: {error.strerror or error}; choose a folder that is writable "
-            "and has free space"
-        ) from error
+        raise cannot_write(folder, error) from error

@@ -307,8 +307,7 @@ def load_run(folder: Path, plan: Plan, learner: Learner) -> tuple[State, EpochSo
         so_far = EpochSoFar.from_tensors(without_prefix(EPOCH, tensors), learner.device)
     except (KeyError, TypeError, RuntimeError) as error:
         raise AutosegError(
-            f"{path} cannot be resumed: it was written by another version of autoseg; move "
-            f"{folder} away and train again"
+            f"{path} was written by another version of autoseg; move {folder} away and train again"
         ) from error
     if begun_by == plan.id:
         return state, so_far
@@ -350,13 +349,11 @@ def check_vacant(folder: Path) -> None:
     latest, final = folder / LATEST, folder / FINAL
     if latest.exists():
         raise AutosegError(
-            f"{folder} already contains a run: {describe(latest)}; continue it with --resume, or "
-            "move it away"
+            f"{folder} contains a run: {describe(latest)}; continue with --resume, or move it away"
         )
     if final.exists():
         raise AutosegError(
-            f"{folder} contains a trained model ({final.name}), but not {latest.name}, which is "
-            "needed to resume; move it away to train again"
+            f"{folder} has {final.name}, but no {latest.name} to resume; move it to train again"
         )
 
 

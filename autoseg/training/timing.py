@@ -39,15 +39,13 @@ class Stopwatch:
     def __init__(self, cases: Sequence[Case], device: torch.device, workers: int) -> None:
         self.cases, self.device, self.workers = cases, device, workers
         self.case_seconds = 0.0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.folder = tempfile.TemporaryDirectory(prefix="autoseg-")
 
     def __enter__(self) -> Stopwatch:
-        self._folder = tempfile.TemporaryDirectory(prefix="autoseg-")
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._folder is not None
-        self._folder.cleanup()
+        self.folder.cleanup()
 
     def measure(self, plan: Plan) -> Timing:
         """Time a few training steps and predictions of a plan, with its own workers."""
@@ -76,9 +74,8 @@ class Stopwatch:
         return Timing(step, predicted, self.case_seconds, describe(self.device))
 
     def _prepared(self, plan: Plan) -> CaseStore:
-        assert self._folder is not None
         elsewhere = "set TMPDIR to another folder"
-        store = CaseStore(Path(self._folder.name), plan.preprocessing_id, elsewhere)
+        store = CaseStore(Path(self.folder.name), plan.preprocessing_id, elsewhere)
         if not self.case_seconds:
             started = time.perf_counter()
             for case in self.cases:

@@ -106,8 +106,7 @@ def _fold_in(files: ModelFiles, path: Path) -> tuple[ModelFiles, str]:
     if len(folds) > 1 and "all" not in folds:
         names = [fold_name(fold) for fold in folds]
         raise AutosegError(
-            f"--pretrained {path} has several folds: {', '.join(names)}; choose one: "
-            f"{path / names[0]}"
+            f"--pretrained {path} has the folds {', '.join(names)}; choose one: {path / names[0]}"
         )
     if not folds:
         raise AutosegError(f"--pretrained {path} contains no weights")
@@ -253,7 +252,7 @@ class _Fitter:
         return torch.cat([image, (masks if same else previous).to(image)], dim=1)
 
     def _head(self, mine: Tensor, theirs: Tensor) -> Tensor | None:
-        old, new = outputs_of(self.pretrained.plan), outputs_of(self.plan)
+        old, new = (plan.classes.output_names for plan in (self.pretrained.plan, self.plan))
         if theirs.shape[1:] != mine.shape[1:] or not self._common_outputs():
             return None
         head = mine.detach().clone()
@@ -263,10 +262,10 @@ class _Fitter:
 
     def _common_outputs(self) -> list[str]:
         """Outputs of the same name and kind: a class differs from a region of the same name."""
-        if self.pretrained.plan.classes.are_regions != self.plan.classes.are_regions:
+        old, new = self.pretrained.plan.classes, self.plan.classes
+        if old.are_regions != new.are_regions:
             return []
-        old = outputs_of(self.pretrained.plan)
-        return [name for name in outputs_of(self.plan) if name in old]
+        return [name for name in new.output_names if name in old.output_names]
 
     def misfit(self, name: str, mine: Tensor) -> str:
         """Why a tensor is not loaded."""
@@ -299,12 +298,6 @@ class _Fitter:
             return "all classes loaded"
         new = [name for name in names if name not in loaded]
         return f"{', '.join(loaded) or 'only background'} loaded, {', '.join(new)} new"
-
-
-def outputs_of(plan: Plan) -> list[str]:
-    """The names of the network's outputs, in order: regions have no background."""
-    classes = plan.classes
-    return list(classes.names[1:] if classes.are_regions else classes.names)
 
 
 def _check_any(loaded: Sequence[str], start: Tensors, pretrained: Pretrained, plan: Plan) -> None:

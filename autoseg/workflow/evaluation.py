@@ -152,7 +152,7 @@ def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
             f"(with --resume if it was stopped), or choose one of {', '.join(found)}"
         )
     if len(found) > 1:
-        raise AutosegError(f"{task} has the plans {', '.join(found)}; choose one with --plan NAME")
+        raise AutosegError(f"{task} has the plans {', '.join(found)}; choose with --plan NAME")
     return found[0]
 
 

@@ -265,10 +265,7 @@ def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
         _check_owner(owner, plan, folder, begun, resume)
         others = [name for name in begun if name != fold_name(fold)]
         if others and owner.id != plan.id:
-            say(
-                f"extend {', '.join(others)} with --resume as well: prediction needs folds of "
-                "the same plan"
-            )
+            say(f"also extend {', '.join(others)} (--resume): prediction needs folds of one plan")
     plan.save(path)
 
 
@@ -362,8 +359,7 @@ def find_segmentations(
     splits, previous_splits = (read_splits(file, known) for file in files)
     if splits != previous_splits:
         raise AutosegError(
-            f"{files[0]} and {files[1]} differ: a cascade needs the splits of the plan that it "
-            "refines; plan both with the same splits"
+            f"{files[0]} and {files[1]} differ; a cascade and its previous stage need equal splits"
         )
     fold_of = {name: fold for fold, split in enumerate(splits) for name in split.validation}
     if never := [name for name in cases if name not in fold_of]:

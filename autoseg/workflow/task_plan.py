@@ -11,9 +11,10 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import (
     Problem,
-    Verification,
     errors_by_case,
+    errors_in,
     problems_table,
+    raise_errors,
     write_verification,
 )
 from autoseg.dataset.splits import (
@@ -30,7 +31,7 @@ from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import differing_keys, load_plan
 from autoseg.planner.budget import expected_overhead
-from autoseg.planner.compose import PlanOptions, compose, compose_unmeasured, other_plans
+from autoseg.planner.compose import PlanOptions, compose, other_plans
 from autoseg.workflow.workspace import Workspace
 
 MOST_KEYS = 4  # that a message lists
@@ -79,17 +80,13 @@ def survey_task(
     fingerprint, found = survey(task, processes, plans / ".survey", folds)
     problems = [*problems, *found]
     write_verification(plans / "verification.json", problems)
-    verification = Verification.of(problems)
     if problems:
         print(problems_table(problems), file=sys.stderr)
-    counts = (
-        counted(len(task.cases), "case"),
-        counted(len(verification.errors), "error"),
-        counted(len(verification.warnings), "warning"),
-    )
-    say(f"{task.name}: {', '.join(counts)}")
+    cases, errors = counted(len(task.cases), "case"), len(errors_in(problems))
+    warnings = counted(len(problems) - errors, "warning")
+    say(f"{task.name}: {cases}, {counted(errors, 'error')}, {warnings}")
     if not skip_bad_cases:
-        verification.raise_errors(task.name, _advice(fingerprint, problems))
+        raise_errors(problems, task.name, _advice(fingerprint, problems))
         return Surveyed(task, fingerprint)
     bad = _bad_cases(task, fingerprint, problems)
     return Surveyed(without(task, bad), fingerprint, bad)
@@ -104,9 +101,9 @@ def _advice(fingerprint: Fingerprint, problems: list[Problem]) -> str:
 
 def _bad_cases(task: Task, fingerprint: Fingerprint, problems: list[Problem]) -> tuple[str, ...]:
     bad = errors_by_case(problems)
-    Verification.of(bad.pop("", ())).raise_errors(task.name)  # of the whole task
+    raise_errors(bad.pop("", ()), task.name)  # of the whole task
     if not fingerprint.cases:
-        Verification.of(problems).raise_errors(task.name)
+        raise_errors(problems, task.name)
     if bad:
         say(f"skipping {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
     return tuple(bad)
@@ -192,7 +189,7 @@ def _compose(
     task: Task, fingerprint: Fingerprint, options: PlanOptions, processes: int, device: str | None
 ) -> Plan:
     if options.seconds is None:
-        return compose_unmeasured(fingerprint, options)
+        return compose(fingerprint, options)
 
     # torch, whose import takes seconds, is needed for measuring only.
     from autoseg.networks.devices import pick_device

@@ -70,8 +70,7 @@ class Workspace:
         folder = folders[_resolve(task, sorted(folders), "task", raw)]
         if not folder.is_dir():
             raise AutosegError(
-                f"task {task!r} was planned from {folder}, which no longer exists; give the path "
-                "of the task's folder instead of its name"
+                f"task {task!r} was planned from {folder}, now missing; give the path of its folder"
             )
         return folder
 
@@ -99,8 +98,7 @@ class Workspace:
         own, record = self.raw(folder.name), self.preprocessed(folder.name) / RAW_FOLDER
         if own.is_dir() and not own.samefile(folder):
             raise AutosegError(
-                f"{folder} has the same name as the task {own}; rename one of them, or choose "
-                "another --workspace"
+                f"{folder} has the name of task {own}; rename one, or choose another --workspace"
             )
         if own.is_dir():
             record.unlink(missing_ok=True)
@@ -121,9 +119,7 @@ class Workspace:
         if not names:
             raise AutosegError(f"{task} has no plan in {folder}; run: autoseg_plan {task}")
         if len(names) > 1:
-            raise AutosegError(
-                f"{task} has the plans {', '.join(names)}; choose one with --plan NAME"
-            )
+            raise AutosegError(f"{task} has the plans {', '.join(names)}; choose with --plan NAME")
         return names[0]
 
     def trained(self) -> list[tuple[str, str]]:
@@ -178,9 +174,7 @@ def _resolve(given: str, names: list[str], kind: str, folder: Path) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise AutosegError(
-            f"{kind} {given!r} is ambiguous: {', '.join(matches)}; write more of the name"
-        )
+        raise AutosegError(f"{kind} {given!r} is ambiguous: {', '.join(matches)}; write more of it")
     available = f"available: {', '.join(names)}" if names else "the folder is empty"
     if kind == "task":
         available += "; put the task's folder there, or give its path"

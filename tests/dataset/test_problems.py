@@ -9,9 +9,9 @@ import pytest
 from autoseg.common.errors import DataError
 from autoseg.dataset.problems import (
     Problem,
-    Verification,
     errors_by_case,
     problems_table,
+    raise_errors,
     write_verification,
 )
 
@@ -34,11 +34,9 @@ def test_problems_are_written_and_tabulated(tmp_path: Path) -> None:
 
 def test_only_errors_are_raised() -> None:
     warning = Problem("a", "", "empty", "warning", "nothing is labelled")
-    Verification.of([warning]).raise_errors("Task001")
+    raise_errors([warning], "Task001")
     with pytest.raises(DataError, match=r"Task001 .*1 error.*: a: bad$"):
-        Verification.of([warning, replace(warning, severity="error", message="bad")]).raise_errors(
-            "Task001"
-        )
+        raise_errors([warning, replace(warning, severity="error", message="bad")], "Task001")
 
 
 def test_errors_are_grouped_by_case() -> None:

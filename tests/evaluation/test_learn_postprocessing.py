@@ -224,7 +224,7 @@ def test_what_was_learned_is_written_once(tmp_path: Path) -> None:
     assert written["plan_id"] == plan.id
     assert written["steps"] == [{"name": "all foreground", "keep_largest": [1, 2]}]
     (step,) = Postprocessing.from_json(written, "").steps
-    assert (step.name, step.values) == (first.steps[0].name, first.steps[0].keep_largest)
+    assert (step.name, step.keep_largest) == (first.steps[0].name, first.steps[0].keep_largest)
     before = path.stat().st_mtime_ns
     assert update(tmp_path, validation, 2, 1) == first
     assert path.stat().st_mtime_ns == before

@@ -106,7 +106,7 @@ def test_learned_postprocessing_is_packed(workspace: Workspace) -> None:
     out = packed(workspace)
     found = load_postprocessing(load_model(out, None, CPU))
     assert found is not None
-    assert [list(step.values) for step in found.steps] == [
+    assert [list(step.keep_largest) for step in found.steps] == [
         list(s.keep_largest) for s in learned.steps
     ]
     card = json.loads(open_archive(out).read("card.json"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
-from autoseg.planner.grid import DataFigures, planner_axes
+from autoseg.planner.grid import DataFigures, full_grid
 from autoseg.planner.rules import PLANNERS, Configuration, decide
 
 ROOT = Path(__file__).parents[2]
@@ -151,9 +151,9 @@ def by_axis(found: Configuration, names: list[int]) -> dict[int, list[Any]]:
 
 
 def test_planner_axes_put_the_coarsest_axis_first():
-    assert planner_axes(make((1, 1, 1))) == (0, 1, 2)
-    assert planner_axes(make((1, 2, 1))) == (1, 0, 2)
-    assert planner_axes(make((2, 1, 1))) == (2, 0, 1)
+    assert full_grid(make((1, 1, 1))).axes == (2, 1, 0)
+    assert full_grid(make((1, 2, 1))).axes == (1, 2, 0)
+    assert full_grid(make((2, 1, 1))).axes == (0, 2, 1)
 
 
 def test_2d_lacks_the_coarsest_axis():

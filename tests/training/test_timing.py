@@ -14,8 +14,7 @@ def test_measures_real_cases_and_leaves_nothing_behind():
     with Stopwatch(cases, torch.device("cpu"), workers=0) as watch:
         first = watch.measure(plan)
         second = watch.measure(tiny_plan(preprocessing=[{"step": "z_score"}], task="Task002_Other"))
-        assert watch._folder is not None
-        folder = watch._folder.name
+        folder = watch.folder.name
     for timing in (first, second):
         assert timing.step_seconds > 0
         assert timing.patch_seconds > 0

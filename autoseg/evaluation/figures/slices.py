@@ -294,11 +294,8 @@ def _close_up(view: View) -> View:
             extent = found[-1] - found[0] + 1
             margin = round(max(MARGIN_MM / view.spacing_mm[axis], MARGIN * extent))
             box[axis] = slice(max(0, found[0] - margin), found[-1] + margin + 1)
-    image, reference, prediction = (
-        array[tuple(box)] for array in (view.image, view.reference, view.prediction)
-    )
-    window = window_of(image)
-    return replace(view, image=image, reference=reference, prediction=prediction, window=window)
+    cropped = view.crop(tuple(box))
+    return replace(cropped, window=window_of(cropped.image))
 
 
 def _count_differences(view: View, k: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import members
+from autoseg.common.arrays import Box, members
 from autoseg.common.figures import Colours, colours_of
 from autoseg.evaluation.labels import ClassValues
 from autoseg.image.geometry import Geometry, check_same_grid
@@ -126,6 +126,11 @@ class View:
     def colours(self) -> dict[str, str]:
         """The colour of each class."""
         return colours_of(self.exhibit.labels, self.exhibit.colours)
+
+    def crop(self, box: Box) -> View:
+        """The part of the case in a box, with the same window."""
+        parts = {name: getattr(self, name)[box] for name in ("image", "reference", "prediction")}
+        return replace(self, **parts)
 
     def cut(self, array: Array, k: int) -> Array:
         """Slice k of one of the three arrays."""
