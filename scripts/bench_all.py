@@ -1,12 +1,12 @@
-"""Run every bench and print one table.
+"""Run all benchmarks and print one table.
 
     python scripts/bench_all.py --nnunet /path/to/venv
     python scripts/bench_all.py --nnunet /path/to/venv --task WORKSPACE/raw/Task001_COVID
 
 The data are a task of chest CTs for planning and preprocessing (the real ones, or a phantom of
-`scripts/make_phantom.py`; a phantom of 6 cases is drawn where none is given), the Hippocampus scans
-of the tests for prediction, and what the other benches draw for themselves. Nothing else should run
-meanwhile. nnU-Net is installed in a virtual environment of its own.
+`scripts/make_phantom.py`; by default, a phantom of 6 cases), the Hippocampus scans of the tests for
+prediction, and synthetic data for the others. Nothing else should run meanwhile. nnU-Net is
+installed in a virtual environment of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def benches(task: Path, plan: Path, nnunet: Path) -> Iterator[tuple[str, ...]]:
 
 
 def rows_of(script: str, *arguments: str) -> list[str]:
-    """The lines of its table, without the head."""
+    """The rows of its table, without the header."""
     command = [sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     lines = done.stdout.splitlines()
@@ -50,7 +50,7 @@ def rows_of(script: str, *arguments: str) -> list[str]:
 
 
 def draw_phantom(workspace: Path) -> Path:
-    """Six chests of the real set's size."""
+    """Write six phantom CTs of the size of the real set."""
     task = workspace / "raw" / "Task001_COVID"
     command = [sys.executable, str(HERE / "make_phantom.py"), str(task), "--cases", "6"]
     command += ["--scale", "1"]

@@ -3,11 +3,11 @@
     python scripts/bench_augmentation.py
     python scripts/bench_augmentation.py --plan WORKSPACE/preprocessed/TASK/default/plan.json
 
-CPU time on one core, a sample of each in turn, the mean over all samples. Each row of the first
-table is one transform that acts on every sample; the last row is the plan as it is. Patches are cut
-from a smooth random volume in memory, as large as each side needs: batchgenerators draws its random
-numbers after the patch was cut, so it needs a box that holds every turn about one axis, the largest
-scale and 8 voxels more where patches are deformed.
+CPU time on one core: the mean over samples that alternate between both. Each row of the first table
+is one transform that acts on every sample; the last row is the unchanged plan. Patches are cut from
+a smooth random volume in memory. batchgenerators draws its random numbers after the patch was cut,
+so its box must hold every rotation about one axis, the largest scale, and a margin of 8 voxels if
+patches are deformed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def print_each(specs: Specs, patch: Triple, samples: int) -> None:
-    """A table of the single transforms."""
+    """Print a table of the single transforms."""
     x, y, z = patch
     print(f"| {x} x {y} x {z} voxels, ms a patch | batchgenerators | autoseg | times faster |")
     print("|---|--:|--:|--:|")
@@ -84,12 +84,12 @@ def rows_of(specs: Specs) -> list[tuple[str, Specs]]:
 
 
 def changed(spec: plans.Transform, **values: float) -> plans.Transform:
-    """A transform with other chances."""
+    """A transform with other probabilities."""
     return spec.model_copy(update=values)
 
 
 def milliseconds(specs: Specs, patch: Triple, samples: int) -> tuple[float, float]:
-    """Time both in turn: core time of a patch, batchgenerators' and autoseg's."""
+    """Core time of a patch by batchgenerators and by autoseg, measured alternately."""
     ours = Ours(specs, patch)
     theirs = Theirs(specs, patch)
     volume = smooth(theirs.box)
@@ -137,7 +137,7 @@ class Theirs:
 
 
 def largest_box(specs: Specs, patch: Triple) -> Triple:
-    """The voxels that any warp of a patch looks at."""
+    """The number of voxels that the largest warp of a patch needs."""
     half = np.asarray(patch) / 2
     reach = half.copy()
     for spec in specs:
@@ -209,7 +209,7 @@ def build(spec: plans.Transform, patch: Triple) -> Any:
 
 
 def build_spatial(spec: plans.Spatial, patch: Triple) -> Any:
-    """Its spatial transform, which cuts the patch from the middle of the box."""
+    """The spatial transform of batchgenerators, which cuts the patch from the middle of the box."""
     from batchgenerators.transforms.spatial_transforms import SpatialTransform
 
     x, y, z = (tuple(np.deg2rad(limits)) for limits in spec.rotation_degrees)

@@ -1,4 +1,4 @@
-"""Time what can run a network on a processor: torch in two precisions, and OpenVINO.
+"""Time a network on the CPU: torch in two precisions, and OpenVINO.
 
 Rounds alternate between the variants, so that a busy machine slows all of them; the table has the
 median seconds of one patch, the speed against torch in float32, and the seconds until the first
@@ -44,13 +44,13 @@ def paper_plan() -> Plan:
 
 
 def in_precision(plan: Plan, precision: str) -> Plan:
-    """The plan, computing in another type."""
+    """The plan with another precision."""
     values = plan.model_dump(mode="json")
     return make_plan(merge(values, {"training": {"precision": precision}}), "the benchmark's plan")
 
 
 def seconds_of(run: Run, patch: Tensor) -> float:
-    """How long one patch takes."""
+    """The seconds of one patch."""
     started = time.perf_counter()
     run(patch)
     return time.perf_counter() - started
@@ -64,7 +64,7 @@ def measure(plan: Plan, network: UNet, rounds: int) -> None:
         started = time.perf_counter()
         backend = choose_backend(library, [network], in_precision(plan, precision), CPU)
         backend.networks[0](patch)
-        if backend.name not in names:  # without OpenVINO all are torch
+        if backend.name not in names:  # without OpenVINO, torch is used
             names.append(backend.name)
             runs.append(backend.networks[0])
             first.append(time.perf_counter() - started)

@@ -1,7 +1,7 @@
-"""Time the evaluation of phantoms of a test set's size, against the reference packages.
+"""Time the evaluation of a phantom test set against other packages.
 
-A few chests are drawn with lungs and infection, predictions are made of them by moving and wobbling
-their borders, and both are copied until there are enough cases. The references are scikit-learn for
+A few phantoms with lungs and infection are drawn; displacing their borders gives the predictions;
+both are copied until there are enough cases. The other packages are scikit-learn for
 the overlap and surface-distance for the surfaces (the latter on masks that are read already, case
 by case, as their documentation shows), on a few cases. nnU-Net's `nnUNetv2_evaluate_simple`, from a
 virtual environment of its own, scores the same files; it computes overlap only (Dice, IoU and the
@@ -40,10 +40,10 @@ Label = NDArray[np.uint8]
 
 
 def draw_pair(header: Header, seed: int) -> tuple[Label, Label]:
-    """A truth, and a prediction whose borders are off by some voxels here and there."""
+    """A reference, and a prediction whose borders are displaced by a few voxels."""
     rng = np.random.default_rng(seed)
-    _, truth = render(header, draw_anatomy(header, rng), rng)
-    truth = np.array([0, 1, 1, 2], np.uint8)[truth]
+    _, reference_map = render(header, draw_anatomy(header, rng), rng)
+    reference_map = np.array([0, 1, 1, 2], np.uint8)[reference_map]
     x, y, _ = header.size
     coarse = [max(8, n // 8) for n in (x, y)]
     steps = [3 * widen(smooth_noise(coarse, 4, rng), (x, y)) for _ in range(2)]
@@ -52,7 +52,7 @@ def draw_pair(header: Header, seed: int) -> tuple[Label, Label]:
         np.clip(np.rint(place + step), 0, n - 1).astype(int)
         for place, step, n in zip(places, steps, (x, y), strict=True)
     ]
-    return truth, truth[moved[0], moved[1]]
+    return reference_map, reference_map[moved[0], moved[1]]
 
 
 def write_cases(folder: Path, header: Header, cases: int) -> None:
@@ -70,15 +70,15 @@ def write_cases(folder: Path, header: Header, cases: int) -> None:
 
 
 def run_autoseg(folder: Path, processes: int) -> None:
-    """What is measured: all scores, down to summary.json."""
+    """The measured work: all scores, including summary.json."""
     summary = evaluate_folders(folder / "labelsTs", folder / "predicted", processes=processes)
     summary.save(folder / "predicted" / "summary.json")
 
 
-def by_references(truth: Label, predicted: Label, spacing_mm: tuple[float, ...]) -> None:
-    """The same metrics of one case, as the packages give them."""
+def by_references(reference_map: Label, predicted: Label, spacing_mm: tuple[float, ...]) -> None:
+    """The same metrics of one case by the other packages."""
     for value in list(LABELS.values())[1:]:
-        reference, found = truth == value, predicted == value
+        reference, found = reference_map == value, predicted == value
         flat = reference.ravel(), found.ravel()
         for score in (metrics.f1_score, metrics.jaccard_score, metrics.recall_score):
             score(*flat)
@@ -92,19 +92,19 @@ def by_references(truth: Label, predicted: Label, spacing_mm: tuple[float, ...])
 
 
 def time_references(folder: Path, cases: int) -> float:
-    """Core-seconds a case, reading included."""
+    """Core-seconds per case, including reading."""
     seconds = []
     for case in range(cases):
         started = time.process_time()
         names = [folder / where / f"case_{case:03d}.nii.gz" for where in ("labelsTs", "predicted")]
-        truth, predicted = (np.asarray(read_label(path)[0], np.uint8) for path in names)
-        by_references(truth, predicted, SPACING_MM)
+        reference_map, predicted = (np.asarray(read_label(path)[0], np.uint8) for path in names)
+        by_references(reference_map, predicted, SPACING_MM)
         seconds.append(time.process_time() - started)
     return fmean(seconds) if seconds else 0.0
 
 
 def run_nnunet(folder: Path, environment: Path, processes: int) -> Cost:
-    """Its overlap of the same files."""
+    """The overlap by nnU-Net for the same files."""
     command = [str(environment / "bin" / "nnUNetv2_evaluate_simple")]
     values = [str(value) for value in LABELS.values() if value]
     folders = [str(folder / "labelsTs"), str(folder / "predicted")]

@@ -1,10 +1,10 @@
-"""Time the export of one prediction against nnU-Net's own function for it.
+"""Time the export of one prediction against that of nnU-Net.
 
-Both bring the same network output of 4 classes, 262 x 262 x 111 voxels at 1.58 x 1.58 x 2.70 mm, to
-the grid of a CT of 512 x 512 x 301 voxels, choose each voxel's class, and write the label map as
-.nii.gz: autoseg as `autoseg_predict` does, nnU-Net by `export_prediction_from_logits`, which gets
-logits where autoseg gets their softmax. Each time in a process of its own; what is measured is the
-work without reading and imports, and the peak of the process with them.
+Both resample the same network output of 4 classes, 262 x 262 x 111 voxels at 1.58 x 1.58 x 2.70 mm,
+to the grid of a CT of 512 x 512 x 301 voxels, choose the class of each voxel, and write the label
+map as .nii.gz: autoseg as `autoseg_predict` does, nnU-Net by `export_prediction_from_logits`, which
+gets logits where autoseg gets their softmax. Each time in a process of its own; what is measured is
+the work without reading and imports, and the peak of the process with them.
 
     python scripts/bench_export.py --nnunet /path/to/venv
 """

@@ -1,12 +1,12 @@
-"""Time `autoseg_predict` from start to finish against what else segments the same scans.
+"""Time `autoseg_predict` from start to end against other programs on the same scans.
 
 Hippocampus against nnU-Net, which is installed in a virtual environment of its own. Both plan for
 the same task and segment the same cases with one fold, by turns; the row has the median round:
 
     python scripts/bench_predict.py tests/data/Task004_Hippocampus --nnunet /path/to/venv
 
-Both networks are untrained, as their weights do not change how long they take; `--model` takes a
-trained model of autoseg's instead. A CT of 512 x 512 x 301 voxels and the paper's plan, against the
+Both networks are untrained, because the weights do not affect the time; `--model` uses a trained
+model of autoseg instead. A CT of 512 x 512 x 301 voxels and the paper's plan, against the
 same network and tiles in plain torch (float32) with scikit-image's resampling:
 
     python scripts/bench_predict.py --ct
@@ -63,7 +63,7 @@ torch.save({
 
 
 def save_untrained(plan: Plan, folder: Path) -> Path:
-    """A model folder as training leaves it, but for the training."""
+    """A model folder with untrained weights."""
     torch.manual_seed(0)
     plan.save(folder / "plan.json")
     weights = dict(build_network(plan).state_dict())
@@ -82,7 +82,7 @@ def plan_untrained(task: Task, workspace: Path, budget: str | None) -> Path:
 
 
 def describe(plan: Plan) -> str:
-    """The size of a plan's patches and network."""
+    """Patch and network of a plan, as text."""
     patch = " x ".join(map(str, plan.sampling.patch_size))
     return f"patches of {patch}, {'-'.join(map(str, plan.network.features))} maps"
 
@@ -115,7 +115,7 @@ def plan_nnunet(nnunet: NnUNet, task: Task) -> None:
 
 
 def link_scans(task: Task, count: int, folder: Path) -> Path:
-    """The first cases' scans, named as both commands want them."""
+    """The scans of the first cases, named as both commands require."""
     for case in task.cases[:count]:
         for channel, image in enumerate(case.images):
             link(image.resolve(), folder / f"{case.name}_{channel:04d}.nii.gz")
@@ -173,10 +173,10 @@ def main() -> None:
     """The command line."""
     parser = bench_parser(__doc__, rounds=3)
     parser.add_argument("task", type=Path, nargs="?", help="a raw task's folder")
-    parser.add_argument("--cases", type=int, default=12, help="how many cases to predict")
+    parser.add_argument("--cases", type=int, default=12, help="number of cases to predict")
     parser.add_argument("--model", type=Path, help="a trained model of the task")
     parser.add_argument("--time-budget", help="plan for training of this length, such as 5m")
-    parser.add_argument("--mirror", action="store_true", help="compare with mirroring, too")
+    parser.add_argument("--mirror", action="store_true", help="also compare with mirroring")
     parser.add_argument("--ct", action="store_true", help="one CT and the paper's plan instead")
     parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 301), help="of the CT")
     arguments = parser.parse_args()

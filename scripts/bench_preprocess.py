@@ -1,7 +1,7 @@
 """Time autoseg's preprocessing of a task against nnU-Net's, to the same spacing.
 
 Both read the same files with as many processes, one after the other, and write into an empty
-folder. nnU-Net plans for itself, and is then given the plan's spacing in place of its own. It is
+folder. nnU-Net makes its own plan, in which the spacing is replaced by that of our plan. It is
 installed in a virtual environment of its own:
 
     autoseg_plan Task001_COVID --workspace WORKSPACE
@@ -35,7 +35,7 @@ OURS = "_preprocess"  # the task, as this script calls itself to be measured
 
 
 def time_autoseg(task: Path, plan: Path, processes: int) -> Cost:
-    """What `autoseg_train` does before it trains, as a command."""
+    """The preprocessing of `autoseg_train`, as a command."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, __file__, OURS, str(plan), str(task), folder, str(processes)]
         return run(command, {})

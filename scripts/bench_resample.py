@@ -2,16 +2,16 @@
 
     python scripts/bench_resample.py --rounds 3
 
-Both sides work on the same volumes of a CT of 512 x 512 x 301 voxels and its 262 x 262 x 111 at
-1.58 x 1.58 x 2.70 mm, in turn, each time in a process of its own. The table has the median seconds
-of the work alone and the peak of its process, all libraries and volumes included.
+Both use the same volumes: a CT of 512 x 512 x 301 voxels, and 262 x 262 x 111 voxels at 1.58 x 1.58
+x 2.70 mm. They run alternately, each time in a new process. The table shows the median seconds of
+the work and the peak memory of its process, including libraries and volumes.
 
 * cubic: the scan to the coarse grid.
 * export: probabilities of 4 classes to the scan's grid, and the most probable class. scikit-image
-  resizes class after class. Once of blurred organs, once of noise, where every class may win
-  everywhere.
+  resizes one class after the other. Once with blurred organs, once with noise, where any class may
+  be the most probable one.
 * segment: a scan of 512 x 512 x 600 voxels with 4 and 40 classes, from patches of 160 x 160 x 80;
-  the network is one convolution. For the memory: there is no other side.
+  the network is one convolution. This row shows memory only.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def smooth(shape: tuple[int, ...], coarse: int, seed: int = 0) -> Volume:
 
 
 def scan(size: tuple[int, int, int]) -> NDArray[np.int16]:
-    """A CT as it is read: values of 16 bits, x next to x."""
+    """A CT as it is read: 16 bits per voxel, x varies fastest."""
     z_first = smooth(size[::-1], 20) * 500
     return z_first.astype(np.int16).T
 
 
 def cubic(side: str) -> Job:
-    """Bring a scan to the coarse grid."""
+    """Resample a scan to the coarse grid."""
     values = scan(NATIVE)
     if side == "autoseg":
         return lambda: resample_channel(Channel(values), LOW, (3, 3, 3)).values()
@@ -79,7 +79,7 @@ def cubic(side: str) -> Job:
 
 
 def export(side: str, kind: str) -> Job:
-    """Bring probabilities to the scan's grid and take the most probable class."""
+    """Resample probabilities to the grid of the scan and choose the most probable class."""
     coarse = {"organs": 60, "noise": 1}[kind]
     logits = np.stack([smooth(LOW, coarse, seed) for seed in range(CLASSES)])
     shares = torch.softmax(6 * torch.from_numpy(logits), dim=0).numpy()
@@ -87,7 +87,7 @@ def export(side: str, kind: str) -> Job:
 
 
 def ours(shares: Volume) -> Any:
-    """Planes as the sliding window hands them on."""
+    """Planes as the sliding window yields them."""
 
     def slabs() -> Iterator[Slab]:
         for start in range(0, LOW[0], 8):
@@ -149,12 +149,12 @@ JOBS: dict[str, Callable[..., Job]] = {"cubic": cubic, "export": export, "segmen
 
 
 def measure(*job: str) -> Cost:
-    """Do a job in a process of its own."""
+    """Do a job in a new process."""
     return self_measured([sys.executable, __file__, "--job", *job], {})
 
 
 def print_pair(what: str, *job: str, rounds: int) -> None:
-    """Measure both sides in turn, and print a row."""
+    """Measure both alternately, and print a row."""
     name, *more = job
     pairs = [[measure(name, side, *more) for side in ("skimage", "autoseg")] for _ in range(rounds)]
     slow, fast = (median(side) for side in zip(*pairs, strict=True))
@@ -174,7 +174,7 @@ def main() -> None:
     print_pair("cubic resampling of a CT of 512 x 512 x 301", "cubic", rounds=arguments.rounds)
     for kind in ("organs", "noise"):
         print_pair(
-            f"bring 4 classes' probabilities to its grid, {kind}",
+            f"resample the probabilities of 4 classes to its grid, {kind}",
             "export",
             kind,
             rounds=arguments.rounds,

@@ -2,8 +2,8 @@
 
     python scripts/bench_startup.py --nnunet /path/to/venv
 
-By turns; the row has the median round. The first round, in which files are read from disk and
-compiled, does not count.
+Both run alternately; the row shows the median round. The first round, in which files are read from
+disk and compiled, does not count.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """In words, for the table."""
+        """The name in the table."""
         layout = " + channels_last_3d" if self.layout is LAST else ""
         return f"{self.precision}{layout}{' + compile' if self.compiled else ''}"
 
@@ -85,21 +85,21 @@ def hippocampus_like(norm: str) -> Plan:
 
 
 def changed(plan: Plan, part: str, **values: Any) -> Plan:
-    """The plan with other values in one part, checked anew."""
+    """The plan with other values in one section, validated again."""
     found = plan.model_dump(mode="json")
     found[part] |= values
     return make_plan(found, "the benchmark's plan")
 
 
 def variants(device: torch.device, compiled: bool) -> list[Variant]:
-    """What to compare; float16 on CUDA only, where it is meant for."""
+    """The variants to compare; float16 on CUDA only."""
     halves = ["bfloat16", *(["float16"] if device.type == "cuda" else [])]
     found = [Variant(p, layout) for p in ("float32", *halves) for layout in (CONTIGUOUS, LAST)]
     return [*found, *(Variant(p, LAST, True) for p in ("float32", "bfloat16") if compiled)]
 
 
 def learner_of(plan: Plan, variant: Variant, device: torch.device) -> Learner:
-    """A learner that computes as the variant says."""
+    """A learner for a variant."""
     training = {"precision": variant.precision, "compile": variant.compiled}
     learner = Learner(changed(plan, "training", **training), device)
     learner.format = variant.layout
@@ -117,7 +117,7 @@ def random_batch(plan: Plan) -> Batch:
 
 
 def seconds_of(learner: Learner, batch: Batch, steps: int) -> float:
-    """Seconds a step, waiting for the device only at the end."""
+    """Seconds per step; waits for the device only at the end."""
     started = time.perf_counter()
     for _ in range(steps):
         loss, _ = learner.step(batch, 1e-4)
@@ -128,7 +128,7 @@ def seconds_of(learner: Learner, batch: Batch, steps: int) -> float:
 def measure(
     plan: Plan, device: torch.device, wanted: Sequence[Variant], rounds: int, steps: int
 ) -> list[float]:
-    """Median seconds a step of each variant."""
+    """Median seconds per step of each variant."""
     batch = random_batch(plan)
     with fast_convolutions(device):
         learners = [learner_of(plan, variant, device) for variant in wanted]
@@ -174,7 +174,7 @@ def against_nnunet(plan: Plan, environment: Path, rounds: int, steps: int) -> No
 
 
 def words(plan: Plan) -> str:
-    """Its size."""
+    """Network, patch and batch of a plan, as text."""
     patch = " x ".join(map(str, plan.sampling.patch_size))
     return (
         f"{'-'.join(map(str, plan.network.features))} maps, {plan.network.norm} normalisation, "
@@ -188,10 +188,10 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, help="a plan.json (default: a small U-Net)")
     parser.add_argument("--norm", choices=["batch", "instance"], default="instance")
     parser.add_argument("--patch", type=int, nargs=3, metavar=("X", "Y", "Z"))
-    parser.add_argument("--batch", type=int, help="samples a batch")
+    parser.add_argument("--batch", type=int, help="samples per batch")
     parser.add_argument("--device")
-    parser.add_argument("--steps", type=int, default=3, help="steps a round")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    parser.add_argument("--steps", type=int, default=3, help="steps per round")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     plan = load_plan(arguments.plan) if arguments.plan else hippocampus_like(arguments.norm)

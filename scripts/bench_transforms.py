@@ -2,10 +2,10 @@
 
     python scripts/bench_transforms.py --nnunet /path/to/venv
 
-The default plan has nnU-Net's transforms with its chances and ranges. Both sides augment random
-patches on one core, each in a process of its own, by turns; the row has the median round. Reading
-the patches from disk is left out. `bench_augmentation.py` compares the paper's plan with
-batchgenerators.
+The default plan has nnU-Net's transforms with the same probabilities and ranges. Both augment
+random patches on one core, alternately, each in a process of its own; the row shows the median
+round. Reading the patches from disk is left out. `bench_augmentation.py` compares the paper's plan
+with batchgenerators.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DEFAULT = [
 
 
 def augment(samples: int) -> None:
-    """What is measured on our side, after one sample to warm up."""
+    """The measured work of autoseg, after one sample to warm up."""
     specs: Specs = TypeAdapter(Specs).validate_python(DEFAULT)
     torch.set_num_threads(1)
     ours = Ours(specs, PATCH)
@@ -52,7 +52,7 @@ def augment(samples: int) -> None:
 def main() -> None:
     """The command line."""
     parser = bench_parser(__doc__, rounds=3, needs_nnunet=True)
-    parser.add_argument("--samples", type=int, default=50, help="a round, of each")
+    parser.add_argument("--samples", type=int, default=50, help="samples per round")
     arguments = parser.parse_args()
     samples = str(arguments.samples)
     theirs = [str(arguments.nnunet / "bin" / "python"), str(SIDE), *map(str, PATCH), samples]
@@ -64,7 +64,9 @@ def main() -> None:
         },
         arguments.rounds,
     )
-    what = f"augment a patch of {' x '.join(map(str, PATCH))} by nnU-Net's chances, one core"
+    what = (
+        f"augment a patch of {' x '.join(map(str, PATCH))} with nnU-Net's probabilities, one core"
+    )
     print_table(what, costs["autoseg"], "nnU-Net", costs["nnU-Net"])
 
 

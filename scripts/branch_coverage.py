@@ -1,6 +1,6 @@
-"""Read `coverage json` from standard input, and tell which share of all branches tests take.
+"""Read `coverage json` from standard input, and print the share of all branches that tests cover.
 
-The percentage that coverage itself gives counts lines as well, most of which are easy to reach.
+The percentage of coverage itself also counts lines, most of which are easy to cover.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ FEWEST = 0.9
 
 
 def share_of_branches(report: dict[str, Any]) -> tuple[str, bool]:
-    """The share in words, and whether it is large enough."""
+    """The share as text, and whether it is large enough."""
     totals = report["totals"]
-    taken, there = totals["covered_branches"], totals["num_branches"]
-    words = f"branches: {taken} of {there}, {taken / there:.1%}"
-    if taken >= FEWEST * there:
+    covered, total = totals["covered_branches"], totals["num_branches"]
+    words = f"branches: {covered} of {total}, {covered / total:.1%}"
+    if covered >= FEWEST * total:
         return words, True
-    return f"{words}, fewer than {FEWEST:.0%}", False
+    return f"{words}, less than {FEWEST:.0%}", False
 
 
 if __name__ == "__main__":

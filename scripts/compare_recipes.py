@@ -1,9 +1,9 @@
-"""Compare training recipes under equal time on real data: which Dice does each reach?
+"""Compare training recipes by the Dice that each reaches in the same time on real data.
 
 Every recipe of a JSON5 file replaces values of the plan that `autoseg_plan --time-budget` makes.
-The steps of all recipes are timed first, in turn and several times, and each recipe gets as many
-steps as its fastest step allows in the time of the first recipe's: a machine that is busy while the
-runs go on makes them slower, not worse. A run that is there already is not repeated.
+The steps of all recipes are timed first, alternately and several times. Each recipe gets the number
+of steps that fits the time of the first recipe at its fastest step: a busy machine makes the runs
+slower, not worse. Existing runs are not repeated.
 
     python scripts/compare_recipes.py WORKSPACE Task004 Task012 --budget 3m
 """
@@ -39,7 +39,7 @@ class Entry:
 
 
 def run(*words: object, threads: int | None = None, log: Path | None = None) -> None:
-    """One of autoseg's commands, as a user would call it."""
+    """Run a command of autoseg as a user would."""
     command = [sys.executable, "-m", f"autoseg.cli.{words[0]}", *map(str, words[1:])]
     environment = dict(os.environ)
     if threads:
@@ -97,7 +97,7 @@ def derive(base: Values, recipes: dict[str, Values]) -> dict[str, Values]:
 
 
 def give_equal_time(plans: dict[str, Values], seconds: dict[str, float]) -> None:
-    """As many steps for each plan as it takes in the time of the first one's."""
+    """The number of steps of each plan that fits the time of the first one."""
     first = next(iter(plans))
     time = plans[first]["training"]["steps_per_epoch"] * seconds[first]
     for recipe, values in plans.items():
@@ -188,14 +188,16 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workspace", type=Path, help="with the tasks in raw/")
-    parser.add_argument("tasks", nargs="+", help="names, or unique beginnings of names")
+    parser.add_argument("tasks", nargs="+", help="names, or unique prefixes of names")
     parser.add_argument("--budget", default="3m", help="time of the first recipe's run")
     parser.add_argument("--recipes", type=Path, default=Path(__file__).with_name("recipes.json5"))
-    parser.add_argument("--only", nargs="+", metavar="RECIPE", help="some of the recipes")
+    parser.add_argument(
+        "--only", nargs="+", metavar="RECIPE", help="recipes to compare (default: all)"
+    )
     parser.add_argument("--folds", nargs="+", default=["0"])
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at once, a thread each if several"
+        "--jobs", type=int, default=1, help="runs at a time, with one thread each if several"
     )
     arguments = parser.parse_args()
     threads = 1 if arguments.jobs > 1 else None

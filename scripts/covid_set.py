@@ -1,7 +1,7 @@
 """The COVID-19 CT set of Ma et al. 2020 as a task: its archives, its cases, its `dataset.json`.
 
 Zenodo record 3757476 has the scans and three sets of label maps, each a zip of 20 NIfTI files of
-the same names. The task takes the maps that tell left lung, right lung and infection apart.
+the same names. The task uses the maps with separate labels for left lung, right lung and infection.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def published() -> dict[str, Any]:
 
 
 def check_free(task: Path) -> None:
-    """See that the task's folder does not hold another set, such as a phantom of this one.
+    """Check that the task's folder does not contain another set, such as a phantom of this one.
 
     Raises:
         DataError: it does.
@@ -131,8 +131,7 @@ def check_free(task: Path) -> None:
     name = published()["name"]
     if path.is_file() and read_json(path).get("name") != name:
         raise DataError(
-            f"{path} describes another data set than {name!r}; move {task} away or choose another "
-            "workspace"
+            f"{path} does not describe {name!r}; move {task} away or choose another workspace"
         )
 
 
@@ -143,10 +142,10 @@ def is_whole(task: Path, archives: Iterable[Archive]) -> bool:
 
 
 def lay_out(zips: Mapping[Archive, Path], task: Path) -> None:
-    """Unpack archives into a task's folder and declare it; what is there already stays.
+    """Unpack archives into a task's folder and declare it; existing files are kept.
 
     Only the files of the 20 cases are written, each under the name that it has in the task. One
-    process at a time: what a killed one left half-written is deleted.
+    process at a time: unfinished files of killed ones are deleted.
 
     Raises:
         DataError: an archive is broken, has a file outside its own folder, lacks a case, or
@@ -171,7 +170,7 @@ def lay_out(zips: Mapping[Archive, Path], task: Path) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """See that the disk of a folder has `needed` bytes.
+    """Check that the disk of a folder has `needed` free bytes.
 
     Raises:
         AutosegError: it has fewer.
@@ -181,12 +180,12 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise AutosegError(
             f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; "
-            "make room or choose another workspace"
+            "free space or choose another workspace"
         )
 
 
 def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The file of each case in an archive, whichever folder in it they lie in.
+    """The file of each case in an archive, in whichever folder.
 
     Raises:
         DataError: a case is missing or there twice, or the archive is not safe to unpack.
@@ -195,7 +194,7 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as a zip: {error}; get it again") from error
+        raise DataError(f"{path} is not a valid zip file ({error}); download it again") from error
     for member in members:
         _check_member(member, path)
     found: dict[str, zipfile.ZipInfo] = {}
@@ -204,12 +203,12 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
         if not ending or case not in CASES:
             continue
         if case in found:
-            raise DataError(f"{path} holds {case}.nii.gz twice; get it again")
+            raise DataError(f"{path} contains {case}.nii.gz twice; download it again")
         found[case] = member
     if absent := [case for case in CASES if case not in found]:
         raise DataError(
             f"{path} lacks {absent[0]}.nii.gz ({len(CASES) - len(absent)} of {len(CASES)} cases "
-            "are there); it is not the published archive, get it again"
+            "are there); it is not the published archive; download it again"
         )
     return {case: found[case] for case in CASES}
 
@@ -217,10 +216,10 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
     parts = re.split(r"[/\\]", member.filename)
     if ".." in parts or parts[0] == "" or ":" in parts[0]:
-        raise DataError(f"{path} holds {member.filename!r}, outside its folder; do not trust it")
+        raise DataError(f"{path} contains {member.filename!r}, outside its folder; do not trust it")
     if member.file_size > LARGEST_MEMBER:
         raise DataError(
-            f"{path} holds {member.filename!r} of {member.file_size:,} bytes; no file of the set "
+            f"{path} has {member.filename!r} of {member.file_size:,} bytes; no file of the set "
             f"is larger than {LARGEST_MEMBER:,}, do not trust it"
         )
 

@@ -1,4 +1,4 @@
-"""The held-out scans of An et al. with the COVID-19-20 challenge's annotations, as a test set."""
+"""The scans of An et al. with the annotations of the COVID-19-20 challenge, as a test set."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ DECLARATION: dict[str, Any] = {
 
 
 def lay_out_test_set(source: Path, target: Path) -> int:
-    """Link, or copy where links cannot be, to `imagesTs` and `labelsTs`; returns the cases.
+    """Link (or copy) the files to `imagesTs` and `labelsTs`; returns the number of cases.
 
-    `source` may have the files in any folder in it: the challenge's own
+    The files may be in any subfolder of `source`: the challenge's own
     `volume-covid19-A-0003_ct.nii.gz` and `volume-covid19-A-0003_seg.nii.gz`, or the archive's
-    `volume-covid19-A-0003.nii.gz` for a scan. A scan that nobody annotated is left out.
+    `volume-covid19-A-0003.nii.gz` for a scan. Scans without annotations are left out.
 
     Raises:
-        DataError: there is no scan with an annotation, or two files stand for the same.
+        DataError: there is no scan with an annotation, or two files belong to the same case.
     """
     scans, annotations = find_files(source, target)
     cases = sorted(scans.keys() & annotations.keys())
     if not cases:
         raise DataError(
             f"{source}: expected volume-covid19-A-0003_ct.nii.gz with "
-            "volume-covid19-A-0003_seg.nii.gz, and so on, in it or in folders in it; found "
-            f"{len(scans)} scans and {len(annotations)} annotations, none of which belong together"
+            "volume-covid19-A-0003_seg.nii.gz, and so on, in any subfolder; found "
+            f"{len(scans)} scans and {len(annotations)} annotations, but no pairs"
         )
     with progress("test set", len(cases)) as shown:
         for case in cases:
@@ -65,10 +65,10 @@ def find_files(source: Path, leave_out: Path) -> tuple[dict[str, Path], dict[str
     """Scans and annotations by case, not looking into `leave_out`.
 
     Raises:
-        DataError: `source` is no folder, or two files in it stand for the same.
+        DataError: `source` is not a folder, or two files belong to the same case.
     """
     if not source.is_dir():
-        raise DataError(f"{source} is no folder; name the one that holds the unpacked test set")
+        raise DataError(f"{source} is not a folder; give the folder of the unpacked test set")
     challenge: dict[str, Path] = {}
     archive: dict[str, Path] = {}
     annotations: dict[str, Path] = {}
@@ -77,7 +77,7 @@ def find_files(source: Path, leave_out: Path) -> tuple[dict[str, Path], dict[str
             _add(annotations, found[1], path)
         elif found := SCAN.fullmatch(path.name):
             _add(challenge if found[2] else archive, found[1], path)
-    return archive | challenge, annotations  # a scan that the challenge gave is its annotation's
+    return archive | challenge, annotations  # scans of the challenge have precedence
 
 
 def _files(folder: Path, leave_out: Path) -> Iterator[Path]:
@@ -88,7 +88,7 @@ def _files(folder: Path, leave_out: Path) -> Iterator[Path]:
 
 def _add(files: dict[str, Path], case: str, path: Path) -> None:
     if case in files:
-        raise DataError(f"{files[case]} and {path} stand for the same; keep one")
+        raise DataError(f"{files[case]} and {path} belong to the same case; keep one")
     files[case] = path
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on 48 real MR scans: plan, train, predict, evaluate. About 3 and a half minutes on two cores.
-# Usage: scripts/demo.sh [TIME]     TIME is the training budget, 3m if not given
+# Plan, train, predict and evaluate on 48 real MR scans; about three and a half minutes on two cores.
+# Usage: scripts/demo.sh [TIME]     TIME is the training budget (default: 3m)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,10 +19,10 @@ autoseg_plan Task004_Hippocampus --time-budget "${1:-3m}"
 echo "--- 2. train one fold"
 autoseg_train Task004 fold 0
 
-echo "--- 3. segment scans that training has not seen"
+echo "--- 3. segment scans that were not used in training"
 autoseg_predict -i "$data/imagesTs" -o predictions
 
-echo "--- 4. compare with the truth"
+echo "--- 4. compare with the reference label maps"
 autoseg_evaluate -g "$data/labelsTs" -p predictions -i "$data/imagesTs"
 
 echo "model: $PWD/models/Task004_Hippocampus/default"

@@ -4,12 +4,12 @@
     python scripts/download_covid.py --workspace WORKSPACE --from FOLDER_WITH_THE_ZIPS
     python scripts/download_covid.py --workspace WORKSPACE --test-set COVID-19-20_v2
 
-About 1.1 GB from Zenodo record 3757476, checked against its checksums. A download that breaks off
-goes on where it was, also when the command is run again; what is there already is left alone. The
-scans are licensed CC BY-NC-SA: not for commercial use.
+About 1.1 GB from Zenodo record 3757476; the checksums are verified. An interrupted download
+continues where it stopped, also when the command is run again; existing files are kept. The scans
+are licensed CC BY-NC-SA: not for commercial use.
 
 `--test-set` lays out scans of An et al. 2020 with the annotations of the COVID-19-20 challenge
-(covid-segmentation.grand-challenge.org, which asks for a registration) as
+(covid-segmentation.grand-challenge.org, which requires a registration) as
 WORKSPACE/test_sets/COVID-19-20, with imagesTs and labelsTs (0 background, 1 infection).
 """
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Its arguments."""
+    """The arguments of the command."""
     made = parser("download_covid.py", (__doc__ or "").partition("\n")[0])
     add_workspace(made)
     made.add_argument(
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         dest="source",
         type=Path,
         metavar="FOLDER",
-        help="take the record's zips from here instead of downloading them",
+        help="use the zip files in this folder instead of downloading them",
     )
     made.add_argument(
         "--all-masks",
@@ -82,7 +82,7 @@ def download(
     record: str = RECORD,
     wait: Wait = time.sleep,
 ) -> int:
-    """Do what the arguments say; the rest is the set itself, and where it is published."""
+    """Download the set and lay it out; `archives`, `others` and `record` define the set."""
     workspace = Workspace.find(arguments.workspace)
     if arguments.test_set:
         target = workspace.root / "test_sets" / FOLDER
@@ -100,7 +100,7 @@ def download(
             else:
                 lay_out(downloaded(missing, folder, record, wait), task)
     clean(folder, wanted)
-    say(f"{task}: whole")
+    say(f"{task}: complete")
     return DONE
 
 
@@ -113,7 +113,7 @@ def clean(folder: Path, archives: Sequence[Archive]) -> None:
 
 
 def given(archives: Sequence[Archive], folder: Path) -> dict[Archive, Path]:
-    """The archives in a user's folder, which must be those that were published.
+    """The archives in a user's folder, which must be the published ones.
 
     Raises:
         DataError: one is missing or is another file.
@@ -121,12 +121,14 @@ def given(archives: Sequence[Archive], folder: Path) -> dict[Archive, Path]:
     for archive in archives:
         path = folder / archive.name
         if not path.is_file():
-            raise DataError(f"{path} is missing; get it from https://zenodo.org/records/3757476")
+            raise DataError(
+                f"{path} is missing; download it from https://zenodo.org/records/3757476"
+            )
         found = checksum(path, "sha256").partition(":")[2]
         if found != archive.sha256:
             raise DataError(
-                f"{path} has the SHA-256 {found}, not {archive.sha256}; it is not the published "
-                "file or not whole, get it again"
+                f"{path} has the SHA-256 {found}, not {archive.sha256}; it is incomplete or not "
+                "the published file; download it again"
             )
     return {archive: folder / archive.name for archive in archives}
 
@@ -134,14 +136,14 @@ def given(archives: Sequence[Archive], folder: Path) -> dict[Archive, Path]:
 def downloaded(
     archives: Sequence[Archive], folder: Path, record: str, wait: Wait
 ) -> dict[Archive, Path]:
-    """The archives, fetched to a folder and checked against what the record says of them now."""
+    """The archives, downloaded to a folder and verified by the checksums of the record."""
     remotes = remotes_of(fetch_json(record, wait), record)
     paths = {archive: folder / archive.name for archive in archives}
     for archive in archives:
         if archive.name not in remotes:
             raise RunError(f"{record} has no file {archive.name}; there: {', '.join(remotes)}")
     loading = sum(remotes[a.name].size for a, path in paths.items() if not path.is_file())
-    check_space(folder, 2 * loading)  # the scans in them are compressed, they take as much again
+    check_space(folder, 2 * loading)  # the compressed scans in them take the same space again
     for archive, path in paths.items():
         fetch(remotes[archive.name], path, wait)
     return paths
@@ -151,7 +153,7 @@ def remotes_of(answer: Any, record: str) -> Mapping[str, Remote]:
     """The files that Zenodo's answer lists, by name.
 
     Raises:
-        RunError: it lists none in the way that it used to.
+        RunError: the answer has another format.
     """
     try:
         files = {
@@ -161,8 +163,8 @@ def remotes_of(answer: Any, record: str) -> Mapping[str, Remote]:
         known = all(remote.checksum.startswith(CHECKSUMS) for remote in files.values())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
-            f"{record} does not list its files as it used to ({error}); get the zips with a "
-            "browser and name their folder with --from"
+            f"{record} lists its files in another format ({error}); download the zips with "
+            "a browser and give their folder with --from"
         ) from error
     if not known:
         raise RunError(f"{record} has checksums other than {', '.join(CHECKSUMS)}; use --from")

@@ -1,4 +1,4 @@
-"""Files over HTTP: continued after a broken connection, checked, and whole or absent."""
+"""Downloads over HTTP: resumed after a broken connection, verified, and complete or absent."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import in_words, progress, say
 
 MEGABYTE = 1 << 20
-TRIES = 6  # in a row that bring nothing new
+TRIES = 6  # in a row without new bytes
 WHOLE_TRIES = 2  # downloads that end with a wrong checksum
 TIMEOUT_SECONDS = 60.0
 LONGEST_WAIT_SECONDS = 60.0
-LARGEST_ANSWER = 4 * MEGABYTE  # of a question; files have no such bound
+LARGEST_ANSWER = 4 * MEGABYTE  # of JSON; files have no limit
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 CANNOT_CONTINUE = 416
 
@@ -45,7 +45,7 @@ class Remote:
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Worth another try, after `seconds` if the server asked for a wait."""
+    """The download may be tried again, after `seconds` if the server requested a wait."""
 
     def __init__(self, text: str, seconds: float | None = None) -> None:
         super().__init__(text)
@@ -53,7 +53,7 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class CannotContinue(Interrupted):
-    """The server has no such part of the file."""
+    """The server does not have this part of the file."""
 
 
 def checksum(path: Path, algorithm: str) -> str:
@@ -69,14 +69,14 @@ def has_checksum(path: Path, expected: str) -> bool:
 
 
 def fetch_json(url: str, wait: Wait = time.sleep) -> Any:
-    """The JSON that a server answers, after up to six tries.
+    """The JSON answer of a server, after up to six tries.
 
     Raises:
-        RunError: there is none.
+        RunError: there is no valid answer.
     """
 
     def ask() -> bytes:
-        with _opened(url) as response, _worth_another_try():
+        with _opened(url) as response, _interruptions():
             answer = response.read(LARGEST_ANSWER)
         if len(answer) < (_whole(response.headers.get("Content-Length")) or 0):
             raise Interrupted(f"the answer broke off after {len(answer):,} bytes")
@@ -90,13 +90,13 @@ def fetch_json(url: str, wait: Wait = time.sleep) -> Any:
 
 
 def fetch(remote: Remote, path: Path, wait: Wait = time.sleep) -> None:
-    """Download to `path`, which appears once it is whole and has the right checksum.
+    """Download to `path`, which appears once it is complete and has the right checksum.
 
-    What has come stays in `path` + `.part`, where a later try or a later call goes on. Six tries in
-    a row that bring nothing new end it; between them it waits 1, 2, 4, ... seconds.
+    Received bytes are kept in `path` + `.part`, from which a later try or call continues. It gives
+    up after six tries in a row without new bytes, with waits of 1, 2, 4, ... seconds between them.
 
     Raises:
-        RunError: the file is not there, the connection keeps breaking off, or the checksum is
+        RunError: the file does not exist, the connection breaks repeatedly, or the checksum is
             wrong twice.
     """
     if has_checksum(path, remote.checksum):
@@ -111,12 +111,12 @@ def fetch(remote: Remote, path: Path, wait: Wait = time.sleep) -> None:
         part.drop()
     raise RunError(
         f"{remote.url}: the checksum is {found}, not {remote.checksum}, twice; "
-        "try again later, or get the file another way"
+        "try again later, or download the file in another way"
     )
 
 
 class _Part:
-    """What has come of a file, and the server's mark of the version that it belongs to."""
+    """The received part of a file, and the server's mark of the file version."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -149,7 +149,7 @@ class _Part:
 
 
 def _tried(attempt: Callable[[], Answer], url: str, size: Callable[[], int], wait: Wait) -> Answer:
-    """What the attempt returns, tried again as long as it may help; `size` tells what has come."""
+    """The result of an attempt, which is repeated after interruptions; `size`: received bytes."""
     most, failures = size(), 0
     while True:
         try:
@@ -158,7 +158,7 @@ def _tried(attempt: Callable[[], Answer], url: str, size: Callable[[], int], wai
             failures = 1 if size() > most else failures + 1
             most = max(most, size())
             if failures == TRIES:
-                kept = f"; {size():,} bytes are kept, run it again to go on" if size() else ""
+                kept = f"; {size():,} bytes are kept; run it again to continue" if size() else ""
                 raise RunError(f"{url}: {error} ({TRIES} times in a row){kept}") from error
             pause = 2.0 ** (failures - 1) if error.seconds is None else error.seconds
             pause = min(pause, LONGEST_WAIT_SECONDS)
@@ -167,10 +167,10 @@ def _tried(attempt: Callable[[], Answer], url: str, size: Callable[[], int], wai
 
 
 def _receive(remote: Remote, part: _Part) -> None:
-    """Load what is missing of the part.
+    """Download the missing rest.
 
     Raises:
-        Interrupted: it is still not whole.
+        Interrupted: it is still incomplete.
     """
     if part.size > remote.size:
         part.drop()
@@ -188,18 +188,18 @@ def _receive(remote: Remote, part: _Part) -> None:
 
 
 def _continuing(part: _Part) -> dict[str, str]:
-    """Headers that ask for the rest, if the file there is still the one that was begun."""
+    """Headers that request the rest, if the file on the server has not changed."""
     if part.size == 0:
         return {}
-    asked = {"Range": f"bytes={part.size}-"}
-    return asked if part.mark is None else asked | {"If-Range": part.mark}
+    headers = {"Range": f"bytes={part.size}-"}
+    return headers if part.mark is None else headers | {"If-Range": part.mark}
 
 
 def _check_start(response: HTTPResponse, remote: Remote, part: _Part) -> None:
-    """See what the server sends: the rest, or the whole file again (then the part is begun anew).
+    """Check what the server sends: the rest, or the complete file (then the part is restarted).
 
     Raises:
-        Interrupted: neither, or the file has another length than the one that is wanted.
+        Interrupted: neither, or the file has another length than expected.
     """
     start, total = 0, _whole(response.headers.get("Content-Length"))
     if response.status == 206:
@@ -213,7 +213,7 @@ def _check_start(response: HTTPResponse, remote: Remote, part: _Part) -> None:
         part.begin(_mark(response))
     elif start != part.size:
         part.drop()
-        raise Interrupted("the server sends another part of the file than it was asked for")
+        raise Interrupted("the server sends another part of the file than requested")
 
 
 def _append(response: HTTPResponse, remote: Remote, part: _Part) -> None:
@@ -232,13 +232,13 @@ def _append(response: HTTPResponse, remote: Remote, part: _Part) -> None:
 
 
 def _read(response: HTTPResponse) -> bytes:
-    with _worth_another_try():
+    with _interruptions():
         return response.read1(MEGABYTE)
 
 
 @contextmanager
-def _worth_another_try() -> Iterator[None]:
-    """Turn what a broken connection raises into `Interrupted`."""
+def _interruptions() -> Iterator[None]:
+    """Turn the errors of a broken connection into `Interrupted`."""
     try:
         yield
     except (OSError, HTTPException) as error:
@@ -250,11 +250,11 @@ def _opened(url: str, headers: dict[str, str] | None = None) -> Iterator[HTTPRes
     """The server's answer.
 
     Raises:
-        Interrupted: there is none now.
-        RunError: there will be none.
+        Interrupted: there is none at present.
+        RunError: the request is not valid.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise RunError(f"{url} is no address of a web server")
+        raise RunError(f"{url} is not the address of a web server")
     # "identity": lengths and ranges are those of the file, not of a compressed copy
     common = {"User-Agent": f"autoseg/{__version__}", "Accept-Encoding": "identity"}
     request = Request(url, headers=common | (headers or {}))
@@ -270,19 +270,19 @@ def _opened(url: str, headers: dict[str, str] | None = None) -> Iterator[HTTPRes
 
 
 def _refusal(url: str, error: HTTPError) -> Exception:
-    """What an answer like 404 or 503 means."""
+    """The error for an answer such as 404 or 503."""
     with error:
-        told = f"the server says {error.code} {error.reason}"
+        answer = f"the server answers {error.code} {error.reason}"
         if error.code in TEMPORARY:
             seconds = _whole(error.headers.get("Retry-After"))
-            return Interrupted(told, None if seconds is None else float(seconds))
+            return Interrupted(answer, None if seconds is None else float(seconds))
     if error.code == CANNOT_CONTINUE:
-        return CannotContinue(told)
-    return RunError(f"{url}: {told}; look whether the address is still right")
+        return CannotContinue(answer)
+    return RunError(f"{url}: {answer}; check the address")
 
 
 def _mark(response: HTTPResponse) -> str | None:
-    """What tells this version of the file from others: a strong ETag, else its date."""
+    """What identifies this version of the file: a strong ETag, else its date."""
     tag = response.headers.get("ETag")
     if tag and not tag.startswith("W/"):
         return tag

@@ -1,11 +1,11 @@
-"""Feed mutated files to the readers of files that strangers write (atheris, coverage-guided).
+"""Fuzz the readers of files from untrusted sources (atheris, coverage-guided).
 
     pip install '.[fuzz]'
     python scripts/fuzz.py plan --minutes 5
 
 A reader may return, or raise an AutosegError. Anything else is a finding, as are 2 GB of memory or
-30 seconds: the run stops there, and keeps the input in the folder `--found`. The seeds in
-tests/data/fuzz are read, and replayed by the tests; new ones go to `--found`, too.
+30 seconds: the run stops, and the input is written to the folder `--found`. The seeds are in
+tests/data/fuzz, and the tests replay them; new seeds are written to `--found`, too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Mutate = Callable[[bytes, int], bytes]
 
 @cache
 def workplace() -> Path:
-    """A folder for the files that readers are given; beside them lie two cases, one with a twin."""
+    """A folder for the input of readers, with two cases, one of them in two files."""
     folder = Path(tempfile.mkdtemp(prefix="autoseg_fuzz_"))
     for name in ("imagesTr/a_0000.nii.gz", "imagesTr/b.nii.gz", "labelsTr/a.nii.gz"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def written(name: str, content: bytes) -> Path:
 
 
 def read_plan(content: bytes) -> None:
-    """A plan file; what is read is the same plan when it is written and read again."""
+    """A plan file; writing and reading it again gives the same plan."""
     from autoseg.plan.reading import load_plan, parse_plan
 
     plan = load_plan(written(PLAN, content))
@@ -90,7 +90,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 def attempt(target: str, content: bytes) -> None:
-    """Let a reader read; what it may raise is no finding."""
+    """Run a reader; the errors that it may raise are not findings."""
     from autoseg.common.errors import AutosegError
 
     with suppress(AutosegError):
@@ -100,7 +100,7 @@ def attempt(target: str, content: bytes) -> None:
 def mutated_zip(content: bytes, mutate: Mutate, seed: int) -> bytes:
     """A packed model with one file changed, most often with a manifest and weights that fit it.
 
-    Without that no change would get past the check of the SHA-256.
+    Otherwise every change would fail the check of the SHA-256.
     """
     rng = random.Random(seed)
     try:
@@ -146,7 +146,7 @@ def fitted(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def with_plan_id(weights: bytes, plan_id: str) -> bytes:
-    """Weights that say that they were trained by this plan; as they are if they are damaged."""
+    """Weights with the id of this plan; unchanged if they are damaged."""
     with suppress(ValueError, KeyError, TypeError, RecursionError, struct.error):
         (size,) = struct.unpack_from("<Q", weights)
         header: dict[str, Any] = json.loads(weights[8 : 8 + size])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Counts the files of autoseg that a reader meets on the way from a command to its result.
+"""Count the files of autoseg that each command imports.
 
 For each command: the modules reached from its file through import statements, also those inside
 functions; imports for type checking do not count.

@@ -1,4 +1,4 @@
-"""Write a phantom of the COVID-19 CT set: real geometry, shares and intensities, made-up lungs.
+"""Write a phantom of the COVID-19 CT set: real geometry, shares and intensities, synthetic lungs.
 
 Each of the 20 cases of Ma et al. 2020 (tests/data/covid20_headers.csv) becomes a chest with a body,
 a spine, two lungs with vessels, and ground-glass and consolidated lesions of the listed shares.
@@ -90,7 +90,7 @@ def draw_anatomy(header: Header, rng: np.random.Generator) -> Anatomy:
     lungs = np.maximum(left, right)
     grown = np.quantile(lungs, 1 - header.lung_share)
     left, right, lungs = left - grown, right - grown, lungs - grown
-    # Lesions like the back and the border of the lung.
+    # Lesions are more frequent at the back and the border of the lung.
     disease = smooth_noise(shape, 6, rng) - 0.5 * y - 0.3 * lungs
     disease = np.where(lungs > 0, disease, disease.min())
     lesion = disease - np.quantile(disease, 1 - header.infection_share)
@@ -160,7 +160,7 @@ def paint(fields: dict[str, Array]) -> tuple[Array, NDArray[np.uint8]]:
 
 
 def to_scanner(hu: Array, is_hu: bool) -> NDArray[np.int16]:
-    """Whole numbers as the published files hold them: HU, or the lung window as 0..255."""
+    """Integers as in the published files: HU, or the lung window as 0..255."""
     if is_hu:
         hounsfield: NDArray[np.int16] = np.rint(np.clip(hu, -1024, 3071)).astype(np.int16)
         return hounsfield
@@ -196,13 +196,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the task's folder, as in raw/Task001_COVID")
     parser.add_argument("--scale", type=float, default=0.25, help="of the voxels along each axis")
-    parser.add_argument("--cases", type=int, default=20, help="how many of the 20")
+    parser.add_argument("--cases", type=int, default=20, help="number of cases, at most 20")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--test-set",
         action="store_true",
-        help="imagesTs and labelsTs with only the infection, as in An et al. 2020; take another "
-        "--seed than the training set's",
+        help="imagesTs and labelsTs with only the infection, as in An et al. 2020; use another "
+        "--seed than for the training set",
     )
     parser.add_argument("--headers", type=Path, default=HEADERS, help="CSV of the real geometry")
     arguments = parser.parse_args()

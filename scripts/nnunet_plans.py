@@ -1,4 +1,4 @@
-"""nnU-Net's plans, changed so that it does the same work as autoseg in a comparison."""
+"""nnU-Net's plans, changed to the same work as autoseg for comparisons."""
 
 from __future__ import annotations
 

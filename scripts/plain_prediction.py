@@ -1,6 +1,6 @@
-"""One CT through the network as a short script would do it, for bench_predict.py to compare with.
+"""Predict one CT as a short script would, for comparison in bench_predict.py.
 
-Plain torch in float32, scikit-image for all resampling, probabilities of the whole volume in
+Plain torch in float32, scikit-image for all resampling, the probabilities of the full volume in
 memory. The network, its weights, the tiles and their weights are autoseg's.
 """
 
@@ -69,7 +69,7 @@ def preprocessed(plan: Plan, values: NDArray[np.float32], spacing_mm: Any) -> ND
 
 @torch.inference_mode()
 def slide(model: Model, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities (class, x, y, z) of the whole volume."""
+    """Probabilities (class, x, y, z) of the full volume."""
     plan, (network,) = model.plan, model.networks
     patch, overlap = plan.sampling.patch_size, plan.inference.overlap
     missing = [max(0, p - n) for p, n in zip(patch, image.shape, strict=True)]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv with everything that autoseg needs; does nothing (and needs no network) when it is there.
+# Create .venv with the dependencies of autoseg; if it exists, do nothing (and use no network).
 # Usage: scripts/setup.sh [EXTRAS]     e.g. scripts/setup.sh dev
-# PYTHON names another interpreter than python3 (3.11 or newer).
+# PYTHON: another interpreter than python3 (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,23 +14,22 @@ wanted=$(cksum pyproject.toml)
 [ -f "$ready" ] && [ "$(cat "$ready")" = "$wanted" ] && exit 0
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: $python is older than Python 3.11; name a newer one with PYTHON=..." >&2
+    echo "error: $python is older than Python 3.11; choose a newer one with PYTHON=..." >&2
     exit 2
 }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
 
-echo "setting up .venv (once; some minutes): 1 of 2, PyTorch" >&2
+echo "setting up .venv (only once; takes some minutes): 1 of 2, PyTorch" >&2
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     if command -v nvidia-smi >/dev/null; then
         "${pip[@]}" install "torch==$torch"
     else
-        # The CPU build, so that no gigabytes of CUDA come along: from where pip is configured to
-        # look, else from PyTorch's own index.
+        # The CPU build avoids gigabytes of CUDA: from pip's configured index, else from PyTorch's.
         "${pip[@]}" install "torch==$torch+cpu" 2>/dev/null ||
             "${pip[@]}" install "torch==$torch" --index-url https://download.pytorch.org/whl/cpu
     fi
 fi
-echo "2 of 2, autoseg and what else it needs" >&2
+echo "2 of 2, autoseg and its other dependencies" >&2
 "${pip[@]}" install -e ".${extras:+[$extras]}"
 echo "$wanted" >"$ready"

@@ -1,6 +1,6 @@
-"""Run autoseg and something else on the same data, by turns, and compare what they cost.
+"""Run autoseg and another program alternately on the same data, and compare time and memory.
 
-Every bench prints rows of one table: what, autoseg, other, ratio, ratio of core time.
+Every benchmark prints rows of one table: what, autoseg, other, ratio, ratio of core time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PEAKS_IN_A_GB = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobyt
 
 @dataclass(frozen=True)
 class Cost:
-    """Time of a command, of the clock and of all cores, and the memory of its largest process."""
+    """Wall time and core time of a command, and the memory of its largest process."""
 
     seconds: float
     cpu_seconds: float = 0.0  # 0: not measured
@@ -43,11 +43,11 @@ class Cost:
 
 
 Command = Callable[[Path], Cost]
-"""Something to measure, which may write into an empty folder."""
+"""A function to measure, which may write into an empty folder."""
 
 
 def bench_parser(doc: str, rounds: int = 0, needs_nnunet: bool = False) -> argparse.ArgumentParser:
-    """The options that all benches share; `rounds` is how often both sides run by default."""
+    """The options of all benchmarks; `rounds`: how often both run by default."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument(
         "--nnunet", type=Path, required=needs_nnunet, help="virtual environment with nnU-Net"
@@ -58,7 +58,7 @@ def bench_parser(doc: str, rounds: int = 0, needs_nnunet: bool = False) -> argpa
 
 
 def run(command: list[str], environment: dict[str, str]) -> Cost:
-    """Run a command as a child of a fresh process, which can tell its children's peak alone."""
+    """Run a command as a child of a fresh process, which measures the peak of its children only."""
     script = (
         "import resource, subprocess, sys, time\n"
         "started = time.perf_counter()\n"
@@ -113,11 +113,11 @@ class NnUNet:
 
     @property
     def preprocessed(self) -> Path:
-        """Where it puts what it makes of the task."""
+        """The folder of its preprocessed data."""
         return self.root / "preprocessed" / "Dataset001_Bench"
 
     def run(self, command: str, *arguments: str) -> Cost:
-        """Run one of its commands on the task."""
+        """Run a command of nnU-Net on the task."""
         return self.call(command, "-d", "1", *arguments)
 
     def call(self, command: str, *arguments: str) -> Cost:
@@ -167,7 +167,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def warm_up(task: Task) -> int:
-    """Read every file once, so that neither command pays for a cold disk; returns the voxels."""
+    """Read every file once, so that the disk cache is warm for both; returns the voxels."""
     from autoseg.image.image import read_geometry
 
     voxels = 0
@@ -180,7 +180,7 @@ def warm_up(task: Task) -> int:
 
 
 def by_turns(commands: Mapping[str, Command], rounds: int) -> dict[str, Cost]:
-    """Run commands by turns, each into an empty folder; the median of each one's figures."""
+    """Run commands alternately, each into an empty folder; the median figures of each."""
     costs: dict[str, list[Cost]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
@@ -196,12 +196,12 @@ def median(costs: Sequence[Cost]) -> Cost:
 
 
 def print_head() -> None:
-    """The head of the table, which is the same in all scripts."""
+    """The header of the table, the same in all scripts."""
     print(*HEAD, sep="\n", flush=True)
 
 
 def print_row(what: str, ours: Cost, name: str, theirs: Cost) -> None:
-    """One line of the table; ratios are what the other takes over what autoseg takes."""
+    """One line of the table; ratios are the cost of the other divided by that of autoseg."""
     ratio = f"{theirs.seconds / ours.seconds:.1f}"
     known = ours.cpu_seconds and theirs.cpu_seconds
     of_cores = f"{theirs.cpu_seconds / ours.cpu_seconds:.1f}" if known else ""

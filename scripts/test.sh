@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs the tests, as many at a time as there are cores (8 at most, for their memory).
+# Set up .venv and run the tests in parallel, one process per core (at most 8, to limit memory).
 # Usage: scripts/test.sh [--coverage] [ARGUMENTS OF PYTEST]     e.g. -n 0 for one at a time
-# --coverage tells which lines and branches of autoseg/ no test takes; it fails where a tenth of the
-# branches is not taken.
+# --coverage reports the lines and branches of autoseg/ that no test covers; it fails if less than 90 %
+# of the branches are covered.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/setup.sh dev
 python=.venv/bin/python
-export OMP_NUM_THREADS=1  # the cores are taken
+export OMP_NUM_THREADS=1  # one process per core is running already
 pytest=(-m pytest --numprocesses auto --maxprocesses 8 --dist worksteal)
 
 [ "${1:-}" = --coverage ] || exec "$python" "${pytest[@]}" "$@"

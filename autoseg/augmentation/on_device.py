@@ -63,7 +63,6 @@ def postpone(
         if isinstance(step, plans.PreviousMorphology | plans.PreviousRemoval):
             labels[1] = corrupt_previous(labels[1], step, augmentation.rng)
             continue
-        assert not isinstance(step, plans.Spatial), "its warp is drawn"
         x, y, z = labels[0].shape
         operation = draw_operation(step, len(image), (x, y, z), augmentation.rng)
         if operation is not None:
@@ -124,19 +123,10 @@ class ApplyOperators:
 
 
 Operation = Warp | Flip | AddNoise | AdjustIntensity | ApplyOperators
-ImageTransform = (
-    plans.Mirror
-    | plans.GaussianNoise
-    | plans.GaussianBlur
-    | plans.Brightness
-    | plans.Contrast
-    | plans.LowResolution
-    | plans.Gamma
-)
 
 
 def draw_operation(
-    spec: ImageTransform | Warp, channels: int, size: Triple, rng: np.random.Generator
+    spec: plans.Transform | Warp, channels: int, size: Triple, rng: np.random.Generator
 ) -> Operation | None:
     """Draw what a transform does to one image; None if it is not applied.
 
@@ -148,6 +138,7 @@ def draw_operation(
     """
     if isinstance(spec, Warp):
         return spec
+    assert not isinstance(spec, plans.Spatial), "its warp is drawn"
     if rng.random() >= spec.probability:
         return None
     match spec:
@@ -157,22 +148,18 @@ def draw_operation(
             return AddNoise(rng.uniform(*spec.variance), int(rng.integers(2**63)))
         case plans.Brightness():
             return AdjustIntensity(spec, tuple(rng.uniform(*spec.factor) for _ in range(channels)))
-        case plans.Contrast():
-            return AdjustIntensity(
-                spec, tuple(random_factor(spec.factor, rng) for _ in range(channels))
-            )
-        case plans.Gamma():
-            return AdjustIntensity(
-                spec, tuple(random_factor(spec.gamma, rng) for _ in range(channels))
-            )
+        case plans.Contrast() | plans.Gamma():
+            limits = spec.factor if isinstance(spec, plans.Contrast) else spec.gamma
+            factors = tuple(random_factor(limits, rng) for _ in range(channels))
+            return AdjustIntensity(spec, factors)
         case plans.GaussianBlur():
             sigmas = _draw_some(spec.channel_probability, spec.sigma, channels, rng)
             return ApplyOperators(tuple(None if s is None else _blur(size, s) for s in sigmas))
         case plans.LowResolution():
             zooms = _draw_some(spec.channel_probability, spec.zoom, channels, rng)
-            return ApplyOperators(
-                tuple(None if z is None else _coarse_grid(size, z) for z in zooms)
-            )
+            each = tuple(None if zoom is None else _coarse_grid(size, zoom) for zoom in zooms)
+            return ApplyOperators(each)
+    raise AssertionError(spec)
 
 
 def _draw_some(

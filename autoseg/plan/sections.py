@@ -217,7 +217,7 @@ class Network(Section):
             raise ValueError(f"features has {stages} stages; give at most {MOST_STAGES}")
         for key in ("strides", "kernels", "blocks_encoder"):
             if len(getattr(self, key)) != stages:
-                raise ValueError(f"{key} has {len(getattr(self, key))} entries for {stages} stages")
+                raise ValueError(f"{key} has {len(getattr(self, key))} entries, features {stages}")
         if len(self.blocks_decoder) != stages - 1:
             raise ValueError(
                 f"blocks_decoder has {len(self.blocks_decoder)} entries; give {stages - 1}, one "

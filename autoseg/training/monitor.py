@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from autoseg.common.errors import AutosegError, install_hint
-from autoseg.common.figures import DARK_COLOURS, smooth
+from autoseg.common.figures import DARK_COLOURS, smooth, take_literally
 from autoseg.common.files import cannot_write, replacing
 from autoseg.common.progress import Progress, counted, in_fine_words, in_words, progress, say
 from autoseg.dataset.splits import Split
@@ -247,9 +247,7 @@ def _draw_curve(
 
 
 def _add_legend(axes: Axes, **options: Any) -> None:
-    """Add a legend; names of classes are not parsed as formulas."""
-    for text in axes.legend(frameon=False, **options).get_texts():
-        text.set_parse_math(False)
+    take_literally(axes.legend(frameon=False, **options).get_texts())
 
 
 def _numbers(epochs: Sequence[Epoch]) -> list[int]:
@@ -286,17 +284,13 @@ class Events:
         at = time.time() - sum(epoch.seconds for epoch in done)
         for epoch in done:
             at += epoch.seconds
-            self._write(epoch, at)
-        self._writer.flush()
+            self.write(epoch, at)
 
-    def write(self, epoch: Epoch) -> None:
-        """Add an epoch."""
-        self._write(epoch, time.time())
-        self._writer.flush()
-
-    def _write(self, epoch: Epoch, at: float) -> None:
+    def write(self, epoch: Epoch, at: float | None = None) -> None:
+        """Add an epoch that ended at a time; by default now."""
         for name, value in scalars(epoch):
             self._writer.add_scalar(name, value, epoch.epoch + 1, walltime=at)
+        self._writer.flush()
 
     def close(self) -> None:
         """Write the rest and close the file."""

@@ -157,12 +157,7 @@ class Transfer:
 
     def to_json(self) -> dict[str, Any]:
         """All details but the tensors."""
-        return {
-            "remarks": list(self.remarks),
-            "loaded": list(self.loaded),
-            "not_loaded": self.not_loaded,
-            "unused": list(self.unused),
-        }
+        return {key: getattr(self, key) for key in ("remarks", "loaded", "not_loaded", "unused")}
 
 
 def transfer(pretrained: Pretrained, plan: Plan, network: nn.Module) -> Transfer:

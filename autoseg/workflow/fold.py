@@ -369,21 +369,16 @@ def find_segmentations(
         )
     folders = {
         fold: workspace.fold(plan.task, str(plan.previous_stage), fold)
-        for fold in set(fold_of.values())
+        for fold in {fold_of[name] for name in cases}
     }
     found = {name: output_path(folders[fold_of[name]] / VALIDATION, name) for name in cases}
-    missing = sorted(
-        {
-            fold_of[name]
-            for name, path in found.items()
-            if not (path.exists() and (folders[fold_of[name]] / FINAL).exists())
-        }
-    )
-    if missing:
+    missing = {fold for fold, folder in folders.items() if not (folder / FINAL).exists()}
+    missing |= {fold_of[name] for name, path in found.items() if not path.exists()}
+    if folds := sorted(missing):
         raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which lacks {listed('fold', missing)}: "
-            "each case is refined from the segmentation of the fold that validated it; run: "
-            f"{_train_stage(plan, missing)}"
+            f"{plan.name} refines {plan.previous_stage}, which lacks {listed('fold', folds)}: each "
+            "case is refined from the segmentation of the fold that validated it; run: "
+            f"{_train_stage(plan, folds)}"
         )
     return found
 

@@ -86,7 +86,7 @@ def test_a_damaged_log(tmp_path, line):
     with (tmp_path / LOG).open("a") as log:
         log.write(f"{line}\n")
     for read in (read_log, read_training):
-        with pytest.raises(DataError, match=r"log\.jsonl .*line 2") as error:
+        with pytest.raises(DataError, match=r"log\.jsonl.* line 2") as error:
             read(tmp_path)
         assert "\n" not in str(error.value)
 

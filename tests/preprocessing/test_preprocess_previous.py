@@ -141,5 +141,5 @@ def test_a_damaged_one_is_named(tmp_path: Path, case: Case) -> None:
     write_scan(file, found_before())
     add_previous(plan, store, [case], {"a": file}, processes=1)
     (tmp_path / "cases" / "a" / "previous.b2nd").write_bytes(b"no array")
-    with pytest.raises(AutosegError, match=r"case a: .* is damaged"):
+    with pytest.raises(AutosegError, match=r"a is damaged"):
         store.open("a")

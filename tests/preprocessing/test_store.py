@@ -157,7 +157,7 @@ def test_a_damaged_case_is_named(store: CaseStore, name: str, damage: str) -> No
     path.unlink()
     if damage != "missing":
         path.write_bytes(whole[: len(whole) // 2] if damage == "half" else b"")
-    with pytest.raises(AutosegError, match=r"case Fall 7: .* is damaged"):
+    with pytest.raises(AutosegError, match=r"Fall 7 is damaged"):
         store.open("Fall 7")
 
 
@@ -169,7 +169,7 @@ def test_damage_within_an_array_is_reported_when_it_is_read(store: CaseStore, na
     half = len(content) // 2
     path.write_bytes(content[:half] + bytes(400) + content[half + 400 :])
     array = getattr(store.open("Fall 7"), name)
-    with pytest.raises(AutosegError, match=r"case Fall 7: .* is damaged"):
+    with pytest.raises(AutosegError, match=r"Fall 7 is damaged"):
         array[:]
 
 

@@ -110,13 +110,13 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
         lay_out_test_set(tmp_path / "Train", tmp_path / "set")
     assert "\n" not in str(told.value)
     assert not (tmp_path / "set").exists()
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="nowhere"):
         lay_out_test_set(tmp_path / "nowhere", tmp_path / "set")
 
 
 def test_two_files_for_the_same(challenge: Path, tmp_path: Path) -> None:
     make_case(challenge / "Again", "volume-covid19-A-0003")
-    with pytest.raises(DataError, match="stand for the same; keep one"):
+    with pytest.raises(DataError, match=r"volume-covid19-A-0003.* and .*volume-covid19-A-0003"):
         lay_out_test_set(challenge, tmp_path / "set")
 
 

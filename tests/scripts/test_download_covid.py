@@ -129,7 +129,7 @@ def test_a_record_without_the_file(web: Web, zips: Path, archives: Archives) -> 
 
 @pytest.mark.parametrize("answer", [[], {}, {"files": [{"key": "a"}]}, {"files": 3}, None])
 def test_a_record_of_another_shape(answer: object) -> None:
-    with pytest.raises(RunError, match=r"does not list its files as it used to.*--from"):
+    with pytest.raises(RunError, match=r"example\.org .*--from"):
         remotes_of(answer, "https://example.org")
 
 
@@ -158,7 +158,7 @@ def test_from_a_folder_with_all_masks(
 def test_from_a_folder_with_other_files(zips: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cases\.zip has the SHA-256 [0-9a-f]{64}, not a5060480"):
         run(tmp_path, "--from", str(zips))
-    with pytest.raises(DataError, match=r"COVID-19-CT-Seg_20cases\.zip is missing; get it from"):
+    with pytest.raises(DataError, match=r"COVID-19-CT-Seg_20cases\.zip is missing.*zenodo"):
         run(tmp_path, "--from", str(tmp_path))
     assert not (tmp_path / "raw" / "Task001_COVID").exists()
 
@@ -170,7 +170,7 @@ def test_a_phantom_in_the_place_is_not_taken_for_the_set(
     path = tmp_path / "raw" / "Task001_COVID" / "dataset.json"
     declared = json.loads(path.read_text(encoding="utf-8")) | {"name": "COVID-19 CT phantom"}
     path.write_text(json.dumps(declared), encoding="utf-8")
-    with pytest.raises(DataError, match="describes another data set than 'COVID-19 CT Lung"):
+    with pytest.raises(DataError, match=r"dataset\.json .*'COVID-19 CT Lung"):
         run(tmp_path, "--from", str(zips), archives=archives)
 
 

@@ -113,7 +113,7 @@ def test_a_wrong_length_is_never_taken(web: Web, tmp_path: Path, length: int) ->
 
 def test_what_came_is_kept_for_the_next_call(web: Web, tmp_path: Path) -> None:
     remote = remote_of(web, CONTENT, Answer(break_after=HALF), *[Answer(status=503)] * (TRIES - 1))
-    with pytest.raises(RunError, match="50,000 bytes are kept, run it again to go on"):
+    with pytest.raises(RunError, match="50,000 bytes are kept"):
         fetch(remote, tmp_path / "file.zip", no_wait)
     assert "file.zip" not in names_in(tmp_path)
     fetch(remote, tmp_path / "file.zip", no_wait)
@@ -147,7 +147,7 @@ def test_a_busy_server_is_asked_again_after_the_wait_that_it_wants(
 
 def test_a_file_that_is_not_there_is_not_asked_for_again(web: Web, tmp_path: Path) -> None:
     remote = Remote(web.url("/nothing.zip"), 1, "md5:0")
-    with pytest.raises(RunError, match=r"nothing\.zip: the server says 404"):
+    with pytest.raises(RunError, match=r"nothing\.zip: .* 404"):
         fetch(remote, tmp_path / "file.zip", no_wait)
     assert len(web.requests) == 1
 
@@ -160,7 +160,7 @@ def test_no_server(web: Web, tmp_path: Path) -> None:
 def test_addresses_of_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(CONTENT)
     remote = Remote((tmp_path / "secret").as_uri(), len(CONTENT), checksum_of_content())
-    with pytest.raises(RunError, match="no address of a web server"):
+    with pytest.raises(RunError, match="file:"):
         fetch(remote, tmp_path / "file.zip", no_wait)
 
 

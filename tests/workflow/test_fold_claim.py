@@ -76,4 +76,4 @@ def test_a_longer_plan_takes_over_by_resume_alone(
     assert owner(models) == PLAN.id
     claim(LONGER, models, "0", resume=True)
     assert owner(models) == LONGER.id
-    assert "extend fold_2 with --resume" in capsys.readouterr().err
+    assert "extend fold_2 (--resume)" in capsys.readouterr().err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +75,7 @@ def _wrap_classes(title: str, width: int) -> str:
 def _single_slice(view: View, k: int) -> View:
     """A view of a single slice, so that only one full scan is in memory at a time."""
     box = tuple(slice(k, k + 1) if axis == view.axis else slice(None) for axis in range(3))
-    image, reference, prediction = (
-        array[box].copy() for array in (view.image, view.reference, view.prediction)
-    )
-    return replace(view, image=image, reference=reference, prediction=prediction)
+    return view.crop(box, copy=True)
 
 
 def _most(classes: tuple[str, ...]) -> str:

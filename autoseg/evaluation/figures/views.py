@@ -127,10 +127,12 @@ class View:
         """The colour of each class."""
         return colours_of(self.exhibit.labels, self.exhibit.colours)
 
-    def crop(self, box: Box) -> View:
-        """The part of the case in a box, with the same window."""
+    def crop(self, box: Box, copy: bool = False) -> View:
+        """The part of the case in a box, with the same window; a copy releases the full arrays."""
         parts = {name: getattr(self, name)[box] for name in ("image", "reference", "prediction")}
-        return replace(self, **parts)
+        return replace(
+            self, **{name: part.copy() if copy else part for name, part in parts.items()}
+        )
 
     def cut(self, array: Array, k: int) -> Array:
         """Slice k of one of the three arrays."""
