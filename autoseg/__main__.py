@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"autoseg: error: {_unknown(name)}", file=sys.stderr)
         return BAD_INPUT
     # Only the module of this command is imported, which keeps --help fast.
-    status: int = import_module(f"autoseg.cli.{name}").main(arguments, f"autoseg {name}")
-    return status
+    return int(import_module(f"autoseg.cli.{name}").main(arguments, f"autoseg {name}"))
 
 
 def _help() -> str:

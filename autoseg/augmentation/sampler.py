@@ -114,8 +114,7 @@ class PatchSampler:
 def _cut(array: StoredArray, box: Sequence[Sequence[int]], border: Border) -> NDArray[Any]:
     """Cut a box of the last three axes, padded where it exceeds the array."""
     mode = "edge" if border == "nearest" else "constant"
-    patch: NDArray[Any] = crop_and_pad_nd(array, box, pad_mode=mode)
-    return patch
+    return np.asarray(crop_and_pad_nd(array, box, pad_mode=mode))
 
 
 def _random_centre(rng: np.random.Generator, size: int, patch: int) -> int:

@@ -173,8 +173,7 @@ class Warp:
         return _centred(self.size[axis]) * float(self.matrix[axis, axis])
 
     def _line_in(self, volume: NDArray[Any], axis: int) -> NDArray[np.float64]:
-        positions: NDArray[np.float64] = self._line(axis) + (volume.shape[axis] - 1) / 2
-        return positions
+        return np.asarray(self._line(axis) + (volume.shape[axis] - 1) / 2)
 
     @cached_property
     def _points(self) -> Floats:
@@ -284,5 +283,4 @@ def smoothing_operator(size: int, sigma: float) -> Floats:
 
 
 def _gaussian(distance: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = np.exp(-0.5 * (distance / sigma) ** 2)
-    return values
+    return np.asarray(np.exp(-0.5 * (distance / sigma) ** 2))

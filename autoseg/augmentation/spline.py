@@ -56,8 +56,7 @@ def line_operator(positions: NDArray[np.float64], size: int, order: int) -> Floa
     values = powers.T @ _POWERS[order].to(powers.dtype)
     for tap in range(order + 1):
         weights[rows, first.numpy() + tap] = values[:, tap]
-    product: Floats = weights @ prefilter(size, order)
-    return product
+    return np.asarray(weights @ prefilter(size, order))
 
 
 def along(operator: Floats, volume: Floats, axis: int) -> Floats:

@@ -227,8 +227,7 @@ def model_folder(arguments: argparse.Namespace) -> Path:
     if arguments.model is not None:
         if arguments.task or arguments.plan:
             raise AutosegError("-m already names a model; leave out -t and -p")
-        model: Path = arguments.model
-        return model
+        return Path(arguments.model)
     workspace = find_workspace(arguments)
     trained = workspace.trained()
     if not trained:

@@ -52,9 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_pack, a fold_K in either, or a .safetensors file next to its plan.json",
     )
     parser.add_argument(
-        "--tensorboard",
-        action="store_true",
-        help="also write event files to fold_K/tensorboard",
+        "--tensorboard", action="store_true", help="also write event files to fold_K/tensorboard"
     )
     common.add_device(parser)
     common.add_processes(parser)

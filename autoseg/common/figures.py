@@ -167,8 +167,7 @@ def _warp(x: Numbers, span: Numbers) -> Numbers:
     Learning curves change fastest there, and the kernel has one length scale for the whole curve.
     """
     share = (x - span[0]) / (span[-1] - span[0])
-    warped: Numbers = (np.sqrt(1 + 24 * share) - 1) / 4
-    return warped
+    return np.asarray((np.sqrt(1 + 24 * share) - 1) / 4)
 
 
 def _regress(x: Numbers, y: Numbers, at: Numbers) -> tuple[Numbers, Numbers]:

@@ -107,7 +107,8 @@ def remove_leftovers_of_dead(path: Path) -> None:
     Processes of other machines that share the folder count as dead.
     """
     for left in unfinished_in(path.parent):
-        if is_temporary(left.name, path.name) and not is_alive(_writer_of(left.name)):
+        writer = left.name.removeprefix(UNFINISHED).partition("-")[0]
+        if is_temporary(left.name, path.name) and not is_alive(int(writer)):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:
@@ -121,12 +122,6 @@ def is_alive(pid: int) -> bool:
         return bool(psutil.pid_exists(pid))
     except OverflowError:  # larger than any PID
         return False
-
-
-def _writer_of(temporary: str) -> int:
-    found = TEMPORARY.fullmatch(temporary)
-    assert found is not None
-    return int(found[2])
 
 
 def sha256_of(path: Path) -> str:

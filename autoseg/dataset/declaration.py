@@ -248,11 +248,10 @@ def _labels(declared: dict[str, int | list[int]]) -> tuple[LabelValues, int | No
         if 0 in values and len(values) > 1:
             raise ValueError(f"region {name!r} covers the background value 0; remove it")
         names[values] = name
-    if _has_regions(labels):
-        ordered = sorted(labels.items(), key=lambda item: item[1] != (0,))
-    else:
-        ordered = sorted(labels.items(), key=lambda item: item[1])
-    return dict(ordered), ignored[0] if ignored else None
+    ordered = sorted(labels, key=lambda name: labels[name] != (0,))  # background first
+    if not _has_regions(labels):
+        ordered.sort(key=lambda name: labels[name])
+    return {name: labels[name] for name in ordered}, ignored[0] if ignored else None
 
 
 def _has_regions(labels: LabelValues) -> bool:

@@ -54,9 +54,7 @@ class Task:
 
 
 def read_task(
-    folder: Path,
-    labels: Mapping[str, Sequence[int]] | None = None,
-    skip: Collection[str] = (),
+    folder: Path, labels: Mapping[str, Sequence[int]] | None = None, skip: Collection[str] = ()
 ) -> Task:
     """Read a task and require that its files are complete.
 

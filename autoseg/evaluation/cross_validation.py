@@ -51,9 +51,7 @@ def gather(folder: Path, fold_count: int = 0) -> CrossValidation:
     files = {k: fold_folder(folder, k) / SUMMARY for k in started}
     folds = {k: Summary.load(file) for k, file in files.items() if file.is_file()}
     if not folds:
-        raise DataError(
-            f"{folder}: no fold has {SUMMARY}; train one: autoseg_train {folder.parent.name} 0"
-        )
+        raise DataError(f"{folder}: no {SUMMARY} yet; run: autoseg_train {folder.parent.name} 0")
     missing = set(range(max(fold_count, max(started) + 1))) - folds.keys()
     return CrossValidation(folds, tuple(sorted(missing)))
 

@@ -114,10 +114,7 @@ def tolerances(labels: ScoredClasses) -> dict[str, float]:
 
 
 def choose_labels(
-    truth: Path,
-    predicted: Path,
-    options: EvaluationOptions = DEFAULT_OPTIONS,
-    processes: int = 1,
+    truth: Path, predicted: Path, options: EvaluationOptions = DEFAULT_OPTIONS, processes: int = 1
 ) -> ScoredClasses:
     """The mapped classes, else those of `find_labels`, else one class for each value.
 

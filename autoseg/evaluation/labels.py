@@ -275,8 +275,6 @@ def _parse_tolerances(text: str) -> dict[str, float]:
         except ValueError:
             mm = 0.0
         if not 0 < mm < float("inf"):
-            raise AutosegError(
-                f"--tolerance {text}: give mm, as in 1 or lungs=1,infection=3, not {number!r}"
-            )
+            raise AutosegError(f"--tolerance {text}: give mm, as in 1 or lungs=1,infection=3")
         found[name.strip()] = mm
     return found

@@ -31,12 +31,7 @@ from autoseg.image.image import read_label
 from autoseg.models.folder import PLAN, SUMMARY, VALIDATION, fold_folder
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
-from autoseg.prediction.postprocessing import (
-    FILE_NAME,
-    FORMAT_VERSION,
-    KeepLargest,
-    Postprocessing,
-)
+from autoseg.prediction.postprocessing import FILE_NAME, FORMAT_VERSION, KeepLargest, Postprocessing
 
 ALL_FOREGROUND = "all foreground"
 Steps = tuple[KeepLargest, ...]
@@ -228,9 +223,7 @@ def _rounds(plan: Plan) -> list[list[KeepLargest]]:
 
 def _check_folds(folder: Path, validation: CrossValidation, plan: Plan) -> None:
     if validation.missing:
-        raise DataError(
-            f"{folder}: no validation of {listed('fold', validation.missing)}; train all folds"
-        )
+        raise DataError(f"{folder} lacks {listed('fold', validation.missing)}; train all folds")
     for fold in validation.folds:
         record = fold_folder(folder, fold) / VALIDATION / "predictions.json"
         found = read_json(record).get("plan_id")

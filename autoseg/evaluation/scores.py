@@ -296,9 +296,7 @@ class Summary:
             made = Summary.from_json(found)
             return dataclass_from_json(Summary, asdict(made), path)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{path} is not a summary ({type(error).__name__}: {error}); evaluate again"
-            ) from error
+            raise DataError(f"{path} is not a summary ({error!r}); evaluate again") from error
 
 
 def _figures(statistics_of: dict[str, Statistic], figure: str) -> Json:

@@ -111,8 +111,7 @@ def _codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     found: NDArray[Any] = mask.view(np.uint8)
     found = found[:-1] | found[1:] << 1
     found = found[:, :-1] | found[:, 1:] << 2
-    coded: NDArray[np.uint8] = found[:, :, :-1] | found[:, :, 1:] << 4
-    return coded
+    return np.asarray(found[:, :, :-1] | found[:, :, 1:] << 4)
 
 
 def _elements(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -122,8 +121,7 @@ def _elements(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _at(codes: NDArray[np.uint8], elements: NDArray[np.int64]) -> NDArray[np.uint8]:
-    found: NDArray[np.uint8] = codes[tuple(elements.T)]
-    return found
+    return np.asarray(codes[tuple(elements.T)])
 
 
 def _nearest(
@@ -165,8 +163,7 @@ def _closest(
 def _areas(spacing: Array) -> Array:
     """The surface area in a cube in mm^2, by its code."""
     scale = spacing.prod() / spacing
-    areas: Array = np.linalg.norm(_normals() * scale, axis=2).sum(axis=1)
-    return areas
+    return np.asarray(np.linalg.norm(_normals() * scale, axis=2).sum(axis=1))
 
 
 @cache

@@ -23,14 +23,7 @@ from autoseg.common.progress import say
 from autoseg.experiments.attempt import IN_USE, RunOrder, make_orders
 from autoseg.experiments.results import gather
 from autoseg.experiments.runs import StudyRun, prepare_plans
-from autoseg.experiments.status import (
-    in_short,
-    is_finished,
-    is_held,
-    read_record,
-    status_of,
-    table,
-)
+from autoseg.experiments.status import in_short, is_finished, is_held, read_record, status_of, table
 from autoseg.experiments.study import Study
 from autoseg.workflow.workspace import Workspace
 

@@ -61,13 +61,10 @@ def report_study(folder: Path) -> list[Path]:
         "means": mean_table(study.arms, study.columns, study.head),
         "folds": fold_table(study.arms, study.classes, study.head),
     }
-    paths = [
-        path
-        for name, table in tables.items()
-        for path in write_table(
-            folder / TABLES / name, replace(table, title=f"{folder.name}: {table.title}")
-        )
-    ]
+    paths: list[Path] = []
+    for name, table in tables.items():
+        named = replace(table, title=f"{folder.name}: {table.title}")
+        paths += write_table(folder / TABLES / name, named)
     raw = Workspace(folder.parents[1]).raw_folder(study.task)
     colours: Colours = {} if study.labels is None else study.labels.colours
     return paths + _write_figures(study, colours, folder / FIGURES, raw)

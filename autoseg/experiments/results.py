@@ -136,7 +136,7 @@ def _scores(path: Path, begin: ResultRow) -> Iterator[ResultRow]:
                 yield begin | {"case": case["case"], "class": name} | metrics | ml
     except (KeyError, TypeError, AttributeError) as error:
         raise AutosegError(
-            f"{path} is damaged ({type(error).__name__}: {error}); delete it and restart the study"
+            f"{path} is damaged ({error!r}); delete it and restart the study"
         ) from error
 
 
@@ -249,9 +249,7 @@ def read_scores(folder: Path) -> StudyScores:
             for plan, name in names.items()
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{folder} is not a study folder ({type(error).__name__}: {error}); restart the study"
-        ) from error
+        raise DataError(f"{folder} is not a study folder ({error!r}); restart the study") from error
     labels = _labels(folders)
     return StudyScores(task, head, arms, folders, _columns(arms, sets, labels), labels)
 

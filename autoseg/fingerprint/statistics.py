@@ -71,8 +71,7 @@ class Histogram:
     def at(self, ranks: Ranks) -> Doubles:
         """Return the intensities at these ranks; the smallest has rank 0."""
         indices = np.searchsorted(np.cumsum(self.counts), ranks, side="right")
-        found: Doubles = self.values[indices]
-        return found
+        return np.asarray(self.values[indices])
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ class RawValues:
     def at(self, ranks: Ranks) -> Doubles:
         """Return the intensities at these ranks; partitioning is cheaper than sorting."""
         ordered = self.values if self.is_sorted else np.partition(self.values, np.unique(ranks))
-        found: Doubles = ordered[ranks].astype(np.float64)
-        return found
+        return np.asarray(ordered[ranks], np.float64)
 
 
 Values = Histogram | RawValues

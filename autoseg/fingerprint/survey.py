@@ -116,11 +116,7 @@ def _unreadable(task: Task, case: Case, path: Path, error: DataError) -> Problem
 
 
 def _check_and_measure(
-    task: Task,
-    case: Case,
-    image: Image,
-    label: NDArray[np.integer[Any]],
-    label_geometry: Geometry,
+    task: Task, case: Case, image: Image, label: NDArray[np.integer[Any]], label_geometry: Geometry
 ) -> _CaseSurvey:
     voxels = count_labels(label)
     problems = tuple(check_case(task, case, image, voxels, label_geometry))
@@ -153,12 +149,11 @@ def _key(task: Task, case: Case) -> str:
 
 
 def _pool(task: Task, surveys: dict[str, _CaseSurvey]) -> Fingerprint:
-    usable = {name: case for name, case in surveys.items() if case.figures is not None}
-    cases = {name: case.figures for name, case in usable.items() if case.figures is not None}
+    cases = {name: case.figures for name, case in surveys.items() if case.figures is not None}
     foreground = []
     for channel in range(len(task.channels)):
         parts = [figures.channels[channel].foreground for figures in cases.values()]
-        samples = [result.samples[channel] for result in usable.values()]
+        samples = [surveys[name].samples[channel] for name in cases]
         foreground.append(_mixture([part for part in parts if part is not None], samples))
     return Fingerprint(
         task=task.name,

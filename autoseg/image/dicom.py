@@ -71,22 +71,10 @@ MARK_AT = 128
 POSITION_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 TAGS = [
     *POSITION_TAGS,
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "Modality",
-    "ImageType",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "RescaleSlope",
-    "RescaleIntercept",
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"),
+    *("Modality", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("RescaleSlope", "RescaleIntercept"),
 ]
 NEEDED = ("SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 LONGEST_SHOWN = 80  # characters of a value in a message

@@ -87,14 +87,13 @@ def load_weights(network: nn.Module, tensors: Tensors, path: Path, assign: bool 
     for name, wanted in network.state_dict().items():
         if name in tensors and tensors[name].dtype != wanted.dtype:
             raise AutosegError(
-                f"{path} does not fit the plan's network: {name} has type {tensors[name].dtype}, "
-                f"not {wanted.dtype}"
+                f"{path} does not fit the plan: {name} is {tensors[name].dtype}, not {wanted.dtype}"
             )
     try:
         network.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise AutosegError(f"{path} does not fit the plan's network: {reason}") from error
+        raise AutosegError(f"{path} does not fit the plan: {reason}") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:

@@ -158,10 +158,7 @@ def open_model(path: Path) -> ModelFiles:
     """
     files: ModelFiles = PackedFiles(open_archive(path)) if is_archive(path) else FolderFiles(path)
     if not files.has(PLAN):
-        kind = "packed model" if is_archive(path) else "model folder"
-        raise AutosegError(
-            f"{path} is not a {kind}: no {PLAN}; give models/TASK/PLAN or a zip of autoseg_pack"
-        )
+        raise AutosegError(f"{path} has no {PLAN}; give models/TASK/PLAN or a zip of autoseg_pack")
     return files
 
 

@@ -55,9 +55,7 @@ def make_plan(values: Any, where: str) -> Plan:
         raise PlanError(f"{where} is not a plan: it holds {type(values).__name__}, not an object")
     version = values.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise PlanError(
-            f"{where} has format {version}; this autoseg reads format {FORMAT_VERSION}: plan again"
-        )
+        raise PlanError(f"{where} has format {version}, not {FORMAT_VERSION}; plan the task again")
     try:
         return Plan.model_validate_json(json.dumps(values), strict=True)
     except RecursionError:

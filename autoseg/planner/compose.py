@@ -136,16 +136,8 @@ def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: P
 
 def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[Plan]:
     """The rules' plans of the configurations besides the plan's."""
-    by_rules = replace(
-        options,
-        keep_name=False,
-        use_reference=False,
-        reference=None,
-        overrides=None,
-        layers=(),
-        settings=(),
-        seconds=None,
-    )
+    kept = ("name", "planner", "memory_gb", "regions_class_order", "skipped_cases", "patients")
+    by_rules = PlanOptions(**{key: getattr(options, key) for key in kept}, use_reference=False)
     return [
         compose(fingerprint, replace(by_rules, configuration=name))
         for name in configurations(fingerprint, options.planner, options.memory_gb)

@@ -13,14 +13,7 @@ from autoseg.common.files import write_json
 from autoseg.common.progress import by_axis, counted, listed
 from autoseg.image.image import Image
 from autoseg.models.checkpoint import Tensors, load_weights
-from autoseg.models.folder import (
-    PLAN,
-    FolderFiles,
-    ModelFiles,
-    open_model,
-    plan_in,
-    weights_name,
-)
+from autoseg.models.folder import PLAN, FolderFiles, ModelFiles, open_model, plan_in, weights_name
 from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, Rescale, Step, ZScore
@@ -117,9 +110,7 @@ def load_previous(model: Model, device: torch.device) -> Model:
     files = model.files or FolderFiles(model.folder)
     before = files.previous(str(model.plan.previous_stage))
     if not before.has(PLAN):
-        raise AutosegError(
-            f"{before.path('')} has no {PLAN}; put the models there that {model.folder} refines"
-        )
+        raise AutosegError(f"{before.path('')} has no {PLAN}; restore it: {model.folder} needs it")
     previous = _load(before, before.path(""), None, device)
     check_previous(model.folder, previous.plan, files)
     return previous
@@ -185,11 +176,8 @@ def check_scan(plan: Plan, image: Image) -> None:
     Raises:
         DataError: the model cannot segment it; the message says what was found and expected.
     """
-    if (
-        fault := _wrong_channels(plan, image)
-        or _wrong_size(plan, image)
-        or _wrong_values(plan, image)
-    ):
+    fault = _wrong_channels(plan, image) or _wrong_size(plan, image) or _wrong_values(plan, image)
+    if fault:
         raise DataError(fault)
 
 

@@ -68,9 +68,7 @@ class Postprocessing:
         advice = "delete it and run autoseg_evaluate TASK to learn it again"
         version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
-            raise AutosegError(
-                f"{where} has format {version}; autoseg reads format {FORMAT_VERSION}; {advice}"
-            )
+            raise AutosegError(f"{where} has format {version}, not {FORMAT_VERSION}; {advice}")
         return dataclass_from_json(Postprocessing, found, where, advice, extra=None)
 
 

@@ -105,8 +105,7 @@ class PredictionRecord:
 
     def read(self) -> dict[str, CaseRecord]:
         """The cases that are recorded now, by this run and by others."""
-        cases: dict[str, CaseRecord] = self._read().get("cases", {})
-        return cases
+        return dict(self._read().get("cases", {}))
 
     def add(self, name: str, case: CaseRecord) -> CaseRecord:
         """Record a case as predicted by this run; return its record.

@@ -28,11 +28,7 @@ from autoseg.preprocessing.store import CaseStore, link_from_others
 
 
 def preprocess(
-    plan: Plan,
-    cases: Sequence[Case],
-    store: CaseStore,
-    processes: int,
-    plans: Path | None = None,
+    plan: Plan, cases: Sequence[Case], store: CaseStore, processes: int, plans: Path | None = None
 ) -> int:
     """Preprocess the cases that are missing or damaged in the store.
 

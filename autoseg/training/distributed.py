@@ -222,13 +222,11 @@ class SharedBatchNorm(nn.BatchNorm3d):
 
     @torch.no_grad()
     def _update_statistics(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-        self.num_batches_tracked.add_(1)
+        statistics = dict(self.named_buffers())
+        statistics["running_mean"].lerp_(mean, self.momentum)
+        statistics["running_var"].lerp_(variance, self.momentum)
+        statistics["num_batches_tracked"].add_(1)
 
 
 class _Sum(torch.autograd.Function):

@@ -224,12 +224,7 @@ def _draw_seconds(axes: Axes, epochs: Sequence[Epoch]) -> None:
 
 
 def _draw_curve(
-    axes: Axes,
-    epochs: Sequence[Epoch],
-    values: Values,
-    name: str,
-    index: int,
-    banded: bool = False,
+    axes: Axes, epochs: Sequence[Epoch], values: Values, name: str, index: int, banded: bool = False
 ) -> None:
     """Faint points and the smoothed curve; a plain line if there are too few points."""
     colour = COLOURS[index % len(COLOURS)]

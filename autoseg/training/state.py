@@ -348,9 +348,7 @@ def check_vacant(folder: Path) -> None:
     """
     latest, final = folder / LATEST, folder / FINAL
     if latest.exists():
-        raise AutosegError(
-            f"{folder} contains a run: {describe(latest)}; continue with --resume, or move it away"
-        )
+        raise AutosegError(f"{folder} has a run: {describe(latest)}; use --resume, or move it away")
     if final.exists():
         raise AutosegError(
             f"{folder} has {final.name}, but no {latest.name} to resume; move it to train again"

@@ -25,15 +25,7 @@ from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import StopRequested, StopSignals
 from autoseg.training.learner import Learner, Validation
 from autoseg.training.monitor import Monitor
-from autoseg.training.state import (
-    EpochSoFar,
-    Run,
-    State,
-    and_steps,
-    begin,
-    save_final,
-    save_run,
-)
+from autoseg.training.state import EpochSoFar, Run, State, and_steps, begin, save_final, save_run
 from autoseg.training.timing import TimeBudget
 
 

@@ -280,11 +280,8 @@ class _Fitter:
             remarks.append(f"first convolution adapted from {len(old)} to {channels}")
         elif self.first in loaded and old != new and sorted(old) == sorted(new):
             remarks.append("first convolution: channels reordered")
-        if any(name.startswith(HEADS) for name in loaded):
-            remarks.append(f"head: {self._classes_in_words()}")
-        else:
-            remarks.append("head: new")
-        return remarks
+        has_head = any(name.startswith(HEADS) for name in loaded)
+        return [*remarks, f"head: {self._classes_in_words() if has_head else 'new'}"]
 
     def _classes_in_words(self) -> str:
         names = self.plan.classes.names[1:]

@@ -77,7 +77,7 @@ def plan_task(
     Raises:
         AutosegError: the data have errors, or an option is invalid for this task.
     """
-    where = _workspace(workspace)
+    where = Workspace.find(workspace)
     surveyed = survey_task(where, where.find_task_folder(str(task)), processes, skip_bad_cases)
     options = PlanOptions(
         name=name,
@@ -133,7 +133,7 @@ def train_fold(
         RunError: training failed, or another process works on this fold.
     """
     started = time.monotonic()
-    where = _workspace(workspace)
+    where = Workspace.find(workspace)
     folder = where.find_task_folder(str(task))
     return run_fold(
         FoldJob(
@@ -148,7 +148,3 @@ def train_fold(
             pretrained=None if pretrained is None else Path(pretrained),
         )
     )
-
-
-def _workspace(folder: str | Path | None) -> Workspace:
-    return Workspace.find(None if folder is None else Path(folder))

@@ -54,11 +54,7 @@ class Surveyed:
 
 
 def survey_task(
-    workspace: Workspace,
-    folder: Path,
-    processes: int,
-    skip_bad_cases: bool = False,
-    folds: int = 5,
+    workspace: Workspace, folder: Path, processes: int, skip_bad_cases: bool = False, folds: int = 5
 ) -> Surveyed:
     """Verify and measure a task in one pass; problems are printed and written next to its plans.
 

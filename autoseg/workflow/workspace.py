@@ -24,7 +24,7 @@ class Workspace:
     root: Path
 
     @staticmethod
-    def find(given: Path | None = None) -> Workspace:
+    def find(given: Path | str | None = None) -> Workspace:
         """The given folder, else `$AUTOSEG_WORKSPACE`, else the current folder."""
         return Workspace(Path(given or os.environ.get(ENVIRONMENT_VARIABLE) or ".").resolve())
 

@@ -162,4 +162,4 @@ def test_slurm_without_slurm(
     monkeypatch.setenv("PATH", str(tmp_path))
     workspace = write_task(tmp_path)
     assert main([*command(write_study(tmp_path), workspace), "--slurm"]) == 2
-    assert "error: --slurm: there is no squeue" in capsys.readouterr().err
+    assert "error: --slurm: no squeue" in capsys.readouterr().err

@@ -191,5 +191,5 @@ def test_a_splits_file_of_the_task_overrides_k(tmp_path: Path) -> None:
     names = [f"case_{number}" for number in range(4)]
     splits = [{"train": [n for n in names if n != name], "val": [name]} for name in names]
     (workspace.raw(TASK) / "splits.json").write_text(json.dumps(splits))
-    with pytest.raises(PlanError, match=r"splits\.json has 4 folds, but study tiny needs 2"):
+    with pytest.raises(PlanError, match=r"splits\.json has 4 folds, study tiny needs 2"):
         prepare_plans([study()], workspace, 1, "cpu")

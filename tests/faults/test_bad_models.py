@@ -165,5 +165,5 @@ def test_a_plan_of_a_network_that_no_machine_holds(tmp_path: Path) -> None:
     plan = tiny_plan(network={"features": [1 << 16, 1 << 16]})
     weights = save_model(tiny_plan(), tmp_path, "0", plan_id=plan.id) / WEIGHTS
     plan.save(tmp_path / "plan.json")
-    with pytest.raises(AutosegError, match=f"{weights} does not fit the plan's network"):
+    with pytest.raises(AutosegError, match=f"{weights} does not fit the plan"):
         load_model(tmp_path, None, CPU)

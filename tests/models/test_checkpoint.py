@@ -145,7 +145,7 @@ def test_what_json_lacks_is_refused_before_anything_is_lost(tmp_path):
 def test_weights_of_another_network_are_refused(tmp_path):
     network = build_network(tiny_plan())
     other = build_network(tiny_plan(network={"features": [3, 4]}))
-    with pytest.raises(AutosegError, match=r"does not fit the plan.s network: .*size mismatch"):
+    with pytest.raises(AutosegError, match=r"does not fit the plan: .*size mismatch"):
         load_weights(network, other.state_dict(), tmp_path / "a")
 
 

@@ -145,7 +145,7 @@ def test_the_previous_stage_is_not_postprocessed(tmp_path: Path) -> None:
     ("changes", "named"),
     [
         ({"plan_id": "another"}, ["another", PLAN.id]),
-        ({"format_version": 2}, ["format 2", "format 1"]),
+        ({"format_version": 2}, ["format 2", "not 1"]),
         ({"steps": None}, ["steps:"]),
         ({"steps": [{"name": "organ"}]}, ["steps.0.keep_largest:"]),
         ({"steps": [{"name": "organ", "keep_largest": [0]}]}, ["steps.0.keep_largest.0:"]),

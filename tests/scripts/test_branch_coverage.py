@@ -13,7 +13,7 @@ import pytest
     ("taken", "status", "told"),
     [
         (90, 0, "branches: 90 of 100, 90.0%\n"),
-        (89, 1, "branches: 89 of 100, 89.0%, fewer than 90%\n"),
+        (89, 1, "branches: 89 of 100, 89.0%, less than 90%\n"),
     ],
 )
 def test_too_few_branches_fail(taken: int, status: int, told: str) -> None:

@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -149,18 +150,10 @@ def _label_sides(axes: Axes, view: View) -> None:
     top, bottom = SIDES[view.down] if view.down == 1 else SIDES[view.down][::-1]
     left, right = SIDES[view.across]
     places = ((0.04, 0.5, left), (0.96, 0.5, right), (0.5, 0.96, top), (0.5, 0.04, bottom))
+    box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 1.5}
+    style: dict[str, Any] = {"color": "white", "fontsize": 8, "ha": "center", "va": "center"}
     for x, y, letter in places:
-        axes.text(
-            x,
-            y,
-            letter,
-            color="white",
-            fontsize=8,
-            ha="center",
-            va="center",
-            transform=axes.transAxes,
-            bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 1.5},
-        )
+        axes.text(x, y, letter, transform=axes.transAxes, bbox=box, **style)
 
 
 def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Path) -> list[Path]:

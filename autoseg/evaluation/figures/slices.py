@@ -149,8 +149,7 @@ def _grey(view: View, k: int, palette: Palette, pixels: int) -> PaletteIndices:
     enlarged = rows >= cut.shape[0]
     method = Image.Resampling.NEAREST if enlarged else Image.Resampling.BILINEAR
     resized = Image.fromarray(cut).resize((columns, rows), method)
-    grey: PaletteIndices = np.rint(np.asarray(resized) * (palette.levels - 1)).astype(np.uint8)
-    return grey
+    return np.asarray(np.rint(np.asarray(resized) * (palette.levels - 1)), np.uint8)
 
 
 def _size(view: View, pixels: int) -> tuple[int, int]:
@@ -187,10 +186,9 @@ def _eroded(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The pixels whose four neighbours are inside; beyond the edge counts as inside."""
     padded = np.pad(inside, 1, constant_values=True)
     middle = slice(1, -1)
-    eroded: NDArray[np.bool_] = (
+    return np.asarray(
         padded[:-2, middle] & padded[2:, middle] & padded[middle, :-2] & padded[middle, 2:]
     )
-    return eroded
 
 
 @dataclass(frozen=True)

@@ -231,9 +231,7 @@ def _dice_chart(summary: Summary, colours: Colours) -> Chart:
 
 
 def _curves(
-    trained: Trained,
-    validation: CrossValidation,
-    trainings: Mapping[int, Training | None],
+    trained: Trained, validation: CrossValidation, trainings: Mapping[int, Training | None]
 ) -> Iterable[Chart]:
     if logs := trained.logs(validation.folds):
         yield chart(

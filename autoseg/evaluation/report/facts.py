@@ -229,9 +229,8 @@ def data_rows(fingerprint: Fingerprint) -> list[Fact]:
 def label_rows(fingerprint: Fingerprint) -> list[Row]:
     """A header and one row for each foreground label: how often and how much of it occurs."""
     shares = fingerprint.voxel_shares
-    rows: list[Row] = [
-        ("label", "value", "cases", "share of voxels", "median volume (ml)", "median components")
-    ]
+    header = "label", "value", "cases", "share of voxels", "median volume (ml)", "median components"
+    rows: list[Row] = [header]
     cases = list(fingerprint.cases.values())
     for name in dict.fromkeys(name for case in cases for name in case.labels):
         found = [of for case in cases if (of := case.labels.get(name)) and of.present]

@@ -138,9 +138,7 @@ def write_report(out: Path, report: Report) -> None:
         lstrip_blocks=True,
     )
     text = environment.get_template("report.html.j2").render(
-        report=report,
-        style=Markup(_template("style.css")),
-        script=Markup(_template("report.js")),
+        report=report, style=Markup(_template("style.css")), script=Markup(_template("report.js"))
     )
     write_text(out, text)
 
