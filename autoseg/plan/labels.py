@@ -73,7 +73,7 @@ def check_labels(labels: ClassValues, ignore_label: int | None) -> None:
             raise ValueError(f"labels: {name!r} has the value {twice[0]} twice; remove one")
     if ignore_label in values_of(labels):
         raise ValueError(
-            f"ignore_label is {ignore_label}, a value of labels, too; use another, or remove it there"
+            f"ignore_label is {ignore_label}, also in labels; use another, or remove it there"
         )
 
 
