@@ -60,6 +60,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="file format of the label maps (default: %(default)s); dicom-seg: DICOM segmentation "
         "objects, for DICOM series",
     )
+    parser.add_argument(
+        "--orientation",
+        metavar="CODE",
+        help="bring the axes of each scan to this orientation, such as RAS, instead of that of the "
+        "plan: for models of version 0.1.0, whose plans have none; label maps stay on the grid of "
+        "the scan",
+    )
     common.add_device(parser)
     parser.add_argument(
         "--backend",
@@ -91,6 +98,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             arguments.tta,
             postprocess=len(folders) == 1 and not arguments.no_postprocessing,
             backend=arguments.backend,
+            orientation=arguments.orientation,
         )
         for folder in folders
     ]

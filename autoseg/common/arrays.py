@@ -33,7 +33,7 @@ def bounding_box(array: NDArray[Any]) -> Box | None:
 
     Planes are scanned in memory order, and only until the box is known: most CTs fill their grid.
     """
-    axes = np.argsort(array.strides)[::-1]
+    axes = np.argsort(np.abs(array.strides))[::-1]
     planes = array.transpose(axes)
     first = next((i for i, plane in enumerate(planes) if plane.any()), None)
     if first is None:

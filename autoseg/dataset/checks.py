@@ -16,6 +16,7 @@ from autoseg.dataset.splits import count_patients, find_splits, patients
 from autoseg.dataset.task import Task
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
+from autoseg.image.orientation import counted_codes, most_common
 
 HOUNSFIELD, BYTES, UNIT, OTHER = "hounsfield", "0..255", "0..1", "other"  # intensity scales
 FAT_HU = -100.0  # every body part contains fat or air
@@ -72,13 +73,15 @@ class CaseFacts:
     Attributes:
         voxels: label value -> number of voxels.
         content: hash of the image.
-        spacing_mm: along x, y, z.
+        orientation: of the axes x, y, z as they are stored.
+        spacing_mm: along x, y, z in the orientation that most cases have.
         scales: intensity scale of each channel, as named by `scale_of`.
         ranges: minimum and maximum intensity of each channel.
     """
 
     voxels: Mapping[int, int]
     content: str
+    orientation: str
     spacing_mm: tuple[float, float, float]
     scales: tuple[str, ...]
     ranges: tuple[tuple[float, float], ...]
@@ -97,6 +100,7 @@ def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> li
         problems += _absent_labels(task, facts)
         problems += _duplicates(facts)
         problems += _wrong_scales(task, facts)
+        problems += _mixed_orientations(facts)
         problems += _spacing_outliers(facts)
     return problems
 
@@ -196,6 +200,21 @@ def _wrong_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
 def _range(facts: Mapping[str, CaseFacts], names: Sequence[str], channel: int) -> str:
     ranges = np.array([facts[name].ranges[channel] for name in names])
     return f"{counted(len(names), 'case')} from {ranges[:, 0].min():g} to {ranges[:, 1].max():g}"
+
+
+def _mixed_orientations(facts: Mapping[str, CaseFacts]) -> list[Problem]:
+    """Return a problem if the axes of the cases are stored in different orders or directions."""
+    codes = [case.orientation for case in facts.values()]
+    usual = most_common(codes)
+    others = [name for name, case in facts.items() if case.orientation != usual]
+    if not others:
+        return []
+    message = (
+        f"the cases are stored in several orientations: {counted_codes(codes)}; plans flip and "
+        f"exchange the axes of the others to {usual} (orientation of the plan): "
+        f"{join_names(others)}"
+    )
+    return [_warning("mixed orientation", message)]
 
 
 def _spacing_outliers(facts: Mapping[str, CaseFacts]) -> list[Problem]:

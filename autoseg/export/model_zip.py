@@ -26,6 +26,7 @@ from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.archive import ENDING, Content, write_archive
 from autoseg.models.folder import (
+    FINGERPRINT,
     PLAN,
     PREVIOUS_FOLDER,
     SUMMARY,
@@ -45,7 +46,6 @@ from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import Postprocessing
 from autoseg.workflow.workspace import Workspace
 
-FINGERPRINT = "fingerprint.json"
 Files = dict[str, Content]
 
 

@@ -269,6 +269,7 @@ def describe(model: Model) -> dict[str, Any]:
             "channels": channels,
             "patch_size": values["sampling"]["patch_size"],
             "spacing_mm": values["target_spacing_mm"],
+            "orientation": plan.orientation,
         },
         "preprocessing": values["preprocessing"],
         "output": {
@@ -304,7 +305,8 @@ Pad scans that are smaller than a patch with zeros.
 
 ## Input `{given["name"]}`: float32 (batch, channel, x, y, z)
 Any batch of patches of {by_axis(given["patch_size"])} voxels with a spacing of {spacing} mm. Axes
-are in the order x, y, z; transpose the arrays of SimpleITK, which are z, y, x. Channels:
+are in the order x, y, z; transpose the arrays of SimpleITK, which are z, y, x. {_axes(plan)}
+Channels:
 
 {_numbered(given["channels"], 0)}
 
@@ -317,6 +319,15 @@ Logits; their {output["activation"]} gives probabilities. Outputs:
 Patches overlap by at least {by_axis(window["overlap"])} voxels. Average their probabilities with
 {window["weighting"]} weights.
 """
+
+
+def _axes(plan: Plan) -> str:
+    if plan.orientation is None:
+        return "Scans stay in the order of\naxes in which they are stored, which has to be that of the training scans."
+    return (
+        f"Before all\nsteps, flip and exchange the axes of the scan to {plan.orientation}: the sides "
+        "of the patient towards which x, y, z run."
+    )
 
 
 def _step_text(step: dict[str, Any]) -> str:

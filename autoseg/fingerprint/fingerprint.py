@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from autoseg.fingerprint.statistics import (
     summarize,
 )
 from autoseg.image.image import Image
+from autoseg.image.orientation import Turn, counted_codes, most_common, orientation_of
 
 FORMAT = 2
 
@@ -88,6 +89,23 @@ class Fingerprint:
             for name, values in self.labels.items()
         }
 
+    @property
+    def usual_orientation(self) -> str:
+        """The orientation in which most cases are stored."""
+        return most_common(case.orientation for case in self.cases.values())
+
+    @property
+    def counted_orientations(self) -> str:
+        """The number of cases with each orientation, such as `3 RAS, 1 LPS`."""
+        return counted_codes(case.orientation for case in self.cases.values())
+
+    def turned_to(self, orientation: str | None) -> Fingerprint:
+        """The same with the axes of all cases in this orientation; None: as they are stored."""
+        if orientation is None:
+            return self
+        turned = {name: case.turned_to(orientation) for name, case in self.cases.items()}
+        return replace(self, cases=turned)
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of the JSON file."""
         return {"format": FORMAT} | asdict(self)
@@ -118,7 +136,7 @@ class CaseStatistics:
     Attributes:
         shape: voxels along x, y, z.
         spacing_mm: along x, y, z, exactly as in the header.
-        orientation: directions of the x, y and z axes in ITK's notation; no rotation is "LPS".
+        orientation: of the axes x, y, z as they are stored; see `autoseg.image.orientation`.
         shape_after_crop: shape of the bounding box of voxels that are nonzero in any channel.
         channels: intensities of each channel.
         voxels: label value -> number of voxels.
@@ -134,6 +152,21 @@ class CaseStatistics:
     voxels: dict[int, int]
     labels: dict[str, LabelStatistics]
     content: str
+
+    def turned_to(self, orientation: str) -> CaseStatistics:
+        """The same case with its axes in another orientation."""
+        turn = Turn.between(self.orientation, orientation)
+        return replace(
+            self,
+            shape=turn.triple(self.shape),
+            spacing_mm=turn.triple(self.spacing_mm),
+            orientation=orientation,
+            shape_after_crop=turn.triple(self.shape_after_crop),
+            labels={
+                name: replace(found, extent_mm=found.extent_mm and turn.triple(found.extent_mm))
+                for name, found in self.labels.items()
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -189,7 +222,7 @@ def measure(
     statistics = CaseStatistics(
         shape=geometry.size,
         spacing_mm=geometry.spacing_mm,
-        orientation=orientation_of(geometry.direction),
+        orientation=orientation_of(geometry),
         shape_after_crop=shape_of_content(image.array),
         channels=tuple(channels),
         voxels=voxels,
@@ -197,22 +230,6 @@ def measure(
         content=content_of(image.array),
     )
     return statistics, tuple(samples)
-
-
-def orientation_of(direction: Sequence[float]) -> str:
-    """Return ITK's name of a 3 x 3 direction matrix, given row by row.
-
-    Each axis of the grid is named after the side of the patient that it points to: left or right,
-    posterior or anterior, superior or inferior. Oblique grids get the nearest name.
-    """
-    cosines = np.array(direction, dtype=np.float64).reshape(3, 3)
-    strength = np.abs(cosines)
-    letters = ["", "", ""]
-    for _ in range(3):
-        side, axis = np.unravel_index(np.argmax(strength), (3, 3))
-        letters[axis] = ("LR", "PA", "SI")[side][int(cosines[side, axis] < 0)]
-        strength[side, :] = strength[:, axis] = -1.0
-    return "".join(letters)
 
 
 def content_of(array: NDArray[Any]) -> str:

@@ -66,17 +66,17 @@ def survey(
     surveys = {name: result for name, result in found.items() if result is not None}
     fingerprint = _pool(task, surveys)
     problems = [problem for result in surveys.values() for problem in result.problems]
-    problems += check_task(
-        task, {name: _facts(case) for name, case in fingerprint.cases.items()}, folds
-    )
-    return fingerprint, problems
+    usual = fingerprint.usual_orientation if fingerprint.cases else ""
+    facts = {name: _facts(case, usual) for name, case in fingerprint.cases.items()}
+    return fingerprint, problems + check_task(task, facts, folds)
 
 
-def _facts(case: CaseStatistics) -> CaseFacts:
+def _facts(case: CaseStatistics, orientation: str) -> CaseFacts:
     return CaseFacts(
         voxels=case.voxels,
         content=case.content,
-        spacing_mm=case.spacing_mm,
+        orientation=case.orientation,
+        spacing_mm=case.turned_to(orientation).spacing_mm,
         scales=tuple(channel.scale for channel in case.channels),
         ranges=tuple((channel.image.min, channel.image.max) for channel in case.channels),
     )

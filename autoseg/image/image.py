@@ -21,6 +21,7 @@ from autoseg.image.formats import ENDINGS, check_header, ending_of, stem_of
 from autoseg.image.geometry import Geometry, check_same_grid, geometry_of, sheared
 from autoseg.image.label_writer import HIGHEST_LABEL, File, smallest_type
 from autoseg.image.nifti import check_nifti, read_nifti
+from autoseg.image.orientation import direction_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -107,8 +108,13 @@ def _as_floats(values: NDArray[Any], what: Path | str, own_type: bool) -> NDArra
     return values
 
 
-def from_array(array: NDArray[Any], spacing_mm: Sequence[float]) -> Image:
+def from_array(array: NDArray[Any], spacing_mm: Sequence[float], orientation: str = "LPS") -> Image:
     """Make a scan of an array (x, y, z) or (channel, x, y, z), axis-aligned and at the origin.
+
+    Args:
+        array: the voxels.
+        spacing_mm: along x, y, z.
+        orientation: sides of the patient towards which x, y, z run.
 
     Raises:
         DataError: another number of axes, or a spacing that is not three positive numbers; a
@@ -121,8 +127,8 @@ def from_array(array: NDArray[Any], spacing_mm: Sequence[float]) -> Image:
     values = _as_floats(array if array.ndim == 4 else array[np.newaxis], "the array", own_type=True)
     x, y, z = values.shape[1:]
     dx, dy, dz = (float(spacing) for spacing in spacing_mm)
-    axis_aligned = tuple(np.eye(3).ravel().tolist())
-    return Image(values, Geometry((x, y, z), (dx, dy, dz), (0.0, 0.0, 0.0), axis_aligned))
+    direction = direction_of(orientation)
+    return Image(values, Geometry((x, y, z), (dx, dy, dz), (0.0, 0.0, 0.0), direction))
 
 
 def from_simpleitk(image: sitk.Image) -> Image:

@@ -9,6 +9,8 @@ as the anatomical axes nearest to them.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +43,40 @@ def check_code(code: str) -> str:
     return code.upper()
 
 
-def orientation_of(geometry: Geometry) -> str:
-    """The code of a grid, for example `LPS` for an ordinary axial DICOM series."""
-    direction = np.reshape(geometry.direction, (3, 3))  # column: where an index axis points
-    best = max(
-        itertools.permutations(range(3)),
-        key=lambda worlds: sum(abs(direction[world, axis]) for axis, world in enumerate(worlds)),
-    )
-    return "".join(
-        LETTERS[world][int(direction[world, axis] > 0)] for axis, world in enumerate(best)
-    )
+def orientation_of(grid: Geometry) -> str:
+    """The code of a grid, for example `LPS` for an ordinary axial DICOM series.
+
+    As in ITK, the axes of an oblique grid are named in the order of their largest cosines.
+    """
+    direction = np.reshape(grid.direction, (3, 3))  # column: where an index axis points
+    strength, letters = np.abs(direction), ["", "", ""]
+    for _ in range(3):
+        world, axis = np.unravel_index(np.argmax(strength), (3, 3))
+        letters[axis] = LETTERS[world][int(direction[world, axis] > 0)]
+        strength[world, :] = strength[:, axis] = -1.0
+    return "".join(letters)
+
+
+def most_common(codes: Iterable[str]) -> str:
+    """The code that occurs most often; of equally frequent ones the first in `CODES`."""
+    counts = Counter(codes)
+    return min(counts, key=lambda code: (-counts[code], CODES.index(code)))
+
+
+def counted_codes(codes: Iterable[str]) -> str:
+    """How often each code occurs, such as `3 RAS, 1 LPS`, the most frequent first."""
+    counts = Counter(codes)
+    order = sorted(counts, key=lambda code: (-counts[code], CODES.index(code)))
+    return ", ".join(f"{counts[code]} {code}" for code in order)
+
+
+def direction_of(code: str) -> tuple[float, ...]:
+    """The direction matrix of an axis-aligned grid, row by row, as in `Geometry`."""
+    direction = np.zeros((3, 3))
+    for axis, letter in enumerate(code):
+        world = next(world for world, pair in enumerate(LETTERS) if letter in pair)
+        direction[world, axis] = 1.0 if letter == LETTERS[world][1] else -1.0
+    return tuple(float(value) for value in direction.ravel())
 
 
 def left_right_axis(code: str) -> int:
@@ -78,10 +104,22 @@ class Turn:
         flips = [source[axis] != letter for axis, letter in zip(axes, target, strict=True)]
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
+    @classmethod
+    def of(cls, grid: Geometry, target: str | None) -> Turn:
+        """The turn that brings a grid to an orientation; None leaves it as it is."""
+        return cls() if target is None else cls.between(orientation_of(grid), target)
+
     @property
     def is_identity(self) -> bool:
         """Whether nothing is turned."""
         return self == Turn()
+
+    def then(self, other: Turn) -> Turn:
+        """This turn followed by another one."""
+        x, y, z = (
+            own != flip for own, flip in zip(other.triple(self.flips), other.flips, strict=True)
+        )
+        return Turn(other.triple(self.axes), (x, y, z))
 
     def inverse(self) -> Turn:
         """The way back."""
@@ -93,12 +131,22 @@ class Turn:
         """Turn the last three axes of an array; the result is a view of it."""
         first = values.ndim - 3
         order = (*range(first), *(first + axis for axis in self.axes))
-        steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
-        return values.transpose(order)[(..., *steps)]
+        steps: Any = (..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))
+        turned: NDArray[Any] = values.transpose(order)[steps]
+        return turned
 
-    def triple(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def triple(self, values: Sequence[Any]) -> tuple[Any, Any, Any]:
         """Exchange three values along the axes, such as sizes or spacings."""
         return values[self.axes[0]], values[self.axes[1]], values[self.axes[2]]
+
+    def box(self, box: Sequence[tuple[int, int]], size: Sequence[int]) -> tuple[Any, ...]:
+        """Turn a box, (start, stop) along each axis, of a grid of this size."""
+        return tuple(
+            (count - stop, count - start) if flip else (start, stop)
+            for flip, (start, stop), count in zip(
+                self.flips, self.triple(box), self.triple(size), strict=True
+            )
+        )
 
     def geometry(self, grid: Geometry) -> Geometry:
         """The turned grid: its voxels lie in the same places of the patient."""
@@ -116,3 +164,7 @@ class Turn:
             origin_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
             direction=tuple(float(value) for value in turned.ravel()),
         )
+
+
+# These exchange x with one of the axes x, y, z.
+SWAPS = (Turn(), Turn((1, 0, 2)), Turn((2, 1, 0)))

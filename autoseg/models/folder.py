@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autoseg.models.checkpoint import Tensors
 
 PLAN = "plan.json"
+FINGERPRINT = "fingerprint.json"
 EVERY_FOLD = "fold_*"  # pattern of the folders of folds
 # In the folder of a fold:
 FINAL, LATEST, BEST = "final.safetensors", "latest.safetensors", "best.safetensors"

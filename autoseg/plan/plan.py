@@ -28,6 +28,7 @@ from autoseg.plan.sections import (
     Count,
     LabelValue,
     Network,
+    Orientation,
     Positive,
     Resample,
     Section,
@@ -36,6 +37,7 @@ from autoseg.plan.sections import (
     Size3,
     Step,
     Training,
+    since,
 )
 
 FORMAT_VERSION = 1
@@ -127,6 +129,14 @@ class Plan(Section):
         description="cases with errors that planning and training leave out",
     )
     shares: tuple[VolumeShare, ...] = Field((), title="volume share")
+    orientation: Orientation | None = Field(
+        None,
+        title="orientation of the axes",
+        description="sides of the patient towards which x, y, z run, such as RAS: scans are "
+        "flipped to it before all steps, and sizes and spacings of the plan mean these axes; null: "
+        "scans stay as they are stored",
+        json_schema_extra=since("0.2.0"),
+    )
     target_spacing_mm: tuple[Positive | None, Positive | None, Positive | None] = Field(
         title="target spacing (x, y, z)",
         description="voxel size of the network's input; null: each scan's own along that axis",
@@ -261,7 +271,8 @@ class Plan(Section):
     @property
     def preprocessing_id(self) -> str:
         """Like `id`, but only for the values that affect a preprocessed case."""
-        keys = {"channels", "labels", "ignore_label", "target_spacing_mm", "preprocessing"}
+        keys = {"channels", "labels", "ignore_label", "orientation"}
+        keys |= {"target_spacing_mm", "preprocessing"}
         values = self.model_dump(mode="json", include=keys, context=FOR_ID)
         return _digest(values | ({"regions": True} if self.classes.are_regions else {}))
 

@@ -6,6 +6,8 @@ show them; they are not written to a plan file and do not change a plan's id.
 
 from __future__ import annotations
 
+import re
+from itertools import permutations
 from math import prod
 from typing import Annotated, Any, Literal, Self
 
@@ -48,6 +50,26 @@ def _reaches_one(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
+def is_orientation(code: Any) -> bool:
+    """Whether it is one of the 48 orientation codes; see `autoseg.image.orientation`."""
+    return isinstance(code, str) and re.fullmatch(ORIENTATIONS, code) is not None
+
+
+def _orientation(code: str) -> str:
+    if not is_orientation(code):
+        raise ValueError(
+            f"{code!r} is not an orientation; write one letter of R/L, A/P and S/I for each of the "
+            "axes x, y, z, for example RAS or LPS"
+        )
+    return code
+
+
+ORIENTATIONS = "|".join(map("".join, permutations(("[RL]", "[AP]", "[IS]"))))
+Orientation = Annotated[
+    str,
+    AfterValidator(_orientation),
+    Field(json_schema_extra={"pattern": f"^({ORIENTATIONS})$"}),
+]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]

@@ -285,6 +285,7 @@ def short_recipe(plan: Plan, seconds: float) -> Layer | None:
 
 def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:
     """What a run of one fold does besides training, from the shapes of the raw cases."""
+    fingerprint = fingerprint.turned_to(plan.orientation)
     scale = [np.divide(mm, plan.target_spacing_of(mm)) for mm in fingerprint.spacings_mm.tolist()]
     shapes = np.maximum(1, np.rint(fingerprint.shapes_after_crop * scale)).astype(int)
     patch, overlap = plan.sampling.patch_size, plan.inference.overlap

@@ -11,6 +11,7 @@ from autoseg.common.progress import by_axis
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
+from autoseg.plan.sections import is_orientation
 from autoseg.planner.budget import Overhead, Timing, budget_layer, short_recipe
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import (
@@ -26,6 +27,7 @@ from autoseg.planner.overrides import (
 from autoseg.planner.patch_rule import patch_layer, strides_without_patch, whole_case_layer
 from autoseg.planner.rule_values import (
     FOLD_PER_PATIENT,
+    MOST_CASES,
     SKIPPED,
     Evidence,
     PlanValues,
@@ -97,7 +99,10 @@ def compose(
     reference = None
     if options.use_reference:
         reference = find_reference(fingerprint.task, options.reference)
+    usual, counted = fingerprint.usual_orientation, fingerprint.counted_orientations
+    fingerprint = fingerprint.turned_to(_orientation(usual, options, reference))
     values, evidence, name = _rules(fingerprint, options, reference)
+    values["orientation"], evidence["orientation"] = usual, (MOST_CASES, counted)
     recipe = None
     if options.seconds is not None:
         recipe = short_recipe(make_plan(values, "the rules"), options.seconds)
@@ -130,7 +135,8 @@ def compose(
 
 def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[str]:
     """A short description of each configuration that the rules offer besides the plan's."""
-    found = configurations(fingerprint, options.planner, options.memory_gb)
+    turned = fingerprint.turned_to(plan.orientation)
+    found = configurations(turned, options.planner, options.memory_gb)
     return [_describe(other) for name, other in found.items() if name != plan.configuration]
 
 
@@ -138,9 +144,10 @@ def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> l
     """The rules' plans of the configurations besides the plan's."""
     kept = ("name", "planner", "memory_gb", "regions_class_order", "skipped_cases", "patients")
     by_rules = PlanOptions(**{key: getattr(options, key) for key in kept}, use_reference=False)
+    turned = fingerprint.turned_to(fingerprint.usual_orientation)
     return [
         compose(fingerprint, replace(by_rules, configuration=name))
-        for name in configurations(fingerprint, options.planner, options.memory_gb)
+        for name in configurations(turned, options.planner, options.memory_gb)
         if name != plan.configuration
     ]
 
@@ -153,6 +160,18 @@ def _describe(configuration: Configuration) -> str:
         f"{configuration.name} ({spacing} mm, patches of {times(configuration.patch_size)}, batch "
         f"{configuration.batch_size})"
     )
+
+
+def _orientation(usual: str, options: PlanOptions, reference: Reference | None) -> str | None:
+    """The orientation of the plan, which all figures of the rules mean; by rule the usual one."""
+    settings = tuple(text for text in options.settings if text.startswith("orientation="))
+    layers = [] if reference is None else [*reference.layers]
+    layers += _users_layers(replace(options, settings=settings), {}, [])
+    found = usual
+    for layer in layers:
+        found = layer.values.get("orientation", found)
+    # An invalid one is an error when the plan is made.
+    return found if found is None or is_orientation(found) else usual
 
 
 def _rules(

@@ -22,6 +22,7 @@ ANISOTROPY = 3.0
 LONG_SLICE = 1.5  # length / width above which slices are rotated little
 # Names of rules in a plan's provenance.
 DECLARED, SKIPPED = "as declared", "bad cases are left out"
+MOST_CASES = "as most cases are stored"
 FOLD_PER_PATIENT = "a fold for each patient"
 
 

@@ -29,6 +29,7 @@ from autoseg.common.files import cannot_write, replacing
 from autoseg.common.progress import Progress, progress, say
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_image, read_label
+from autoseg.image.orientation import orientation_of
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.output import (
     DEFAULT_FORMAT,
@@ -268,6 +269,7 @@ class _Stages:
             image = read_image(files, own_type=True)
             previous = read_label(self.previous[case.name])[0] if self.previous else None
         case.geometry = image.geometry
+        self.predictor.check_orientation(image.geometry, str(files[0]))
         with case.timed("preparing"):
             try:
                 case.prepared = self.predictor.prepare(image, previous)
@@ -304,6 +306,7 @@ class _Stages:
                 {
                     "inputs": [str(file) for file in files],
                     "input_bytes": input_bytes(files),
+                    "orientation": orientation_of(geometry),
                     "files": {first: facts} | {name: file_facts(folder / name) for name in more},
                     "seconds": case.seconds,
                     **found,

@@ -12,8 +12,17 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import write_json
 from autoseg.common.progress import by_axis, counted, listed
 from autoseg.image.image import Image
+from autoseg.image.orientation import CODES, Turn
 from autoseg.models.checkpoint import Tensors, load_weights
-from autoseg.models.folder import PLAN, FolderFiles, ModelFiles, open_model, plan_in, weights_name
+from autoseg.models.folder import (
+    FINGERPRINT,
+    PLAN,
+    FolderFiles,
+    ModelFiles,
+    open_model,
+    plan_in,
+    weights_name,
+)
 from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, Rescale, Step, ZScore
@@ -155,6 +164,22 @@ def load_postprocessing(model: Model) -> Postprocessing | None:
     return found
 
 
+def training_orientations(model: Model) -> list[str]:
+    """The orientation in which each training case is stored; empty if it is not known.
+
+    The fingerprint is in a packed model, else in the workspace of the model's folder.
+    """
+    plan, files = model.plan, model.files or FolderFiles(model.folder)
+    if not files.has(FINGERPRINT):
+        workspace = model.folder.absolute().parent.parent.parent
+        files = FolderFiles(workspace / "preprocessed" / plan.task / plan.name)
+    try:
+        found = [case["orientation"] for case in files.json(FINGERPRINT)["cases"].values()]
+    except (AutosegError, AttributeError, KeyError, TypeError):
+        return []
+    return [code for code in found if code in CODES]
+
+
 # Scans that a model cannot segment. Only what is impossible is refused: an unusual scan may be of a
 # rare patient.
 
@@ -191,8 +216,9 @@ def _wrong_channels(plan: Plan, image: Image) -> str | None:
 
 
 def _wrong_size(plan: Plan, image: Image) -> str | None:
-    geometry = image.geometry
-    for axis, size, patch in zip("xyz", geometry.size, plan.sampling.patch_size, strict=True):
+    turn = Turn.of(image.geometry, plan.orientation)
+    geometry, axes = turn.geometry(image.geometry), turn.triple("xyz")
+    for axis, size, patch in zip(axes, geometry.size, plan.sampling.patch_size, strict=True):
         if size == 1 and patch > 1:
             return f"the scan has a single slice along {axis}; the model segments volumes"
     target = plan.target_spacing_of(geometry.spacing_mm)

@@ -5,7 +5,8 @@ planes (x) at a time, and each class is interpolated on its own, only where it c
 
     slabs          (class, planes, y, z) of the network's grid, in the order of x
     native_planes  16 planes of the scan's grid; `probabilities(index, area)` has shape (16, *area)
-    label_map      label values (x, y, z): the most probable class, or regions painted in order
+    label_map      label values (x, y, z): the most probable class, or regions painted in order,
+                   written through a turned view of the array in the scan's own order of axes
 
 Interpolation is linear. So a probability never exceeds the largest one around it, which tells where
 a class cannot win before anything is computed.
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Box, LabelMap, Triple, union_of_boxes
+from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.labels import Classes
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import (
@@ -97,7 +99,11 @@ def native_planes(slabs: Iterable[Slab], placement: Placement) -> Iterator[Plane
 
 
 def label_map(
-    planes: Iterable[Planes], classes: Classes, size: Triple, save: Save | None = None
+    planes: Iterable[Planes],
+    classes: Classes,
+    size: Triple,
+    save: Save | None = None,
+    view: Turn = SWAPS[0],
 ) -> LabelMap:
     """The label values (x, y, z) of a whole grid; 0 is the background.
 
@@ -107,10 +113,13 @@ def label_map(
     Args:
         planes: all planes of the grid.
         classes: what the probabilities are of, and the value that each class paints.
-        size: voxels of the grid.
+        size: voxels of the returned grid.
         save: called with all probabilities, one class of some planes at a time.
+        view: from the returned grid to that of the planes. Planes are contiguous in memory.
     """
-    out: LabelMap = np.zeros(size, np.uint8 if max(classes.painted) < 256 else np.uint16)
+    swap, kind = view.axes[0], np.uint8 if max(classes.painted) < 256 else np.uint16
+    label: LabelMap = np.zeros(SWAPS[swap].triple(size), kind).swapaxes(0, swap)
+    out = view.array(label)
     for some in planes:
         if classes.are_regions:
             _paint_regions(some, classes.painted[1:], out[some.rows])
@@ -119,7 +128,7 @@ def label_map(
         if save is not None:
             for index in range(classes.outputs):
                 save(index, some.rows, some.probabilities(index, whole_area(some.shape)))
-    return out
+    return label
 
 
 def _paint_classes(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:

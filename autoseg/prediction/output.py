@@ -21,6 +21,7 @@ from autoseg.image.dicom import find_series
 from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.label_writer import write_label
+from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.evaluation import class_of
 from autoseg.plan.labels import values_of
 from autoseg.plan.plan import Plan
@@ -109,11 +110,11 @@ class ProbabilityFile:
     Args:
         path: for messages.
         array: the open Blosc2 array.
-        axis: 0, 1 or 2; this axis of the file and x are swapped in what `write` takes.
+        view: from the grid of the file to that of what `write` takes.
     """
 
-    def __init__(self, path: Path, array: Any, axis: int) -> None:
-        self.path, self.array, self.axis = path, array, axis
+    def __init__(self, path: Path, array: Any, view: Turn) -> None:
+        self.path, self.array, self.view = path, array, view
 
     def write(self, index: int, rows: slice, probabilities: NDArray[np.float32]) -> None:
         """Write some planes (x, y, z) of a class.
@@ -121,16 +122,19 @@ class ProbabilityFile:
         Raises:
             AutosegError: the disk is full.
         """
+        axis = 1 + self.view.axes[0]
         where: list[Any] = [index, slice(None), slice(None), slice(None)]
-        where[1 + self.axis] = rows
-        turned = probabilities.astype(np.float16).swapaxes(0, self.axis)
+        if self.view.flips[0]:
+            rows = slice(self.array.shape[axis] - rows.stop, self.array.shape[axis] - rows.start)
+        where[axis] = rows
+        turned = self.view.inverse().array(probabilities.astype(np.float16))
         with _blosc2_errors_name(self.path):
             self.array[tuple(where)] = np.ascontiguousarray(turned)
 
 
 @contextmanager
 def probability_file(
-    path: Path, names: Sequence[str], size: Triple, axis: int = 0
+    path: Path, names: Sequence[str], size: Triple, view: Turn = SWAPS[0]
 ) -> Iterator[ProbabilityFile]:
     """A file to fill within the block; it appears when the block succeeds.
 
@@ -138,14 +142,14 @@ def probability_file(
         path: the file.
         names: of the classes.
         size: voxels along x, y, z.
-        axis: across which planes are written, `PLANES_AT_ONCE` at a time.
+        view: from this grid to that of the planes (x) that are written, `PLANES_AT_ONCE` at a time.
 
     Raises:
         AutosegError: it cannot be written.
     """
     import blosc2  # slow to import, and rarely needed
 
-    chunk = list(size)
+    chunk, axis = list(size), view.axes[0]
     chunk[axis] = min(PLANES_AT_ONCE, size[axis])  # so that each chunk is compressed once
     with replacing(path) as temporary:
         with _blosc2_errors_name(path):
@@ -158,7 +162,7 @@ def probability_file(
                 cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
             )
             array.vlmeta["classes"] = list(names)
-        yield ProbabilityFile(path, array, axis)
+        yield ProbabilityFile(path, array, view)
 
 
 @contextmanager

@@ -1,34 +1,30 @@
-"""Segment a scan: from a scan in memory to its label map on the same grid.
-
-A prediction has four steps, here in the order in which `Segmenter` calls them:
-
-    prepare        scan (channel, X, Y, Z) -> checked and preprocessed (channel, x, y, z)
-    predict_slabs  patches (B, channel, *patch) -> probabilities (class, some planes, y, z)
-    native_planes  interpolated to the scan's grid (class, some planes, Y, Z)
-    label_map      the most probable class: label values (X, Y, Z)
-"""
+"""The networks of a model, or of several models, that segment scans; see `segmenter`."""
 
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.common.arrays import LabelMap
-from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError
+from autoseg.common.progress import say
 from autoseg.image.geometry import Geometry
-from autoseg.image.image import Image, from_array, from_simpleitk
-from autoseg.image.label_writer import to_simpleitk
+from autoseg.image.image import Image
+from autoseg.image.orientation import (
+    SWAPS,
+    Turn,
+    check_code,
+    counted_codes,
+    most_common,
+    orientation_of,
+)
 from autoseg.networks.devices import pick_device
 from autoseg.networks.unet import with_masks
 from autoseg.plan.plan import Plan
@@ -39,151 +35,13 @@ from autoseg.prediction.model import (
     load_model,
     load_postprocessing,
     load_previous,
+    training_orientations,
 )
-from autoseg.prediction.native_grid import MeanPlanes, Placement, Planes, label_map, native_planes
-from autoseg.prediction.output import probability_file
-from autoseg.prediction.postprocessing import Postprocessing
+from autoseg.prediction.native_grid import MeanPlanes, Placement, Planes, native_planes
+from autoseg.prediction.segmenter import PreparedForEach, Segmenter
 from autoseg.prediction.sliding_window import predict_slabs, window_bytes
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.steps import Prepared, prepare
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk
-
-Report = Callable[[float], None]  # called with the finished part of a scan, from 0 to 1
-AXES = (2, 1, 0)  # z first: image files store planes across z
-
-
-@dataclass(frozen=True)
-class PreparedForEach:
-    """A scan, prepared for each of several models."""
-
-    each: tuple[Prepared, ...]
-
-    @property
-    def geometry(self) -> Geometry:
-        """The grid of the scan."""
-        return self.each[0].geometry
-
-
-Scan = TypeVar("Scan", Prepared, PreparedForEach)
-
-
-class Segmenter(ABC, Generic[Scan]):
-    """Segments scans: what `Predictor` and `Ensemble` have in common.
-
-    Attributes:
-        plan: defines the channels and the labels.
-        device: where the networks run.
-        backend_name: library, version and precision that run them: `torch 2.13.0 bfloat16`.
-        postprocessing: applied to every label map, if any.
-    """
-
-    plan: Plan
-    device: torch.device
-    backend_name: str
-    postprocessing: Postprocessing | None = None
-
-    @overload
-    def predict(self, scan: Image, previous: LabelMap | None = None) -> LabelMap: ...
-
-    @overload
-    def predict(
-        self,
-        scan: NDArray[Any],
-        previous: LabelMap | None = None,
-        *,
-        spacing_mm: Sequence[float],
-    ) -> LabelMap: ...
-
-    @overload
-    def predict(self, scan: sitk.Image, previous: LabelMap | None = None) -> sitk.Image: ...
-
-    def predict(
-        self,
-        scan: Image | NDArray[Any] | sitk.Image,
-        previous: LabelMap | None = None,
-        *,
-        spacing_mm: Sequence[float] | None = None,
-    ) -> LabelMap | sitk.Image:
-        """The label map of a scan on its own grid, in the label values of the task.
-
-            predictor = Predictor(Path("models/Task001_COVID/default"))
-            label = predictor.predict(array, spacing_mm=(0.8, 0.8, 1.0))  # array: (x, y, z)
-            SimpleITK.WriteImage(predictor.predict(SimpleITK.ReadImage("a.nrrd")), "b.nrrd")
-
-        Args:
-            scan: an array (x, y, z) or (channel, x, y, z), a SimpleITK image, or an `Image`.
-            previous: for a cascade, the previous stage's label map (x, y, z), if it is known.
-            spacing_mm: voxel spacing of an array along x, y, z.
-
-        Returns:
-            a SimpleITK image for a SimpleITK image, else an array (x, y, z).
-
-        Raises:
-            DataError: the scan does not fit the model.
-        """
-        if isinstance(scan, np.ndarray):
-            if spacing_mm is None:
-                raise DataError("an array has no voxel spacing; pass spacing_mm=(x, y, z)")
-            scan = from_array(scan, spacing_mm)
-        if isinstance(scan, Image):
-            return self.segment(self.prepare(scan, previous))
-        image = from_simpleitk(scan)
-        return to_simpleitk(self.segment(self.prepare(image, previous)), image.geometry)
-
-    def segment(
-        self, prepared: Scan, save: Path | None = None, report: Report | None = None
-    ) -> LabelMap:
-        """The label map (x, y, z) of a prepared scan on the scan's own grid.
-
-        Args:
-            prepared: by `prepare`.
-            save: a file for the probabilities, see `autoseg.prediction.output`. They are those of
-                the networks: postprocessing changes the label map only.
-            report: called now and then with the finished part of the scan, from 0 to 1.
-        """
-        size, classes = prepared.geometry.size, self.plan.classes
-        # The window slides along the axis that takes the least memory. Until the end, that axis
-        # and x are swapped: all code below goes through planes of x.
-        axis = min(AXES, key=lambda axis: self.window_bytes(prepared, axis))
-        planes = self.planes(prepared, axis)
-        if report is not None:
-            planes = _reported(planes, size[axis], report)
-        names = classes.output_names
-        saving = nullcontext() if save is None else probability_file(save, names, size, axis)
-        with saving as file:
-            write = file.write if file else None
-            label = label_map(planes, classes, swapped(size, axis), write)
-        label = label.swapaxes(0, axis)
-        if self.postprocessing is not None:
-            self.postprocessing.apply(label)
-        return label
-
-    @abstractmethod
-    def prepare(self, image: Image, previous: LabelMap | None = None) -> Scan:
-        """Check a scan and preprocess it for the networks."""
-
-    @abstractmethod
-    def planes(self, prepared: Scan, axis: int) -> Iterator[Planes]:
-        """Probabilities on the scan's own grid by planes across one axis, swapped with x."""
-
-    @abstractmethod
-    def window_bytes(self, prepared: Scan, axis: int) -> int:
-        """Memory of the sliding window along one axis."""
-
-
-def swapped(values: Sequence[Any], axis: int) -> tuple[Any, Any, Any]:
-    """Three values along x, y, z, with those of x and of one axis swapped."""
-    x, y, z = values
-    return ((x, y, z), (y, x, z), (z, y, x))[axis]
-
-
-def _reported(planes: Iterator[Planes], count: int, report: Report) -> Iterator[Planes]:
-    """The planes; those that are yielded are finished when the next ones are requested."""
-    for some in planes:
-        yield some
-        report(some.rows.stop / count)
 
 
 class Predictor(Segmenter[Prepared]):
@@ -207,6 +65,11 @@ class Predictor(Segmenter[Prepared]):
         postprocess: apply the postprocessing that `autoseg_evaluate TASK` has learned from the
             cross-validation, if any (`postprocessing.json` beside the folds).
         backend: what runs the networks, `auto`, `torch` or `openvino`; see `choose_backend`.
+        orientation: to which the axes of scans are brought instead of the plan's, such as `RAS`;
+            for models of version 0.1.0, whose plans have none.
+
+    Attributes:
+        plan: that of the model, with this orientation.
     """
 
     def __init__(
@@ -217,11 +80,16 @@ class Predictor(Segmenter[Prepared]):
         mirror: bool = False,
         postprocess: bool = True,
         backend: str = AUTO,
+        orientation: str | None = None,
     ) -> None:
+        orientation = None if orientation is None else check_code(orientation)
         self.device = pick_device(device)
         if isinstance(model, Path | str):
             model = load_model(Path(model), [str(fold) for fold in folds or ()], self.device)
         self.model, self.plan, self.mirror = model, model.plan, mirror
+        self.wanted_orientation, self.is_warned = orientation, False
+        if orientation is not None:
+            self.plan = self.plan.model_copy(update={"orientation": orientation})
         self.postprocessing = load_postprocessing(model) if postprocess else None
         self.classes = self.plan.classes
         self.wanted_backend = backend
@@ -248,6 +116,30 @@ class Predictor(Segmenter[Prepared]):
             self.mirror,
             postprocess=False,  # as the segmentations that the cascade was trained on
             backend=self.wanted_backend,
+            orientation=self.wanted_orientation,
+        )
+
+    @cached_property
+    def trained_orientations(self) -> list[str]:
+        """The orientation in which each training case is stored; empty if it is not known."""
+        return training_orientations(self.model)
+
+    @property
+    def orientation_of_arrays(self) -> str:
+        """The orientation of the plan, else of most training cases."""
+        return self.plan.orientation or most_common(self.trained_orientations or ["LPS"])
+
+    def check_orientation(self, grid: Geometry, what: str) -> None:
+        """Warn once if the plan has no orientation, and a scan another one than the training."""
+        trained, code = self.trained_orientations, orientation_of(grid)
+        if self.plan.orientation is not None or self.is_warned or code in trained or not trained:
+            return
+        self.is_warned = True
+        say(
+            f"{what}: stored in the orientation {code}, but the training scans of "
+            f"{self.model.folder} are {counted_codes(trained)}; its plan has no orientation, so "
+            "scans are segmented as they are stored, and the result may be wrong; predict with "
+            f"--orientation {most_common(trained)}, or plan (autoseg_plan) and train again"
         )
 
     def prepare(self, image: Image, previous: LabelMap | None = None) -> Prepared:
@@ -269,25 +161,32 @@ class Predictor(Segmenter[Prepared]):
         assert previous is not None
         _, x, y, z = prepared.image.shape
         spacing_mm, box = prepared.geometry.spacing_mm, prepared.box
+        previous = prepared.turn.array(previous)
         # One more channel, of part numbers (x, y, z); `probabilities` turns it into masks.
         parts = prepare_previous(self.plan, previous, spacing_mm, box, (x, y, z))
         channels = [prepared.image, parts[None].astype(np.float32)]
         return replace(prepared, image=np.concatenate(channels))
 
-    def planes(self, prepared: Prepared, axis: int) -> Iterator[Planes]:
-        """Probabilities on the scan's own grid by planes across one axis, swapped with x."""
-        inference = self.plan.inference
+    def planes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> Iterator[Planes]:
+        """Probabilities on `prepared.geometry` by planes across one axis, swapped with x.
+
+        Args:
+            prepared: the scan.
+            axis: 0, 1 or 2, after that turn.
+            to: brings that grid to the one of the planes.
+        """
+        view, inference = to.then(SWAPS[axis]), self.plan.inference
         slabs = predict_slabs(
-            lambda patches: self.probabilities(patches.swapaxes(2, 2 + axis)).swapaxes(2, 2 + axis),
-            prepared.image.swapaxes(1, 1 + axis),
-            swapped(self.plan.sampling.patch_size, axis),
-            inference.model_copy(update={"overlap": swapped(inference.overlap, axis)}),
+            lambda patches: turned(self.probabilities(turned(patches, view.inverse())), view),
+            view.array(prepared.image),
+            view.triple(self.plan.sampling.patch_size),
+            inference.model_copy(update={"overlap": view.triple(inference.overlap)}),
             self.classes.outputs,
         )
         placement = Placement(
-            low_shape=swapped(prepared.image.shape[1:], axis),
-            box=swapped(prepared.box, axis),
-            size=swapped(prepared.geometry.size, axis),
+            low_shape=view.triple(prepared.image.shape[1:]),
+            box=view.box(prepared.box, prepared.geometry.size),
+            size=view.triple(prepared.geometry.size),
             outside=None if self.classes.are_regions else 0,
         )
         return native_planes(slabs, placement)
@@ -315,11 +214,11 @@ class Predictor(Segmenter[Prepared]):
         assert total is not None
         return total.div_(len(self.backend.networks) * len(self.flips)).cpu()
 
-    def window_bytes(self, prepared: Prepared, axis: int) -> int:
-        """Memory of the sliding window along one axis."""
-        shape = swapped(prepared.image.shape[1:], axis)
-        patch = swapped(self.plan.sampling.patch_size, axis)
-        return window_bytes(shape, patch, self.classes.outputs)
+    def window_bytes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> int:
+        """Memory of the sliding window along one axis, after a turn."""
+        view = to.then(SWAPS[axis])
+        shape, patch = view.triple(prepared.image.shape[1:]), self.plan.sampling.patch_size
+        return window_bytes(shape, view.triple(patch), self.classes.outputs)
 
 
 class Ensemble(Segmenter[PreparedForEach]):
@@ -348,15 +247,37 @@ class Ensemble(Segmenter[PreparedForEach]):
         return PreparedForEach(tuple(member.prepare(image) for member in self.members))
 
     def planes(self, prepared: PreparedForEach, axis: int) -> Iterator[Planes]:
-        """Mean probabilities on the scan's own grid by planes across one axis, swapped with x."""
-        pairs = zip(self.members, prepared.each, strict=True)
-        each = [member.planes(scan, axis) for member, scan in pairs]
+        """Mean probabilities on `prepared.geometry` by planes across one axis, swapped with x."""
+        each = [
+            member.planes(scan, axis, scan.turn.inverse().then(prepared.turn))
+            for member, scan in zip(self.members, prepared.each, strict=True)
+        ]
         return (MeanPlanes(planes) for planes in zip(*each, strict=True))
 
     def window_bytes(self, prepared: PreparedForEach, axis: int) -> int:
         """Memory of all sliding windows along one axis."""
-        pairs = zip(self.members, prepared.each, strict=True)
-        return sum(member.window_bytes(scan, axis) for member, scan in pairs)
+        return sum(
+            member.window_bytes(scan, axis, scan.turn.inverse().then(prepared.turn))
+            for member, scan in zip(self.members, prepared.each, strict=True)
+        )
+
+    @property
+    def orientation_of_arrays(self) -> str:
+        """That of the first plan that has an orientation, else of the first one's training."""
+        found = (member for member in self.members if member.plan.orientation is not None)
+        return next(found, self.members[0]).orientation_of_arrays
+
+    def check_orientation(self, grid: Geometry, what: str) -> None:
+        """Warn once for each model whose plan has no orientation."""
+        for member in self.members:
+            member.check_orientation(grid, what)
+
+
+def turned(patches: Tensor, turn: Turn) -> Tensor:
+    """Turn the last three axes of patches; without flips, the result is a view."""
+    found = patches.permute(0, 1, *(2 + axis for axis in turn.axes))
+    flips = [2 + axis for axis, flip in enumerate(turn.flips) if flip]
+    return found.flip(flips) if flips else found
 
 
 def _check_same_classes(plan: Plan, other: Plan) -> None:

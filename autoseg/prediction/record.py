@@ -187,10 +187,12 @@ def origin(predictor: Predictor | Ensemble, known: bool = False) -> dict[str, An
 def _origin_of_networks(predictor: Predictor, known: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model_id": model_id(predictor.model),
-        "plan_id": predictor.plan.id,
+        "plan_id": predictor.model.plan.id,
         "folds": list(predictor.model.folds),
         "mirrored": len(predictor.flips) > 1,
     }
+    if predictor.plan.orientation is not None:
+        found["orientation"] = predictor.plan.orientation
     if not known and predictor.previous is not None:
         found["previous_stage"] = _origin_of_networks(predictor.previous, False)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,13 @@ class Channel:
         stored: float32, or integers that float32 represents exactly.
         operations: applied to float32 values in place, one after the other. Each is monotonic: it
             never makes the larger of two values the smaller one.
+        layout: of the float32 values. The last digits of sums and of products depend on it. `K`
+            keeps that of `stored`, `F` is that of a file, whatever that of `stored` is.
     """
 
     stored: NDArray[Any]
     operations: tuple[Operation, ...] = ()
+    layout: Literal["K", "F"] = "K"
 
     @property
     def shape(self) -> Triple:
@@ -55,7 +58,7 @@ class Channel:
             axis: orthogonal to the planes; by default the one that is fastest to read.
         """
         if axis is None:
-            axis = int(np.argmax(self.stored.strides))
+            axis = 2 if self.layout == "F" else int(np.argmax(self.stored.strides))
         size = self.shape[axis]
         planes = max(1, SLAB_VOXELS * size // self.stored.size)
         for start in range(0, size, planes):
@@ -91,7 +94,7 @@ class Channel:
         return mask
 
     def _apply(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        values = stored.astype(np.float32)
+        values = stored.astype(np.float32, order=self.layout)
         for operation in self.operations:
             operation(values)
         return values

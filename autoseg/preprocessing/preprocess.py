@@ -20,6 +20,7 @@ from autoseg.common.progress import counted, say
 from autoseg.dataset.layouts import Case
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import files_of, read_geometry, read_image, read_label
+from autoseg.image.orientation import Turn
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Resample
 from autoseg.preprocessing.resample import axis_orders, resample_label
@@ -122,7 +123,7 @@ def prepare_previous(
 
     Args:
         plan: of the cascade.
-        segmentation: label values (x, y, z) on the grid of the raw scan.
+        segmentation: label values (x, y, z) on the turned grid of the raw scan.
         spacing_mm: of that grid.
         box: start and stop along x, y, z of the part of that grid that preprocessing keeps.
         shape: of the preprocessed scan.
@@ -167,8 +168,9 @@ def _add(plan: Plan, store: CaseStore, files: Mapping[str, Path], case: Case) ->
     segmentation, geometry = read_label(path)
     advice = "train the fold of the previous stage again"
     check_same_grid(geometry, path, read_geometry(case.label), case.label, advice)
-    shape, box = store.grid_of(case.name)
-    found = prepare_previous(plan, segmentation, geometry.spacing_mm, box, shape)
+    (shape, box), turn = store.grid_of(case.name), Turn.of(geometry, plan.orientation)
+    spacing_mm = turn.triple(geometry.spacing_mm)
+    found = prepare_previous(plan, turn.array(segmentation), spacing_mm, box, shape)
     store.write_previous(case.name, found, _previous_source(files, case))
 
 

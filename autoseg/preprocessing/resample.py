@@ -87,7 +87,7 @@ def resample_channel(channel: Channel, shape: Triple, orders: Sequence[int]) -> 
     first, second, last = most_shrinking_first(channel.shape, shape)
     between = list(shape)
     between[last] = channel.shape[last]
-    middle = np.empty_like(channel.stored, np.float32, shape=between)
+    middle = np.empty_like(channel.stored, np.float32, channel.layout, shape=between)
     for where, slab in channel.slabs(last):
         flat = resample_axis(slab, first, shape[first], orders[first])
         middle[where] = resample_axis(flat, second, shape[second], orders[second])

@@ -1,10 +1,14 @@
-"""The preprocessing steps of a plan, and what prediction needs to undo them."""
+"""The preprocessing steps of a plan, and what prediction needs to undo them.
+
+Before all steps, the axes of a scan are brought to the plan's orientation, as a view. The result is
+the same to the bit in whatever order the scan is stored.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +17,7 @@ from autoseg.common.arrays import bounding_box
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.image.label_writer import HIGHEST_LABEL
+from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.channel import Channel
@@ -28,14 +33,15 @@ IGNORED = -1
 
 @dataclass(frozen=True)
 class Prepared:
-    """A preprocessed case, and its position on the grid of the raw file.
+    """A preprocessed case, and its position on the turned grid of the raw file.
 
     Attributes:
         image: float32, (channel, x, y, z).
         label: int16, (x, y, z): index of a part of `Plan.classes`, or `IGNORED`.
-        geometry: grid of the raw file.
+        geometry: grid of the raw file, turned to the plan's orientation.
         box: start and stop along x, y, z of the part of that grid that was kept.
         spacing_mm: voxel spacing of `image`.
+        turn: from the grid of the raw file to `geometry`.
     """
 
     image: NDArray[np.float32]
@@ -43,6 +49,7 @@ class Prepared:
     geometry: Geometry
     box: tuple[tuple[int, int], ...]
     spacing_mm: tuple[float, float, float]
+    turn: Turn = SWAPS[0]
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,17 @@ class _Case:
 
 
 def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = None) -> Prepared:
-    """Apply the steps of the plan to a scan and to its label map (x, y, z), if any."""
+    """Turn a scan and its label map (x, y, z), if any, and apply the steps of the plan to them."""
     masked = any(isinstance(step, ZScore) and step.nonzero for step in plan.preprocessing)
-    channels = tuple(Channel(values) for values in image.array)
+    turn = Turn.of(image.geometry, plan.orientation)
+    geometry = turn.geometry(image.geometry)
+    layout: Literal["K", "F"] = "K" if plan.orientation is None else "F"
+    channels = tuple(Channel(values, layout=layout) for values in turn.array(image.array))
     case = _Case(
         channels=channels,
-        label=None if label is None else to_classes(plan, label),
-        box=tuple((0, size) for size in image.geometry.size),
-        spacing_mm=image.geometry.spacing_mm,
+        label=None if label is None else to_classes(plan, turn.array(label)),
+        box=tuple((0, size) for size in geometry.size),
+        spacing_mm=geometry.spacing_mm,
         nonzero=_any_nonzero(channels) if masked else None,
     )
     for step in plan.preprocessing:
@@ -87,7 +97,7 @@ def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = N
     out = np.empty((len(case.channels), *case.channels[0].shape), np.float32)
     for channel, values in zip(case.channels, out, strict=True):
         channel.values(out=values)
-    return Prepared(out, case.label, image.geometry, case.box, case.spacing_mm)
+    return Prepared(out, case.label, geometry, case.box, case.spacing_mm, turn)
 
 
 def to_classes(plan: Plan, label: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
@@ -98,7 +108,7 @@ def to_classes(plan: Plan, label: NDArray[np.integer[Any]]) -> NDArray[np.int16]
     if plan.ignore_label is not None:
         table[plan.ignore_label] = IGNORED
     classes: NDArray[np.int16] = table[label]
-    return classes
+    return classes if plan.orientation is None else np.asfortranarray(classes)
 
 
 def _any_nonzero(channels: tuple[Channel, ...]) -> NDArray[np.bool_]:

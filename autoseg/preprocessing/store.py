@@ -145,7 +145,7 @@ class CaseStore:
         )
 
     def grid_of(self, name: str) -> tuple[Triple, tuple[tuple[int, int], ...]]:
-        """Return the shape of a stored case, and the box (start, stop) of its raw file."""
+        """Return the shape of a stored case, and the box (start, stop) of its turned raw file."""
         record = read_json(self.folder / name / "case.json")
         x, y, z = record["shape"]
         return (x, y, z), tuple((start, stop) for start, stop in record["box"])

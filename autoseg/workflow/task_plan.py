@@ -148,6 +148,11 @@ def write_plan(
     task, fingerprint = surveyed.task, surveyed.fingerprint
     options = fitted(options, surveyed)
     plan = _compose(task, fingerprint, options, processes, device)
+    if plan.orientation is None and "," in (orders := fingerprint.counted_orientations):
+        say(
+            f"plan {plan.name}: orientation is null, but cases are stored in several orders of "
+            f"axes: {orders}; set it to one of them"
+        )
     folder = workspace.preprocessed(task.name, plan.name)
     _split(task, plan, fingerprint, folder)
     fingerprint.save(folder / "fingerprint.json")

@@ -33,6 +33,7 @@ FACTS = {
     name: CaseFacts(
         voxels={0: 60, 1: 4},
         content=name,
+        orientation="RAS",
         spacing_mm=(1.0, 1.0, 2.0),
         scales=("hounsfield",),
         ranges=((-1024.0, 3071.0),),
@@ -206,3 +207,13 @@ def test_ct_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["MRI", "T1", "ACT", "image", "noct", "CTV_MR"])
 def test_other_names(name: str) -> None:
     assert not is_ct_name(name)
+
+
+def test_mixed_orientations_are_a_warning() -> None:
+    assert "mixed orientation" not in {each.kind for each in check_task(TASK, FACTS)}
+    first = next(iter(FACTS))
+    mixed = FACTS | {first: replace(FACTS[first], orientation="PSR")}
+    (found,) = [each for each in check_task(TASK, mixed) if each.kind == "mixed orientation"]
+    assert found.severity == "warning"
+    assert f"{len(FACTS) - 1} RAS, 1 PSR" in found.message
+    assert found.message.endswith(first)

@@ -19,7 +19,6 @@ from autoseg.fingerprint.fingerprint import (
     ChannelStatistics,
     Fingerprint,
     measure,
-    orientation_of,
     shape_of_content,
 )
 from autoseg.fingerprint.statistics import (
@@ -183,17 +182,22 @@ def test_the_bounding_box_of_nonzero_voxels(array: NDArray[np.float32]) -> None:
     assert shape_of_content(array) == tuple(expected)
 
 
-def test_orientations_have_the_names_of_itk() -> None:
-    import SimpleITK as sitk
-
-    name = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        direction, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-        flat = tuple(float(value) for value in direction.ravel())
-        assert orientation_of(flat) == name(flat)
-    assert orientation_of(IDENTITY) == "LPS"
-    assert orientation_of((-1, 0, 0, 0, -1, 0, 0, 0, 1)) == "RAS"
+def test_turning_exchanges_what_belongs_to_axes() -> None:
+    array = np.zeros((1, 4, 5, 6), np.float32)
+    array[0, 1:3, 2, 1:] = 1
+    grid = Geometry((4, 5, 6), (1.0, 2.0, 3.0), (0.0, 0.0, 0.0), IDENTITY)  # LPS
+    label = (array[0] > 0).astype(np.uint8)
+    case, _ = measure(Image(array, grid), label, {0: 110, 1: 10}, {"organ": [1]}, None)
+    turned = case.turned_to("SRA")
+    assert turned.turned_to("LPS") == case
+    assert (turned.orientation, turned.shape, turned.shape_after_crop) == (
+        "SRA",
+        (6, 4, 5),
+        (5, 2, 1),
+    )
+    assert turned.spacing_mm == (3.0, 1.0, 2.0)
+    assert turned.labels["organ"].extent_mm == (15.0, 2.0, 2.0)
+    assert turned.labels["organ"].volume_ml == case.labels["organ"].volume_ml
 
 
 def test_rounding_keeps_six_digits() -> None:

@@ -14,7 +14,10 @@ from autoseg.image.orientation import (
     CODES,
     Turn,
     check_code,
+    counted_codes,
+    direction_of,
     left_right_axis,
+    most_common,
     orientation_of,
 )
 
@@ -65,17 +68,23 @@ def test_oblique_grids_equal_itk(angles, source, target):
     image = sitk.DICOMOrient(picture(np.eye(3)), source)
     image.SetDirection((rotated(angles) @ np.reshape(image.GetDirection(), (3, 3))).ravel())
     filter_ = sitk.DICOMOrientImageFilter()
-    found = orientation_of(geometry_of(image, "oblique"))
+    grid = geometry_of(image, "oblique")
     filter_.SetDesiredCoordinateOrientation(target)
     expected = filter_.Execute(image)
-    turn = Turn.between(found, target)
-    turned = turn.geometry(geometry_of(image, "oblique"))
-    if found == sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(
-        image.GetDirection()
-    ):
-        assert np.array_equal(turn.array(xyz(image)), xyz(expected))
-        assert not turned.differences(geometry_of(expected, "expected"), tolerance_mm=1e-6)
+    turn = Turn.of(grid, target)
+    turned = turn.geometry(grid)
+    assert np.array_equal(turn.array(xyz(image)), xyz(expected))
+    assert not turned.differences(geometry_of(expected, "expected"), tolerance_mm=1e-6)
     assert orientation_of(turned) == target
+
+
+def test_the_names_of_oblique_grids_are_those_of_itk() -> None:
+    name = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        direction, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        grid = Geometry((2, 2, 2), (1.0,) * 3, (0.0,) * 3, tuple(direction.ravel().tolist()))
+        assert orientation_of(grid) == name(grid.direction)
 
 
 @given(st.sampled_from(CODES), st.sampled_from(CODES))
@@ -86,9 +95,38 @@ def test_there_and_back(source, target):
     assert np.shares_memory(turned, values)
     assert np.array_equal(turn.inverse().array(turned), values)
     assert turn.inverse() == Turn.between(target, source)
+    assert turn.then(turn.inverse()).is_identity
     grid = Geometry((3, 4, 5), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), tuple(np.eye(3).ravel()))
     back = turn.inverse().geometry(turn.geometry(grid))
     assert not grid.differences(back, tolerance_mm=1e-9)
+
+
+@given(*[st.sampled_from(CODES)] * 3)
+def test_turns_are_composed(first, second, third):
+    direct, step = Turn.between(first, third), Turn.between(first, second)
+    assert step.then(Turn.between(second, third)) == direct
+
+
+@given(st.sampled_from(CODES), st.sampled_from(CODES))
+def test_boxes_are_turned_like_arrays(source, target):
+    turn, box = Turn.between(source, target), ((0, 1), (1, 4), (2, 5))
+    inside = np.zeros((3, 4, 5))
+    inside[tuple(slice(*side) for side in box)] = 1
+    turned = turn.array(inside)
+    assert turned[tuple(slice(*side) for side in turn.box(box, inside.shape))].all()
+    assert turned.sum() == inside.sum()
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_direction_of_a_code(code):
+    grid = Geometry((2, 3, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), direction_of(code))
+    assert orientation_of(grid) == code
+
+
+def test_the_most_common_code_and_ties():
+    assert most_common(["LPS", "RAS", "LPS"]) == "LPS"
+    assert most_common(["PSR", "RAS"] * 3) == most_common(["RAS", "PSR"] * 3) == "RAS"
+    assert counted_codes(["PSR", "RAS", "PSR"]) == "2 PSR, 1 RAS"
 
 
 def test_48_codes_and_their_left_right_axis():

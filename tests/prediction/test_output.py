@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.image.image import Image, read_geometry, read_image, read_label
+from autoseg.image.orientation import SWAPS
 from autoseg.plan.plan import Plan
 from autoseg.prediction import output
 from autoseg.prediction.batch import predict_cases
@@ -210,7 +211,7 @@ def test_regions_have_no_background_probabilities(tmp_path: Path) -> None:
 
 def test_each_chunk_is_written_once_and_smooth_probabilities_become_small(tmp_path: Path) -> None:
     size = (40, 32, 30)
-    with probability_file(tmp_path / "a.b2nd", ["a", "b"], size, axis=2) as file:
+    with probability_file(tmp_path / "a.b2nd", ["a", "b"], size, SWAPS[2]) as file:
         assert file.array.chunks == (1, 40, 32, 16)
         for start in (0, 16):
             rows = slice(start, min(start + 16, 30))
@@ -239,7 +240,7 @@ def test_an_error_of_blosc2_names_the_file(tmp_path: Path) -> None:
         def __setitem__(self, *_: Any) -> None:
             raise RuntimeError("no space")
 
-    file = ProbabilityFile(tmp_path / "a.b2nd", Full(), axis=0)
+    file = ProbabilityFile(tmp_path / "a.b2nd", Full(), SWAPS[0])
     with pytest.raises(AutosegError, match=r"a\.b2nd: no space"):
         file.write(0, slice(0, 4), np.ones((4, 4, 4), np.float32))
 

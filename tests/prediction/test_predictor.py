@@ -15,7 +15,8 @@ from skimage.transform import resize
 from autoseg.common.errors import DataError
 from autoseg.common.progress import counted
 from autoseg.image.image import Image
-from autoseg.prediction.predictor import Predictor, swapped
+from autoseg.image.orientation import SWAPS
+from autoseg.prediction.predictor import Predictor
 from autoseg.preprocessing.steps import prepare
 from tests.making import grid, tiny_plan
 from tests.prediction.making import Pointwise, Sided, model_of, save_model
@@ -123,14 +124,14 @@ def test_the_sliding_axis_does_not_change_the_result(
     prepared = model.prepare(Image(array, grid(array.shape[1:])))
     shares = []
     for across in (0, axis):
-        found = np.zeros((3, *swapped(array.shape[1:], across)))
+        found = np.zeros((3, *SWAPS[across].triple(array.shape[1:])))
         for planes in model.planes(prepared, across):
             whole = (slice(0, planes.shape[1]), slice(0, planes.shape[2]))
             for index in range(3):
                 found[index, planes.rows] = planes.probabilities(index, whole)
         shares.append(found.swapaxes(1, 1 + across))
     assert np.abs(shares[0] - shares[1]).max() <= 1e-5
-    monkeypatch.setattr("autoseg.prediction.predictor.AXES", (axis,))
+    monkeypatch.setattr("autoseg.prediction.segmenter.AXES", (axis,))
     reported: list[float] = []
     label = model.segment(prepared, report=reported.append)
     assert reported == sorted(reported)
