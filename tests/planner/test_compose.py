@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import pytest
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import to_json
+from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Cosine, Sgd
 from autoseg.planner import overrides
-from autoseg.planner.budget import Overhead, Timing
+from autoseg.planner.budget import Overhead, Timing, expected_overhead
 from autoseg.planner.compose import PlanOptions, compose, other_configurations
 from tests.planner.making import fingerprint
 
@@ -295,3 +297,41 @@ def test_skipped_cases_are_recorded() -> None:
 def test_invalid_settings(setting: str, match: str) -> None:
     with pytest.raises(PlanError, match=match):
         planned(setting)
+
+
+def stored_as(*codes: str) -> Fingerprint:
+    """Cases that are all the same when their axes are turned to LPS."""
+    one = fingerprint(shape=(40, 56, 20), spacing_mm=(1.0, 1.5, 3.0))
+    case = one.cases["case_0"]
+    return replace(one, cases={f"case_{i}": case.turned_to(code) for i, code in enumerate(codes)})
+
+
+def test_a_plan_has_the_orientation_of_most_cases() -> None:
+    usual = compose(stored_as("LPS", "LPS", "LPS"), PlanOptions())
+    mixed = compose(stored_as("PIR", "LPS", "LPS"), PlanOptions())
+    assert usual.orientation == "LPS"
+    assert mixed.id == usual.id
+    assert mixed.provenance["orientation"].source == "rule: as most cases are stored"
+    assert mixed.provenance["orientation"].evidence == "2 LPS, 1 PIR"
+    other = compose(stored_as("PIR", "PIR", "LPS"), PlanOptions())
+    assert other.orientation == "PIR"
+    assert other.target_spacing_mm == (1.5, 3.0, 1.0)
+    assert other.sampling.patch_size[1] == usual.sampling.patch_size[2]
+
+
+def test_sizes_mean_the_axes_that_the_user_sets(references: Path, tmp_path: Path) -> None:
+    stored = stored_as("LPS", "LPS", "LPS")
+    plan = compose(stored, PlanOptions(settings=("orientation=SLA",)))
+    assert (plan.orientation, plan.target_spacing_mm) == ("SLA", (3.0, 1.0, 1.5))
+    assert plan.provenance["orientation"].rule_value == "LPS"
+    assert expected_overhead(stored, plan) == expected_overhead(stored_as(*["SLA"] * 3), plan)
+    references.write_text('{orientation: "AIL"}')
+    assert compose(stored, PlanOptions()).target_spacing_mm == (1.5, 3.0, 1.0)
+    (tmp_path / "own.json5").write_text("{orientation: null}")
+    unturned = compose(
+        stored_as("LPS", "PIR", "PIR"), PlanOptions(overrides=tmp_path / "own.json5")
+    )
+    assert unturned.orientation is None
+    assert unturned.target_spacing_mm == (1.5, 3.0, 1.0)
+    with pytest.raises(PlanError, match="'RAX' is not an orientation"):
+        compose(stored, PlanOptions(settings=("orientation=RAX",)))
