@@ -323,10 +323,10 @@ Patches overlap by at least {by_axis(window["overlap"])} voxels. Average their p
 
 def _axes(plan: Plan) -> str:
     if plan.orientation is None:
-        return "Scans stay in the order of\naxes in which they are stored, which has to be that of the training scans."
+        return "They\nare those of the file, which must be in the order of the training scans."
     return (
-        f"Before all\nsteps, flip and exchange the axes of the scan to {plan.orientation}: the sides "
-        "of the patient towards which x, y, z run."
+        f"First of\nall, flip and exchange the axes of the scan to {plan.orientation}: the sides of the "
+        "patient towards\nwhich x, y, z run."
     )
 
 
