@@ -54,6 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="predict scans again whose label map exists"
     )
     parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse scans that differ from the training scans (modality, orientation, spacing, "
+        "field of view, intensities) instead of warning",
+    )
+    parser.add_argument(
         "--format",
         choices=["nii.gz", "nrrd", "mha", "dicom-seg"],
         default="nii.gz",
@@ -116,6 +122,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         refused=found.refused,
         save_probabilities=arguments.save_probabilities,
+        strict=arguments.strict,
     )
     show(outcome)
     if arguments.debug:

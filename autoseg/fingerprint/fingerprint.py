@@ -24,10 +24,12 @@ from autoseg.fingerprint.statistics import (
     sample_quantiles,
     summarize,
 )
+from autoseg.image.appearance import body_of
 from autoseg.image.image import Image
 from autoseg.image.orientation import Turn, counted_codes, most_common, orientation_of
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)  # 2, of version 0.1.0, has no `body`
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Fingerprint:
         """
         values = read_json(path)
         found = values.get("format") if isinstance(values, dict) else None
-        if found != FORMAT:
+        if found not in READABLE:
             raise DataError(f"{path} has format {found!r}, not {FORMAT}; delete it and plan again")
         del values["format"]
         return dataclass_from_json(Fingerprint, values, path, "delete it and plan again")
@@ -177,11 +179,13 @@ class ChannelStatistics:
         scale: `hounsfield`, `0..255`, `0..1` or `other`.
         image: of all voxels.
         foreground: of the foreground voxels; None if the case has none.
+        body: quantiles inside the body, see `body_of`; empty in fingerprints of format 2.
     """
 
     scale: str
     image: IntensityStatistics
     foreground: IntensityStatistics | None
+    body: tuple[float, ...] = ()
 
 
 def measure(
@@ -216,6 +220,7 @@ def measure(
                 scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
                 image=whole,
                 foreground=summarize(inside) if len(inside) else None,
+                body=body_of(channel),
             )
         )
     geometry = image.geometry

@@ -188,6 +188,23 @@ def find_series(path: Path) -> Series:
     return names[0]
 
 
+def modality_of(path: Path) -> str | None:
+    """The Modality (CT, MR, PT, ...) of a series that was read; None for other files.
+
+    Only the first image of a folder is opened.
+    """
+    import pydicom
+
+    if path.is_file() and ending_of(path):
+        return None
+    for file in dicom_files(path) if path.is_dir() else [path]:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"])
+        modality = str(header.get("Modality") or "")
+        if modality not in OBJECTS:
+            return modality or None
+    return None
+
+
 def read_series(path: Path) -> sitk.Image:
     """Read the series that a path stands for with SimpleITK, slices ordered by position.
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,9 +27,11 @@ from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.files import cannot_write, replacing
 from autoseg.common.progress import Progress, progress, say
+from autoseg.image.dicom import modality_of
 from autoseg.image.geometry import Geometry
-from autoseg.image.image import read_image, read_label
+from autoseg.image.image import Image, read_image, read_label
 from autoseg.image.orientation import orientation_of
+from autoseg.prediction.fit import Differences, differs_from, warn
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.output import (
     DEFAULT_FORMAT,
@@ -96,9 +98,16 @@ class Outcome:
 
     def counts(self) -> str:
         """The number of cases with each outcome, in one line."""
-        done = f"{len(self.predicted)} predicted, {len(self.skipped)} were there already"
+        differing = f" ({len(names)} differ)" if (names := list(self.differing())) else ""
+        done = f"{len(self.predicted)} predicted{differing}, {len(self.skipped)} were there already"
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"{done}, {len(self.refused)} refused{failed}"
+
+    def differing(self) -> Iterator[tuple[str, str, str]]:
+        """`differs`, case and what differs of each case that is unlike the training scans."""
+        for name, case in self.predicted.items():
+            if case.get("differs"):
+                yield "differs", name, ", ".join(case["differs"])
 
     def missing(self) -> Iterator[tuple[str, str, str]]:
         """Outcome, case and reason of each case that is not predicted."""
@@ -108,16 +117,16 @@ class Outcome:
 
 def show(outcome: Outcome) -> None:
     """Print the outcome: a table on a terminal, plain lines elsewhere (standard error)."""
-    missing = list(outcome.missing())
-    if not (missing and sys.stderr.isatty()):
+    rows = [*outcome.differing(), *outcome.missing()]
+    if not (rows and sys.stderr.isatty()):
         say(outcome.counts())
-        for state, name, reason in missing:
+        for state, name, reason in rows:
             say(f"{state} {name}: {reason}")
         return
     table = Table(box=box.SIMPLE_HEAD, title=outcome.counts(), title_justify="left")
     for heading in ("", "case", "reason"):
         table.add_column(heading)
-    for row in missing:
+    for row in rows:
         table.add_row(*map(Text, row))  # not strings: case names may contain [brackets]
     Console(stderr=True).print(table)
 
@@ -144,6 +153,7 @@ def predict_cases(
     format: str = DEFAULT_FORMAT,
     refused: Mapping[str, str] | None = None,
     save_probabilities: bool = False,
+    strict: bool = False,
 ) -> Outcome:
     """Predict every case that is not predicted yet; record them in `predictions.json`.
 
@@ -158,12 +168,15 @@ def predict_cases(
         format: of the label maps, see `output.FORMATS`.
         refused: cases that cannot be predicted -> why; reported with the others.
         save_probabilities: write them beside the label maps, see `prediction.output`.
+        strict: refuse scans that differ from the training scans, instead of warning.
 
     Raises:
         AutosegError: an output would replace a scan, the existing predictions are of another model,
             or a file cannot be written.
     """
     check_format(format, inputs)
+    if predictor.not_checked:
+        say(f"not checked whether scans are like the training scans: {predictor.not_checked}")
     more = (PROBABILITIES,) if save_probabilities else ()
     outputs = {
         name: (output_path(out, name, format).name, *(name + suffix for suffix in more))
@@ -176,7 +189,7 @@ def predict_cases(
         closing(CaseQueue(out, inputs, outputs, record, overwrite)) as queue,
         progress("predicting", len(queue.wanted)) as bar,
     ):
-        stages = _Stages(predictor, queue, previous, format, bar)
+        stages = _Stages(predictor, queue, previous, format, strict, bar)
         for names in queue.rounds():
             for case in overlap(names, stages.prepare, stages.compute, stages.finish):
                 _add_to(outcome, case)
@@ -199,6 +212,7 @@ class _Case:
     Attributes:
         seconds: of each part.
         geometry: the grid of the scan.
+        differs: what is unlike the training scans.
         prepared: the result of the first stage.
         label: the result of the second stage.
         record: the result of the third stage.
@@ -208,6 +222,7 @@ class _Case:
     name: str
     seconds: dict[str, float] = field(default_factory=dict)
     geometry: Geometry | None = None
+    differs: Differences = field(default_factory=dict)
     prepared: Any = None
     label: LabelMap | None = None
     record: CaseRecord | None = None
@@ -229,6 +244,7 @@ class _Stages:
     queue: CaseQueue
     previous: Mapping[str, Path] | None
     format: str
+    strict: bool
     bar: Progress
 
     def prepare(self, name: str) -> _Case:
@@ -269,12 +285,21 @@ class _Stages:
             image = read_image(files, own_type=True)
             previous = read_label(self.previous[case.name])[0] if self.previous else None
         case.geometry = image.geometry
-        self.predictor.check_orientation(image.geometry, str(files[0]))
         with case.timed("preparing"):
             try:
+                case.differs = self._check(case.name, image, files)
                 case.prepared = self.predictor.prepare(image, previous)
             except DataError as error:
                 raise DataError(f"{files[0]}: {error}") from error
+
+    def _check(self, name: str, image: Image, files: Sequence[Path]) -> Differences:
+        found = self.predictor.check(image, [modality_of(file) for file in files])
+        if found and self.strict:
+            text = differs_from(self.predictor.plan, found)
+            raise DataError(f"{text}; predict it without --strict to accept that")
+        warn(name, self.predictor.plan, found)
+        self.predictor.check_orientation(image.geometry, str(files[0]))
+        return found
 
     def _segment(self, case: _Case) -> None:
         _, *more = self.queue.outputs[case.name]
@@ -296,7 +321,9 @@ class _Stages:
             with case.timed("writing"):
                 found = volumes(label, geometry, plan)
                 with _named(path, temporary):
-                    write_prediction(temporary, label, geometry, files, plan, self.format)
+                    write_prediction(
+                        temporary, label, geometry, files, plan, self.format, tuple(case.differs)
+                    )
                 facts = file_facts(temporary)
             # The old file is removed, the record written, then the new file appears: so a run that
             # is killed in between leaves no file that another run would take for complete.
@@ -307,6 +334,7 @@ class _Stages:
                     "inputs": [str(file) for file in files],
                     "input_bytes": input_bytes(files),
                     "orientation": orientation_of(geometry),
+                    "differs": case.differs,
                     "files": {first: facts} | {name: file_facts(folder / name) for name in more},
                     "seconds": case.seconds,
                     **found,

@@ -75,6 +75,7 @@ def write_prediction(
     files: tuple[Path, ...],
     plan: Plan,
     format: str = DEFAULT_FORMAT,
+    differs: Sequence[str] = (),
 ) -> None:
     """Write a label map atomically.
 
@@ -88,9 +89,10 @@ def write_prediction(
         files: the scan, one file per channel.
         plan: names the classes.
         format: one of FORMATS.
+        differs: what is unlike the training scans, for the series description of DICOM.
     """
     if format == DICOM_SEG:
-        _write_segmentation(path, label, files[0], plan)
+        _write_segmentation(path, label, files[0], plan, differs)
     else:
         write_label(path, label, geometry, like=files[0])
 
@@ -204,7 +206,9 @@ def _voxels(counts: NDArray[np.int64], labels: set[int], plan: Plan) -> int:
     return sum(int(counts[list(covered)].sum()) for covered in classes)
 
 
-def _write_segmentation(path: Path, label: LabelMap, source: Path, plan: Plan) -> None:
+def _write_segmentation(
+    path: Path, label: LabelMap, source: Path, plan: Plan, differs: Sequence[str]
+) -> None:
     """Write a label map (x, y, z) as a DICOM segmentation object with one segment per class.
 
     Patient, study and frame of reference are the source's; each frame names the slice that it
@@ -215,12 +219,13 @@ def _write_segmentation(path: Path, label: LabelMap, source: Path, plan: Plan) -
         label: label values of the task.
         source: the DICOM series: its folder, or one of its slices.
         plan: defines which values make up which class.
+        differs: see `write_prediction`.
     """
     import pydicom
 
     series = find_series(source)
     slices = [pydicom.dcmread(each.file, stop_before_pixels=True) for each in series.slices]
-    segmentation = _segmentation(slices, _frames(label, plan), plan)
+    segmentation = _segmentation(slices, _frames(label, plan), plan, differs)
     segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: labels may contain any letter
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
@@ -239,7 +244,15 @@ def _frames(label: LabelMap, plan: Plan) -> NDArray[Any]:
     return frames
 
 
-def _segmentation(slices: list[Any], frames: NDArray[Any], plan: Plan) -> Segmentation:
+def series_description(plan: Plan, differs: Sequence[str]) -> str:
+    """The name of the series in viewers; what differs comes first, as only 64 characters fit."""
+    warning = f"DIFFERS from training ({', '.join(differs)}): " if differs else ""
+    return f"{warning}Segmentation by {plan.task}"[:DICOM_LABEL_LENGTH]
+
+
+def _segmentation(
+    slices: list[Any], frames: NDArray[Any], plan: Plan, differs: Sequence[str]
+) -> Segmentation:
     import highdicom
     from pydicom.sr.codedict import codes
 
@@ -278,6 +291,6 @@ def _segmentation(slices: list[Any], frames: NDArray[Any], plan: Plan) -> Segmen
         device_serial_number=plan.id,
         content_label="SEGMENTATION",
         content_description=description,
-        series_description=f"Segmentation by {plan.task}"[:DICOM_LABEL_LENGTH],
+        series_description=series_description(plan, differs),
         omit_empty_frames=bool(frames.any()),  # an object needs frames, even if only empty ones
     )

@@ -29,13 +29,13 @@ from autoseg.networks.devices import pick_device
 from autoseg.networks.unet import with_masks
 from autoseg.plan.plan import Plan
 from autoseg.prediction.backends import AUTO, choose_backend
+from autoseg.prediction.fit import Differences, Judge, check_scan
 from autoseg.prediction.model import (
     Model,
-    check_scan,
     load_model,
     load_postprocessing,
     load_previous,
-    training_orientations,
+    load_training_set,
 )
 from autoseg.prediction.native_grid import MeanPlanes, Placement, Planes, native_planes
 from autoseg.prediction.segmenter import PreparedForEach, Segmenter
@@ -120,14 +120,33 @@ class Predictor(Segmenter[Prepared]):
         )
 
     @cached_property
-    def trained_orientations(self) -> list[str]:
+    def judge(self) -> Judge:
+        """Holds scans against the training set."""
+        return Judge(self.plan, load_training_set(self.model))
+
+    @property
+    def not_checked(self) -> str:
+        """What `check` cannot compare with the training scans, and why."""
+        return self.judge.not_checked
+
+    def check(self, image: Image, modalities: Sequence[str | None] = ()) -> Differences:
+        """What differs between a scan and the training scans.
+
+        Raises:
+            DataError: the model cannot segment it.
+        """
+        check_scan(self.plan, image)
+        return self.judge.differences(image, modalities)
+
+    @property
+    def trained_orientations(self) -> tuple[str, ...]:
         """The orientation in which each training case is stored; empty if it is not known."""
-        return training_orientations(self.model)
+        return () if self.judge.training is None else self.judge.training.orientations
 
     @property
     def orientation_of_arrays(self) -> str:
         """The orientation of the plan, else of most training cases."""
-        return self.plan.orientation or most_common(self.trained_orientations or ["LPS"])
+        return self.plan.orientation or most_common(self.trained_orientations or ("LPS",))
 
     def check_orientation(self, grid: Geometry, what: str) -> None:
         """Warn once if the plan has no orientation, and a scan another one than the training."""
@@ -143,18 +162,18 @@ class Predictor(Segmenter[Prepared]):
         )
 
     def prepare(self, image: Image, previous: LabelMap | None = None) -> Prepared:
-        """Check a scan and preprocess it; a cascade's previous stage is predicted here.
+        """Preprocess a scan that passed `check`; a cascade's previous stage is predicted here.
 
         Args:
             image: the scan.
             previous: for a cascade, the previous stage's label map, if it is known.
 
         Raises:
-            DataError: the scan does not fit the plan.
+            DataError: the previous stage cannot segment the scan.
         """
-        check_scan(self.plan, image)
         if previous is None and self.previous is not None:
-            previous = self.previous.predict(image)
+            check_scan(self.previous.plan, image)
+            previous = self.previous.segment(self.previous.prepare(image))
         prepared = prepare(self.plan, image)
         if self.plan.previous_stage is None:
             return prepared
@@ -241,8 +260,25 @@ class Ensemble(Segmenter[PreparedForEach]):
         for member in self.members[1:]:
             _check_same_classes(self.plan, member.plan)
 
+    @property
+    def not_checked(self) -> str:
+        """What `check` cannot compare with the training scans, and why."""
+        found = (member.not_checked for member in self.members)
+        return "; ".join(dict.fromkeys(each for each in found if each))
+
+    def check(self, image: Image, modalities: Sequence[str | None] = ()) -> Differences:
+        """What differs between a scan and the training scans of any model.
+
+        Raises:
+            DataError: a model cannot segment it.
+        """
+        found: Differences = {}
+        for member in self.members:
+            found = member.check(image, modalities) | found
+        return found
+
     def prepare(self, image: Image, previous: LabelMap | None = None) -> PreparedForEach:
-        """Check a scan and preprocess it for each plan; each cascade predicts its own stage."""
+        """Preprocess a scan for each plan; each cascade predicts its own stage."""
         assert previous is None, "each cascade has another previous stage"
         return PreparedForEach(tuple(member.prepare(image) for member in self.members))
 

@@ -219,6 +219,7 @@ def run_facts(predictor: Predictor | Ensemble) -> dict[str, Any]:
         "torch": torch.__version__,
         "SimpleITK": sitk.Version.VersionString(),
         "backend": predictor.backend_name,
+        "not_checked": predictor.not_checked,
     }
 
 

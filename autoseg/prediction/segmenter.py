@@ -30,6 +30,7 @@ from autoseg.image.image import Image, from_array, from_simpleitk
 from autoseg.image.label_writer import to_simpleitk
 from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.plan import Plan
+from autoseg.prediction.fit import Differences, warn
 from autoseg.prediction.native_grid import Planes, label_map
 from autoseg.prediction.output import probability_file
 from autoseg.prediction.postprocessing import Postprocessing
@@ -115,19 +116,25 @@ class Segmenter(ABC, Generic[Scan]):
         Returns:
             a SimpleITK image for a SimpleITK image, else an array (x, y, z).
 
+        A warning says what differs from the training scans.
+
         Raises:
-            DataError: the scan does not fit the model.
+            DataError: the model cannot segment the scan.
         """
         if isinstance(scan, np.ndarray):
             if spacing_mm is None:
                 raise DataError("an array has no voxel spacing; pass spacing_mm=(x, y, z)")
             scan = from_array(scan, spacing_mm, self.orientation_of_arrays)
         if isinstance(scan, Image):
-            self.check_orientation(scan.geometry, "the scan")
+            self._check(scan, "the scan")
             return self.segment(self.prepare(scan, previous))
         image = from_simpleitk(scan)
-        self.check_orientation(image.geometry, "the SimpleITK image")
+        self._check(image, "the SimpleITK image")
         return to_simpleitk(self.segment(self.prepare(image, previous)), image.geometry)
+
+    def _check(self, image: Image, what: str) -> None:
+        warn(what, self.plan, self.check(image))
+        self.check_orientation(image.geometry, what)
 
     def segment(
         self, prepared: Scan, save: Path | None = None, report: Report | None = None
@@ -156,9 +163,22 @@ class Segmenter(ABC, Generic[Scan]):
             self.postprocessing.apply(prepared.turn.array(label))
         return label
 
+    @property
+    @abstractmethod
+    def not_checked(self) -> str:
+        """What `check` cannot compare with the training scans, and why; empty if it does all."""
+
+    @abstractmethod
+    def check(self, image: Image, modalities: Sequence[str | None] = ()) -> Differences:
+        """What differs between a scan and the training scans, see `Judge.differences`.
+
+        Raises:
+            DataError: the model cannot segment it.
+        """
+
     @abstractmethod
     def prepare(self, image: Image, previous: LabelMap | None = None) -> Scan:
-        """Check a scan and preprocess it for the networks."""
+        """Preprocess a scan that passed `check` for the networks."""
 
     @abstractmethod
     def planes(self, prepared: Scan, axis: int) -> Iterator[Planes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import remove_leftovers
+from autoseg.common.files import read_json, remove_leftovers, write_json
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import in_words, listed, say
@@ -22,7 +22,16 @@ from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.fingerprint import Fingerprint
-from autoseg.models.folder import BEST, EVERY_FOLD, FINAL, LATEST, PLAN, VALIDATION, fold_name
+from autoseg.models.folder import (
+    BEST,
+    EVERY_FOLD,
+    FINAL,
+    FINGERPRINT,
+    LATEST,
+    PLAN,
+    VALIDATION,
+    fold_name,
+)
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import is_extension, load_plan
@@ -110,6 +119,7 @@ def run_fold(job: FoldJob) -> Summary | None:
     with locked(job.folder / FOLD_LOCK, f"fold {job.fold} of {task.name}"):
         remove_leftovers(job.folder, (LATEST, BEST, FINAL))
         claim(plan, job.folder.parent, job.fold, job.resume)
+        _copy_fingerprint(job.plan_folder, job.folder.parent)
         store = job.store(plan)
         names = (*split.train, *split.validation)
         previous = claim_segmentations(job.workspace, plan, task, names)
@@ -154,7 +164,7 @@ def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
     names = [case.name for case in task.cases]
     if fold == ALL:
         return Split(tuple(names), ())
-    classes = Fingerprint.load(folder / "fingerprint.json").presence
+    classes = Fingerprint.load(folder / FINGERPRINT).presence
     splits = load_or_make_splits(
         folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
     )
@@ -267,6 +277,12 @@ def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
         if others and owner.id != plan.id:
             say(f"also extend {', '.join(others)} (--resume): prediction needs folds of one plan")
     plan.save(path)
+
+
+def _copy_fingerprint(source: Path, models: Path) -> None:
+    """Put the fingerprint beside the plan: prediction holds new scans against it."""
+    if (source / FINGERPRINT).is_file():  # the fold `all` can be trained without
+        write_json(models / FINGERPRINT, read_json(source / FINGERPRINT))
 
 
 def _check_owner(owner: Plan, plan: Plan, folder: Path, begun: list[str], resume: bool) -> None:
