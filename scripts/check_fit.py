@@ -25,7 +25,7 @@ from autoseg.fingerprint import survey
 from autoseg.image.image import Image, read_image
 from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles
 from autoseg.models.training_set import training_set_of
-from autoseg.planner.compose import PlanOptions, compose_unmeasured
+from autoseg.planner.compose import PlanOptions, compose
 from autoseg.prediction.fit import Judge, check_scan
 
 HALVES = 20
@@ -55,7 +55,7 @@ CHANGES: dict[str, Change] = {
 def trained(task: Task, cases: Sequence[Case], cache: Path) -> Judge:
     """The judge of a model that these cases would train."""
     fingerprint, _ = survey(replace(task, cases=tuple(cases)), 1, cache)
-    plan = compose_unmeasured(fingerprint, PlanOptions())
+    plan = compose(fingerprint, PlanOptions())
     with tempfile.TemporaryDirectory() as folder:
         fingerprint.save(Path(folder) / FINGERPRINT)
         plan.save(Path(folder) / PLAN)
