@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import dataclass_from_json
+from autoseg.common.files import dataclass_from_json, write_json
 from autoseg.fingerprint.fingerprint import (
     CaseStatistics,
     ChannelStatistics,
@@ -75,6 +75,14 @@ def test_invalid_fingerprints_are_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(AutosegError, match=r"fingerprint\.json"):
         Fingerprint.load(path)
+
+
+def test_those_of_version_0_1_0_are_read(tmp_path: Path) -> None:
+    found = fingerprint({"a": CASE}).to_json()
+    for channel in found["cases"]["a"]["channels"]:
+        del channel["body"]
+    write_json(tmp_path / "fingerprint.json", found | {"format": 2})
+    assert Fingerprint.load(tmp_path / "fingerprint.json") == fingerprint({"a": CASE})
 
 
 def test_a_missing_fingerprint_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from autoseg.common.locks import locked
 from autoseg.dataset.splits import Split
 from autoseg.dataset.task import read_task
 from autoseg.image.image import read_label
+from autoseg.models.folder import FINGERPRINT, FolderFiles
+from autoseg.models.training_set import training_set_of
 from autoseg.plan.reading import load_plan
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.workflow.fold import FoldJob, count_patches, find_split, run_fold
@@ -130,6 +132,12 @@ def test_skipped_cases_are_not_needed(workspace: Workspace) -> None:
     assert plan_task([*arguments, "--skip-bad-cases", *settings(*SMALL)]) == 0
     summary = run_fold(job(workspace, "0"))
     assert summary is not None
+    models = job(workspace).folder.parent
+    copied = (models / FINGERPRINT).read_bytes()
+    assert copied == (job(workspace).plan_folder / FINGERPRINT).read_bytes()
+    found = training_set_of(FolderFiles(models))
+    assert found is not None
+    assert found.has_bodies
     names = {case.case for case in summary.cases}
     assert names
     assert "case_2" not in names
