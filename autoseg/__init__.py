@@ -6,7 +6,7 @@ fast.
     plan_task, train_fold            raw task -> plan -> trained model
     Predictor                        scan -> label map
     evaluate_folders                 two folders of label maps -> scores
-    read_image, read_label, write_label, Image, Geometry
+    read_image, read_label, write_label, write_dicom_seg, Image, Geometry
     Plan, load_plan, AutosegError
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autoseg.image.label_writer import write_label
     from autoseg.plan.plan import Plan
     from autoseg.plan.reading import load_plan
+    from autoseg.prediction.dicom_seg import write_dicom_seg
     from autoseg.prediction.predictor import Predictor
     from autoseg.workflow.api import plan_task, train_fold
 
@@ -39,6 +40,7 @@ __all__ = [
     "read_image",
     "read_label",
     "train_fold",
+    "write_dicom_seg",
     "write_label",
 ]
 
@@ -54,6 +56,7 @@ _HOMES = {
     "read_image": "autoseg.image.image",
     "read_label": "autoseg.image.image",
     "train_fold": "autoseg.workflow.api",
+    "write_dicom_seg": "autoseg.prediction.dicom_seg",
     "write_label": "autoseg.image.label_writer",
 }
 

@@ -73,6 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
         "plan: for models of version 0.1.0, whose plans have none; label maps stay on the grid of "
         "the scan",
     )
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="also write OUT/CASE.preview.png: three planes through the largest class with the "
+        "outlines of all classes; with dicom-seg also as a secondary capture, OUT/CASE.preview.dcm",
+    )
     common.add_device(parser)
     parser.add_argument(
         "--backend",
@@ -123,6 +129,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         refused=found.refused,
         save_probabilities=arguments.save_probabilities,
         strict=arguments.strict,
+        preview=arguments.preview,
     )
     show(outcome)
     if arguments.debug:

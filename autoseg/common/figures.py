@@ -6,7 +6,9 @@ Classes differ in colour and, for black-and-white print, in line style or hatch.
 from __future__ import annotations
 
 import base64
+import colorsys
 import io
+import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from autoseg.common.arrays import Mask
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import replacing
 
@@ -41,6 +44,8 @@ DRAWN_POINTS = 200
 BAND = 1.959964  # standard deviations on either side of a 95 % interval
 LARGEST_SVG = 150_000  # bytes; a larger figure becomes a PNG
 PIXELS_PER_INCH = 96  # of a web page
+WINDOW_PERCENT = (1, 99)
+WINDOW_VOXELS = 1_000_000  # a sample of this size is enough to find the window
 FORMS = (".svg", ".png")  # for print and for slides
 
 Colours = Mapping[str, str]  # class -> #RRGGBB
@@ -58,13 +63,20 @@ def hatch(index: int) -> str:
 
 
 def colours_of(names: Iterable[str], given: Colours) -> dict[str, str]:
-    """The colour of each class: the given one, or the next free one of the palette."""
-    free = [each for each in COLOURS if each not in given.values()] or list(COLOURS)
+    """The colour of each class: the given one, or the next free one of the palette or of more."""
     found: dict[str, str] = {}
+    more = (_colour(index) for index in itertools.count())
+    free = (each for each in itertools.chain(COLOURS, more) if each not in given.values())
     for name in names:
-        others = len(found.keys() - given.keys())
-        found[name] = given.get(name, free[others % len(free)])
+        if name not in found:
+            found[name] = given.get(name) or next(free)
     return found
+
+
+def _colour(index: int) -> str:
+    """A further colour: hues a golden angle apart, in three shades."""
+    red, green, blue = colorsys.hls_to_rgb(index * 0.618034 % 1, (0.5, 0.7, 0.35)[index % 3], 0.75)
+    return "#" + "".join(f"{round(255 * part):02X}" for part in (red, green, blue))
 
 
 def save_figure(figure: Figure, out: Path) -> None:
@@ -103,6 +115,33 @@ def take_literally(texts: Sequence[Text]) -> None:
     """Draw dollar signs in names as they are, not as formulas."""
     for text in texts:
         text.set_parse_math(False)
+
+
+# Slices of scans.
+
+
+def window_of(image: NDArray[Any]) -> tuple[float, float]:
+    """The values to show as black and white: percentiles of the image, or of a sample of it."""
+    values = image.ravel(order="K")
+    low, high = np.percentile(values[:: max(1, values.size // WINDOW_VOXELS)], WINDOW_PERCENT)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def enlarged(mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """A mask (rows, columns) at another size, by the nearest pixel."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(shape, mask.shape, strict=True)
+    )
+    return mask[np.ix_(rows, columns)]
+
+
+def outline(inside: Mask) -> Mask:
+    """The pixels of a mask with a neighbour outside; beyond the edge counts as inside."""
+    padded = np.pad(inside, 1, constant_values=True)
+    middle = slice(1, -1)
+    across = padded[:-2, middle] & padded[2:, middle]
+    return inside & ~(across & padded[middle, :-2] & padded[middle, 2:])
 
 
 # Smoothing by Gaussian process regression, as in Müller et al. 2021, Fig. 5.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -15,6 +17,8 @@ from autoseg.common.errors import RunError
 from autoseg.common.progress import Progress, progress
 
 Item = TypeVar("Item")
+PreparedItem = TypeVar("PreparedItem")
+ComputedItem = TypeVar("ComputedItem")
 Result = TypeVar("Result")
 
 WORKER_START_SECONDS = 3.0
@@ -103,3 +107,40 @@ def _work(function: Callable[[Any], Any], connection: Connection) -> None:
                 error.add_note(f"In a worker process:\n{traceback.format_exc()}")
                 failure = error
             connection.send((index, result, failure))
+
+
+def overlap(
+    items: Iterator[Item],
+    prepare: Callable[[Item], PreparedItem],
+    compute: Callable[[PreparedItem], ComputedItem],
+    finish: Callable[[ComputedItem], Result],
+) -> Iterator[Result]:
+    """`finish(compute(prepare(item)))` of each item in order, three items at a time.
+
+    While one item is computed in the calling thread, the next one is prepared in a second thread
+    and the previous one is finished in a third. An item is taken from `items` (in the second
+    thread) only when the previous one goes on to be computed: at most three are alive. An error in
+    a stage ends the iteration once the other two stages have ended.
+    """
+    # Threads are enough: readers, compressors, numpy and torch release the interpreter lock.
+    # Processes would have to send whole volumes to each other.
+    preparing, finishing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+
+    def prepare_next() -> list[PreparedItem]:
+        return [prepare(item) for item in islice(items, 1)]
+
+    try:
+        coming = preparing.submit(prepare_next)
+        last: Future[Result] | None = None
+        while found := coming.result():
+            coming = preparing.submit(prepare_next)
+            computed = compute(found.pop())
+            if last is not None:
+                yield last.result()
+            last = finishing.submit(finish, computed)
+            del computed
+        if last is not None:
+            yield last.result()
+    finally:
+        for stage in (preparing, finishing):
+            stage.shutdown(cancel_futures=True)

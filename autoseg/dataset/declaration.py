@@ -8,7 +8,7 @@ Two dialects are understood, also mixed: that of the Medical Segmentation Decath
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json
 from autoseg.image.formats import stem_of
 from autoseg.image.label_writer import HIGHEST_LABEL
+from autoseg.plan.codes import SegmentCode, check_codes
 
 DATASET_FILE = "dataset.json"
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
@@ -57,6 +58,7 @@ class Declaration:
         group_pattern: regular expression that matches the patient in a case name, if any.
         listed: the cases that are listed by name, or None if the folders define the cases.
         case_count: the declared number of training cases, if any.
+        codes: label name -> its codes in DICOM segmentation objects.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class Declaration:
     case_count: int | None
     licence: str | None
     description: str | None
+    codes: dict[str, SegmentCode] = field(default_factory=dict)
 
 
 def read_declaration(folder: Path) -> Declaration:
@@ -104,6 +107,7 @@ def declaration_of(content: Any, path: Path) -> Declaration:
     try:
         labels, ignore_label = _labels(fields.labels)
         pattern = _group_pattern(fields.groups)
+        check_codes(fields.codes, labels)
         return Declaration(
             path=path,
             channels=_channels(fields.channel_names),
@@ -116,6 +120,7 @@ def declaration_of(content: Any, path: Path) -> Declaration:
             case_count=fields.training_count if type(fields.training_count) is int else None,
             licence=fields.license if fields.licence is None else fields.licence,
             description=fields.description,
+            codes=fields.codes,
         )
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
@@ -187,6 +192,11 @@ class _Fields(BaseModel):
         [], description='list the cases as [{"image": PATH, "label": PATH}, ...]'
     )
     training_count: Any = Field(None, alias="numTraining")
+    codes: dict[str, SegmentCode] = Field(
+        {},
+        description='map labels to {"type": [VALUE, SCHEME, MEANING]}, optionally with "category", '
+        '"modifiers" (a list) and "region"',
+    )
     licence: str | None = Field(None, description="be text")
     license: str | None = Field(None, description="be text")
     description: str | None = Field(None, description="be text")

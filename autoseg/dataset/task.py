@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.dataset.declaration import Declaration, LabelValues, read_declaration
@@ -17,6 +17,7 @@ from autoseg.dataset.layouts import (
     has_case_folders,
 )
 from autoseg.dataset.problems import Problem, raise_errors
+from autoseg.plan.codes import SegmentCode
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Task:
         regions_class_order: with regions, the value that each foreground region paints.
         cases: sorted by name.
         groups: case -> patient, for the cases whose patient is known.
+        codes: label name -> its codes in DICOM segmentation objects, if declared.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Task:
     groups: dict[str, str]
     licence: str | None
     description: str | None
+    codes: dict[str, SegmentCode] = field(default_factory=dict)
 
     @property
     def declared_values(self) -> set[int]:
@@ -106,6 +109,7 @@ def find_task(
         groups=groups,
         licence=declared.licence,
         description=declared.description,
+        codes=declared.codes,
     )
     return task, [*problems, *unmatched]
 

@@ -26,9 +26,13 @@ from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.archive import ENDING, Content, write_archive
 from autoseg.models.folder import (
+    CARD,
     FINGERPRINT,
+    NOT_STATED,
     PLAN,
     PREVIOUS_FOLDER,
+    QUALIFICATION,
+    QUALIFICATIONS,
     SUMMARY,
     FolderFiles,
     ModelFiles,
@@ -107,7 +111,7 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
         steps=tuple(f"keeps the largest component of {step.name}" for step in steps),
         training={fold: _training(fold_folder(folder, fold)) for fold in folds},
     )
-    files["card.json"] = _encoded(card.to_json())
+    files[CARD] = _encoded(card.to_json())
     files["card.md"] = card.to_markdown().encode()
     files["labels.json"] = _encoded(
         {
@@ -196,12 +200,12 @@ def _postprocessing(folder: Path, plan: Plan) -> Postprocessing | None:
 # A model's card: what it was trained on, its intended use, its licence, and its scores. Statements
 # come from a card file, else from the data set's `dataset.json`.
 
-NOT_STATED = "not stated"
 # Statements about a model: key -> heading.
 STATEMENTS = {
     "intended_use": "Intended use",
     "limits": "Limits",
     "licence": "Licence of the model",
+    QUALIFICATION: "Content qualification",
     "data_name": "Data",
     "data_description": "Description of the data",
     "data_licence": "Licence of the data",
@@ -312,6 +316,8 @@ def read_statements(path: Path | None, declared: Mapping[str, Any]) -> dict[str,
             raise AutosegError(f"{path} has the unknown key {key!r}; choose from {keys}")
         if not isinstance(text, str) or not text.strip():
             raise AutosegError(f"{path}: {key} must be a text; remove it if it is unknown")
+        if key == QUALIFICATION and text not in QUALIFICATIONS:
+            raise AutosegError(f"{path}: {key} is {text!r}; choose {', '.join(QUALIFICATIONS)}")
     found = {}
     for key in STATEMENTS:
         texts = [stated.get(key), *(declared.get(name) for name in DECLARED.get(key, ()))]

@@ -24,6 +24,9 @@ FINAL, LATEST, BEST = "final.safetensors", "latest.safetensors", "best.safetenso
 LOG = "log.jsonl"
 VALIDATION = "validation"  # the folder of predictions of its validation cases
 SUMMARY = f"{VALIDATION}/summary.json"
+CARD = "card.json"  # statements about a model, always in a packed one
+QUALIFICATION, NOT_STATED = "content_qualification", "not stated"
+QUALIFICATIONS = (RESEARCH, *_) = ("RESEARCH", "PRODUCT", "SERVICE")  # as DICOM defines them
 # In a packed model:
 PREVIOUS_FOLDER = "previous_stage"
 WEIGHTS = re.compile(rf"fold_(\w+)/{re.escape(FINAL)}")
@@ -161,6 +164,23 @@ def open_model(path: Path) -> ModelFiles:
     if not files.has(PLAN):
         raise AutosegError(f"{path} has no {PLAN}; give models/TASK/PLAN or a zip of autoseg_pack")
     return files
+
+
+def qualification_in(files: ModelFiles) -> str:
+    """What the card of a model says that its results are for; RESEARCH if it says nothing.
+
+    Raises:
+        AutosegError: the card is not valid, or says something unknown.
+    """
+    card = files.json(CARD) if files.has(CARD) else {}
+    stated = card.get(QUALIFICATION, NOT_STATED) if isinstance(card, dict) else card
+    if stated == NOT_STATED:
+        return RESEARCH
+    if stated not in QUALIFICATIONS:
+        raise AutosegError(
+            f"{files.path(CARD)}: {QUALIFICATION} is {stated!r}; choose {', '.join(QUALIFICATIONS)}"
+        )
+    return str(stated)
 
 
 def plan_in(files: ModelFiles) -> Plan:

@@ -18,6 +18,7 @@ from autoseg.common.arrays import Triple
 from autoseg.common.files import write_json
 from autoseg.common.progress import counted
 from autoseg.plan.augmentation import Mirror, PreviousMorphology, PreviousRemoval, Transform
+from autoseg.plan.codes import SegmentCode, check_codes
 from autoseg.plan.evaluation import Evaluation
 from autoseg.plan.labels import Classes, check_labels, check_regions, classes_of, values_of
 from autoseg.plan.sections import (
@@ -150,6 +151,12 @@ class Plan(Section):
     splits: Splits = Splits()
     inference: Inference
     evaluation: Evaluation = Evaluation()
+    codes: dict[str, SegmentCode] = Field(
+        default_factory=dict,
+        title="codes of the classes",
+        description="in DICOM segmentation objects; other classes are coded by their name",
+        json_schema_extra=since("0.2.0"),
+    )
     measured: dict[str, Any] = Field(
         default_factory=dict, description="the measurements behind a time budget"
     )
@@ -212,6 +219,7 @@ class Plan(Section):
     def _check_labels(self) -> None:
         check_labels(self.labels, self.ignore_label)
         check_regions(self.labels, self.regions_class_order)
+        check_codes(self.codes, self.labels)
         if self.regions_class_order and getattr(self.training.loss, "background", False):
             raise ValueError(
                 "training.loss.background is true, but regions have no background; set it to false"
@@ -265,7 +273,7 @@ class Plan(Section):
 
         Keys added after version 0.1.0 count only if they differ from their default.
         """
-        no_effect = {"provenance", "measured", "evaluation"}
+        no_effect = {"provenance", "measured", "evaluation", "codes"}
         return _digest(self.model_dump(mode="json", exclude=no_effect, context=FOR_ID))
 
     @property

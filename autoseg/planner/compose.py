@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.common.errors import PlanError
 from autoseg.common.progress import by_axis
 from autoseg.fingerprint import Fingerprint
+from autoseg.plan.codes import SegmentCode
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
 from autoseg.plan.sections import is_orientation
@@ -26,6 +27,7 @@ from autoseg.planner.overrides import (
 )
 from autoseg.planner.patch_rule import patch_layer, strides_without_patch, whole_case_layer
 from autoseg.planner.rule_values import (
+    DECLARED,
     FOLD_PER_PATIENT,
     MOST_CASES,
     SKIPPED,
@@ -56,6 +58,7 @@ class PlanOptions:
         settings: `key=value` strings.
         seconds: time budget of one fold.
         regions_class_order: declared by the task, for overlapping labels.
+        codes: of the classes, declared by the task.
         skipped_cases: cases to leave out.
         patients: their number, if known; with fewer than five, each gets a fold.
     """
@@ -72,6 +75,7 @@ class PlanOptions:
     settings: tuple[str, ...] = ()
     seconds: float | None = None
     regions_class_order: tuple[int, ...] | None = None
+    codes: Mapping[str, SegmentCode] = field(default_factory=dict)
     skipped_cases: tuple[str, ...] = ()
     patients: int | None = None
 
@@ -185,6 +189,11 @@ def _rules(
     if configuration.name == CASCADE:
         values["previous_stage"] = f"{options.name}-3d_lowres"
     values["regions_class_order"] = options.regions_class_order
+    if options.codes:
+        values["codes"] = {
+            name: code.model_dump(mode="json") for name, code in options.codes.items()
+        }
+        evidence["codes"] = (DECLARED, "")
     if options.skipped_cases:
         values["skipped_cases"] = options.skipped_cases
         evidence["skipped_cases"] = (SKIPPED, "verification.json says why")

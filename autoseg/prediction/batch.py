@@ -11,13 +11,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -26,22 +25,27 @@ from rich.text import Text
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.files import cannot_write, replacing
+from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, progress, say
 from autoseg.image.dicom import modality_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, read_image, read_label
+from autoseg.image.label_writer import write_label
 from autoseg.image.orientation import orientation_of
 from autoseg.prediction.fit import Differences, differs_from, warn
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.output import (
+    CAPTURE,
     DEFAULT_FORMAT,
+    DICOM_SEG,
+    PREVIEW,
     PROBABILITIES,
     check_format,
     ending,
     volumes,
-    write_prediction,
 )
 from autoseg.prediction.predictor import Ensemble, Predictor
+from autoseg.prediction.preview import draw_preview, write_png
 from autoseg.prediction.record import (
     CaseQueue,
     CaseRecord,
@@ -49,6 +53,10 @@ from autoseg.prediction.record import (
     file_facts,
     input_bytes,
 )
+
+if TYPE_CHECKING:
+    from autoseg.prediction.dicom_seg import SegWriter
+    from autoseg.prediction.dicom_source import Source
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,7 @@ def predict_cases(
     refused: Mapping[str, str] | None = None,
     save_probabilities: bool = False,
     strict: bool = False,
+    preview: bool = False,
 ) -> Outcome:
     """Predict every case that is not predicted yet; record them in `predictions.json`.
 
@@ -169,6 +178,7 @@ def predict_cases(
         refused: cases that cannot be predicted -> why; reported with the others.
         save_probabilities: write them beside the label maps, see `prediction.output`.
         strict: refuse scans that differ from the training scans, instead of warning.
+        preview: draw each case, see `prediction.preview`; for DICOM SEG also as a DICOM file.
 
     Raises:
         AutosegError: an output would replace a scan, the existing predictions are of another model,
@@ -177,7 +187,13 @@ def predict_cases(
     check_format(format, inputs)
     if predictor.not_checked:
         say(f"not checked whether scans are like the training scans: {predictor.not_checked}")
-    more = (PROBABILITIES,) if save_probabilities else ()
+    writer = None
+    if format == DICOM_SEG:
+        from autoseg.prediction.dicom_seg import SegWriter  # pydicom is slow to import
+
+        writer = SegWriter.of(predictor.plan, predictor.qualification)
+    pictures = [PREVIEW, *([CAPTURE] if writer else [])] if preview else []
+    more = [*([PROBABILITIES] if save_probabilities else []), *pictures]
     outputs = {
         name: (output_path(out, name, format).name, *(name + suffix for suffix in more))
         for name in inputs
@@ -189,7 +205,7 @@ def predict_cases(
         closing(CaseQueue(out, inputs, outputs, record, overwrite)) as queue,
         progress("predicting", len(queue.wanted)) as bar,
     ):
-        stages = _Stages(predictor, queue, previous, format, strict, bar)
+        stages = _Stages(predictor, queue, previous, writer, strict, bar)
         for names in queue.rounds():
             for case in overlap(names, stages.prepare, stages.compute, stages.finish):
                 _add_to(outcome, case)
@@ -213,6 +229,7 @@ class _Case:
         seconds: of each part.
         geometry: the grid of the scan.
         differs: what is unlike the training scans.
+        source: the scan's series, for DICOM SEG.
         prepared: the result of the first stage.
         label: the result of the second stage.
         record: the result of the third stage.
@@ -223,10 +240,16 @@ class _Case:
     seconds: dict[str, float] = field(default_factory=dict)
     geometry: Geometry | None = None
     differs: Differences = field(default_factory=dict)
+    source: Source | None = None
     prepared: Any = None
     label: LabelMap | None = None
     record: CaseRecord | None = None
     error: Exception | None = None
+
+    @property
+    def note(self) -> str:
+        """What a DICOM series says about a scan that differs."""
+        return f"DIFFERS from training ({', '.join(self.differs)})" if self.differs else ""
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -243,7 +266,7 @@ class _Stages:
     predictor: Predictor | Ensemble
     queue: CaseQueue
     previous: Mapping[str, Path] | None
-    format: str
+    writer: SegWriter | None
     strict: bool
     bar: Progress
 
@@ -282,6 +305,8 @@ class _Stages:
     def _read(self, case: _Case) -> None:
         files = self.queue.inputs[case.name]
         with case.timed("reading"):
+            if self.writer is not None:
+                case.source = self.writer.read(files[0])
             image = read_image(files, own_type=True)
             previous = read_label(self.previous[case.name])[0] if self.previous else None
         case.geometry = image.geometry
@@ -302,8 +327,7 @@ class _Stages:
         return found
 
     def _segment(self, case: _Case) -> None:
-        _, *more = self.queue.outputs[case.name]
-        save = self.queue.folder / more[0] if more else None
+        save = self._path(case, PROBABILITIES)
         with case.timed("network"):
             case.label = self.predictor.segment(
                 case.prepared, save, lambda part: self.bar.tell(f"{case.name} {part:.0%}")
@@ -317,17 +341,22 @@ class _Stages:
         plan, folder, files = self.predictor.plan, self.queue.folder, self.queue.inputs[case.name]
         first, *more = self.queue.outputs[case.name]
         path = folder / first
+        if png := self._path(case, PREVIEW):
+            with case.timed("preview"):
+                self._draw(case, png, self._path(case, CAPTURE))
         with replacing(path) as temporary:
             with case.timed("writing"):
                 found = volumes(label, geometry, plan)
                 with _named(path, temporary):
-                    write_prediction(
-                        temporary, label, geometry, files, plan, self.format, tuple(case.differs)
-                    )
+                    if self.writer is not None and case.source is not None:
+                        self.writer.write(temporary, label, case.source, case.note)
+                    else:
+                        write_label(temporary, label, geometry, like=files[0])
                 facts = file_facts(temporary)
             # The old file is removed, the record written, then the new file appears: so a run that
             # is killed in between leaves no file that another run would take for complete.
             path.unlink(missing_ok=True)
+            notes = case.source.remarks if case.source else []
             case.record = self.queue.record.add(
                 case.name,
                 {
@@ -337,10 +366,26 @@ class _Stages:
                     "differs": case.differs,
                     "files": {first: facts} | {name: file_facts(folder / name) for name in more},
                     "seconds": case.seconds,
+                    **({"remarks": notes} if notes else {}),
                     **found,
                 },
             )
-        case.label = None
+        case.label = case.source = None
+
+    def _path(self, case: _Case, suffix: str) -> Path | None:
+        """The file of a case with this suffix, if it is wanted."""
+        name = case.name + suffix
+        return self.queue.folder / name if name in self.queue.outputs[case.name] else None
+
+    def _draw(self, case: _Case, png: Path, capture: Path | None) -> None:
+        """Write the picture of a case; the scan is read again, so as not to keep all of them."""
+        assert case.label is not None
+        assert case.geometry is not None
+        scan = read_image(self.queue.inputs[case.name], own_type=True).array[0]
+        picture = draw_preview(scan, case.label, case.geometry, self.predictor.plan)
+        write_png(picture, png)
+        if self.writer is not None and case.source is not None and capture is not None:
+            self.writer.write_picture(capture, np.asarray(picture), case.source, case.note)
 
 
 @contextmanager
@@ -366,46 +411,3 @@ def _add_to(outcome: Outcome, case: _Case) -> None:
     elif case.error is not None:
         outcome.failed[case.name] = case.error
         say(f"skipped {case.name}: {case.error!r}")
-
-
-Item = TypeVar("Item")
-PreparedItem = TypeVar("PreparedItem")
-ComputedItem = TypeVar("ComputedItem")
-Result = TypeVar("Result")
-
-
-def overlap(
-    items: Iterator[Item],
-    prepare: Callable[[Item], PreparedItem],
-    compute: Callable[[PreparedItem], ComputedItem],
-    finish: Callable[[ComputedItem], Result],
-) -> Iterator[Result]:
-    """`finish(compute(prepare(item)))` of each item in order, three items at a time.
-
-    While one item is computed in the calling thread, the next one is prepared in a second thread
-    and the previous one is finished in a third. An item is taken from `items` (in the second
-    thread) only when the previous one goes on to be computed: at most three are alive. An error in
-    a stage ends the iteration once the other two stages have ended.
-    """
-    # Threads are enough: readers, compressors, numpy and torch release the interpreter lock.
-    # Processes would have to send whole volumes to each other.
-    preparing, finishing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-
-    def prepare_next() -> list[PreparedItem]:
-        return [prepare(item) for item in islice(items, 1)]
-
-    try:
-        coming = preparing.submit(prepare_next)
-        last: Future[Result] | None = None
-        while found := coming.result():
-            coming = preparing.submit(prepare_next)
-            computed = compute(found.pop())
-            if last is not None:
-                yield last.result()
-            last = finishing.submit(finish, computed)
-            del computed
-        if last is not None:
-            yield last.result()
-    finally:
-        for stage in (preparing, finishing):
-            stage.shutdown(cancel_futures=True)

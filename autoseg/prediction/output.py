@@ -8,34 +8,27 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg import __version__
 from autoseg.common.arrays import LabelMap, Triple, count_values
 from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import cannot_write, replacing
-from autoseg.image.dicom import find_series
 from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry
-from autoseg.image.label_writer import write_label
 from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.evaluation import class_of
 from autoseg.plan.labels import values_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.native_grid import PLANES_AT_ONCE
 
-if TYPE_CHECKING:
-    from highdicom.seg import Segmentation
-
 DEFAULT_FORMAT, DICOM_SEG = "nii.gz", "dicom-seg"
 ENDINGS = {DEFAULT_FORMAT: ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", DICOM_SEG: ".dcm"}
 FORMATS = tuple(ENDINGS)
 PROBABILITIES = ".probabilities.b2nd"
-DICOM_LABEL_LENGTH = 64  # characters that DICOM allows
-SERIES_NUMBER = 1000  # added to the source's: viewers list the segmentation behind the scans
+PREVIEW, CAPTURE = ".preview.png", ".preview.dcm"
 
 
 def ending(format: str) -> str:
@@ -66,35 +59,6 @@ def check_format(format: str, inputs: Mapping[str, tuple[Path, ...]]) -> None:
         raise AutosegError(
             f"{others[0]}{more}: --format dicom-seg needs a DICOM series; use nii.gz, nrrd or mha"
         )
-
-
-def write_prediction(
-    path: Path,
-    label: LabelMap,
-    geometry: Geometry,
-    files: tuple[Path, ...],
-    plan: Plan,
-    format: str = DEFAULT_FORMAT,
-    differs: Sequence[str] = (),
-) -> None:
-    """Write a label map atomically.
-
-    In MHA, and in the scan's own format, the grid is exactly the scan's. Otherwise NIfTI rounds it
-    to 32 bits, and NRRD may change the last of 64 bits if the axes are oblique.
-
-    Args:
-        path: the file; its name ends as `ending` says.
-        label: label values (x, y, z).
-        geometry: the grid of the scan.
-        files: the scan, one file per channel.
-        plan: names the classes.
-        format: one of FORMATS.
-        differs: what is unlike the training scans, for the series description of DICOM.
-    """
-    if format == DICOM_SEG:
-        _write_segmentation(path, label, files[0], plan, differs)
-    else:
-        write_label(path, label, geometry, like=files[0])
 
 
 # Probabilities: one Blosc2 array (class, x, y, z) of float16 on the scan's own grid. The classes
@@ -204,93 +168,3 @@ def _voxels(counts: NDArray[np.int64], labels: set[int], plan: Plan) -> int:
         return int(counts[list(labels)].sum())
     classes = [covered for covered in plan.labels.values() if labels & set(covered)]
     return sum(int(counts[list(covered)].sum()) for covered in classes)
-
-
-def _write_segmentation(
-    path: Path, label: LabelMap, source: Path, plan: Plan, differs: Sequence[str]
-) -> None:
-    """Write a label map (x, y, z) as a DICOM segmentation object with one segment per class.
-
-    Patient, study and frame of reference are the source's; each frame names the slice that it
-    covers. A class that does not occur is a segment without frames.
-
-    Args:
-        path: the file.
-        label: label values of the task.
-        source: the DICOM series: its folder, or one of its slices.
-        plan: defines which values make up which class.
-        differs: see `write_prediction`.
-    """
-    import pydicom
-
-    series = find_series(source)
-    slices = [pydicom.dcmread(each.file, stop_before_pixels=True) for each in series.slices]
-    segmentation = _segmentation(slices, _frames(label, plan), plan, differs)
-    segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: labels may contain any letter
-    with replacing(path) as temporary:
-        segmentation.save_as(temporary)
-
-
-def _frames(label: LabelMap, plan: Plan) -> NDArray[Any]:
-    """What highdicom takes: segment numbers (z, y, x), or masks (z, y, x, segment) of regions."""
-    classes = list(plan.labels.values())[1:]
-    if plan.classes.are_regions:  # only regions overlap: masks of classes would waste memory
-        return np.stack([np.isin(label.T, covered) for covered in classes], axis=-1)
-    highest = max(int(label.max(initial=0)), *(max(covered) for covered in classes))
-    numbers = np.zeros(highest + 1, np.uint8 if len(classes) < 256 else np.uint16)
-    for number, covered in enumerate(classes, start=1):
-        numbers[list(covered)] = number
-    frames: NDArray[Any] = numbers[label.T]
-    return frames
-
-
-def series_description(plan: Plan, differs: Sequence[str]) -> str:
-    """The name of the series in viewers; what differs comes first, as only 64 characters fit."""
-    warning = f"DIFFERS from training ({', '.join(differs)}): " if differs else ""
-    return f"{warning}Segmentation by {plan.task}"[:DICOM_LABEL_LENGTH]
-
-
-def _segmentation(
-    slices: list[Any], frames: NDArray[Any], plan: Plan, differs: Sequence[str]
-) -> Segmentation:
-    import highdicom
-    from pydicom.sr.codedict import codes
-
-    description = f"{plan.task} {plan.name}"[:DICOM_LABEL_LENGTH]
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=description,
-        family=codes.DCM.ArtificialIntelligence,
-        version=plan.id,
-        source="autoseg",
-    )
-    names = [name[:DICOM_LABEL_LENGTH] for name in itertools.islice(plan.labels, 1, None)]
-    segments = [
-        highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=name,
-            segmented_property_category=codes.SCT.Tissue,
-            # A private code: only its meaning says which structure it is.
-            segmented_property_type=highdicom.sr.CodedConcept(f"class-{number}", "99AUTOSEG", name),
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-        )
-        for number, name in enumerate(names, start=1)
-    ]
-    return highdicom.seg.Segmentation(
-        source_images=slices,
-        pixel_array=frames,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        series_instance_uid=highdicom.UID(),
-        series_number=SERIES_NUMBER + int(slices[0].get("SeriesNumber") or 0),
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="autoseg",
-        manufacturer_model_name=plan.task[:DICOM_LABEL_LENGTH],
-        software_versions=__version__,
-        device_serial_number=plan.id,
-        content_label="SEGMENTATION",
-        content_description=description,
-        series_description=series_description(plan, differs),
-        omit_empty_frames=bool(frames.any()),  # an object needs frames, even if only empty ones
-    )

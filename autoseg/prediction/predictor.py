@@ -25,6 +25,7 @@ from autoseg.image.orientation import (
     most_common,
     orientation_of,
 )
+from autoseg.models.folder import RESEARCH, qualification_in
 from autoseg.networks.devices import pick_device
 from autoseg.networks.unet import with_masks
 from autoseg.plan.plan import Plan
@@ -91,6 +92,7 @@ class Predictor(Segmenter[Prepared]):
         if orientation is not None:
             self.plan = self.plan.model_copy(update={"orientation": orientation})
         self.postprocessing = load_postprocessing(model) if postprocess else None
+        self.qualification = qualification_in(model.files) if model.files else RESEARCH
         self.classes = self.plan.classes
         self.wanted_backend = backend
         self.backend = choose_backend(backend, model.networks, self.plan, self.device)
@@ -257,6 +259,8 @@ class Ensemble(Segmenter[PreparedForEach]):
     def __init__(self, members: Sequence[Predictor]) -> None:
         self.members, self.plan, self.device = tuple(members), members[0].plan, members[0].device
         self.backend_name = ", ".join(dict.fromkeys(member.backend_name for member in members))
+        stated = {member.qualification for member in members}
+        self.qualification = members[0].qualification if len(stated) == 1 else RESEARCH
         for member in self.members[1:]:
             _check_same_classes(self.plan, member.plan)
 

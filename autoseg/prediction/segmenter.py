@@ -29,6 +29,7 @@ from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, from_array, from_simpleitk
 from autoseg.image.label_writer import to_simpleitk
 from autoseg.image.orientation import SWAPS, Turn
+from autoseg.models.folder import RESEARCH
 from autoseg.plan.plan import Plan
 from autoseg.prediction.fit import Differences, warn
 from autoseg.prediction.native_grid import Planes, label_map
@@ -71,12 +72,14 @@ class Segmenter(ABC, Generic[Scan]):
         device: where the networks run.
         backend_name: library, version and precision that run them: `torch 2.13.0 bfloat16`.
         postprocessing: applied to every label map, if any.
+        qualification: what results are for, as the model's card states it.
     """
 
     plan: Plan
     device: torch.device
     backend_name: str
     postprocessing: Postprocessing | None = None
+    qualification: str = RESEARCH
 
     @overload
     def predict(self, scan: Image, previous: LabelMap | None = None) -> LabelMap: ...

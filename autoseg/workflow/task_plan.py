@@ -116,6 +116,7 @@ def fitted(options: PlanOptions, surveyed: Surveyed) -> PlanOptions:
     return replace(
         options,
         regions_class_order=surveyed.task.regions_class_order,
+        codes=surveyed.task.codes,
         skipped_cases=surveyed.skipped,
         patients=len(_patients(surveyed.task)),
     )

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from autoseg.cli.predict import main, make_parser
-from autoseg.common.files import read_json
+from autoseg.common.files import read_json, write_json
 from autoseg.image.image import read_geometry, read_label
 from autoseg.prediction.output import DEFAULT_FORMAT, FORMATS, ending
+from autoseg.prediction.segmenter import Segmenter
 from tests.dataset.making import write_scan
 from tests.dicom_series import REPORT, make_object, save, write_series
 from tests.making import tiny_plan
@@ -108,3 +110,45 @@ def test_an_archive_of_refused_scans_alone(
 ) -> None:
     assert predict(model, archive / "P2", tmp_path / "out") == 2
     assert "0 predicted, 0 " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["nii.gz", "dicom-seg"])
+def test_previews(
+    format: str, model: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highdicom")
+    out = tmp_path / "out"
+    assert predict(model, archive / "P1", out, "--format", format) == 0
+    capsys.readouterr()
+    options = ("--format", format, "--preview")
+    assert predict(model, archive / "P1", out, *options) == 0
+    assert "good.preview.png is missing" in capsys.readouterr().err
+    png, capture = out / "good.preview.png", out / "good.preview.dcm"
+    picture = np.asarray(Image.open(png))
+    assert capture.exists() == (format == "dicom-seg")
+    files = read_json(out / "predictions.json")["cases"]["good"]["files"]
+    assert files.keys() == {path.name for path in out.glob("good*")}
+    if format == "dicom-seg":
+        assert (pydicom.dcmread(capture).pixel_array == picture).all()
+    assert predict(model, archive / "P1", out, *options) == 0
+    assert "0 predicted, 1 were there" in capsys.readouterr().err
+
+
+def test_an_unusable_series_is_refused_before_the_network_runs(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("highdicom")
+    write_series(tmp_path / "in", SCAN, SOPInstanceUID="1.2.3")
+    monkeypatch.setattr(Segmenter, "segment", None)
+    assert predict(model, tmp_path / "in", tmp_path / "out", "--format", "dicom-seg") == 2
+    assert "SOPInstanceUID" in capsys.readouterr().err
+
+
+def test_what_was_completed_is_recorded(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    write_series(tmp_path / "in", SCAN, FrameOfReferenceUID=None)
+    write_json(model / "card.json", {"content_qualification": "SERVICE"})
+    assert predict(model, tmp_path / "in", tmp_path / "out", "--format", "dicom-seg") == 0
+    (remark,) = read_json(tmp_path / "out" / "predictions.json")["cases"]["in"]["remarks"]
+    assert remark.startswith("FrameOfReferenceUID")
+    assert pydicom.dcmread(tmp_path / "out" / "in.dcm").ContentQualification == "SERVICE"

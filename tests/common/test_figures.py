@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,10 @@ def test_given_colours_are_kept_and_not_given_twice() -> None:
     found = colours_of(["a", "b", "c"], {"b": COLOURS[0]})
     assert found == {"a": COLOURS[1], "b": COLOURS[0], "c": COLOURS[2]}
     assert colours_of(["a"], {}) == {"a": COLOURS[0]}
-    many = [str(i) for i in range(20)]
-    assert len(colours_of(many, {})) == 20
+    many = colours_of([str(i) for i in range(120)], {"7": "#4B0082"})
+    assert len(many) == len(set(many.values())) == 120
+    assert all(re.fullmatch("#[0-9A-Fa-f]{6}", colour) for colour in many.values())
+    assert colours_of(many, {"7": "#4B0082"}) == many
 
 
 def test_neighbours_differ_without_colours_too() -> None:

@@ -43,6 +43,15 @@ def test_msd_labels_map_values_to_names(tmp_path: Path) -> None:
     assert declared.listed[0].name == "a"
 
 
+def test_codes_of_labels(tmp_path: Path) -> None:
+    lung, left = ["39607008", "SCT", "Lung"], ["7771000", "SCT", "Left"]
+    code = {"type": ["108369006", "SCT", "Neoplasm"], "region": lung, "modifiers": [left]}
+    declared = read_declaration(declare(tmp_path, V2 | {"codes": {"tumour": code}}))
+    assert declared.codes["tumour"].region == tuple(lung)
+    assert declared.codes["tumour"].modifiers == (tuple(left),)
+    assert declared.codes["tumour"].category[2] == "Anatomical Structure"
+
+
 @pytest.mark.parametrize("groups", [{"a": "p", "b": "p", "c": 7}, {"p": ["a", "b"], "7": ["c"]}])
 def test_groups_are_read_in_both_directions(tmp_path: Path, groups: dict[str, Any]) -> None:
     declared = read_declaration(declare(tmp_path, V2 | {"groups": groups}))
@@ -94,6 +103,12 @@ def test_groups_by_a_pattern(tmp_path: Path) -> None:
         (V2 | {"groups": {"p": ["a"], "q": ["a"]}}, "case a to p and q"),
         (V2 | {"groups": {"p": ["a", 1]}}, "\"groups.p\": ['a', 1]"),
         (V2 | {"groups": {"pattern": "(a"}}, "'(a'"),
+        (V2 | {"codes": []}, '"codes": []'),
+        (V2 | {"codes": {"tumour": {}}}, '"codes.tumour": {}'),
+        (V2 | {"codes": {"tumour": {"type": ["1", "SCT"]}}}, "\"codes.tumour.type\": ['1', "),
+        (V2 | {"codes": {"tumour": {"type": ["T-1", "SCT", "Lung"]}}}, "'T-1'"),
+        (V2 | {"codes": {"nothing": {"type": ["1", "SCT", "Lung"]}}}, "'nothing'"),
+        (V2 | {"codes": {"background": {"type": ["1", "SCT", "Lung"]}}}, "'background'"),
         (V2 | {"licence": 4}, '"licence": 4'),
         (V2 | {"description": 4}, '"description": 4'),
         (V2 | {"dataset": []}, '"dataset": []'),

@@ -18,6 +18,7 @@ from autoseg.export.model_zip import PackOptions, pack
 from autoseg.image.image import read_image
 from autoseg.models.archive import open_archive, write_archive
 from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.folder import open_model, qualification_in
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous
 from autoseg.prediction.predictor import Predictor
 from autoseg.training.transfer import read_pretrained
@@ -235,10 +236,13 @@ def test_a_card_file_is_checked(workspace: Workspace) -> None:
     assert "intended_use, limits, licence" in message
     write_json(card, {"licence": ""})
     assert f"{card}: licence" in refusal(order, out)
+    write_json(card, {"content_qualification": "product"})
+    assert "PRODUCT" in refusal(order, out)
     write_json(card, ["licence"])
     assert str(card) in refusal(order, out)
     write_json(card, {"licence": "CC0", "intended_use": "research on phantoms"})
     pack(order, out, overwrite=False)
+    assert qualification_in(open_model(out)) == "RESEARCH"  # not stated
     found = json.loads(open_archive(out).read("card.json"))
     assert (found["licence"], found["intended_use"]) == ("CC0", "research on phantoms")
     assert found["data_licence"] == found["limits"] == "not stated"

@@ -11,7 +11,7 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
 from autoseg.models.archive import Content, write_archive
-from autoseg.models.folder import FINAL, ModelFiles, open_model, plan_in
+from autoseg.models.folder import CARD, FINAL, ModelFiles, open_model, plan_in, qualification_in
 from tests.making import tiny_plan
 from tests.prediction.making import save_model
 
@@ -83,3 +83,20 @@ def test_a_pickle_in_place_of_weights_is_never_read(tmp_path: Path) -> None:
     with pytest.raises(AutosegError, match="whose content is not what its name says"):
         open_model(tmp_path / "model.zip")
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("stated", ["PRODUCT", "SERVICE", "RESEARCH", "not stated", None])
+def test_what_results_are_for(stated: str | None, tmp_path: Path) -> None:
+    folder = save_model(PLAN, tmp_path / "models" / "default", "0")
+    assert qualification_in(open_model(folder)) == "RESEARCH"
+    write_json(folder / CARD, {"content_qualification": stated} if stated else {})
+    expected = stated if stated in ("PRODUCT", "SERVICE") else "RESEARCH"
+    assert qualification_in(open_model(folder)) == expected
+
+
+@pytest.mark.parametrize("card", [{"content_qualification": "research"}, "PRODUCTS"])
+def test_an_unknown_qualification_is_refused(card: object, tmp_path: Path) -> None:
+    folder = save_model(PLAN, tmp_path / "models" / "default", "0")
+    write_json(folder / CARD, card)
+    with pytest.raises(AutosegError, match=r"card\.json.*RESEARCH, PRODUCT, SERVICE"):
+        qualification_in(open_model(folder))

@@ -9,6 +9,7 @@ import pytest
 from autoseg.common.errors import PlanError
 from autoseg.common.files import to_json
 from autoseg.fingerprint import Fingerprint
+from autoseg.plan.codes import SegmentCode
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Cosine, Sgd
 from autoseg.planner import overrides
@@ -255,6 +256,16 @@ def test_keys_with_their_own_option_cannot_be_set(key: str, owner: str) -> None:
 
 
 REGIONS = {"background": (0,), "whole": (1, 2), "core": (2,)}
+
+
+def test_declared_codes_are_kept() -> None:
+    code = SegmentCode(type=("10200004", "SCT", "Liver"))
+    data = fingerprint()
+    name = list(data.labels)[1]
+    plan = compose(data, PlanOptions(codes={name: code}))
+    assert plan.codes == {name: code}
+    assert plan.provenance["codes"].source == "rule: as declared"
+    assert plan.id == compose(data, PlanOptions()).id
 
 
 def test_overlapping_regions_are_kept() -> None:

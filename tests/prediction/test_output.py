@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.image.image import Image, read_geometry, read_image, read_label
+from autoseg.image.label_writer import write_label
 from autoseg.image.orientation import SWAPS
-from autoseg.plan.plan import Plan
 from autoseg.prediction import output
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
@@ -24,7 +24,6 @@ from autoseg.prediction.output import (
     ending,
     probability_file,
     volumes,
-    write_prediction,
 )
 from autoseg.prediction.predictor import Predictor
 from tests.dataset.making import write_scan
@@ -40,8 +39,8 @@ LABEL = np.random.default_rng(1).integers(0, 3, (5, 4, 3)).astype(np.uint8)
 PLAN = tiny_plan()
 
 
-def write(path: Path, label: NDArray[Any], scan: Path, plan: Plan, format: str) -> None:
-    write_prediction(path, label, read_image([scan]).geometry, (scan,), plan, format)
+def write(path: Path, label: NDArray[Any], scan: Path) -> None:
+    write_label(path, label, read_image([scan]).geometry, like=scan)
 
 
 def test_every_format_has_an_ending() -> None:
@@ -57,7 +56,7 @@ def test_the_grid_of_the_scan_is_kept(tmp_path: Path, theirs: str, format: str) 
     direction = rotation((0.9, 0.1, -0.3, 0.2))
     write_scan(scan, SCAN, (0.71, 0.9, 2.3), (-101.37, 55.1, 1e-3), direction.ravel().tolist())
     path = tmp_path / "out" / f"a{ending(format)}"
-    write(path, LABEL, scan, PLAN, format)
+    write(path, LABEL, scan)
     label, geometry = read_label(path)
     assert (label == LABEL).all()
     expected = read_geometry(scan)
@@ -78,7 +77,7 @@ def test_the_smallest_type_that_holds_the_values(
     label = np.zeros((5, 4, 3), np.int64)
     label[4, 3, 2] = highest
     path = tmp_path / f"a{ending(format)}"
-    write(path, label, scan, PLAN, format)
+    write(path, label, scan)
     types = {8: sitk.sitkUInt8, 16: sitk.sitkUInt16}
     assert sitk.ReadImage(str(path)).GetPixelID() == types[size]
     assert (read_label(path)[0] == label).all()
@@ -87,7 +86,7 @@ def test_the_smallest_type_that_holds_the_values(
 def test_a_series_becomes_nifti_on_its_grid(tmp_path: Path) -> None:
     array = np.arange(5 * 4 * 3, dtype=np.int16).reshape(5, 4, 3)
     write_series(tmp_path / "in", array, orientation=(0.8, 0.48, 0.36, -0.6, 0.64, 0.48))
-    write(tmp_path / "a.nii.gz", LABEL, tmp_path / "in", PLAN, "nii.gz")
+    write(tmp_path / "a.nii.gz", LABEL, tmp_path / "in")
     label, geometry = read_label(tmp_path / "a.nii.gz")
     assert (label == LABEL).all()
     assert geometry.differences(read_geometry(tmp_path / "in"), tolerance_mm=1e-4) == []
@@ -115,15 +114,13 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     write_scan(tmp_path / "scan.mha", SCAN)
     for format in FORMATS[:3]:
         with pytest.raises(AutosegError, match=r"file.a\."):
-            write(
-                tmp_path / "file" / f"a{ending(format)}", LABEL, tmp_path / "scan.mha", PLAN, format
-            )
+            write(tmp_path / "file" / f"a{ending(format)}", LABEL, tmp_path / "scan.mha")
 
 
 def test_regions_are_written_as_values(tmp_path: Path) -> None:
     write_scan(tmp_path / "scan.nrrd", SCAN)
     label = np.array([0, 1, 4], np.uint8)[LABEL]
-    write(tmp_path / "a.nrrd", label, tmp_path / "scan.nrrd", tiny_plan(**REGIONS), "nrrd")
+    write(tmp_path / "a.nrrd", label, tmp_path / "scan.nrrd")
     assert (read_label(tmp_path / "a.nrrd")[0] == label).all()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from autoseg.common.figures import picture_uri
+from autoseg.common.figures import enlarged, outline, picture_uri, window_of
 from autoseg.common.files import replacing
 from autoseg.common.parallel import in_parallel
 from autoseg.evaluation.figures.views import (
@@ -26,7 +26,6 @@ from autoseg.evaluation.figures.views import (
     fullest_slices,
     read_view,
     scroll_slices,
-    window_of,
 )
 
 PANEL_PIXELS = 192  # the longer side of one panel
@@ -146,8 +145,7 @@ def _grey(view: View, k: int, palette: Palette, pixels: int) -> PaletteIndices:
     low, high = view.window
     cut = np.clip((view.cut(view.image, k).astype(np.float32) - low) / (high - low), 0, 1)
     rows, columns = _size(view, pixels)
-    enlarged = rows >= cut.shape[0]
-    method = Image.Resampling.NEAREST if enlarged else Image.Resampling.BILINEAR
+    method = Image.Resampling.NEAREST if rows >= cut.shape[0] else Image.Resampling.BILINEAR
     resized = Image.fromarray(cut).resize((columns, rows), method)
     return np.asarray(np.rint(np.asarray(resized) * (palette.levels - 1)), np.uint8)
 
@@ -167,28 +165,10 @@ def _painted(
     painted = grey.copy()
     for name, mask in masks.items():
         slot = palette.slot(view.colours[name])
-        inside = _resized(mask, grey.shape)
+        inside = enlarged(mask, grey.shape)
         painted[inside] = palette.tinted(slot, grey[inside])
-        painted[inside & ~_eroded(inside)] = palette.outline(slot)
+        painted[outline(inside)] = palette.outline(slot)
     return painted
-
-
-def _resized(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Nearest-neighbour resampling."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int)
-        for new, old in zip(shape, mask.shape, strict=True)
-    )
-    return mask[np.ix_(rows, columns)]
-
-
-def _eroded(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels whose four neighbours are inside; beyond the edge counts as inside."""
-    padded = np.pad(inside, 1, constant_values=True)
-    middle = slice(1, -1)
-    return np.asarray(
-        padded[:-2, middle] & padded[2:, middle] & padded[middle, :-2] & padded[middle, 2:]
-    )
 
 
 @dataclass(frozen=True)

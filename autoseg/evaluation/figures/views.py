@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Box, members
-from autoseg.common.figures import Colours, colours_of
+from autoseg.common.figures import Colours, colours_of, window_of
 from autoseg.evaluation.labels import ClassValues
-from autoseg.image.geometry import Geometry, check_same_grid
+from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_image, read_label
+from autoseg.image.orientation import Turn, orientation_of
 
 Array = NDArray[Any]
 SliceMasks = dict[str, NDArray[np.bool_]]  # class -> its mask in a slice, (rows, columns)
 
-WINDOW_PERCENT = (1, 99)
-WINDOW_VOXELS = 1_000_000  # a sample of this size is enough to find the window
 NEAR = 0.05  # of the extent of the classes: closer slices look the same
 
 
@@ -48,33 +46,6 @@ class Exhibit:
     title: str = ""
     in_prediction: ClassValues = field(default_factory=dict)
     colours: Colours = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Upright:
-    """How to reorient a voxel grid so that x, y, z point to the patient's left, back and head.
-
-    Attributes:
-        order: the voxel axis along each patient axis.
-        flipped: the patient axes along which the voxel axis is reversed.
-        spacing_mm: spacing along the patient axes.
-    """
-
-    order: tuple[int, ...]
-    flipped: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-
-    @staticmethod
-    def of(geometry: Geometry) -> Upright:
-        """The rotation by multiples of 90 degrees that best matches the direction of the grid."""
-        cosines = np.reshape(geometry.direction, (3, 3))  # patient axes x voxel axes
-        order = max(permutations(range(3)), key=lambda p: np.abs(cosines[range(3), p]).sum())
-        flipped = tuple(int(i) for i in np.flatnonzero(cosines[range(3), order] < 0))
-        return Upright(order, flipped, tuple(geometry.spacing_mm[i] for i in order))
-
-    def turn(self, array: Array) -> Array:
-        """A reoriented view of `array`."""
-        return np.flip(array.transpose(self.order), self.flipped)
 
 
 @dataclass(frozen=True)
@@ -175,23 +146,17 @@ def read_view(exhibit: Exhibit) -> View:
         found, geometry = read_label(path)
         check_same_grid(geometry, path, scan.geometry, exhibit.image)
         maps.append(found)
-    upright = Upright.of(scan.geometry)
-    image, reference, prediction = (upright.turn(array) for array in (scan.array[0], *maps))
-    axis = slicing_axis(upright.spacing_mm)
-    return View(exhibit, image, reference, prediction, upright.spacing_mm, axis, window_of(image))
+    upright = Turn.between(orientation_of(scan.geometry), "LPS")
+    image, reference, prediction = (upright.array(array) for array in (scan.array[0], *maps))
+    spacing_mm = upright.triple(scan.geometry.spacing_mm)
+    axis = slicing_axis(spacing_mm)
+    return View(exhibit, image, reference, prediction, spacing_mm, axis, window_of(image))
 
 
 def slicing_axis(spacing_mm: Sequence[float]) -> int:
     """The axis perpendicular to the slices: z, unless another has more than twice its spacing."""
     widest = int(np.argmax(spacing_mm))
     return widest if spacing_mm[widest] > 2 * spacing_mm[2] else 2
-
-
-def window_of(image: Array) -> tuple[float, float]:
-    """The values to show as black and white: percentiles of the image, or of a sample of it."""
-    values = image.ravel(order="K")
-    low, high = np.percentile(values[:: max(1, values.size // WINDOW_VOXELS)], WINDOW_PERCENT)
-    return float(low), float(max(high, low + 1e-6))
 
 
 def fullest_slices(view: View, most: int) -> dict[int, tuple[str, ...]]:

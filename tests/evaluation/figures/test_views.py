@@ -7,18 +7,16 @@ import pytest
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
+from autoseg.common.figures import window_of
 from autoseg.evaluation.figures.views import (
     Exhibit,
-    Upright,
     View,
     fullest_slices,
     read_view,
     scroll_slices,
     slicing_axis,
-    window_of,
 )
-from autoseg.image.geometry import Geometry
-from tests.evaluation.scores import UPRIGHT, write
+from tests.evaluation.scores import write
 
 LABELS = {"a": (1,), "b": (2,)}
 
@@ -112,36 +110,3 @@ def test_other_grid(tmp_path: Path) -> None:
     other = write(tmp_path / "b.nii.gz", np.zeros((4, 4, 4), np.uint8), spacing_mm=(1, 1, 2))
     with pytest.raises(DataError, match=r"b\.nii\.gz: .*a\.nii\.gz: spacing"):
         read_view(Exhibit("a", path, path, other, LABELS))
-
-
-def test_patients_are_turned_upright() -> None:
-    array = np.arange(24).reshape(2, 3, 4)
-    spacing = (1.0, 2.0, 3.0)
-    same = Upright.of(Geometry((2, 3, 4), spacing, (0, 0, 0), UPRIGHT))
-    assert np.array_equal(same.turn(array), array)
-    backwards = Upright.of(Geometry((2, 3, 4), spacing, (0, 0, 0), (-1, 0, 0, 0, -1, 0, 0, 0, 1)))
-    assert np.array_equal(backwards.turn(array), array[::-1, ::-1])
-    # Sagittal: voxel axes run to the back, to the feet, to the left.
-    sagittal = Upright.of(Geometry((2, 3, 4), spacing, (0, 0, 0), (0, 0, 1, 1, 0, 0, 0, -1, 0)))
-    assert sagittal.spacing_mm == (3.0, 1.0, 2.0)
-    assert np.array_equal(sagittal.turn(array), array.transpose(2, 0, 1)[:, :, ::-1])
-
-
-def test_turning_upright_equals_itk() -> None:
-    import SimpleITK as sitk
-
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        # A patient axis for every voxel axis, tilted by up to some 20 degrees.
-        turned = np.eye(3)[rng.permutation(3)] * rng.choice([-1, 1], 3)
-        u, _, v = np.linalg.svd(turned + rng.uniform(-0.2, 0.2, (3, 3)))
-        direction = u @ v
-        if np.linalg.det(direction) < 0:
-            direction[:, 0] *= -1
-        picture = sitk.GetImageFromArray(rng.integers(0, 99, (4, 3, 2)))
-        picture.SetDirection(direction.ravel())
-        expected = sitk.GetArrayFromImage(sitk.DICOMOrient(picture, "LPS")).T
-        geometry = Geometry((2, 3, 4), (1, 1, 1), (0, 0, 0), tuple(direction.ravel()))
-        array = sitk.GetArrayFromImage(picture).T
-        mine = Upright.of(geometry).turn(array)
-        assert np.array_equal(mine, expected), direction

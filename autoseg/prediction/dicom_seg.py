@@ -1,0 +1,295 @@
+"""DICOM segmentation objects (SEG), and pictures of them in the same study (secondary captures)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.uid import generate_uid
+
+from autoseg import __version__
+from autoseg.common.arrays import LabelMap, count_values
+from autoseg.common.errors import AutosegError, DataError, install_hint
+from autoseg.common.figures import Colours, colours_of
+from autoseg.common.files import replacing
+from autoseg.common.progress import say
+from autoseg.models.folder import RESEARCH
+from autoseg.plan.codes import PRIVATE_SCHEME, SegmentCode, check_codes, codes_of
+from autoseg.plan.labels import ClassValues
+from autoseg.plan.plan import Plan
+from autoseg.prediction.dicom_source import OTHER_FORMAT, Source
+
+LENGTH = 64  # characters that DICOM allows
+COMMENT_LENGTH = 10240
+SERIES_NUMBER, PICTURE_NUMBER = 1000, 2000  # added to the source's: viewers list results behind it
+LARGEST_NUMBER = 2**31 - 1
+MAKER = "autoseg"
+UTF_8 = "ISO_IR 192"  # labels may contain any letter
+ALGORITHM = ("123110", "DCM", "Artificial Intelligence")
+
+
+@dataclass(frozen=True)
+class SegWriter:
+    """Writes segmentations of a model, and knows what they say about themselves.
+
+    Attributes:
+        labels: class -> its values, without the background.
+        overlap: whether classes may overlap.
+        codes: of each class.
+        colours: of each class, `#RRGGBB`.
+        task: what was segmented.
+        model: its name.
+        version: of the model.
+        qualification: RESEARCH, PRODUCT or SERVICE.
+    """
+
+    labels: ClassValues
+    overlap: bool
+    codes: Mapping[str, SegmentCode]
+    colours: Colours
+    task: str
+    model: str
+    version: str
+    qualification: str = RESEARCH
+
+    @classmethod
+    def of(cls, plan: Plan, qualification: str = RESEARCH) -> SegWriter:
+        """What a plan knows; classes without a standard code are named (standard error)."""
+        labels = dict(list(plan.labels.items())[1:])
+        return cls(
+            labels,
+            plan.classes.are_regions,
+            _coded(labels, plan.codes, plan.task),
+            colours_of(labels, plan.evaluation.colours_of(labels)),
+            plan.task,
+            f"{plan.task} {plan.name}",
+            plan.id,
+            qualification,
+        )
+
+    def read(self, path: Path) -> Source:
+        """Read a series, and check by an empty segmentation of one slice that one can be written.
+
+        Raises:
+            DataError: it cannot.
+        """
+        source = Source.read(path)
+        header = source.headers[0]
+        empty = np.zeros((*source.size, int(header.get("NumberOfFrames") or 1)), np.uint8)
+        try:
+            self._segmentation([header], self._frames(empty), "").save_as(BytesIO())
+        except AutosegError:
+            raise
+        except Exception as error:  # of highdicom and pydicom, which raise nearly anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(
+                f"{path}: cannot be the source of a DICOM SEG ({reason}); {OTHER_FORMAT}"
+            ) from error
+        return source
+
+    def write(self, path: Path, label: LabelMap, source: Source, note: str = "") -> None:
+        """Write a label map (x, y, z) of a series as a segmentation, atomically."""
+        _save(self._segmentation(source.headers, self._frames(label), note), path, note)
+
+    def write_picture(
+        self, path: Path, picture: NDArray[np.uint8], source: Source, note: str = ""
+    ) -> None:
+        """Write a picture (rows, columns, RGB) as a secondary capture in the study, atomically."""
+        capture = _highdicom().sc.SCImage.from_ref_dataset(
+            source.headers[0],
+            picture,
+            photometric_interpretation="RGB",
+            bits_allocated=8,
+            coordinate_system="PATIENT",
+            patient_orientation=("L", "P"),
+            transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
+            **self._series(source.headers[0], PICTURE_NUMBER, "Preview of", note),
+        )
+        capture.PatientOrientation = capture.Laterality = None  # planes of three orientations
+        capture.BurnedInAnnotation = "NO"  # no patient is named in it
+        capture.ImageType = ["DERIVED", "SECONDARY"]
+        _save(capture, path, note)
+
+    def _series(self, header: pydicom.Dataset, above: int, kind: str, note: str) -> dict[str, Any]:
+        """What describes a new series of results and the equipment that made it."""
+        number = above + int(header.get("SeriesNumber") or 0)
+        return {
+            "series_instance_uid": generate_uid(),
+            "sop_instance_uid": generate_uid(),
+            "instance_number": 1,
+            "series_number": number if 0 < number <= LARGEST_NUMBER else above,
+            # The note comes first, as viewers show 64 characters.
+            "series_description": ": ".join(filter(None, (note, f"{kind} {self.task}")))[:LENGTH],
+            "manufacturer": MAKER,
+            "manufacturer_model_name": self.task[:LENGTH],
+            "software_versions": __version__,
+            "device_serial_number": self.version,
+            "content_qualification": self.qualification,
+        }
+
+    def _frames(self, label: LabelMap) -> NDArray[Any]:
+        """Segment numbers (z, y, x), or of regions, which overlap, masks (z, y, x, segment)."""
+        classes = list(self.labels.values())
+        if self.overlap:
+            return np.stack([np.isin(label.T, covered) for covered in classes], axis=-1)
+        highest = max(int(label.max(initial=0)), *(max(covered) for covered in classes))
+        numbers = np.zeros(highest + 1, np.uint8 if len(classes) < 256 else np.uint16)
+        for number, covered in enumerate(classes, start=1):
+            numbers[list(covered)] = number
+        frames: NDArray[Any] = numbers[label.T]
+        return frames
+
+    def _segmentation(
+        self, headers: Sequence[pydicom.Dataset], frames: NDArray[Any], note: str
+    ) -> pydicom.Dataset:
+        seg = _highdicom().seg
+        series = headers[0].SeriesInstanceUID
+        segmentation: pydicom.Dataset = seg.Segmentation(
+            source_images=list(headers),
+            pixel_array=frames,
+            segmentation_type=seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[
+                self._segment(number, name, series) for number, name in enumerate(self.labels, 1)
+            ],
+            content_label="SEGMENTATION",
+            specific_character_set=UTF_8,
+            content_description=self.model[:LENGTH],
+            omit_empty_frames=bool(frames.any()),  # an object needs frames, even if only empty ones
+            **self._series(headers[0], SERIES_NUMBER, "Segmentation by", note),
+        )
+        if any(code.is_private for code in self.codes.values()):
+            scheme = pydicom.Dataset()
+            scheme.CodingSchemeDesignator = PRIVATE_SCHEME
+            scheme.CodingSchemeName = "autoseg: classes by the hash of their name"
+            scheme.CodingSchemeResponsibleOrganization = MAKER
+            segmentation.CodingSchemeIdentificationSequence = [scheme]
+        return segmentation
+
+    def _segment(self, number: int, name: str, series: str) -> pydicom.Dataset:
+        highdicom, code = _highdicom(), self.codes[name]
+        concept = highdicom.sr.CodedConcept
+        # The same model finds the same structure of the same scan again under the same identity.
+        tracked = generate_uid(entropy_srcs=[series, self.version, name])
+        segment: pydicom.Dataset = highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:LENGTH],
+            segmented_property_category=concept(*code.category),
+            segmented_property_type=concept(*code.type),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+                self.model[:LENGTH], concept(*ALGORITHM), self.version, source=MAKER
+            ),
+            tracking_uid=tracked,
+            tracking_id=f"{name} {tracked.rpartition('.')[2]}",
+            anatomic_regions=[concept(*code.region)] if code.region else None,
+            display_color=highdicom.color.CIELabColor.from_rgb(
+                *bytes.fromhex(self.colours[name][1:])
+            ),
+        )
+        modifiers = [concept(*modifier) for modifier in code.modifiers]
+        if modifiers and code.region:
+            segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = modifiers
+        elif modifiers:
+            what = segment.SegmentedPropertyTypeCodeSequence[0]
+            what.SegmentedPropertyTypeModifierCodeSequence = modifiers
+        return segment
+
+
+def write_dicom_seg(
+    path: Path | str,
+    label: LabelMap,
+    series: Path | str,
+    classes: Plan | Mapping[str, int | Sequence[int]],
+    *,
+    codes: Mapping[str, Mapping[str, Any]] | None = None,
+    content_qualification: str = RESEARCH,
+    note: str = "",
+) -> None:
+    """Write a label map as a DICOM segmentation object with one segment per class.
+
+    Patient, study and frame of reference are the source's; each frame names the slice that it
+    covers. A class that does not occur is a segment without frames.
+
+        label = predictor.predict(autoseg.read_image("ct"))
+        autoseg.write_dicom_seg("seg.dcm", label, "ct", predictor.plan)
+        autoseg.write_dicom_seg("seg.dcm", label, "ct", {"left lung": 1, "tumour": [2, 3]})
+
+    Args:
+        path: the file to write.
+        label: label values (x, y, z), on the grid of the series.
+        series: the DICOM series: its folder, or one of its slices.
+        classes: a plan, or class -> its values; classes may overlap.
+        codes: class -> `type`, `category`, `modifiers`, `region` as in dataset.json. Other classes
+            get the code of their name, or else a private one, which is said.
+        content_qualification: `RESEARCH`, `PRODUCT` or `SERVICE`.
+        note: precedes the description of the series.
+
+    Raises:
+        DataError: the series has no such grid, or lacks what a segmentation refers to.
+    """
+    writer = SegWriter.of(classes) if isinstance(classes, Plan) else _described(classes)
+    given = {name: SegmentCode.model_validate(code) for name, code in (codes or {}).items()}
+    check_codes(given, writer.labels)
+    source = Source.read(Path(series))
+    size = (*source.size, len(source.headers))
+    if label.shape != size and len(source.headers) > 1:
+        raise DataError(f"{path}: the label map has {label.shape} voxels, {series} has {size}")
+    counts = count_values(label, 1 + max(int(label.max(initial=0)), 0))
+    values = {value for covered in writer.labels.values() for value in covered}
+    if unknown := [value for value in np.flatnonzero(counts)[1:] if value not in values]:
+        raise DataError(f"{path}: the value {unknown[0]} of the label map belongs to no class")
+    writer = replace(writer, codes={**writer.codes, **given}, qualification=content_qualification)
+    writer.write(Path(path), label, source, note)
+
+
+def _described(classes: Mapping[str, int | Sequence[int]]) -> SegWriter:
+    labels = {
+        name: (values,) if isinstance(values, int) else tuple(values)
+        for name, values in classes.items()
+    }
+    labels = {name: values for name, values in labels.items() if values != (0,)}
+    flat = [value for values in labels.values() for value in values]
+    if not flat or 0 in flat:
+        raise DataError(f"classes: {labels} names no class, or a class with the background value 0")
+    overlap = len(set(flat)) < len(flat)
+    coded = _coded(labels, {}, "")
+    return SegWriter(labels, overlap, coded, colours_of(labels, {}), MAKER, MAKER, __version__)
+
+
+def _coded(
+    labels: ClassValues, declared: Mapping[str, SegmentCode], task: str
+) -> dict[str, SegmentCode]:
+    found = codes_of(labels, declared, task)
+    if private := [name for name, code in found.items() if code.is_private]:
+        say(
+            f"no SNOMED CT code is known for {', '.join(private)}: DICOM SEG gets a private code "
+            f'({PRIVATE_SCHEME}); "codes" in dataset.json declares others'
+        )
+    return found
+
+
+def _save(dataset: pydicom.Dataset, path: Path, note: str) -> None:
+    dataset.SpecificCharacterSet = UTF_8
+    if note:
+        dataset.ImageComments = note[:COMMENT_LENGTH]
+    with replacing(path) as temporary:
+        dataset.save_as(temporary)
+
+
+def _highdicom() -> Any:
+    """The library, which is optional."""
+    try:
+        import highdicom
+    except ModuleNotFoundError as error:
+        hint = install_hint("dicom")
+        raise AutosegError(f"DICOM SEG needs highdicom; run: {hint}") from error
+    # What it and pydicom think of the names and dates of the source, which are copied as they are.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(highdicom|pydicom)\.")
+    return highdicom
