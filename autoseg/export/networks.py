@@ -325,8 +325,8 @@ def _axes(plan: Plan) -> str:
     if plan.orientation is None:
         return "They\nare those of the file, which must be in the order of the training scans."
     return (
-        f"First of\nall, flip and exchange the axes of the scan to {plan.orientation}: the sides "
-        "of the patient towards\nwhich x, y, z run."
+        "First of\nall, flip and exchange the axes of the scan to the orientation "
+        f"{plan.orientation}: the sides of the\npatient towards which x, y, z run."
     )
 
 
