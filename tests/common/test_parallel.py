@@ -78,7 +78,7 @@ def test_an_error_comes_through_as_it_is(bad: int, processes: int) -> None:
 
 @pytest.mark.usefixtures("eager")
 def test_a_killed_worker_is_explained() -> None:
-    with pytest.raises(RunError, match=r"survey: a worker process was killed.*fewer --processes"):
+    with pytest.raises(RunError, match=r"survey: .*killed.*fewer --processes"):
         in_parallel(vanish, range(3), 2, "survey")
 
 
@@ -105,7 +105,7 @@ def test_a_worker_killed_at_its_birth_leaves_nobody_waiting(delay: float) -> Non
     killer = threading.Thread(target=kill_first)
     killer.start()
     try:
-        with pytest.raises(RunError, match="a worker process was killed"):
+        with pytest.raises(RunError, match="squares: .*killed"):
             in_parallel(square, range(12), 4, "squares")
     finally:
         ended.set()

@@ -112,6 +112,7 @@ def test_input_and_output_are_described(tmp_path: Path) -> None:
             "mask of label 1 by tiny-3d_lowres",
             "mask of label 2 by tiny-3d_lowres",
         ],
+        "orientation": None,
         "patch_size": [8, 8, 8],
         "spacing_mm": [1.0, 1.0, 1.0],
     }

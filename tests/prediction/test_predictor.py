@@ -87,10 +87,10 @@ def test_components_and_a_fourth_dimension_are_channels() -> None:
 @pytest.mark.parametrize(
     ("array", "spacing_mm", "message"),
     [
-        (values((5, 4)), (1, 1, 1), r"the shape \(5, 4\); a scan is \(x, y, z\) or \(channel"),
-        (values((5, 4, 0)), (1, 1, 1), r"the shape \(5, 4, 0\)"),
-        (values(), (1, 1), r"spacing_mm: \(1, 1\); give the distance of voxels"),
-        (values(), (1, 0, 1), r"spacing_mm: \(1, 0, 1\)"),
+        (values((5, 4)), (1, 1, 1), r"\(5, 4\)"),
+        (values((5, 4, 0)), (1, 1, 1), r"\(5, 4, 0\)"),
+        (values(), (1, 1), r"spacing_mm.*\(1, 1\)"),
+        (values(), (1, 0, 1), r"spacing_mm.*\(1, 0, 1\)"),
         (values(), (1, np.nan, 1), "spacing_mm"),
         (values(), None, "spacing_mm"),
         (values((2, 5, 4, 3)), (1, 1, 1), "2 channels"),
@@ -103,7 +103,7 @@ def test_invalid_arrays_are_refused(array: Any, spacing_mm: Any, message: str) -
 
 
 def test_a_two_dimensional_image_is_refused() -> None:
-    with pytest.raises(DataError, match="the SimpleITK image: has 2 dimensions"):
+    with pytest.raises(DataError, match="the SimpleITK image: .*2 dimensions"):
         predictor().predict(sitk.Image(5, 4, sitk.sitkInt16))
 
 
