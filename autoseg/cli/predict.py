@@ -117,6 +117,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     predictor = members[0] if len(members) == 1 else Ensemble(members)
     for member in members:
         say(_in_short(member))
+        if member.plan.orientation is None and not member.trained_orientations:
+            say(
+                f"{member.model.folder}: its plan has no orientation, and there is no fingerprint of "
+                "its training scans; scans are segmented as they are stored: check that they have "
+                "the order of axes of the training scans, or give it with --orientation"
+            )
     found = find_inputs(arguments.input, predictor.plan.channels)
     for name, reason in found.passed_over.items():
         say(f"ignored {name}: {reason}")
