@@ -130,7 +130,7 @@ def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[PlanV
     steps: list[PlanValues] = [{"step": "crop_to_nonzero"}]
     for channel, scheme in enumerate(configuration.normalization):
         steps += _normalisation(channel, scheme, configuration, fingerprint)
-    steps.append({"step": "resample", "anisotropy": ANISOTROPY})
+    steps.append({"step": "resample", "anisotropy": ANISOTROPY, "label_ties": "nearest"})
     return steps
 
 
