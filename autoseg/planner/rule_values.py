@@ -23,6 +23,7 @@ LONG_SLICE = 1.5  # length / width above which slices are rotated little
 # Names of rules in a plan's provenance.
 DECLARED, SKIPPED = "as declared", "bad cases are left out"
 MOST_CASES = "as most cases are stored"
+EXCHANGED_SIDES = "our own: labels of the left and the right side are exchanged by mirroring"
 FOLD_PER_PATIENT = "a fold for each patient"
 
 
