@@ -191,7 +191,7 @@ def flip_label(
     label: NDArray[np.int16], axes: Sequence[int], sides: Sides | None
 ) -> NDArray[np.int16]:
     """Flip the last three axes of labels, and exchange those of left and right."""
-    flipped = np.flip(label, [label.ndim - 3 + axis for axis in axes])
+    flipped = np.flip(label, tuple(label.ndim - 3 + axis for axis in axes))
     return sides.exchange(flipped) if sides is not None and sides.axis in axes else flipped
 
 
@@ -203,7 +203,7 @@ def mirror(
         return image, labels
     axes = [axis for axis in sorted(set(spec.axes)) if np.random.uniform() < 0.5]
     # In place: the sums of later transforms depend on the memory layout.
-    image[...] = np.flip(image, [1 + axis for axis in axes])
+    image[...] = np.flip(image, tuple(1 + axis for axis in axes))
     labels[...] = flip_label(labels, axes, sides)
     return image, labels
 

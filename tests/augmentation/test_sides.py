@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from batchgenerators.transforms.spatial_transforms import MirrorTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from autoseg.augmentation.on_device import apply, postpone
+from autoseg.augmentation.on_device import finish, postpone
 from autoseg.augmentation.transforms import Augmenter, Sides, flip_label, mirror, seeded
-from autoseg.networks.devices import pick_device
 from autoseg.plan.augmentation import Brightness, Contrast, Mirror
 from autoseg.preprocessing.steps import IGNORED
 from tests.making import tiny_plan
@@ -23,7 +23,7 @@ LUNGS = {"background": [0], "left lung": [5], "tumour": [7], "right lung": [2]}
 PLAN = tiny_plan(labels=LUNGS, orientation="PLS", mirrored_labels=[[5, 2]])
 SIDES = Sides.of(PLAN)
 labels = hnp.arrays(np.int16, st.tuples(*[st.integers(1, 6)] * 3), elements=st.integers(IGNORED, 3))
-axes = st.sets(st.integers(0, 2)).map(sorted)
+axes = st.sets(st.integers(0, 2)).map(lambda found: tuple(sorted(found)))
 
 
 def test_sides_of_a_plan() -> None:
@@ -46,7 +46,7 @@ def test_sides_of_regions() -> None:
 
 @settings(deadline=None)
 @given(labels, axes)
-def test_mirroring_and_exchanging_commute(label: NDArray[Any], axes: list[int]) -> None:
+def test_mirroring_and_exchanging_commute(label: NDArray[Any], axes: tuple[int, ...]) -> None:
     assert SIDES is not None
     found = flip_label(label, axes, SIDES)
     if 1 in axes:
@@ -60,17 +60,19 @@ def test_mirroring_and_exchanging_commute(label: NDArray[Any], axes: list[int]) 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), axes, st.sampled_from([0.3, 1.0]))
-def test_mirroring_draws_as_batchgenerators(seed: int, axes: list[int], chance: float) -> None:
-    spec = Mirror(axes=tuple(axes), probability=chance)
+def test_mirroring_draws_as_batchgenerators(
+    seed: int, axes: tuple[int, ...], chance: float
+) -> None:
+    spec = Mirror(axes=axes, probability=chance)
     image = np.random.default_rng(1).random((2, 4, 5, 6)).astype(np.float32)
     label = np.random.default_rng(2).integers(-1, 4, (2, 4, 5, 6)).astype(np.int16)
     with seeded(np.random.default_rng(seed)):
         found = mirror(spec, image.copy(), label.copy(), None)
         after = np.random.random()
     with seeded(np.random.default_rng(seed)):
-        expected = {"data": image[None].copy(), "seg": label[None].copy()}
+        expected: dict[str, Any] = {"data": image[None].copy(), "seg": label[None].copy()}
         if axes:
-            expected = MirrorTransform(tuple(axes), p_per_sample=chance)(**expected)
+            expected = MirrorTransform(axes, p_per_sample=chance)(**expected)
         assert np.random.random() == after
     assert np.array_equal(found[0], expected["data"][0])
     assert np.array_equal(found[1], expected["seg"][0])
@@ -91,11 +93,7 @@ def test_the_image_tells_the_side(on_device: bool, stages: int) -> None:
         drawn = augmenter.draw(np.random.default_rng(seed))
         if on_device:
             postponed, found = postpone(drawn, image.copy(), given_labels.copy())
-            tensor = pick_device("cpu")
-            content = __import__("torch").from_numpy(postponed.image).to(tensor)
-            for operation in postponed.operations:
-                content = apply(content, operation)
-            values = content.numpy()[0]
+            values = finish([postponed], torch.device("cpu")).numpy()[0, 0]
         else:
             out, found = drawn(image.copy(), given_labels.copy())
             values = out[0]
