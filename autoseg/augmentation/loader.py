@@ -26,7 +26,7 @@ from threadpoolctl import ThreadpoolController
 
 from autoseg.augmentation.on_device import postpone
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.augmentation.transforms import Augmenter
+from autoseg.augmentation.transforms import Augmenter, Sides
 from autoseg.common.errors import AutosegError, RunError, signal_handled, signal_name
 from autoseg.plan.augmentation import Transform
 
@@ -49,6 +49,7 @@ def batches(
     workers: int,
     places: range | None = None,
     on_device: bool = False,
+    sides: Sides | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Open the stream that starts at the epoch and batch of `first`; workers end with the block.
 
@@ -61,11 +62,12 @@ def batches(
         places: indices of the samples to make, by default the whole batch. Each process of a
             distributed run makes its own share of the batch that a single process would make.
         on_device: leave the images to `on_device.finish`.
+        sides: labels to exchange when left and right are mirrored.
 
     Raises:
         RunError: from the stream, if a batch cannot be made or a worker died.
     """
-    loader = BatchLoader(sampler, transforms, first, workers, places, on_device)
+    loader = BatchLoader(sampler, transforms, first, workers, places, on_device, sides)
     if workers == 0:
         yield _checked(loader)
         return
@@ -97,6 +99,7 @@ class BatchLoader:
     workers: int
     places: range | None = None
     on_device: bool = False
+    sides: Sides | None = None
     thread_id: int = 0
     made: int = 0
 
@@ -123,7 +126,7 @@ class BatchLoader:
 
     def _make(self, at: Position) -> Batch:
         sampling = self.sampler.sampling
-        augmenter = Augmenter(self.transforms, sampling.patch_size)
+        augmenter = Augmenter(self.transforms, sampling.patch_size, self.sides)
         places = range(sampling.batch_size) if self.places is None else self.places
         images: list[Any] = []
         labels = []

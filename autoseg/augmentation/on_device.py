@@ -24,9 +24,11 @@ from autoseg.augmentation.spatial import Warp, random_factor
 from autoseg.augmentation.spline import Floats, prefilter
 from autoseg.augmentation.transforms import (
     Augmentation,
+    Sides,
     blur_operator,
     coarse_indices,
     corrupt_previous,
+    flip_label,
 )
 from autoseg.common.arrays import Triple
 from autoseg.networks.devices import to_device
@@ -67,16 +69,18 @@ def postpone(
         operation = draw_operation(step, len(image), (x, y, z), augmentation.rng)
         if operation is not None:
             operations.append(operation)
-            labels = [_apply_to_label(operation, one) for one in labels]
+            labels = [_apply_to_label(operation, one, augmentation.sides) for one in labels]
     stacked = np.stack(labels) if label.ndim == 4 else np.ascontiguousarray(labels[0])
     # Copies of the warps are sent without their cached coordinates.
     return PostponedImage(image, tuple(replace(one) for one in operations)), stacked
 
 
-def _apply_to_label(operation: Operation, label: NDArray[np.int16]) -> NDArray[np.int16]:
+def _apply_to_label(
+    operation: Operation, label: NDArray[np.int16], sides: Sides | None
+) -> NDArray[np.int16]:
     if isinstance(operation, Warp):
         return operation.label(label)
-    return np.flip(label, operation.axes) if isinstance(operation, Flip) else label
+    return flip_label(label, operation.axes, sides) if isinstance(operation, Flip) else label
 
 
 # Operations on an image, with everything drawn: plain numbers and matrices.

@@ -1,7 +1,7 @@
 """Augmentation of one sample: the transforms of the plan, in order.
 
-Mirroring, brightness, contrast and gamma correction are transforms of batchgenerators. Its slower
-ones are replaced, here and in `spatial`, by faster ones that draw from the same distributions and
+Brightness, contrast and gamma correction are transforms of batchgenerators. Its slower ones, and
+mirroring, are replaced, here and in `spatial`, by others that draw from the same distributions and
 give the same image for the same draws.
 
 batchgenerators uses the global generators of NumPy and Python; `seeded` sets and restores both, so
@@ -22,7 +22,6 @@ from batchgenerators.transforms.color_transforms import (
     ContrastAugmentationTransform,
     GammaTransform,
 )
-from batchgenerators.transforms.spatial_transforms import MirrorTransform
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -31,7 +30,9 @@ from autoseg.augmentation.spatial import Warp, draw_warp
 from autoseg.augmentation.spline import along
 from autoseg.common.arrays import Mask, Triple, bounding_box, connected_components, count_values
 from autoseg.plan import augmentation as plans
+from autoseg.plan.plan import Plan
 from autoseg.preprocessing.resample import apply_operators, axis_operator
+from autoseg.preprocessing.steps import IGNORED
 
 ImageArray = NDArray[np.float32]  # (channel, x, y, z)
 LabelArray = NDArray[np.int16]  # (label, x, y, z)
@@ -41,9 +42,15 @@ Sample = tuple[ImageArray, LabelArray]
 class Augmenter:
     """Draws the augmentation of each sample."""
 
-    def __init__(self, specs: Sequence[plans.Transform], patch_size: Triple) -> None:
+    def __init__(
+        self,
+        specs: Sequence[plans.Transform],
+        patch_size: Triple,
+        sides: Sides | None = None,
+    ) -> None:
         self.specs = specs
         self.patch_size = patch_size
+        self.sides = sides
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
         """Draw the warps of the sample that `rng` belongs to, which decide what has to be read."""
@@ -56,7 +63,7 @@ class Augmenter:
             elif (warp := draw_warp(spec, size, rng)) is not None:
                 size, border = warp.box_size, spec.border
                 steps.append(warp)
-        return Augmentation(size, border, tuple(reversed(steps)), rng)
+        return Augmentation(size, border, tuple(reversed(steps)), rng, self.sides)
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,14 @@ class Augmentation:
         border: padding beyond the case: zero, or the nearest voxel.
         steps: warps that are drawn, and transforms that are not.
         rng: random generator of the sample.
+        sides: labels to exchange when left and right are mirrored; None for none.
     """
 
     box_size: Triple
     border: Border
     steps: tuple[plans.Transform | Warp, ...]
     rng: np.random.Generator
+    sides: Sides | None = None
 
     def __call__(self, image: ImageArray, label: NDArray[np.int16]) -> Sample:
         """Augment what was read, and return image and label of the patch size.
@@ -85,7 +94,7 @@ class Augmentation:
         labels = label.reshape(-1, *label.shape[-3:])
         with seeded(self.rng):
             for step in self.steps:
-                image, labels = _apply(step, image, labels, self.rng)
+                image, labels = _apply(step, image, labels, self.rng, self.sides)
         label = labels[0] if label.ndim == 3 else labels
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
@@ -104,7 +113,11 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
 
 
 def _apply(
-    step: plans.Transform | Warp, image: ImageArray, labels: LabelArray, rng: np.random.Generator
+    step: plans.Transform | Warp,
+    image: ImageArray,
+    labels: LabelArray,
+    rng: np.random.Generator,
+    sides: Sides | None,
 ) -> Sample:
     match step:
         case Warp():
@@ -120,16 +133,14 @@ def _apply(
             return lower_resolution(step, image, rng), labels
         case plans.PreviousMorphology() | plans.PreviousRemoval():
             return image, np.stack([labels[0], corrupt_previous(labels[1], step, rng)])
-        case plans.Mirror(axes=()):
-            return image, labels
+        case plans.Mirror():
+            return mirror(step, image, labels, sides)
     batch = _of_batchgenerators(step)(data=image[None], seg=labels[None])
     return batch["data"][0], batch["seg"][0]
 
 
 def _of_batchgenerators(spec: plans.Transform) -> Any:
     match spec:
-        case plans.Mirror():
-            return MirrorTransform(axes=spec.axes, p_per_sample=spec.probability)
         case plans.Brightness():
             return BrightnessMultiplicativeTransform(spec.factor, p_per_sample=spec.probability)
         case plans.Contrast():
@@ -145,6 +156,56 @@ def _of_batchgenerators(spec: plans.Transform) -> Any:
                 p_per_sample=spec.probability,
             )
     raise AssertionError(spec)
+
+
+# Mirroring.
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The labels of the left and the right side.
+
+    Attributes:
+        axis: 0, 1 or 2: from one side to the other.
+        parts: the class index that each class index becomes on the other side.
+    """
+
+    axis: int
+    parts: tuple[int, ...]
+
+    @staticmethod
+    def of(plan: Plan) -> Sides | None:
+        """Those of a plan; None if it does not exchange labels."""
+        if plan.left_right is None or not plan.mirrored_labels:
+            return None
+        return Sides(plan.left_right, plan.exchanged_parts)
+
+    def exchange(self, labels: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Give each voxel the class of the other side; ignored voxels stay ignored."""
+        table = np.array([*self.parts, IGNORED], np.int16)
+        exchanged: NDArray[np.int16] = table[labels]  # IGNORED is -1, the last entry
+        return exchanged
+
+
+def flip_label(
+    label: NDArray[np.int16], axes: Sequence[int], sides: Sides | None
+) -> NDArray[np.int16]:
+    """Flip the last three axes of labels, and exchange those of left and right."""
+    flipped = np.flip(label, tuple(label.ndim - 3 + axis for axis in axes))
+    return sides.exchange(flipped) if sides is not None and sides.axis in axes else flipped
+
+
+def mirror(
+    spec: plans.Mirror, image: ImageArray, labels: LabelArray, sides: Sides | None
+) -> Sample:
+    """Flip along each axis with probability one half; draws as batchgenerators does."""
+    if not spec.axes or np.random.uniform() >= spec.probability:
+        return image, labels
+    axes = [axis for axis in sorted(set(spec.axes)) if np.random.uniform() < 0.5]
+    # In place: the sums of later transforms depend on the memory layout.
+    image[...] = np.flip(image, tuple(1 + axis for axis in axes))
+    labels[...] = flip_label(labels, axes, sides)
+    return image, labels
 
 
 # Noise, blur and low resolution.

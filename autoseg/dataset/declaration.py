@@ -54,6 +54,8 @@ class Declaration:
         ignore_label: value of voxels that were not annotated, if any.
         regions_class_order: the value that each foreground region paints, in painting order; None
             without regions.
+        mirrored_labels: names of labels on one side of the patient -> those on the other; None if
+            the file does not say.
         groups: case -> patient.
         group_pattern: regular expression that matches the patient in a case name, if any.
         listed: the cases that are listed by name, or None if the folders define the cases.
@@ -66,6 +68,7 @@ class Declaration:
     labels: LabelValues
     ignore_label: int | None
     regions_class_order: tuple[int, ...] | None
+    mirrored_labels: dict[str, str] | None
     groups: dict[str, str]
     group_pattern: str | None
     listed: tuple[ListedCase, ...] | None
@@ -114,6 +117,7 @@ def declaration_of(content: Any, path: Path) -> Declaration:
             labels=labels,
             ignore_label=ignore_label,
             regions_class_order=_painting_order(fields.regions_class_order, labels),
+            mirrored_labels=_mirrored(fields.mirrored_labels, labels),
             groups=_groups(fields.groups) if pattern is None else {},
             group_pattern=pattern,
             listed=_listed(fields, content),
@@ -180,6 +184,11 @@ class _Fields(BaseModel):
         'different ones, such as {"background": 0, "tumour": 1}',
     )
     regions_class_order: Any = None
+    mirrored_labels: dict[str, str] | None = Field(
+        None,
+        description="map labels of one side to those of the other, such as "
+        '{"left lung": "right lung"}, or be {} if left and right are not to be exchanged',
+    )
     groups: dict[str, str | int | list[str]] = Field(
         {},
         description="map each case to its patient, or each patient to a list of cases, or be "
@@ -280,6 +289,26 @@ def _painting_order(order: Any, labels: LabelValues) -> tuple[int, ...] | None:
             f"region in painting order; found {shown(order)}"
         )
     return tuple(order)
+
+
+def _mirrored(pairs: dict[str, str] | None, labels: LabelValues) -> dict[str, str] | None:
+    seen: list[str] = []
+    for pair in (pairs or {}).items():
+        for name in pair:
+            if name not in labels or labels[name] == (0,):
+                raise ValueError(
+                    f'"mirrored_labels": {name!r} is not a label; the labels are '
+                    f"{', '.join(name for name, values in labels.items() if values != (0,))}"
+                )
+            if name in seen:
+                raise ValueError(f'"mirrored_labels": {name!r} is there twice; pair it once')
+            seen.append(name)
+        if len(labels[pair[0]]) != len(labels[pair[1]]):
+            raise ValueError(
+                f'"mirrored_labels": {pair[0]!r} has {len(labels[pair[0]])} values, {pair[1]!r} '
+                f"{len(labels[pair[1]])}; pair labels with as many values"
+            )
+    return pairs
 
 
 def _group_pattern(groups: dict[str, Any]) -> str | None:

@@ -32,6 +32,8 @@ class Task:
             by value; with regions (several values) background first, then as declared.
         ignore_label: value of voxels that were not annotated; not among `labels`.
         regions_class_order: with regions, the value that each foreground region paints.
+        mirrored_labels: names of labels on one side of the patient -> those on the other; None if
+            it is not declared.
         cases: sorted by name.
         groups: case -> patient, for the cases whose patient is known.
         codes: label name -> its codes in DICOM segmentation objects, if declared.
@@ -43,6 +45,7 @@ class Task:
     labels: LabelValues
     ignore_label: int | None
     regions_class_order: tuple[int, ...] | None
+    mirrored_labels: dict[str, str] | None
     cases: tuple[Case, ...]
     groups: dict[str, str]
     licence: str | None
@@ -105,6 +108,7 @@ def find_task(
         labels=declared.labels,
         ignore_label=declared.ignore_label,
         regions_class_order=declared.regions_class_order,
+        mirrored_labels=declared.mirrored_labels,
         cases=cases,
         groups=groups,
         licence=declared.licence,

@@ -21,7 +21,7 @@ from autoseg.evaluation.labels import (
     mapped_labels,
     read_declarations,
 )
-from autoseg.evaluation.metrics import cut_masks, lesions, overlap
+from autoseg.evaluation.metrics import cut_masks, flat_axes, lesions, overlap
 from autoseg.evaluation.scores import CaseScores, Summary, Volumes, merge
 from autoseg.evaluation.surface import surface
 from autoseg.image.formats import ending_of, stem_of
@@ -92,7 +92,8 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
     advice = "predict on the grid of the original scan"
     check_same_grid(found, prediction_path, geometry, reference_path, advice)
     spacing = geometry.spacing_mm
-    diagonal = hypot(*(size * mm for size, mm in zip(geometry.size, spacing, strict=True)))
+    flat = flat_axes(geometry.size)
+    diagonal = hypot(*(geometry.size[i] * spacing[i] for i in range(3) if i not in flat))
     voxel_ml = prod(spacing) / 1000
     case = CaseScores(stem_of(reference_path), str(reference_path), str(prediction_path), {}, {})
     for name, values in labels.values.items():

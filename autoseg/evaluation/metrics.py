@@ -8,13 +8,14 @@ metric is undefined; it counts in no mean:
 | neither | None | None | None if 0 / 0 |
 | only one of reference and prediction | 0 | the diagonal of the grid | as above |
 
-The diagonal is the largest distance that the grid allows: a missed class must not lower a mean
-distance. Counts, volumes and their difference in ml are always defined.
+The diagonal is the largest distance that the grid allows (in its plane, if it is one slice): a
+missed class must not lower a mean distance. Counts, volumes and their difference in ml are
+always defined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -69,11 +70,13 @@ class Masks:
         reference: booleans (x, y, z).
         predicted: booleans of the same shape.
         voxels: number of voxels of the full grid that are not ignored.
+        flat: the axes along which the full grid has a single voxel (see `flat_axes`).
     """
 
     reference: Mask
     predicted: Mask
     voxels: int
+    flat: tuple[int, ...] = ()
 
 
 def cut_masks(
@@ -102,7 +105,14 @@ def cut_masks(
         predicted &= valid
         voxels = int(np.count_nonzero(valid))
     box = bounding_box(expected | predicted) or (slice(0),) * reference.ndim
-    return Masks(_with_margin(expected[box]), _with_margin(predicted[box]), voxels)
+    flat = flat_axes(reference.shape)
+    return Masks(_with_margin(expected[box]), _with_margin(predicted[box]), voxels, flat)
+
+
+def flat_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes of size 1, along which a grid has no surfaces; none if it is a single voxel."""
+    flat = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    return flat if len(flat) < len(shape) else ()
 
 
 def _with_margin(mask: Mask) -> Mask:

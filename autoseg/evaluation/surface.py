@@ -4,6 +4,9 @@ The surface of a mask runs between voxel centres, as in marching cubes: each cub
 voxels that the mask partly fills holds one surface element, located at the centre of the cube, with
 the area of its triangles. All metrics weight the elements by their area. This is the definition of
 DeepMind's `surface-distance` package (Nikolov et al. 2021, doi 10.2196/26151).
+
+A scan of one slice has contours in its plane instead, as in that package's 2D mode: otherwise the
+slice's own top and bottom would be its surface. There the elements are weighted by their length.
 """
 
 from __future__ import annotations
@@ -51,7 +54,10 @@ class Surface:
 
 @dataclass(frozen=True)
 class Distances:
-    """The elements of one surface: their distance to the other surface, and their area in mm^2."""
+    """The elements of one surface: their distance to the other surface, and their area in mm^2.
+
+    Of a scan of one slice, `areas` are the lengths of the contour in mm.
+    """
 
     mm: Array
     areas: Array
@@ -74,7 +80,8 @@ def surface(
         masks: the class in reference and prediction, from `cut_masks`.
         spacing_mm: voxel spacing along x, y, z.
         tolerance_mm: distance up to which two surfaces agree.
-        diagonal_mm: diagonal of the full grid: the distance if only one of the two has the class.
+        diagonal_mm: diagonal of the full grid (of its plane if it is one slice): the distance if
+            only one of the two has the class.
     """
     present = masks.reference.any(), masks.predicted.any()
     if not any(present):
@@ -93,14 +100,24 @@ def surface(
 
 def distances(masks: Masks, spacing_mm: Sequence[float]) -> tuple[Distances, Distances]:
     """The distances from reference to prediction and back; neither mask may be empty."""
-    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    spacing = np.array(spacing_mm, dtype=np.float64)
+    spacing[list(masks.flat)] = 1  # the thickness does not matter
     areas = _areas(spacing)
-    a_codes, b_codes = _codes(masks.reference), _codes(masks.predicted)
+    a_codes, b_codes = (
+        _codes(_prolonged(mask, masks.flat)) for mask in (masks.reference, masks.predicted)
+    )
     a, b = _elements(a_codes), _elements(b_codes)
     return (
         Distances(_nearest(a, b, b_codes, spacing), areas[_at(a_codes, a)]),
         Distances(_nearest(b, a, a_codes, spacing), areas[_at(b_codes, b)]),
     )
+
+
+def _prolonged(mask: NDArray[np.bool_], flat: Sequence[int]) -> NDArray[np.bool_]:
+    """Replace the margin along flat axes by a second, equal slice: the mask has no end there."""
+    for axis in flat:
+        mask = mask.take([1, 1], axis)
+    return mask
 
 
 def _codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -162,7 +162,7 @@ def attempt(order: RunOrder) -> None:
             return
         with recorded(folder, str(order.log), order.slurm_job) as update:
             device = _pick_device(order)
-            update(device=describe(device))
+            update(device=describe(device), threads=torch.get_num_threads())
             _check_pretrained(run, folder)
             if not is_trained(run, workspace):
                 _train(order, workspace, device)

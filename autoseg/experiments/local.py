@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 
 from autoseg.common.errors import signal_name
-from autoseg.common.progress import say
+from autoseg.common.progress import counted, say
 from autoseg.experiments.attempt import IN_USE, RunOrder, make_orders
 from autoseg.experiments.results import gather
 from autoseg.experiments.runs import StudyRun, prepare_plans
@@ -61,7 +61,7 @@ def run_studies(
     """
     prepare_plans(studies, workspace, processes, device)
     orders = make_orders(studies, workspace, max(1, processes // jobs), device)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = choose_threads(list(orders), workspace, jobs)
     try:
         with _live_table(list(orders), workspace) as show:
             failed = run_all(list(orders.values()), workspace, jobs, threads, show)
@@ -69,6 +69,22 @@ def run_studies(
         for study in studies:
             gather(study, workspace)
     return {run: orders[run].log for run in failed}
+
+
+def choose_threads(runs: Sequence[StudyRun], workspace: Workspace, jobs: int) -> int:
+    """Computing threads of each run: those of earlier runs, as they change the last digits."""
+    share = max(1, (os.cpu_count() or 1) // jobs)
+    records = [read_record(run.folder(workspace)) for run in runs]
+    used = Counter(record.threads for record in records if record and record.threads)
+    if not used:
+        return share
+    threads = used.most_common(1)[0][0]
+    if threads != share or len(used) > 1:
+        say(
+            f"each run computes with {counted(threads, 'thread')}, as most earlier runs of the "
+            "study: other numbers change the last digits of a result"
+        )
+    return threads
 
 
 def run_all(

@@ -103,6 +103,7 @@ class Record:
         seconds: duration of all attempts together, without those that were killed.
         attempts: their number.
         device: what the run computes on.
+        threads: computing threads; None if 0.1.0 wrote the record.
         machine: the computer's name.
         pid: process id there.
         slurm_job: id of the Slurm job.
@@ -116,6 +117,7 @@ class Record:
     seconds: float = 0.0
     attempts: int = 1
     device: str = ""
+    threads: int | None = None
     machine: str = ""
     pid: int = 0
     slurm_job: str | None = None

@@ -8,7 +8,7 @@ prediction is painted region by region, later ones over earlier ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -97,6 +97,37 @@ def check_regions(labels: ClassValues, order: Sequence[int] | None) -> None:
     background, *regions = labels.values()
     if shared := {value for covered in regions for value in covered} & set(background):
         raise ValueError(f"labels: background and region share the value {min(shared)}; remove one")
+
+
+def check_mirrored(labels: ClassValues, pairs: Sequence[tuple[int, int]]) -> None:
+    """Raise a ValueError unless the exchange of these values turns each class into a class."""
+    _, *foreground = labels.values()
+    known = {value for covered in foreground for value in covered}
+    seen: set[int] = set()
+    for value in (value for pair in pairs for value in pair):
+        if value not in known:
+            raise ValueError(f"mirrored_labels: {value} is not a value of any class; remove it")
+        if value in seen:
+            raise ValueError(f"mirrored_labels: {value} is there twice; pair each value once")
+        seen.add(value)
+    sets = {frozenset(covered) for covered in labels.values()}
+    for name, covered in labels.items():
+        if _exchanged(covered, pairs) not in sets:
+            raise ValueError(
+                f"mirrored_labels: {name!r} would become {sorted(_exchanged(covered, pairs))}, "
+                "which is not a class; pair all its values"
+            )
+
+
+def _exchanged(values: Iterable[int], pairs: Sequence[tuple[int, int]]) -> frozenset[int]:
+    other = {one: two for pair in pairs for one, two in (pair, pair[::-1])}
+    return frozenset(other.get(value, value) for value in values)
+
+
+def exchange(sets: Sequence[tuple[int, ...]], pairs: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """For each set of label values, the index of the set that it becomes by the exchange."""
+    places = {frozenset(values): index for index, values in enumerate(sets)}
+    return tuple(places[_exchanged(values, pairs)] for values in sets)
 
 
 def values_of(labels: ClassValues) -> set[int]:

@@ -20,7 +20,15 @@ from autoseg.common.progress import counted
 from autoseg.plan.augmentation import Mirror, PreviousMorphology, PreviousRemoval, Transform
 from autoseg.plan.codes import SegmentCode, check_codes
 from autoseg.plan.evaluation import Evaluation
-from autoseg.plan.labels import Classes, check_labels, check_regions, classes_of, values_of
+from autoseg.plan.labels import (
+    Classes,
+    check_labels,
+    check_mirrored,
+    check_regions,
+    classes_of,
+    exchange,
+    values_of,
+)
 from autoseg.plan.sections import (
     FOR_ID,
     MM,
@@ -138,6 +146,13 @@ class Plan(Section):
         "scans stay as they are stored",
         json_schema_extra=since("0.2.0"),
     )
+    mirrored_labels: tuple[tuple[LabelValue, LabelValue], ...] = Field(
+        (),
+        title="labels exchanged with left and right",
+        description="pairs of label values of the left and the right side, which are exchanged "
+        "when the left-right axis is mirrored, in training and with --tta",
+        json_schema_extra=since("0.2.0"),
+    )
     target_spacing_mm: tuple[Positive | None, Positive | None, Positive | None] = Field(
         title="target spacing (x, y, z)",
         description="voxel size of the network's input; null: each scan's own along that axis",
@@ -224,6 +239,12 @@ class Plan(Section):
             raise ValueError(
                 "training.loss.background is true, but regions have no background; set it to false"
             )
+        check_mirrored(self.labels, self.mirrored_labels)
+        if self.mirrored_labels and self.orientation is None:
+            raise ValueError(
+                "mirrored_labels is given, but orientation is null, so that the left-right axis is "
+                "not known; set orientation, or mirrored_labels to []"
+            )
         values = values_of(self.labels)
         for share in self.shares:
             if share.label in share.container:
@@ -244,6 +265,23 @@ class Plan(Section):
                         f"augmentation.{index}: {entry.transform} changes the segmentation of a "
                         f"previous stage, which only {CASCADE} has; remove it"
                     )
+
+    @property
+    def left_right(self) -> int | None:
+        """The axis from one side of the patient to the other; None without an orientation."""
+        code = self.orientation or ""
+        return next((axis for axis, letter in enumerate(code) if letter in "LR"), None)
+
+    @property
+    def exchanged_parts(self) -> tuple[int, ...]:
+        """The part (see `Classes`) that each becomes if left and right are exchanged."""
+        return exchange(self.classes.parts, self.mirrored_labels)
+
+    @property
+    def exchanged_outputs(self) -> tuple[int, ...]:
+        """The output of the network that each becomes if left and right are exchanged."""
+        sets = list(self.labels.values())
+        return exchange(sets[len(sets) - self.classes.outputs :], self.mirrored_labels)
 
     @property
     def resamples(self) -> bool:

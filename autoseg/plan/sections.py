@@ -159,6 +159,12 @@ class Resample(Section):
     step: Literal["resample"] = "resample"
     image_order: Literal[0, 1, 3] = 3
     label_order: Literal[0, 1] = 1
+    label_ties: Literal["smallest", "nearest"] = Field(
+        "smallest",
+        description="which of several labels that cover the same share of a voxel is chosen: the "
+        "smallest value, or that of the nearest voxel",
+        json_schema_extra=since("0.2.0"),
+    )
     rounding: Literal["nearest", "down"] = Field(
         "nearest", description="how size x spacing / target is rounded to a number of voxels"
     )

@@ -28,6 +28,7 @@ from autoseg.planner.overrides import (
 from autoseg.planner.patch_rule import patch_layer, strides_without_patch, whole_case_layer
 from autoseg.planner.rule_values import (
     DECLARED,
+    EXCHANGED_SIDES,
     FOLD_PER_PATIENT,
     MOST_CASES,
     SKIPPED,
@@ -37,6 +38,7 @@ from autoseg.planner.rule_values import (
     rule_values,
 )
 from autoseg.planner.rules import Configuration, find_planner
+from autoseg.planner.sides import pairs_of
 
 FEWEST_FOLDS = 2
 
@@ -59,6 +61,7 @@ class PlanOptions:
         seconds: time budget of one fold.
         regions_class_order: declared by the task, for overlapping labels.
         codes: of the classes, declared by the task.
+        mirrored_labels: declared by the task: names of labels on one side -> on the other.
         skipped_cases: cases to leave out.
         patients: their number, if known; with fewer than five, each gets a fold.
     """
@@ -76,6 +79,7 @@ class PlanOptions:
     seconds: float | None = None
     regions_class_order: tuple[int, ...] | None = None
     codes: Mapping[str, SegmentCode] = field(default_factory=dict)
+    mirrored_labels: dict[str, str] | None = None
     skipped_cases: tuple[str, ...] = ()
     patients: int | None = None
 
@@ -104,9 +108,16 @@ def compose(
     if options.use_reference:
         reference = find_reference(fingerprint.task, options.reference)
     usual, counted = fingerprint.usual_orientation, fingerprint.counted_orientations
-    fingerprint = fingerprint.turned_to(_orientation(usual, options, reference))
+    orientation = _orientation(usual, options, reference)
+    fingerprint = fingerprint.turned_to(orientation)
     values, evidence, name = _rules(fingerprint, options, reference)
     values["orientation"], evidence["orientation"] = usual, (MOST_CASES, counted)
+    pairs, names = pairs_of(values["labels"], options.mirrored_labels)
+    if orientation is None and pairs:
+        pairs, names = (), f"off for {names}: orientation is null"
+    values["mirrored_labels"] = [list(pair) for pair in pairs]
+    if names:
+        evidence["mirrored_labels"] = (EXCHANGED_SIDES, names)
     recipe = None
     if options.seconds is not None:
         recipe = short_recipe(make_plan(values, "the rules"), options.seconds)

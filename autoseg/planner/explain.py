@@ -244,9 +244,11 @@ def _step_text(step: Section, channels: Sequence[str]) -> str:
         case Rescale(range=limits, whole_numbers=rounded):
             return f"rescale each case to {_range(limits)}{', rounded' if rounded else ''}{of}"
         case Resample(image_order=image, label_order=label, rounding=rounding, anisotropy=ratio):
+            ties = "nearest voxel" if step.label_ties == "nearest" else "smallest value"
             coarse = f"; nearest along an axis more than {ratio:g} x as coarse" if ratio else ""
             return (
-                f"resample to the target spacing: image {ORDERS[image]}, labels {ORDERS[label]}, "
+                f"resample to the target spacing: image {ORDERS[image]}, labels {ORDERS[label]} "
+                f"(ties: {ties}), "
                 f"sizes rounded {'down' if rounding == 'down' else 'to nearest'}{coarse}"
             )
         case ZScore(mean=mean, std=std, nonzero=nonzero):

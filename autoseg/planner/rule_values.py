@@ -23,6 +23,7 @@ LONG_SLICE = 1.5  # length / width above which slices are rotated little
 # Names of rules in a plan's provenance.
 DECLARED, SKIPPED = "as declared", "bad cases are left out"
 MOST_CASES = "as most cases are stored"
+EXCHANGED_SIDES = "our own: labels of the left and the right side are exchanged by mirroring"
 FOLD_PER_PATIENT = "a fold for each patient"
 
 
@@ -130,7 +131,7 @@ def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[PlanV
     steps: list[PlanValues] = [{"step": "crop_to_nonzero"}]
     for channel, scheme in enumerate(configuration.normalization):
         steps += _normalisation(channel, scheme, configuration, fingerprint)
-    steps.append({"step": "resample", "anisotropy": ANISOTROPY})
+    steps.append({"step": "resample", "anisotropy": ANISOTROPY, "label_ties": "nearest"})
     return steps
 
 

@@ -228,12 +228,22 @@ class Predictor(Segmenter[Prepared]):
         total: Tensor | None = None
         for network, flip in itertools.product(self.backend.networks, self.flips):
             axes = [2 + axis for axis in flip]
-            logits = network(patches.flip(axes) if axes else patches)
+            sided = bool(self.plan.mirrored_labels) and self.plan.left_right in flip
+            flipped = patches.flip(axes) if axes else patches
+            logits = network(flipped[:, self._exchanged_inputs] if sided else flipped)
             found = torch.sigmoid(logits) if self.classes.are_regions else logits.softmax(dim=1)
+            found = found[:, self.plan.exchanged_outputs] if sided else found
             found = found.flip(axes) if axes else found
             total = found if total is None else total.add_(found)
         assert total is not None
         return total.div_(len(self.backend.networks) * len(self.flips)).cpu()
+
+    @cached_property
+    def _exchanged_inputs(self) -> list[int]:
+        """Input channels if left and right are exchanged: scan, then parts of a previous stage."""
+        channels, previous = len(self.plan.channels), self.plan.previous_stage is not None
+        parts = self.plan.exchanged_parts[1:] if previous else ()
+        return [*range(channels), *(channels + part - 1 for part in parts)]
 
     def window_bytes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> int:
         """Memory of the sliding window along one axis, after a turn."""

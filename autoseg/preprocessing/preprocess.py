@@ -136,7 +136,7 @@ def prepare_previous(
     for step in plan.preprocessing:
         if isinstance(step, Resample):
             orders = axis_orders(step.label_order, spacing_mm, target, step.anisotropy)
-            inside = resample_label(inside, shape, orders)
+            inside = resample_label(inside, shape, orders, step.label_ties)
     return inside
 
 

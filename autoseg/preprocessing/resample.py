@@ -15,9 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
-from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +27,7 @@ from autoseg.preprocessing.channel import Channel
 
 BAND_ROWS = 32
 NEGLIGIBLE = 1e-9  # weight of an old voxel
-LABEL_SLAB_VOXELS = 1 << 19
-TIE = 1e-6  # so that rounding does not decide between equal weights
+LABEL_SLAB_VOXELS = 1 << 18  # old or new ones, whichever are more
 
 
 @lru_cache(maxsize=64)
@@ -208,83 +205,163 @@ def axis_orders(
 # A new voxel depends on at most two old ones along each axis. If they have the same label, so has
 # the new voxel; weights are computed only for the few voxels on borders between labels.
 
-Voxels = tuple[NDArray[np.intp], ...]
+Voxels = Sequence[NDArray[np.intp]]
+Ties = Literal["smallest", "nearest"]
+TIE = 1e-6  # tolerance of `smallest`
+MAJORITY = 0.5 + 1e-9  # no other label has a larger weight
 
 
 @dataclass(frozen=True)
 class _Neighbours:
     """The two old voxels along an axis that each new one depends on: (2, new size) each.
 
-    If there is only one, it is repeated with weight zero.
+    If there is only one, it is repeated with weight zero. `nearest` is the nearest old voxel.
     """
 
     index: NDArray[np.intp]
     weight: NDArray[np.float64]
+    nearest: NDArray[np.intp]
+
+    def is_identity(self, size: int) -> bool:
+        """Whether the new voxels are the `size` old ones."""
+        return len(self.nearest) == size and bool((self.index == np.arange(size)).all())
 
     def part(self, start: int, stop: int) -> _Neighbours:
-        return _Neighbours(self.index[:, start:stop], self.weight[:, start:stop])
+        at = slice(start, stop)
+        return _Neighbours(self.index[:, at], self.weight[:, at], self.nearest[at])
 
     def relative_to(self, first: int) -> _Neighbours:
-        return _Neighbours(self.index - first, self.weight)
+        return _Neighbours(self.index - first, self.weight, self.nearest - first)
 
 
-def resample_label(label: NDArray[Any], shape: Triple, orders: Sequence[int]) -> NDArray[Any]:
+def resample_label(
+    label: NDArray[Any], shape: Triple, orders: Sequence[int], ties: Ties = "nearest"
+) -> NDArray[Any]:
     """Resample a label map (x, y, z) with order 0 (nearest voxel) or 1 along each axis.
 
-    Ties are resolved in favour of the smaller value.
+    Args:
+        label: the label map.
+        shape: of the result.
+        orders: of the spline along each axis.
+        ties: which of several labels with the same, largest weight is chosen. `nearest`: that of
+            the nearest voxel, or the smallest value if that label has less weight; equal to
+            batchgenerators' `resize_segmentation`. `smallest`: the smallest value, as in 0.1.0;
+            structures become thinner, because the background has the smallest value.
     """
     if label.shape == tuple(shape):
         return label
-    if is_reversed(label):
-        x, y, z = shape
-        return resample_label(label.T, (z, y, x), orders[::-1]).T
-    along = [_neighbours(*axis) for axis in zip(label.shape, shape, orders, strict=True)]
+    if reverse := is_reversed(label):
+        label, shape, orders = label.T, (shape[2], shape[1], shape[0]), orders[::-1]
+    along = [_neighbours(*axis, ties) for axis in zip(label.shape, shape, orders, strict=True)]
     out = np.empty(shape, label.dtype)
-    planes = max(1, LABEL_SLAB_VOXELS // (shape[1] * shape[2]))
+    planes = max(1, LABEL_SLAB_VOXELS * shape[0] // max(label.size, out.size))
     for start in range(0, shape[0], planes):
         across = along[0].part(start, start + planes)
         first, last = int(across.index.min()), int(across.index.max())
         near = [across.relative_to(first), *along[1:]]
-        out[start : start + planes] = _resample(np.ascontiguousarray(label[first : last + 1]), near)
-    return out
+        slab = np.ascontiguousarray(label[first : last + 1])
+        out[start : start + planes] = _resample(slab, near, ties, reverse)
+    return out.T if reverse else out
 
 
-def _neighbours(size: int, new_size: int, order: int) -> _Neighbours:
-    operator = axis_operator(size, new_size, order)
+@lru_cache(maxsize=64)
+def _neighbours(size: int, new_size: int, order: int, ties: Ties) -> _Neighbours:
+    assert order in (0, 1), "label maps are resampled with order 0 or 1"
+    # The arithmetic of scipy.ndimage.zoom, so that rounding decides as it does there.
+    place = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+    nearest = np.clip(np.floor(place + 0.5).astype(np.intp), 0, size - 1)
+    if ties == "smallest":
+        index, weight = _from_operator(axis_operator(size, new_size, order))
+    elif order == 0:
+        index, weight = np.stack([nearest, nearest]), np.stack([np.ones(new_size), 0 * place])
+    else:
+        below = np.floor(place)
+        first = below.astype(np.intp)
+        weight = np.stack([1 - (place - below), place - below])
+        index = np.clip(np.stack([first, first + (weight[1] > 0)]), 0, size - 1)
+    return _Neighbours(index, weight, nearest)
+
+
+def _from_operator(
+    operator: NDArray[np.float32],
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     used = operator != 0
-    assert used.sum(axis=1).max() <= 2, "label maps are resampled with order 0 or 1"
+    rows = np.arange(len(operator))
     first = used.argmax(axis=1)
-    second = size - 1 - used[:, ::-1].argmax(axis=1)
-    rows = np.arange(new_size)
+    second = operator.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
     weight = np.stack([operator[rows, first], np.where(first == second, 0, operator[rows, second])])
-    return _Neighbours(np.stack([first, second]), weight.astype(np.float64))
+    return np.stack([first, second]), weight.astype(np.float64)
 
 
-def _resample(label: NDArray[Any], near: Sequence[_Neighbours]) -> NDArray[Any]:
+def _resample(
+    label: NDArray[Any], near: Sequence[_Neighbours], ties: Ties, reverse: bool
+) -> NDArray[Any]:
     low = high = label
-    for axis, (first, second) in enumerate(neighbours.index for neighbours in near):
-        low = np.minimum(low.take(first, axis), low.take(second, axis))
-        high = np.maximum(high.take(first, axis), high.take(second, axis))
+    for axis in most_shrinking_first(label.shape, [len(axis.nearest) for axis in near]):
+        first, second = near[axis].index
+        if near[axis].is_identity(label.shape[axis]):
+            continue
+        ends = low.take(first, axis), low.take(second, axis)
+        others = ends if high is low else (high.take(first, axis), high.take(second, axis))
+        low, high = np.minimum(*ends), np.maximum(*others)
+    if low is high:
+        return low
     border = np.nonzero(low != high)
     if border[0].size:
-        low[border] = _largest_weight(label, near, border)
+        low[border] = _largest_weight(label, near, border, ties, reverse)
     return low
 
 
 def _largest_weight(
-    label: NDArray[Any], near: Sequence[_Neighbours], voxels: Voxels
+    label: NDArray[Any], near: Sequence[_Neighbours], voxels: Voxels, ties: Ties, reverse: bool
 ) -> NDArray[Any]:
     """Return the label with the largest weight in each of these new voxels."""
-    values, weights = [], []
-    for corner in product((0, 1), repeat=3):
-        ends = list(zip(near, corner, voxels, strict=True))
-        values.append(label[tuple(axis.index[end][at] for axis, end, at in ends)])
-        weights.append(prod(axis.weight[end][at] for axis, end, at in ends))
-    best = np.full(len(voxels[0]), -np.inf)
-    out = np.zeros(len(voxels[0]), label.dtype)
+    steps = [label.shape[1] * label.shape[2], label.shape[2], 1]
+    axes = list(zip(near, voxels, steps, strict=True))
+    if reverse:  # weights are summed in the order of x, y, z, whichever varies fastest in memory
+        axes = axes[::-1]
+    flat = label.reshape(-1)
+    x, y, z = (axis.index[:, at] * step for axis, at, step in axes)
+    values = flat[_all_corners(x, y, z, np.add)]
+    x, y, z = (axis.weight[:, at] for axis, at, _ in axes)
+    weights = _all_corners(x, y, z, np.multiply)
+    if ties == "smallest":
+        none = np.full(len(voxels[0]), -np.inf)
+        return _larger(values, weights, none, np.zeros_like(values[0]), TIE)
+    x, y, z = (axis.nearest[at] * step for axis, at, step in axes)
+    out: NDArray[Any] = flat[x + y + z]
+    weight = _weight(values, weights, out)
+    rest = np.flatnonzero(weight < MAJORITY)
+    if rest.size:
+        out[rest] = _larger(values[:, rest], weights[:, rest], weight[rest], out[rest], 0.0)
+    return out
+
+
+def _all_corners(x: NDArray[Any], y: NDArray[Any], z: NDArray[Any], of: np.ufunc) -> NDArray[Any]:
+    """Combine two rows for each axis to eight, those of z varying fastest."""
+    combined: NDArray[Any] = of(of(x[:, None, None], y[:, None]), z)
+    return combined.reshape(8, -1)
+
+
+def _weight(values: NDArray[Any], weights: NDArray[np.float64], wanted: Any) -> NDArray[np.float64]:
+    """The weight of a label in each new voxel, summed in the order of the corners."""
+    weight = np.zeros(weights.shape[1])
+    for corner, value in zip(weights, values, strict=True):
+        weight += np.where(value == wanted, corner, 0)
+    return weight
+
+
+def _larger(
+    values: NDArray[Any],
+    weights: NDArray[np.float64],
+    best: NDArray[np.float64],
+    out: NDArray[Any],
+    tolerance: float,
+) -> NDArray[Any]:
+    """Replace labels of the weights `best` where another label has a larger weight."""
     for value in np.unique(values):
-        weight = np.where(values == value, weights, 0).sum(axis=0)
-        larger = weight > best + TIE
+        weight = _weight(values, weights, value)
+        larger = weight > best + tolerance
         best[larger] = weight[larger]
         out[larger] = value
     return out

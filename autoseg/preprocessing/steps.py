@@ -144,7 +144,7 @@ def _resample(case: _Case, step: Resample, plan: Plan) -> _Case:
     label = case.label
     if label is not None:
         orders = axis_orders(step.label_order, spacing, target, step.anisotropy)
-        label = resample_label(label, shape, orders)
+        label = resample_label(label, shape, orders, step.label_ties)
     nonzero = case.nonzero
     if nonzero is not None:
         nonzero = resample_label(nonzero, shape, (0, 0, 0))

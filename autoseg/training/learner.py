@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from autoseg.augmentation.loader import Batch, batches
 from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.transforms import Sides
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import (
@@ -180,7 +181,10 @@ class Validation:
         first = Position(training.seed, VALIDATION_STREAM + self.fold, drawn, 0, 0)
         losses, counts = [], []
         on_device = training.augment_on == "device"
-        with batches(self.sampler, transforms, first, workers=0, on_device=on_device) as stream:
+        sides = Sides.of(self.plan)
+        with batches(
+            self.sampler, transforms, first, workers=0, on_device=on_device, sides=sides
+        ) as stream:
             for _ in range(self.steps):
                 stop.check_alone()
                 loss, count = learner.validate(next(stream))

@@ -110,6 +110,7 @@ class State:
         progress: the share of the learning rate schedule that is done.
         seconds: used by earlier starts of this run.
         pretrained: the model whose weights initialised the run.
+        threads: the numbers of computing threads of its starts; equal ones in a row count once.
     """
 
     plan_id: str
@@ -122,6 +123,7 @@ class State:
     history: list[Epoch] = field(default_factory=list)
     recipe_id: str = ""
     pretrained: dict[str, Any] | None = None
+    threads: list[int] = field(default_factory=list)
 
     @property
     def done(self) -> int:
@@ -241,7 +243,8 @@ def begin(plan: Plan, learner: Learner, run: Run) -> tuple[State, EpochSoFar]:
         plateau = PlateauState(plan.training.optimizer.learning_rate)
         source = start_from(run.pretrained, learner, run.folder) if run.pretrained else None
         state = State(plan.id, plan.training.epochs, plateau, recipe_id=recipe_id(plan))
-        return replace(state, pretrained=source), EpochSoFar()
+        state = replace(state, pretrained=source, threads=[torch.get_num_threads()])
+        return state, EpochSoFar()
     state, so_far = load_run(run.folder, plan, learner)
     if run.group.leads:
         epochs = counted(state.epochs, "epoch")
@@ -251,7 +254,24 @@ def begin(plan: Plan, learner: Learner, run: Run) -> tuple[State, EpochSoFar]:
             say(f"resuming after epoch {state.done}{and_steps(so_far.steps)} of {epochs}")
         if run.pretrained:
             say(f"--pretrained {run.pretrained} is ignored: a resumed run keeps its own weights")
-    return state, so_far
+    return (state if state.is_finished(plan.training) else _with_threads(state, run)), so_far
+
+
+def _with_threads(state: State, run: Run) -> State:
+    """Record the number of threads of this start; say if it changes the result."""
+    threads = torch.get_num_threads()
+    before = state.threads[-1] if state.threads else threads
+    if threads != before and run.device.type == "cpu" and run.group.leads:
+        say(
+            f"warning: this run computed with {counted(before, 'thread')} and continues with "
+            f"{threads}; the result differs in the last digits from that of an uninterrupted run "
+            f"(set OMP_NUM_THREADS={before} to avoid it)"
+        )
+    return (
+        state
+        if threads in state.threads[-1:]
+        else replace(state, threads=[*state.threads, threads])
+    )
 
 
 def and_steps(steps: int) -> str:
@@ -278,7 +298,7 @@ def save_final(run: Run, learner: Learner, plan: Plan, state: State) -> None:
     if plan.training.keep == "best_training_loss":
         weights, best = load_checkpoint(run.folder / BEST)
         epoch = best["epoch"]
-    about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch}
+    about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch, "threads": state.threads}
     if state.pretrained is not None:
         about["pretrained"] = state.pretrained
     save_checkpoint(run.folder / FINAL, weights, about)

@@ -13,6 +13,7 @@ import torch
 
 from autoseg.augmentation.loader import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.transforms import Sides
 from autoseg.common.progress import counted, in_words, say
 from autoseg.dataset.layouts import Case
 from autoseg.networks.devices import describe
@@ -56,7 +57,12 @@ class Stopwatch:
         start = Position(plan.training.seed, 0, 0, 0, 0)
         on_device = plan.training.augment_on == "device"
         with batches(
-            sampler, plan.augmentation, start, self.workers, on_device=on_device
+            sampler,
+            plan.augmentation,
+            start,
+            self.workers,
+            on_device=on_device,
+            sides=Sides.of(plan),
         ) as stream:
             times: list[float] = []
             while len(times) < MOST_STEPS and (len(times) < 2 or sum(times) < ENOUGH_SECONDS):

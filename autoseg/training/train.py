@@ -14,6 +14,7 @@ import torch
 
 from autoseg.augmentation.loader import Batch, batches
 from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.transforms import Sides
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import save_checkpoint
@@ -49,7 +50,9 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     on_device = training.augment_on == "device"
     with fast_convolutions(run.device), StopSignals(group) as stop:
         with (
-            batches(sampler, plan.augmentation, first, workers, samples, on_device) as stream,
+            batches(
+                sampler, plan.augmentation, first, workers, samples, on_device, Sides.of(plan)
+            ) as stream,
             Monitor(plan, split, run, learner, state) as monitor,
         ):
             budget = TimeBudget(plan, run)

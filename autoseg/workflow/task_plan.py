@@ -117,6 +117,7 @@ def fitted(options: PlanOptions, surveyed: Surveyed) -> PlanOptions:
         options,
         regions_class_order=surveyed.task.regions_class_order,
         codes=surveyed.task.codes,
+        mirrored_labels=surveyed.task.mirrored_labels,
         skipped_cases=surveyed.skipped,
         patients=len(_patients(surveyed.task)),
     )
@@ -154,6 +155,8 @@ def write_plan(
             f"plan {plan.name}: orientation is null, but cases are stored in several orders of "
             f"axes: {orders}; set it to one of them"
         )
+    if (sides := plan.provenance.get("mirrored_labels")) and sides.source.startswith("rule"):
+        say(f"plan {plan.name}: labels exchanged by mirroring left and right: {sides.evidence}")
     folder = workspace.preprocessed(task.name, plan.name)
     _split(task, plan, fingerprint, folder)
     fingerprint.save(folder / "fingerprint.json")

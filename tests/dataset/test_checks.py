@@ -24,6 +24,7 @@ TASK = Task(
     labels={"background": (0,), "tumour": (1,)},
     ignore_label=5,
     regions_class_order=None,
+    mirrored_labels=None,
     cases=tuple(replace(CASE, name=name) for name in NAMES),
     groups={},
     licence=None,

@@ -58,6 +58,39 @@ def test_groups_are_read_in_both_directions(tmp_path: Path, groups: dict[str, An
     assert declared.groups == {"a": "p", "b": "p", "c": "7"}
 
 
+SIDES = (
+    V2
+    | {"labels": {"background": 0, "a": 1, "b": 2, "both": [1, 2], "c": 3}}
+    | {"regions_class_order": [1, 2, 1, 3]}
+)
+
+
+@pytest.mark.parametrize("pairs", [{}, {"a": "b"}])
+def test_labels_of_left_and_right(tmp_path: Path, pairs: dict[str, str]) -> None:
+    assert read_declaration(declare(tmp_path, SIDES)).mirrored_labels is None
+    found = read_declaration(declare(tmp_path, SIDES | {"mirrored_labels": pairs}))
+    assert found.mirrored_labels == pairs
+
+
+@pytest.mark.parametrize(
+    ("pairs", "named"),
+    [
+        ({"a": "d"}, "'d'"),
+        ({"a": "background"}, "'background'"),
+        ({"a": "a"}, "'a'"),
+        ({"a": "b", "c": "a"}, "'a'"),
+        ({"both": "c"}, "'both'"),
+        (["a", "b"], "mirrored_labels"),
+        ({"a": 2}, "mirrored_labels"),
+    ],
+)
+def test_bad_labels_of_left_and_right_are_refused_by_name(pairs: Any, named: str) -> None:
+    with pytest.raises(DataError, match=named) as refused:
+        declaration_of(SIDES | {"mirrored_labels": pairs}, FILE)
+    assert "\n" not in str(refused.value)
+    assert "mirrored_labels" in str(refused.value)
+
+
 def test_groups_by_a_pattern(tmp_path: Path) -> None:
     fields = V2 | {"groups": {"pattern": r"radiopaedia_\d+_\d+"}}
     declared = read_declaration(declare(tmp_path, fields))

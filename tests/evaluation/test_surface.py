@@ -31,6 +31,10 @@ pairs = st.tuples(*[st.integers(1, 6)] * 3).flatmap(
     lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
 )
 
+slices = st.tuples(*[st.integers(2, 9)] * 2).flatmap(
+    lambda shape: st.tuples(hnp.arrays(bool, shape), hnp.arrays(bool, shape))
+)
+
 
 def score(
     truth: Mask,
@@ -46,6 +50,10 @@ def deepminds(
     truth: Mask, predicted: Mask, spacing: tuple[float, ...], tolerance: float
 ) -> dict[str, float]:
     """The same figures by DeepMind's package, which divides by zero where a mask is empty."""
+    kept = [axis for axis, size in enumerate(truth.shape) if size > 1]
+    if len(kept) == 2:  # their 2D mode
+        truth, predicted = truth.squeeze(), predicted.squeeze()
+        spacing = tuple(spacing[axis] for axis in kept)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # scipy's old names
         of = deepmind.compute_surface_distances(truth, predicted, spacing)
@@ -76,11 +84,50 @@ def test_equals_deepmind(
     pair: tuple[Mask, Mask], spacing: tuple[float, ...], tolerance: float
 ) -> None:
     truth, predicted = pair
-    if not (truth.any() and predicted.any()):
+    if not (truth.any() and predicted.any()) or truth.shape.count(1) > 1:
         return
     found = score(truth, predicted, spacing, tolerance)
     expected = deepminds(truth, predicted, spacing, tolerance)
     assert vars(found) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(slices, st.integers(0, 2), st.sampled_from(SPACINGS), st.sampled_from([0.5, 0.7, 1.4, 3.0]))
+def test_one_slice_equals_deepminds_2d_mode(
+    pair: tuple[Mask, Mask], flat: int, spacing: tuple[float, ...], tolerance: float
+) -> None:
+    truth, predicted = (np.expand_dims(mask, flat) for mask in pair)
+    if truth.any() and predicted.any():
+        found = score(truth, predicted, spacing, tolerance)
+        expected = deepminds(truth, predicted, spacing, tolerance)
+        assert vars(found) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("thickness", [0.1, 1.0, 5.0, 400.0])
+@pytest.mark.parametrize("flat", [0, 1, 2])
+def test_a_shifted_disc_in_one_slice(flat: int, thickness: float) -> None:
+    x, y = np.meshgrid(np.arange(64), np.arange(64), indexing="ij")
+    first, second = (np.hypot(x - middle, y - 32) <= 14 for middle in (26, 32))
+    spacing = [1.0, 1.0]
+    spacing.insert(flat, thickness)
+    found = score(np.expand_dims(first, flat), np.expand_dims(second, flat), tuple(spacing))
+    assert found.hd95_mm == 6.0
+    assert found == score(first[..., None], second[..., None])
+    assert found.nsd is not None
+    assert 0.2 < found.nsd < 0.35
+
+
+def test_a_slab_in_a_volume_still_has_a_top_and_a_bottom() -> None:
+    slab = np.zeros((6, 6, 3), bool)
+    slab[1:5, 1:5, 1] = True
+    assert score(slab, np.roll(slab, 1, axis=2), tolerance=0.5) != score(slab, slab)
+    assert score(slab, np.roll(slab, 1, axis=0)).nsd == 1.0
+
+
+def test_rows_of_voxels() -> None:
+    truth, predicted = np.zeros((2, 1, 9, 1), bool)
+    truth[0, 1:3] = predicted[0, 1:7] = True
+    assert score(truth, predicted, (7.0, 0.5, 7.0)) == Surface(2.0, 0.75, 0.75)
 
 
 @pytest.mark.parametrize("value", [1, 2])

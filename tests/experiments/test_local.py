@@ -9,9 +9,9 @@ import pytest
 
 from autoseg.common.locks import locked
 from autoseg.experiments.attempt import RunOrder
-from autoseg.experiments.local import Outcome, RunQueue, describe_exit, run_all
+from autoseg.experiments.local import Outcome, RunQueue, choose_threads, describe_exit, run_all
 from autoseg.experiments.runs import StudyRun
-from autoseg.experiments.status import LOCK, in_short, status_of
+from autoseg.experiments.status import LOCK, in_short, recorded, status_of
 from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 from tests.making import tiny_plan
 
@@ -61,6 +61,21 @@ def test_no_process_is_started_when_all_runs_are_finished(
     finish(workspace)
     monkeypatch.setattr("autoseg.experiments.local.RunProcess", None)
     assert run_all([order(workspace)], workspace, 4, 1) == {}
+
+
+def test_runs_get_the_number_of_threads_of_earlier_runs(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    others = [StudyRun(RUN.task, RUN.plan, fold) for fold in range(3)]
+    assert choose_threads(others, workspace, 2) == 4
+    assert capsys.readouterr().err == ""
+    for run, threads in zip(others, (3, 3, None), strict=True):
+        run.folder(workspace).mkdir(parents=True)
+        with recorded(run.folder(workspace), "log", None) as update:
+            update(threads=threads)
+    assert choose_threads(others, workspace, 2) == 3
+    assert "3 threads" in capsys.readouterr().err
 
 
 def test_a_finished_run_of_another_plan_does_not_count(workspace: Workspace) -> None:

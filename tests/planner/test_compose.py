@@ -346,3 +346,31 @@ def test_sizes_mean_the_axes_that_the_user_sets(references: Path, tmp_path: Path
     assert unturned.target_spacing_mm == (1.5, 3.0, 1.0)
     with pytest.raises(PlanError, match="'RAX' is not an orientation"):
         compose(stored, PlanOptions(settings=("orientation=RAX",)))
+
+
+SIDED = {"background": (0,), "lung_left": (2,), "lung_right": (1,), "infection": (3,)}
+
+
+def test_labels_of_left_and_right_are_exchanged_by_a_rule_of_our_own() -> None:
+    data = fingerprint(labels=SIDED)
+    plan = compose(data, PlanOptions())
+    assert plan.mirrored_labels == ((2, 1),)
+    assert plan.provenance["mirrored_labels"].source.startswith("rule: our own")
+    assert "lung_left" in plan.provenance["mirrored_labels"].evidence
+    assert planned().mirrored_labels == ()
+    declared = compose(data, PlanOptions(mirrored_labels={"infection": "lung_left"}))
+    assert declared.mirrored_labels == ((3, 2),)
+    assert compose(data, PlanOptions(mirrored_labels={})).mirrored_labels == ()
+    unset = compose(data, PlanOptions(settings=("mirrored_labels=[]",)))
+    assert unset.mirrored_labels == ()
+
+
+def test_without_orientation_nothing_is_exchanged() -> None:
+    plan = compose(fingerprint(labels=SIDED), PlanOptions(settings=("orientation=null",)))
+    assert plan.mirrored_labels == ()
+    assert "orientation" in plan.provenance["mirrored_labels"].evidence
+
+
+def test_the_papers_plan_exchanges_nothing() -> None:
+    data = fingerprint(task="Task001_COVID", labels=SIDED)
+    assert compose(data, PlanOptions()).mirrored_labels == ()

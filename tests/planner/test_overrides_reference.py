@@ -35,6 +35,7 @@ def test_preprocessing(plan: Plan) -> None:
             "step": "resample",
             "image_order": 3,
             "label_order": 1,
+            "label_ties": "nearest",
             "rounding": "down",
             "anisotropy": None,
         },

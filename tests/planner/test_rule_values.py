@@ -28,7 +28,7 @@ def steps(**figures: Any) -> list[dict[str, Any]]:
     return found
 
 
-RESAMPLE = {"step": "resample", "anisotropy": 3.0}
+RESAMPLE = {"step": "resample", "anisotropy": 3.0, "label_ties": "nearest"}
 CROP = {"step": "crop_to_nonzero"}
 
 

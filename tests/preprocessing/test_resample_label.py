@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from batchgenerators.augmentations.utils import resize_segmentation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from autoseg.common.arrays import Triple
 from autoseg.dataset.task import read_task
 from autoseg.image.image import read_label
 from autoseg.preprocessing import resample as module
-from autoseg.preprocessing.resample import apply_operators, resample_label
+from autoseg.preprocessing.resample import Ties, apply_operators, resample_label
 from tests.dataset.making import HIPPOCAMPUS
 from tests.preprocessing.resizing import one_axis_after_another
 
@@ -42,7 +43,7 @@ def test_label_equals_the_best_of_the_masks(
     values = np.array([-1, 0, 3, 7], np.int16)
     label = np.random.default_rng(seed).choice(values, old)
     expected, margin = slow_label(label, new, orders)
-    resampled = resample_label(label, new, orders)
+    resampled = resample_label(label, new, orders, "smallest")
     assert resampled.dtype == np.int16
     decided = (margin < 5e-7) | (margin > 3e-6)  # in between float32 may see a tie or not
     assert (resampled == expected)[decided].all()
@@ -52,7 +53,59 @@ def test_the_smaller_value_wins_a_tie() -> None:
     for label in ([3, 3, 7, 7], [7, 7, 3, 3]):
         volume = np.array(label, np.int16).reshape(4, 1, 1)
         # Voxels of 4/3: the middle one of three takes half of each side.
-        assert resample_label(volume, (3, 1, 1), (1, 1, 1))[1, 0, 0] == 3
+        assert resample_label(volume, (3, 1, 1), (1, 1, 1), "smallest")[1, 0, 0] == 3
+
+
+@settings(max_examples=150, deadline=None)
+@given(SHAPES, SHAPES, st.integers(1, 6), st.integers(1, 2), st.booleans(), SEEDS)
+def test_label_equals_batchgenerators(
+    old: Triple, new: Triple, labels: int, edge: int, x_fastest: bool, seed: int
+) -> None:
+    label = np.random.default_rng(seed).integers(0, labels, old).astype(np.int16)
+    label = np.kron(label, np.ones([edge] * 3, np.int16))
+    if x_fastest:
+        label = np.asfortranarray(label)
+    expected = resize_segmentation(label, new, order=1, seg_tiebreak="nearest")
+    assert (resample_label(label, new, (1, 1, 1)) == expected).all()
+
+
+@quick
+@given(SHAPES, SHAPES, st.integers(0, 2), SEEDS)
+def test_a_coarse_axis_equals_batchgenerators_slice_by_slice(
+    old: Triple, new: Triple, coarse: int, seed: int
+) -> None:
+    label = np.random.default_rng(seed).integers(0, 4, old).astype(np.int16)
+    between = list(new)
+    between[coarse] = old[coarse]
+    slices = [
+        resize_segmentation(piece, tuple(np.delete(new, coarse)), order=1)
+        for piece in np.moveaxis(label, coarse, 0)
+    ]
+    expected = resize_segmentation(np.moveaxis(np.stack(slices), 0, coarse), new, order=0)
+    orders = (int(coarse != 0), int(coarse != 1), int(coarse != 2))
+    assert (resample_label(label, new, orders) == expected).all()
+
+
+def test_a_lesion_of_one_slice_is_kept() -> None:
+    label = np.zeros((16, 16, 16), np.int16)
+    label[:, :, 7] = 1
+    assert resample_label(label, (16, 16, 8), (1, 1, 1)).sum() == 256
+    assert resample_label(label, (16, 16, 8), (1, 1, 1), "smallest").sum() == 0
+
+
+def test_halved_slices_keep_the_foreground() -> None:
+    lost = {"smallest": 0, "nearest": 0}
+    total = 0
+    for case in read_task(HIPPOCAMPUS).cases[:20]:
+        label, _ = read_label(case.label)
+        x, y, half = label.shape[0], label.shape[1], label.shape[2] // 2
+        label = label[:, :, : 2 * half]
+        total += (voxels := int(np.count_nonzero(label)))
+        for ties in get_args(Ties):
+            halved = resample_label(label, (x, y, half), (1, 1, 1), ties)
+            lost[ties] += voxels - 2 * int(np.count_nonzero(halved))
+    assert lost["smallest"] / total == pytest.approx(0.161, abs=1e-3)
+    assert abs(lost["nearest"]) / total < 2e-3
 
 
 @quick
@@ -81,7 +134,7 @@ def test_real_labels_equal_the_shares_of_all_masks(shape: Triple) -> None:
         label, _ = read_label(case.label)
         expected = all_masks(label, shape, (1, 1, 1))
         assert len(np.unique(expected)) == 3
-        assert (resample_label(label, shape, (1, 1, 1)) == expected).all()
+        assert (resample_label(label, shape, (1, 1, 1), "smallest") == expected).all()
 
 
 @quick
@@ -94,7 +147,7 @@ def test_compact_labels_equal_the_shares_of_all_masks(
     label = np.kron(coarse, np.ones([edge] * 3, int))[: old[0], : old[1], : old[2]]
     expected = all_masks(label, new, (1, 1, 1))
     decided = slow_label(label, new, (1, 1, 1))[1]
-    agree = resample_label(label, new, (1, 1, 1)) == expected
+    agree = resample_label(label, new, (1, 1, 1), "smallest") == expected
     assert agree[(decided < 5e-7) | (decided > 3e-6)].all()
 
 
@@ -104,11 +157,12 @@ def test_memory_layout_and_slabs_do_not_matter(
 ) -> None:
     whole = np.random.default_rng(0).integers(0, 3, (12, 11, 13)).astype(np.uint8)
     box = (slice(2, 11), slice(1, 8), slice(3, 9))
-    expected = resample_label(whole[box].copy(), new, (1, 1, 1))
-    for voxels in (1, 40, 1 << 19):
-        monkeypatch.setattr(module, "LABEL_SLAB_VOXELS", voxels)
-        for stored in (whole, whole.T.copy().T):
-            assert (resample_label(stored[box], new, (1, 1, 1)) == expected).all()
+    for ties in get_args(Ties):
+        expected = resample_label(whole[box].copy(), new, (1, 1, 1), ties)
+        for voxels in (1, 40, 1 << 19):
+            monkeypatch.setattr(module, "LABEL_SLAB_VOXELS", voxels)
+            for stored in (whole, whole.T.copy().T):
+                assert (resample_label(stored[box], new, (1, 1, 1), ties) == expected).all()
 
 
 def test_masks_are_resampled_to_the_nearest() -> None:

@@ -15,7 +15,7 @@ from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.channel import Channel
-from autoseg.preprocessing.resample import resample_channel, resample_label, resampled_shape
+from autoseg.preprocessing.resample import Ties, resample_channel, resample_label, resampled_shape
 from autoseg.preprocessing.steps import IGNORED, Prepared, prepare, to_classes
 from tests.making import REGIONS, grid, tiny_plan
 
@@ -305,10 +305,13 @@ def test_without_regions_all_values_of_a_class_have_one_index() -> None:
     assert to_classes(plan, np.array([[[0, 1, 2, 4]]])).tolist() == [[[0, 1, 2, 1]]]
 
 
-def test_values_not_regions_are_resampled() -> None:
+@pytest.mark.parametrize("ties", ["smallest", "nearest"])
+def test_values_not_regions_are_resampled(ties: Ties) -> None:
     """Of three values a voxel mixes, the most frequent wins; the union of two would win over it."""
     plan = tiny_plan(
-        **REGIONS, preprocessing=[{"step": "resample"}], target_spacing_mm=[1.7, 1.4, None]
+        **REGIONS,
+        preprocessing=[{"step": "resample", "label_ties": ties}],
+        target_spacing_mm=[1.7, 1.4, None],
     )
     label = np.random.default_rng(0).choice(np.array([0, 1, 2, 4], np.uint8), (12, 11, 5))
     prepared = prepare(plan, Image(label[None].astype(np.float32), grid(label.shape)), label)
@@ -316,5 +319,5 @@ def test_values_not_regions_are_resampled() -> None:
     assert shape[2] == 5
     indices = np.searchsorted([0, 1, 2, 4], label)
     assert prepared.label is not None
-    assert np.array_equal(prepared.label, resample_label(indices, shape, (1, 1, 1)))
+    assert np.array_equal(prepared.label, resample_label(indices, shape, (1, 1, 1), ties))
     assert prepared.spacing_mm == (1.7, 1.4, 1.0)

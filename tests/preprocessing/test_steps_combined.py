@@ -58,7 +58,7 @@ def plain(plan: Plan, image: Image, label: NDArray[Any]) -> tuple[NDArray[Any], 
                 ]
             ).astype(np.float32)
             orders = axis_orders(step.label_order, spacing, target, step.anisotropy)
-            classes = resample_label(classes, shape, orders)
+            classes = resample_label(classes, shape, orders, step.label_ties)
             nonzero = resample_label(nonzero, shape, (0, 0, 0))
         else:
             for index in range(len(values)) if step.channel is None else [step.channel]:

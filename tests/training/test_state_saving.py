@@ -44,7 +44,8 @@ def test_a_finished_run_is_extended_by_a_longer_plan(
     rates = [line["learning_rate"] for line in log]
     # 0 of 2 and 1 of 2 done; then 2 of 4: back up to half-way, and down again.
     assert rates == pytest.approx([RATE * (1 - share) for share in (0, 1 / 2, 2 / 4, 3 / 4)])
-    assert load_checkpoint(folder / FINAL)[1] == {"plan_id": longer.id, "fold": 0, "epoch": 3}
+    about = load_checkpoint(folder / FINAL)[1]
+    assert (about["plan_id"], about["fold"], about["epoch"]) == (longer.id, 0, 3)
     before = (folder / FINAL).read_bytes()
     start(longer, store, folder, resume=True)
     assert "training is finished already: 4 of 4 epochs done" in capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_a_run_leaves_weights_log_and_picture(tmp_path, capsys, monkeypatch):
         "progress.png",
     ]
     weights, about = load_checkpoint(folder / FINAL)
-    assert about == {"plan_id": plan.id, "fold": 0, "epoch": 3}
+    assert (about["plan_id"], about["fold"], about["epoch"]) == (plan.id, 0, 3)
     latest, saved = load_checkpoint(folder / LATEST)
     assert all(torch.equal(latest[f"network.{name}"], weights[name]) for name in weights)
     assert State.from_json(saved).history == state.history

@@ -108,6 +108,34 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
         assert all(torch.equal(found[key], tensors[key]) for key in tensors)
 
 
+@pytest.mark.parametrize(("other", "recorded"), [(0, [1]), (1, [1, 2])])
+def test_another_number_of_threads_is_said_and_recorded(tmp_path, capsys, other, recorded):
+    plan = training_plan(epochs=1)
+    store, folder = store_of(tmp_path, plan), tmp_path / "run"
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        start(plan, store, folder)
+        assert load_checkpoint(folder / FINAL)[1]["threads"] == [1]
+        torch.set_num_threads(1 + other)
+        longer = training_plan(epochs=2)
+        start(longer, store, folder, resume=True)
+    finally:
+        torch.set_num_threads(before)
+    assert load_checkpoint(folder / FINAL)[1]["threads"] == recorded
+    assert ("OMP_NUM_THREADS=1" in capsys.readouterr().err) == bool(other)
+
+
+def test_a_run_without_a_recorded_number_of_threads_is_resumed(tmp_path):
+    plan = training_plan(epochs=1)
+    store, folder = store_of(tmp_path, plan), tmp_path / "run"
+    start(plan, store, folder)
+    tensors, values = load_checkpoint(folder / LATEST)
+    save_checkpoint(folder / LATEST, tensors, {k: v for k, v in values.items() if k != "threads"})
+    found = start(training_plan(epochs=2), store, folder, resume=True)
+    assert found.threads == [torch.get_num_threads()]
+
+
 def test_resume_without_a_run_begins_one(tmp_path):
     plan = training_plan(epochs=1)
     assert start(plan, store_of(tmp_path, plan), tmp_path / "run", resume=True).done == 1
