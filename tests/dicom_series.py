@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 CT, SECONDARY_CAPTURE, REPORT = f"{STORAGE}2", f"{STORAGE}7", f"{STORAGE}88.11"
+ENHANCED_CT = f"{STORAGE}2.1"
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SPACING_MM = (0.7, 1.25)
 
@@ -50,6 +51,34 @@ def write_series(
                 delattr(header, name)
         files.append(save(header, folder / f"{100 - z}.dcm"))
     return files
+
+
+def write_enhanced(path: Path, array: NDArray[np.int16], order: Sequence[int], **tags: Any) -> Path:
+    """Write an enhanced multi-frame CT (x, y, z) whose frames are the slices in this order.
+
+    Each frame has a slope and an intercept of its own: z + 1 and -z.
+    """
+    header = make_slice(array[:, :, 0], ENHANCED_CT)
+    for name in ("PixelSpacing", "SliceThickness", "RescaleSlope", "RescaleIntercept"):
+        delattr(header, name)
+    measures, orientation, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [SPACING_MM[1], SPACING_MM[0]], 3
+    orientation.ImageOrientationPatient = list(AXIAL)
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    header.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for z in order:
+        position, values, group = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = [1.0, 2.0, 30.0 + 3 * z]
+        values.RescaleSlope, values.RescaleIntercept = z + 1, -z
+        group.PlanePositionSequence, group.PixelValueTransformationSequence = [position], [values]
+        groups.append(group)
+    header.PerFrameFunctionalGroupsSequence = groups
+    header.NumberOfFrames = len(order)
+    header.PixelData = np.ascontiguousarray(array[:, :, list(order)].T, dtype="<i2").tobytes()
+    for name, value in tags.items():
+        setattr(header, name, value)
+    return save(header, path)
 
 
 def make_object(kind: str, modality: str) -> Dataset:

@@ -90,7 +90,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from autoseg.workflow.evaluation import compare_plans, evaluate_task, score_folders
 
     if arguments.task is None:
-        score_folders(
+        is_complete = score_folders(
             arguments.reference,
             arguments.predicted,
             arguments.out,
@@ -101,7 +101,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             tolerance=arguments.tolerance,
             processes=arguments.processes,
         )
-        return common.DONE
+        return common.DONE if is_complete else common.BAD_INPUT
     workspace = common.find_workspace(arguments)
     if arguments.compare:
         compare_plans(workspace, arguments.task, arguments.compare)

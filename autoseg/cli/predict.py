@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.progress import say
+from autoseg.prediction import NAMINGS
 
 if TYPE_CHECKING:
     from autoseg.prediction.predictor import Predictor
@@ -27,10 +29,26 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="IN",
-        help="a scan, or a folder of scans or DICOM series",
+        help="a scan, a folder of scans or DICOM series, or a zip file of such a folder",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the label maps"
+        "-o", "--output", type=Path, metavar="OUT", help="folder for the label maps"
+    )
+    parser.add_argument(
+        "--list-series", action="store_true", help="only list the DICOM series of IN"
+    )
+    parser.add_argument(
+        "--series",
+        metavar="CHOICE",
+        help="which DICOM series to segment: a SeriesInstanceUID, or conditions on DICOM tags, "
+        "such as 'Modality=CT and SliceThickness<=2'; default: all",
+    )
+    parser.add_argument(
+        "--name-by",
+        choices=NAMINGS,
+        default=NAMINGS[0],
+        help="how the label maps of DICOM series are named: PatientID and SeriesNumber (default), "
+        "SeriesInstanceUID, or the folders of the series",
     )
     common.add_model(parser, several=True)
     parser.add_argument(
@@ -97,10 +115,37 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    from autoseg.prediction.inputs import unpacked
+
+    if arguments.output is None and not arguments.list_series:
+        raise AutosegError("-o OUT is missing: the folder for the label maps")
+    with unpacked(arguments.input) as path:
+        return (_list_series if arguments.list_series else _predict_in)(path, arguments)
+
+
+def _list_series(path: Path, arguments: argparse.Namespace) -> int:
+    from autoseg.prediction.studies import find_studies, series_choice
+
+    choice = None if arguments.series is None else series_choice(arguments.series)
+    if not path.is_dir():
+        raise DataError(f"{path}: not a folder or zip file with DICOM series")
+    studies = find_studies(path, arguments.name_by, choice)
+    chosen = {scan.name for scan in studies.scans}
+    for name, line in studies.listed.items():
+        reason = studies.refused.get(name) or studies.passed_over.get(name) or "not chosen"
+        print(f"{name}: {line}" + ("" if name in chosen else f"; not segmented: {reason}"))
+    for name in (studies.refused | studies.passed_over).keys() - studies.listed.keys():
+        say(f"{name}: {studies.refused.get(name) or studies.passed_over[name]}")
+    return common.DONE
+
+
+def _predict_in(path: Path, arguments: argparse.Namespace) -> int:
     from autoseg.prediction.batch import predict_cases, show
     from autoseg.prediction.inputs import find_inputs
     from autoseg.prediction.predictor import Ensemble, Predictor
+    from autoseg.prediction.studies import series_choice
 
+    choice = None if arguments.series is None else series_choice(arguments.series)
     folders = common.model_folders(arguments)
     members = [
         Predictor(
@@ -123,7 +168,9 @@ def _predict(arguments: argparse.Namespace) -> int:
                 "its training scans; scans are segmented as they are stored: check that they have "
                 "the order of axes of the training scans, or give it with --orientation"
             )
-    found = find_inputs(arguments.input, predictor.plan.channels)
+    found = find_inputs(path, predictor.plan.channels, arguments.name_by, choice)
+    for name, line in found.listed.items():
+        say(f"found {name}: {line}")
     for name, reason in found.passed_over.items():
         say(f"ignored {name}: {reason}")
     outcome = predict_cases(
@@ -136,6 +183,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         save_probabilities=arguments.save_probabilities,
         strict=arguments.strict,
         preview=arguments.preview,
+        uids=found.uids,
     )
     show(outcome)
     if arguments.debug:

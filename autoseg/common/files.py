@@ -164,6 +164,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value))
 
 
+def read_text(path: Path) -> str:
+    """Read a text file: UTF-8, or as the byte order mark says that Windows programs write."""
+    content = path.read_bytes()
+    return content.decode(json.detect_encoding(content))
+
+
 def read_json(path: Path) -> Any:
     """Read strict JSON, in which duplicate keys are an error.
 
@@ -171,7 +177,7 @@ def read_json(path: Path) -> Any:
         AutosegError: the file is missing or not valid JSON; the message names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise AutosegError(f"{path} is missing") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -16,6 +18,34 @@ FEW_SECONDS = 10.0
 def say(text: str) -> None:
     """Print one line to standard error, so that results can be piped."""
     print(text, file=sys.stderr, flush=True)
+
+
+_NOTES: ContextVar[list[str] | None] = ContextVar("notes", default=None)
+
+
+@cache
+def _say_once(text: str) -> None:
+    say(text)
+
+
+def note(text: str) -> None:
+    """Tell what was guessed or changed: collected within `noted`, else printed once."""
+    notes = _NOTES.get()
+    if notes is None:
+        _say_once(f"warning: {text}")
+    elif text not in notes:
+        notes.append(text)
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """Collect the notes of a block of this thread, to record them with its result."""
+    notes: list[str] = []
+    token = _NOTES.set(notes)
+    try:
+        yield notes
+    finally:
+        _NOTES.reset(token)
 
 
 def in_words(seconds: float) -> str:

@@ -50,12 +50,16 @@ def check_case(
         message = f"{counted(len(image.array), 'channel')}; dataset.json has {len(task.channels)}"
         problems.append(Problem(case.name, image_file, "channels", "error", message))
     if differences := image.geometry.differences(label_geometry):
+        found = ", ".join(differences)
         kind = "shape" if image.geometry.size != label_geometry.size else "geometry"
-        message = (
-            f"image and label map are not on the same grid: {', '.join(differences)}; "
-            "export them on one grid"
-        )
-        problems.append(Problem(case.name, label_file, kind, "error", message))
+        if image.geometry.nearly(label_geometry):
+            message = f"image and label map differ by less than 5 % of a voxel: {found}"
+            problems.append(Problem(case.name, label_file, kind, "warning", message))
+        else:
+            message = (
+                f"image and label map are not on the same grid: {found}; export them on one grid"
+            )
+            problems.append(Problem(case.name, label_file, kind, "error", message))
     if undeclared := sorted(set(voxels) - task.declared_values):
         found = ", ".join(f"{value} in {counted(voxels[value], 'voxel')}" for value in undeclared)
         message = f"undeclared labels: {found}; declare them in dataset.json or correct them"
@@ -102,6 +106,7 @@ def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> li
         problems += _wrong_scales(task, facts)
         problems += _mixed_orientations(facts)
         problems += _spacing_outliers(facts)
+        problems += _constant_scans(task, facts)
     return problems
 
 
@@ -215,6 +220,21 @@ def _mixed_orientations(facts: Mapping[str, CaseFacts]) -> list[Problem]:
         f"{join_names(others)}"
     )
     return [_warning("mixed orientation", message)]
+
+
+def _constant_scans(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
+    """Return a problem for each channel of a case that holds one value everywhere."""
+    return [
+        _warning(
+            "constant scan",
+            f"channel {channel!r} has the value {low:g} in every voxel: there is no image in it; "
+            "export the scan again, or remove the case",
+            name,
+        )
+        for name, case in facts.items()
+        for channel, (low, high) in zip(task.channels, case.ranges, strict=True)
+        if low == high
+    ]
 
 
 def _spacing_outliers(facts: Mapping[str, CaseFacts]) -> list[Problem]:

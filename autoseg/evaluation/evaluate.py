@@ -40,7 +40,8 @@ def evaluate_folders(
     """Score each prediction of a folder against the reference of the same name in another.
 
     A reference without a prediction causes a warning and is listed in `Summary.missing`. A
-    prediction without a reference causes a warning and is skipped.
+    prediction without a reference causes a warning and is skipped, and so is a pair that cannot be
+    scored, which `Summary.refused` explains.
 
     >>> import autoseg
     >>> truth = "raw/Task004_Hippocampus/labelsTs"
@@ -55,8 +56,8 @@ def evaluate_folders(
         processes: worker processes; the result does not depend on it.
 
     Raises:
-        DataError: a folder is missing or empty, no prediction has a reference, or a pair of files
-            is malformed or on different grids.
+        DataError: a folder is missing or empty, no prediction has a reference, or no pair of files
+            can be scored.
         RunError: a worker process was killed.
     """
     truth, predicted = Path(truth), Path(predicted)
@@ -69,9 +70,18 @@ def evaluate_folders(
         say(f"warning: skipped {count} without a reference: {join_names(extra)}")
     if labels is None:
         labels = choose_labels(truth, predicted, processes=processes)
-    cases = in_parallel(partial(_evaluate_pair, labels=labels), pairs, processes, "evaluating")
+    found = list(
+        in_parallel(partial(_evaluate_pair, labels=labels), pairs, processes, "evaluating")
+    )
+    cases = [each for each in found if isinstance(each, CaseScores)]
+    names = [stem_of(reference) for reference, _ in pairs]
+    refused = {n: str(e) for n, e in zip(names, found, strict=True) if isinstance(e, DataError)}
+    if not cases:
+        raise DataError(next(iter(refused.values())))
+    for name, reason in refused.items():
+        say(f"refused {name}: {reason}")
     _warn_of_absent(cases, labels)
-    return Summary(tuple(cases), tuple(missing), tolerances(labels))
+    return Summary(tuple(cases), (*missing, *refused), tolerances(labels), refused)
 
 
 def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredClasses) -> CaseScores:
@@ -105,8 +115,11 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
     return merge(case, labels.merged)
 
 
-def _evaluate_pair(pair: LabelMapPair, labels: ScoredClasses) -> CaseScores:
-    return evaluate_case(*pair, labels)
+def _evaluate_pair(pair: LabelMapPair, labels: ScoredClasses) -> CaseScores | DataError:
+    try:
+        return evaluate_case(*pair, labels)
+    except DataError as error:
+        return error
 
 
 def tolerances(labels: ScoredClasses) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from autoseg.common.arrays import count_labels
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import dataclass_from_json, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
@@ -140,7 +140,10 @@ def labels_in(
 
 
 def _values_in(path: Path) -> set[int]:
-    return set(count_labels(read_label(path)[0]))
+    try:
+        return set(count_labels(read_label(path)[0]))
+    except DataError:  # the evaluation reports it
+        return set()
 
 
 @dataclass(frozen=True)

@@ -218,13 +218,15 @@ class Summary:
 
     Attributes:
         cases: the scored cases, all with the same classes.
-        missing: cases with a reference but without a prediction; they count in no mean.
+        missing: cases with a reference but without scores; they count in no mean.
+        refused: why cases among `missing` that have a prediction were not scored.
         tolerance_mm: class -> surface tolerance of the NSD.
     """
 
     cases: tuple[CaseScores, ...]
     missing: tuple[str, ...] = ()
     tolerance_mm: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -272,13 +274,15 @@ class Summary:
             "tolerance_mm": self.tolerance_mm,
             "metric_per_case": [case.to_json() for case in self.cases],
             "missing": list(self.missing),
+            "refused": self.refused,
         }
 
     @staticmethod
     def from_json(found: Json) -> Summary:
         """The reverse of `to_json`; the means are recomputed from the cases."""
         cases = tuple(CaseScores.from_json(case) for case in found["metric_per_case"])
-        return Summary(cases, tuple(found["missing"]), dict(found.get("tolerance_mm", {})))
+        tolerances, refused = found.get("tolerance_mm", {}), found.get("refused", {})
+        return Summary(cases, tuple(found["missing"]), dict(tolerances), dict(refused))
 
     def save(self, path: Path) -> None:
         """Write `summary.json`."""

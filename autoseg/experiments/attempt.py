@@ -222,7 +222,7 @@ def score_held_out(
     folder = test_folder(run, test_set, workspace)
     model = run.folder(workspace).parent
     predictor = Predictor(model, [str(run.fold)], device, postprocess=False, backend="torch")
-    found = find_inputs(images, predictor.plan.channels)
+    found = find_inputs(images, predictor.plan.channels, name_by="folder")
     references = label_maps(labels)
     if missing := [name for name in found.cases if name not in references]:
         raise AutosegError(

@@ -16,6 +16,7 @@ from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError, DataError, VoxelError
 from autoseg.common.files import dataclass_from_json, read_json, to_json, write_json
 from autoseg.common.parallel import in_parallel
+from autoseg.common.progress import noted
 from autoseg.dataset.checks import CaseFacts, check_case, check_task
 from autoseg.dataset.layouts import Case
 from autoseg.dataset.problems import Problem, errors_in, shown_path
@@ -85,10 +86,11 @@ def _facts(case: CaseStatistics, orientation: str) -> CaseFacts:
 def _read_case(task: Task, case: Case, cache: Path | None) -> _CaseSurvey:
     """Read, check and measure one case, and cache the result."""
     key = _key(task, case)  # before reading: if a file changes meanwhile, it is read again
-    image, label, unreadable = _load(task, case)
+    image, label, problems = _load(task, case)
     if image is None or label is None:  # not cached: the disk or network may work next time
-        return _CaseSurvey(tuple(unreadable))
+        return _CaseSurvey(tuple(problems))
     result = _check_and_measure(task, case, image, *label)
+    result = replace(result, problems=(*problems, *result.problems))
     if cache is not None:
         write_json(cache / f"{case.name}.json", {"key": key} | asdict(result))
     return result
@@ -99,14 +101,16 @@ def _load(
 ) -> tuple[Image | None, tuple[NDArray[np.integer[Any]], Geometry] | None, list[Problem]]:
     image = label = None
     problems = []
-    try:
-        image = read_image(case.images, own_type=True)
-    except DataError as error:
-        problems.append(_unreadable(task, case, case.images[0], error))
-    try:
-        label = read_label(case.label)
-    except DataError as error:
-        problems.append(_unreadable(task, case, case.label, error))
+    with noted() as notes:
+        try:
+            image = read_image(case.images, own_type=True)
+        except DataError as error:
+            problems.append(_unreadable(task, case, case.images[0], error))
+        try:
+            label = read_label(case.label)
+        except DataError as error:
+            problems.append(_unreadable(task, case, case.label, error))
+    problems += [Problem(case.name, "", "reading", "warning", text) for text in notes]
     return image, label, problems
 
 

@@ -4,84 +4,49 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
-from autoseg.image.dicom_series import Series, Slice, check_stack
+from autoseg.common.progress import counted, say
+from autoseg.image.dicom_series import GROUPS, Series, Slice, check_stack, joined
 from autoseg.image.formats import ending_of
+from autoseg.image.geometry import Geometry, check_geometry
 
 if TYPE_CHECKING:
-    import SimpleITK as sitk
     from pydicom import Dataset
 
 
-PIXELS = 0x7FE00010
-BITS = (8, 16, 32)
-LARGEST_SLICE = 1 << 26  # pixels of a compressed slice, whose length cannot be checked
-
-
-def pixel_bytes(header: Dataset, stream: BinaryIO) -> int | None:
-    """The length of the pixels after a header; None if they are compressed, 0 if missing."""
-    from pydicom.filereader import data_element_generator
-
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
-        raise ValueError("TransferSyntaxUID is missing")
-    if syntax.is_compressed or syntax.is_deflated:  # in fragments, or together with the header
-        return None
-    implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
-    elements: Iterator[Any] = data_element_generator(stream, implicit, little, defer_size=1)
-    return next((int(element.length) for element in elements if element.tag == PIXELS), 0)
-
-
-def check_pixels(header: Dataset, length: int | None) -> None:
-    """Check that a header describes valid pixels, and that all of them are in the file.
-
-    GDCM would read beyond the end of memory where pixels are missing.
-
-    Args:
-        header: the header of a slice, read by pydicom.
-        length: what `pixel_bytes` returned.
-
-    Raises:
-        ValueError: the pixels cannot be read.
-    """
-    columns, rows = int(header.Columns), int(header.Rows)
-    if min(columns, rows) < 2:
-        raise ValueError(f"{columns} x {rows} pixels are not an image")
-    allocated = int(header.BitsAllocated)
-    stored = int(header.get("BitsStored") or allocated)
-    highest = header.get("HighBit")
-    if allocated not in BITS or not 1 <= stored <= allocated or highest not in (None, stored - 1):
-        raise ValueError(f"{stored} of {allocated} bits up to bit {highest} is not a pixel format")
-    if length is None:
-        if columns * rows > LARGEST_SLICE:
-            raise ValueError(f"{columns} x {rows} pixels are too many for a slice")
-        return
-    needed = columns * rows * allocated // 8
-    if length < needed:
-        raise ValueError(f"{length} bytes of pixels, but {columns} x {rows} pixels take {needed}")
-
-
 MARK_AT = 128
+DICOM_NAME = re.compile(r".*\.(dcm|dicom|ima)", re.IGNORECASE)
+FIRST_GROUPS, HIGHEST_FIRST_ELEMENT = (2, 8), 0x20  # of files without a preamble
+LONGEST_FIRST_VALUE = 256  # bytes
 POSITION_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 TAGS = [
     *POSITION_TAGS,
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"),
     *("Modality", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept"),
+    *("RescaleSlope", "RescaleIntercept", "StudyInstanceUID", "FrameOfReferenceUID"),
+    "SliceThickness",
 ]
+SEQUENCES = ("ModalityLUTSequence", *GROUPS)
+NAMES = ("PatientID", "PatientName", "SeriesDescription")
 NEEDED = ("SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 LONGEST_SHOWN = 80  # characters of a value in a message
 DIRECTORY = "1.2.840.10008.1.3.10"
 STORAGE = "1.2.840.10008.5.1.4.1.1."
+SECONDARY_CAPTURE = f"{STORAGE}7"
+UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
 SLICES = {f"{STORAGE}{kind}" for kind in ("2", "4", "128")}  # CT, MR, PET
-MULTI_FRAME = {f"{STORAGE}{kind}" for kind in ("2.1", "2.2", "4.1", "4.4", "130", "128.1")}
+VOLUMES = ("CT", "MR", "PT", "NM")  # modalities whose images are scans
 OBJECTS = {
     "SR": "a structured report",
     "KO": "a selection of key images",
@@ -126,17 +91,41 @@ class Contents:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has the DICOM prefix; such files often have no ending."""
+    """Whether a file has the DICOM prefix, or begins like a DICOM dataset without it.
+
+    Such files often have no ending.
+    """
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(MARK_AT + 4)[MARK_AT:] == b"DICM"
+        start = file.read(MARK_AT + 4)
+    if len(start) < MARK_AT or start[MARK_AT:] == b"DICM":
+        return start[MARK_AT:] == b"DICM"
+    group, element, length = struct.unpack_from("<HHI", start)
+    if group not in FIRST_GROUPS or element > HIGHEST_FIRST_ELEMENT:
+        return False
+    return length <= LONGEST_FIRST_VALUE or (start[4:6].isalpha() and start[4:6].isupper())
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files in a folder, without subfolders and hidden files."""
-    entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
-    return [entry for entry in entries if not ending_of(entry) and is_dicom(entry)]
+    """The DICOM files in a folder, without subfolders and hidden files.
+
+    Files that are named like one are included, so that damaged ones are reported.
+    """
+    files = [
+        entry
+        for entry in sorted(folder.iterdir())
+        if not entry.name.startswith(".") and not ending_of(entry) and entry.is_file()
+    ]
+    found = {file for file in files if DICOM_NAME.fullmatch(file.name) or is_dicom(file)}
+    patterns = {_pattern(file) for file in found} - {None}
+    return [file for file in files if file in found or _pattern(file) in patterns]
+
+
+def _pattern(file: Path) -> str | None:
+    """The file name, with each number replaced by 0; None without a number."""
+    pattern, count = re.subn(r"\d+", "0", file.name)
+    return pattern if count else None
 
 
 def read_contents(files: Iterable[Path]) -> Contents:
@@ -148,22 +137,22 @@ def read_contents(files: Iterable[Path]) -> Contents:
     slices: defaultdict[str, list[Slice]] = defaultdict(list)
     others: list[Other] = []
     for file in files:
-        header = _read_header(file)
-        if isinstance(header, Other):
-            others.append(header)
+        found = _read_header(file)
+        if isinstance(found, Other):
+            others.append(found)
         else:
-            slices[header.series].append(header)
+            slices[found[0].series] += found
     for other in others:
         if other.series in slices:
             raise DataError(
                 f"{other.file}: has the series of slices, but is {other.reason}; a slice may be "
                 "damaged: copy the folder again, or remove the file"
             )
-    series = sorted((Series.of(each) for each in slices.values()), key=_by_number)
+    series = sorted(joined([Series.of(each) for each in slices.values()]), key=_by_number)
     return Contents(tuple(series), tuple(others))
 
 
-def find_series(path: Path) -> Series:
+def find_series(path: Path | Series) -> Series:
     """The series that a path stands for: the only one of a folder, or the one of a slice.
 
     Localisers are ignored, unless a folder contains nothing else.
@@ -171,6 +160,8 @@ def find_series(path: Path) -> Series:
     Raises:
         DataError: there is not exactly one series, or a file is damaged.
     """
+    if isinstance(path, Series):
+        return path
     if path.is_dir():
         contents = read_contents(dicom_files(path))
         found = contents.volumes or list(contents.series)
@@ -181,50 +172,54 @@ def find_series(path: Path) -> Series:
             )
         return found[0]
     contents = read_contents(dicom_files(path.parent))
-    names = [each for each in contents.series if path in [s.file for s in each.slices]]
+    names = [each for each in contents.series if path in each.files]
     if not names:
         reason = next((other.reason for other in contents.others if other.file == path), "hidden")
         raise DataError(f"{path}: not a slice of a scan ({reason})")
     return names[0]
 
 
-def modality_of(path: Path) -> str | None:
+def modality_of(path: Path | Series) -> str | None:
     """The Modality (CT, MR, PT, ...) of a series that was read; None for other files.
 
     Only the first image of a folder is opened.
     """
-    import pydicom
-
+    if isinstance(path, Series):
+        return path.first.modality or None
     if path.is_file() and ending_of(path):
         return None
-    for file in dicom_files(path) if path.is_dir() else [path]:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"])
-        modality = str(header.get("Modality") or "")
-        if modality not in OBJECTS:
-            return modality or None
-    return None
+    found = map(_read_header, dicom_files(path) if path.is_dir() else [path])
+    return next((each[0].modality or None for each in found if isinstance(each, list)), None)
 
 
-def read_series(path: Path) -> sitk.Image:
-    """Read the series that a path stands for with SimpleITK, slices ordered by position.
+def find_volume(source: Path | Series) -> Series:
+    """As `find_series`, checked to make up a volume.
 
     Raises:
         DataError: see `find_series` and `check_stack`.
-        RuntimeError: ITK cannot read it.
     """
-    import SimpleITK as sitk
+    series = find_series(source)
+    check_stack(series, str(source))
+    check_geometry(series.geometry, str(source))
+    return series
 
-    series = find_series(path)
-    check_stack(series, str(path))
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(each.file) for each in series.slices])
-    if series.values_differ:  # ITK would convert all slices to the first slice's type
-        reader.SetOutputPixelType(sitk.sitkFloat32)
-    image: sitk.Image = reader.Execute()
-    # ITK does not read the pixel spacing of object types that it does not know.
-    image.SetSpacing((*series.first.spacing_mm, image.GetSpacing()[2]))
-    return image
+
+def read_series(source: Path | Series) -> tuple[NDArray[Any], Geometry]:
+    """Read a series, or the one that a path stands for, slices ordered by position.
+
+    Returns:
+        An array of shape (1, x, y, z), and its grid.
+
+    Raises:
+        DataError: see `find_volume`, or its pixels cannot be read.
+    """
+    from autoseg.image.dicom_pixels import read_pixels
+
+    series = find_volume(source)
+    if series.scouts:
+        names = ", ".join(each.file.name for each in series.scouts)
+        say(f"{source}: left out {counted(len(series.scouts), 'scout')} of the series ({names})")
+    return read_pixels(series).transpose(2, 1, 0)[None], series.geometry
 
 
 def _by_number(series: Series) -> tuple[bool, int, str]:
@@ -232,13 +227,14 @@ def _by_number(series: Series) -> tuple[bool, int, str]:
     return number is None, number or 0, series.first.series
 
 
-def _read_header(file: Path) -> Slice | Other:
-    import pydicom
+def _read_header(file: Path) -> list[Slice] | Other:
+    from autoseg.image.dicom_pixels import read_header  # pydicom is slow to import
 
     try:
-        with pydicom.config.disable_value_validation(), file.open("rb") as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS))
-            return _other(file, header) or _slice(file, header, pixel_bytes(header, stream))
+        if not is_dicom(file):
+            raise ValueError("it does not begin like one")
+        header, length = read_header(file, [*TAGS, *SEQUENCES, *NAMES])
+        return _other(file, header) or _slices(file, header, length)
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
@@ -251,9 +247,6 @@ def _other(file: Path, header: Dataset) -> Other | None:
     if header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
         return Other(file, "an index of files (DICOMDIR)")
     kind = _kind(header)
-    if kind in MULTI_FRAME:
-        reason = "a multi-frame object, which is not supported; export it as single slices"
-        return Other(file, reason, is_scan=True)
     if "SeriesInstanceUID" not in header:
         return None
     modality = str(header.get("Modality", ""))
@@ -263,12 +256,18 @@ def _other(file: Path, header: Dataset) -> Other | None:
         is_cut_off = kind in SLICES or "ImagePositionPatient" in header
         return None if is_cut_off else Other(file, f"an object without an image ({modality})")
     series = str(header.SeriesInstanceUID) if kind in SLICES else ""
-    if int(header.get("NumberOfFrames") or 1) > 1:
-        return Other(file, "a film of several frames", series=series)
+    is_scan = modality in VOLUMES and not kind.startswith(SECONDARY_CAPTURE)
+    is_scan = is_scan and "LOCALIZER" not in (header.get("ImageType") or ())
     if int(header.get("SamplesPerPixel") or 1) > 1:
         return Other(file, "a colour image", series=series)
+    if header.get("PerFrameFunctionalGroupsSequence"):
+        return None
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        reason = "a multi-frame object without positions" if is_scan else "a film of several frames"
+        return Other(file, reason, is_scan=is_scan, series=series)
     if not all(header.get(name) for name in POSITION_TAGS):
-        return Other(file, "an image without a position in the patient", series=series)
+        reason = "an image without a position in the patient"
+        return Other(file, reason, is_scan=is_scan, series=series)
     return None
 
 
@@ -277,26 +276,49 @@ def _kind(header: Dataset) -> str:
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
 
 
-def _slice(file: Path, header: Dataset, length: int | None) -> Slice:
+def _slices(file: Path, header: Dataset, length: int | None) -> list[Slice]:
+    """The slice of a file, or those of an enhanced multi-frame object."""
+    from autoseg.image.dicom_pixels import check_pixels, frame_header
+
     if missing := [name for name in NEEDED if header.get(name) in (None, "")]:
         raise ValueError(f"{missing[0]} is missing")
-    if not _kind(header).startswith(STORAGE):
-        raise ValueError(f"SOPClassUID is {_kind(header)[:LONGEST_SHOWN]!r}, which is not an image")
+    if not UID.fullmatch(_kind(header)):
+        raise ValueError(f"SOPClassUID is {_kind(header)[:LONGEST_SHOWN]!r}, which is not a UID")
     check_pixels(header, length)
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    if not groups:
+        return [_slice(file, header)]
+    if len(groups) != int(header.get("NumberOfFrames") or 1):
+        raise ValueError(f"{len(groups)} frames are described, but NumberOfFrames differs")
+    return [_slice(file, frame_header(header, n), n) for n in range(len(groups))]
+
+
+def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
     row_mm, column_mm = _floats(header.PixelSpacing, 2)
-    number = header.get("SeriesNumber")
+    number, bits = header.get("SeriesNumber"), header.get("BitsStored") or header.BitsAllocated
+    if (slope := _number(header, "RescaleSlope", 1.0)) == 0:
+        raise ValueError("RescaleSlope is 0")
+    patient, name = (str(header.get(key) or "").strip() for key in NAMES[:2])
     return Slice(
         file=file,
         series=str(header.SeriesInstanceUID),
-        number=None if number is None else int(number),
+        number=None if number in (None, "") else int(number),
         instance=str(header.get("SOPInstanceUID", "")),
         size=(int(header.Columns), int(header.Rows)),
         spacing_mm=(column_mm, row_mm),
         position_mm=_floats(header.ImagePositionPatient, 3),
         orientation=_floats(header.ImageOrientationPatient, 6),
-        scale=(_number(header, "RescaleSlope", 1.0), _number(header, "RescaleIntercept", 0.0)),
-        pixel=(int(header.BitsAllocated), int(header.get("PixelRepresentation") or 0)),
+        scale=(slope, _number(header, "RescaleIntercept", 0.0)),
+        pixel=(int(bits), int(header.get("PixelRepresentation") or 0)),
         is_localiser="LOCALIZER" in itertools.islice(header.get("ImageType") or (), 8),
+        frame=frame,
+        has_table=bool(header.get("ModalityLUTSequence")),
+        thickness_mm=_number(header, "SliceThickness", 0.0),
+        study=str(header.get("StudyInstanceUID") or ""),
+        frame_of_reference=str(header.get("FrameOfReferenceUID") or ""),
+        modality=str(header.get("Modality") or ""),
+        patient="" if patient.casefold() == name.casefold() else patient,
+        description=str(header.get("SeriesDescription") or ""),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
+from autoseg.common.progress import by_axis, counted
+from autoseg.image.geometry import Geometry
 
 GAP_TOLERANCE = 0.1  # of the median distance: positions are often rounded to 0.1 mm
 SAME_POSITION_MM = 1e-3
 ROTATION_TOLERANCE = 1e-3  # of direction cosines
 LOCALISER_ANGLE = 30.0  # degrees between the planes of a localiser, usually 90
 DRIFT_TOLERANCE = 0.5  # pixels, over the whole stack
+GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # multi-frame
+SCOUT_SHARE = 2  # a series is a volume with scouts if it has this many times as many other slices
+FEWEST_JOINED = 3  # series of one slice each that are put together
+LARGEST_LOCALISER = 20  # slices, of a series in several planes that is not marked as a localiser
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,16 @@ class Slice:
         position_mm: position of the centre of the first pixel.
         orientation: direction cosines along a row, then along a column.
         scale: slope and intercept for stored values.
-        pixel: bits per stored pixel, and 1 if signed, else 0.
+        pixel: bits that a pixel uses, and 1 if signed, else 0.
         is_localiser: whether the header marks it as a localiser.
+        frame: its number in the file, from 0.
+        has_table: whether a Modality LUT Sequence replaces `scale`.
+        thickness_mm: its SliceThickness, or 0.
+        study: its StudyInstanceUID.
+        frame_of_reference: its FrameOfReferenceUID, or "".
+        modality: such as CT.
+        patient: its PatientID, or "" if there is none, or if it is the patient's name.
+        description: its SeriesDescription.
     """
 
     file: Path
@@ -48,6 +63,14 @@ class Slice:
     scale: tuple[float, float] = (1.0, 0.0)
     pixel: tuple[int, int] = (16, 1)
     is_localiser: bool = False
+    frame: int = 0
+    has_table: bool = False
+    thickness_mm: float = 0.0
+    study: str = ""
+    frame_of_reference: str = ""
+    modality: str = ""
+    patient: str = ""
+    description: str = ""
 
     @cached_property
     def normal(self) -> NDArray[np.float64]:
@@ -58,15 +81,37 @@ class Slice:
 
 @dataclass(frozen=True)
 class Series:
-    """The slices of a folder with the same SeriesInstanceUID, ordered along their normal."""
+    """The slices of a volume, ordered along their normal: usually those of a SeriesInstanceUID.
+
+    Attributes:
+        slices: the slices.
+        scouts: slices of the same series that are no part of the volume.
+    """
 
     slices: tuple[Slice, ...]
+    scouts: tuple[Slice, ...] = ()
 
     @classmethod
-    def of(cls, slices: list[Slice]) -> Series:
-        """Order the slices of a series."""
-        normal = slices[0].normal
-        return cls(tuple(sorted(slices, key=lambda each: (each.position_mm @ normal, each.file))))
+    def of(cls, slices: Iterable[Slice]) -> Series:
+        """Order the slices of a series, and separate scouts from a volume."""
+        volume, scouts = list(slices), list[Slice]()
+        if not all(each.is_localiser for each in volume):
+            normals, counts = np.unique(
+                np.round([each.normal for each in volume], 2), axis=0, return_counts=True
+            )
+            main, least = normals[counts.argmax()], np.cos(np.radians(LOCALISER_ANGLE))
+            belongs = [not s.is_localiser and abs(s.normal @ main) >= least for s in volume]
+            count = sum(belongs)
+            if count >= max(2, SCOUT_SHARE * (len(volume) - count)):
+                scouts = [each for each, does in zip(volume, belongs, strict=True) if not does]
+                volume = [each for each, does in zip(volume, belongs, strict=True) if does]
+        normal = volume[0].normal
+        volume.sort(key=lambda each: (each.position_mm @ normal, each.file, each.frame))
+        return cls(tuple(volume), tuple(scouts))
+
+    def __str__(self) -> str:
+        folders = sorted({str(each.file.parent) for each in self.slices})
+        return " and ".join(folders)
 
     @property
     def first(self) -> Slice:
@@ -74,11 +119,39 @@ class Series:
         return self.slices[0]
 
     @property
-    def values_differ(self) -> bool:
-        """Whether slices differ in scale, as in PET, or in pixel type."""
-        return any(
-            (each.scale, each.pixel) != (self.first.scale, self.first.pixel) for each in self.slices
+    def files(self) -> list[Path]:
+        """The files of the slices, each once."""
+        return list(dict.fromkeys(each.file for each in self.slices))
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        """What belongs together: study, series and frame of reference."""
+        return self.first.study, self.first.series, self.first.frame_of_reference
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the volume: from the positions, whatever other tags say of the distance."""
+        first, count = self.first, len(self.slices)
+        apart = float(np.ptp(self.offsets_mm)) / (count - 1) if count > 1 else first.thickness_mm
+        axes = np.stack([first.orientation[:3], first.orientation[3:], first.normal], axis=1)
+        return Geometry(
+            size=(*first.size, count),
+            spacing_mm=(first.spacing_mm[0], first.spacing_mm[1], apart or 1.0),
+            origin_mm=(first.position_mm[0], first.position_mm[1], first.position_mm[2]),
+            direction=tuple(axes.ravel().tolist()),
         )
+
+    def describe(self) -> str:
+        """One line about the series, without the patient's name."""
+        first, grid = self.first, self.geometry
+        number = "without a number" if first.number is None else str(first.number)
+        text = f"{first.modality or 'no modality'}, series {number}"
+        if first.description:
+            text += f" {first.description!r}"
+        text += f", {by_axis(grid.size)} voxels of {by_axis(grid.spacing_mm, '.4g')} mm"
+        if self.scouts:
+            text += f" and {counted(len(self.scouts), 'scout')}"
+        return f"{text}, UID {first.series}"
 
     @property
     def why_no_volume(self) -> str | None:
@@ -110,8 +183,26 @@ def check_stack(series: Series, where: str) -> None:
     Raises:
         DataError: they do not.
     """
-    if wrong := _inconsistent(series) or _uneven(series) or _drifting(series):
+    if wrong := _inconsistent(series) or _uneven(series) or _drifting(series) or _mixed(series):
         raise DataError(f"{where}: {wrong}")
+
+
+def joined(found: list[Series]) -> list[Series]:
+    """The series, with those put together that have one slice each, as some programs export them.
+
+    They are put together where study, frame of reference, size, pixels and plane are the same.
+    """
+    alike: defaultdict[tuple[object, ...], list[Series]] = defaultdict(list)
+    for each in found:
+        if len(each.slices) == 1 and not each.first.is_localiser:
+            s = each.first
+            plane = tuple(round(cosine, 2) + 0.0 for cosine in s.orientation)
+            key = (s.study, s.frame_of_reference, s.modality, s.size, s.spacing_mm, plane)
+            alike[key].append(each)
+    groups = [some for some in alike.values() if len(some) >= FEWEST_JOINED]
+    single = {id(each) for some in groups for each in some}
+    wholes = [Series.of(each.first for each in some) for some in groups]
+    return [each for each in found if id(each) not in single] + wholes
 
 
 def _inconsistent(series: Series) -> str | None:
@@ -174,3 +265,27 @@ def _drifting(series: Series) -> str | None:
         f"its slices drift {drift:.4g} mm sideways (a tilted gantry); resample the series to an "
         "orthogonal volume"
     )
+
+
+def _mixed(series: Series) -> str | None:
+    for name in ("study", "frame_of_reference"):
+        if len({getattr(each, name) for each in series.slices} - {""}) > 1:
+            what = name.replace("_", " ")
+            return f"its slices have several values of {what}; export each as its own series"
+    return None
+
+
+def continues(single: Slice, volume: Series) -> bool:
+    """Whether a slice with another SeriesInstanceUID lies at the next position of a volume."""
+    first = volume.first
+    for name in ("study", "frame_of_reference", "size", "spacing_mm"):
+        if getattr(single, name) != getattr(first, name):
+            return False
+    shift = np.subtract(single.position_mm, first.position_mm)
+    along, step = float(shift @ first.normal), volume.geometry.spacing_mm[2]
+    aside = float(np.linalg.norm(shift - along * first.normal))
+    from_end = min(abs(along + step), abs(along - len(volume.slices) * step))
+    return from_end < GAP_TOLERANCE * step and aside < min(first.spacing_mm)
+
+
+Source = Path | Series  # what a channel is read from

@@ -13,7 +13,13 @@ from pathlib import Path
 from autoseg.common.errors import DataError
 from autoseg.common.progress import by_axis
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+# 3D Slicer names its segmentations CASE.seg.nrrd; it comes before .nrrd, as the longer ending.
+ENDINGS = (
+    *(".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd"),
+    *(".nhdr", ".hdr", ".mgz", ".mgh"),
+)
+NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
+FREESURFER = (".mgz", ".mgh")  # recognised, so that they are refused by name
 LONGEST_HEADER = 1 << 20  # bytes
 PACKED_AT_MOST = 1032  # deflate compresses by at most this factor
 NUMBER = re.compile(r"[^\s(),]+")
@@ -44,9 +50,12 @@ def check_header(path: Path) -> None:
         DataError: a size or number is impossible, or the file is shorter than its header says.
     """
     ending = ending_of(path)
-    if ending not in (".mha", ".mhd", ".nrrd") or not path.is_file():
+    if ending in FREESURFER:
+        advice = f"convert it: mri_convert {path.name} {stem_of(path)}.nii.gz"
+        raise DataError(f"{path}: FreeSurfer volumes are not read; {advice}")
+    if ending not in (".mha", ".mhd", *NRRD) or not path.is_file():
         return
-    check = _check_nrrd if ending == ".nrrd" else _check_metaimage
+    check = _check_nrrd if ending in NRRD else _check_metaimage
     try:
         check(path)
     except ValueError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import DataError
-from autoseg.common.progress import by_axis
+from autoseg.common.progress import by_axis, note
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 GEOMETRY_TOLERANCE_MM = 1e-2
 PLAUSIBLE_SPACING_MM = (1e-6, 1e4)
 DIRECTION_TOLERANCE = 1e-3  # for products of direction vectors
+SAME_VOXEL = 0.05  # voxels by which equal grids may differ
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,21 @@ class Geometry:
             found.append(f"direction by {np.linalg.norm(offset_mm):.4g} mm at the far corner")
         return found
 
+    def nearly(self, other: Geometry) -> bool:
+        """Whether no voxel is farther from its counterpart than 5 % of a voxel along any axis."""
+        if self.size != other.size:
+            return False
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.size) - 1)
+        apart = self._place(corners) - other._place(corners)
+        along = apart @ np.reshape(self.direction, (3, 3)) / self.spacing_mm
+        return bool(np.abs(along).max() < SAME_VOXEL)
+
+    def _place(self, indices: NDArray[Any]) -> NDArray[np.float64]:
+        """The positions of voxels (n, 3) in mm."""
+        axes = np.reshape(self.direction, (3, 3)) * self.spacing_mm
+        places: NDArray[np.float64] = indices @ axes.T + self.origin_mm
+        return places
+
 
 def check_same_grid(
     found: Geometry,
@@ -70,16 +87,22 @@ def check_same_grid(
     reference: Path | str,
     advice: str = "resample it onto that grid",
 ) -> None:
-    """Check that two files lie on the same voxel grid.
+    """Check that two files lie on the same voxel grid; a difference below 5 % of a voxel is noted.
 
     Raises:
         DataError: they do not; the message names `path` and `reference`, says where the grids
             differ, and ends with `advice`.
     """
-    if differences := expected.differences(found):
+    if not (differences := expected.differences(found)):
+        return
+    if not expected.nearly(found):
         raise DataError(
             f"{path}: not on the grid of {reference}: {', '.join(differences)}; {advice}"
         )
+    note(
+        f"{path}: its grid differs from that of {reference} by less than 5 % of a voxel "
+        f"({', '.join(differences)}); taken as equal"
+    )
 
 
 def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: Path | str) -> Geometry:
@@ -93,18 +116,28 @@ def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: Path | str) -> G
     direction = np.reshape(image.GetDirection(), (dimensions, dimensions))
     if dimensions not in (3, 4):
         raise DataError(f"{path}: has {dimensions} dimensions; a scan has 3 (or 4 with channels)")
-    axes = direction[:3, :3]
     sizes, spacing = image.GetSize()[:3], image.GetSpacing()[:3]
+    geometry = Geometry(
+        size=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
+        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        origin_mm=tuple(image.GetOrigin()[:3]),
+        direction=tuple(float(value) for value in direction[:3, :3].ravel()),
+    )
+    check_geometry(geometry, path)
+    return geometry
+
+
+def check_geometry(geometry: Geometry, path: Path | str) -> None:
+    """Check that a spacing is plausible, and that the axes are perpendicular.
+
+    Raises:
+        DataError: they are not; the message begins with `path`.
+    """
+    axes, spacing = np.reshape(geometry.direction, (3, 3)), geometry.spacing_mm
     if not (PLAUSIBLE_SPACING_MM[0] <= min(spacing) and max(spacing) <= PLAUSIBLE_SPACING_MM[1]):
         raise DataError(f"{path}: implausible spacing {by_axis(spacing, '.4g')} mm; fix the header")
     if not np.abs(axes @ axes.T - np.eye(3)).max() <= DIRECTION_TOLERANCE:  # also true for NaN
         raise sheared(path)
-    return Geometry(
-        size=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        origin_mm=tuple(image.GetOrigin()[:3]),
-        direction=tuple(float(value) for value in axes.ravel()),
-    )
 
 
 def sheared(path: Path | str) -> DataError:

@@ -16,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError, is_lack_of_memory
-from autoseg.image.dicom import is_dicom, read_series
+from autoseg.common.progress import note
+from autoseg.image.dicom import find_volume, is_dicom, read_series
+from autoseg.image.dicom_series import Series, Source
 from autoseg.image.formats import ENDINGS, check_header, ending_of, stem_of
 from autoseg.image.geometry import Geometry, check_same_grid, geometry_of, sheared
 from autoseg.image.label_writer import HIGHEST_LABEL, File, smallest_type
-from autoseg.image.nifti import check_nifti, read_nifti
+from autoseg.image.nifti import check_nifti, is_nifti, layout_of, read_nifti, with_sform
 from autoseg.image.orientation import direction_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+LABEL_TOLERANCE = 1e-3  # from a whole number
 SPARE_BYTES = 16 * 2**20  # with less free memory, ITK reports intact files as damaged
 
 
@@ -47,16 +50,18 @@ class Image:
     geometry: Geometry
 
 
-def files_of(path: Path) -> list[Path]:
+def files_of(path: Source) -> list[Path]:
     """All files that a path stands for: a DICOM folder, a header and its data, or one file."""
+    if isinstance(path, Series):
+        return path.files
     if path.is_dir() or (path.exists() and not ending_of(path)):
         return sorted((path if path.is_dir() else path.parent).iterdir())
-    if ending_of(path) == ".mhd":
+    if ending_of(path) in (".mhd", ".nhdr", ".hdr"):
         return sorted(path.parent.glob(f"{stem_of(path)}.*"))
     return [path] if path.exists() else []
 
 
-def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
+def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = False) -> Image:
     """Read one scan; each path is one channel, and all must lie on the same grid.
 
     A path is an image file, a folder with one DICOM series, or one slice of a series. The fourth
@@ -78,7 +83,8 @@ def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
         DataError: a file is missing, unreadable, not three-dimensional, or the channels lie on
             different grids; a VoxelError for NaN or infinity.
     """
-    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [paths] if isinstance(paths, str | Path | Series) else paths
+    files = [path if isinstance(path, Series) else Path(path) for path in given]
     if not files:
         raise DataError("read_image: no file given; give one for each channel")
     channels: list[NDArray[Any]] = []
@@ -86,8 +92,8 @@ def read_image(paths: File | Sequence[File], own_type: bool = False) -> Image:
     for path in files:
         values, found = _read(path)
         geometry = geometry or found
-        check_same_grid(found, path, geometry, files[0].name)
-        values = _as_floats(values, path, own_type)
+        check_same_grid(found, str(path), geometry, getattr(files[0], "name", str(files[0])))
+        values = _as_floats(values, str(path), own_type)
         channels.extend(values)
     assert geometry is not None
     # A single channel stays a view: transposing a large scan takes longer than reading it.
@@ -161,19 +167,13 @@ def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
     path = Path(path)
     array, geometry = _read(path)
     if len(array) != 1:
-        raise DataError(f"{path}: has {len(array)} channels; a label map has one")
+        hint = "; export overlapping segments one by one" if ".seg." in path.name else ""
+        raise DataError(f"{path}: has {len(array)} channels; a label map has one{hint}")
     values = array[0]
     if not np.issubdtype(values.dtype, np.integer):
         if not np.isfinite(values).all():
             raise VoxelError(f"{path}: the label map contains NaN or infinity")
-        rounded = np.rint(values)
-        if not np.array_equal(rounded, values):
-            odd = values[rounded != values]
-            raise VoxelError(
-                f"{path}: {odd.size} voxels are not integers, such as {odd.flat[0]:g}; resample "
-                "label maps with nearest-neighbour interpolation"
-            )
-        values = rounded
+        values = _rounded(values, path)
     if values.min() < 0 or values.max() > HIGHEST_LABEL:
         raise VoxelError(
             f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to {HIGHEST_LABEL}"
@@ -182,13 +182,33 @@ def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
     return cast("NDArray[np.integer[Any]]", values), geometry
 
 
+def _rounded(values: NDArray[np.floating[Any]], path: Path) -> NDArray[np.floating[Any]]:
+    """Values close to whole numbers, rounded: programs scale label maps by scl_slope."""
+    rounded: NDArray[np.floating[Any]] = np.rint(values)
+    if np.array_equal(rounded, values):
+        return rounded
+    slope = layout_of(path).scale[0] if is_nifti(path) and layout_of(path).is_scaled else None
+    scaled = "" if slope is None else f" (scl_slope of its header is {slope:.4g})"
+    odd = values[np.abs(rounded - values) > LABEL_TOLERANCE]
+    if odd.size:
+        advice = "resample label maps with nearest-neighbour interpolation"
+        if slope is not None:
+            advice = "save it as integers without scaling"
+        raise VoxelError(
+            f"{path}: {odd.size} voxels are not integers, such as {odd.flat[0]:.6g}{scaled}; "
+            f"{advice}"
+        )
+    note(f"{path}: labels are not exactly whole numbers{scaled}; rounded")
+    return rounded
+
+
 def read_geometry(path: Path) -> Geometry:
     """Read only the header of an image file."""
     import SimpleITK as sitk
 
     _must_exist(path)
     if not _is_one_file(path):
-        return _read(path)[1]
+        return find_volume(path).geometry
     check_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -196,13 +216,15 @@ def read_geometry(path: Path) -> Geometry:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    return geometry_of(reader, path)
+    return with_sform(path, geometry_of(reader, path))
 
 
-def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
-    """Read a file or a DICOM folder as an array of shape (channel, x, y, z) and its grid."""
+def _read(path: Source) -> tuple[NDArray[Any], Geometry]:
+    """Read a file or a DICOM series as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
+    if isinstance(path, Series):
+        return read_series(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     _must_exist(path)
     check_header(path)
@@ -210,10 +232,13 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
         if (found := read_nifti(path)) is not None:
             return found
         check_nifti(path)
-        image = sitk.ReadImage(str(path)) if _is_one_file(path) else read_series(path)
+        if not _is_one_file(path):
+            return read_series(path)
+        image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    return _unpack(image, path)
+    array, geometry = _unpack(image, path)
+    return array, with_sform(path, geometry)
 
 
 def _unpack(image: sitk.Image, what: Path | str) -> tuple[NDArray[Any], Geometry]:

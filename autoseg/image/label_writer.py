@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.files import replacing
-from autoseg.image.formats import ENDINGS, LONGEST_HEADER, ending_of
+from autoseg.image.formats import LONGEST_HEADER, ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.nifti import is_nifti_1, write_on_grid_of
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 File = Path | str
-WRITABLE = tuple(ending for ending in ENDINGS if ending != ".mhd")  # a header without voxels
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 HIGHEST_LABEL = 65535
 VECTOR = re.compile(r"\(([^)]*)\)")
 

@@ -12,7 +12,8 @@ import os
 import struct
 import sys
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -20,10 +21,10 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple
 from autoseg.common.errors import DataError, VoxelError
+from autoseg.common.progress import by_axis, note
 from autoseg.image.formats import PACKED_AT_MOST, ending_of
-from autoseg.image.geometry import Geometry, geometry_of
+from autoseg.image.geometry import DIRECTION_TOLERANCE, Geometry, geometry_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -49,10 +50,15 @@ ISAL_ERROR = cast("type[Exception]", isal_zlib.error)
 PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, ISAL_ERROR)
 LONGEST_QUATERNION = 1.001  # squared; its components are rounded
 
+NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr")  # .hdr: a header, whose voxels are in .img
+DATA_ENDINGS = (".img", ".IMG", ".img.gz")
+MILLIMETRES = (0, 2)  # codes of the unit of length; 0: not stated
+
 # Byte offsets of header fields.
 HEADER_SIZE, NIFTI_2_SIZE = 348, 540  # the first integer of a NIfTI-1 or a NIfTI-2 file
-SIZE_AT, CODE_AT, SPACING_AT, START_AT = 40, 70, 76, 108
-FORMS_AT, PLACE_AT, MAGIC_AT, VOXELS_AT = 252, 256, 344, 352
+SIZE_AT, CODE_AT, SPACING_AT, START_AT, SCALE_AT, UNITS_AT = 40, 70, 76, 108, 112, 123
+FORMS_AT, PLACE_AT, SFORM_AT, MAGIC_AT, VOXELS_AT = 252, 256, 280, 344, 352
+SFORM_TOLERANCE_MM = 1e-3  # between ITK's grid and the sform, so that rounding changes nothing
 MAGICS = (b"n+1", b"ni1")
 # The fields of the grid: pixdim, xyzt_units, and qform and sform with their codes.
 GRID_FIELDS = ((76, "8f"), (123, "B"), (252, "2h18f"))
@@ -68,6 +74,7 @@ class Layout:
         size: number of voxels along each axis.
         code: NIfTI's datatype code.
         order: byte order, `<` or `>` as in `struct`.
+        scale: scl_slope and scl_inter.
     """
 
     start: int
@@ -75,6 +82,12 @@ class Layout:
     size: tuple[int, ...]
     code: int
     order: str
+    scale: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether stored values are not intensities; a slope of 0 or NaN means no scaling."""
+        return self.scale != (1.0, 0.0) and bool(self.scale[0]) and math.isfinite(self.scale[0])
 
 
 def check_nifti(path: Path) -> None:
@@ -87,16 +100,40 @@ def check_nifti(path: Path) -> None:
         DataError: the file is truncated or its header damaged; a VoxelError if it contains NaN
             or infinity.
     """
-    if ending_of(path) not in (".nii", ".nii.gz") or not path.is_file():
+    if not is_nifti(path):
         return
     layout = layout_of(path)
-    if layout.code not in FLOATS and has_size(path, layout.end):
+    if not layout.is_scaled and layout.scale not in ((0, 0), (1, 0)):  # ITK would add scl_inter
+        raise DataError(
+            f"{path}: scl_slope is {layout.scale[0]:g} and scl_inter {layout.scale[1]:g} in a file "
+            "of several components, or with data behind its voxels; set both to 0"
+        )
+    if layout.code not in FLOATS and has_size(voxel_file(path), layout.end):
         return
     end, bad = _scan(path, layout)
     if end < layout.end:
         raise DataError(f"{path}: cannot be read (its end is missing); copy it again")
     if bad:
         raise VoxelError(f"{path}: {bad} voxels are NaN or infinite; replace them, such as by air")
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a path is a NIfTI file by its name."""
+    return ending_of(path) in NIFTI_ENDINGS and path.is_file()
+
+
+def voxel_file(path: Path) -> Path:
+    """The file that holds the voxels: of a .hdr file the .img file beside it.
+
+    Raises:
+        DataError: it is missing.
+    """
+    if ending_of(path) != ".hdr":
+        return path
+    beside = [path.with_suffix(ending) for ending in DATA_ENDINGS]
+    if found := next((file for file in beside if file.is_file()), None):
+        return found
+    raise DataError(f"{path}: its voxels, {beside[0].name}, are missing; copy them beside it")
 
 
 def layout_of(path: Path) -> Layout:
@@ -120,9 +157,12 @@ def layout_of(path: Path) -> Layout:
     if not math.isfinite(start) or start < 0:
         raise _damaged(path, f"voxels start at byte {start}")
     _check_place(path, header, order)
-    first = max(int(start), HEADER_SIZE)
-    axes = size[1 : size[0] + 1]
-    return Layout(first, first + math.prod(axes) * BITS[code] // 8, axes, code, order)
+    slope, intercept = struct.unpack_from(order + "2f", header, SCALE_AT)
+    layout = Layout(0, 0, size[1 : size[0] + 1], code, order, (slope, intercept))
+    if layout.is_scaled and not math.isfinite(intercept):
+        raise _damaged(path, f"scl_slope {slope:g}, scl_inter {intercept:g}")
+    first = int(start) if ending_of(path) == ".hdr" else max(int(start), HEADER_SIZE)
+    return replace(layout, start=first, end=first + math.prod(layout.size) * BITS[code] // 8)
 
 
 def _byte_order(path: Path, header: bytes) -> str:
@@ -133,6 +173,11 @@ def _byte_order(path: Path, header: bytes) -> str:
                 raise DataError(f"{path}: ITK does not read NIfTI-2; convert it to NIfTI-1")
             if size == HEADER_SIZE and header[MAGIC_AT : MAGIC_AT + 3] in MAGICS:
                 return order
+            if size == HEADER_SIZE and ending_of(path) == ".hdr":
+                raise DataError(
+                    f"{path}: an Analyze 7.5 header, which stores no orientation; convert it to "
+                    "NIfTI with the program that wrote it"
+                )
     raise DataError(f"{path}: not a NIfTI file, or its header is damaged; copy it again")
 
 
@@ -184,7 +229,7 @@ def has_size(path: Path, size: int) -> bool:
 
 def _scan(path: Path, layout: Layout) -> tuple[int, int]:
     """Read the whole file: where its voxels end, and how many are not finite."""
-    with unpacked(path) as stream:
+    with unpacked(voxel_file(path)) as stream:
         end, bad = 0, 0
         try:
             stream.seek(layout.start)
@@ -202,30 +247,63 @@ def _scan(path: Path, layout: Layout) -> tuple[int, int]:
 
 
 def read_nifti(path: Path) -> tuple[NDArray[Any], Geometry] | None:
-    """Read a three-dimensional NIfTI file of unscaled numbers, directly into the array.
+    """Read a NIfTI file of unscaled numbers, directly into the array.
 
     ITK interprets the header only: its own reading of voxels takes up to twice as long, ignores
     the checksum of a gzip file, and needs a second copy.
 
     Returns:
-        An array of shape (1, x, y, z), equal to ITK's, and its grid; None for what is left to ITK:
-        other formats, more dimensions, colours, values that the header scales, and gzip files of
-        several members or with data behind the voxels.
+        An array of shape (channel, x, y, z), equal to ITK's, and its grid; None for what is left to
+        ITK: other formats, more dimensions, colours, values that the header scales, and gzip files
+        of several members or with data behind the voxels.
 
     Raises:
         DataError: the header is damaged, the file is truncated, or its checksum is wrong.
         RuntimeError: ITK cannot read the header.
     """
-    if ending_of(path) not in (".nii", ".nii.gz") or not path.is_file():
+    if not is_nifti(path):
         return None
     layout = layout_of(path)
-    if layout.code not in TYPES or not has_size(path, layout.end):
+    if layout.code not in TYPES or not has_size(voxel_file(path), layout.end):
         return None
     reader = _itk_header(path)
     if not _is_plain(reader, layout):
         return None
-    geometry = geometry_of(reader, path)
-    return _voxels(path, layout, geometry.size), geometry
+    geometry = with_sform(path, geometry_of(reader, path))
+    return _voxels(path, layout, reader.GetSize()), geometry
+
+
+def with_sform(path: Path, geometry: Geometry) -> Geometry:
+    """The grid of a file, with position and axes from the sform where a NIfTI header has one.
+
+    ITK takes the qform of some files, by their codes; its quaternion is rounded, by up to 4e-4.
+    """
+    if not is_nifti(path):
+        return geometry
+    header = _first_header(path)
+    order = _byte_order(path, header)
+    (code,) = struct.unpack_from(order + "h", header, FORMS_AT + 2)
+    if code <= 0 or header[UNITS_AT] & 7 not in MILLIMETRES:
+        return geometry
+    matrix = np.reshape(struct.unpack_from(order + "12f", header, SFORM_AT), (3, 4))
+    matrix = matrix * [[-1], [-1], [1]]  # from RAS to LPS
+    spacing = np.linalg.norm(matrix[:, :3], axis=0)
+    if spacing.min() == 0:
+        return geometry
+    axes = matrix[:, :3] / spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() > DIRECTION_TOLERANCE:
+        note(f"{path}: its sform is sheared; using its qform")
+        return geometry
+    if np.allclose(spacing, geometry.spacing_mm, rtol=1e-3):
+        spacing = np.array(geometry.spacing_mm)
+    else:
+        note(
+            f"{path}: its sform has a spacing of {by_axis(spacing, '.4g')} mm, pixdim "
+            f"{by_axis(geometry.spacing_mm, '.4g')} mm; using the sform"
+        )
+    (dx, dy, dz), (x, y, z) = spacing.tolist(), matrix[:, 3].tolist()
+    found = Geometry(geometry.size, (dx, dy, dz), (x, y, z), tuple(axes.ravel().tolist()))
+    return found if geometry.differences(found, SFORM_TOLERANCE_MM) else geometry
 
 
 def _itk_header(path: Path) -> sitk.ImageFileReader:
@@ -244,17 +322,19 @@ def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
     import SimpleITK as sitk
 
     return (
-        reader.GetDimension() == 3
+        reader.GetDimension() in (3, 4)
         and reader.GetNumberOfComponents() == 1
-        and reader.GetPixelID() == getattr(sitk, TYPES[layout.code][1])
+        and not layout.is_scaled
+        and (reader.GetPixelID() == getattr(sitk, TYPES[layout.code][1]) or layout.scale[1] != 0)
         and math.prod(layout.size) == math.prod(reader.GetSize())
-        and float(reader.GetMetaData("scl_slope")) in (0.0, 1.0)
-        and float(reader.GetMetaData("scl_inter")) == 0.0
     )
 
 
-def _voxels(path: Path, layout: Layout, size: Triple) -> NDArray[Any]:
-    damaged = DataError(f"{path}: cannot be read (it is damaged or incomplete); copy it again")
+def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> NDArray[Any]:
+    damaged = DataError(
+        f"{path}: cannot be read (it is damaged, or its end is missing); copy it again"
+    )
+    path = voxel_file(path)
     limit = path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1)
     if layout.end > limit:
         raise damaged
@@ -270,7 +350,7 @@ def _voxels(path: Path, layout: Layout, size: Triple) -> NDArray[Any]:
     if read < array.nbytes:
         raise damaged
     native = array.astype(dtype.newbyteorder(sys.byteorder), copy=False)
-    return native.T[np.newaxis]
+    return np.moveaxis(native.T, -1, 0) if native.ndim == 4 else native.T[np.newaxis]
 
 
 def _fill(array: NDArray[Any], stream: BinaryIO) -> int:

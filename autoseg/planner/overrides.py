@@ -15,6 +15,7 @@ from typing import Any
 import json5
 
 from autoseg.common.errors import PlanError
+from autoseg.common.files import read_text
 from autoseg.plan.plan import Plan, Provenance
 from autoseg.plan.reading import make_plan
 from autoseg.planner.rule_values import Evidence, PlanValues
@@ -129,7 +130,7 @@ def read_layer(path: Path, source: str) -> Layer:
         PlanError: the file is missing, not JSON5, or not an object.
     """
     try:
-        values = json5.loads(path.read_text(encoding="utf-8"), allow_duplicate_keys=False)
+        values = json5.loads(read_text(path), allow_duplicate_keys=False)
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from error
     except RecursionError as error:

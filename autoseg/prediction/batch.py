@@ -28,6 +28,7 @@ from autoseg.common.files import cannot_write, replacing
 from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, progress, say
 from autoseg.image.dicom import modality_of
+from autoseg.image.dicom_series import Source
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, read_image, read_label
 from autoseg.image.label_writer import write_label
@@ -163,6 +164,7 @@ def predict_cases(
     save_probabilities: bool = False,
     strict: bool = False,
     preview: bool = False,
+    uids: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Predict every case that is not predicted yet; record them in `predictions.json`.
 
@@ -179,6 +181,8 @@ def predict_cases(
         save_probabilities: write them beside the label maps, see `prediction.output`.
         strict: refuse scans that differ from the training scans, instead of warning.
         preview: draw each case, see `prediction.preview`; for DICOM SEG also as a DICOM file.
+        uids: case -> SeriesInstanceUID. A case whose name has another UID in the record is refused:
+            anonymised patients may share an id.
 
     Raises:
         AutosegError: an output would replace a scan, the existing predictions are of another model,
@@ -200,12 +204,15 @@ def predict_cases(
     }
     _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})
     record = PredictionRecord(out, predictor, {"format": format}, known=previous is not None)
-    outcome = Outcome(refused=dict(refused or {}))
+    uids = uids or {}
+    taken = {} if overwrite else record.taken(uids)
+    inputs = {name: files for name, files in inputs.items() if name not in taken}
+    outcome = Outcome(refused={**(refused or {}), **taken})
     with (
         closing(CaseQueue(out, inputs, outputs, record, overwrite)) as queue,
         progress("predicting", len(queue.wanted)) as bar,
     ):
-        stages = _Stages(predictor, queue, previous, writer, strict, bar)
+        stages = _Stages(predictor, queue, previous, writer, strict, bar, uids)
         for names in queue.rounds():
             for case in overlap(names, stages.prepare, stages.compute, stages.finish):
                 _add_to(outcome, case)
@@ -217,7 +224,8 @@ def predict_cases(
 def _protect_scans(inputs: Inputs, outputs: Mapping[str, Path]) -> None:
     for name, path in outputs.items():
         # Not Path.resolve, which raises for circular links.
-        if os.path.realpath(path) in [os.path.realpath(file) for file in inputs[name]]:
+        files = [file for file in inputs[name] if isinstance(file, Path)]
+        if os.path.realpath(path) in map(os.path.realpath, files):
             raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
 
 
@@ -269,6 +277,7 @@ class _Stages:
     writer: SegWriter | None
     strict: bool
     bar: Progress
+    uids: Mapping[str, str]
 
     def prepare(self, name: str) -> _Case:
         return self._run(self._read, _Case(name))
@@ -317,7 +326,7 @@ class _Stages:
             except DataError as error:
                 raise DataError(f"{files[0]}: {error}") from error
 
-    def _check(self, name: str, image: Image, files: Sequence[Path]) -> Differences:
+    def _check(self, name: str, image: Image, files: Sequence[Source]) -> Differences:
         found = self.predictor.check(image, [modality_of(file) for file in files])
         if found and self.strict:
             text = differs_from(self.predictor.plan, found)
@@ -367,6 +376,7 @@ class _Stages:
                     "files": {first: facts} | {name: file_facts(folder / name) for name in more},
                     "seconds": case.seconds,
                     **({"remarks": notes} if notes else {}),
+                    **({"series_uid": uid} if (uid := self.uids.get(case.name)) else {}),
                     **found,
                 },
             )

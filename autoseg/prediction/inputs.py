@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from autoseg.common.errors import DataError
 from autoseg.dataset.layouts import IMAGE_STEM, LABEL_STEM
-from autoseg.image.dicom import Contents, Other, dicom_files, find_series, is_dicom, read_contents
-from autoseg.image.dicom_series import Series, check_stack
+from autoseg.image.dicom import dicom_files, is_dicom
+from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ENDINGS, ending_of, stem_of
+from autoseg.prediction.studies import Choice, Scan, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 IMAGING = re.compile(rf"^{IMAGE_STEM}(_\d{{4}})?$")
-Inputs = dict[str, tuple[Path, ...]]
+MOST_FILES, MOST_BYTES = 10**6, 2**38  # of a zip file
+HIGHEST_RATIO, SMALL_BYTES = 100, 2**30  # unpacked to packed size, above some bytes
+Inputs = Mapping[str, tuple[Source, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,44 +33,40 @@ class FoundInputs:
 
     Attributes:
         cases: case name -> its files, one per channel, in the order of the channels. A DICOM series
-            is its folder, or one of its slices if the folder holds several.
+            is its folder, one of its slices if the folder holds several, or a Series if its slices
+            lie in several folders.
         refused: scans that cannot be read or assigned, by name -> why.
         passed_over: what is not meant as a scan, by file or series -> what it is.
+        listed: case name -> one line about its DICOM series, also of those that are not chosen.
+        uids: case name -> SeriesInstanceUID.
     """
 
-    cases: Inputs
+    cases: dict[str, tuple[Source, ...]]
     refused: dict[str, str]
     passed_over: dict[str, str]
+    listed: dict[str, str] = field(default_factory=dict)
+    uids: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Scan:
-    """One file or series.
-
-    Attributes:
-        above: the folders above it, joined to a prefix of its name; '' at the top.
-        stem: its own name, perhaps with the number of a channel.
-        path: what to read.
-    """
-
-    above: str
-    stem: str
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The case name, if the scan is a case of its own."""
-        return f"{self.above}_{self.stem}" if self.above else self.stem
-
-
-def find_inputs(path: Path, channels: tuple[str, ...]) -> FoundInputs:
+def find_inputs(
+    path: Path,
+    channels: tuple[str, ...],
+    name_by: str = "patient",
+    choice: Choice | None = None,
+) -> FoundInputs:
     """The cases of a scan, or of a folder of scans.
 
     Files are named CASE_0000, CASE_0001, ... by channel; a scan with one channel, or one file with
     all channels, may leave the number out. DICOM series are found at any depth: each is a case,
-    named after its folders (PATIENT_STUDY_SERIES) and, if a folder holds several, its number. Image
-    files are only found at the top, as results are often stored below their scans, and in folders
-    that hold just `imaging.*` and perhaps `segmentation.*`, MIScnn's layout: each is a case.
+    named by patient id and series number. Image files are only found at the top, as results are
+    often stored below their scans, and in folders that hold just `imaging.*` and perhaps
+    `segmentation.*`, MIScnn's layout: each is a case.
+
+    Args:
+        path: the file or folder.
+        channels: of the model.
+        name_by: how DICOM cases are named, one of `studies.NAMINGS`.
+        choice: which DICOM series to take, see `studies.series_choice`; image files are left out.
 
     Raises:
         DataError: there is no scan.
@@ -70,13 +74,16 @@ def find_inputs(path: Path, channels: tuple[str, ...]) -> FoundInputs:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_file():
-        return _group([_single(path)], channels, FoundInputs({}, {}, {}))
-    studies = find_studies(path)
-    folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
-    files = [] if path in folders else _files_in(path)
-    scans = [Scan("", stem_of(file), file) for file in files] + studies.scans
-    scans += [scan for folder in folders for scan in _imaging(folder)]
-    found = FoundInputs({}, _folders_named_as_files(path) | studies.refused, studies.passed_over)
+        return _group([_single(path, name_by)], channels, FoundInputs({}, {}, {}))
+    studies = find_studies(path, name_by, choice, len(channels))
+    if choice is not None and not studies.scans and not studies.refused:
+        listed = "; ".join(f"{name}: {line}" for name, line in studies.listed.items())
+        raise DataError(f"{path}: --series chooses no series of these: {listed or 'none'}")
+    refused = _folders_named_as_files(path) if choice is None else {}
+    found = FoundInputs(
+        {}, refused | studies.refused, studies.passed_over, studies.listed, studies.uids
+    )
+    scans = studies.scans + (_image_files(path) if choice is None else [])
     if not scans and not found.refused:
         others = "; ".join(f"{name}: {reason}" for name, reason in found.passed_over.items())
         raise DataError(
@@ -86,11 +93,66 @@ def find_inputs(path: Path, channels: tuple[str, ...]) -> FoundInputs:
     return _group(scans, channels, found)
 
 
-def _single(path: Path) -> Scan:
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """A zip file as a temporary folder for as long as the block lasts; other paths unchanged.
+
+    Raises:
+        DataError: it is damaged or encrypted, or not safe to unpack.
+    """
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="autoseg-") as temporary:
+        folder = Path(temporary, path.stem)
+        try:
+            with zipfile.ZipFile(path) as file:
+                members = [m for m in file.infolist() if not m.is_dir()]
+                _check_members(path, members, shutil.disk_usage(temporary).free)
+                for member in members:
+                    target = folder / member.filename
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with file.open(member) as source, target.open("wb") as copy:
+                        shutil.copyfileobj(source, copy, 2**20)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise DataError(f"{path}: not a valid zip file ({error}); copy it again") from error
+        folder.mkdir(exist_ok=True)
+        yield folder
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo], free: int) -> None:
+    """Check that the members of a zip file stay in their folder, and their sizes."""
+    for member in members:
+        name = PurePosixPath(member.filename)
+        if name.is_absolute() or ".." in name.parts or re.search(r"[\\:\0]", member.filename):
+            raise DataError(f"{path}: {member.filename!r} lies outside the zip file; not unpacked")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise DataError(f"{path}: {member.filename!r} is a link; not unpacked")
+        if member.flag_bits & 1:
+            raise DataError(f"{path}: is encrypted; unpack it and give the folder")
+    total = sum(member.file_size for member in members)
+    packed = sum(member.compress_size for member in members)
+    if len(members) > MOST_FILES or total > MOST_BYTES:
+        raise DataError(f"{path}: {len(members)} files of {total} bytes are too many to unpack")
+    if total > SMALL_BYTES and total > HIGHEST_RATIO * packed:
+        raise DataError(f"{path}: {packed} bytes claim to hold {total}, as in a zip bomb")
+    if total > free:
+        raise DataError(f"{path}: {total} bytes do not fit into the temporary folder ({free} free)")
+
+
+def _image_files(path: Path) -> list[Scan]:
+    """The image files at the top of a folder, and those of case folders."""
+    folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
+    files = [] if path in folders else _files_in(path)
+    scans = [Scan("", stem_of(file), file) for file in files]
+    return scans + [scan for folder in folders for scan in _imaging(folder)]
+
+
+def _single(path: Path, name_by: str) -> Scan:
     if ending_of(path):
         return Scan("", stem_of(path), path)
     if is_dicom(path):
-        return _scan_of_slice(path)
+        return scan_of_slice(path, name_by)
     raise DataError(f"{path}: not a scan; use {', '.join(ENDINGS)}, or a DICOM series")
 
 
@@ -130,7 +192,7 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
     """Group the channels of each case."""
     scans = list(scans)
     stems = {(scan.above, scan.stem) for scan in scans}
-    cases: dict[str, dict[int, Path]] = {}
+    cases: dict[str, dict[int, Source]] = {}
     for scan in scans:
         stem, channel = _case_and_channel(scan, stems, len(channels))
         name = Scan(scan.above, stem, scan.path).name
@@ -138,7 +200,14 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
         if twin != scan.path:
             found.refused[name] = f"{scan.path} and {twin} are the same case; rename or remove one"
     for name, files in sorted(cases.items()):
-        if gaps := sorted(set(range(len(files))) - set(files)):
+        if len(channels) == 1 and len(files) > 1:
+            found.refused.setdefault(
+                name,
+                f"{', '.join(map(str, files.values()))}: the numbers at the end of their names "
+                f"were taken for channels, but the model has one channel, {channels[0]}; rename "
+                f"them if they are separate scans, for example to {name}-{max(files):04d}",
+            )
+        elif gaps := sorted(set(range(len(files))) - set(files)):
             missing = ", ".join(f"{name}_{gap:04d}" for gap in gaps)
             found.refused.setdefault(
                 name,
@@ -155,148 +224,9 @@ def _case_and_channel(scan: Scan, stems: set[tuple[str, str]], channels: int) ->
     unless CASE_0000 exists.
     """
     numbered = CHANNEL.match(scan.stem)
-    if not numbered:
+    if not numbered or scan.is_case:
         return scan.stem, 0
     case, channel = numbered["case"], int(numbered["channel"])
     if channel >= channels and (scan.above, f"{case}_0000") not in stems:
         return scan.stem, 0
     return case, channel
-
-
-# DICOM series in a tree of folders, as archives and scanners export them.
-
-
-@dataclass
-class Studies:
-    """The series of a tree: scans, and by name what is refused and what is not meant as a scan."""
-
-    scans: list[Scan] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    passed_over: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _NamedSeries:
-    scan: Scan
-    series: Series
-
-
-def find_studies(root: Path) -> Studies:
-    """All DICOM series in a folder and the folders below it.
-
-    Slices that do not form a volume, damaged files and multi-frame objects are refused; localisers,
-    single pictures and objects without a scan are skipped.
-    """
-    studies = Studies()
-    found: list[_NamedSeries] = []
-    for folder in _walk(root, set(), studies):
-        try:
-            contents = read_contents(dicom_files(folder))
-        except DataError as error:
-            studies.refused[_scan_in(folder, root).name] = str(error)
-        else:
-            _sort_others(contents, root, studies)
-            found += _named_series(contents, folder, root)
-    split = _split_series(found)
-    for each in found:
-        name, series = each.scan.name, each.series
-        if series.first.series in split:
-            studies.refused[name] = split[series.first.series]
-        elif reason := series.why_no_volume:
-            studies.passed_over[name] = reason
-        else:
-            where = each.scan.path if each.scan.path.is_dir() else each.scan.path.parent
-            try:
-                check_stack(series, f"{where}, series {series.first.number}")
-            except DataError as error:
-                studies.refused[name] = str(error)
-            else:
-                studies.scans.append(each.scan)
-    return studies
-
-
-def _scan_of_slice(file: Path) -> Scan:
-    """The scan of the series that a file belongs to, named after its folder.
-
-    Raises:
-        DataError: it belongs to none, or its slices do not form a volume.
-    """
-    series = find_series(file)
-    if reason := series.why_no_volume:
-        raise DataError(f"{file}: {reason}")
-    check_stack(series, str(file))
-    found = _named_series(read_contents(dicom_files(file.parent)), file.parent, file.parent)
-    return next(each.scan for each in found if each.series.first.series == series.first.series)
-
-
-def _walk(folder: Path, seen: set[Path], studies: Studies) -> Iterator[Path]:
-    """The folder and all visible ones below it, each once: links may be circular."""
-    if folder.resolve() in seen:
-        return
-    seen.add(folder.resolve())
-    try:
-        below = _folders_in(folder)
-    except OSError as error:
-        studies.refused[folder.name] = f"{folder}: cannot be opened ({error.strerror})"
-        return
-    yield folder
-    for entry in below:
-        yield from _walk(entry, seen, studies)
-
-
-def _scan_in(folder: Path, root: Path) -> Scan:
-    """A folder as a scan, named after its place in the tree; the root is named after itself."""
-    *above, stem = folder.relative_to(root).parts or (root.resolve().name,)
-    return Scan("_".join(above), stem, folder)
-
-
-def _named_series(contents: Contents, folder: Path, root: Path) -> list[_NamedSeries]:
-    """Name the series of a folder: the only volume after the folder, others by their number."""
-    scan = _scan_in(folder, root)
-    volumes = contents.volumes
-    numbers = Counter(series.first.number for series in contents.series)
-    named = []
-    for series in contents.series:
-        if series in volumes and len(volumes) == 1:
-            named.append(_NamedSeries(scan, series))
-            continue
-        first = series.first
-        stem = f"{scan.stem}_series{'' if first.number is None else first.number}"
-        if numbers[first.number] > 1 or first.number is None:  # the number alone is not unique
-            stem += f"_{first.series.rpartition('.')[2]}"
-        named.append(_NamedSeries(Scan(scan.above, stem, first.file), series))
-    return named
-
-
-def _split_series(found: list[_NamedSeries]) -> dict[str, str]:
-    """Series whose slices form one volume only together with those of another folder."""
-    parts: defaultdict[str, list[_NamedSeries]] = defaultdict(list)
-    for each in found:
-        parts[each.series.first.series].append(each)
-    return {
-        identity: f"{' and '.join(str(each.scan.path) for each in some)}: hold parts of one "
-        "series; move its files into one folder"
-        for identity, some in parts.items()
-        if len(some) > 1 and _form_one_volume([each.series for each in some])
-    }
-
-
-def _form_one_volume(some: list[Series]) -> bool:
-    whole = Series.of([each for series in some for each in series.slices])
-    try:
-        check_stack(whole, "")
-    except DataError:  # each is a volume: copies, or a tool that writes the same UID everywhere
-        return False
-    return True
-
-
-def _sort_others(contents: Contents, root: Path, studies: Studies) -> None:
-    """One line for all objects of a kind in a folder."""
-    alike: defaultdict[tuple[str, bool], list[Other]] = defaultdict(list)
-    for other in contents.others:
-        alike[other.reason, other.is_scan].append(other)
-    for (reason, is_scan), others in alike.items():
-        name = str(others[0].file.relative_to(root))
-        if len(others) > 1:
-            reason = f"{reason} (and {len(others) - 1} more like it)"
-        (studies.refused if is_scan else studies.passed_over)[name] = reason

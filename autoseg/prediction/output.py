@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import LabelMap, Triple, count_values
 from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import cannot_write, replacing
+from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.orientation import SWAPS, Turn
@@ -42,7 +43,7 @@ def ending(format: str) -> str:
     return ENDINGS[format]
 
 
-def check_format(format: str, inputs: Mapping[str, tuple[Path, ...]]) -> None:
+def check_format(format: str, inputs: Mapping[str, tuple[Source, ...]]) -> None:
     """Check that all cases can be written in a format, before the first one is predicted.
 
     Raises:
@@ -53,7 +54,8 @@ def check_format(format: str, inputs: Mapping[str, tuple[Path, ...]]) -> None:
         return
     if find_spec("highdicom") is None:
         raise AutosegError(f"--format dicom-seg needs highdicom; run: {install_hint('dicom')}")
-    others = [file for file, *_ in inputs.values() if not file.is_dir() and ending_of(file)]
+    firsts = [file for file, *_ in inputs.values() if isinstance(file, Path)]
+    others = [file for file in firsts if not file.is_dir() and ending_of(file)]
     if others:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise AutosegError(

@@ -34,6 +34,7 @@ from autoseg.common.files import (
 )
 from autoseg.common.locks import locked
 from autoseg.common.progress import say
+from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
 from autoseg.image.image import files_of, read_label
 from autoseg.networks.devices import describe
@@ -106,6 +107,15 @@ class PredictionRecord:
     def read(self) -> dict[str, CaseRecord]:
         """The cases that are recorded now, by this run and by others."""
         return dict(self._read().get("cases", {}))
+
+    def taken(self, uids: Mapping[str, str]) -> dict[str, str]:
+        """The cases whose name is that of another DICOM series in the record -> what to do."""
+        return {
+            name: f"{self.path}: {name} is the prediction of another series ({there}); choose "
+            "another -o, or use --name-by uid"
+            for name, case in self.read().items()
+            if (there := case.get("series_uid")) and uids.get(name, there) != there
+        }
 
     def add(self, name: str, case: CaseRecord) -> CaseRecord:
         """Record a case as predicted by this run; return its record.
@@ -228,7 +238,7 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def input_bytes(files: Sequence[Path]) -> int:
+def input_bytes(files: Sequence[Source]) -> int:
     """The size of a scan's files, to notice another scan of the same name."""
     return sum(file.stat().st_size for path in files for file in files_of(path) if file.is_file())
 
@@ -255,7 +265,7 @@ class CaseQueue:
     def __init__(
         self,
         folder: Path,
-        inputs: Mapping[str, tuple[Path, ...]],
+        inputs: Mapping[str, tuple[Source, ...]],
         outputs: Mapping[str, Sequence[str]],
         record: PredictionRecord,
         overwrite: bool,

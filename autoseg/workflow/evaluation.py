@@ -39,8 +39,10 @@ def score_folders(
     merges: Sequence[str] = (),
     tolerance: str | None = None,
     processes: int = 1,
-) -> None:
+) -> bool:
     """Score a folder of predictions; write and print tables, pictures and a report.
+
+    Returns whether all pairs of label maps were scored.
 
     Args:
         reference: folder of reference label maps.
@@ -70,9 +72,12 @@ def score_folders(
     exhibits = worst_exhibits(summary, images, labels) if images else []
     report = folder_report(reference, predicted, summary, exhibits, labels, processes)
     _write_report(out, report)
+    refused = summary.refused
     if against:
         other = evaluate_folders(reference, against, labels, processes)
         _write_comparison(summary, other, names, out, labels.colours)
+        refused = refused | other.refused
+    return not refused
 
 
 def evaluate_task(workspace: Workspace, given: str, plan: str | None, processes: int) -> None:

@@ -36,6 +36,7 @@ from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import is_extension, load_plan
 from autoseg.prediction.batch import output_path, predict_cases
+from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import check_previous, load_model, save_previous
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import count_tiles
@@ -216,7 +217,7 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
 
 def predict_and_score(
     predictor: Predictor,
-    inputs: dict[str, tuple[Path, ...]],
+    inputs: Inputs,
     references: Mapping[str, Path],
     labels: ScoredClasses,
     folder: Path,

@@ -34,7 +34,7 @@ def archive(tmp_path: Path) -> Path:
     """One good series, one with a gap, and a report."""
     folder = tmp_path / "archive"
     write_series(folder / "P1" / "good", SCAN)
-    write_series(folder / "P2" / "gap", SCAN)[3].unlink()
+    write_series(folder / "P2" / "gap", SCAN, PatientID="p2")[3].unlink()
     save(make_object(REPORT, "SR"), folder / "P2" / "report")
     return folder
 
@@ -62,15 +62,15 @@ def test_a_hospital_archive_in_every_format(
         assert "1 predicted, 0 " in printed
         assert "missing" in printed
         assert f"ignored {Path('P2') / 'report'}: " in printed
-        written = out / f"P1_good{ending(format)}"
+        written = out / f"p1_4{ending(format)}"
         assert written.exists()
-        assert list(read_json(out / "predictions.json")["cases"]) == ["P1_good"]
+        assert list(read_json(out / "predictions.json")["cases"]) == ["p1_4"]
         if format != "dicom-seg":
             labels[format] = read_label(written)[0]
     assert labels["nii.gz"].any()
     for label in labels.values():
         assert (label == labels["nii.gz"]).all()
-    segmentation = pydicom.dcmread(tmp_path / "dicom-seg" / "P1_good.dcm")
+    segmentation = pydicom.dcmread(tmp_path / "dicom-seg" / "p1_4.dcm")
     voxels = int(segmentation.pixel_array.sum())
     assert voxels == np.count_nonzero(labels["nii.gz"])
 

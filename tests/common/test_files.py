@@ -91,7 +91,7 @@ def test_json_is_written_and_read(tmp_path: Path) -> None:
         (b'{"a": 1,\n}', r"not valid JSON: .* in line [12], column"),
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "has the key 'c' twice"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"\xff\xfe", "cannot read"),
+        (b"\xff\xfe{", "cannot read"),
     ],
 )
 def test_bad_json_is_told(tmp_path: Path, content: bytes, told: str) -> None:

@@ -73,6 +73,7 @@ def test_predicting_damaged_series(tmp_path: Path) -> None:
     model = save_model(plan, tmp_path / "model", "0")
     before = everything_in(tmp_path / "in")
     words = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", str(model)]
+    words += ["--name-by", "folder"]
     told = tell("predict", *words, "--device", "cpu", "--backend", "torch")
     assert told.status == 2
     said = set(re.findall(r"^(?:refused|skipped|ignored) ([\w.-]+)", told.err, re.MULTILINE))

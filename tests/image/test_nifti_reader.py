@@ -107,9 +107,11 @@ def test_no_slope_is_no_scaling(tmp_path: Path) -> None:
     assert_as_itk_reads(tmp_path / "a.nii")
 
 
-def test_further_dimensions_and_pieces_are_left_to_itk(tmp_path: Path) -> None:
+def test_channels_are_read_and_pieces_left_to_itk(tmp_path: Path) -> None:
     write_4d(tmp_path / "four.nii.gz", np.stack([NOISE, NOISE]).astype(np.int16))
-    assert read_nifti(tmp_path / "four.nii.gz") is None
+    whole = read_nifti(tmp_path / "four.nii.gz")
+    assert whole is not None
+    assert np.array_equal(whole[0], np.stack([NOISE, NOISE]).astype(np.int16))
     write_scan(tmp_path / "a.nii", NOISE.astype(np.int16))
     plain = (tmp_path / "a.nii").read_bytes()
     path = tmp_path / "pieces.nii.gz"

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from autoseg.common.errors import DataError
+from autoseg.image.dicom_series import Source
 from autoseg.image.image import read_image
-from autoseg.prediction.inputs import Studies, find_inputs, find_studies
+from autoseg.prediction.inputs import find_inputs
+from autoseg.prediction.studies import Studies, find_studies
 from tests.dataset.making import touch
 from tests.dicom_series import (
     REPORT,
@@ -27,13 +29,13 @@ ARRAY = np.arange(4 * 3 * 5, dtype=np.int16).reshape(4, 3, 5)
 
 def found(path: Path, channels: tuple[str, ...] = ONE) -> dict[str, list[str]]:
     """The file names of each case, if nothing is refused."""
-    inputs = find_inputs(path, channels)
+    inputs = find_inputs(path, channels, "folder")
     assert inputs.refused == {}
-    return {case: [file.name for file in files] for case, files in inputs.cases.items()}
+    return {case: [Path(str(file)).name for file in files] for case, files in inputs.cases.items()}
 
 
 def refused(path: Path, channels: tuple[str, ...] = ONE) -> dict[str, str]:
-    return find_inputs(path, channels).refused
+    return find_inputs(path, channels, "folder").refused
 
 
 def test_case_names_have_no_channel_number(tmp_path: Path) -> None:
@@ -130,10 +132,19 @@ def test_a_number_above_the_last_channel_belongs_to_the_name(tmp_path: Path) -> 
     assert sorted(found(tmp_path)) == ["case_0001", "scan_2021", "scan_2022"]
 
 
+def test_numbers_are_taken_for_channels_and_said_to_be(tmp_path: Path) -> None:
+    """Three scans, or three channels of one: only a person can know."""
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "a_0002.nii.gz")
+    (reason,) = refused(tmp_path).values()
+    assert "a_0001.nii.gz" in reason
+    assert "one channel, CT" in reason
+    assert list(refused(tmp_path)) == ["a"]
+
+
 def test_a_surplus_channel_stays_with_its_case(tmp_path: Path) -> None:
-    """So the number of channels is refused; otherwise half of the scan would be predicted."""
-    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
-    assert found(tmp_path) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
+    """So the number of channels is refused; otherwise a part of the scan would be predicted."""
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "a_0002.nii.gz")
+    assert list(found(tmp_path, TWO)) == ["a"]
 
 
 def test_a_series_is_one_scan(tmp_path: Path) -> None:
@@ -194,7 +205,7 @@ def test_folders_that_are_only_a_number_are_not_channels(tmp_path: Path) -> None
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 
 
-def named(studies: Studies) -> dict[str, Path]:
+def named(studies: Studies) -> dict[str, Source]:
     """Case names and paths of a tree, if nothing is refused."""
     assert studies.refused == {}
     return {scan.name: scan.path for scan in studies.scans}
@@ -214,7 +225,7 @@ def test_a_tree_of_any_depth(tmp_path: Path) -> None:
     write_series(tmp_path / "loose", ARRAY)
     (tmp_path / "PA01" / ".trash").mkdir()
     write_series(tmp_path / "PA01" / ".trash" / "SE03", ARRAY)
-    found = named(find_studies(tmp_path))
+    found = named(find_studies(tmp_path, "folder"))
     assert found == {
         "PA01_ST01_SE01": tmp_path / "PA01" / "ST01" / "SE01",
         "PA01_ST01_SE02": tmp_path / "PA01" / "ST01" / "SE02",
@@ -229,11 +240,11 @@ def test_several_series_in_one_folder_are_separate_cases(tmp_path: Path) -> None
     for number, factor in ((2, 1), (5, -1), (11, 2)):
         files = write_series(tmp_path / "made", factor * ARRAY, SeriesNumber=number)
         gather(files, export, f"IM{number}")
-    found = named(find_studies(tmp_path))
+    found = named(find_studies(tmp_path, "folder"))
     assert list(found) == ["export_series2", "export_series5", "export_series11"]
     assert (read_image([found["export_series5"]]).array[0] == -ARRAY).all()
     assert (read_image([found["export_series11"]]).array[0] == 2 * ARRAY).all()
-    assert list(named(find_studies(export))) == list(found)
+    assert list(named(find_studies(export, "folder"))) == list(found)
 
 
 @pytest.mark.parametrize("number", [3, None])
@@ -244,7 +255,8 @@ def test_series_with_the_same_number_get_unique_names(tmp_path: Path, number: in
         )
         gather(files, tmp_path / "ct", identity)
     shown = number or ""
-    assert list(named(find_studies(tmp_path))) == [f"ct_series{shown}_77", f"ct_series{shown}_88"]
+    names = [f"ct_series{shown}_77", f"ct_series{shown}_88"]
+    assert list(named(find_studies(tmp_path, "folder"))) == names
 
 
 def test_what_is_not_a_volume_is_passed_over(tmp_path: Path) -> None:
@@ -265,7 +277,7 @@ def test_what_is_not_a_volume_is_passed_over(tmp_path: Path) -> None:
     for name in ("r1", "r2", "r3"):
         save(make_object(REPORT, "SR"), ct / name)
     save(make_object("1.2.840.10008.1.3.10", ""), tmp_path / "DICOMDIR")
-    studies = find_studies(tmp_path)
+    studies = find_studies(tmp_path, "folder")
     assert named(studies) == {"ct": ct}
     assert studies.passed_over == {
         "DICOMDIR": "an index of files (DICOMDIR)",
@@ -285,7 +297,7 @@ def test_bad_series_do_not_stop_the_others(tmp_path: Path) -> None:
     enhanced = make_slice(ARRAY[:, :, 0], f"{STORAGE}2.1")
     enhanced.NumberOfFrames = 5
     save(enhanced, tmp_path / "enhanced" / "1")
-    studies = find_studies(tmp_path)
+    studies = find_studies(tmp_path, "folder")
     assert [scan.name for scan in studies.scans] == ["good"]
     assert sorted(studies.refused) == [str(Path("enhanced") / "1"), "gap", "p_damaged"]
     assert f"{tmp_path / 'gap'}, series 4: neighbouring slices are" in studies.refused["gap"]
@@ -295,22 +307,35 @@ def test_bad_series_do_not_stop_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [[[0, 1, 2], [3, 4]], [[0, 2, 4], [1, 3]], [[0, 1, 2, 3], [4]]])
-def test_a_series_split_over_folders_is_refused(tmp_path: Path, parts: list[list[int]]) -> None:
+def test_a_series_split_over_folders_is_one_scan(tmp_path: Path, parts: list[list[int]]) -> None:
     """Each part alone looks like a complete series."""
     files = write_series(tmp_path / "made", ARRAY)
     for number, part in enumerate(parts):
         gather([files[z] for z in part], tmp_path / f"disc{number}", "")
+    studies = find_studies(tmp_path, "folder")
+    ((name, source),) = named(studies).items()
+    assert name == "disc0"
+    assert (read_image([source]).array[0] == ARRAY).all()
+
+
+def test_a_series_whose_parts_have_a_gap_is_refused(tmp_path: Path) -> None:
+    """Two parts of three: each alone looks like a complete series."""
+    files = write_series(tmp_path / "made", ARRAY)
+    gather(files[:2], tmp_path / "disc0", "")
+    gather(files[3:], tmp_path / "disc2", "")
+    files[2].unlink()
     studies = find_studies(tmp_path)
     assert studies.scans == []
-    assert sorted(studies.refused) == ["disc0", "disc1"] or len(parts[1]) == 1
-    assert all("hold parts of one series" in reason for reason in studies.refused.values())
+    (reason,) = studies.refused.values()
+    assert "disc0 and" in reason
+    assert "3 to 6 mm" in reason
 
 
 def test_copies_of_a_series_are_separate_scans(tmp_path: Path) -> None:
     """The same holds for tools that write the same UID everywhere."""
     for name in ("a", "b"):
         write_series(tmp_path / name, ARRAY, SeriesInstanceUID="1.2.3", SOPInstanceUID="1.2.4")
-    assert sorted(named(find_studies(tmp_path))) == ["a", "b"]
+    assert sorted(named(find_studies(tmp_path, "folder"))) == ["a", "b"]
 
 
 def test_circular_links(tmp_path: Path) -> None:
@@ -321,4 +346,4 @@ def test_circular_links(tmp_path: Path) -> None:
         os.symlink(tmp_path / "elsewhere", tmp_path / "in" / "b", target_is_directory=True)
     except OSError:
         pytest.skip("links cannot be made here")
-    assert sorted(named(find_studies(tmp_path / "in"))) == ["a", "b"]
+    assert sorted(named(find_studies(tmp_path / "in", "folder"))) == ["a", "b"]

@@ -21,7 +21,6 @@ from autoseg.image.image import Image, from_array, read_image, read_label
 from autoseg.image.orientation import CODES, orientation_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
-from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
 from autoseg.prediction.predictor import Ensemble, Predictor
 from tests.dicom_series import write_series
@@ -174,7 +173,7 @@ def test_arrays_have_the_orientation_of_the_plan() -> None:
 
 
 def test_files_of_several_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inputs: Inputs = {}
+    inputs: dict[str, tuple[Path, ...]] = {}
     for code in FEW:
         inputs[code] = (tmp_path / f"{code}.nii.gz",)
         sitk.WriteImage(in_order(values(), code), str(inputs[code][0]))
@@ -198,7 +197,7 @@ def test_files_of_several_orders(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_dicom_series_of_several_orders(tmp_path: Path) -> None:
     pytest.importorskip("highdicom")
     array = (100 * values()).astype(np.int16)
-    inputs: Inputs = {}
+    inputs: dict[str, tuple[Path, ...]] = {}
     expected = {}
     for code in ("LPS", "LIP", "PIR", "RAS"):  # axial, coronal, sagittal, feet first
         image = in_order(array, code)

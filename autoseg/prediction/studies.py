@@ -1,0 +1,350 @@
+"""DICOM series in a tree of folders, as archives and scanners export them: found, named, chosen."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydicom.datadict import tag_for_keyword
+
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.image.dicom import (
+    UID,
+    VOLUMES,
+    Contents,
+    Other,
+    dicom_files,
+    find_series,
+    read_contents,
+)
+from autoseg.image.dicom_pixels import values_of
+from autoseg.image.dicom_series import (
+    LARGEST_LOCALISER,
+    SAME_POSITION_MM,
+    Series,
+    Source,
+    check_stack,
+    continues,
+    joined,
+)
+
+UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
+NUMBERED = re.compile(r".+_\d{4}")
+CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*")
+COMPARISONS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
+Choice = Callable[[Series], bool]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One file or series.
+
+    Attributes:
+        above: the folders above it, joined to a prefix of its name; '' at the top.
+        stem: its own name, perhaps with the number of a channel.
+        path: what to read.
+        is_case: whether it is a case of its own, whatever number its name ends in.
+    """
+
+    above: str
+    stem: str
+    path: Source
+    is_case: bool = False
+
+    @property
+    def name(self) -> str:
+        """The case name, if the scan is a case of its own."""
+        return f"{self.above}_{self.stem}" if self.above else self.stem
+
+
+@dataclass
+class Studies:
+    """The series of a tree.
+
+    Attributes:
+        scans: the scans to predict.
+        refused: scans that cannot be read, by name -> why.
+        passed_over: what is not meant as a scan, by name -> what it is.
+        listed: name -> one line about the series, for all series.
+        uids: name -> SeriesInstanceUID, for all series.
+    """
+
+    scans: list[Scan] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, str] = field(default_factory=dict)
+    listed: dict[str, str] = field(default_factory=dict)
+    uids: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A series, where it lies, and why it is refused."""
+
+    scan: Scan
+    series: Series
+    folder: Path
+    problem: str | None = None
+
+
+def find_studies(
+    root: Path, name_by: str = "patient", choice: Choice | None = None, channels: int = 1
+) -> Studies:
+    """All DICOM series in a folder and the folders below it.
+
+    The slices of a series may lie in several folders. Slices that do not form a volume and damaged
+    files are refused; localisers, single pictures and objects without a scan are skipped.
+
+    Args:
+        root: the folder.
+        name_by: `patient` (PatientID and series number), `uid` or `folder`.
+        choice: which series to take; None: all.
+        channels: of the model; if there are several, folders named CASE_0000, CASE_0001 are the
+            channels of a case, whatever `name_by` says.
+    """
+    studies = Studies()
+    found: list[_Found] = []
+    for folder in _walk(root, set(), studies):
+        try:
+            contents = read_contents(dicom_files(folder))
+        except DataError as error:
+            studies.refused[_scan_in(folder, root).name] = str(error)
+        else:
+            _sort_others(contents, root, studies)
+            found += _found_in(contents, folder, root)
+    _sort(_named(_put_together(found), name_by, channels), choice, studies)
+    return studies
+
+
+def scan_of_slice(file: Path, name_by: str) -> Scan:
+    """The scan of the series that a file belongs to.
+
+    Raises:
+        DataError: it belongs to none, or its slices do not form a volume.
+    """
+    series = find_series(file)
+    if reason := series.why_no_volume:
+        raise DataError(f"{file}: {reason}")
+    check_stack(series, str(file))
+    found = _found_in(read_contents(dicom_files(file.parent)), file.parent, file.parent)
+    named = _named(found, name_by, 1)
+    return next(each.scan for each in named if each.series.first.file in series.files)
+
+
+def _sort(found: Sequence[_Found], choice: Choice | None, studies: Studies) -> None:
+    """Sort series into scans, refused ones, and what is not meant as a scan."""
+    volumes = [each for each in found if each.series.why_no_volume is None]
+    for each in found:
+        name, series = each.scan.name, each.series
+        studies.listed[name] = series.describe()
+        studies.uids[name] = series.first.series
+        if choice is not None and not choice(series):
+            continue
+        problem = each.problem
+        if problem is None and (reason := series.why_no_volume):
+            is_beside = any(
+                other.folder == each.folder or other.series.first.study == series.first.study
+                for other in volumes
+            )
+            is_scan = series.first.modality in VOLUMES and not series.first.is_localiser
+            if not is_scan or (is_beside and len(series.slices) < LARGEST_LOCALISER):
+                studies.passed_over[name] = reason
+                continue
+            problem = f"{series}: {reason}"
+        try:
+            if problem is None:
+                check_stack(series, f"{series}, series {series.first.number}")
+        except DataError as error:
+            problem = str(error)
+        if problem is None:
+            studies.scans.append(each.scan)
+        else:
+            studies.refused[name] = problem
+
+
+def _walk(folder: Path, seen: set[Path], studies: Studies) -> Iterator[Path]:
+    """The folder and all visible ones below it, each once: links may be circular."""
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    try:
+        entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+        below = [entry for entry in entries if entry.is_dir()]
+    except OSError as error:
+        studies.refused[folder.name] = f"{folder}: cannot be opened ({error.strerror})"
+        return
+    yield folder
+    for entry in below:
+        yield from _walk(entry, seen, studies)
+
+
+def _scan_in(folder: Path, root: Path) -> Scan:
+    """A folder as a scan, named after its place in the tree; the root is named after itself."""
+    *above, stem = folder.relative_to(root).parts or (root.resolve().name,)
+    return Scan("_".join(above), stem, folder)
+
+
+def _found_in(contents: Contents, folder: Path, root: Path) -> list[_Found]:
+    """Name the series of a folder: the only volume after the folder, others by their number."""
+    scan = _scan_in(folder, root)
+    volumes = contents.volumes
+    numbers = Counter(series.first.number for series in contents.series)
+    found = []
+    for series in contents.series:
+        if series in volumes and len(volumes) == 1:
+            found.append(_Found(scan, series, folder))
+            continue
+        first = series.first
+        stem = f"{scan.stem}_series{'' if first.number is None else first.number}"
+        if numbers[first.number] > 1 or first.number is None:  # the number alone is not unique
+            stem += f"_{first.series.rpartition('.')[2]}"
+        found.append(_Found(Scan(scan.above, stem, first.file), series, folder))
+    return found
+
+
+def _put_together(found: Sequence[_Found]) -> list[_Found]:
+    """Make one series of those that lie in several folders, or have a UID for each slice."""
+    parts: defaultdict[tuple[str, ...], list[_Found]] = defaultdict(list)
+    for each in found:
+        parts[each.series.uids].append(each)
+    whole = [each for some in parts.values() for each in _whole(some)]
+    singles = {id(each.series): each for each in whole if len(each.series.slices) == 1}
+    for series in joined([each.series for each in singles.values()]):
+        if id(series) not in singles:
+            some = [each for each in singles.values() if each.series.first in series.slices]
+            whole = [each for each in whole if each not in some]
+            whole.append(_Found(replace(some[0].scan, path=series), series, some[0].folder))
+    return _with_lost_slices(whole)
+
+
+def _whole(some: list[_Found]) -> list[_Found]:
+    """The parts of one series as one volume, or as they are if they are volumes of their own.
+
+    Copies of a series stay separate, and so do volumes to which a program gave the same UID.
+    """
+    slices = {
+        (each.instance, each.frame, each.position_mm): each
+        for part in some
+        for each in part.series.slices
+    }
+    series = Series.of(slices.values())
+    is_copy = len(series.slices) <= max(len(part.series.slices) for part in some)
+    if len(some) == 1 or is_copy or series.why_no_volume:
+        return some
+    one = replace(some[0], scan=replace(some[0].scan, path=series), series=series)
+    try:
+        check_stack(series, f"{series}: hold parts of one series")
+    except DataError as error:
+        offsets = series.offsets_mm
+        if (offsets[1:] - offsets[:-1]).min() < SAME_POSITION_MM:
+            return some
+        return [replace(one, problem=str(error))]
+    return [one]
+
+
+def _with_lost_slices(found: list[_Found]) -> list[_Found]:
+    """Refuse volumes whose first or last slice has a SeriesInstanceUID of its own."""
+    volumes = [each for each in found if each.series.why_no_volume is None]
+    lost = [
+        (single, volume)
+        for single in found
+        if len(single.series.slices) == 1 and not single.series.first.is_localiser
+        for volume in volumes
+        if continues(single.series.first, volume.series)
+    ]
+    for single, volume in lost:
+        reason = (
+            f"{single.series.first.file}: continues the series {volume.series.first.series}, but "
+            "has another SeriesInstanceUID; export the series again"
+        )
+        found = [
+            replace(each, problem=reason) if each in (single, volume) else each for each in found
+        ]
+    return found
+
+
+def _named(found: Sequence[_Found], name_by: str, channels: int) -> list[_Found]:
+    """The series with the names of their cases, each unique, also where case is ignored."""
+    if name_by == "folder":
+        return list(found)
+    names = []
+    for each in found:
+        first = each.series.first
+        patient = UNSAFE.sub("_", first.patient).strip("._") or "unknown"
+        number = "" if first.number is None else f"_{first.number}"
+        names.append(first.series if name_by == "uid" else patient + number)
+    counts = Counter(name.casefold() for name in names)
+    seen: Counter[str] = Counter()
+    named = []
+    for each, name in zip(found, names, strict=True):
+        if channels > 1 and NUMBERED.fullmatch(each.scan.stem):
+            named.append(each)
+            continue
+        if counts[name.casefold()] > 1 and name_by != "uid":
+            name = f"{name}_{each.series.first.series.rpartition('.')[2]}"
+        seen[name.casefold()] += 1
+        if seen[name.casefold()] > 1:
+            name = f"{name}_{seen[name.casefold()]}"
+        named.append(replace(each, scan=Scan("", name, each.scan.path, is_case=True)))
+    return named
+
+
+def _sort_others(contents: Contents, root: Path, studies: Studies) -> None:
+    """One line for all objects of a kind in a folder."""
+    alike: defaultdict[tuple[str, bool], list[Other]] = defaultdict(list)
+    for other in contents.others:
+        alike[other.reason, other.is_scan].append(other)
+    for (reason, is_scan), others in alike.items():
+        name = str(others[0].file.relative_to(root))
+        if len(others) > 1:
+            reason = f"{reason} (and {len(others) - 1} more like it)"
+        (studies.refused if is_scan else studies.passed_over)[name] = reason
+
+
+def series_choice(text: str) -> Choice:
+    """What `--series` chooses: a SeriesInstanceUID, or conditions on DICOM tags joined by `and`.
+
+    Raises:
+        AutosegError: it is neither.
+    """
+    if UID.fullmatch(text.strip()):
+        return lambda series: series.first.series == text.strip()
+    conditions: list[tuple[str, str, str]] = []
+    for part in re.split(r"\s+and\s+", text, flags=re.IGNORECASE):
+        found = CONDITION.fullmatch(part)
+        if not found or tag_for_keyword(found[1]) is None:
+            raise AutosegError(
+                f"--series: {part!r} is not a condition on a DICOM tag, such as Modality=CT or "
+                "SliceThickness<=2, and not a SeriesInstanceUID"
+            )
+        keyword, comparison, value = found[1], found[2], found[3].strip("'\"")
+        if comparison in COMPARISONS and _number(value) is None:
+            raise AutosegError(f"--series: {part!r} needs a number after {comparison}")
+        conditions.append((keyword, comparison, value))
+    return lambda series: all(_is_met(series, *condition) for condition in conditions)
+
+
+def _is_met(series: Series, keyword: str, comparison: str, value: str) -> bool:
+    found = values_of(series.first, keyword)
+    number = _number(value)
+    if comparison in ("=", "!="):
+        equal = any(
+            str(each).casefold() == value.casefold()
+            or (number is not None and _number(each) == number)
+            for each in found
+        )
+        return equal == (comparison == "=")
+    numbers = [each for each in map(_number, found) if each is not None]
+    assert number is not None
+    return bool(numbers) and all(COMPARISONS[comparison](each, number) for each in numbers)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
