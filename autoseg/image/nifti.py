@@ -43,8 +43,7 @@ TYPES = {  # datatype code -> NumPy's type and SimpleITK's pixel type
     768: ("u4", "sitkUInt32"),
 }
 LABEL_CODES = {np.dtype(np.uint8): 2, np.dtype(np.uint16): 512}  # type of a label map -> code
-CHUNK = 1 << 24
-PIECE = 1 << 20
+CHUNK, PIECE = 1 << 24, 1 << 20
 PACKING = 2  # isal's level, 0 to 3: files half as large again as gzip's level 6, 20 times faster
 ISAL_ERROR = cast("type[Exception]", isal_zlib.error)
 PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, ISAL_ERROR)
@@ -118,7 +117,7 @@ def check_nifti(path: Path) -> None:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a path is a NIfTI file by its name."""
+    """Whether it is a NIfTI file by its name."""
     return ending_of(path) in NIFTI_ENDINGS and path.is_file()
 
 
@@ -331,9 +330,7 @@ def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
 
 
 def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> NDArray[Any]:
-    damaged = DataError(
-        f"{path}: cannot be read (it is damaged, or its end is missing); copy it again"
-    )
+    damaged = DataError(f"{path}: cannot be read (damaged, or its end is missing); copy it again")
     path = voxel_file(path)
     limit = path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1)
     if layout.end > limit:

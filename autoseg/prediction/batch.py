@@ -28,7 +28,7 @@ from autoseg.common.files import cannot_write, replacing
 from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, progress, say
 from autoseg.image.dicom import modality_of
-from autoseg.image.dicom_series import Source
+from autoseg.image.dicom_series import Series
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, read_image, read_label
 from autoseg.image.label_writer import write_label
@@ -181,8 +181,7 @@ def predict_cases(
         save_probabilities: write them beside the label maps, see `prediction.output`.
         strict: refuse scans that differ from the training scans, instead of warning.
         preview: draw each case, see `prediction.preview`; for DICOM SEG also as a DICOM file.
-        uids: case -> SeriesInstanceUID. A case whose name has another UID in the record is refused:
-            anonymised patients may share an id.
+        uids: case -> SeriesInstanceUID; a name that has another UID in the record is refused.
 
     Raises:
         AutosegError: an output would replace a scan, the existing predictions are of another model,
@@ -205,7 +204,7 @@ def predict_cases(
     _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})
     record = PredictionRecord(out, predictor, {"format": format}, known=previous is not None)
     uids = uids or {}
-    taken = {} if overwrite else record.taken(uids)
+    taken = {} if overwrite else record.taken(uids)  # anonymised patients may share an id
     inputs = {name: files for name, files in inputs.items() if name not in taken}
     outcome = Outcome(refused={**(refused or {}), **taken})
     with (
@@ -326,7 +325,7 @@ class _Stages:
             except DataError as error:
                 raise DataError(f"{files[0]}: {error}") from error
 
-    def _check(self, name: str, image: Image, files: Sequence[Source]) -> Differences:
+    def _check(self, name: str, image: Image, files: Sequence[Path | Series]) -> Differences:
         found = self.predictor.check(image, [modality_of(file) for file in files])
         if found and self.strict:
             text = differs_from(self.predictor.plan, found)
@@ -360,7 +359,8 @@ class _Stages:
                     if self.writer is not None and case.source is not None:
                         self.writer.write(temporary, label, case.source, case.note)
                     else:
-                        write_label(temporary, label, geometry, like=files[0])
+                        like = files[0] if isinstance(files[0], Path) else None
+                        write_label(temporary, label, geometry, like)
                 facts = file_facts(temporary)
             # The old file is removed, the record written, then the new file appears: so a run that
             # is killed in between leaves no file that another run would take for complete.

@@ -20,6 +20,7 @@ from autoseg.common.errors import AutosegError, DataError, install_hint
 from autoseg.common.figures import Colours, colours_of
 from autoseg.common.files import replacing
 from autoseg.common.progress import say
+from autoseg.image.dicom_series import Series
 from autoseg.models.folder import RESEARCH
 from autoseg.plan.codes import PRIVATE_SCHEME, SegmentCode, check_codes, codes_of
 from autoseg.plan.labels import ClassValues
@@ -74,7 +75,7 @@ class SegWriter:
             qualification,
         )
 
-    def read(self, path: Path) -> Source:
+    def read(self, path: Path | Series) -> Source:
         """Read a series, and check by an empty segmentation of one slice that one can be written.
 
         Raises:

@@ -14,7 +14,7 @@ from pydicom.valuerep import DA, TM, validate_value
 from autoseg.common.errors import DataError
 from autoseg.common.progress import say
 from autoseg.image.dicom import find_series
-from autoseg.image.dicom_series import check_stack
+from autoseg.image.dicom_series import Series, check_stack
 
 # Each file of a series must have them; the SEG refers to them.
 IDENTITIES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
@@ -40,12 +40,12 @@ class Source:
         remarks: what was completed or left out.
     """
 
-    path: Path
+    path: Path | Series
     headers: Sequence[pydicom.Dataset]
     remarks: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> Source:
+    def read(cls, path: Path | Series) -> Source:
         """Read the headers of a series.
 
         Raises:
