@@ -330,7 +330,7 @@ def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
 
 
 def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> NDArray[Any]:
-    damaged = DataError(f"{path}: cannot be read (damaged, or its end is missing); copy it again")
+    damaged = DataError(f"{path}: cannot be read (is damaged or its end is missing); copy it anew")
     path = voxel_file(path)
     limit = path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1)
     if layout.end > limit:
