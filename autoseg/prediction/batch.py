@@ -171,21 +171,20 @@ def predict_cases(
     Several runs on one folder share its cases.
 
     Args:
-        predictor: a loaded model.
+        predictor: a model.
         inputs: case -> its files.
         out: folder for the label maps.
         overwrite: also predict cases that are predicted already.
         previous: for a cascade, case -> the label map of its previous stage, if it is known.
         format: of the label maps, see `output.FORMATS`.
-        refused: cases that cannot be predicted -> why; reported with the others.
+        refused: cases that cannot be predicted -> why.
         save_probabilities: write them beside the label maps, see `prediction.output`.
         strict: refuse scans that differ from the training scans, instead of warning.
         preview: draw each case, see `prediction.preview`; for DICOM SEG also as a DICOM file.
         uids: case -> SeriesInstanceUID; a name that has another UID in the record is refused.
 
     Raises:
-        AutosegError: an output would replace a scan, the existing predictions are of another model,
-            or a file cannot be written.
+        AutosegError: an output would replace a scan, or the predictions there are of another model.
     """
     check_format(format, inputs)
     if predictor.not_checked:
@@ -203,15 +202,14 @@ def predict_cases(
     }
     _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})
     record = PredictionRecord(out, predictor, {"format": format}, known=previous is not None)
-    uids = uids or {}
-    taken = {} if overwrite else record.taken(uids)  # anonymised patients may share an id
+    taken = {} if overwrite else record.taken(uids or {})  # anonymised patients may share an id
     inputs = {name: files for name, files in inputs.items() if name not in taken}
     outcome = Outcome(refused={**(refused or {}), **taken})
     with (
         closing(CaseQueue(out, inputs, outputs, record, overwrite)) as queue,
         progress("predicting", len(queue.wanted)) as bar,
     ):
-        stages = _Stages(predictor, queue, previous, writer, strict, bar, uids)
+        stages = _Stages(predictor, queue, previous, writer, strict, bar, uids or {})
         for names in queue.rounds():
             for case in overlap(names, stages.prepare, stages.compute, stages.finish):
                 _add_to(outcome, case)
