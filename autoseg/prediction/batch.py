@@ -166,9 +166,7 @@ def predict_cases(
     preview: bool = False,
     uids: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Predict every case that is not predicted yet; record them in `predictions.json`.
-
-    Several runs on one folder share its cases.
+    """Predict every case that is not predicted yet, shared with other runs on the same folder.
 
     Args:
         predictor: a model.
