@@ -105,7 +105,7 @@ def test_a_worker_killed_at_its_birth_leaves_nobody_waiting(delay: float) -> Non
     killer = threading.Thread(target=kill_first)
     killer.start()
     try:
-        with pytest.raises(RunError, match="squares: .*killed"):
+        with pytest.raises(RunError, match=r"squares: .*killed"):
             in_parallel(square, range(12), 4, "squares")
     finally:
         ended.set()

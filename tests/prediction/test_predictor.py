@@ -103,7 +103,7 @@ def test_invalid_arrays_are_refused(array: Any, spacing_mm: Any, message: str) -
 
 
 def test_a_two_dimensional_image_is_refused() -> None:
-    with pytest.raises(DataError, match="the SimpleITK image: .*2 dimensions"):
+    with pytest.raises(DataError, match=r"the SimpleITK image: .*2 dimensions"):
         predictor().predict(sitk.Image(5, 4, sitk.sitkInt16))
 
 
