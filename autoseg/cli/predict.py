@@ -164,9 +164,9 @@ def _predict_in(path: Path, arguments: argparse.Namespace) -> int:
         say(_in_short(member))
         if member.plan.orientation is None and not member.trained_orientations:
             say(
-                f"{member.model.folder}: its plan has no orientation and no fingerprint has that of "
-                "its training scans; scans are segmented as they are stored: check that they have "
-                "the order of axes of the training scans, or give it with --orientation"
+                f"{member.model.folder}: neither the plan nor a fingerprint has the orientation of "
+                "the training scans; scans are segmented as they are stored: check that they have "
+                "the axis order of the training scans, or give it with --orientation"
             )
     found = find_inputs(path, predictor.plan.channels, arguments.name_by, choice)
     for name, line in found.listed.items():
