@@ -164,8 +164,8 @@ def _predict_in(path: Path, arguments: argparse.Namespace) -> int:
         say(_in_short(member))
         if member.plan.orientation is None and not member.trained_orientations:
             say(
-                f"{member.model.folder}: its plan has no orientation, and there is no fingerprint of "
-                "its training scans; scans are segmented as they are stored: check that they have "
+                f"{member.model.folder}: its plan has no orientation, and there is no fingerprint "
+                "of its training scans; scans are segmented as they are stored: check that they have "
                 "the order of axes of the training scans, or give it with --orientation"
             )
     found = find_inputs(path, predictor.plan.channels, arguments.name_by, choice)
