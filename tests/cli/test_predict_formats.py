@@ -122,8 +122,8 @@ def test_previews(
     capsys.readouterr()
     options = ("--format", format, "--preview")
     assert predict(model, archive / "P1", out, *options) == 0
-    assert "good.preview.png is missing" in capsys.readouterr().err
-    png, capture = out / "good.preview.png", out / "good.preview.dcm"
+    assert "p1_4.preview.png is missing" in capsys.readouterr().err
+    png, capture = out / "p1_4.preview.png", out / "good.preview.dcm"
     picture = np.asarray(Image.open(png))
     assert capture.exists() == (format == "dicom-seg")
     files = read_json(out / "predictions.json")["cases"]["good"]["files"]
@@ -149,6 +149,6 @@ def test_what_was_completed_is_recorded(model: Path, tmp_path: Path) -> None:
     write_series(tmp_path / "in", SCAN, FrameOfReferenceUID=None)
     write_json(model / "card.json", {"content_qualification": "SERVICE"})
     assert predict(model, tmp_path / "in", tmp_path / "out", "--format", "dicom-seg") == 0
-    (remark,) = read_json(tmp_path / "out" / "predictions.json")["cases"]["in"]["remarks"]
+    (remark,) = read_json(tmp_path / "out" / "predictions.json")["cases"]["p1_4"]["remarks"]
     assert remark.startswith("FrameOfReferenceUID")
     assert pydicom.dcmread(tmp_path / "out" / "in.dcm").ContentQualification == "SERVICE"
