@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoseg.planner.sides import by_name, pairs_of
+from autoseg.planner.compose import by_name, pairs_of
 
 
 @pytest.mark.parametrize(
