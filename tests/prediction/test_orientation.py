@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.common.errors import DataError
-from autoseg.common.files import read_json, write_json
+from autoseg.common.files import read_json
 from autoseg.image.image import Image, from_array, read_image, read_label
 from autoseg.image.orientation import CODES, orientation_of
 from autoseg.plan.plan import Plan
@@ -25,6 +26,7 @@ from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
 from autoseg.prediction.predictor import Ensemble, Predictor
 from tests.dicom_series import write_series
 from tests.making import CASCADE, REGIONS, grid, tiny_plan
+from tests.planner.making import fingerprint
 from tests.prediction.making import Layers, Sided, model_of
 from tests.prediction.orders import SPACING_MM, in_order, scan_in_order, upright
 
@@ -227,10 +229,14 @@ def test_dicom_series_of_several_orders(tmp_path: Path) -> None:
 def old_model(folder: Path, *trained: str) -> Predictor:
     """A model without an orientation, in a workspace that knows its training scans."""
     plan = plan_of(None)
-    cases = {str(index): {"orientation": code} for index, code in enumerate(trained)}
+    known = fingerprint(task=plan.task)
+    case = known.cases["case_0"]
+    cases = {str(index): case.turned_to(code) for index, code in enumerate(trained)}
     planned = folder / "preprocessed" / plan.task / plan.name
-    write_json(planned / "fingerprint.json", {"cases": cases})
+    replace(known, cases=cases).save(planned / "fingerprint.json")
     where = folder / "models" / plan.task / plan.name
+    for each in (planned, where):
+        plan.save(each / "plan.json")
     return Predictor(model_of(plan, Uneven(), folder=where), device="cpu")
 
 
@@ -241,10 +247,11 @@ def test_an_old_plan_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     model.predict(scan_in_order(values()[None], "LAS"))
     array = model.predict(usual.array, spacing_mm=usual.geometry.spacing_mm)
     assert np.array_equal(array, expected)
-    assert not capsys.readouterr().err
+    assert "--orientation" not in capsys.readouterr().err
     for code in ("LPS", "PIR", "LPS"):
         model.predict(scan_in_order(values()[None], code))
-    (line,) = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "--orientation" in line]
     assert "LPS" in line
     assert "2 RAS, 1 LAS" in line
     assert "--orientation RAS" in line
