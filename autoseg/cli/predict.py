@@ -165,8 +165,8 @@ def _predict_in(path: Path, arguments: argparse.Namespace) -> int:
         if member.plan.orientation is None and not member.trained_orientations:
             say(
                 f"{member.model.folder}: its plan has no orientation, and there is no fingerprint "
-                "of its training scans; scans are segmented as they are stored: check that they have "
-                "the order of axes of the training scans, or give it with --orientation"
+                "of its training scans; scans are segmented as they are stored: check that they "
+                "have the axes of the training scans, or give them with --orientation"
             )
     found = find_inputs(path, predictor.plan.channels, arguments.name_by, choice)
     for name, line in found.listed.items():
