@@ -235,6 +235,8 @@ def _read(path: Source) -> tuple[NDArray[Any], Geometry]:
         if not _is_one_file(path):
             return read_series(path)
         image = sitk.ReadImage(str(path))
+    except MemoryError as error:
+        raise MemoryError(f"to read {path}") from error
     except RuntimeError as error:
         raise _unreadable(path, error) from error
     array, geometry = _unpack(image, path)

@@ -218,9 +218,11 @@ def write_dicom_seg(
     Patient, study and frame of reference are the source's; each frame names the slice that it
     covers. A class that does not occur is a segment without frames.
 
-        label = predictor.predict(autoseg.read_image("ct"))
-        autoseg.write_dicom_seg("seg.dcm", label, "ct", predictor.plan)
-        autoseg.write_dicom_seg("seg.dcm", label, "ct", {"left lung": 1, "tumour": [2, 3]})
+    >>> import autoseg
+    >>> label = predictor.predict(autoseg.read_image("ct"))  # doctest: +SKIP
+    >>> autoseg.write_dicom_seg("seg.dcm", label, "ct", predictor.plan)  # doctest: +SKIP
+    >>> classes = {"left lung": 1, "tumour": [2, 3]}
+    >>> autoseg.write_dicom_seg("seg.dcm", label, "ct", classes)  # doctest: +SKIP
 
     Args:
         path: the file to write.

@@ -175,7 +175,7 @@ def test_a_damaged_case_is_named_after_all_batches_before_it(tmp_path, capfd, wo
         with pytest.raises(RunError) as caught:
             next(stream)
     message = str(caught.value)
-    assert message.startswith(f"case case_1: {tmp_path / 'case_1'} is damaged")
+    assert message.startswith(f"{tmp_path / 'case_1'} is damaged")
     assert "\n" not in message
     assert "Traceback" in caught.value.__notes__[0]
     output = capfd.readouterr()

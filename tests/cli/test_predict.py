@@ -78,4 +78,4 @@ def test_a_model_folder_names_everything(
 
 def test_input_and_output_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-i", "in"]) == 2
-    assert "required: -o/--output" in capsys.readouterr().err
+    assert "-o" in capsys.readouterr().err

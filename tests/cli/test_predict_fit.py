@@ -97,7 +97,8 @@ def test_a_ct_series_for_an_mr_model(arguments: list[str], tmp_path: Path, capsy
     assert main([*arguments, "--format", "dicom-seg"]) == 0
     (warning,), _ = warnings_of(capsys)
     assert "modality is CT (channel of the model: MRI)" in warning
-    segmentation = pydicom.dcmread(tmp_path / "out" / "ct.dcm")
+    (file,) = (tmp_path / "out").glob("*.dcm")
+    segmentation = pydicom.dcmread(file)
     assert segmentation.SeriesDescription.startswith("DIFFERS")
     assert "modality" in segmentation.SeriesDescription
     assert len(segmentation.SeriesDescription) <= 64

@@ -123,11 +123,11 @@ def test_previews(
     options = ("--format", format, "--preview")
     assert predict(model, archive / "P1", out, *options) == 0
     assert "p1_4.preview.png is missing" in capsys.readouterr().err
-    png, capture = out / "p1_4.preview.png", out / "good.preview.dcm"
+    png, capture = out / "p1_4.preview.png", out / "p1_4.preview.dcm"
     picture = np.asarray(Image.open(png))
     assert capture.exists() == (format == "dicom-seg")
-    files = read_json(out / "predictions.json")["cases"]["good"]["files"]
-    assert files.keys() == {path.name for path in out.glob("good*")}
+    files = read_json(out / "predictions.json")["cases"]["p1_4"]["files"]
+    assert files.keys() == {path.name for path in out.glob("p1_4*")}
     if format == "dicom-seg":
         assert (pydicom.dcmread(capture).pixel_array == picture).all()
     assert predict(model, archive / "P1", out, *options) == 0
@@ -151,4 +151,4 @@ def test_what_was_completed_is_recorded(model: Path, tmp_path: Path) -> None:
     assert predict(model, tmp_path / "in", tmp_path / "out", "--format", "dicom-seg") == 0
     (remark,) = read_json(tmp_path / "out" / "predictions.json")["cases"]["p1_4"]["remarks"]
     assert remark.startswith("FrameOfReferenceUID")
-    assert pydicom.dcmread(tmp_path / "out" / "in.dcm").ContentQualification == "SERVICE"
+    assert pydicom.dcmread(tmp_path / "out" / "p1_4.dcm").ContentQualification == "SERVICE"

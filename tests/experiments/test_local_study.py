@@ -175,7 +175,7 @@ def test_unknown_classes_and_folds(done: Workspace) -> None:
     unknown = study(plans=[{"name": "flip"}], held_out=[TEST_SET | {"classes": {"lung": [1]}}])
     with pytest.raises(PlanError, match=r"held_out elsewhere .*'lung'"):
         prepare_plans([unknown], done, 1, "cpu")
-    with pytest.raises(PlanError, match=r"fold 2 of plan flip-k2 .* 0 to 1"):
+    with pytest.raises(PlanError, match=r"flip-k2 .*fold 2.* 0 to 1"):
         runs_of(study(plans=[{"name": "flip"}], folds=[2]), done)
 
 
