@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.transform import resize
 
 from autoseg.common.arrays import Triple
 from autoseg.plan.sections import whole_sizes
@@ -35,6 +34,8 @@ def axis_operator(size: int, new_size: int, order: int) -> NDArray[np.float32]:
     """Return the matrix (new_size, size) that resamples one axis."""
     if size == new_size:
         return np.eye(size, dtype=np.float32)
+    from skimage.transform import resize  # here: half a second, not needed without resampling
+
     unit = np.eye(size)
     operator = resize(
         unit, (new_size, size), order=order, mode="edge", anti_aliasing=False, clip=False
