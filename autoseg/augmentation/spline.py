@@ -18,6 +18,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import embedding_bag, grid_sample
 
+from autoseg.common.arrays import without_tiny
+
 Floats = NDArray[np.float32]
 
 REACH = {0: 1, 1: 2, 3: 6}  # samples needed beyond a point; 6 away, the border has no influence
@@ -36,7 +38,7 @@ def prefilter(size: int, order: int) -> Floats:
     unit = np.eye(size)
     if order > 1 and size > 1:
         unit = ndimage.spline_filter1d(unit, order, axis=0, mode="mirror")
-    return unit.astype(np.float32)
+    return without_tiny(unit.astype(np.float32))
 
 
 def line_operator(positions: NDArray[np.float64], size: int, order: int) -> Floats:
@@ -56,7 +58,7 @@ def line_operator(positions: NDArray[np.float64], size: int, order: int) -> Floa
     values = powers.T @ _POWERS[order].to(powers.dtype)
     for tap in range(order + 1):
         weights[rows, first.numpy() + tap] = values[:, tap]
-    return np.asarray(weights @ prefilter(size, order))
+    return without_tiny(weights @ prefilter(size, order))
 
 
 def along(operator: Floats, volume: Floats, axis: int) -> Floats:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Triple, without_tiny
 from autoseg.plan.sections import whole_sizes
 from autoseg.preprocessing.channel import Channel
 
@@ -40,7 +40,7 @@ def axis_operator(size: int, new_size: int, order: int) -> NDArray[np.float32]:
     operator = resize(
         unit, (new_size, size), order=order, mode="edge", anti_aliasing=False, clip=False
     )
-    return np.ascontiguousarray(operator, dtype=np.float32)
+    return without_tiny(np.ascontiguousarray(operator, dtype=np.float32))
 
 
 @dataclass(frozen=True)

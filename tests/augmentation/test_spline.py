@@ -18,6 +18,13 @@ def coefficients(volume, order):
     return volume
 
 
+def test_operators_hold_no_denormal_numbers():
+    positions = np.linspace(8, 150, 160)
+    for operator in (spline.prefilter(160, 3), spline.line_operator(positions, 160, 3)):
+        assert np.abs(operator[operator != 0]).min() >= 1e-20
+        assert (operator == 0).any()
+
+
 @given(st.tuples(SIZES, SIZES, SIZES), ORDERS, st.integers(1, 300), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
 def test_scattered_points_equal_scipy(size, order, count, seed):

@@ -61,6 +61,20 @@ def test_mixed_orders_equal_one_axis_after_another(
     assert resampled(volume, new, orders) == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.parametrize(("size", "new_size"), [(512, 262), (301, 111), (111, 301), (40, 160)])
+def test_operators_hold_no_denormal_numbers(size: int, new_size: int) -> None:
+    operator = axis_operator(size, new_size, 3)
+    nonzero = np.abs(operator[operator != 0])
+    assert nonzero.min() >= 1e-20
+    # The weights that were dropped are far below the rounding of a float32 sum.
+    unit = resize(
+        np.eye(size), (new_size, size), order=3, mode="edge", anti_aliasing=False, clip=False
+    )
+    assert np.abs(operator - unit).max() < 1e-6
+    for band in axis_bands(size, new_size, 3):
+        assert not ((band.weights != 0) & (np.abs(band.weights) < np.finfo(np.float32).tiny)).any()
+
+
 @pytest.mark.parametrize("new", [(4, 8, 6), (12, 3, 5), (4, 14, 2)])  # another axis is the last
 @pytest.mark.parametrize("turned", [False, True])
 def test_slabs_give_what_the_whole_volume_gives(
