@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,11 @@ from autoseg.plan.plan import Sampling
 from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
 
 Border = Literal["constant", "nearest"]
+
+OPEN_BYTES = (
+    128 << 20
+)  # of open cases in one process; an open case needs about 1 MiB and its voxels
+CASE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -77,14 +83,16 @@ class PatchSampler:
         batches = at.epoch * self.steps_per_epoch + at.batch
         round_, index = divmod(batches * self.sampling.batch_size + at.place, len(self.cases))
         key = (at.seed, at.fold, round_)
-        order = np.random.default_rng(np.random.SeedSequence(key)).permutation(len(self.cases))
-        return self.cases[int(order[index])]
+        return self.cases[int(_permutation(key, len(self.cases))[index])]
 
     def _case(self, at: Position) -> StoredCase:
+        """Return the open case; those used longest ago are closed beyond `OPEN_BYTES`."""
         name = self.name_at(at)
-        if name not in self._open:
-            self._open[name] = self.store.open(name)
-        return self._open[name]
+        case = self._open.pop(name, None) or self.store.open(name)
+        self._open[name] = case  # last, as the one used most recently
+        while len(self._open) > 1 and sum(map(_bytes_of, self._open.values())) > OPEN_BYTES:
+            del self._open[next(iter(self._open))]
+        return case
 
     def _centre(self, case: StoredCase, at: Position, rng: np.random.Generator) -> list[int]:
         """Return a foreground voxel if the plan requires one, else a random voxel.
@@ -109,6 +117,15 @@ class PatchSampler:
         if self.sampling.foreground_mode == "chance":
             return bool(rng.random() < share)
         return at.place >= round(size * (1 - share))
+
+
+def _bytes_of(case: StoredCase) -> int:
+    return CASE_BYTES + sum(voxels.nbytes for voxels in case.foreground.values())
+
+
+@lru_cache(maxsize=8)
+def _permutation(key: tuple[int, ...], count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(np.random.SeedSequence(key)).permutation(count)
 
 
 def _cut(array: StoredArray, box: Sequence[Sequence[int]], border: Border) -> NDArray[Any]:

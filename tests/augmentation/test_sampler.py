@@ -60,6 +60,20 @@ def test_each_case_comes_once_before_any_comes_again(tmp_path, cases, batch_size
         assert len({tuple(round_) for round_ in rounds}) > 1  # shuffled again
 
 
+def test_few_cases_stay_open_and_patches_are_the_same(tmp_path, monkeypatch):
+    size = (4, 4, 4)
+    sampler = sampler_of(tmp_path, numbered(6), patch_size=size, batch_size=2)
+    at = positions(sampler, epochs=4)
+    unbounded = [sampler.draw(one, size)[0] for one in at]
+    assert len(sampler._open) == 6
+    again = PatchSampler(sampler.store, sampler.cases, sampler.sampling, sampler.steps_per_epoch)
+    monkeypatch.setattr("autoseg.augmentation.sampler.OPEN_BYTES", 3 << 20)
+    for one, expected in zip(at, unbounded, strict=True):
+        assert np.array_equal(again.draw(one, size)[0], expected)
+        assert len(again._open) <= 3
+    assert next(reversed(again._open)) == again.name_at(at[-1])
+
+
 def test_order_of_the_cases_does_not_matter(tmp_path):
     plan = tiny_plan()
     store = tiny_store(tmp_path, plan)
