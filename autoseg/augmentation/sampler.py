@@ -18,8 +18,6 @@ from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
 Border = Literal["constant", "nearest"]
 
 OPEN_BYTES = 128 << 20  # of open cases in one process
-    128 << 20
-)  # of open cases in one process; an open case needs about 1 MiB and its voxels
 CASE_BYTES = 1 << 20  # of an open case without the voxels of its classes
 
 
