@@ -37,20 +37,19 @@ def test_every_name_is_there_and_nothing_else() -> None:
     for name in autoseg.__all__:
         assert name in dir(autoseg)
         assert getattr(autoseg, name).__name__ == name
-    with pytest.raises(AttributeError, match="module 'autoseg' has no attribute 'nothing'"):
-        _ = autoseg.nothing
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = autoseg.nothing  # type: ignore[attr-defined]
     assert importlib.import_module("autoseg.common.files") is autoseg.common.files
 
 
 def test_names_lie_where_type_checkers_are_told() -> None:
-    tree = ast.parse(Path(autoseg.__file__).read_text(encoding="utf-8"))
+    stub = Path(autoseg.__file__).with_suffix(".pyi")
     told = {
-        alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("autoseg")
+        alias.name: f"autoseg.{node.module}"
+        for node in ast.walk(ast.parse(stub.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert told == autoseg._HOMES
     assert sorted(told) == autoseg.__all__
     for name, home in told.items():
         assert getattr(autoseg, name).__module__ == home

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,22 +24,21 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 CONTINUE = "finished work is kept; run the same command again to continue"
 
 
-def parser(
-    name: str, description: str, nnunet_options: Mapping[str, str] | None = None
-) -> argparse.ArgumentParser:
-    """A parser with the options of every command.
-
-    Args:
-        name: name of the command.
-        description: what it does, in a sentence.
-        nnunet_options: options of nnU-Net's corresponding command -> what to write instead.
-    """
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options of every command; options of nnU-Net are errors with advice."""
     made = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
-    for option, instead in (nnunet_options or {}).items():
+    for option, instead in nnunet_options().get(name, {}).items():
         made.add_argument(option, action=NnunetOption, const=instead, help=argparse.SUPPRESS)
     made.add_argument("--version", action="version", version=f"autoseg {__version__}")
     made.add_argument("--debug", action="store_true", help="print the full traceback of an error")
     return made
+
+
+def nnunet_options() -> dict[str, dict[str, str]]:
+    """Command -> the options of nnU-Net's corresponding command -> what to write instead."""
+    text = Path(__file__).with_name("nnunet_options.json").read_text("utf-8")
+    options: dict[str, dict[str, str]] = json.loads(text)
+    return options
 
 
 class NnunetOption(argparse.Action):
@@ -108,7 +108,7 @@ def at_least_one(text: str) -> int:
 def run(
     make_parser: Callable[[], argparse.ArgumentParser],
     command: Callable[[argparse.Namespace], int],
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
     prog: str | None = None,
     how_to_continue: str = CONTINUE,
 ) -> int:
@@ -251,84 +251,3 @@ def model_folder(arguments: argparse.Namespace) -> Path:
 
 def _listed(models: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"-t {task} -p {plan}" for task, plan in models)
-
-
-# Options of nnU-Net's commands -> what to write here instead.
-
-_PLAN_DECIDES = "the plan decides: autoseg_plan TASK --set"
-_DEVICE = {"-device": "write --device NAME"}
-_TRAINED = {
-    "-c": "write -p NAME of the plan, if several are trained",
-    "-tr": "leave it out; -p NAME of the plan decides",
-    "-chk": "leave it out; a fold has one file of weights, final.safetensors",
-}
-
-NNUNET_PLAN = _DEVICE | {
-    "-d": "the task comes first, without an option: autoseg_plan TASK",
-    "-c": "write --config NAME",
-    "-pl": "write --planner default, resenc_m, resenc_l or resenc_xl",
-    "-np": "write --processes N",
-    "-npfp": "write --processes N",
-    "-gpu_memory_target": "write --memory GB",
-    "-overwrite_target_spacing": "write --set target_spacing_mm=[X,Y,Z], in the order x, y, z",
-    "-overwrite_plans_name": "write --name NAME",
-    "--verify_dataset_integrity": "leave it out; autoseg_plan always verifies the data first",
-    "--clean": "leave it out; outdated files are made again",
-    "--no_pp": "leave it out; autoseg_train preprocesses what is missing",
-    "--no_pbar": "leave it out; progress bars are shown on a terminal only",
-    "-fpe": "leave it out; there is one kind of fingerprint",
-    "-preprocessor_name": "leave it out; the steps are plan values: --set preprocessing=[...]",
-    "-plans_name": "write --name NAME",
-    "--verbose": "leave it out; --explain shows why each value was chosen",
-}
-
-NNUNET_TRAIN = _DEVICE | {
-    "-d": "the task comes first, without an option: autoseg_train TASK fold 0",
-    "-f": "write autoseg_train TASK fold 0",
-    "-c": "write --plan NAME of a plan made by autoseg_plan TASK --config CONFIG",
-    "-tr": f"{_PLAN_DECIDES} training.epochs=250, or another value",
-    "-p": "write --plan NAME",
-    "--c": "write --resume",
-    "-pretrained_weights": "write --pretrained MODEL",
-    "-num_gpus": "write torchrun --nproc-per-node=N -m autoseg.cli.train TASK fold 0",
-    "--npz": "leave it out; the probabilities are not needed",
-    "--val": "write --resume, which validates a trained fold if its scores are missing",
-    "--val_best": "leave it out; the final weights are used, an average over the last steps",
-    "--disable_checkpointing": "leave it out; the latest state is kept for --resume",
-}
-
-NNUNET_PREDICT = {
-    **_DEVICE,
-    **_TRAINED,
-    "-d": "write -t TASK, if several are trained",
-    "-step_size": f"{_PLAN_DECIDES} inference.overlap=[X,Y,Z], in voxels",
-    "--disable_tta": "leave it out; test-time augmentation is off without --tta",
-    "--save_probabilities": "write --save-probabilities",
-    "--continue_prediction": "leave it out; existing files are kept without --overwrite",
-    "--c": "leave it out; existing files are kept without --overwrite",
-    "-npp": "leave it out; one case is read while another is segmented",
-    "-nps": "leave it out; one case is written while another is segmented",
-    "-prev_stage_predictions": "leave it out; the previous stage is run as well",
-    "-num_parts": "start the same command several times; the runs share the output folder",
-    "-part_id": "start the same command several times; the runs share the output folder",
-    "--not_on_device": "leave it out; the volume of all class probabilities is never in memory",
-    "--disable_progress_bar": "leave it out; progress bars are shown on a terminal only",
-    "--verbose": "leave it out",
-}
-
-NNUNET_EVALUATE = {
-    "-d": "the task comes first, without an option: autoseg_evaluate TASK",
-    "-ref": "write -g REFERENCE",
-    "-pred": "write -p PREDICTED",
-    "-djfile": "leave it out; the labels are found, or chosen with --map",
-    "-pfile": "leave it out; the labels are found, or chosen with --map",
-    "-np": "write --processes N",
-    "--chill": "leave it out; missing predictions are reported and counted",
-    "-l": "leave it out; --map P:T chooses labels",
-}
-
-NNUNET_PACK = _TRAINED | {
-    "-d": "the task comes first, without an option: autoseg_pack TASK",
-    "--not_strict": "leave it out; all trained folds are packed, or those of -f",
-    "--exp_cv_preds": "leave it out; scores are packed, segmentations are not",
-}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from autoseg.cli import common
@@ -16,7 +16,6 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_evaluate",
         "Score a folder of predictions (-g and -p), or summarise the cross-validation of a trained "
         "task (TASK): tables, figures and a report.",
-        common.NNUNET_EVALUATE,
     )
     parser.add_argument(
         "task", nargs="?", metavar="TASK", help="name of a trained task, or a unique prefix of it"
@@ -79,11 +78,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return common.run(make_parser, _evaluate, argv, prog)
-
-
 def _evaluate(arguments: argparse.Namespace) -> int:
     _check(arguments)
 
@@ -129,6 +123,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.compare and arguments.plan:
         raise AutosegError("--compare names both plans; leave out --plan")
 
+
+main = partial(common.run, make_parser, _evaluate)
 
 if __name__ == "__main__":
     raise SystemExit(main())

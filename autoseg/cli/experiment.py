@@ -6,6 +6,8 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
@@ -17,31 +19,11 @@ if TYPE_CHECKING:
     from autoseg.workflow.workspace import Workspace
 
 WIDTH = 200  # of tables that are not printed on a terminal
-EXAMPLE = """
-{
-  title: "Does a wider network help?",
-  task: "Task004_Hippocampus",
-  plans: [ // other keys: reference, rules_only, configuration, planner, memory_gb,
-           // time_budget, pretrained, as the options of autoseg_plan and autoseg_train
-    { name: "narrow" },
-    { name: "wide", overrides: { network: { features: [48, 96, 192, 384] } } },
-  ],
-  k: [3, 5], // numbers of folds; seeds: [1, 2] for several values of training.seed
-  folds: [0, 1], // the folds to train; all by default
-  overrides: { training: { epochs: 50 } }, // for all plans
-  skip_bad_cases: false,
-  held_out: [{ // a test set for all models; folders are relative to the workspace
-    name: "unseen",
-    images: "test_sets/unseen/images",
-    labels: "test_sets/unseen/labels",
-    classes: { Anterior: [1], Posterior: [2] }, // scored classes: values in its labels
-  }],
-  slurm: { time: "12h", gpus: 1 }, // the keys of --slurm
-}
-"""
+EXAMPLE = Path(__file__).with_name("study_example.json5").read_text("utf-8")
 EPILOG = f"""\
 example of a study file; only `task` is required (with `extends: "OTHER"` the
 file takes all keys that it does not contain from another study):
+
 {EXAMPLE}"""
 
 
@@ -83,11 +65,6 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_processes(parser)
     common.add_workspace(parser)
     return parser
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return common.run(make_parser, _experiment, argv, prog)
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
@@ -139,6 +116,8 @@ def _print_status(studies: Sequence[Study], workspace: Workspace) -> None:
 
     print_status(studies, workspace, None if sys.stdout.isatty() else WIDTH)
 
+
+main = partial(common.run, make_parser, _experiment)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from autoseg.cli import common
@@ -33,11 +33,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return common.run(make_parser, _export, argv, prog)
-
-
 def _export(arguments: argparse.Namespace) -> int:
     import torch
 
@@ -49,6 +44,8 @@ def _export(arguments: argparse.Namespace) -> int:
     print(arguments.output)
     return common.DONE
 
+
+main = partial(common.run, make_parser, _export)
 
 if __name__ == "__main__":
     raise SystemExit(main())

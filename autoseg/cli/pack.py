@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from autoseg.cli import common
@@ -17,7 +17,6 @@ def make_parser() -> argparse.ArgumentParser:
         "Pack a trained model into one zip file, for prediction with `-m model.zip`. It contains "
         "the plan, weights, labels, fingerprint, splits, scores, a model card, and the names of "
         "the training cases.",
-        common.NNUNET_PACK,
     )
     parser.add_argument(
         "task", metavar="TASK", help="name of a trained task, or a unique prefix of it"
@@ -43,11 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return common.run(make_parser, _pack, argv, prog)
-
-
 def _pack(arguments: argparse.Namespace) -> int:
     from autoseg.export.model_zip import PackOptions, pack
 
@@ -65,6 +59,8 @@ def _pack(arguments: argparse.Namespace) -> int:
     print(arguments.output)
     return common.DONE
 
+
+main = partial(common.run, make_parser, _pack)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_plan",
         "Check a raw task, measure it (fingerprint), and write a plan for it: "
         "preprocessed/TASK/NAME/plan.json.",
-        common.NNUNET_PLAN,
     )
     parser.add_argument(
         "task", metavar="TASK", help="name of a task in raw/, a unique prefix of it, or a folder"
@@ -87,11 +86,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return common.run(make_parser, _plan, argv, prog)
-
-
 def _plan(arguments: argparse.Namespace) -> int:
     from autoseg.planner.budget import parse_seconds
     from autoseg.planner.compose import PlanOptions, other_configurations
@@ -154,6 +148,8 @@ def _in_short(plan: Plan) -> str:
         f"{counted(training.epochs, 'epoch')}, {counted(training.steps, 'step')}"
     )
 
+
+main = partial(common.run, make_parser, _plan)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser = common.parser(
         "autoseg_predict",
         "Segment scans with a trained model: one label map per scan, on the grid of the scan.",
-        common.NNUNET_PREDICT,
     )
     parser.add_argument(
         "-i",
@@ -107,11 +106,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     common.add_workspace(parser)
     return parser
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return common.run(make_parser, _predict, argv, prog)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -203,6 +197,8 @@ def _in_short(predictor: Predictor) -> str:
         f"with {predictor.backend_name}"
     )
 
+
+main = partial(common.run, make_parser, _predict)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,6 @@ def make_parser() -> argparse.ArgumentParser:
         "autoseg_train",
         "Train folds of a planned task, write them to models/TASK/PLAN/fold_K, and score the "
         "validation cases of each.",
-        common.NNUNET_TRAIN,
     )
     parser.add_argument(
         "task", metavar="TASK", help="name of a planned task, a unique prefix of it, or a folder"
@@ -58,11 +58,6 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_processes(parser)
     common.add_workspace(parser)
     return parser
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return common.run(make_parser, _train, argv, prog, CONTINUE)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -136,6 +131,8 @@ def _folds(words: Sequence[str]) -> list[str]:
         raise AutosegError(f"folds {found!r}: write `fold 0`, `fold 0 1 2` or `fold all`{more}")
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
 
+
+main = partial(common.run, make_parser, _train, how_to_continue=CONTINUE)
 
 if __name__ == "__main__":
     raise SystemExit(main())

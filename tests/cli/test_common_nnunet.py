@@ -8,12 +8,13 @@ import pytest
 
 from autoseg.cli import common, evaluate, pack, plan, predict, train
 
+OPTIONS = common.nnunet_options()
 TABLES = [
-    (plan, common.NNUNET_PLAN, ["Task"]),
-    (train, common.NNUNET_TRAIN, ["Task", "fold", "0"]),
-    (predict, common.NNUNET_PREDICT, ["-i", "in", "-o", "out"]),
-    (evaluate, common.NNUNET_EVALUATE, []),
-    (pack, common.NNUNET_PACK, ["Task", "-o", "model.zip"]),
+    (plan, OPTIONS["autoseg_plan"], ["Task"]),
+    (train, OPTIONS["autoseg_train"], ["Task", "fold", "0"]),
+    (predict, OPTIONS["autoseg_predict"], ["-i", "in", "-o", "out"]),
+    (evaluate, OPTIONS["autoseg_evaluate"], []),
+    (pack, OPTIONS["autoseg_pack"], ["Task", "-o", "model.zip"]),
 ]
 EACH = [
     (command, option, instead, needed)
@@ -52,7 +53,7 @@ def test_an_option_for_the_task_comes_before_the_missing_argument(
 ) -> None:
     assert plan.main(["-d", "12", "--verify_dataset_integrity"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.endswith("-d is an option of nnU-Net; " + common.NNUNET_PLAN["-d"])
+    assert line.endswith("-d is an option of nnU-Net; " + OPTIONS["autoseg_plan"]["-d"])
 
 
 @pytest.mark.parametrize("words", [["3d_fullres", "0"], ["0", "2d"]])
