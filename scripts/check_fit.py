@@ -24,9 +24,9 @@ from autoseg.dataset.task import Task, find_task
 from autoseg.fingerprint import survey
 from autoseg.image.image import Image, read_image
 from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles
-from autoseg.models.training_set import training_set_of
 from autoseg.planner.compose import PlanOptions, compose
 from autoseg.prediction.fit import Judge, check_scan
+from autoseg.prediction.model import training_set_of
 
 HALVES = 20
 OTHERS = 20  # scans of another task

@@ -23,8 +23,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import listed
-from autoseg.evaluation.cross_validation import CrossValidation
-from autoseg.evaluation.evaluate import LabelMapPair
+from autoseg.evaluation.evaluate import CrossValidation, LabelMapPair
 from autoseg.evaluation.tables import Row, number
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label

@@ -9,10 +9,10 @@ from pathlib import Path
 from autoseg.common.errors import AutosegError
 from autoseg.common.figures import Colours, save_forms
 from autoseg.common.progress import say
-from autoseg.evaluation.cross_validation import gather
+from autoseg.evaluation.evaluate import gather
 from autoseg.evaluation.figures.boxes import draw_bars, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, worst_median_best
-from autoseg.evaluation.report.task_files import FIGURES, TABLES, Trained
+from autoseg.evaluation.report.files import FIGURES, TABLES, Trained
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import write_table
 from autoseg.experiments.paper import bars, fold_boxes, fold_table, mean_table, median_table, titled

@@ -42,11 +42,12 @@ from autoseg.prediction.output import (
     PREVIEW,
     PROBABILITIES,
     check_format,
+    draw_preview,
     ending,
     volumes,
+    write_png,
 )
 from autoseg.prediction.predictor import Ensemble, Predictor
-from autoseg.prediction.preview import draw_preview, write_png
 from autoseg.prediction.record import (
     CaseQueue,
     CaseRecord,

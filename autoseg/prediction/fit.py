@@ -22,9 +22,9 @@ from autoseg.common.progress import by_axis, counted, say
 from autoseg.image.appearance import BODY_FRACTIONS, Lengths, appearance_of
 from autoseg.image.image import Image
 from autoseg.image.orientation import Turn, counted_codes
-from autoseg.models.training_set import TrainingSet
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, Rescale, Step, ZScore
+from autoseg.prediction.model import TrainingSet
 
 Differences = dict[str, str]  # what differs -> how
 Floats = NDArray[np.float64]

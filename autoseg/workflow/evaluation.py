@@ -10,8 +10,13 @@ from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import join_names
 from autoseg.dataset.splits import SPLITS_FILE, count_folds
 from autoseg.evaluation.comparison import SHOWN, compare
-from autoseg.evaluation.cross_validation import CrossValidation, fold_rows, gather
-from autoseg.evaluation.evaluate import choose_labels, evaluate_folders
+from autoseg.evaluation.evaluate import (
+    CrossValidation,
+    choose_labels,
+    evaluate_folders,
+    fold_rows,
+    gather,
+)
 from autoseg.evaluation.figures.overlay import draw_examples
 from autoseg.evaluation.labels import parse_options
 from autoseg.evaluation.learn_postprocessing import update
@@ -20,8 +25,15 @@ from autoseg.evaluation.report.contents import (
     folder_report,
     worst_exhibits,
 )
-from autoseg.evaluation.report.page import Report, Tables, write_report, write_tables
-from autoseg.evaluation.report.task_files import Trained, save_comparison, write_cross_validation
+from autoseg.evaluation.report.files import (
+    Report,
+    Tables,
+    Trained,
+    save_comparison,
+    write_cross_validation,
+    write_report,
+    write_tables,
+)
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import metric_rows, print_dice, print_rows
 from autoseg.models.folder import EVERY_FOLD, SUMMARY

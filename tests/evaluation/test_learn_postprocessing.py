@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, write_json
-from autoseg.evaluation.cross_validation import CrossValidation, gather
-from autoseg.evaluation.evaluate import evaluate_case
+from autoseg.evaluation.evaluate import CrossValidation, evaluate_case, gather
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.learn_postprocessing import Learned, learn, mean_dice, update
 from autoseg.evaluation.metrics import cut_masks, overlap

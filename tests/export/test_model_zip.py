@@ -12,7 +12,7 @@ import torch
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
-from autoseg.evaluation.cross_validation import gather
+from autoseg.evaluation.evaluate import gather
 from autoseg.evaluation.learn_postprocessing import update
 from autoseg.export.model_zip import PackOptions, pack
 from autoseg.image.image import read_image

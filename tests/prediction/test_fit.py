@@ -18,10 +18,10 @@ from autoseg.fingerprint import survey
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, from_array, read_image
 from autoseg.models.folder import FINGERPRINT, FolderFiles
-from autoseg.models.training_set import training_set_of
 from autoseg.plan.plan import Plan
 from autoseg.planner.overrides import plans_folder
 from autoseg.prediction.fit import Judge, _distances, check_scan
+from autoseg.prediction.model import training_set_of
 from autoseg.prediction.predictor import Predictor
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_scan
 from tests.making import tiny_plan

@@ -11,7 +11,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.figures import Chart, Colours, chart
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import join_names
-from autoseg.evaluation.cross_validation import CrossValidation
+from autoseg.evaluation.evaluate import CrossValidation
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import find_image
 from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, CaseSlices, draw_case_slices
@@ -31,8 +31,14 @@ from autoseg.evaluation.report.facts import (
     version_rows,
     worst_first,
 )
-from autoseg.evaluation.report.page import Report, Tables, decisions
-from autoseg.evaluation.report.task_files import Trained, exhibits_of, fold_groups
+from autoseg.evaluation.report.files import (
+    Report,
+    Tables,
+    Trained,
+    decisions,
+    exhibits_of,
+    fold_groups,
+)
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import POOLED_LESIONS, in_mm, lesion_rows, number
 from autoseg.fingerprint import Fingerprint

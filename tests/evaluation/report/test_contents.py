@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.evaluation.cross_validation import CrossValidation, fold_rows, gather
+from autoseg.evaluation.evaluate import CrossValidation, fold_rows, gather
 from autoseg.evaluation.report.contents import (
     cross_validation_report,
     folder_report,
     worst_exhibits,
 )
-from autoseg.evaluation.report.page import Report, decisions
-from autoseg.evaluation.report.task_files import Trained
+from autoseg.evaluation.report.files import Report, Trained, decisions
 from autoseg.evaluation.scores import Summary
 from autoseg.models.log import Epoch, write_log
 from autoseg.planner.explain import rows

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoseg.evaluation.cross_validation import fold_rows, gather
+from autoseg.evaluation.evaluate import fold_rows, gather
 from autoseg.evaluation.report.contents import cross_validation_report
-from autoseg.evaluation.report.page import write_report
-from autoseg.evaluation.report.task_files import Trained
+from autoseg.evaluation.report.files import Trained, write_report
 from tests.browser import Browser, chromium
 from tests.evaluation.report.report_pages import FINGERPRINT, write_models
 from tests.evaluation.scores import HIPPOCAMPUS

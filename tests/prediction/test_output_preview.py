@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autoseg.image.image import from_simpleitk
-from autoseg.prediction.preview import GAP, LINE, PIXELS, draw_preview, write_png
+from autoseg.prediction.output import GAP, LINE, PIXELS, draw_preview, write_png
 from tests.making import REGIONS, grid, tiny_plan
 
 PLAN = tiny_plan(labels={"background": [0], "organ": [1], "tumour": [2], "ενδώμ 肺": [5]})

@@ -1,34 +1,156 @@
-"""Writes the files of `autoseg_evaluate TASK` beside the report: tables, figures and cases."""
+"""Writes the files of an evaluation: tables, figures, pictures of cases, and the report page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.common.figures import Colours, save_figure, save_forms
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from autoseg.common.figures import Chart, Colours, save_figure, save_forms
+from autoseg.common.files import write_text
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
-from autoseg.evaluation.cross_validation import CrossValidation, tables
+from autoseg.evaluation.evaluate import CrossValidation, tables
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, draw_overlay, exhibit, worst_median_best
-from autoseg.evaluation.figures.slices import write_scroll
+from autoseg.evaluation.figures.slices import CaseSlices, write_scroll
 from autoseg.evaluation.figures.views import Exhibit, read_view
 from autoseg.evaluation.labels import ScoredClasses
+from autoseg.evaluation.report.facts import Fact, Sortable
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.evaluation.tables import write_table
+from autoseg.evaluation.tables import (
+    POOLED_LESIONS,
+    Row,
+    as_csv,
+    dice_rows,
+    lesion_rows,
+    metric_rows,
+    rows_as_markdown,
+    write_table,
+)
 from autoseg.models.folder import PLAN, fold_folder
 from autoseg.models.log import Epoch, draw_losses, read_log
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
+from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
 
 if TYPE_CHECKING:
     from autoseg.evaluation.comparison import Comparison
 
 TABLES, FIGURES, OVERLAYS, SCROLLS = "tables", "figures", "overlays", "scrolls"
+Tables = Mapping[str, Sequence[Row]]  # heading -> header and rows
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The plan values under one heading.
+
+    Attributes:
+        heading: the section of the plan.
+        chosen: values chosen by a rule or a person.
+        defaults: the other values.
+    """
+
+    heading: str
+    chosen: tuple[Explained, ...]
+    defaults: tuple[Explained, ...]
+
+
+def decisions(plan: Plan) -> list[Decisions]:
+    """All values of a plan by heading."""
+    explained, found = rows(plan), []
+    for heading in GROUPS:
+        values = [row for row in explained if group_of(row.key) == heading]
+        chosen = tuple(row for row in values if row.source != DEFAULT.source)
+        defaults = tuple(row for row in values if row.source == DEFAULT.source)
+        found.append(Decisions(heading, chosen, defaults))
+    return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of the page; parts that are unknown are left out.
+
+    Attributes:
+        title: the heading.
+        key_figures: name -> number, shown in the largest font.
+        facts: name -> value, shown below the key figures.
+        classes: the means of the classes.
+        cases: all cases.
+        warnings: sentences on what is missing.
+        tables: heading -> header and rows of tables in a fixed order.
+        charts: figures of the scores.
+        slices: pictures of cases, the worst first.
+        slices_note: which cases are shown.
+        curves: figures of the training.
+        data: facts about the images.
+        data_tables: tables of labels and intensities.
+        plan: the values of the plan.
+        plan_notes: name of a reference plan -> the source of its values.
+        times: durations of training and prediction.
+        versions: devices and versions.
+    """
+
+    title: str
+    key_figures: Mapping[str, str]
+    facts: Mapping[str, str]
+    classes: Sortable
+    cases: Sortable
+    warnings: tuple[str, ...] = ()
+    tables: Tables = field(default_factory=dict)
+    charts: tuple[Chart, ...] = ()
+    slices: tuple[CaseSlices, ...] = ()
+    slices_note: str = ""
+    curves: tuple[Chart, ...] = ()
+    data: tuple[Fact, ...] = ()
+    data_tables: tuple[Sortable, ...] = ()
+    plan: tuple[Decisions, ...] = ()
+    plan_notes: Mapping[str, str] = field(default_factory=dict)
+    times: Sortable | None = None
+    versions: tuple[Fact, ...] = ()
+
+
+def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
+    """Write summary.json, table.md, table.csv and dice.png into `folder`.
+
+    Args:
+        folder: created if it does not exist.
+        summary: the scores.
+        tables: further tables for table.md, placed first.
+
+    Returns:
+        The paths of the four files.
+    """
+    paths = [folder / name for name in ("summary.json", "table.md", "table.csv", "dice.png")]
+    sections = {
+        **tables,
+        "Mean of every metric": metric_rows(summary),
+        POOLED_LESIONS: lesion_rows(summary),
+        "Dice": dice_rows(summary),
+    }
+    texts = (f"## {name}\n\n{rows_as_markdown(found)}" for name, found in sections.items())
+    summary.save(paths[0])
+    write_text(paths[1], "\n".join(texts))
+    write_text(paths[2], as_csv(summary))
+    save_figure(draw_box_plot(summary), paths[3])
+    return paths
+
+
+def write_report(out: Path, report: Report) -> None:
+    """Write one self-contained HTML page; equal reports give equal bytes."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    write_text(out, environment.get_template("report.html.j2").render(report=report))
 
 
 @dataclass(frozen=True)

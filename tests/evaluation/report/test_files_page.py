@@ -11,7 +11,7 @@ from autoseg.evaluation.figures.boxes import draw_box_plot
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.contents import folder_report
 from autoseg.evaluation.report.facts import case_table, class_table
-from autoseg.evaluation.report.page import Report, write_report, write_tables
+from autoseg.evaluation.report.files import Report, write_report, write_tables
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import POOLED_LESIONS
 from tests.evaluation.scores import case, three_cases

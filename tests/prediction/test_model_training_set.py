@@ -10,7 +10,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.models.archive import write_archive
 from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, open_model
-from autoseg.models.training_set import training_set_of
+from autoseg.prediction.model import training_set_of
 from tests.export.making import TASK, trained_workspace
 from tests.making import tiny_plan
 

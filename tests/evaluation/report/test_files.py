@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from autoseg.evaluation.cross_validation import gather
-from autoseg.evaluation.report.task_files import (
+from autoseg.evaluation.evaluate import gather
+from autoseg.evaluation.report.files import (
     Trained,
     draw_gallery,
     fold_groups,

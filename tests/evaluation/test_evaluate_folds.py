@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.errors import DataError
-from autoseg.evaluation.cross_validation import fold_rows, gather, median_rows, tables
+from autoseg.evaluation.evaluate import fold_rows, gather, median_rows, tables
 from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import case
 
