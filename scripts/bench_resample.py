@@ -42,8 +42,7 @@ from autoseg.prediction.model import Model
 from autoseg.prediction.native_grid import Placement, label_map, native_planes
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import Slab
-from autoseg.preprocessing.channel import Channel
-from autoseg.preprocessing.resample import resample_channel
+from autoseg.preprocessing.steps import Channel, resample_channel
 
 NATIVE, LOW, LARGE = (512, 512, 301), (262, 262, 111), (512, 512, 600)
 SPACING_MM = (0.81, 0.81, 1.0)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import Triple, without_tiny
 from autoseg.plan.sections import whole_sizes
-from autoseg.preprocessing.channel import Channel
 
 BAND_ROWS = 32
 NEGLIGIBLE = 1e-9  # weight of an old voxel
@@ -72,26 +71,6 @@ def _band(operator: NDArray[np.float32], rows: slice) -> Band:
     used = np.flatnonzero((np.abs(operator[rows]) > NEGLIGIBLE).any(axis=0))
     columns = slice(int(used[0]), int(used[-1]) + 1)
     return Band(rows, columns, np.ascontiguousarray(operator[rows, columns]))
-
-
-def resample_channel(channel: Channel, shape: Triple, orders: Sequence[int]) -> Channel:
-    """Resample a channel to a shape (x, y, z) by splines of order 0, 1 or 3 along each axis.
-
-    Values are clipped to the range of the channel, as in scikit-image. Two axes are resampled a few
-    planes at a time, so that floats of the old resolution are needed along the last axis only.
-    """
-    if channel.shape == shape:
-        return channel
-    first, second, last = most_shrinking_first(channel.shape, shape)
-    between = list(shape)
-    between[last] = channel.shape[last]
-    middle = np.empty_like(channel.stored, np.float32, channel.layout, shape=between)
-    for where, slab in channel.slabs(last):
-        flat = resample_axis(slab, first, shape[first], orders[first])
-        middle[where] = resample_axis(flat, second, shape[second], orders[second])
-    values = resample_axis(middle, last, shape[last], orders[last])
-    low, high = channel.limits()
-    return Channel(np.clip(values, low, high, out=values))
 
 
 def apply_operators(

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 
 from autoseg.common.arrays import Triple
-from autoseg.preprocessing import channel as channel_module
-from autoseg.preprocessing.channel import Channel
+from autoseg.preprocessing import steps as channel_module
 from autoseg.preprocessing.resample import (
     axis_bands,
     axis_operator,
     axis_orders,
     resample_axis,
-    resample_channel,
     resampled_shape,
 )
+from autoseg.preprocessing.steps import Channel, resample_channel
 from tests.preprocessing.resizing import one_axis_after_another
 
 SHAPES = st.tuples(*[st.integers(1, 12)] * 3)

@@ -14,9 +14,15 @@ from autoseg.common.errors import PlanError
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
-from autoseg.preprocessing.channel import Channel
-from autoseg.preprocessing.resample import Ties, resample_channel, resample_label, resampled_shape
-from autoseg.preprocessing.steps import IGNORED, Prepared, prepare, to_classes
+from autoseg.preprocessing.resample import Ties, resample_label, resampled_shape
+from autoseg.preprocessing.steps import (
+    IGNORED,
+    Channel,
+    Prepared,
+    prepare,
+    resample_channel,
+    to_classes,
+)
 from tests.making import REGIONS, grid, tiny_plan
 
 TWO = {"channels": ["CT", "MRI"]}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autoseg.preprocessing import channel as module
-from autoseg.preprocessing.channel import Channel
+from autoseg.preprocessing import steps as module
+from autoseg.preprocessing.steps import Channel
 
 LAYOUTS = ["straight", "turned", "cut"]
 
