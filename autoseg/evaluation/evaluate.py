@@ -22,8 +22,8 @@ from autoseg.evaluation.labels import (
     mapped_labels,
     read_declarations,
 )
-from autoseg.evaluation.metrics import cut_masks, flat_axes, lesions, overlap
-from autoseg.evaluation.scores import CaseScores, Statistic, Summary, Volumes, combine, merge
+from autoseg.evaluation.metrics import Volumes, cut_masks, flat_axes, lesions, overlap
+from autoseg.evaluation.scores import CaseScores, Statistic, Summary, combine, merge
 from autoseg.evaluation.surface import surface
 from autoseg.evaluation.tables import Row, Table, number, rows_of_metrics, spread
 from autoseg.image.formats import ending_of, stem_of
@@ -112,7 +112,7 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
     for name, values in labels.values.items():
         masks = cut_masks(reference, prediction, values, labels.ignore, labels.predicted(name))
         counts = case.labels[name] = overlap(masks)
-        case.volume_ml[name] = Volumes.of(counts.n_ref * voxel_ml, counts.n_pred * voxel_ml)
+        case.volume_ml[name] = Volumes(counts.n_ref * voxel_ml, counts.n_pred * voxel_ml)
         case.surfaces[name] = surface(masks, spacing, labels.tolerance_of(name), diagonal)
         case.lesions[name] = lesions(masks)
     return merge(case, labels.merged)

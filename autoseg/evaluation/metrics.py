@@ -15,49 +15,13 @@ always defined.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from autoseg.common.arrays import LabelMap, Mask, bounding_box, connected_components, members
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric of a class in a case.
-
-    Attributes:
-        group: the field of `CaseScores` that holds it.
-        attribute: its name there.
-        better: which values are good: high, low, or close to zero.
-        unit: empty for a ratio.
-    """
-
-    group: Literal["labels", "surfaces", "volume_ml", "lesions"]
-    attribute: str
-    better: Literal["higher", "lower", "zero"] = "higher"
-    unit: str = ""
-
-
-# The name in tables and files -> the metric.
-METRICS = {
-    "Dice": Metric("labels", "dice"),
-    "IoU": Metric("labels", "iou"),
-    "Sensitivity": Metric("labels", "sensitivity"),
-    "Specificity": Metric("labels", "specificity"),
-    "Precision": Metric("labels", "precision"),
-    "Accuracy": Metric("labels", "accuracy"),
-    "HD95_mm": Metric("surfaces", "hd95_mm", "lower", "mm"),
-    "ASSD_mm": Metric("surfaces", "assd_mm", "lower", "mm"),
-    "NSD": Metric("surfaces", "nsd"),
-    "VolumeDifference_ml": Metric("volume_ml", "difference", "zero", "ml"),
-    "RelativeVolumeDifference": Metric("volume_ml", "relative_difference", "zero"),
-    "LesionRecall": Metric("lesions", "recall"),
-    "LesionPrecision": Metric("lesions", "precision"),
-}
-COUNTS = {"TP": "tp", "FP": "fp", "FN": "fn", "TN": "tn", "n_pred": "n_pred", "n_ref": "n_ref"}
 
 
 @dataclass(frozen=True)
@@ -124,55 +88,29 @@ def _with_margin(mask: Mask) -> Mask:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The overlap of one class in one case; None for 0 / 0.
+    """The confusion matrix of one class in one case.
 
     Attributes:
-        dice: 2 TP / (2 TP + FP + FN).
-        iou: TP / (TP + FP + FN), the Jaccard index.
-        sensitivity: TP / (TP + FN), also called recall.
-        specificity: TN / (TN + FP).
-        precision: TP / (TP + FP).
-        accuracy: (TP + TN) / all voxels.
         tp: true positive voxels.
         fp: false positive voxels.
         fn: false negative voxels.
         tn: true negative voxels.
-        n_ref: voxels of the class in the reference.
-        n_pred: voxels of the class in the prediction.
     """
 
-    AMOUNTS: ClassVar = ("tp", "fp", "fn", "tn", "n_ref", "n_pred")
-
-    dice: float | None
-    iou: float | None
-    sensitivity: float | None
-    specificity: float | None
-    precision: float | None
-    accuracy: float | None
     tp: int
     fp: int
     fn: int
     tn: int
-    n_ref: int
-    n_pred: int
 
-    @staticmethod
-    def of(tp: int, fp: int, fn: int, tn: int) -> Overlap:
-        """The scores that follow from a confusion matrix."""
-        return Overlap(
-            dice=ratio(2 * tp, 2 * tp + fp + fn),
-            iou=ratio(tp, tp + fp + fn),
-            sensitivity=ratio(tp, tp + fn),
-            specificity=ratio(tn, tn + fp),
-            precision=ratio(tp, tp + fp),
-            accuracy=ratio(tp + tn, tp + fp + fn + tn),
-            tp=tp,
-            fp=fp,
-            fn=fn,
-            tn=tn,
-            n_ref=tp + fn,
-            n_pred=tp + fp,
-        )
+    @property
+    def n_ref(self) -> int:
+        """Voxels of the class in the reference."""
+        return self.tp + self.fn
+
+    @property
+    def n_pred(self) -> int:
+        """Voxels of the class in the prediction."""
+        return self.tp + self.fp
 
 
 def overlap(masks: Masks) -> Overlap:
@@ -180,7 +118,7 @@ def overlap(masks: Masks) -> Overlap:
     tp = int(np.count_nonzero(masks.reference & masks.predicted))
     fp = int(np.count_nonzero(masks.predicted)) - tp
     fn = int(np.count_nonzero(masks.reference)) - tp
-    return Overlap.of(tp, fp, fn, masks.voxels - tp - fp - fn)
+    return Overlap(tp, fp, fn, masks.voxels - tp - fp - fn)
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
@@ -200,24 +138,12 @@ class Lesions:
         found: those that the prediction hits.
         predicted: lesions in the prediction.
         false: those that hit nothing.
-        recall: found / reference; None without reference lesions.
-        precision: (predicted - false) / predicted; None without predicted lesions.
     """
-
-    AMOUNTS: ClassVar = ("reference", "found", "predicted", "false")
 
     reference: int
     found: int
     predicted: int
     false: int
-    recall: float | None
-    precision: float | None
-
-    @staticmethod
-    def of(reference: int, found: int, predicted: int, false: int) -> Lesions:
-        """The scores that follow from the counts."""
-        recall, precision = ratio(found, reference), ratio(predicted - false, predicted)
-        return Lesions(reference, found, predicted, false, recall, precision)
 
     @property
     def missed(self) -> int:
@@ -229,13 +155,7 @@ def lesions(masks: Masks) -> Lesions:
     """The lesions of one class in one case."""
     reference, found = _count_hits(masks.reference, masks.predicted)
     predicted, correct = _count_hits(masks.predicted, masks.reference)
-    return Lesions.of(reference, found, predicted, predicted - correct)
-
-
-def pool(cases: Iterable[Lesions]) -> Lesions:
-    """The lesions of several cases counted together: each lesion has the same weight."""
-    cases = list(cases)
-    return Lesions.of(*(sum(getattr(case, name) for case in cases) for name in Lesions.AMOUNTS))
+    return Lesions(reference, found, predicted, predicted - correct)
 
 
 def _count_hits(mask: Mask, other: Mask) -> tuple[int, int]:
@@ -243,3 +163,54 @@ def _count_hits(mask: Mask, other: Mask) -> tuple[int, int]:
     components, count = connected_components(mask)
     touched = np.bincount(components[other], minlength=count + 1)[1:]
     return count, int(np.count_nonzero(touched))
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """The volume of one class in reference and prediction of one case, in millilitres."""
+
+    reference: float
+    predicted: float
+
+    @property
+    def difference(self) -> float:
+        """Positive if the prediction is too large."""
+        return self.predicted - self.reference
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of a class in a case.
+
+    Attributes:
+        group: the field of `CaseScores` that it is computed from.
+        of: computes it from a value of that field; None for 0 / 0.
+        better: which values are good: high, low, or close to zero.
+        unit: empty for a ratio.
+    """
+
+    group: Literal["labels", "surfaces", "volume_ml", "lesions"]
+    of: Callable[[Any], float | None]
+    better: Literal["higher", "lower", "zero"] = "higher"
+    unit: str = ""
+
+
+# The name in tables and files -> the metric.
+METRICS = {
+    "Dice": Metric("labels", lambda o: ratio(2 * o.tp, 2 * o.tp + o.fp + o.fn)),
+    "IoU": Metric("labels", lambda o: ratio(o.tp, o.tp + o.fp + o.fn)),  # the Jaccard index
+    "Sensitivity": Metric("labels", lambda o: ratio(o.tp, o.tp + o.fn)),  # also called recall
+    "Specificity": Metric("labels", lambda o: ratio(o.tn, o.tn + o.fp)),
+    "Precision": Metric("labels", lambda o: ratio(o.tp, o.tp + o.fp)),
+    "Accuracy": Metric("labels", lambda o: ratio(o.tp + o.tn, o.tp + o.fp + o.fn + o.tn)),
+    "HD95_mm": Metric("surfaces", lambda s: s.hd95_mm, "lower", "mm"),
+    "ASSD_mm": Metric("surfaces", lambda s: s.assd_mm, "lower", "mm"),
+    "NSD": Metric("surfaces", lambda s: s.nsd),
+    "VolumeDifference_ml": Metric("volume_ml", lambda v: v.difference, "zero", "ml"),
+    "RelativeVolumeDifference": Metric(
+        "volume_ml", lambda v: ratio(v.difference, v.reference), "zero"
+    ),
+    "LesionRecall": Metric("lesions", lambda n: ratio(n.found, n.reference)),
+    "LesionPrecision": Metric("lesions", lambda n: ratio(n.predicted - n.false, n.predicted)),
+}
+COUNTS = {"TP": "tp", "FP": "fp", "FN": "fn", "TN": "tn", "n_pred": "n_pred", "n_ref": "n_ref"}

@@ -7,43 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
-from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, pool, ratio
+from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, Volumes
 from autoseg.evaluation.surface import Surface
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Volumes:
-    """The volume of one class in one case, in millilitres.
-
-    Attributes:
-        reference: volume in the reference.
-        predicted: volume in the prediction.
-        difference: predicted - reference: positive if the prediction is too large.
-        relative_difference: difference / reference; None if the reference is empty.
-    """
-
-    AMOUNTS: ClassVar = ("reference", "predicted", "difference")
-
-    reference: float
-    predicted: float
-    difference: float
-    relative_difference: float | None
-
-    @staticmethod
-    def of(reference: float, predicted: float) -> Volumes:
-        """The differences that follow from the two volumes."""
-        difference = predicted - reference
-        return Volumes(reference, predicted, difference, ratio(difference, reference))
-
-
-Scores = TypeVar("Scores", Overlap, Surface, Volumes, Lesions)
+Amounts = TypeVar("Amounts", Overlap, Volumes, Lesions)
 
 
 @dataclass(frozen=True)
@@ -54,7 +29,7 @@ class CaseScores:
         case: its name.
         reference_file: the reference label map.
         prediction_file: the label map that was scored.
-        labels: class -> overlap.
+        labels: class -> overlap; in a merged row the sum, as in the next fields.
         volume_ml: class -> volumes.
         surfaces: class -> surface distances; empty in old summaries.
         lesions: class -> lesions; empty in old summaries.
@@ -78,9 +53,11 @@ class CaseScores:
     def value(self, label: str, metric: str) -> float | None:
         """A metric by its name in tables, such as `Dice`; None if it is undefined."""
         which = METRICS[metric]
+        if label in self.merged:
+            values = [self.value(each, metric) for each in self.merged[label]]
+            return sum(v or 0.0 for v in values) if which.unit == "ml" else mean_of_known(values)
         scores = getattr(self, which.group).get(label)
-        value: float | None = getattr(scores, which.attribute) if scores else None
-        return value
+        return which.of(scores) if scores else None
 
     def mean(self, metric: str = "Dice") -> float | None:
         """The mean of a metric over the classes for which it is defined."""
@@ -93,10 +70,7 @@ class CaseScores:
             "reference_file": self.reference_file,
             "prediction_file": self.prediction_file,
             "metrics": {label: self._metrics(label) for label in self.labels},
-            "volume_ml": {
-                label: {"reference": of.reference, "predicted": of.predicted}
-                for label, of in self.volume_ml.items()
-            },
+            "volume_ml": {label: asdict(of) for label, of in self.volume_ml.items()},
             "lesions": {label: _lesion_counts(of) for label, of in self.lesions.items()},
         }
         if self.merged:
@@ -111,41 +85,31 @@ class CaseScores:
     @staticmethod
     def from_json(found: Json) -> CaseScores:
         """The reverse of `to_json`; old summaries have no surfaces and lesions."""
-        metrics, lesions = found["metrics"], found.get("lesions", {})
-
-        def read(kind: type[Scores], group: str, label: str, amounts: Json) -> Scores:
-            names = {name: of.attribute for name, of in METRICS.items() if of.group == group}
-            return kind(**amounts, **{key: metrics[label][name] for name, key in names.items()})
-
-        def volumes(label: str, amounts: Json) -> Volumes:
-            if "VolumeDifference_ml" not in metrics[label]:
-                return Volumes.of(**amounts)
-            return read(Volumes, "volume_ml", label, amounts)
-
+        metrics = found["metrics"]
         return CaseScores(
             case=found["case"],
             reference_file=found["reference_file"],
             prediction_file=found["prediction_file"],
             labels={
-                label: read(Overlap, "labels", label, {key: of[m] for m, key in COUNTS.items()})
+                label: Overlap(of["TP"], of["FP"], of["FN"], of["TN"])
                 for label, of in metrics.items()
             },
-            volume_ml={label: volumes(label, of) for label, of in found["volume_ml"].items()},
+            volume_ml={label: Volumes(**of) for label, of in found["volume_ml"].items()},
             surfaces={
-                label: read(Surface, "surfaces", label, {})
+                label: Surface(of["HD95_mm"], of["ASSD_mm"], of["NSD"])
                 for label, of in metrics.items()
-                if "NSD" in of
+                if "NSD" in of and label not in found.get("merged", {})
             },
             lesions={
-                label: read(Lesions, "lesions", label, {key: of[key] for key in Lesions.AMOUNTS})
-                for label, of in lesions.items()
+                label: Lesions(*(of[entry.name] for entry in fields(Lesions)))
+                for label, of in found.get("lesions", {}).items()
             },
             merged={name: tuple(classes) for name, classes in found.get("merged", {}).items()},
         )
 
 
 def _lesion_counts(of: Lesions) -> Json:
-    return {**{name: getattr(of, name) for name in Lesions.AMOUNTS}, "missed": of.missed}
+    return asdict(of) | {"missed": of.missed}
 
 
 def merge(case: CaseScores, rows: Mapping[str, Sequence[str]]) -> CaseScores:
@@ -160,30 +124,25 @@ def merge(case: CaseScores, rows: Mapping[str, Sequence[str]]) -> CaseScores:
         rows: name of the row -> names of its classes.
     """
 
-    def with_rows(scores: dict[str, Scores]) -> dict[str, Scores]:
-        if not scores:
-            return scores
-        return scores | {
-            name: _merged([scores[label] for label in classes]) for name, classes in rows.items()
-        }
+    def with_rows(amounts: dict[str, Amounts]) -> dict[str, Amounts]:
+        if not amounts:
+            return amounts
+        sums = {name: total([amounts[label] for label in rows[name]]) for name in rows}
+        return amounts | sums
 
     return replace(
         case,
         labels=with_rows(case.labels),
         volume_ml=with_rows(case.volume_ml),
-        surfaces=with_rows(case.surfaces),
         lesions=with_rows(case.lesions),
         merged=case.merged | {name: tuple(classes) for name, classes in rows.items()},
     )
 
 
-def _merged(scores: Sequence[Scores]) -> Scores:
-    kind = type(scores[0])
-    merged: Json = {}
-    for entry in fields(kind):
-        values = [getattr(of, entry.name) for of in scores]
-        merged[entry.name] = sum(values) if entry.name in kind.AMOUNTS else mean_of_known(values)
-    return kind(**merged)
+def total(amounts: Sequence[Amounts]) -> Amounts:
+    """The sum of each field; at least one is given."""
+    names = [entry.name for entry in fields(amounts[0])]
+    return type(amounts[0])(*(sum(getattr(of, name) for of in amounts) for name in names))
 
 
 @dataclass(frozen=True)
@@ -248,7 +207,8 @@ class Summary:
 
     def lesions(self, label: str) -> Lesions:
         """The lesions of one class pooled over all cases."""
-        return pool(case.lesions[label] for case in self.cases if label in case.lesions)
+        found = [case.lesions[label] for case in self.cases if label in case.lesions]
+        return total([Lesions(0, 0, 0, 0), *found])
 
     def foreground_mean(self, metric: str = "Dice") -> float | None:
         """The mean over the classes of the mean over the cases."""
@@ -262,13 +222,14 @@ class Summary:
         of = {label: {m: self.statistic(label, m) for m in METRICS} for label in self.labels}
         overall = {metric: self._over_labels(metric) for metric in METRICS}
         pooled = {label: self.lesions(label) for label in self.labels}
+        recall, precision = METRICS["LesionRecall"].of, METRICS["LesionPrecision"].of
         return {
             "foreground_mean": _figures(overall, "mean"),
             "mean": {label: _figures(metrics, "mean") for label, metrics in of.items()},
             "std": {label: _figures(metrics, "std") for label, metrics in of.items()},
             "median": {label: _figures(metrics, "median") for label, metrics in of.items()},
             "lesions": {
-                label: _lesion_counts(of) | {"recall": of.recall, "precision": of.precision}
+                label: _lesion_counts(of) | {"recall": recall(of), "precision": precision(of)}
                 for label, of in pooled.items()
             },
             "tolerance_mm": self.tolerance_mm,

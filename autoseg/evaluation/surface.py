@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,6 @@ class Surface:
         nsd: normalised surface Dice: the share of the area of both surfaces that is within the
             tolerance of the other surface.
     """
-
-    AMOUNTS: ClassVar = ()
 
     hd95_mm: float | None
     assd_mm: float | None

@@ -96,7 +96,7 @@ def in_mm(distances: Mapping[str, float]) -> str:
 
 def dice_text(case: CaseScores) -> str:
     """A case and its Dice by class, in one line."""
-    dice = ", ".join(f"{label} {number(of.dice)}" for label, of in case.labels.items())
+    dice = ", ".join(f"{label} {number(case.value(label, 'Dice'))}" for label in case.labels)
     return f"{case.case}: Dice {dice}"
 
 
@@ -109,7 +109,7 @@ def dice_rows(summary: Summary) -> list[Row]:
     labels = summary.labels
     of = [summary.statistic(label) for label in labels]
     scored = [
-        (case.case, *(number(case.labels[label].dice) for label in labels), number(case.mean()))
+        (case.case, *(number(case.value(label, "Dice")) for label in labels), number(case.mean()))
         for case in summary.cases
     ]
     return [
@@ -159,7 +159,8 @@ def lesion_rows(summary: Summary) -> list[Row]:
     for label in summary.labels:
         of = summary.lesions(label)
         counts = map(str, (of.reference, of.found, of.missed, of.false))
-        rows.append((label, *counts, number(of.recall), number(of.precision)))
+        ratios = (METRICS[name].of(of) for name in ("LesionRecall", "LesionPrecision"))
+        rows.append((label, *counts, *map(number, ratios)))
     return rows
 
 

@@ -118,7 +118,7 @@ def test_thin_label_maps_work_wherever_components_are_used(shape: tuple[int, int
     label[::2, ::2, ::2] = 1
     count = int(label.sum())
     assert measure_labels(label, {"a": (1,)}, (1.0, 1.0, 1.0))["a"].components == count
-    assert lesions(cut_masks(label, label, (1,))) == Lesions.of(count, count, count, 0)
+    assert lesions(cut_masks(label, label, (1,))) == Lesions(count, count, count, 0)
     islands = find_islands(label, (1,))
     assert (0 if islands is None else int(islands[1].sum())) == count - 1
     # A share above 1, so that even a mask of a single component loses it.

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.evaluation.metrics import Overlap
-from autoseg.evaluation.scores import CaseScores, Summary, Volumes
+from autoseg.evaluation.metrics import Overlap, Volumes
+from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
@@ -19,8 +19,8 @@ UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 def case(name: str, **counts: tuple[int, int, int, int]) -> CaseScores:
     """The scores of a case from the tp, fp, fn, tn of its classes; voxels of 1 ml."""
-    labels = {label: Overlap.of(*numbers) for label, numbers in counts.items()}
-    volumes = {k: Volumes.of(float(o.n_ref), float(o.n_pred)) for k, o in labels.items()}
+    labels = {label: Overlap(*numbers) for label, numbers in counts.items()}
+    volumes = {k: Volumes(float(o.n_ref), float(o.n_pred)) for k, o in labels.items()}
     return CaseScores(name, f"truth/{name}.nii.gz", f"out/{name}.nii.gz", labels, volumes)
 
 

@@ -33,7 +33,7 @@ def test_truth_against_itself() -> None:
     path = TRUTH / "hippocampus_003.nii.gz"
     scores = evaluate_case(path, path, LABELS)
     assert scores.case == "hippocampus_003"
-    assert [of.dice for of in scores.labels.values()] == [1.0, 1.0]
+    assert [scores.value(name, "Dice") for name in scores.labels] == [1.0, 1.0]
     assert scores.labels["Anterior"].n_ref == 1550
     assert scores.volume_ml["Anterior"].reference == pytest.approx(1.55)
 
@@ -44,9 +44,9 @@ def test_shifted_by_one_voxel(tmp_path: Path) -> None:
     scores = evaluate_case(TRUTH / name, tmp_path / name, LABELS)
     truth = read_label(TRUTH / name)[0] == 1
     both = np.count_nonzero(truth & np.roll(truth, 1, axis=0))
-    assert scores.labels["Anterior"].dice == pytest.approx(both / truth.sum())
-    assert scores.labels["Anterior"].dice == pytest.approx(0.8910, abs=1e-4)
-    assert scores.labels["Posterior"].dice == pytest.approx(0.8864, abs=1e-4)
+    assert scores.value("Anterior", "Dice") == pytest.approx(both / truth.sum())
+    assert scores.value("Anterior", "Dice") == pytest.approx(0.8910, abs=1e-4)
+    assert scores.value("Posterior", "Dice") == pytest.approx(0.8864, abs=1e-4)
 
 
 def test_regions_ignored_voxels_and_volumes(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_regions_ignored_voxels_and_volumes(tmp_path: Path) -> None:
     predicted[3, 3, 3] = 1
     prediction = write(tmp_path / "p" / "a.nii.gz", predicted, spacing_mm=(1, 2, 5))
     scores = evaluate_case(truth, prediction, ScoredClasses({"whole": (1, 2), "core": (2,)}))
-    assert scores.labels["whole"].dice == pytest.approx(16 / 17)
-    assert scores.labels["core"].dice == 0
+    assert scores.value("whole", "Dice") == pytest.approx(16 / 17)
+    assert scores.value("core", "Dice") == 0
     assert scores.volume_ml["whole"].predicted == pytest.approx(0.09)
     ignoring = evaluate_case(truth, prediction, ScoredClasses({"whole": (1,)}, ignore=2))
     assert ignoring.labels["whole"].fp == 1
@@ -175,7 +175,7 @@ def test_names_without_any_file(tmp_path: Path) -> None:
     write(predicted / "a.nii.gz", invented)
     summary = evaluate_folders(truth, predicted)
     assert summary.labels == ("1", "7")
-    assert [s.dice for s in summary.cases[0].labels.values()] == [1.0, 0.0]
+    assert [summary.cases[0].value(name, "Dice") for name in summary.labels] == [1.0, 0.0]
 
 
 def test_given_labels_win(tmp_path: Path) -> None:

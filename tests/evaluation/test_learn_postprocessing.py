@@ -18,7 +18,7 @@ from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.evaluate import CrossValidation, evaluate_case, gather
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.learn_postprocessing import Learned, learn, mean_dice, update
-from autoseg.evaluation.metrics import cut_masks, overlap
+from autoseg.evaluation.metrics import METRICS, cut_masks, overlap
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
@@ -207,11 +207,12 @@ def test_dice_is_that_of_the_metrics(
     steps = (KeepLargest("all", (1, 2, 4)), KeepLargest("two", (2,)))
     pairs = [(folder / "truth.nii", folder / "predicted.nii")]
     raw, processed = mean_dice([(), steps], pairs, plan, 1)
+    dice = METRICS["Dice"].of
     after = predicted.copy()
     Postprocessing("", steps).apply(after)
     for name, values in list(plan.labels.items())[1:]:
-        assert raw[name] == overlap(cut_masks(truth, predicted, values, 7)).dice
-        assert processed[name] == overlap(cut_masks(truth, after, values, 7)).dice
+        assert raw[name] == dice(overlap(cut_masks(truth, predicted, values, 7)))
+        assert processed[name] == dice(overlap(cut_masks(truth, after, values, 7)))
 
 
 def test_what_was_learned_is_written_once(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from scipy import ndimage
 from sklearn import metrics as reference
 
 from autoseg.common.arrays import Mask
-from autoseg.evaluation.metrics import Lesions, Overlap, cut_masks, lesions, overlap, pool
+from autoseg.evaluation.metrics import METRICS, Lesions, Overlap, cut_masks, lesions, overlap
+from autoseg.evaluation.scores import total
 
 
 def handmade() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -28,55 +29,56 @@ def handmade() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def test_golden_counts() -> None:
     truth, prediction = handmade()
-    assert overlap(cut_masks(truth, prediction, (1,))) == Overlap.of(tp=7, fp=1, fn=2, tn=17)
-    assert overlap(cut_masks(truth, prediction, (2,))) == Overlap.of(tp=3, fp=0, fn=0, tn=24)
+    assert overlap(cut_masks(truth, prediction, (1,))) == Overlap(tp=7, fp=1, fn=2, tn=17)
+    assert overlap(cut_masks(truth, prediction, (2,))) == Overlap(tp=3, fp=0, fn=0, tn=24)
+
+
+def ratios(scores: Overlap) -> dict[str, float | None]:
+    return {name: of.of(scores) for name, of in METRICS.items() if of.group == "labels"}
 
 
 def test_golden_overlap() -> None:
-    scores = Overlap.of(tp=7, fp=1, fn=2, tn=17)
-    assert scores.dice == pytest.approx(14 / 17)
-    assert scores.iou == 7 / 10
-    assert scores.sensitivity == 7 / 9
-    assert scores.specificity == 17 / 18
-    assert scores.precision == 7 / 8
-    assert scores.accuracy == 24 / 27
-    assert (scores.tp, scores.fp, scores.fn, scores.tn) == (7, 1, 2, 17)
+    scores = Overlap(tp=7, fp=1, fn=2, tn=17)
+    assert ratios(scores) == {
+        **{"Dice": pytest.approx(14 / 17), "IoU": 7 / 10, "Sensitivity": 7 / 9},
+        **{"Specificity": 17 / 18, "Precision": 7 / 8, "Accuracy": 24 / 27},
+    }
     assert (scores.n_ref, scores.n_pred) == (9, 8)
 
 
 def test_a_region_is_the_union_of_its_values() -> None:
     truth, prediction = handmade()
-    assert overlap(cut_masks(truth, prediction, (1, 2))) == Overlap.of(tp=10, fp=1, fn=2, tn=14)
+    assert overlap(cut_masks(truth, prediction, (1, 2))) == Overlap(tp=10, fp=1, fn=2, tn=14)
     prediction[1, 0] = 1  # within the region it does not matter which of its values
-    assert overlap(cut_masks(truth, prediction, (1, 2))) == Overlap.of(tp=10, fp=1, fn=2, tn=14)
+    assert overlap(cut_masks(truth, prediction, (1, 2))) == Overlap(tp=10, fp=1, fn=2, tn=14)
 
 
 def test_ignored_voxels_do_not_count() -> None:
     truth, prediction = handmade()
     truth[0, 0, 0] = 9  # was a false negative
     truth[2, 2, 2] = 9  # was a false positive
-    assert overlap(cut_masks(truth, prediction, (1,), ignore=9)) == Overlap.of(
-        tp=7, fp=0, fn=1, tn=17
-    )
+    assert overlap(cut_masks(truth, prediction, (1,), ignore=9)) == Overlap(tp=7, fp=0, fn=1, tn=17)
 
 
 def test_everything_ignored_gives_no_number() -> None:
     scores = overlap(cut_masks(np.full((2, 2, 2), 9), np.ones((2, 2, 2), int), (1,), ignore=9))
-    assert scores.dice is None
-    assert scores.accuracy is None
+    assert set(ratios(scores).values()) == {None}
 
 
 def test_both_empty_gives_no_dice() -> None:
-    scores = Overlap.of(tp=0, fp=0, fn=0, tn=8)
-    assert (scores.dice, scores.iou, scores.sensitivity, scores.precision) == (None,) * 4
-    assert (scores.specificity, scores.accuracy) == (1.0, 1.0)
+    scores = Overlap(tp=0, fp=0, fn=0, tn=8)
+    assert ratios(scores) == {
+        **dict.fromkeys(("Dice", "IoU", "Sensitivity", "Precision")),
+        **{"Specificity": 1.0, "Accuracy": 1.0},
+    }
 
 
 def test_one_empty_gives_dice_zero() -> None:
-    invented = Overlap.of(tp=0, fp=3, fn=0, tn=5)
-    assert (invented.dice, invented.sensitivity, invented.precision) == (0.0, None, 0.0)
-    lost = Overlap.of(tp=0, fp=0, fn=3, tn=5)
-    assert (lost.dice, lost.sensitivity, lost.precision) == (0.0, 0.0, None)
+    names = ("Dice", "Sensitivity", "Precision")
+    invented = ratios(Overlap(tp=0, fp=3, fn=0, tn=5))
+    assert [invented[name] for name in names] == [0.0, None, 0.0]
+    lost = ratios(Overlap(tp=0, fp=0, fn=3, tn=5))
+    assert [lost[name] for name in names] == [0.0, 0.0, None]
 
 
 label_maps = hnp.arrays(np.uint8, (3, 2, 4), elements=st.integers(0, 3))
@@ -89,17 +91,17 @@ def test_equals_scikit_learn(
     found = overlap(cut_masks(truth, prediction, values))
     flat = [np.isin(array, values).ravel() for array in (truth, prediction)]
     expected: dict[str, Any] = {
-        "dice": reference.f1_score(*flat, zero_division=np.nan),
-        "iou": reference.jaccard_score(*flat, zero_division=0)
+        "Dice": reference.f1_score(*flat, zero_division=np.nan),
+        "IoU": reference.jaccard_score(*flat, zero_division=0)
         if flat[0].any() or flat[1].any()
         else None,
-        "sensitivity": reference.recall_score(*flat, zero_division=np.nan),
-        "specificity": reference.recall_score(*flat, pos_label=False, zero_division=np.nan),
-        "precision": reference.precision_score(*flat, zero_division=np.nan),
-        "accuracy": reference.accuracy_score(*flat),
+        "Sensitivity": reference.recall_score(*flat, zero_division=np.nan),
+        "Specificity": reference.recall_score(*flat, pos_label=False, zero_division=np.nan),
+        "Precision": reference.precision_score(*flat, zero_division=np.nan),
+        "Accuracy": reference.accuracy_score(*flat),
     }
     for name, value in expected.items():
-        mine = getattr(found, name)
+        mine = ratios(found)[name]
         if value is None or np.isnan(value):
             assert mine is None, name
         else:
@@ -113,12 +115,13 @@ def test_dice_is_symmetric_and_iou_follows_from_it(
     truth: NDArray[np.uint8], prediction: NDArray[np.uint8]
 ) -> None:
     there, back = (
-        overlap(cut_masks(*pair, (1,))) for pair in [(truth, prediction), (prediction, truth)]
+        ratios(overlap(cut_masks(*pair, (1,))))
+        for pair in [(truth, prediction), (prediction, truth)]
     )
-    assert there.dice == back.dice
-    assert there.sensitivity == back.precision
-    if there.dice is not None:
-        assert there.iou == pytest.approx(there.dice / (2 - there.dice))
+    assert there["Dice"] == back["Dice"]
+    assert there["Sensitivity"] == back["Precision"]
+    if (dice := there["Dice"]) is not None:
+        assert there["IoU"] == pytest.approx(dice / (2 - dice))
 
 
 @given(label_maps, label_maps, st.integers(0, 3))
@@ -149,7 +152,7 @@ def slow_lesions(truth: Mask, predicted: Mask) -> Lesions:
         labels, number = ndimage.label(mask, np.ones((3, 3, 3)))
         found += [number, sum(bool(other[labels == i + 1].any()) for i in range(number))]
     reference, hit, there, right = found
-    return Lesions.of(reference, hit, there, there - right)
+    return Lesions(reference, hit, there, there - right)
 
 
 @settings(deadline=None)
@@ -162,7 +165,8 @@ def test_lesions_equal_a_slow_count(pair: tuple[Mask, Mask]) -> None:
 @given(mask_pairs)
 def test_lesion_recall_is_precision_of_the_swapped_pair(pair: tuple[Mask, Mask]) -> None:
     there, back = lesions_of(*pair), lesions_of(*pair[::-1])
-    assert (there.recall, there.precision) == (back.precision, back.recall)
+    recall, precision = METRICS["LesionRecall"].of, METRICS["LesionPrecision"].of
+    assert (recall(there), precision(there)) == (precision(back), recall(back))
     assert there.missed == back.false
 
 
@@ -172,7 +176,7 @@ def test_golden_lesions() -> None:
     truth[0:5, 1, 1] = truth[7:9, 1:3, 1] = truth[12, 4, 4] = True
     predicted[0, 1, 1] = predicted[4, 1, 1] = predicted[8:10, 2:4, 1] = predicted[17, 0, 0] = True
     found = lesions_of(truth, predicted)
-    assert found == Lesions(3, 2, 4, 1, recall=2 / 3, precision=3 / 4)
+    assert found == Lesions(3, 2, 4, 1)
     assert found.missed == 1
 
 
@@ -187,17 +191,16 @@ def test_a_single_line_of_voxels(axis: int) -> None:
     """cc3d itself fails on these."""
     line = np.zeros((7, 7, 7), bool)
     line[tuple(slice(1, 6, 2) if other == axis else 3 for other in range(3))] = True
-    assert lesions_of(line, line) == Lesions(3, 3, 3, 0, 1.0, 1.0)
+    assert lesions_of(line, line) == Lesions(3, 3, 3, 0)
 
 
 def test_lesions_of_empty_masks() -> None:
     nothing, one = np.zeros((3, 3, 3), bool), np.ones((3, 3, 3), bool)
-    assert lesions_of(nothing, nothing) == Lesions(0, 0, 0, 0, None, None)
-    assert lesions_of(one, nothing) == Lesions(1, 0, 0, 0, 0.0, None)
-    assert lesions_of(nothing, one) == Lesions(0, 0, 1, 1, None, 0.0)
+    assert lesions_of(nothing, nothing) == Lesions(0, 0, 0, 0)
+    assert lesions_of(one, nothing) == Lesions(1, 0, 0, 0)
+    assert lesions_of(nothing, one) == Lesions(0, 0, 1, 1)
 
 
 def test_pooled_lesions_count_the_same() -> None:
-    of = [Lesions.of(1, 1, 1, 0), Lesions.of(9, 0, 0, 0), Lesions.of(0, 0, 2, 2)]
-    assert pool(of) == Lesions(10, 1, 3, 2, 0.1, 1 / 3)
-    assert pool([]) == Lesions(0, 0, 0, 0, None, None)
+    of = [Lesions(1, 1, 1, 0), Lesions(9, 0, 0, 0), Lesions(0, 0, 2, 2)]
+    assert total(of) == Lesions(10, 1, 3, 2)

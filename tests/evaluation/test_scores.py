@@ -14,12 +14,11 @@ from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.evaluation.evaluate import evaluate_case, evaluate_folders
 from autoseg.evaluation.labels import ScoredClasses
-from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.metrics import METRICS, Volumes
 from autoseg.evaluation.scores import (
     CaseScores,
     Statistic,
     Summary,
-    Volumes,
     combine,
     merge,
 )
@@ -121,8 +120,9 @@ def test_empty_cases_have_one_policy(tmp_path: Path) -> None:
 
 
 def test_volumes() -> None:
-    assert Volumes.of(4.0, 3.0) == Volumes(4.0, 3.0, -1.0, -0.25)
-    assert Volumes.of(0.0, 3.0).relative_difference is None
+    relative = METRICS["RelativeVolumeDifference"].of
+    assert (Volumes(4.0, 3.0).difference, relative(Volumes(4.0, 3.0))) == (-1.0, -0.25)
+    assert relative(Volumes(0.0, 3.0)) is None
 
 
 label_maps = st.integers(0, 2**32 - 1).map(

@@ -58,8 +58,8 @@ def test_metric_rows() -> None:
 
 def test_lesion_rows() -> None:
     cases = (
-        replace(case("a", x=(1, 0, 0, 1)), lesions={"x": Lesions.of(3, 2, 4, 1)}),
-        replace(case("b", x=(1, 0, 0, 1)), lesions={"x": Lesions.of(1, 0, 0, 0)}),
+        replace(case("a", x=(1, 0, 0, 1)), lesions={"x": Lesions(3, 2, 4, 1)}),
+        replace(case("b", x=(1, 0, 0, 1)), lesions={"x": Lesions(1, 0, 0, 0)}),
     )
     header, found = lesion_rows(Summary(cases))
     assert header[1:5] == ("lesions", "found", "missed", "false")

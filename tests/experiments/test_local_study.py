@@ -81,7 +81,7 @@ def test_the_test_set_is_scored_by_its_own_labels(done: Workspace) -> None:
             both = int((reference & predicted).sum())
             assert case.labels["tumour"].tp == both
             expected = 2 * both / int(reference.sum() + predicted.sum())
-            assert case.labels["tumour"].dice == pytest.approx(expected)
+            assert case.value("tumour", "Dice") == pytest.approx(expected)
 
 
 def test_the_table_has_every_score_of_every_model(done: Workspace) -> None:
@@ -94,7 +94,7 @@ def test_the_table_has_every_score_of_every_model(done: Workspace) -> None:
             for case in summary.cases:
                 key = (run.plan, str(run.fold), Path(name).name, case.case, "tumour")
                 row = rows[sets.index(key)]
-                assert float(row["Dice"]) == case.labels["tumour"].dice
+                assert float(row["Dice"]) == case.value("tumour", "Dice")
                 assert int(row["TP"]) == case.labels["tumour"].tp
                 assert float(row["reference_ml"]) == case.volume_ml["tumour"].reference
     about = read_json(done.study(STUDY.name) / "study.json")
