@@ -34,7 +34,7 @@ from covid_set import (
 from covid_test_set import FOLDER, lay_out_test_set
 from fetching import Remote, Wait, checksum, fetch, fetch_json
 
-from autoseg.cli.common import DONE, add_workspace, parser, run
+from autoseg.cli.common import DONE, add_options, parser, run
 from autoseg.common.errors import DataError, RunError
 from autoseg.common.locks import locked
 from autoseg.common.progress import say
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
     made = parser("download_covid.py", (__doc__ or "").partition("\n")[0])
-    add_workspace(made)
+    add_options(made, {"--workspace": None})
     made.add_argument(
         "--from",
         dest="source",

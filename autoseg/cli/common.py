@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -24,21 +24,56 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 CONTINUE = "finished work is kept; run the same command again to continue"
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options of every command; options of nnU-Net are errors with advice."""
-    made = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
-    for option, instead in nnunet_options().get(name, {}).items():
+def at_least_one(text: str) -> int:
+    """An argparse type: a positive integer."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+TYPES = {"path": Path, "number": float, "count": at_least_one}  # in `options.json`
+
+
+def parser(name: str, description: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a command with the options of every command.
+
+    Args:
+        name: of the command; `options.json` declares its other options, and those of nnU-Net's
+            corresponding command, which are errors with advice.
+        description: of a command that is not declared there.
+    """
+    declared = declarations().get(name, {"description": description, "options": {}})
+    made = argparse.ArgumentParser(
+        prog=name, description=declared["description"], allow_abbrev=False
+    )
+    for option, instead in declared.get("nnunet", {}).items():
         made.add_argument(option, action=NnunetOption, const=instead, help=argparse.SUPPRESS)
     made.add_argument("--version", action="version", version=f"autoseg {__version__}")
     made.add_argument("--debug", action="store_true", help="print the full traceback of an error")
+    add_options(made, declared["options"])
     return made
 
 
-def nnunet_options() -> dict[str, dict[str, str]]:
-    """Command -> the options of nnU-Net's corresponding command -> what to write instead."""
-    text = Path(__file__).with_name("nnunet_options.json").read_text("utf-8")
-    options: dict[str, dict[str, str]] = json.loads(text)
-    return options
+def declarations() -> dict[str, Any]:
+    """The content of `options.json`: command -> its options, with the arguments of argparse."""
+    text = Path(__file__).with_name("options.json").read_text("utf-8")
+    declared: dict[str, Any] = json.loads(text)
+    return declared
+
+
+def add_options(to: argparse.ArgumentParser, options: Mapping[str, dict[str, Any] | None]) -> None:
+    """Add options by their names; None: declared in `shared`, for several commands."""
+    shared = declarations()["shared"]
+    groups: dict[str, argparse._ActionsContainer] = {}
+    for names, declared in options.items():
+        settings = {"help": argparse.SUPPRESS} | (declared or shared[names])
+        if "type" in settings:
+            settings["type"] = TYPES[settings["type"]]
+        where: argparse._ActionsContainer = to
+        if group := settings.pop("group", None):  # of which only one option may be given
+            where = groups[group] = groups.get(group) or to.add_mutually_exclusive_group()
+        where.add_argument(*names.split(), **settings)
+    to.set_defaults(processes=min(os.cpu_count() or 1, 12))
 
 
 class NnunetOption(argparse.Action):
@@ -54,36 +89,6 @@ class NnunetOption(argparse.Action):
         parser.error(f"{option} is an option of nnU-Net; {self.const}")
 
 
-def add_workspace(to: argparse.ArgumentParser) -> None:
-    """`--workspace`: the folder of raw tasks, preprocessed cases and models."""
-    to.add_argument(
-        "--workspace",
-        type=Path,
-        metavar="DIR",
-        help="folder with raw/, preprocessed/ and models/ "
-        "(default: $AUTOSEG_WORKSPACE, or the current folder)",
-    )
-
-
-def add_processes(to: argparse.ArgumentParser) -> None:
-    """`--processes`: number of worker processes; it never changes a result."""
-    to.add_argument(
-        "--processes",
-        type=at_least_one,
-        default=min(os.cpu_count() or 1, 12),
-        metavar="N",
-        help="number of worker processes (default: one per core, at most 12; here %(default)s); "
-        "it does not change results",
-    )
-
-
-def add_device(to: argparse.ArgumentParser) -> None:
-    """`--device`: where the network runs."""
-    to.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best available)"
-    )
-
-
 def find_workspace(arguments: argparse.Namespace) -> Workspace:
     """The workspace of `--workspace`."""
     from autoseg.workflow.workspace import Workspace
@@ -96,13 +101,6 @@ def spawn_workers() -> None:
     import multiprocessing
 
     multiprocessing.set_start_method("spawn", force=True)
-
-
-def at_least_one(text: str) -> int:
-    """An argparse type: a positive integer."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
 
 
 def run(
@@ -173,40 +171,8 @@ def _describe(error: Exception, debug: bool) -> tuple[int, str]:
     return FAILED, text
 
 
-def add_model(to: argparse.ArgumentParser, several: bool = False) -> None:
-    """`-t`, `-p`, `-m` and `-f`: the trained model, or several, and its folds."""
-    nargs = "+" if several else None
-    more = "; several models: the mean of their probabilities" if several else ""
-    to.add_argument(
-        "-t", "--task", metavar="TASK", help="task of the model (default: the only trained one)"
-    )
-    to.add_argument(
-        "-p",
-        "--plan",
-        metavar="NAME",
-        nargs=nargs,
-        help=f"plan of the model (default: the only trained one){more}",
-    )
-    to.add_argument(
-        "-m",
-        "--model",
-        type=Path,
-        metavar="MODEL",
-        nargs=nargs,
-        help=f"path of a model: a folder models/TASK/PLAN, or a zip file of autoseg_pack{more}",
-    )
-    add_folds(to)
-
-
-def add_folds(to: argparse.ArgumentParser) -> None:
-    """`-f`: the folds of a model."""
-    to.add_argument(
-        "-f", "--folds", nargs="+", metavar="K", help="folds of the model (default: all trained)"
-    )
-
-
 def model_folders(arguments: argparse.Namespace) -> list[Path]:
-    """The folders of the models of `add_model` with `several`.
+    """The folders of the models of `-m` and `-p`, of which there may be several.
 
     Raises:
         AutosegError: a name matches no model, or several.

@@ -29,41 +29,10 @@ file takes all keys that it does not contain from another study):
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
-    parser = common.parser(
-        "autoseg_experiment",
-        "Train all models of a study (plans x k x seeds x folds) and test them on held-out sets. "
-        "Start the command as often as you like: finished runs are kept, interrupted runs "
-        "continue.",
-    )
+    parser = common.parser("autoseg_experiment")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = textwrap.fill(parser.description or "", 79)
     parser.epilog = EPILOG
-    parser.add_argument(
-        "studies",
-        nargs="+",
-        metavar="STUDY",
-        help="JSON5 file of a study, or name of an included study, as in covid_sensitivity; "
-        "several studies share their runs",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=common.at_least_one,
-        default=1,
-        metavar="N",
-        help="number of runs at a time, each with its own GPU or its share of the cores "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--slurm",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="submit the runs to Slurm; the keys are those of the slurm section of a study, as in "
-        "partition=gpu time=12h gpus=1 cpus=8 memory_gb=32 parallel=4",
-    )
-    parser.add_argument("--status", action="store_true", help="only print the status of the runs")
-    common.add_device(parser)
-    common.add_processes(parser)
-    common.add_workspace(parser)
     return parser
 
 

@@ -4,48 +4,15 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from autoseg.cli import common
 from autoseg.common.progress import say
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = common.parser(
-        "autoseg_pack",
-        "Pack a trained model into one zip file, for prediction with `-m model.zip`. It contains "
-        "the plan, weights, labels, fingerprint, splits, scores, a model card, and the names of "
-        "the training cases.",
-    )
-    parser.add_argument(
-        "task", metavar="TASK", help="name of a trained task, or a unique prefix of it"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="ZIP", help="file to write"
-    )
-    parser.add_argument(
-        "-p", "--plan", metavar="NAME", help="plan of the model (default: the only trained one)"
-    )
-    common.add_folds(parser)
-    parser.add_argument(
-        "--card",
-        type=Path,
-        metavar="FILE",
-        help="JSON file with texts for the model card that dataset.json does not contain: "
-        "intended_use, limits, licence, data_name, data_description, data_licence, "
-        "data_reference, citation, contact; missing ones appear as not stated",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    common.add_workspace(parser)
-    parser.set_defaults(model=None)
-    return parser
-
-
 def _pack(arguments: argparse.Namespace) -> int:
     from autoseg.export.model_zip import PackOptions, pack
 
-    folder = common.model_folder(arguments)
+    folder = common.model_folder(argparse.Namespace(model=None, **vars(arguments)))
     order = PackOptions(
         workspace=common.find_workspace(arguments),
         task=folder.parent.name,
@@ -60,7 +27,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     return common.DONE
 
 
-main = partial(common.run, make_parser, _pack)
+main = partial(common.run, partial(common.parser, "autoseg_pack"), _pack)
 
 if __name__ == "__main__":
     raise SystemExit(main())

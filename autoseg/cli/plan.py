@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
@@ -14,76 +13,6 @@ if TYPE_CHECKING:
     from autoseg.plan.plan import Plan
 
 MANY_STEPS = 20_000  # training steps that take hours on most CPUs
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = common.parser(
-        "autoseg_plan",
-        "Check a raw task, measure it (fingerprint), and write a plan for it: "
-        "preprocessed/TASK/NAME/plan.json.",
-    )
-    parser.add_argument(
-        "task", metavar="TASK", help="name of a task in raw/, a unique prefix of it, or a folder"
-    )
-    parser.add_argument("--name", default="default", help="name of the plan (default: %(default)s)")
-    parser.add_argument(
-        "--time-budget",
-        metavar="TIME",
-        help="training time of one fold, as in 90s, 5m or 1.5h; planned by measuring this device",
-    )
-    parser.add_argument(
-        "--planner",
-        default="default",
-        choices=["default", "resenc_m", "resenc_l", "resenc_xl"],
-        help="plain or residual encoder, as in nnU-Net's planners (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--memory",
-        type=float,
-        metavar="GB",
-        help="GPU memory to plan for (default: depends on the planner)",
-    )
-    parser.add_argument(
-        "--overrides", type=Path, metavar="FILE", help="JSON5 file with plan values to replace"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="replace a plan value, as in --set sampling.batch_size=4; may be repeated",
-    )
-    parser.add_argument(
-        "--config",
-        choices=["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"],
-        help="configuration to plan (default: the recommended one); any other one becomes the plan "
-        "NAME-CONFIG",
-    )
-    references = parser.add_mutually_exclusive_group()
-    references.add_argument(
-        "--reference",
-        metavar="NAME",
-        help="use this reference plan, as in Task001_COVID.no_augmentation (default: the reference "
-        "plan with the task's name, if there is one)",
-    )
-    references.add_argument("--no-reference", action="store_true", help="plan by the rules only")
-    parser.add_argument(
-        "--skip-bad-cases",
-        action="store_true",
-        help="leave out cases with errors, also in training",
-    )
-    parser.add_argument(
-        "--explain", action="store_true", help="print every plan value with its rule and evidence"
-    )
-    parser.add_argument(
-        "--verify-only", action="store_true", help="check the data, report all problems and stop"
-    )
-    common.add_device(parser)
-    common.add_processes(parser)
-    common.add_workspace(parser)
-    return parser
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -149,7 +78,7 @@ def _in_short(plan: Plan) -> str:
     )
 
 
-main = partial(common.run, make_parser, _plan)
+main = partial(common.run, partial(common.parser, "autoseg_plan"), _plan)
 
 if __name__ == "__main__":
     raise SystemExit(main())

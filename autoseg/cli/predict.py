@@ -10,102 +10,9 @@ from typing import TYPE_CHECKING
 from autoseg.cli import common
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.progress import say
-from autoseg.prediction import NAMINGS
 
 if TYPE_CHECKING:
     from autoseg.prediction.predictor import Predictor
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = common.parser(
-        "autoseg_predict",
-        "Segment scans with a trained model: one label map per scan, on the grid of the scan.",
-    )
-    parser.add_argument(
-        "-i",
-        "--input",
-        type=Path,
-        required=True,
-        metavar="IN",
-        help="a scan, a folder of scans or DICOM series, or a zip file of such a folder",
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="folder for the label maps"
-    )
-    parser.add_argument(
-        "--list-series", action="store_true", help="only list the DICOM series of IN"
-    )
-    parser.add_argument(
-        "--series",
-        metavar="CHOICE",
-        help="which DICOM series to segment: a SeriesInstanceUID, or conditions on DICOM tags, "
-        "such as 'Modality=CT and SliceThickness<=2'; default: all",
-    )
-    parser.add_argument(
-        "--name-by",
-        choices=NAMINGS,
-        default=NAMINGS[0],
-        help="how the label maps of DICOM series are named: PatientID and SeriesNumber (default), "
-        "SeriesInstanceUID, or the folders of the series",
-    )
-    common.add_model(parser, several=True)
-    parser.add_argument(
-        "--tta",
-        action="store_true",
-        help="test-time augmentation: average over scans mirrored on the axes of the plan",
-    )
-    parser.add_argument(
-        "--no-postprocessing",
-        action="store_true",
-        help="skip the postprocessing that autoseg_evaluate TASK has learned, which keeps only the "
-        "largest component of some classes",
-    )
-    parser.add_argument(
-        "--save-probabilities",
-        action="store_true",
-        help="also write OUT/CASE.probabilities.b2nd: a Blosc2 array (class, x, y, z) of float16 "
-        "on the grid of the scan; blosc2.open(FILE)[1] is the NumPy array of the second class",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="predict scans again whose label map exists"
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse scans that differ from the training scans (modality, orientation, spacing, "
-        "field of view, intensities) instead of warning",
-    )
-    parser.add_argument(
-        "--format",
-        choices=["nii.gz", "nrrd", "mha", "dicom-seg"],
-        default="nii.gz",
-        help="file format of the label maps (default: %(default)s); dicom-seg: DICOM segmentation "
-        "objects, for DICOM series",
-    )
-    parser.add_argument(
-        "--orientation",
-        metavar="CODE",
-        help="bring the axes of each scan to this orientation, such as RAS, instead of that of the "
-        "plan: for models of version 0.1.0, whose plans have none; label maps stay on the grid of "
-        "the scan",
-    )
-    parser.add_argument(
-        "--preview",
-        action="store_true",
-        help="also write OUT/CASE.preview.png: three planes through the largest class with the "
-        "outlines of all classes; with dicom-seg also as a secondary capture, OUT/CASE.preview.dcm",
-    )
-    common.add_device(parser)
-    parser.add_argument(
-        "--backend",
-        choices=["auto", "torch", "openvino"],
-        default="auto",
-        help="what runs the network; auto: OpenVINO on a CPU if it is installed, else torch; both "
-        "give the same result up to rounding",
-    )
-    common.add_workspace(parser)
-    return parser
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -198,7 +105,7 @@ def _in_short(predictor: Predictor) -> str:
     )
 
 
-main = partial(common.run, make_parser, _predict)
+main = partial(common.run, partial(common.parser, "autoseg_predict"), _predict)
 
 if __name__ == "__main__":
     raise SystemExit(main())

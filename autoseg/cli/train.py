@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
@@ -19,45 +18,6 @@ if TYPE_CHECKING:
 
 CONTINUE = "finished work is kept; continue with --resume"
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = common.parser(
-        "autoseg_train",
-        "Train folds of a planned task, write them to models/TASK/PLAN/fold_K, and score the "
-        "validation cases of each.",
-    )
-    parser.add_argument(
-        "task", metavar="TASK", help="name of a planned task, a unique prefix of it, or a folder"
-    )
-    parser.add_argument(
-        "folds",
-        nargs="+",
-        metavar="fold K",
-        help="folds to train, as in `fold 0`, `0`, `fold 0 1 2` or `fold all` (all cases, no "
-        "scores)",
-    )
-    parser.add_argument("--plan", metavar="NAME", help="name of the plan (default: the only one)")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted run, or a run whose plan now has more epochs",
-    )
-    parser.add_argument(
-        "--pretrained",
-        type=Path,
-        metavar="MODEL",
-        help="start with the weights of a trained model: models/TASK/PLAN, a zip file of "
-        "autoseg_pack, a fold_K in either, or a .safetensors file next to its plan.json",
-    )
-    parser.add_argument(
-        "--tensorboard", action="store_true", help="also write event files to fold_K/tensorboard"
-    )
-    common.add_device(parser)
-    common.add_processes(parser)
-    common.add_workspace(parser)
-    return parser
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -132,7 +92,9 @@ def _folds(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
 
 
-main = partial(common.run, make_parser, _train, how_to_continue=CONTINUE)
+main = partial(
+    common.run, partial(common.parser, "autoseg_train"), _train, how_to_continue=CONTINUE
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

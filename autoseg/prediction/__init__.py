@@ -3,5 +3,3 @@
 Knows models, preprocessing steps, the sliding window and the files of a prediction. Must not know
 training, evaluation or the workspace: the previous stage of a cascade is found beside its model.
 """
-
-NAMINGS = ("patient", "uid", "folder")  # how cases of DICOM series are named

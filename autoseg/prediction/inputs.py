@@ -65,7 +65,7 @@ def find_inputs(
     Args:
         path: the file or folder.
         channels: of the model.
-        name_by: how DICOM cases are named, one of `studies.NAMINGS`.
+        name_by: how DICOM cases are named: by `patient`, `uid` or `folder`.
         choice: which DICOM series to take, see `studies.series_choice`; image files are left out.
 
     Raises:

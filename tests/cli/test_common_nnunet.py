@@ -8,7 +8,7 @@ import pytest
 
 from autoseg.cli import common, evaluate, pack, plan, predict, train
 
-OPTIONS = common.nnunet_options()
+OPTIONS = {name: of.get("nnunet") for name, of in common.declarations().items()}
 TABLES = [
     (plan, OPTIONS["autoseg_plan"], ["Task"]),
     (train, OPTIONS["autoseg_train"], ["Task", "fold", "0"]),

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.cli import export
+from autoseg.cli import common, export
 from autoseg.export.networks import FORMATS
 from tests.making import tiny_plan
 from tests.prediction.making import save_model
 
 
 def test_the_command_offers_every_format() -> None:
-    assert list(FORMATS) == export.FORMATS
+    declared = common.declarations()["autoseg_export"]["options"]["--format"]
+    assert list(FORMATS) == declared["choices"] == declared["default"]
 
 
 @pytest.mark.skipif(

@@ -9,7 +9,8 @@ from typing import get_args
 
 import pytest
 
-from autoseg.cli.plan import main, make_parser
+from autoseg.cli.common import parser
+from autoseg.cli.plan import main
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import ConfigurationName
 from autoseg.plan.reading import load_plan
@@ -222,7 +223,7 @@ def test_another_configuration_is_another_plan(
 
 
 def test_every_configuration_can_be_chosen() -> None:
-    (action,) = [a for a in make_parser()._actions if "--config" in a.option_strings]
+    (action,) = [a for a in parser("autoseg_plan")._actions if "--config" in a.option_strings]
     assert action.choices == list(get_args(ConfigurationName))
 
 

@@ -10,7 +10,8 @@ import pydicom
 import pytest
 from PIL import Image
 
-from autoseg.cli.predict import main, make_parser
+from autoseg.cli.common import parser
+from autoseg.cli.predict import main
 from autoseg.common.files import read_json, write_json
 from autoseg.image.image import read_geometry, read_label
 from autoseg.prediction.output import DEFAULT_FORMAT, FORMATS, ending
@@ -45,7 +46,7 @@ def predict(model: Path, scans: Path, out: Path, *more: str) -> int:
 
 
 def test_the_command_knows_every_format() -> None:
-    (format,) = (each for each in make_parser()._actions if each.dest == "format")
+    (format,) = (each for each in parser("autoseg_predict")._actions if each.dest == "format")
     assert tuple(format.choices or ()) == FORMATS
     assert format.default == DEFAULT_FORMAT
 
