@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DA, TM, validate_value
 
 from autoseg.common.errors import DataError
-from autoseg.common.progress import say
+from autoseg.common.progress import note
 from autoseg.image.dicom import find_series
 from autoseg.image.dicom_series import Series, check_stack
 
@@ -37,12 +37,10 @@ class Source:
         path: its folder, or one of its slices.
         headers: of its slices along their normal, completed so that a segmentation can refer to
             them.
-        remarks: what was completed or left out.
     """
 
     path: Path | Series
     headers: Sequence[pydicom.Dataset]
-    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path | Series) -> Source:
@@ -73,8 +71,6 @@ class Source:
         source = cls(path, headers)
         source._check_identities()
         source._complete()
-        for remark in source.remarks:
-            say(f"{path}: {remark}")
         return source
 
     @property
@@ -102,14 +98,14 @@ class Source:
         for name, kind in OPTIONAL.items():
             value = first.get(name)
             if value and kind and not _is_valid(kind, str(value)):
-                self.remarks.append(f"{name} is {str(value)!r}, which is not valid; left empty")
+                note(f"{self.path}: {name} is {str(value)!r}, which is not valid; left empty")
                 value = None
             if not value:
                 setattr(first, name, "")
         if not first.get("FrameOfReferenceUID"):
-            self.remarks.append(
-                "FrameOfReferenceUID is missing; the DICOM SEG gets its own, so viewers have "
-                "to place it by the slices that it refers to"
+            note(
+                f"{self.path}: FrameOfReferenceUID is missing; the DICOM SEG gets its own, so "
+                "viewers have to place it by the slices that it refers to"
             )
             frame = generate_uid(entropy_srcs=[first.SeriesInstanceUID])
             for header in self.headers:
