@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.uid import generate_uid
 from pydicom.valuerep import DA, TM, validate_value
 
@@ -37,10 +39,12 @@ class Source:
         path: its folder, or one of its slices.
         headers: of its slices along their normal, completed so that a segmentation can refer to
             them.
+        frames: the number of each slice among the frames of a multi-frame object, from 0.
     """
 
     path: Path | Series
     headers: Sequence[pydicom.Dataset]
+    frames: Sequence[int]
 
     @classmethod
     def read(cls, path: Path | Series) -> Source:
@@ -68,15 +72,24 @@ class Source:
                 header.SpacingBetweenSlices = f"{apart:.10g}"
                 if not header.get("SliceThickness"):
                     header.SliceThickness = f"{apart:.10g}"
-        source = cls(path, headers)
+        source = cls(path, headers, [each.frame for each in series.slices])
         source._check_identities()
         source._complete()
         return source
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Columns and rows."""
-        return int(self.headers[0].Columns), int(self.headers[0].Rows)
+    def size(self) -> tuple[int, int, int]:
+        """Columns, rows and slices."""
+        return int(self.headers[0].Columns), int(self.headers[0].Rows), len(self.frames)
+
+    def as_stored(self, slices: NDArray[Any]) -> NDArray[Any]:
+        """Slices along their normal in the order in which the files of the series hold them."""
+        if len(self.headers) > 1:
+            return slices
+        count = int(self.headers[0].get("NumberOfFrames") or 1)
+        stored = np.zeros((count, *slices.shape[1:]), slices.dtype)  # empty where a scout is
+        stored[self.frames] = slices
+        return stored
 
     def _check_identities(self) -> None:
         for name in IN_COMMON:
