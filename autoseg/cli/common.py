@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, Stopped, is_lack_of_memory, signal_handled
+from autoseg.common.progress import say
 
 if TYPE_CHECKING:
     from autoseg.workflow.workspace import Workspace
@@ -155,7 +155,7 @@ def _print_line(text: str) -> None:
     for i, word in enumerate(words):
         if len(word) > LONGEST_WORD:  # longer than any path: the content of a damaged file
             words[i] = f"{word[:100]}... ({len(word)} characters)"
-    print(" ".join(words)[:LONGEST_LINE], file=sys.stderr, flush=True)
+    say(" ".join(words)[:LONGEST_LINE])
 
 
 def _describe(error: Exception, debug: bool) -> tuple[int, str]:

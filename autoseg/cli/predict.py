@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoseg.cli import common
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.progress import say
+from autoseg.common.progress import say, shown
 
 if TYPE_CHECKING:
     from autoseg.prediction.predictor import Predictor
@@ -34,7 +34,7 @@ def _list_series(path: Path, arguments: argparse.Namespace) -> int:
     chosen = {scan.name for scan in studies.scans}
     for name, line in studies.listed.items():
         reason = studies.refused.get(name) or studies.passed_over.get(name) or "not chosen"
-        print(f"{name}: {line}" + ("" if name in chosen else f"; not segmented: {reason}"))
+        print(shown(f"{name}: {line}" + ("" if name in chosen else f"; not segmented: {reason}")))
     for name in (studies.refused | studies.passed_over).keys() - studies.listed.keys():
         say(f"{name}: {studies.refused.get(name) or studies.passed_over[name]}")
     return common.DONE

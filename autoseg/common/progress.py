@@ -15,9 +15,19 @@ LONGEST_SILENCE_SECONDS = 80.0  # within a long step
 FEW_SECONDS = 10.0
 
 
+COPIES: dict[str, str] = {}  # temporary folder -> the zip file that was unpacked to it
+
+
+def shown(text: str) -> str:
+    """A text with the zip file in place of the temporary folder with its content."""
+    for folder, path in COPIES.items():
+        text = text.replace(folder, path)
+    return text
+
+
 def say(text: str) -> None:
     """Print one line to standard error, so that results can be piped."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
 
 
 _NOTES: ContextVar[list[str] | None] = ContextVar("notes", default=None)
@@ -29,8 +39,8 @@ def _say_once(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Tell what was guessed or changed: collected within `noted`, else printed once."""
-    notes = _NOTES.get()
+    """Tell what was guessed or changed: printed once, or collected by `noted`."""
+    text, notes = shown(text), _NOTES.get()
     if notes is None:
         _say_once(f"warning: {text}")
     elif text not in notes:
@@ -38,14 +48,22 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def noted() -> Iterator[list[str]]:
-    """Collect the notes of a block of this thread, to record them with its result."""
+def noted(spoken: list[str] | None = None) -> Iterator[list[str]]:
+    """Collect the notes of a block of this thread, to record them with its result.
+
+    Args:
+        spoken: a list to add them to, after they are printed.
+    """
     notes: list[str] = []
     token = _NOTES.set(notes)
     try:
         yield notes
     finally:
         _NOTES.reset(token)
+        for text in notes if spoken is not None else ():
+            if text not in spoken:
+                say(f"warning: {text}")
+                spoken.append(text)
 
 
 def in_words(seconds: float) -> str:

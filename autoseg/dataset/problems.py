@@ -83,8 +83,11 @@ def shown_path(path: Path, folder: Path) -> str:
 
 
 def problems_table(problems: Sequence[Problem]) -> str:
-    """Format problems as lines of aligned text: severity, case, kind, message."""
-    rows = [(p.severity, p.case or "(all)", p.kind, p.message) for p in problems]
+    """Format problems as lines of aligned text: severity, cases, kind, message."""
+    cases: dict[tuple[str, str, str], dict[str, None]] = {}
+    for p in problems:
+        cases.setdefault((p.severity, p.kind, p.message), {})[p.case or "(all)"] = None
+    rows = [(key[0], join_names([*names], 3), *key[1:]) for key, names in cases.items()]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     return "\n".join(
         "  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows

@@ -110,8 +110,15 @@ def _load(
             label = read_label(case.label)
         except DataError as error:
             problems.append(_unreadable(task, case, case.label, error))
-    problems += [Problem(case.name, "", "reading", "warning", text) for text in notes]
+    problems += [_noted(task, case, text) for text in notes]
     return image, label, problems
+
+
+def _noted(task: Task, case: Case, text: str) -> Problem:
+    """A note about a file; without its path, so that those of many cases become one line."""
+    file = next((f for f in (case.label, *case.images) if text.startswith(f"{f}: ")), None)
+    shown = "" if file is None else shown_path(file, task.folder)
+    return Problem(case.name, shown, "reading", "warning", text.removeprefix(f"{file}: "))
 
 
 def _unreadable(task: Task, case: Case, path: Path, error: DataError) -> Problem:

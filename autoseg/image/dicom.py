@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
-from autoseg.common.progress import counted, say
+from autoseg.common.progress import counted, note
 from autoseg.image.dicom_series import GROUPS, Series, Slice, check_stack, joined
 from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry, check_geometry
@@ -218,7 +218,7 @@ def read_series(source: Path | Series) -> tuple[NDArray[Any], Geometry]:
     series = find_volume(source)
     if series.scouts:
         names = ", ".join(each.file.name for each in series.scouts)
-        say(f"{source}: left out {counted(len(series.scouts), 'scout')} of the series ({names})")
+        note(f"{source}: left out {counted(len(series.scouts), 'scout')} of the series ({names})")
     return read_pixels(series).transpose(2, 1, 0)[None], series.geometry
 
 

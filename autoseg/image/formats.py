@@ -11,18 +11,24 @@ import re
 from pathlib import Path
 
 from autoseg.common.errors import DataError
-from autoseg.common.progress import by_axis
+from autoseg.common.progress import by_axis, note
 
 # 3D Slicer names its segmentations CASE.seg.nrrd; it comes before .nrrd, as the longer ending.
 ENDINGS = (
     *(".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd"),
     *(".nhdr", ".hdr", ".mgz", ".mgh"),
 )
+NRRD_SPACES = (
+    *("left-posterior-superior", "right-anterior-superior", "left-anterior-superior"),
+    *("lps", "ras", "las"),
+)
 NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
 FREESURFER = (".mgz", ".mgh")  # recognised, so that they are refused by name
 LONGEST_HEADER = 1 << 20  # bytes
 PACKED_AT_MOST = 1032  # deflate compresses by at most this factor
+TAKEN_AS_LPS = "taken as LPS, as ITK does; write it with its orientation if that is wrong"
 NUMBER = re.compile(r"[^\s(),]+")
+METAIMAGE_AXES = ("TransformMatrix", "Orientation", "Rotation")
 METAIMAGE_BYTES = {
     **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
     **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
@@ -70,7 +76,10 @@ def _check_metaimage(path: Path) -> None:
     sizes = _sizes(fields, "NDims", "DimSize")
     for key in ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"):
         _check_numbers(key, fields.get(key), len(sizes))
-    _check_numbers("TransformMatrix", fields.get("TransformMatrix"), len(sizes) ** 2)
+    matrix = next((fields[key] for key in METAIMAGE_AXES if key in fields), None)
+    if matrix is None:
+        note(f"{path}: states no orientation (TransformMatrix is missing); {TAKEN_AS_LPS}")
+    _check_numbers("TransformMatrix", matrix, len(sizes) ** 2)
     voxel_bytes = METAIMAGE_BYTES.get(fields["ElementType"])
     if voxel_bytes is None:
         raise ValueError(f"ElementType {fields['ElementType']} is not a voxel type")
@@ -94,6 +103,10 @@ def _check_nrrd(path: Path) -> None:
         if len(vectors) < 3:
             raise ValueError(f"space directions has {len(vectors)} spatial axes; a scan has 3")
         _check_numbers("space directions", " ".join(vectors), 3 * len(vectors))
+    space, axes = (fields.get(key, "missing") for key in ("space", "space directions"))
+    if space.lower() not in NRRD_SPACES or axes == "missing":
+        found = f"space is {space}, space directions {axes}"
+        note(f"{path}: states no orientation ({found}); {TAKEN_AS_LPS}")
     for key in ("spacings", "space origin"):
         numbers = fields.get(key, "").replace("none", " ").replace("NaN", " ")
         _check_numbers(key, numbers, 0)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.progress import by_axis, note
-from autoseg.image.formats import PACKED_AT_MOST, ending_of
+from autoseg.image.formats import PACKED_AT_MOST, TAKEN_AS_LPS, ending_of
 from autoseg.image.geometry import DIRECTION_TOLERANCE, Geometry, geometry_of
 
 if TYPE_CHECKING:
@@ -281,7 +281,9 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
         return geometry
     header = _first_header(path)
     order = _byte_order(path, header)
-    (code,) = struct.unpack_from(order + "h", header, FORMS_AT + 2)
+    qform, code = struct.unpack_from(order + "2h", header, FORMS_AT)
+    if max(qform, code) <= 0:
+        note(f"{path}: states no orientation (qform_code and sform_code are 0); {TAKEN_AS_LPS}")
     if code <= 0 or header[UNITS_AT] & 7 not in MILLIMETRES:
         return geometry
     matrix = np.reshape(struct.unpack_from(order + "12f", header, SFORM_AT), (3, 4))

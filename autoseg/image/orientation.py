@@ -79,11 +79,6 @@ def direction_of(code: str) -> tuple[float, ...]:
     return tuple(float(value) for value in direction.ravel())
 
 
-def left_right_axis(code: str) -> int:
-    """The axis (0, 1, 2) that runs from one side of the patient to the other."""
-    return next(axis for axis, letter in enumerate(code) if letter in "LR")
-
-
 @dataclass(frozen=True)
 class Turn:
     """Brings the axes of a grid into another order.

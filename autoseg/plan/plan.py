@@ -210,10 +210,7 @@ class Plan(Section):
             )
 
     def _check_mirroring(self) -> None:
-        mirrored = {
-            axis for entry in self.augmentation if isinstance(entry, Mirror) for axis in entry.axes
-        }
-        if untrained := set(self.inference.mirror_axes) - mirrored:
+        if untrained := set(self.inference.mirror_axes) - self.mirrored_axes:
             raise ValueError(
                 f"inference.mirror_axes has {sorted(untrained)}, but no mirror transform of the "
                 "augmentation flips along it; remove it, or add it to the augmentation"
@@ -265,6 +262,13 @@ class Plan(Section):
                         f"augmentation.{index}: {entry.transform} changes the segmentation of a "
                         f"previous stage, which only {CASCADE} has; remove it"
                     )
+
+    @property
+    def mirrored_axes(self) -> set[int]:
+        """The axes that are mirrored in training."""
+        return {
+            axis for entry in self.augmentation if isinstance(entry, Mirror) for axis in entry.axes
+        }
 
     @property
     def left_right(self) -> int | None:

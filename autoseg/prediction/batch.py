@@ -26,7 +26,7 @@ from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.files import cannot_write, replacing
 from autoseg.common.parallel import overlap
-from autoseg.common.progress import Progress, progress, say
+from autoseg.common.progress import Progress, noted, progress, say, shown
 from autoseg.image.dicom import modality_of
 from autoseg.image.dicom_series import Series
 from autoseg.image.geometry import Geometry
@@ -44,6 +44,7 @@ from autoseg.prediction.output import (
     check_format,
     draw_preview,
     ending,
+    output_path,
     volumes,
     write_png,
 )
@@ -127,7 +128,10 @@ class Outcome:
 
 def show(outcome: Outcome) -> None:
     """Print the outcome: a table on a terminal, plain lines elsewhere (standard error)."""
-    rows = [*outcome.differing(), *outcome.missing()]
+    named: dict[tuple[str, str], list[str]] = {}  # one line for all that differ in the same way
+    for state, name, reason in (*outcome.differing(), *outcome.missing()):
+        named.setdefault((state, shown(reason)), []).append(name)
+    rows = [(state, ", ".join(names), reason) for (state, reason), names in named.items()]
     if not (rows and sys.stderr.isatty()):
         say(outcome.counts())
         for state, name, reason in rows:
@@ -147,11 +151,6 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, AutosegError):
         return str(error)
     return f"{' '.join(str(error).split()) or 'no reason given'} ({type(error).__name__})"
-
-
-def output_path(folder: Path, case: str, format: str = DEFAULT_FORMAT) -> Path:
-    """The file of a case's label map."""
-    return folder / f"{case}{ending(format)}"
 
 
 def predict_cases(
@@ -234,6 +233,7 @@ class _Case:
         geometry: the grid of the scan.
         differs: what is unlike the training scans.
         source: the scan's series, for DICOM SEG.
+        remarks: what was guessed or changed on the way.
         prepared: the result of the first stage.
         label: the result of the second stage.
         record: the result of the third stage.
@@ -245,6 +245,7 @@ class _Case:
     geometry: Geometry | None = None
     differs: Differences = field(default_factory=dict)
     source: Source | None = None
+    remarks: list[str] = field(default_factory=list)
     prepared: Any = None
     label: LabelMap | None = None
     record: CaseRecord | None = None
@@ -295,7 +296,8 @@ class _Stages:
         """
         if case.error is None:
             try:
-                stage(case)
+                with noted(case.remarks):
+                    stage(case)
             except DataError as error:
                 case.error = error
             except (AutosegError, RunError):
@@ -362,17 +364,16 @@ class _Stages:
             # The old file is removed, the record written, then the new file appears: so a run that
             # is killed in between leaves no file that another run would take for complete.
             path.unlink(missing_ok=True)
-            notes = case.source.remarks if case.source else []
             case.record = self.queue.record.add(
                 case.name,
                 {
-                    "inputs": [str(file) for file in files],
+                    "inputs": [shown(str(file)) for file in files],
                     "input_bytes": input_bytes(files),
                     "orientation": orientation_of(geometry),
                     "differs": case.differs,
                     "files": {first: facts} | {name: file_facts(folder / name) for name in more},
                     "seconds": case.seconds,
-                    **({"remarks": notes} if notes else {}),
+                    **({"remarks": case.remarks} if case.remarks else {}),
                     **({"series_uid": uid} if (uid := self.uids.get(case.name)) else {}),
                     **found,
                 },

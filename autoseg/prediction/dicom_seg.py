@@ -76,16 +76,16 @@ class SegWriter:
         )
 
     def read(self, path: Path | Series) -> Source:
-        """Read a series, and check by an empty segmentation of one slice that one can be written.
+        """Read a series, and check by an empty segmentation of two slices that one can be written.
 
         Raises:
             DataError: it cannot.
         """
         source = Source.read(path)
-        header = source.headers[0]
-        empty = np.zeros((*source.size, int(header.get("NumberOfFrames") or 1)), np.uint8)
+        first = replace(source, headers=source.headers[:2], frames=source.frames[:2])
         try:
-            self._segmentation([header], self._frames(empty), "").save_as(BytesIO())
+            empty = np.zeros(first.size, np.uint8)
+            self._segmentation(first, empty, "").save_as(BytesIO())
         except AutosegError:
             raise
         except Exception as error:  # of highdicom and pydicom, which raise nearly anything
@@ -97,7 +97,7 @@ class SegWriter:
 
     def write(self, path: Path, label: LabelMap, source: Source, note: str = "") -> None:
         """Write a label map (x, y, z) of a series as a segmentation, atomically."""
-        _save(self._segmentation(source.headers, self._frames(label), note), path, note)
+        _save(self._segmentation(source, label, note), path, note)
 
     def write_picture(
         self, path: Path, picture: NDArray[np.uint8], source: Source, note: str = ""
@@ -147,11 +147,9 @@ class SegWriter:
         frames: NDArray[Any] = numbers[label.T]
         return frames
 
-    def _segmentation(
-        self, headers: Sequence[pydicom.Dataset], frames: NDArray[Any], note: str
-    ) -> pydicom.Dataset:
-        seg = _highdicom().seg
-        series = headers[0].SeriesInstanceUID
+    def _segmentation(self, source: Source, label: LabelMap, note: str) -> pydicom.Dataset:
+        seg, headers = _highdicom().seg, source.headers
+        series, frames = headers[0].SeriesInstanceUID, source.as_stored(self._frames(label))
         segmentation: pydicom.Dataset = seg.Segmentation(
             source_images=list(headers),
             pixel_array=frames,
@@ -241,8 +239,7 @@ def write_dicom_seg(
     given = {name: SegmentCode.model_validate(code) for name, code in (codes or {}).items()}
     check_codes(given, writer.labels)
     source = Source.read(Path(series))
-    size = (*source.size, len(source.headers))
-    if label.shape != size and len(source.headers) > 1:
+    if label.shape != (size := source.size):
         raise DataError(f"{path}: the label map has {label.shape} voxels, {series} has {size}")
     counts = count_values(label, 1 + max(int(label.max(initial=0)), 0))
     values = {value for covered in writer.labels.values() for value in covered}

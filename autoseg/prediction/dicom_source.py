@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.uid import generate_uid
 from pydicom.valuerep import DA, TM, validate_value
 
 from autoseg.common.errors import DataError
-from autoseg.common.progress import say
+from autoseg.common.progress import note
 from autoseg.image.dicom import find_series
 from autoseg.image.dicom_series import Series, check_stack
 
@@ -37,12 +39,12 @@ class Source:
         path: its folder, or one of its slices.
         headers: of its slices along their normal, completed so that a segmentation can refer to
             them.
-        remarks: what was completed or left out.
+        frames: the number of each slice among the frames of a multi-frame object, from 0.
     """
 
     path: Path | Series
     headers: Sequence[pydicom.Dataset]
-    remarks: list[str] = field(default_factory=list)
+    frames: Sequence[int]
 
     @classmethod
     def read(cls, path: Path | Series) -> Source:
@@ -70,17 +72,24 @@ class Source:
                 header.SpacingBetweenSlices = f"{apart:.10g}"
                 if not header.get("SliceThickness"):
                     header.SliceThickness = f"{apart:.10g}"
-        source = cls(path, headers)
+        source = cls(path, headers, [each.frame for each in series.slices])
         source._check_identities()
         source._complete()
-        for remark in source.remarks:
-            say(f"{path}: {remark}")
         return source
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Columns and rows."""
-        return int(self.headers[0].Columns), int(self.headers[0].Rows)
+    def size(self) -> tuple[int, int, int]:
+        """Columns, rows and slices."""
+        return int(self.headers[0].Columns), int(self.headers[0].Rows), len(self.frames)
+
+    def as_stored(self, slices: NDArray[Any]) -> NDArray[Any]:
+        """Slices along their normal in the order in which the files of the series hold them."""
+        if len(self.headers) > 1:
+            return slices
+        count = int(self.headers[0].get("NumberOfFrames") or 1)
+        stored = np.zeros((count, *slices.shape[1:]), slices.dtype)  # empty where a scout is
+        stored[self.frames] = slices
+        return stored
 
     def _check_identities(self) -> None:
         for name in IN_COMMON:
@@ -102,14 +111,14 @@ class Source:
         for name, kind in OPTIONAL.items():
             value = first.get(name)
             if value and kind and not _is_valid(kind, str(value)):
-                self.remarks.append(f"{name} is {str(value)!r}, which is not valid; left empty")
+                note(f"{self.path}: {name} is {str(value)!r}, which is not valid; left empty")
                 value = None
             if not value:
                 setattr(first, name, "")
         if not first.get("FrameOfReferenceUID"):
-            self.remarks.append(
-                "FrameOfReferenceUID is missing; the DICOM SEG gets its own, so viewers have "
-                "to place it by the slices that it refers to"
+            note(
+                f"{self.path}: FrameOfReferenceUID is missing; the DICOM SEG gets its own, so "
+                "viewers have to place it by the slices that it refers to"
             )
             frame = generate_uid(entropy_srcs=[first.SeriesInstanceUID])
             for header in self.headers:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from autoseg.common.errors import DataError
+from autoseg.common.progress import COPIES
 from autoseg.dataset.layouts import IMAGE_STEM, LABEL_STEM
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
@@ -105,6 +106,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="autoseg-") as temporary:
         folder = Path(temporary, path.stem)
+        COPIES[str(folder)] = str(path)  # for messages, also behind the block
         try:
             with zipfile.ZipFile(path) as file:
                 members = [m for m in file.infolist() if not m.is_dir()]

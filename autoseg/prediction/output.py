@@ -45,6 +45,11 @@ def ending(format: str) -> str:
     return ENDINGS[format]
 
 
+def output_path(folder: Path, case: str, format: str = DEFAULT_FORMAT) -> Path:
+    """The file of a case's label map."""
+    return folder / f"{case}{ending(format)}"
+
+
 def check_format(format: str, inputs: Mapping[str, tuple[Source, ...]]) -> None:
     """Check that all cases can be written in a format, before the first one is predicted.
 

@@ -35,9 +35,10 @@ from autoseg.models.folder import (
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import is_extension, load_plan
-from autoseg.prediction.batch import output_path, predict_cases
+from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import check_previous, load_model, save_previous
+from autoseg.prediction.output import output_path
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.preprocessing.preprocess import add_previous, preprocess

@@ -155,7 +155,8 @@ def write_plan(
             f"plan {plan.name}: orientation is null, but cases are stored in several orders of "
             f"axes: {orders}; set it to one of them"
         )
-    if (sides := plan.provenance.get("mirrored_labels")) and sides.source.startswith("rule"):
+    sides = plan.provenance.get("mirrored_labels")
+    if plan.left_right in plan.mirrored_axes and sides and sides.source.startswith("rule"):
         say(f"plan {plan.name}: labels exchanged by mirroring left and right: {sides.evidence}")
     folder = workspace.preprocessed(task.name, plan.name)
     _split(task, plan, fingerprint, folder)

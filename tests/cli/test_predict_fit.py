@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
+import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,3 +106,21 @@ def test_a_ct_series_for_an_mr_model(arguments: list[str], tmp_path: Path, capsy
     assert "modality" in segmentation.SeriesDescription
     assert len(segmentation.SeriesDescription) <= 64
     assert main([*arguments, "--strict", "--overwrite"]) == 2
+
+
+def test_what_was_guessed_is_recorded_with_the_zip_file(
+    arguments: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    stored = bytearray(gzip.decompress((tmp_path / "in" / f"{FITS}.nii.gz").read_bytes()))
+    struct.pack_into("<2h", stored, 252, 0, 0)  # qform_code and sform_code
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as file:
+        file.writestr("a/imaging.nii", stored)
+        file.writestr("a.nii/readme.txt", "no scan")
+    arguments[1] = str(tmp_path / "study.zip")
+    assert main(arguments) == 2
+    case = read_json(tmp_path / "out" / "predictions.json")["cases"]["a"]
+    assert case["inputs"] == [str(tmp_path / "study.zip" / "a" / "imaging.nii")]
+    (warning,), lines = warnings_of(capsys)
+    assert warning == f"warning: {case['remarks'][0]}"
+    assert "imaging.nii: states no orientation" in warning
+    assert str(tmp_path / "study.zip" / "a.nii") in lines[-1]

@@ -151,5 +151,5 @@ def test_what_was_completed_is_recorded(model: Path, tmp_path: Path) -> None:
     write_json(model / "card.json", {"content_qualification": "SERVICE"})
     assert predict(model, tmp_path / "in", tmp_path / "out", "--format", "dicom-seg") == 0
     (remark,) = read_json(tmp_path / "out" / "predictions.json")["cases"]["p1_4"]["remarks"]
-    assert remark.startswith("FrameOfReferenceUID")
+    assert remark.startswith(f"{tmp_path / 'in'}: FrameOfReferenceUID")
     assert pydicom.dcmread(tmp_path / "out" / "p1_4.dcm").ContentQualification == "SERVICE"

@@ -64,7 +64,7 @@ def test_all_fail_and_not_for_their_scans(
 
     monkeypatch.setattr(Predictor, "segment", run_out)
     assert main(arguments) == 1
-    assert last_lines(capsys, 3)[0] == "0 predicted, 0 were there already, 0 refused, 2 failed"
+    assert last_lines(capsys, 2)[0] == "0 predicted, 0 were there already, 0 refused, 2 failed"
     assert main([*arguments, "--debug"]) == 1
     printed = capsys.readouterr().err
     assert printed.count("Traceback (most recent call last)") == 2

@@ -32,6 +32,15 @@ def test_problems_are_written_and_tabulated(tmp_path: Path) -> None:
     assert problems_table([]) == ""
 
 
+def test_a_problem_of_many_cases_is_one_line() -> None:
+    problems = [Problem(case, "f", "reading", "warning", "same") for case in "aabcdef"]
+    other = Problem("a", "f", "reading", "warning", "other")
+    assert problems_table([*problems, other]).splitlines() == [
+        "warning  a, b, c and 3 more  reading  same",
+        "warning  a                   reading  other",
+    ]
+
+
 def test_only_errors_are_raised() -> None:
     warning = Problem("a", "", "empty", "warning", "nothing is labelled")
     raise_errors([warning], "Task001")

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from autoseg.common.errors import DataError
+from autoseg.common.progress import noted
 from autoseg.image.formats import check_header
 from autoseg.image.image import read_image
 
@@ -73,3 +74,23 @@ def test_an_impossible_header_is_an_error(
         check_header(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert all(part in str(caught.value) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("ending", "stated", "instead"),
+    [
+        (".mha", b"TransformMatrix =", b"Comment         ="),
+        (".nrrd", b"space: left-posterior-superior\n", b"space dimension: 3\n"),
+        (".nrrd", b"space: left-posterior-superior\n", b"space: scanner-xyz\n"),
+    ],
+)
+def test_a_header_without_orientation_is_named(
+    tmp_path: Path, ending: str, stated: bytes, instead: bytes
+) -> None:
+    path = written(tmp_path / f"a{ending}")
+    with noted() as notes:
+        read_image(path)
+        assert notes == []
+        read_image(changed(path, stated, instead))
+    (note,) = notes
+    assert note.startswith(f"{path}: states no orientation")

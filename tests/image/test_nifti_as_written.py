@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.progress import noted
 from autoseg.image.image import read_geometry, read_image, read_label
+from autoseg.image.orientation import orientation_of
 
 nibabel = pytest.importorskip("nibabel")
 NOISE = np.random.default_rng(0).integers(-50, 900, (7, 6, 5)).astype(np.int16)
@@ -122,3 +123,18 @@ def test_labels_far_from_whole_numbers_are_refused_with_the_reason(tmp_path: Pat
     path = write(tmp_path / "a.nii", stored, scale=(2 / 255, 0))
     with pytest.raises(VoxelError, match=r"1\.00392 \(scl_slope .* 0\.007843\)"):
         read_label(path)
+
+
+def test_a_file_without_qform_and_sform_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", LABEL)
+    stored = bytearray(path.read_bytes())
+    for codes, is_named in (((0, 0), True), ((1, 0), False), ((0, 2), False)):
+        struct.pack_into("<2h", stored, 252, *codes)
+        path.write_bytes(stored)
+        with noted() as notes:
+            grid = read_label(path)[1]
+            assert read_geometry(path) == grid
+        assert [note.partition(": states no orientation")[0] for note in notes] == (
+            [str(path)] if is_named else []
+        )
+        assert not is_named or orientation_of(grid) == "LPS"  # as ITK; nibabel takes LAS

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from autoseg.common.errors import AutosegError, DataError, RunError, Stopped
 from autoseg.common.files import read_json
 from autoseg.image.image import read_geometry, read_image, read_label
-from autoseg.prediction.batch import Outcome, output_path, predict_cases, show
+from autoseg.prediction.batch import Outcome, predict_cases, show
+from autoseg.prediction.output import output_path
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import RECORD

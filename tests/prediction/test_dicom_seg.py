@@ -18,11 +18,12 @@ from skimage.color import rgb2lab
 
 import autoseg
 from autoseg.common.errors import DataError
+from autoseg.common.progress import noted
 from autoseg.image.dicom import read_contents
 from autoseg.plan.plan import Plan
 from autoseg.prediction.dicom_seg import SegWriter
 from autoseg.prediction.dicom_source import Source
-from tests.dicom_series import AXIAL, write_series
+from tests.dicom_series import AXIAL, write_enhanced, write_series
 from tests.making import REGIONS, tiny_plan
 
 highdicom = pytest.importorskip("highdicom")
@@ -82,6 +83,37 @@ def test_each_class_is_a_segment(tmp_path: Path, orientation: tuple[float, ...])
     for name, values in list(LABELS.items())[1:]:
         assert (found[name] == np.isin(label, values)).all(), name
     assert found["infection"].any()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_frames_of_an_enhanced_object_may_lie_in_any_order(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    scan, label = SCAN[:, :, :4], label_of(0, 1, 3)[:, :, :4]
+    label[:, :, 1] = 0
+    (tmp_path / "in").mkdir()
+    write_enhanced(tmp_path / "in" / "1", scan, order, FrameOfReferenceUID="1.2.3")
+    segmentation = write(tmp_path, label, NAMED)
+    found = np.zeros((*label.shape, 2), bool)
+    groups = segmentation.PerFrameFunctionalGroupsSequence
+    for frame, group in zip(segmentation.pixel_array, groups, strict=True):
+        z = round((group.PlanePositionSequence[0].ImagePositionPatient[2] - 30) / 3)
+        (source,) = group.DerivationImageSequence[0].SourceImageSequence
+        assert order[source.ReferencedFrameNumber - 1] == z
+        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        found[:, :, z, number - 1] = frame.T
+    assert np.array_equal(found, label[..., None] == (1, 3))
+    with pytest.raises(DataError, match="label map"):
+        write(tmp_path, label[:, :, :3], NAMED)
+    tags = pydicom.dcmread(tmp_path / "in" / "1")
+    more = {name: tags[name].value for name in ("StudyInstanceUID", "SeriesInstanceUID")}
+    write_enhanced(tmp_path / "in" / "2", scan, order, FrameOfReferenceUID="1.2.3", **more)
+    second = pydicom.dcmread(tmp_path / "in" / "2")
+    for group in second.PerFrameFunctionalGroupsSequence:
+        group.PlanePositionSequence[0].ImagePositionPatient[2] += 12
+    second.save_as(tmp_path / "in" / "2")
+    with pytest.raises(DataError, match="cannot be the source"):
+        SegWriter.of(NAMED).read(tmp_path / "in")
 
 
 def test_patient_and_frame_of_reference_are_the_source_s(tmp_path: Path) -> None:
@@ -254,8 +286,9 @@ def test_invalid_optional_attributes_are_left_empty(tmp_path: Path) -> None:
         for name, value in {"StudyDate": "20200231", "PatientSex": "FEMALE"}.items():
             header[name] = pydicom.DataElement(name, header[name].VR, value, validation_mode=0)
         header.save_as(file)
-    source = Source.read(tmp_path / "in")
-    assert [remark.split()[0] for remark in source.remarks] == ["StudyDate", "PatientSex"]
+    with noted() as notes:
+        Source.read(tmp_path / "in")
+    assert [text.split(": ")[1].split()[0] for text in notes] == ["StudyDate", "PatientSex"]
     segmentation = write(tmp_path, label_of(0, 1, 3), NAMED)
     assert (segmentation.StudyDate, segmentation.PatientSex) == ("", "")
     assert segmentation.SeriesNumber == 1000
