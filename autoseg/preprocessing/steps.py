@@ -29,6 +29,7 @@ from autoseg.preprocessing.resample import (
 )
 
 IGNORED = -1
+GREY = 255  # largest value of a scan that was scaled to grey values before it was published
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,9 @@ def _transform_intensities(case: _Case, step: Clip | Rescale | ZScore) -> _Case:
         if step.channel in (None, index):
             match step:
                 case Clip():
-                    channels[index] = channel.then(partial(_clip, step.window))
+                    low, high = channel.limits()
+                    if step.scaled_scans == "clip" or not 0 <= low <= high <= GREY:
+                        channels[index] = channel.then(partial(_clip, step.window))
                 case Rescale():
                     channels[index] = channel.then(partial(_rescale, step, channel.limits()))
                 case ZScore():
