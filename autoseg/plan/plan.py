@@ -106,6 +106,9 @@ class Provenance(Section):
     )
     citation: str = Field("", description="the publication of a value of a reference plan")
     rule_value: Any = Field(None, description="what the rules alone would choose, if replaced")
+    own_rule: Any = Field(
+        None, description="what our own rules would choose in place of a reference plan's value"
+    )
 
 
 class Plan(Section):

@@ -66,6 +66,7 @@ class Explained:
         evidence: the figures behind the choice.
         source: rules, default, reference plan, overrides file, ...
         replaced: what the rules alone would choose, if it was replaced.
+        own: what our own rules would choose, if they were asked.
     """
 
     key: str
@@ -75,13 +76,15 @@ class Explained:
     evidence: str
     source: str
     replaced: str
+    own: str
 
     @property
     def why(self) -> str:
         """Rule, evidence and replaced value in one cell."""
         reason = ": ".join(filter(None, (self.rule, self.evidence)))
         replaced = f"rules alone: {self.replaced}" if self.replaced else ""
-        return "; ".join(filter(None, (reason, replaced)))
+        own = f"our rules: {self.own}" if self.own else ""
+        return "; ".join(filter(None, (reason, replaced, own)))
 
 
 def explain(plan: Plan) -> None:
@@ -164,6 +167,7 @@ def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
         evidence="; ".join(filter(None, (evidence, *_parts(plan, key)))),
         source=_source(why.source),
         replaced=replaced,
+        own="" if why.own_rule is None else value_text(why.own_rule, field),
     )
 
 
@@ -172,7 +176,10 @@ def _parts(plan: Plan, key: str) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for part, why in plan.provenance.items():
         if part.startswith(f"{key}."):
-            found.setdefault(why.evidence, []).append(part.removeprefix(f"{key}."))
+            others = {"rules alone": why.rule_value, "our rules": why.own_rule}
+            text = "; ".join(f"{name}: {_range(v)}" for name, v in others.items() if v is not None)
+            evidence = f"{why.evidence} ({text})" if text else why.evidence
+            found.setdefault(evidence, []).append(part.removeprefix(f"{key}."))
     return (f"{', '.join(parts)}: {evidence}" for evidence, parts in found.items())
 
 

@@ -216,11 +216,15 @@ def _parse(text: str) -> Any:
 # Reference plans: published pipelines as commented JSON5 files in `plans/`.
 #
 # A dotted key, as `--set` takes it, changes a part of a list of the plan that the file extends.
-# Besides plan values, such a file may hold `configuration` (the only one that it is valid for),
-# `extends` (another reference plan, whose values it overrides), `citations` (short name of a
-# publication -> its citation) and `sources`: dotted key -> where everything at that key and below
-# comes from, which is the short name of a publication and the place in it, or `OURS` and why. The
-# closest key counts, as in {"network": "paper, section 2", "network.norm_epsilon": "ours"}.
+# Besides plan values, such a file may hold
+#
+# * `configuration`: the only one that it is valid for,
+# * `extends`: another reference plan, whose values it overrides,
+# * `memory_gb`: of the graphics card that its values were chosen for,
+# * `citations`: short name of a publication -> its citation,
+# * `sources`: dotted key -> where everything at that key and below comes from, which is the short
+#   name of a publication and the place in it, or `OURS` and why. The closest key counts, as in
+#   {"network": "paper, section 2", "network.norm_epsilon": "ours"}.
 
 SUFFIX = ".json5"
 OURS = "ours"
@@ -236,6 +240,7 @@ class Reference:
         configuration: the only one that it is valid for; None if it is valid for all.
         citations: short name of a publication -> its citation.
         sources: dotted key -> the source of the value.
+        memory_gb: of the graphics card that its values were chosen for, if known.
     """
 
     name: str
@@ -243,6 +248,7 @@ class Reference:
     configuration: str | None
     citations: Mapping[str, str]
     sources: Mapping[str, str]
+    memory_gb: float | None
 
 
 def plans_folder() -> Path:
@@ -291,17 +297,19 @@ def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
     values = dict(read_layer(path, source).values)
     configuration = _take_text(values, "configuration", source)
     extended = _take_text(values, "extends", source)
+    memory_gb = values.pop("memory_gb", None)
     citations = _take_texts(values, "citations", source)
     sources = _take_texts(values, "sources", source)
     below = None if extended is None else read_reference(extended, (*above, name))
     if below is not None:
         configuration = configuration or below.configuration
+        memory_gb = memory_gb or below.memory_gb
         citations = {**below.citations, **citations}
         values = _expanded(values, below, source)
         sources = {**below.sources, **sources}
     own = Layer(source, values, origins=_origins(values, sources, citations, source))
     return Reference(
-        name, (*(below.layers if below else ()), own), configuration, citations, sources
+        name, (*(below.layers if below else ()), own), configuration, citations, sources, memory_gb
     )
 
 
