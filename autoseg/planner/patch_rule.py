@@ -155,7 +155,7 @@ def spacing_and_patch(
         spacing = coarsened(spacing)
 
 
-def foreground_window(fingerprint: Fingerprint, channel: int) -> tuple[float, float] | None:
+def foreground_window(fingerprint: Fingerprint, channel: int) -> list[float] | None:
     """Apply our rule for the window of a CT channel; None without cases in Hounsfield units."""
     found = [case.channels[channel] for case in fingerprint.cases.values()]
     inside = [each.foreground for each in found if each.scale == HOUNSFIELD and each.foreground]
@@ -163,7 +163,7 @@ def foreground_window(fingerprint: Fingerprint, channel: int) -> tuple[float, fl
         return None
     low, high = np.median([(each.p00_5, each.p99_5) for each in inside], axis=0).tolist()
     margin = WINDOW_MARGIN * (high - low)
-    return round(low - margin), round(high + margin)
+    return [round(low - margin), round(high + margin)]
 
 
 def with_own_rules(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Plan:
