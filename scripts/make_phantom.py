@@ -1,7 +1,9 @@
 """Write a phantom of the COVID-19 CT set: real geometry, shares and intensities, synthetic lungs.
 
 Each of the 20 cases of Ma et al. 2020 (tests/data/covid20_headers.csv) becomes a chest with a body,
-a spine, two lungs with vessels, and ground-glass and consolidated lesions of the listed shares.
+a spine, two lungs with vessels, and ground-glass and consolidated lesions of the listed shares. The
+heart and the aorta on the left and the liver on the right tell the two lungs apart, also in a patch
+and in a mirrored one.
 Ten cases are in Hounsfield units, ten are windowed to [-1250, 250] and scaled to 0..255, as in the
 published set. The same seed gives the same files.
 
@@ -29,6 +31,7 @@ HEADERS = Path(__file__).resolve().parent.parent / "tests" / "data" / "covid20_h
 INFECTION = 3
 LAS = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # x to the left, y to the front, z up
 AIR, FAT, MUSCLE, BONE, LUNG, VESSEL = -1000.0, -100.0, 40.0, 500.0, -850.0, 30.0
+HEART, LIVER, AORTA = 120.0, 90.0, 180.0  # with contrast agent
 GROUND_GLASS, CONSOLIDATION = -550.0, 20.0
 WINDOW_HU = (-1250.0, 250.0)
 FINEST = 96  # voxels along an axis of the grid on which anatomy is decided
@@ -75,6 +78,9 @@ class Anatomy:
     right: Array
     lesion: Array
     vessel: Array
+    heart: Array
+    liver: Array
+    aorta: Array
 
 
 def draw_anatomy(header: Header, rng: np.random.Generator) -> Anatomy:
@@ -87,6 +93,13 @@ def draw_anatomy(header: Header, rng: np.random.Generator) -> Anatomy:
     spine = 1 - np.hypot(x / 0.08, (y + 0.42) / 0.1)
     left = ellipsoid(x - 0.37, y, z, (0.27, 0.42, 0.85)) + wobble
     right = ellipsoid(x + 0.37, y, z, (0.29, 0.44, 0.88)) + wobble
+    heart = ellipsoid(x - 0.1, y - 0.12, z + 0.2, (0.24, 0.25, 0.38))
+    liver = ellipsoid(x + 0.3, y, z + 1, (0.5, 0.6, 0.75))
+    arch = 0.07 - np.hypot(np.hypot(x - 0.06, (y + 0.1) / 1.1) - 0.12, (z - 0.35) / 1.5)
+    descending = np.minimum(0.07 - np.hypot(x - 0.13, y + 0.24), 0.4 - z)
+    aorta = np.maximum(arch, descending)
+    others = np.maximum(np.maximum(heart, liver), aorta)
+    left, right = (np.where(others > 0, -1, lung) for lung in (left, right))
     lungs = np.maximum(left, right)
     grown = np.quantile(lungs, 1 - header.lung_share)
     left, right, lungs = left - grown, right - grown, lungs - grown
@@ -95,7 +108,7 @@ def draw_anatomy(header: Header, rng: np.random.Generator) -> Anatomy:
     disease = np.where(lungs > 0, disease, disease.min())
     lesion = disease - np.quantile(disease, 1 - header.infection_share)
     vessel = 0.08 - np.abs(smooth_noise(shape, 3, rng)) - np.clip(0.5 - lungs, 0, None) * 0.1
-    fields = (body, spine, left, right, lesion, vessel)
+    fields = (body, spine, left, right, lesion, vessel, heart, liver, aorta)
     return Anatomy(*(field.astype(np.float32) for field in fields))
 
 
@@ -149,6 +162,9 @@ def paint(fields: dict[str, Array]) -> tuple[Array, NDArray[np.uint8]]:
     hu[fields["spine"] > 0] = BONE
     left, right = fields["left"], fields["right"]
     lungs = np.maximum(left, right) > 0
+    for name, value in (("liver", LIVER), ("heart", HEART), ("aorta", AORTA)):
+        hu[fields[name] > 0] = value
+        lungs &= fields[name] <= 0
     hu[lungs] = LUNG
     hu[lungs & (fields["vessel"] > 0)] = VESSEL
     sick = lungs & (fields["lesion"] > 0)

@@ -101,8 +101,14 @@ class Provenance(Section):
     """Why a value was chosen."""
 
     source: str = Field(description="a rule, reference plan, overrides file, --set, or time budget")
-    evidence: str = Field("", description="the figures that were used")
+    evidence: str = Field(
+        "", description="the figures that were used, or where in a publication the value stands"
+    )
+    citation: str = Field("", description="the publication of a value of a reference plan")
     rule_value: Any = Field(None, description="what the rules alone would choose, if replaced")
+    own_rule: Any = Field(
+        None, description="what our own rules would choose in place of a reference plan's value"
+    )
 
 
 class Plan(Section):
@@ -175,7 +181,11 @@ class Plan(Section):
     measured: dict[str, Any] = Field(
         default_factory=dict, description="the measurements behind a time budget"
     )
-    provenance: dict[str, Provenance] = Field(default_factory=dict)
+    provenance: dict[str, Provenance] = Field(
+        default_factory=dict,
+        description="dotted key, with the index of list entries -> why it has its value; a key "
+        "without an entry has that of the section around it",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -136,6 +136,12 @@ class Clip(Section):
     step: Literal["clip"] = "clip"
     window: Range
     channel: Index | None = Field(None, description="null: every channel")
+    scaled_scans: Literal["clip", "keep"] = Field(
+        "clip",
+        description="keep: a channel whose values are all within 0 to 255 was scaled before, and "
+        "is not clipped",
+        json_schema_extra=since("0.2.0"),
+    )
 
     @model_validator(mode="after")
     def _is_open(self) -> Self:

@@ -28,7 +28,12 @@ from autoseg.planner.overrides import (
     set_layer,
     stack,
 )
-from autoseg.planner.patch_rule import patch_layer, strides_without_patch, whole_case_layer
+from autoseg.planner.patch_rule import (
+    patch_layer,
+    strides_without_patch,
+    whole_case_layer,
+    with_own_rules,
+)
 from autoseg.planner.rule_values import (
     DECLARED,
     EXCHANGED_SIDES,
@@ -130,13 +135,14 @@ def compose(
     def build(*layers: Layer) -> Plan:
         return stack(values, evidence, [*layers, *users], name)
 
+    memory_gb = options.memory_gb or (reference and reference.memory_gb)
+    memory_gb = memory_gb or find_planner(options.planner).memory_gb
     if (strides := strides_without_patch([*lower, *users])) is not None:
         trial = build(whole_case_layer(fingerprint, strides), *lower)
-        memory_gb = options.memory_gb or find_planner(options.planner).memory_gb
         lower = [patch_layer(trial, fingerprint, memory_gb), *lower]
     plan = build(*lower)
     if options.seconds is None:
-        return plan
+        return plan if reference is None else with_own_rules(plan, fingerprint, memory_gb)
     if plan.previous_stage is not None:
         raise PlanError(
             f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "

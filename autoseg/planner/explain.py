@@ -5,6 +5,7 @@ Titles and units come from the fields of the plan (see `autoseg.plan.sections`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,7 @@ class Explained:
         evidence: the figures behind the choice.
         source: rules, default, reference plan, overrides file, ...
         replaced: what the rules alone would choose, if it was replaced.
+        own: what our own rules would choose, if they were asked.
     """
 
     key: str
@@ -74,13 +76,15 @@ class Explained:
     evidence: str
     source: str
     replaced: str
+    own: str
 
     @property
     def why(self) -> str:
         """Rule, evidence and replaced value in one cell."""
         reason = ": ".join(filter(None, (self.rule, self.evidence)))
         replaced = f"rules alone: {self.replaced}" if self.replaced else ""
-        return "; ".join(filter(None, (reason, replaced)))
+        own = f"our rules: {self.own}" if self.own else ""
+        return "; ".join(filter(None, (reason, replaced, own)))
 
 
 def explain(plan: Plan) -> None:
@@ -103,17 +107,13 @@ def explain(plan: Plan) -> None:
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     console.print(table)
     for name, citation in citations(plan).items():
-        console.print(f"{REFERENCE}{name}: {citation}")
+        console.print(f"{name}: {citation}")
 
 
 def citations(plan: Plan) -> dict[str, str]:
-    """Reference plan -> the publication of its values."""
-    sources = {why.source: why.evidence for why in plan.provenance.values()}
-    return {
-        source.removeprefix(REFERENCE): citation
-        for source, citation in sorted(sources.items())
-        if source.startswith(REFERENCE) and citation
-    }
+    """Short name of a publication, as the evidence of values begins -> its citation."""
+    cited = sorted((why.evidence, why.citation) for why in plan.provenance.values())
+    return {re.split("[,:]", text)[0]: citation for text, citation in cited if citation}
 
 
 def group_of(key: str) -> str:
@@ -145,26 +145,42 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, FieldInfo
 
 def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
     why, origin = _provenance(plan, key)
-    is_rule, is_reference = why.source.startswith(RULE), why.source.startswith(REFERENCE)
-    number = key.rpartition(".")[2]
+    is_rule = why.source.startswith(RULE)
+    around, _, number = key.rpartition(".")
     text = value_text(value, field, plan.channels)
-    replaced = "" if is_rule or why is DEFAULT else _replaced(why.rule_value, key, origin, field)
+    # What the rules alone would choose is known of a list, not of its entries.
+    whole, start = _provenance(plan, around) if number.isdecimal() else (why, origin)
+    replaced = "" if is_rule or why is DEFAULT else _replaced(whole.rule_value, key, start, field)
     if replaced == text:
         replaced = "the same"
     if key == "target_spacing_mm" and not plan.resamples:
         text += " (not used: no step resamples)"
-    # The evidence of a list is shown once, with its first entry.
-    evidence = why.evidence if key in (origin, f"{origin}.0") and not is_reference else ""
+    # The evidence of a rule for a list is shown once, with its first entry.
+    is_first = key in (origin, f"{origin}.0")
+    evidence = why.evidence if is_first or why.source.startswith(REFERENCE) else ""
     has_reason = key == origin or (key == f"{origin}.0" and why.evidence)
     return Explained(
         key=key,
         name=f"{field.title} {int(number) + 1}" if number.isdecimal() else str(field.title),
         value=text,
         rule=why.source.removeprefix(RULE) if is_rule and has_reason else "",
-        evidence=evidence,
+        evidence="; ".join(filter(None, (evidence, *_parts(plan, key)))),
         source=_source(why.source),
         replaced=replaced,
+        own="" if why.own_rule is None else value_text(why.own_rule, field),
     )
+
+
+def _parts(plan: Plan, key: str) -> Iterator[str]:
+    """The evidence of parts of a list entry that have their own, such as `axes: MIScnn`."""
+    found: dict[str, list[str]] = {}
+    for part, why in plan.provenance.items():
+        if part.startswith(f"{key}."):
+            others = {"rules alone": why.rule_value, "our rules": why.own_rule}
+            text = "; ".join(f"{name}: {_range(v)}" for name, v in others.items() if v is not None)
+            evidence = f"{why.evidence} ({text})" if text else why.evidence
+            found.setdefault(evidence, []).append(part.removeprefix(f"{key}."))
+    return (f"{', '.join(parts)}: {evidence}" for evidence, parts in found.items())
 
 
 def _provenance(plan: Plan, key: str) -> tuple[Provenance, str]:
@@ -239,8 +255,9 @@ def _step_text(step: Section, channels: Sequence[str]) -> str:
     of = "" if channel is None or len(channels) == 1 else f" ({channels[channel]})"
     unit = " HU" if all(name.casefold() == "ct" for name in names) else ""
     match step:
-        case Clip(window=window):
-            return f"clip intensities to {_range(window)}{unit}{of}"
+        case Clip(window=window, scaled_scans=scaled):
+            but = "" if scaled == "clip" else "; not of scans within 0 to 255"
+            return f"clip intensities to {_range(window)}{unit}{of}{but}"
         case Rescale(range=limits, whole_numbers=rounded):
             return f"rescale each case to {_range(limits)}{', rounded' if rounded else ''}{of}"
         case Resample(image_order=image, label_order=label, rounding=rounding, anisotropy=ratio):

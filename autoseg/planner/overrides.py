@@ -7,8 +7,9 @@ set it and the value that the rules alone would choose.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from autoseg.planner.rule_values import Evidence, PlanValues
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
 NOT_MERGED = ("labels", "measured")  # objects with free keys: replaced as a whole
 EXAMPLES = {"--set": "sampling.batch_size=4", "--slurm": "gpus=1"}
+MISSING = object()
 NOT_IN_LAYERS = {  # key -> what sets it
     "name": "--name",
     "provenance": "the planner",
@@ -34,11 +36,29 @@ NOT_IN_LAYERS = {  # key -> what sets it
 
 @dataclass(frozen=True)
 class Layer:
-    """PlanValues that replace those of the layers below, and their source."""
+    """PlanValues that replace those of the layers below, and their source.
+
+    Attributes:
+        source: of all values.
+        values: of the plan.
+        evidence: the figures behind all values.
+        origins: dotted key -> evidence and citation of what is at that key and below it.
+    """
 
     source: str
     values: PlanValues
     evidence: str = ""
+    origins: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def provenance(self, key: str, rule_value: Any = None) -> Provenance:
+        """Why the value of a key was chosen."""
+        parts = key.split(".")
+        around = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        known = (self.origins[each] for each in around if each in self.origins)
+        evidence, citation = next(known, (self.evidence, ""))
+        return Provenance(
+            source=self.source, evidence=evidence, citation=citation, rule_value=rule_value
+        )
 
 
 def stack(rules: PlanValues, evidence: Evidence, layers: Sequence[Layer], name: str) -> Plan:
@@ -59,9 +79,9 @@ def stack(rules: PlanValues, evidence: Evidence, layers: Sequence[Layer], name: 
         for path in _leaves(layer.values):
             key = ".".join(path)
             provenance = {k: v for k, v in provenance.items() if not k.startswith(f"{key}.")}
-            provenance[key] = Provenance(
-                source=layer.source, evidence=layer.evidence, rule_value=value_at(rules, path)
-            )
+            provenance[key] = layer.provenance(key, value_at(rules, path))
+            inside = (k for k in layer.origins if k.startswith(f"{key}."))  # entries of a list
+            provenance |= {k: layer.provenance(k) for k in inside}
         merged = merge(merged, layer.values)
     where = " + ".join(["the rules", *(layer.source for layer in layers)])
     records = {
@@ -109,17 +129,15 @@ def _leaves(values: PlanValues, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 def _exists(values: Any, key: str) -> bool:
-    *above, last = key.split(".")
-    part = value_at(values, above)
-    return isinstance(part, dict) and last in part
+    return value_at(values, key.split("."), MISSING) is not MISSING
 
 
-def value_at(values: Any, path: Sequence[str]) -> Any:
-    """The value at a path of keys; None if it does not exist."""
+def value_at(values: Any, path: Sequence[str], missing: Any = None) -> Any:
+    """The value at a path of keys and indices; `missing` if it does not exist."""
     for key in path:
-        if not isinstance(values, dict) or key not in values:
-            return None
-        values = values[key]
+        if isinstance(values, list):
+            values = {str(index): entry for index, entry in enumerate(values)}
+        values = values.get(key, missing) if isinstance(values, dict) else missing
     return values
 
 
@@ -197,11 +215,19 @@ def _parse(text: str) -> Any:
 
 # Reference plans: published pipelines as commented JSON5 files in `plans/`.
 #
-# Besides plan values, such a file may hold `configuration` (the only one that it is valid for),
-# `citation` (the publication of its values) and `extends` (another reference plan, whose values it
-# overrides).
+# A dotted key, as `--set` takes it, changes a part of a list of the plan that the file extends.
+# Besides plan values, such a file may hold
+#
+# * `configuration`: the only one that it is valid for,
+# * `extends`: another reference plan, whose values it overrides,
+# * `memory_gb`: of the graphics card that its values were chosen for,
+# * `citations`: short name of a publication -> its citation,
+# * `sources`: dotted key -> where everything at that key and below comes from, which is the short
+#   name of a publication and the place in it, or `OURS` and why. The closest key counts, as in
+#   {"network": "paper, section 2", "network.norm_epsilon": "ours"}.
 
 SUFFIX = ".json5"
+OURS = "ours"
 
 
 @dataclass(frozen=True)
@@ -212,11 +238,17 @@ class Reference:
         name: the file name without suffix.
         layers: its values, preceded by those of the plans that it extends.
         configuration: the only one that it is valid for; None if it is valid for all.
+        citations: short name of a publication -> its citation.
+        sources: dotted key -> the source of the value.
+        memory_gb: of the graphics card that its values were chosen for, if known.
     """
 
     name: str
     layers: tuple[Layer, ...]
     configuration: str | None
+    citations: Mapping[str, str]
+    sources: Mapping[str, str]
+    memory_gb: float | None
 
 
 def plans_folder() -> Path:
@@ -263,14 +295,63 @@ def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
     path = plans_folder() / f"{name}{SUFFIX}"
     source = f"reference plan {path.name}"
     values = dict(read_layer(path, source).values)
-    citation = _take_text(values, "citation", source) or ""
     configuration = _take_text(values, "configuration", source)
     extended = _take_text(values, "extends", source)
-    own = Layer(source, values, citation)
-    if extended is None:
-        return Reference(name, (own,), configuration)
-    below = read_reference(extended, (*above, name))
-    return Reference(name, (*below.layers, own), configuration or below.configuration)
+    memory_gb = values.pop("memory_gb", None)
+    citations = _take_texts(values, "citations", source)
+    sources = _take_texts(values, "sources", source)
+    below = None if extended is None else read_reference(extended, (*above, name))
+    if below is not None:
+        configuration = configuration or below.configuration
+        memory_gb = memory_gb or below.memory_gb
+        citations = {**below.citations, **citations}
+        values = _expanded(values, below, source)
+        sources = {**below.sources, **sources}
+    own = Layer(source, values, origins=_origins(values, sources, citations, source))
+    return Reference(
+        name, (*(below.layers if below else ()), own), configuration, citations, sources, memory_gb
+    )
+
+
+def _expanded(values: PlanValues, below: Reference, source: str) -> PlanValues:
+    """The values, with dotted keys as nested objects and lists."""
+    base: PlanValues = {}
+    for layer in below.layers:
+        base = merge(base, layer.values)
+    expanded: PlanValues = {}
+    for key, value in values.items():
+        nested = _nest(key.split("."), value, merge(base, expanded), f"{source}: {key}")
+        expanded = merge(expanded, nested)
+    return expanded
+
+
+def _origins(
+    values: PlanValues, sources: Mapping[str, str], citations: Mapping[str, str], where: str
+) -> dict[str, tuple[str, str]]:
+    """The `origins` of a reference plan's layer."""
+    known = {**citations, OURS: ""}
+    for key, text in sources.items():
+        if _short_name(text) not in known:
+            raise PlanError(
+                f"{where}: sources.{key} is {text!r}; begin with one of {', '.join(known)}"
+            )
+    return {
+        key: (text, known[_short_name(text)])
+        for key, text in sources.items()
+        if _exists(values, key)
+    }
+
+
+def _short_name(text: str) -> str:
+    """The name of the publication at the start of a source."""
+    return re.split("[,:]", text, maxsplit=1)[0]
+
+
+def _take_texts(values: PlanValues, key: str, source: str) -> dict[str, str]:
+    found = values.pop(key, {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise PlanError(f"{source}: {key} is {found!r}; it must be an object of strings")
+    return found
 
 
 def _take_text(values: PlanValues, key: str, source: str) -> str | None:

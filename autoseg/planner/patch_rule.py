@@ -1,4 +1,4 @@
-"""Our own rule for the patch of a given network.
+"""Our own rules for the patch of a given network, and for the spacing and the window.
 
 nnU-Net chooses patch and network together. Where a reference plan or the user gives the network,
 this rule chooses the largest patch of which
@@ -13,11 +13,17 @@ As a formula, with spacing s, reduction r and median shape m along each axis:
 
     side(L) = r x clip(floor(L / (s x r)), 1, max(1, floor(m / r)))
     L       = the largest with  peak(side(L)) <= USABLE_SHARE x memory
+
+The spacing: from the median spacing, coarsened step by step as nnU-Net's low resolution is, until
+this patch covers a quarter of a median case. The window: the 0.5 and 99.5 percentile of the
+foreground in the median case in Hounsfield units, a quarter of their distance further on each side.
+These two are not used by default; they are recorded beside the values of a reference plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil, floor, prod
 from typing import Any
@@ -26,11 +32,21 @@ import numpy as np
 
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import PlanError
+from autoseg.dataset.checks import HOUNSFIELD
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
-from autoseg.plan.sections import Adam, CropToNonzero, Network, Optimizer, Resample, whole_sizes
+from autoseg.plan.sections import (
+    Adam,
+    Clip,
+    CropToNonzero,
+    Network,
+    Optimizer,
+    Resample,
+    whole_sizes,
+)
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import Layer, value_at
+from autoseg.planner.rules import LOWRES_COVERAGE, coarsened
 
 # Half of the memory stays free: libraries differ by nearly as much in the memory of the same step,
 # and a card may be shared, for example with a display. 0.45 to 0.53 reproduce the one published
@@ -40,6 +56,7 @@ SOURCE = "own rule: largest patch for a given network"
 FLOAT, HALF, INDEX = 4, 2, 8  # bytes
 GB = 2**30  # as for graphics cards
 LOSS_TENSORS = 3
+WINDOW_MARGIN = 0.25
 TRANSIENT_SHARE = 0.5  # of the activations: memory used only for a moment
 
 
@@ -117,6 +134,60 @@ def largest_patch(
             "voxels; increase --memory, reduce features or stages, or set sampling.patch_size"
         )
     return best
+
+
+def spacing_and_patch(
+    plan: Plan, fingerprint: Fingerprint, memory_gb: float
+) -> tuple[tuple[float, ...], Triple]:
+    """Apply our rules for spacing and patch to the plan's network.
+
+    Raises:
+        PlanError: no patch fits the memory.
+    """
+    spacing = np.array(fingerprint.median_spacing_mm)
+    while True:
+        x, y, z = spacing.tolist()
+        tried = plan.model_copy(update={"target_spacing_mm": (x, y, z)})
+        _, shape = median_grid(tried, fingerprint)
+        patch = largest_patch(tried, (x, y, z), shape, memory_gb)
+        if prod(patch) >= LOWRES_COVERAGE * prod(shape):
+            return (x, y, z), patch
+        spacing = coarsened(spacing)
+
+
+def foreground_window(fingerprint: Fingerprint, channel: int) -> list[float] | None:
+    """Apply our rule for the window of a CT channel; None without cases in Hounsfield units."""
+    found = [case.channels[channel] for case in fingerprint.cases.values()]
+    inside = [each.foreground for each in found if each.scale == HOUNSFIELD and each.foreground]
+    if not inside:
+        return None
+    low, high = np.median([(each.p00_5, each.p99_5) for each in inside], axis=0).tolist()
+    margin = WINDOW_MARGIN * (high - low)
+    return [round(low - margin), round(high + margin)]
+
+
+def with_own_rules(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Plan:
+    """Record what our rules would choose beside spacing, patch and window of a reference plan."""
+    chosen: dict[str, Any] = {}
+    if plan.resamples:
+        with suppress(PlanError):
+            spacing, patch = spacing_and_patch(plan, fingerprint, memory_gb)
+            chosen["target_spacing_mm"] = [round(mm, 2) for mm in spacing]
+            chosen["sampling.patch_size"] = list(patch)
+    provenance = dict(plan.provenance)
+    for index, step in enumerate(plan.preprocessing):
+        if isinstance(step, Clip) and (steps := provenance.get("preprocessing")):
+            key = f"preprocessing.{index}.window"
+            chosen[key] = foreground_window(fingerprint, step.channel or 0)
+            windows = [rule["window"] for rule in steps.rule_value if rule["step"] == step.step]
+            whole = provenance.get(f"preprocessing.{index}", steps)
+            provenance[key] = whole.model_copy(update={"rule_value": next(iter(windows), None)})
+    provenance |= {
+        key: provenance[key].model_copy(update={"own_rule": value})
+        for key, value in chosen.items()
+        if key in provenance
+    }
+    return plan.model_copy(update={"provenance": provenance})
 
 
 def median_grid(

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoseg.common.errors import PlanError
 from autoseg.planner.grid import (
@@ -264,15 +265,13 @@ def _cost(topology: Topology, task: _Task) -> int:
 def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
     """Coarsen the spacing until a patch covers enough of a median case.
 
-    Axes less than half as coarse as the coarsest one are coarsened first. None if the result has
-    too many voxels to be useful.
+    None if the result has too many voxels to be useful.
     """
     low = full
     steps = 0
     spacing = np.array(full.grid.spacing_mm)
     while math.prod(low.topology.patch) / low.grid.voxels < LOWRES_COVERAGE:
-        fine = spacing.max() / spacing > 2
-        spacing[fine if fine.any() else slice(None)] *= LOWRES_STEP
+        spacing = coarsened(spacing)
         steps += 1
         evidence = (
             f"full resolution coarsened in {steps} steps of {LOWRES_STEP - 1:.0%} until a patch "
@@ -282,6 +281,12 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
     if full.grid.voxels / low.grid.voxels < LOWRES_GAIN:
         return None
     return low
+
+
+def coarsened(spacing: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One step: the axes less than half as coarse as the coarsest one, or else all."""
+    fine = spacing.max() / spacing > 2
+    return spacing * np.where(fine if fine.any() else True, LOWRES_STEP, 1)
 
 
 def _batch(draft: _Draft, task: _Task) -> tuple[int, str]:

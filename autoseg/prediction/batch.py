@@ -43,7 +43,6 @@ from autoseg.prediction.output import (
     PROBABILITIES,
     check_format,
     draw_preview,
-    ending,
     output_path,
     volumes,
     write_png,

@@ -137,6 +137,7 @@ def resample_channel(channel: Channel, shape: Triple, orders: Sequence[int]) -> 
 
 
 IGNORED = -1
+GREY = 255  # largest value of a scan that was scaled to grey values before it was published
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,9 @@ def _transform_intensities(case: _Case, step: Clip | Rescale | ZScore) -> _Case:
         if step.channel in (None, index):
             match step:
                 case Clip():
-                    channels[index] = channel.then(partial(_clip, step.window))
+                    low, high = channel.limits()
+                    if step.scaled_scans == "clip" or not 0 <= low <= high <= GREY:
+                        channels[index] = channel.then(partial(_clip, step.window))
                 case Rescale():
                     channels[index] = channel.then(partial(_rescale, step, channel.limits()))
                 case ZScore():

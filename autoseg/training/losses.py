@@ -97,7 +97,7 @@ class DiceCrossEntropyLoss(nn.Module):
 
 
 class TverskyCrossEntropyLoss(nn.Module):
-    """N - sum of Tversky indices + cross-entropy (Müller et al. 2021, section 2.6).
+    """N - sum of Tversky indices + cross-entropy (Müller et al. 2021, section 2.5).
 
     With regions in place of classes, the background has no index.
     """

@@ -95,7 +95,7 @@ def test_settings_of_list_entries_see_the_layers_below(references: Path, tmp_pat
     references.write_text("{preprocessing: [{step: 'clip', window: [0, 1], channel: 0}]}")
     plan = planned("preprocessing.0.window=[-1000,400]")
     assert [step.model_dump() for step in plan.preprocessing] == [
-        {"step": "clip", "window": (-1000, 400), "channel": 0}
+        {"step": "clip", "window": (-1000, 400), "channel": 0, "scaled_scans": "clip"}
     ]
     overrides = tmp_path / "o.json5"
     overrides.write_text("{preprocessing: [{step: 'z_score'}]}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import json5
 import pytest
 
 from autoseg.common.errors import PlanError
@@ -29,7 +31,7 @@ def plan() -> Plan:
 def test_preprocessing(plan: Plan) -> None:
     assert plan.target_spacing_mm == (1.58, 1.58, 2.70)
     assert [step.model_dump() for step in plan.preprocessing] == [
-        {"step": "clip", "window": (-1250, 250), "channel": None},
+        {"step": "clip", "window": (-1250, 250), "channel": None, "scaled_scans": "keep"},
         {"step": "rescale", "range": (0, 255), "whole_numbers": True, "channel": None},
         {
             "step": "resample",
@@ -52,7 +54,7 @@ def test_batches(plan: Plan) -> None:
 
 def test_augmentation(plan: Plan) -> None:
     assert [entry.model_dump() for entry in plan.augmentation] == [
-        {"transform": "mirror", "axes": (0, 1, 2), "probability": 1},
+        {"transform": "mirror", "axes": (0, 1, 2), "probability": 0.15},
         {
             "transform": "contrast",
             "probability": 0.15,
@@ -183,14 +185,84 @@ def test_a_variant_differs_from_the_papers_plan_as_its_name_says(name: str, plan
         assert made.provenance[key].source.startswith(f"reference plan {name.split('_no_pre')[0]}")
         assert made.provenance[key].rule_value  # the rules would not have left it out
     assert made.provenance["network.features"].source == "reference plan Task001_COVID.json5"
-    assert made.provenance["network.features"].evidence.startswith("Müller et al. 2021")
+    assert all(key in made.provenance for key in VARIANTS[name])
+    assert made.provenance["network.features"].evidence.startswith("journal, section 2.5")
 
 
-def test_every_value_of_the_reference_plan_has_a_source(plan: Plan) -> None:
-    published = [key for key, why in plan.provenance.items() if "reference plan" in why.source]
+def test_the_plan_as_the_script_runs_it_differs_in_four_values(plan: Plan) -> None:
+    made = variant("Task001_COVID.as_script")
+    values = plan.model_dump(mode="json", exclude={"provenance"})
+    values["preprocessing"][0]["scaled_scans"] = "clip"
+    values["augmentation"][0]["probability"] = 1
+    values["training"]["augment_validation"] = False
+    values["inference"]["overlap"] = [80, 80, 30]
+    assert made.model_dump(mode="json", exclude={"provenance"}) == values
+    found = {
+        key: made.provenance[key].evidence.split(",")[0]
+        for key in (
+            "preprocessing.0.scaled_scans",
+            "augmentation.0.probability",
+            "training.augment_validation",
+            "inference.overlap",
+            "augmentation.5.elastic_alpha",  # inherited, though its list is written anew
+        )
+    }
+    assert list(found.values()) == ["script", "MIScnn", "MIScnn", "script", "MIScnn"]
+    assert made.provenance["augmentation"].evidence == plan.provenance["augmentation"].evidence
+
+
+@pytest.mark.parametrize("name", ["Task001_COVID", "Task001_COVID.as_script", *VARIANTS])
+def test_every_value_of_a_reference_plan_has_its_own_source(name: str) -> None:
+    made = variant(name)
+    published = {k: why for k, why in made.provenance.items() if "reference plan" in why.source}
+    used = {why.evidence for why in published.values()}
+    file = json5.loads((plans_folder() / f"{name}.json5").read_text(encoding="utf-8"))
+    assert set(file["sources"].values()) <= used  # none is for a key that does not exist
     assert len(published) > 50
-    for key in published:
-        assert "10.1016/j.imu.2021.100681" in plan.provenance[key].evidence
+    for key, why in published.items():
+        origin = re.split("[,:]", why.evidence)[0]
+        assert origin in {
+            "journal",
+            "script",
+            "MIScnn",
+            "batchgenerators",
+            "Keras",
+            "benchmark",
+            "ours",
+        }, key
+        assert ("10.1016/j.imu.2021.100681" in why.citation) == (origin == "journal"), key
+        assert bool(why.citation) == (origin != "ours"), key
+
+
+# Where the paper, read again, states a value; and values that it does not state.
+STATED = {
+    "target_spacing_mm": "journal, section 2.2",
+    "preprocessing.0": "journal, section 2.2",
+    "sampling.patch_size": "journal, section 2.4",
+    "sampling.batch_size": "journal, section 2.5",
+    "augmentation": "journal, section 2.3",
+    "network.norm": "journal, section 2.5",
+    "training.loss.loss": "journal, section 2.5",
+    "training.schedule.patience_epochs": "journal, section 2.5",
+    "training.augment_validation": "journal, section 2.7",
+    "splits.folds": "journal, section 2.6",
+    "inference.overlap": "journal, section 2.4",
+    "evaluation.merged": "journal, section 2.7",
+    "training.validation_steps": "ours",
+    "training.optimizer.weight_decay": "Keras",
+    "training.optimizer.learning_rate": "script, run_miscnn.py",
+    "training.schedule.min_delta": "script, run_miscnn.py",
+    "augmentation.4.variance": "MIScnn",
+    "augmentation.5.elastic_sigma": "MIScnn",
+    "evaluation.tolerances": "benchmark",
+    "evaluation.colours": "ours",
+}
+
+
+@pytest.mark.parametrize(("key", "source"), STATED.items())
+def test_a_value_names_where_it_stands(plan: Plan, key: str, source: str) -> None:
+    why = plan.provenance.get(key) or plan.provenance[key.rpartition(".")[0]]
+    assert why.evidence.startswith(source)
 
 
 def test_a_reference_plan_of_another_name_can_be_chosen() -> None:
@@ -219,6 +291,40 @@ def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_closest_source_counts(plans: Path) -> None:
+    (plans / "a.json5").write_text("""{
+      inference: {mirror_axes: []},
+      network: {norm: 'batch', norm_epsilon: 0.1, norm_momentum: 0.5},
+      augmentation: [{transform: 'mirror', axes: [0]}, {transform: 'gamma'}],
+      splits: {folds: 3},
+      citations: {paper: 'A and B 1999, doi 10.1/2'},
+      sources: {
+        network: 'paper, section 1', 'network.norm_epsilon': 'ours: a guess',
+        augmentation: 'paper: figure 2', 'augmentation.0.axes': 'ours'
+      },
+    }""")
+    (plans / "b.json5").write_text("""{
+      extends: 'a', 'augmentation.0.axes': [1], 'network.norm': 'instance',
+      citations: {code: 'c.org'}, sources: {'network.norm': 'code, x.py'},
+    }""")
+    found = compose(fingerprint(), PlanOptions(reference="b")).provenance
+    assert {
+        key: (why.evidence, why.citation) for key, why in found.items() if "b.j" in why.source
+    } == {
+        "augmentation": ("paper: figure 2", "A and B 1999, doi 10.1/2"),
+        "augmentation.0.axes": ("ours", ""),
+        "network.norm": ("code, x.py", "c.org"),
+    }
+    assert found["network.norm_epsilon"].evidence == "ours: a guess"
+    assert found["network.norm_momentum"].citation == "A and B 1999, doi 10.1/2"
+    assert (found["splits.folds"].evidence, found["splits.folds"].citation) == ("", "")
+    options = PlanOptions(reference="b", settings=("augmentation.1.probability=1",))
+    again = compose(fingerprint(), options)
+    assert [key for key in again.provenance if key.startswith("augmentation")] == ["augmentation"]
+    assert again.provenance["augmentation"].source == "--set"
+    assert again.augmentation[0].model_dump()["axes"] == (1,)
+
+
 def test_a_variant_overrides_what_it_extends(plans: Path) -> None:
     (plans / "a.json5").write_text("{training: {epochs: 3, seed: 3}, configuration: '2d'}")
     (plans / "b.json5").write_text("{extends: 'a', training: {seed: 4}}")
@@ -245,6 +351,12 @@ def test_a_variant_overrides_what_it_extends(plans: Path) -> None:
         ({"a": "{extends: 'gone'}"}, r"'gone', .*\ba extends, .*: a$"),
         ({"a": "{extends: 3}"}, r"a\.json5: extends is 3"),
         ({"a": "{extends: '../a'}"}, r"'\.\./a'"),
+        ({"a": "{splits: {folds: 3}, sources: {splits: 'Nature, 3'}}"}, "Nature, 3.*ours"),
+        ({"a": "{citations: {paper: 3}}"}, r"a\.json5: citations is .*3"),
+        (
+            {"a": "{extends: 'b', 'augmentation.0.axes': 3}", "b": "{augmentation: []}"},
+            "augmentation.0",
+        ),
     ],
 )
 def test_invalid_extends(plans: Path, files: dict[str, str], match: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from autoseg.common.errors import PlanError
 from autoseg.fingerprint import Fingerprint
 from autoseg.planner import overrides
 from autoseg.planner.compose import PlanOptions, compose
+from autoseg.planner.explain import rows
 from autoseg.planner.overrides import plans_folder
 from autoseg.planner.patch_rule import (
     SOURCE,
@@ -80,6 +82,46 @@ def test_the_rule_reproduces_the_papers_patch() -> None:
 def test_other_cards(memory_gb: float, patch: tuple[int, int, int]) -> None:
     options = PlanOptions(memory_gb=memory_gb, settings=("training.precision='float32'",))
     assert compose(covid(), options).sampling.patch_size == patch
+
+
+def test_our_rules_beside_the_papers_values() -> None:
+    data = covid()
+    scales = ["hounsfield"] * 10 + ["0..255"] * 10
+    cases = dict(data.cases)
+    for shift, (name, scale) in enumerate(zip(cases, scales, strict=True)):
+        (channel,) = cases[name].channels
+        assert channel.foreground is not None
+        inside = replace(channel.foreground, p00_5=-900.0 - shift, p99_5=100.0 - shift)
+        channel = replace(channel, scale=scale, foreground=inside)
+        cases[name] = replace(cases[name], channels=(channel,))
+    plan = compose(replace(data, cases=cases), PlanOptions())
+    why = plan.provenance
+    # 4 steps of 3 % until x and y are half as coarse as z, 22 until a patch covers a quarter.
+    expected = (0.683594 * 1.03**26, 0.683594 * 1.03**26, 1.5 * 1.03**22)
+    assert why["target_spacing_mm"].own_rule == pytest.approx(expected, abs=0.006)
+    assert why["target_spacing_mm"].rule_value == pytest.approx((0.683594, 0.683594, 1.5))
+    assert plan.target_spacing_mm == (1.58, 1.58, 2.7)
+    assert why["sampling.patch_size"].own_rule == [160, 160, 80]
+    assert why["sampling.patch_size"].rule_value == [192, 192, 56]
+    window = why["preprocessing.0.window"]
+    assert window.own_rule == [round(-904.5 - 250), round(95.5 + 250)]  # of the first ten cases
+    assert window.rule_value == [-958.5, 271]
+    assert window.evidence == "journal, section 2.2"
+    own = {row.key: row.why for row in rows(plan) if "our rules" in row.why}
+    assert list(own) == ["target_spacing_mm", "preprocessing.0", "sampling.patch_size"]
+    assert "rules alone: -958.5 to 271; our rules: -1154 to 346" in own["preprocessing.0"]
+
+
+def test_our_rules_are_those_of_the_memory_that_the_paper_names() -> None:
+    patches = {
+        memory_gb: compose(covid(), PlanOptions(memory_gb=memory_gb))
+        .provenance["sampling.patch_size"]
+        .own_rule
+        for memory_gb in (None, 24, 11, 0.01)
+    }
+    assert patches[None] == patches[24] == [160, 160, 80]
+    assert prod(patches[11]) < prod(patches[24])
+    assert patches[0.01] is None  # no patch fits
 
 
 def test_bfloat16_gives_a_larger_patch() -> None:

@@ -266,6 +266,23 @@ def test_the_papers_steps_one_after_the_other() -> None:
     assert prepare(plan, image).image[0] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("values", "clipped"),
+    [((0, 255), False), ((30, 251), False), ((0, 256), True), ((-1, 255), True)],
+)
+def test_scans_that_are_scaled_to_grey_values_can_be_left_unclipped(
+    values: tuple[float, float], clipped: bool
+) -> None:
+    array = np.linspace(*values, 60).reshape(1, 5, 4, 3).astype(np.float32)
+    clip = {"step": "clip", "window": [10, 250]}
+    expected = array.clip(10, 250) if clipped else array
+    assert (run(steps({**clip, "scaled_scans": "keep"}), array) == expected).all()
+    assert (run(steps(clip), array) == array.clip(10, 250)).all()
+    before = {"step": "rescale", "range": [0, 300]}  # decided by the values at this step
+    found = run(steps(before, {**clip, "scaled_scans": "keep"}), array)
+    assert (found.min(), found.max()) == (10, 250)
+
+
 def test_label_values_become_indices_of_classes() -> None:
     plan = tiny_plan(labels={"background": [0], "organ": [3, 4], "tumour": [7]}, ignore_label=9)
     label = np.array([0, 3, 4, 7, 9, 3], np.uint16).reshape(6, 1, 1)

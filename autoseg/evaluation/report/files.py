@@ -91,7 +91,7 @@ class Report:
         data: facts about the images.
         data_tables: tables of labels and intensities.
         plan: the values of the plan.
-        plan_notes: name of a reference plan -> the source of its values.
+        plan_notes: short name of a publication that values come from -> its citation.
         times: durations of training and prediction.
         versions: devices and versions.
     """
