@@ -24,7 +24,7 @@ from rich.text import Text
 
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
-from autoseg.common.files import cannot_write, replacing
+from autoseg.common.files import cannot_write, check_guards, replacing
 from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, progress, say
 from autoseg.image.dicom import modality_of
@@ -360,6 +360,7 @@ class _Stages:
                 facts = file_facts(temporary)
             # The old file is removed, the record written, then the new file appears: so a run that
             # is killed in between leaves no file that another run would take for complete.
+            check_guards(path)
             path.unlink(missing_ok=True)
             notes = case.source.remarks if case.source else []
             case.record = self.queue.record.add(
