@@ -6,15 +6,24 @@ import argparse
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
-from autoseg.common.errors import AutosegError, Stopped, is_lack_of_memory, signal_handled
+from autoseg.common.errors import (
+    ENDING,
+    AutosegError,
+    InUse,
+    Stopped,
+    is_lack_of_memory,
+    signal_handled,
+    signal_name,
+)
+from autoseg.common.progress import say, tolerate_output
 
 if TYPE_CHECKING:
     from autoseg.workflow.workspace import Workspace
@@ -123,8 +132,11 @@ def run(
     """
 
     def end(number: int, _: FrameType | None) -> None:
-        raise Stopped(f"stopped by SIGTERM; {how_to_continue}", number)
+        for each in ENDING:  # a second one must not interrupt the clean-up
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(f"stopped by {signal_name(number)}; {how_to_continue}", number)
 
+    tolerate_output()
     made = make_parser()
     made.prog = prog or made.prog
     try:
@@ -132,7 +144,9 @@ def run(
     except SystemExit as stop:  # argparse has printed help or an error
         return int(stop.code or 0)
     try:
-        with signal_handled(signal.SIGTERM, end):  # releases locks and ends workers
+        with ExitStack() as stack:
+            for number in ENDING:  # releases locks and ends workers
+                stack.enter_context(signal_handled(number, end))
             return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug:
@@ -157,12 +171,12 @@ def _print_line(text: str) -> None:
     for i, word in enumerate(words):
         if len(word) > LONGEST_WORD:  # longer than any path: the content of a damaged file
             words[i] = f"{word[:100]}... ({len(word)} characters)"
-    print(" ".join(words)[:LONGEST_LINE], file=sys.stderr, flush=True)
+    say(" ".join(words)[:LONGEST_LINE])
 
 
 def _describe(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit status and message."""
-    if isinstance(error, AutosegError):
+    if isinstance(error, AutosegError | InUse):
         return BAD_INPUT, str(error)
     if is_lack_of_memory(error):
         details = f" ({error})" if str(error) else ""

@@ -7,7 +7,6 @@ each on another case; so at most three cases are in memory.
 from __future__ import annotations
 
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.files import cannot_write, check_guards, replacing
 from autoseg.common.parallel import overlap
-from autoseg.common.progress import Progress, progress, say
+from autoseg.common.progress import Progress, on_terminal, progress, say
 from autoseg.image.dicom import modality_of
 from autoseg.image.dicom_series import Series
 from autoseg.image.geometry import Geometry
@@ -127,7 +126,7 @@ class Outcome:
 def show(outcome: Outcome) -> None:
     """Print the outcome: a table on a terminal, plain lines elsewhere (standard error)."""
     rows = [*outcome.differing(), *outcome.missing()]
-    if not (rows and sys.stderr.isatty()):
+    if not (rows and on_terminal()):
         say(outcome.counts())
         for state, name, reason in rows:
             say(f"{state} {name}: {reason}")
