@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -27,7 +27,9 @@ from threadpoolctl import ThreadpoolController
 from autoseg.augmentation.on_device import postpone
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter, Sides
-from autoseg.common.errors import AutosegError, RunError, signal_handled, signal_name
+from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled, signal_name
+from autoseg.common.parallel import exit_with_parent
+from autoseg.common.progress import waited
 from autoseg.plan.augmentation import Transform
 
 # A batch has "data" (B, C, X, Y, Z) float32 and "label" (B, X, Y, Z) int16. For a cascade the label
@@ -222,7 +224,8 @@ def _in_turn(
 ) -> Iterator[Any]:
     sentinels = [process.sentinel for process in processes]
     for reader in itertools.cycle(readers):
-        if wait([reader, *sentinels]) != [reader]:
+        connections = [reader, *sentinels]
+        if waited(partial(wait, connections), "an augmentation worker") != [reader]:
             raise _death_of(processes)
         try:
             item = reader.recv()
@@ -282,16 +285,9 @@ def live_with_parent() -> None:
     A signal to the whole process group, such as Ctrl-C, must not end workers while the parent
     finishes its work.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    exit_with_parent()
 
 
 def _cause_of_death(exit_code: int | None) -> str:

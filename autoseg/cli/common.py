@@ -8,13 +8,22 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
-from autoseg.common.errors import AutosegError, Stopped, is_lack_of_memory, signal_handled
-from autoseg.common.progress import say
+from autoseg.common.errors import (
+    ENDING,
+    AutosegError,
+    InUse,
+    Stopped,
+    is_lack_of_memory,
+    signal_handled,
+    signal_name,
+)
+from autoseg.common.progress import say, tolerate_output
 
 if TYPE_CHECKING:
     from autoseg.workflow.workspace import Workspace
@@ -121,8 +130,11 @@ def run(
     """
 
     def end(number: int, _: FrameType | None) -> None:
-        raise Stopped(f"stopped by SIGTERM; {how_to_continue}", number)
+        for each in ENDING:  # a second one must not interrupt the clean-up
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(f"stopped by {signal_name(number)}; {how_to_continue}", number)
 
+    tolerate_output()
     made = make_parser()
     made.prog = prog or made.prog
     try:
@@ -130,7 +142,9 @@ def run(
     except SystemExit as stop:  # argparse has printed help or an error
         return int(stop.code or 0)
     try:
-        with signal_handled(signal.SIGTERM, end):  # releases locks and ends workers
+        with ExitStack() as stack:
+            for number in ENDING:  # releases locks and ends workers
+                stack.enter_context(signal_handled(number, end))
             return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug:
@@ -160,7 +174,7 @@ def _print_line(text: str) -> None:
 
 def _describe(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit status and message."""
-    if isinstance(error, AutosegError):
+    if isinstance(error, AutosegError | InUse):
         return BAD_INPUT, str(error)
     if is_lack_of_memory(error):
         details = f" ({error})" if str(error) else ""

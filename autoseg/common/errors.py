@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+# What ends a run in order: `kill`, a cluster's limit; a terminal that was closed (not on Windows).
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 DISTRIBUTION = "autoseg-med"  # the package's name for pip; "autoseg" is another project's
 
 # How the loader, threads, C++, torch and ITK report that memory ran out.
@@ -74,8 +76,12 @@ def signal_name(number: int) -> str:
 
 @contextmanager
 def signal_handled(number: int, handler: Any) -> Iterator[None]:
-    """Handle a signal in the block; nothing changes outside the main thread, which gets them."""
-    if threading.current_thread() is not threading.main_thread():
+    """Handle a signal in the block, unless it is ignored, as nohup does with SIGHUP.
+
+    Nothing changes outside the main thread, which gets them.
+    """
+    ignored = signal.getsignal(number) in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(number, handler)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -15,8 +16,6 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
-
-import psutil
 
 from autoseg.common.errors import AutosegError, DataError
 
@@ -54,6 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
+        check_guards(path)
         temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -62,9 +62,31 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+_GUARDS: list[tuple[str, Callable[[], None]]] = []  # folders, and what must not raise there
+
+
+@contextmanager
+def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Within the block, call `check` before a file of this process appears in the folder."""
+    guard = (os.path.abspath(folder), check)
+    _GUARDS.append(guard)
+    try:
+        yield
+    finally:
+        _GUARDS.remove(guard)
+
+
+def check_guards(path: Path) -> None:
+    """Raise what a guard of a folder of `path` raises: the process may no longer write there."""
+    parents = {str(parent) for parent in Path(os.path.abspath(path)).parents}
+    for folder, check in list(_GUARDS):
+        if folder in parents:
+            check()
+
+
 def temporary_for(path: Path) -> Path:
-    """The name under which this process writes `path`, with the same ending."""
-    start = f"{UNFINISHED}{os.getpid()}-"
+    """A new name under which this process writes `path`, with the same ending."""
+    start = f"{UNFINISHED}{secrets.randbelow(10**9)}-"  # PIDs of containers are not unique
     return path.with_name(start + end_of_name(path.name, LONGEST_NAME - len(start)))
 
 
@@ -94,34 +116,14 @@ def unfinished_in(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path, of: Iterable[str]) -> None:
-    """Delete the temporary files of `of`; no process may be writing them."""
+    """Delete the temporary files and folders of `of`; no process may be writing them."""
     names = list(of)
     for path in unfinished_in(folder):
         if any(is_temporary(path.name, name) for name in names):
-            path.unlink(missing_ok=True)
-
-
-def remove_leftovers_of_dead(path: Path) -> None:
-    """Delete the temporary files that dead processes left of a file or folder.
-
-    Processes of other machines that share the folder count as dead.
-    """
-    for left in unfinished_in(path.parent):
-        writer = left.name.removeprefix(UNFINISHED).partition("-")[0]
-        if is_temporary(left.name, path.name) and not is_alive(int(writer)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                with suppress(OSError):
-                    left.unlink(missing_ok=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether this machine runs a process with this PID."""
-    try:
-        return bool(psutil.pid_exists(pid))
-    except OverflowError:  # larger than any PID
-        return False
+                path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,37 +1,65 @@
-"""Lock files: at most one living process holds a lock, also where machines share a folder."""
+"""Lock files: at most one living process holds a lock, also where machines share a folder.
+
+A lock file is a lease of filelock: it names its holder by host, boot, PID namespace, PID and start
+time, and its time of modification is a heartbeat. The holder also has the kernel's lock (flock) on
+the file: so processes of other containers on this machine, whose PIDs mean nothing here, and
+processes that are suspended are known to live. Other machines are judged by the heartbeat alone.
+A process that lost its lock while it was suspended writes nothing more (see `files.guarded`).
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
+import psutil
 from filelock import LeaseCompromise, OwnerRecord, SoftFileLease, Timeout
 
-from autoseg.common.errors import InUse
-from autoseg.common.files import LONGEST_NAME, cannot_write, end_of_name, is_alive
+from autoseg.common.errors import AutosegError, InUse
+from autoseg.common.files import (
+    LONGEST_NAME,
+    cannot_write,
+    end_of_name,
+    guarded,
+    remove_leftovers,
+)
 from autoseg.common.progress import say
 
-HEARTBEAT_SECONDS = 2.0
-LEASE_SECONDS = 25.0  # without a heartbeat, after which a lock is taken over
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows, which has no containers that share its files
+    fcntl = None
+
+HEARTBEAT_SECONDS = 1.0
+SOON_SECONDS = 5.0  # without a heartbeat: dead, if the kernel says that nobody here holds the file
+LEASE_SECONDS = 25.0  # without a heartbeat: dead, whoever it was
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # of waiting before the user reads what for
 SUFFIX_BYTES = 80  # that filelock appends to a name while it takes a lock over
 NAMESPACE = "?pidns-"  # follows the host name where filelock sees a container's PID namespace
+READABLE = 0o644  # by other users, whatever the umask: they read who holds the lock
+SINCE = re.compile(r"^since=(.+)$", re.MULTILINE)
+OF_0_1_0 = re.compile(r"(\d+) (\S+)")
+
+_DEAD: set[tuple[str, int, int | None]] = set()  # host, PID and start of holders found dead
 
 
 @contextmanager
 def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` for the block; if it is held, wait for it or name its holder.
 
-    The file names its holder by host, boot, PID namespace, PID and start time. A lock of a dead
-    process of this host is taken over at once. A process of another host or container cannot be
-    seen: it is dead if its lock has no heartbeat for `LEASE_SECONDS`, and alive as soon as one is
-    seen, which is what a call without `wait` then waits for.
+    A lock of a dead process is taken over: at once or after `SOON_SECONDS` if it ran on this
+    machine, after `LEASE_SECONDS` without a heartbeat otherwise. A call without `wait` ends as soon
+    as the holder is known to live. If another process takes the lock over within the block (this
+    one was suspended, or could not reach the folder), files in the folder can no longer be written.
 
     Args:
         path: the lock file; its folder is made if it is missing.
@@ -42,102 +70,236 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         AutosegError: the folder is not writable.
         InUse: another living process holds the lock, and `wait` is false.
     """
-    lease = _lease(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lease, Path(lease.lock_file), what, wait)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    try:
-        yield
-    finally:
-        lease.release()
-
-
-def holder_of(path: Path) -> OwnerRecord | None:
-    """The living process that holds a lock, or None."""
-    lease = _lease(path)
-    holder = lease.owner
-    try:
-        if holder is None or time.time() - os.stat(lease.lock_file).st_mtime > LEASE_SECONDS:
-            return None
-    except FileNotFoundError:
-        return None
-    dead = holder.hostname == _this_host() and not is_alive(holder.pid)
-    return None if dead else holder
-
-
-def _lease(path: Path) -> SoftFileLease:
-    return SoftFileLease(
-        path.with_name(end_of_name(path.name, LONGEST_NAME - SUFFIX_BYTES)),
+    lease = SoftFileLease(
+        _marker(path),
         lease_duration=LEASE_SECONDS,
         heartbeat_interval=HEARTBEAT_SECONDS,
         on_compromise=_say_lost,
         thread_local=False,
+        mode=READABLE,
     )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _acquire(lease, _marker(path), what, wait)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    token = lease.token
 
-
-def _acquire(lease: SoftFileLease, path: Path, what: str, wait: bool) -> None:
-    started, first_seen, quiet = time.monotonic(), None, True
-    while True:
-        try:
-            lease.acquire(blocking=False)
-            return
-        except Timeout:
-            pass
-        except PermissionError:  # the lock of another user, or a folder that is not writable
-            if lease.owner is None:
-                raise
+    def check() -> None:
         holder = lease.owner
+        if holder is not None and holder.token != token:
+            raise InUse(
+                f"{what} was taken over by {_name_of(holder, _marker(path))} while this process "
+                "was suspended or could not reach the folder; nothing more is written"
+            )
+
+    try:
+        with guarded(path.parent, check):
+            yield
+    finally:
+        lease.release()
+        if file is not None:
+            os.close(file)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Hold a lock for writing one file or folder, without what killed processes left of it."""
+    with locked(out.with_name(f".{out.name}.lock"), str(out), wait=True):
+        remove_leftovers(out.parent, (out.name,))
+        yield
+
+
+def holder_of(path: Path) -> OwnerRecord | None:
+    """The living process that holds a lock, or None."""
+    watch = _Watch(_marker(path))
+    with suppress(OSError):
+        if watch.look(remove=False) == "dead":
+            return None
+        unseen = abs(time.time() - watch.path.stat().st_mtime) > LEASE_SECONDS
+        return None if watch.state == "unknown" and unseen else watch.holder
+    return None
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(end_of_name(path.name, LONGEST_NAME - SUFFIX_BYTES))
+
+
+def _acquire(lease: SoftFileLease, path: Path, what: str, wait: bool) -> int | None:
+    """Wait for the lock; returns the open file on which the kernel holds its own lock."""
+    started, watch, quiet = time.monotonic(), _Watch(path), True
+    while True:
+        if not os.path.lexists(path):
+            with suppress(Timeout):
+                lease.acquire(blocking=False)
+                return _hold(path)
         with suppress(FileNotFoundError):  # released at this moment
-            if holder is None:
-                _mark_as_damaged(path)
-            else:
-                seen = holder.token, path.stat().st_mtime_ns
-                first_seen = first_seen or seen
-                if not wait and (holder.hostname == _this_host() or seen != first_seen):
-                    raise InUse(
-                        f"{what} is in use by process {_name_of(holder)}; wait for it, or stop it "
-                        f"and delete {path}"
-                    )
+            state = watch.look()
+            if state == "alive" and not wait:
+                raise InUse(f"{what} is in use by {watch.name}; wait for it, or stop it ({path})")
+            if state == "dead":
+                continue
         if quiet and time.monotonic() - started > QUIET_SECONDS:
             quiet = False
-            by = "another process" if holder is None else f"process {_name_of(holder)}"
-            say(f"waiting for {what}, in use by {by} ({path})")
+            ended = f"; if that has ended, this goes on within {LEASE_SECONDS + SOON_SECONDS:.0f} s"
+            say(f"waiting for {what}, in use by {watch.name} ({path}){ended}")
         time.sleep(POLL_SECONDS)
 
 
-def _mark_as_damaged(path: Path) -> None:
-    """Let filelock take over an empty lock file, which it otherwise never does.
+def _hold(path: Path) -> int | None:
+    """Take the kernel's lock on our own lock file and write since when; None if it has no locks."""
+    with suppress(OSError):
+        file = os.open(path, os.O_RDWR | os.O_APPEND)
+        end = time.monotonic() + QUIET_SECONDS
+        while _flock(file) is False and time.monotonic() < end:  # another process looks at it
+            time.sleep(POLL_SECONDS / 10)
+        with suppress(OSError):
+            os.write(file, time.strftime("since=%Y-%m-%d %H:%M:%S%z\n").encode())
+        return file
+    return None
 
-    A process that is just creating the lock overwrites the mark.
+
+def _flock(file: int) -> bool | None:
+    """Try to lock an open file: whether it succeeded, None if that is not known here."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks; NFS, where this file is not ours to write
+        return None
+    return True
+
+
+class _Watch:
+    """Watches a lock file of another process.
+
+    Attributes:
+        holder: who wrote the file; None if that cannot be read.
+        state: `alive`, `dead` or, until it is known, `unknown`.
     """
-    with path.open("r+b") as file:
-        if not os.fstat(file.fileno()).st_size:
-            file.write(b"?")
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.state = path, "unknown"
+        self.holder: OwnerRecord | None = None
+        self._seen: tuple[int, int] | None = None
+        self._since, self._has_beaten = 0.0, False
+
+    @property
+    def name(self) -> str:
+        """The holder, and since when it holds the lock."""
+        return _name_of(self.holder, self.path)
+
+    def look(self, remove: bool = True) -> str:
+        """Look whether the holder lives; remove the file of a dead one. Returns the new state.
+
+        Raises:
+            FileNotFoundError: the lock has been released.
+            AutosegError: the file of a dead holder cannot be removed.
+        """
+        with _opened(self.path) as file:
+            is_free = None if file is None else _flock(file)
+            found = os.lstat(self.path) if file is None else os.fstat(file)
+            self._hear((found.st_ino, found.st_mtime_ns))
+            self.holder = _read_holder(self.path)
+            self.state = self._judge(is_free, found.st_mtime)
+            if self.state == "dead" and remove and os.lstat(self.path).st_ino == found.st_ino:
+                try:
+                    self.path.unlink()  # we have the kernel's lock on it: no other process does so
+                except PermissionError as error:
+                    raise AutosegError(
+                        f"{self.path} is left by {self.name}, which has ended, and cannot be "
+                        "removed by this user; ask its owner to delete it"
+                    ) from error
+        return self.state
+
+    def _hear(self, seen: tuple[int, int]) -> None:
+        if seen != self._seen:
+            self._has_beaten = self._seen is not None and seen[0] == self._seen[0]
+            self._seen, self._since = seen, time.monotonic()
+
+    def _judge(self, is_free: bool | None, modified: float) -> str:
+        silence, patience = time.monotonic() - self._since, LEASE_SECONDS
+        holder, here = self.holder, _here()
+        known = None if holder is None else (holder.hostname, holder.pid, holder.start)
+        if is_free is False:
+            return "alive"
+        if holder is not None and here is not None and _boot(holder) == _boot(here) is not None:
+            silence = max(silence, time.time() - modified)  # by the same clock
+            patience = SOON_SECONDS if is_free else LEASE_SECONDS
+            if holder.hostname == here.hostname and not psutil.pid_exists(holder.pid):
+                patience = 0.0
+        if silence >= patience or (known in _DEAD and not self._has_beaten):
+            if known is not None:
+                _DEAD.add(known)  # its other locks need not be waited for
+            return "dead"
+        return "alive" if self._has_beaten else "unknown"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """Open a lock file, for writing if possible, as NFS locks need it; None without permission."""
+    file = None
+    for flags in (os.O_RDWR, os.O_RDONLY):
+        with suppress(PermissionError):
+            file = os.open(
+                path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            )
+            break
+    try:
+        yield file
+    finally:
+        if file is not None:
+            os.close(file)
+
+
+def _read_holder(path: Path) -> OwnerRecord | None:
+    """The holder that a lock file names; those of 0.1.0 name the PID and host only."""
+    if (holder := SoftFileLease(path).owner) is not None:
+        return holder
+    with suppress(OSError, ValueError):
+        if found := OF_0_1_0.fullmatch(path.read_text(encoding="utf-8")):
+            return OwnerRecord(int(found[1]), found[2], "unknown")
+    return None
+
+
+def _name_of(holder: OwnerRecord | None, path: Path) -> str:
+    """Process, host, user and time, as far as they are known and not those of this process."""
+    name, here = "another process", _here()
+    if holder is not None:
+        host, _, namespace = holder.hostname.partition(NAMESPACE)
+        name = f"process {holder.pid}"
+        if here is None or holder.hostname != here.hostname:
+            name += f" on {host}" + (" (in a container)" if namespace else "")
+    with suppress(OSError, KeyError, NotImplementedError):
+        if path.stat().st_uid != os.getuid():
+            name += f" of user {path.owner()}"
+    with suppress(OSError, ValueError):
+        if since := SINCE.search(path.read_text(encoding="utf-8")):
+            name += f" since {since[1]}"
+    return name
+
+
+def _boot(record: OwnerRecord) -> int | None:
+    """The id of the boot that a process belongs to; None if it is hidden."""
+    return (record.start or 0) >> 64 or None
 
 
 def _say_lost(lost: LeaseCompromise) -> None:
     say(
-        f"warning: this process has lost its lock {lost.lock_file} ({lost.reason}); another "
-        "process may be writing the same files"
+        f"warning: this process has lost its lock {lost.lock_file} ({lost.reason}); it stops when "
+        "another process takes over"
     )
 
 
-def _name_of(holder: OwnerRecord) -> str:
-    host, _, namespace = holder.hostname.partition(NAMESPACE)
-    if holder.hostname == _this_host():
-        return str(holder.pid)
-    return f"{holder.pid} on {host}" + (" (in a container)" if namespace else "")
-
-
 @cache
-def _this_host() -> str | None:
-    """The name that filelock gives to this host and PID namespace; None if it is unknown."""
+def _here() -> OwnerRecord | None:
+    """How filelock names this process: host, PID namespace and boot; None if that is unknown."""
     with (
         suppress(OSError),
         TemporaryDirectory() as folder,
         SoftFileLease(Path(folder) / "lock") as lease,
     ):
-        return None if lease.owner is None else lease.owner.hostname
+        return lease.owner
     return None

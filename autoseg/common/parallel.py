@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from autoseg.common.errors import RunError
-from autoseg.common.progress import Progress, progress
+from autoseg.common.errors import ENDING, RunError
+from autoseg.common.progress import Progress, progress, waited
 
 Item = TypeVar("Item")
 PreparedItem = TypeVar("PreparedItem")
@@ -22,6 +27,8 @@ ComputedItem = TypeVar("ComputedItem")
 Result = TypeVar("Result")
 
 WORKER_START_SECONDS = 3.0
+SIGNAL_SECONDS = 0.5  # until a signal that ended a worker has reached this process as well
+CLEAN_UP_SECONDS = 5.0  # for a worker to remove its unfinished files
 
 
 def in_parallel(
@@ -64,6 +71,7 @@ def _in_workers(
     waiting = iter(enumerate(items))
     results: dict[int, Result] = {}
     workers: dict[Connection, BaseProcess] = {}
+    is_done = False
     try:
         for _ in range(processes):
             connection, other_end = context.Pipe()
@@ -73,7 +81,7 @@ def _in_workers(
             workers[connection] = worker
             connection.send(next(waiting))
         while len(results) < len(items):
-            for ready in wait(list(workers)):
+            for ready in waited(partial(wait, list(workers)), f"a worker process ({job})"):
                 assert isinstance(ready, Connection)
                 index, result, error = ready.recv()
                 if error is not None:
@@ -82,31 +90,61 @@ def _in_workers(
                 bar.advance()
                 if (task := next(waiting, None)) is not None:
                     ready.send(task)
+        is_done = True
         return [results[index] for index in range(len(items))]
     except (EOFError, ConnectionError) as error:
-        for each in workers.values():
-            each.kill()
+        time.sleep(SIGNAL_SECONDS)
         raise RunError(
             f"{job}: a worker was killed, most often because memory ran out; use fewer --processes"
         ) from error
     finally:
         for connection, each in workers.items():
-            connection.close()  # an idle worker ends, a busy one after its item
-            each.join()
+            connection.close()  # an idle worker ends
+            if not is_done:
+                each.terminate()
+        for each in workers.values():
+            each.join(CLEAN_UP_SECONDS)
+            each.kill()
+            each.join(CLEAN_UP_SECONDS)
 
 
 def _work(function: Callable[[Any], Any], connection: Connection) -> None:
-    """Answer (index, item) with (index, result, error) until the other end is closed."""
-    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
+    """Answer (index, item) with (index, result, error) until the other end is closed.
+
+    Ctrl-C is left to the parent. Other signals and the end of the parent end the worker; after a
+    signal it removes its unfinished files.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in ENDING:
+        signal.signal(number, end)
+    exit_with_parent()
+    with suppress(EOFError, ConnectionError):
         while True:
             index, item = connection.recv()
             result, failure = None, None
             try:
                 result = function(item)
+            except SystemExit:
+                raise
             except BaseException as error:
                 error.add_note(f"In a worker process:\n{traceback.format_exc()}")
                 failure = error
             connection.send((index, result, failure))
+
+
+def exit_with_parent() -> None:
+    """In a worker process: end it when its parent ends, however that happens."""
+
+    def watch(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 def overlap(
@@ -132,15 +170,20 @@ def overlap(
     try:
         coming = preparing.submit(prepare_next)
         last: Future[Result] | None = None
-        while found := coming.result():
+        while found := _result(coming, "the next case to be read"):
             coming = preparing.submit(prepare_next)
             computed = compute(found.pop())
             if last is not None:
-                yield last.result()
+                yield _result(last, "a case to be written")
             last = finishing.submit(finish, computed)
             del computed
         if last is not None:
-            yield last.result()
+            yield _result(last, "a case to be written")
     finally:
         for stage in (preparing, finishing):
             stage.shutdown(cancel_futures=True)
+
+
+def _result(coming: Future[Result], what: str) -> Result:
+    waited(lambda seconds: futures.wait([coming], seconds).done, what)
+    return coming.result()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 SECONDS_BETWEEN_LINES = 10.0
 LONGEST_SILENCE_SECONDS = 80.0  # within a long step
 FEW_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0  # before the user reads that something is waited for; doubles each time
 
+Found = TypeVar("Found")
 
 COPIES: dict[str, str] = {}  # temporary folder -> the zip file that was unpacked to it
 
@@ -26,8 +30,61 @@ def shown(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print one line to standard error, so that results can be piped."""
-    print(shown(text), file=sys.stderr, flush=True)
+    """Print one line to standard error, if there is one, so that results can be piped."""
+    with suppress(OSError, ValueError):  # a full disk, a closed terminal
+        if sys.stderr is not None:
+            print(shown(text), file=sys.stderr, flush=True)
+
+
+class _Lenient(io.FileIO):
+    """A file that loses what cannot be written, as the log of a run must not end the run."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def tolerate_output() -> None:
+    """Let standard output and error lose what they cannot write, instead of raising errors.
+
+    They may be missing or closed, or a full disk, or a terminal that is gone. Characters that they
+    cannot show are replaced. Streams that a caller has put in their place stay as they are.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would be written to as the terminal
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):
+            continue
+        raw = _Lenient(os.devnull if stream is None else number, "w", closefd=stream is None)
+        lenient = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding="utf-8" if stream is None else stream.encoding,
+            errors="replace",
+            line_buffering=True,
+        )
+        setattr(sys, name, lenient)
+
+
+def on_terminal() -> bool:
+    """Whether standard error is a terminal that can redraw lines."""
+    with suppress(AttributeError, ValueError):  # there is none, or it is closed
+        return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return False
+
+
+def waited(wait: Callable[[float], Found], what: str) -> Found:
+    """Call `wait(seconds)` until it returns something true; say what for if that takes long."""
+    seconds = PATIENCE_SECONDS
+    while not (found := wait(seconds)):
+        say(f"still waiting for {what}")
+        seconds *= 2
+    return found
 
 
 _NOTES: ContextVar[list[str] | None] = ContextVar("notes", default=None)
@@ -60,8 +117,8 @@ def noted(spoken: list[str] | None = None) -> Iterator[list[str]]:
         yield notes
     finally:
         _NOTES.reset(token)
-        for text in notes if spoken is not None else ():
-            if text not in spoken:
+        if spoken is not None:
+            for text in (each for each in notes if each not in spoken):
                 say(f"warning: {text}")
                 spoken.append(text)
 
@@ -152,7 +209,7 @@ def progress(
         done: number of steps that were finished before.
         every_seconds: least time between two log lines.
     """
-    if not sys.stderr.isatty() or total == 0:
+    if not on_terminal() or total == 0:
         yield _Lines(job, total, done, every_seconds)
         return
     with _bar(job, total, done) as bar:

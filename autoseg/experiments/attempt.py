@@ -26,9 +26,10 @@ from types import FrameType
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from autoseg.common.errors import AutosegError, InUse, Stopped
+from autoseg.common.errors import ENDING, AutosegError, InUse, Stopped, signal_name
 from autoseg.common.files import write_json
 from autoseg.common.locks import locked
+from autoseg.common.progress import tolerate_output
 from autoseg.evaluation.evaluate import label_maps
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import Summary
@@ -107,6 +108,7 @@ def main() -> int:
     """Read an order from standard input and carry it out; returns the exit status."""
     order = RunOrder.model_validate_json(sys.stdin.readline())
     multiprocessing.set_start_method("spawn", force=True)
+    tolerate_output()
     _handle_signals()
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     print(f"---- {order.run}, {datetime.now():%Y-%m-%d %H:%M:%S}", file=sys.stderr, flush=True)
@@ -128,16 +130,18 @@ def main() -> int:
 
 
 def _handle_signals() -> None:
-    """Stop in order at the first SIGTERM; leave Ctrl-C and Slurm's signals to the parent."""
+    """Stop in order at the first SIGTERM or SIGHUP; the parent handles Ctrl-C and Slurm's."""
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
     def stop(number: int, _: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt saving
-        raise Stopped("stopped by SIGTERM; finished work is kept", number)
+        for each in ENDING:  # a second one must not interrupt saving
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(f"stopped by {signal_name(number)}; finished work is kept", number)
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in ENDING:
+        signal.signal(number, stop)
 
 
 def _stop_at_end_of_input() -> None:

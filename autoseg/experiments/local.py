@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -18,8 +17,8 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.live import Live
 
-from autoseg.common.errors import signal_name
-from autoseg.common.progress import counted, say
+from autoseg.common.errors import ENDING, signal_name
+from autoseg.common.progress import counted, say, waited
 from autoseg.experiments.attempt import IN_USE, RunOrder, make_orders
 from autoseg.experiments.results import gather
 from autoseg.experiments.runs import StudyRun, prepare_plans
@@ -180,7 +179,11 @@ class RunProcess:
 
     def wait(self) -> None:
         """Wait until the process has ended."""
-        self._waiter.join()
+        waited(self._has_ended, f"{self.order.run} to save its state; Ctrl-C kills it")
+
+    def _has_ended(self, seconds: float) -> bool:
+        self._waiter.join(seconds)
+        return not self._waiter.is_alive()
 
     def kill(self) -> None:
         """End the process at once."""
@@ -196,7 +199,7 @@ class RunProcess:
             return Outcome("elsewhere", "another process works on it")
         record = read_record(self.order.run.folder(Workspace(self.order.workspace)))
         recorded = record.error if record is not None and record.pid == self.process.pid else None
-        stopped = status in (128 + signal.SIGTERM, -signal.SIGTERM)
+        stopped = status in {code for each in ENDING for code in (128 + each, -each)}
         return Outcome("stopped" if stopped else "failed", recorded or describe_exit(status))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from autoseg.common.errors import AutosegError, RunError, Stopped, install_hint
 from autoseg.common.files import write_json
+from autoseg.common.progress import say
 from autoseg.experiments.attempt import RunOrder, make_orders
 from autoseg.experiments.local import Outcome, RunProcess
 from autoseg.experiments.report import report_study
@@ -31,6 +32,7 @@ from autoseg.workflow.workspace import Workspace
 
 MOST_TIMEOUTS = 1000  # jobs that a run may use up
 SECONDS_BETWEEN_TRIES = 20.0
+SQUEUE_SECONDS = 120.0
 
 
 def submit_studies(
@@ -119,7 +121,8 @@ class RunJob:
         order = RunOrder.model_validate_json(line).model_copy(update={"slurm_job": job_id()})
         outcome = self._run(order)
         while outcome.state == "elsewhere" and _was_started_by_this_job(order):
-            time.sleep(SECONDS_BETWEEN_TRIES)  # a lock that a failed machine left gets too old
+            say(f"{order.run}: {outcome.reason}; trying again in {SECONDS_BETWEEN_TRIES:.0f} s")
+            time.sleep(SECONDS_BETWEEN_TRIES)
             outcome = self._run(order)
         if outcome.state == "stopped":
             raise Stopped(outcome.reason, signal.SIGTERM)
@@ -180,7 +183,11 @@ def living_jobs() -> set[str]:
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=SQUEUE_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunError(f"squeue does not answer: {error}; try again later") from error
     except FileNotFoundError:
         raise AutosegError(
             "--slurm: no squeue here; start the study where Slurm is installed, or omit --slurm"

@@ -17,7 +17,8 @@ from typing import Any
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import read_json, remove_leftovers_of_dead, to_json
+from autoseg.common.files import read_json, to_json
+from autoseg.common.locks import writing
 from autoseg.common.progress import by_axis, in_words
 from autoseg.dataset.splits import SPLITS_FILE as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
@@ -120,8 +121,8 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
             "regions_class_order": plan.regions_class_order and list(plan.regions_class_order),
         }
     )
-    remove_leftovers_of_dead(out)
-    write_archive(out, {"autoseg": __version__, **_identity(plan), "folds": folds}, files)
+    with writing(out):
+        write_archive(out, {"autoseg": __version__, **_identity(plan), "folds": folds}, files)
     return sorted(files)
 
 

@@ -26,12 +26,13 @@ from autoseg.common.arrays import Triple
 from autoseg.common.errors import AutosegError, RunError, install_hint
 from autoseg.common.files import (
     cannot_write,
-    remove_leftovers_of_dead,
+    check_guards,
     sha256_of,
     temporary_for,
     write_json,
     write_text,
 )
+from autoseg.common.locks import writing
 from autoseg.common.progress import by_axis
 from autoseg.image.image import from_array
 from autoseg.models.folder import PLAN, fold_name
@@ -174,20 +175,21 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out` that becomes `out` if the block succeeds."""
-    if out.exists():
-        raise AutosegError(f"{out} is there already; choose another -o, or delete it")
-    remove_leftovers_of_dead(out)
-    temporary = temporary_for(out)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(out)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    except AutosegError as error:  # names the temporary folder
-        raise AutosegError(str(error).replace(str(temporary), str(out))) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(out):
+        if out.exists():
+            raise AutosegError(f"{out} is there already; choose another -o, or delete it")
+        temporary = temporary_for(out)
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            check_guards(out)
+            temporary.rename(out)
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        except AutosegError as error:  # names the temporary folder
+            raise AutosegError(str(error).replace(str(temporary), str(out))) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def compare(got: Tensor, expected: Tensor, are_regions: bool, what: str) -> float:

@@ -7,7 +7,6 @@ each on another case; so at most three cases are in memory.
 from __future__ import annotations
 
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +23,9 @@ from rich.text import Text
 
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
-from autoseg.common.files import cannot_write, replacing
+from autoseg.common.files import cannot_write, check_guards, replacing
 from autoseg.common.parallel import overlap
-from autoseg.common.progress import Progress, noted, progress, say, shown
+from autoseg.common.progress import Progress, noted, on_terminal, progress, say, shown
 from autoseg.image.dicom import modality_of
 from autoseg.image.dicom_series import Series
 from autoseg.image.geometry import Geometry
@@ -131,7 +130,7 @@ def show(outcome: Outcome) -> None:
     for state, name, reason in (*outcome.differing(), *outcome.missing()):
         named.setdefault((state, shown(reason)), []).append(name)
     rows = [(state, ", ".join(names), reason) for (state, reason), names in named.items()]
-    if not (rows and sys.stderr.isatty()):
+    if not (rows and on_terminal()):
         say(outcome.counts())
         for state, name, reason in rows:
             say(f"{state} {name}: {reason}")
@@ -362,6 +361,7 @@ class _Stages:
                 facts = file_facts(temporary)
             # The old file is removed, the record written, then the new file appears: so a run that
             # is killed in between leaves no file that another run would take for complete.
+            check_guards(path)
             path.unlink(missing_ok=True)
             case.record = self.queue.record.add(
                 case.name,

@@ -33,7 +33,7 @@ from autoseg.common.files import (
     write_json,
 )
 from autoseg.common.locks import locked
-from autoseg.common.progress import say
+from autoseg.common.progress import counted, say
 from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
 from autoseg.image.image import files_of, read_label
@@ -290,27 +290,29 @@ class CaseQueue:
         """
         left, is_waiting = list(self.wanted), False
         while left:
-            in_use: list[str] = []
+            in_use: dict[str, InUse] = {}
             yield self._claimed(left, in_use)
-            if in_use == left:
+            if list(in_use) == left:
                 if not is_waiting:
-                    say(f"waiting for another run that predicts {', '.join(in_use)}")
+                    say(
+                        f"waiting for another run ({counted(len(left), 'case')}): {in_use[left[0]]}"
+                    )
                 is_waiting = True
                 time.sleep(POLL_SECONDS)
-            left = in_use
+            left = list(in_use)
 
     def release(self, name: str) -> None:
         """Release the claim on a case."""
         self.claims.pop(name).close()
 
-    def _claimed(self, names: Sequence[str], in_use: list[str]) -> Iterator[str]:
+    def _claimed(self, names: Sequence[str], in_use: dict[str, InUse]) -> Iterator[str]:
         """Claim case after case; those that other runs have claimed are added to `in_use`."""
         for name in names:
             claim = ExitStack()
             try:
                 claim.enter_context(self._claim(name))
-            except InUse:
-                in_use.append(name)
+            except InUse as error:
+                in_use[name] = error
                 continue
             self.claims[name] = claim
             if self._is_done_elsewhere(name):

@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -29,11 +29,11 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from autoseg.common.errors import AutosegError, RunError, Stopped
+from autoseg.common.errors import ENDING, AutosegError, RunError, Stopped
 from autoseg.networks.devices import pick_device
 
 TIMEOUT = timedelta(days=7)  # the others wait while the leader preprocesses and predicts cases
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, *ENDING)
 STANDARD_ERROR = 2
 STOPPING = "\nstopping after this step to save it; press Ctrl-C again to stop immediately\n"
 
@@ -250,7 +250,7 @@ class StopRequested(Exception):  # noqa: N818
 
 
 class StopSignals:
-    """Turns Ctrl-C and SIGTERM within a `with` block into requests that `check` reports.
+    """Turns Ctrl-C, SIGTERM and SIGHUP in a `with` block into requests that `check` reports.
 
     A second Ctrl-C has its previous effect. A second SIGTERM has none, as a cluster and torchrun
     may both send one. Only the main thread receives signals; in another thread nothing is caught.
@@ -275,7 +275,8 @@ class StopSignals:
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.group.leads and not self.number:
             # Not print: the signal may arrive during a print, whose buffer is then in use.
-            os.write(STANDARD_ERROR, STOPPING.encode())
+            with suppress(OSError):  # the terminal is gone, or the disk of the log is full
+                os.write(STANDARD_ERROR, STOPPING.encode())
         self.number = number
         self._restore(signal.SIGINT)
 

@@ -7,7 +7,7 @@ import math
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,15 @@ import torch
 from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.figures import DARK_COLOURS, smooth, take_literally
 from autoseg.common.files import cannot_write, replacing
-from autoseg.common.progress import Progress, counted, in_fine_words, in_words, progress, say
+from autoseg.common.progress import (
+    Progress,
+    counted,
+    in_fine_words,
+    in_words,
+    note,
+    progress,
+    say,
+)
 from autoseg.dataset.splits import Split
 from autoseg.models.log import ADVICE, Epoch, overfitting_of, write_log
 from autoseg.plan.plan import Plan
@@ -87,19 +95,33 @@ class Monitor:
 
     def after_epoch(self, state: State) -> None:
         """Show one more epoch, the last one of the state's history."""
-        write_log(self.run.folder, state.history)
-        self._painter.draw_if_due(state.history)
+        with _optional():
+            write_log(self.run.folder, state.history)
+        with _optional():
+            self._painter.draw_if_due(state.history)
         if self._events is not None:
-            self._events.write(state.history[-1])
+            with _optional():
+                self._events.write(state.history[-1])
         if self._bar is not None:
             self._bar.advance(state.history[-1].note(), state.epochs)
 
     def finish(self, state: State) -> None:
         """Write log and picture again, as an interrupted run may lack them; report overfitting."""
-        write_log(self.run.folder, state.history)
-        draw_progress(self.run.folder / PICTURE, state.history)
+        with _optional():
+            write_log(self.run.folder, state.history)
+        with _optional():
+            draw_progress(self.run.folder / PICTURE, state.history)
         if overfitting := overfitting_of(state.history):
             say(f"note: {overfitting}; {ADVICE}")
+
+
+@contextmanager
+def _optional() -> Iterator[None]:
+    """Say once what cannot be written in the block: training goes on without it."""
+    try:
+        yield
+    except (AutosegError, OSError) as error:
+        note(f"{error}; training goes on without it")
 
 
 class Heartbeat:

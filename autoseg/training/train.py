@@ -111,6 +111,7 @@ def draw(stream: Iterator[Batch], stop: StopSignals) -> Batch:
         StopRequested: a signal was received.
         RunError: an augmentation worker died.
     """
+    stop.check_alone()  # not only after the batch, which may take a while to be made
     try:
         batch = next(stream)
     except RunError:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,14 @@ from filelock import OwnerRecord
 
 from autoseg.common import locks
 from autoseg.common.errors import AutosegError, InUse
+from autoseg.common.files import write_text
 from autoseg.common.locks import LEASE_SECONDS, holder_of, locked
 from tests.making import dead_process
 
 TAKE = (
     "import sys; from pathlib import Path; from autoseg.common import locks\n"
-    "locks.LEASE_SECONDS, locks.HEARTBEAT_SECONDS = map(float, sys.argv[2:])\n"
+    "names = 'LEASE_SECONDS', 'SOON_SECONDS', 'HEARTBEAT_SECONDS'\n"
+    "vars(locks).update(zip(names, map(float, sys.argv[2:])))\n"
     "with locks.locked(Path(sys.argv[1]), 'the model'): print('taken', flush=True); input()\n"
 )
 UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -48,12 +53,14 @@ def me(tmp_path: Path) -> OwnerRecord:
 @pytest.fixture
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "SOON_SECONDS", 0.5)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "_DEAD", set())
 
 
 def command(lock: Path) -> list[str]:
-    seconds = str(locks.LEASE_SECONDS), str(locks.HEARTBEAT_SECONDS)
-    return [sys.executable, "-c", TAKE, str(lock), *seconds]
+    seconds = (locks.LEASE_SECONDS, locks.SOON_SECONDS, locks.HEARTBEAT_SECONDS)
+    return [sys.executable, "-c", TAKE, str(lock), *map(str, seconds)]
 
 
 def holding(lock: Path, *before: str) -> subprocess.Popen[str]:
@@ -73,7 +80,7 @@ def test_a_lock_keeps_others_out_and_names_its_holder(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with locked(lock, "the model"):
         other = subprocess.run(command(lock), capture_output=True, text=True, check=False)
-    assert f"the model is in use by process {os.getpid()};" in other.stderr
+    assert f"the model is in use by process {os.getpid()} since " in other.stderr
     assert str(lock) in other.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -117,6 +124,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("short_lease")
 @pytest.mark.parametrize("wait", [False, True])
 @pytest.mark.parametrize("content", ["", "nonsense", "1234567", "1 elsewhere", "filelock/2\npid=1"])
 def test_a_damaged_or_older_lock_file_is_taken_over(
@@ -124,11 +132,11 @@ def test_a_damaged_or_older_lock_file_is_taken_over(
 ) -> None:
     lock = tmp_path / "lock"
     lock.write_text(content, encoding="utf-8")
-    assert holder_of(lock) is None
     with locked(lock, "it", wait):
         assert owner(lock).pid == os.getpid()
 
 
+@pytest.mark.usefixtures("short_lease")
 def test_the_pid_of_a_holder_is_not_enough(tmp_path: Path, me: OwnerRecord) -> None:
     """A container that is started again has the same PIDs, perhaps even this process's own."""
     lock = tmp_path / "lock"
@@ -181,19 +189,51 @@ def test_the_lock_of_another_host_is_respected_while_it_has_a_heartbeat(
     tmp_path: Path, me: OwnerRecord, host: str
 ) -> None:
     lock = tmp_path / "lock"
-    write_marker(lock, me, hostname=host)
+    write_marker(lock, me, hostname=host, start=other_boot(me))
+    with beating(lock):
+        assert owner(lock).hostname == host
+        with pytest.raises(InUse, match=f"{me.pid} on elsewhere"), locked(lock, "it"):
+            pass
+
+
+@pytest.mark.usefixtures("short_lease")
+def test_another_machine_of_the_same_name_is_no_earlier_start_of_this_one(
+    tmp_path: Path, me: OwnerRecord
+) -> None:
+    lock = tmp_path / "lock"
+    write_marker(lock, me, pid=dead_process(), start=other_boot(me))
+    with beating(lock), pytest.raises(InUse), locked(lock, "it"):
+        pass
+
+
+@pytest.mark.usefixtures("short_lease")
+def test_a_running_0_1_0_keeps_its_lock_and_a_dead_one_loses_it(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text("4321 elsewhere", encoding="utf-8")
+    with beating(lock), pytest.raises(InUse, match="process 4321 on elsewhere"), locked(lock, "it"):
+        pass
+    with locked(lock, "it"):
+        assert owner(lock).pid == os.getpid()
+
+
+def other_boot(me: OwnerRecord) -> int:
+    assert me.start is not None
+    return me.start ^ (1 << 70)
+
+
+@contextmanager
+def beating(lock: Path) -> Iterator[None]:
+    """A heartbeat of the lock's holder."""
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(0.2):
+        while not ended.wait(0.1):
             os.utime(lock)
 
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        assert owner(lock).hostname == host
-        with pytest.raises(InUse, match=f"{me.pid} on elsewhere"), locked(lock, "it"):
-            pass
+        yield
     finally:
         ended.set()
         thread.join()
@@ -208,7 +248,7 @@ def test_the_lock_of_another_host_is_taken_over_without_a_heartbeat(
 ) -> None:
     """Whatever its clock says."""
     lock = tmp_path / "lock"
-    write_marker(lock, me, hostname=host.format(me=me.hostname))
+    write_marker(lock, me, hostname=host.format(me=me.hostname), start=other_boot(me))
     os.utime(lock, (time.time() + clock,) * 2)
     started = time.monotonic()
     with locked(lock, "it", wait):
@@ -253,10 +293,8 @@ def test_a_lost_lock_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_locks_need_no_writable_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, me: OwnerRecord
 ) -> None:
-    locks._this_host.cache_clear()
+    locks._here.cache_clear()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
     try:
         with (
             locked(tmp_path / "lock", "it"),
@@ -265,7 +303,105 @@ def test_locks_need_no_writable_temporary_folder(
         ):
             pass
     finally:
-        locks._this_host.cache_clear()
+        locks._here.cache_clear()
+
+
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("host", ["{me}?pidns-f0000abc", "renamed"])
+def test_a_dead_holder_of_this_boot_is_replaced_soon_whatever_its_host_is_called(
+    tmp_path: Path, me: OwnerRecord, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """A container that is started anew has another namespace, and often another host name."""
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 60.0)
+    lock = tmp_path / "lock"
+    write_marker(lock, me, hostname=host.format(me=me.hostname))
+    started = time.monotonic()
+    with locked(lock, "it"):
+        assert time.monotonic() - started < 10
+        assert owner(lock).pid == os.getpid()
+
+
+@pytest.mark.usefixtures("short_lease")
+def test_all_locks_of_a_dead_holder_are_waited_for_once(tmp_path: Path, me: OwnerRecord) -> None:
+    for name in "abcde":
+        write_marker(tmp_path / name, me, hostname="elsewhere", start=other_boot(me))
+    started = time.monotonic()
+    for name in "abcde":
+        with locked(tmp_path / name, "it"):
+            pass
+    assert time.monotonic() - started < 2 * locks.LEASE_SECONDS
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
+@pytest.mark.usefixtures("short_lease")
+def test_a_suspended_process_keeps_its_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    holder = holding(lock)
+    holder.send_signal(signal.SIGSTOP)
+    time.sleep(1.5 * locks.LEASE_SECONDS)
+    with pytest.raises(InUse, match=str(holder.pid)), locked(lock, "it"):
+        pass
+    holder.send_signal(signal.SIGCONT)
+    assert owner(lock).pid == holder.pid
+    holder.communicate("\n")
+    assert holder.returncode == 0
+    assert not lock.exists()
+
+
+def test_who_lost_a_lock_to_another_process_writes_nothing_more(
+    tmp_path: Path, me: OwnerRecord
+) -> None:
+    folder = tmp_path / "fold"
+    with locked(folder / "lock", "fold 0"):
+        write_text(folder / "weights", "old")
+        (folder / "lock").unlink()
+        write_text(folder / "weights", "mine")  # nobody has taken the lock
+        write_marker(folder / "lock", me, hostname="elsewhere", pid=99)
+        with pytest.raises(InUse, match="99 on elsewhere"):
+            write_text(folder / "weights", "too late")
+        with pytest.raises(InUse):
+            write_text(folder / "inside" / "weights", "too late")
+        write_text(tmp_path / "other", "elsewhere")
+    assert (folder / "weights").read_text() == "mine"
+    assert sorted(path.name for path in folder.iterdir()) == ["inside", "lock", "weights"]
+    assert owner(folder / "lock").pid == 99
+
+
+def refused_as_nobody(lock: Path) -> str:
+    """What another user reads who tries to take the lock."""
+    words = command(lock)
+    words[2] = TAKE.replace("with", "import os, pwd; locks._here(); os.setuid(65534)\nwith")
+    other = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "InUse" in other.stderr, other
+    return other.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="changes the user")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_locks_of_another_user_name_process_and_user(tmp_path: Path, umask: int) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    for each in (folder, *list(folder.parents)[:3]):
+        each.chmod(0o777)
+    before = os.umask(umask)
+    try:
+        with locked(folder / "lock", "it"):
+            other = refused_as_nobody(folder / "lock")
+    finally:
+        os.umask(before)
+    assert f"process {os.getpid()} of user root since" in other
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="changes the user")
+def test_a_lock_that_cannot_be_read_is_held_while_it_has_a_heartbeat(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    for each in (folder, *list(folder.parents)[:3]):
+        each.chmod(0o777)
+    (folder / "lock").touch(0o600)
+    with beating(folder / "lock"):
+        other = refused_as_nobody(folder / "lock")
+    assert "another process of user root" in other
 
 
 @pytest.mark.skipif(
