@@ -29,6 +29,7 @@ LONGEST_NAME = 255  # bytes, on most file systems
 UNFINISHED = ".tmp-"  # prefix of files that are being written
 TEMPORARY = re.compile(rf"({re.escape(UNFINISHED)}(\d+)-)(.+)", re.DOTALL)
 CHECKSUMS = "checksums.json"
+OWN_NUMBER = f"{secrets.randbelow(10**6):06d}"  # as processes of containers may have one PID
 BYTES_AT_ONCE = 1 << 20
 
 # JSON escapes line breaks in strings: an actual line break is always layout.
@@ -85,8 +86,8 @@ def check_guards(path: Path) -> None:
 
 
 def temporary_for(path: Path) -> Path:
-    """A new name under which this process writes `path`, with the same ending."""
-    start = f"{UNFINISHED}{secrets.randbelow(10**9)}-"  # PIDs of containers are not unique
+    """The name under which this process writes `path`, with the same ending."""
+    start = f"{UNFINISHED}{os.getpid()}{OWN_NUMBER}-"
     return path.with_name(start + end_of_name(path.name, LONGEST_NAME - len(start)))
 
 

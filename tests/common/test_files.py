@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,15 @@ from hypothesis import strategies as st
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import (
     dataclass_from_json,
-    is_alive,
     is_temporary,
     read_json,
     remove_leftovers,
-    remove_leftovers_of_dead,
     replacing,
+    temporary_for,
     to_json,
     write_json,
     write_text,
 )
-from tests.making import dead_process
 
 
 def test_a_written_file_is_whole_and_alone(tmp_path: Path) -> None:
@@ -188,20 +188,23 @@ def test_what_killed_processes_have_left_of_a_file_is_removed(tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {names[0], *names[3:]}
 
 
-def test_what_dead_processes_have_left_of_a_file_or_folder_is_removed(tmp_path: Path) -> None:
-    dead, living = dead_process(), os.getppid()
-    files = [f".tmp-{living}-out", f".tmp-{dead}-other", f".tmp-{dead}-out"]
-    folder = tmp_path / f".tmp-{dead}-.tmp-{dead}-out"
-    for name in files:
-        (tmp_path / name).touch()
-    write_text(folder / "in it.txt", "half")
-    remove_leftovers_of_dead(tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == set(files[:2])
-    remove_leftovers_of_dead(tmp_path / "no such folder" / "out")
+def test_what_killed_processes_have_left_of_a_folder_is_removed(tmp_path: Path) -> None:
+    write_text(tmp_path / ".tmp-12-.tmp-12-out" / "in it.txt", "half")
+    write_text(tmp_path / ".tmp-12-other" / "in it.txt", "half")
+    remove_leftovers(tmp_path, ["out"])
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-12-other"]
+    remove_leftovers(tmp_path / "no such folder", ["out"])
 
 
-def test_who_is_alive() -> None:
-    assert is_alive(os.getpid())
-    assert is_alive(os.getppid())
-    assert not is_alive(dead_process())
-    assert not is_alive(10**30)
+def test_processes_with_one_pid_write_under_different_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In containers, many processes have the PID 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    script = (
+        "import os; from pathlib import Path; from autoseg.common.files import temporary_for\n"
+        "os.getpid = lambda: 1; print(temporary_for(Path('a.bin')))"
+    )
+    other = subprocess.check_output([sys.executable, "-c", script], text=True).strip()
+    assert is_temporary(other, "a.bin")
+    assert temporary_for(Path("a.bin")).name != other

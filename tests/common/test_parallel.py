@@ -4,17 +4,24 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
 
 from autoseg.common import parallel
 from autoseg.common.errors import DataError, RunError
+from autoseg.common.files import replacing
 from autoseg.common.parallel import in_parallel, overlap
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @pytest.fixture
@@ -110,6 +117,69 @@ def test_a_worker_killed_at_its_birth_leaves_nobody_waiting(delay: float) -> Non
     finally:
         ended.set()
         killer.join()
+
+
+def write_for_ever(folder: Path, number: int) -> None:
+    if number:
+        with replacing(folder / f"{number}.txt") as temporary:
+            temporary.write_text("half")
+            time.sleep(600)
+
+
+ENDED = """
+import sys; from pathlib import Path; from functools import partial
+from autoseg.cli import common; from autoseg.common import parallel
+from tests.common.test_parallel import write_for_ever
+
+def command(arguments):
+    write = partial(write_for_ever, Path(sys.argv[1]))
+    parallel.in_parallel(write, range(5), 2, "writing")
+
+if __name__ == "__main__":
+    parallel.WORKER_START_SECONDS = 0.0
+    common.spawn_workers()
+    sys.exit(common.run(lambda: common.parser("writer", "Writes."), command, []))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="sends signals of Unix")
+@pytest.mark.parametrize("to_all", [False, True])
+def test_workers_end_with_a_command_that_is_ended(tmp_path: Path, to_all: bool) -> None:
+    """Also if their part would take long, and if the workers receive the signal as well."""
+    script, folder = tmp_path / "script.py", tmp_path / "written"
+    script.write_text(ENDED)
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder)], start_new_session=True, env=ENVIRONMENT
+    )
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None
+    workers = psutil.Process(process.pid).children(recursive=True)
+    started = time.monotonic()
+    if to_all:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert time.monotonic() - started < 30
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills")
+def test_workers_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / "written"
+    script.write_text(ENDED)
+    folder.mkdir()
+    process = subprocess.Popen([sys.executable, str(script), str(folder)], env=ENVIRONMENT)
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 class Volume:
