@@ -224,7 +224,7 @@ def _in_turn(
 ) -> Iterator[Any]:
     sentinels = [process.sentinel for process in processes]
     for reader in itertools.cycle(readers):
-        connections = [reader, *sentinels]
+        connections: list[Any] = [reader, *sentinels]
         if waited(partial(wait, connections), "an augmentation worker") != [reader]:
             raise _death_of(processes)
         try:
