@@ -60,7 +60,7 @@ def _run(studies: Sequence[Study], workspace: Workspace, arguments: argparse.Nam
 
     failed = run_studies(studies, workspace, arguments.jobs, arguments.processes, arguments.device)
     _print_status(studies, workspace)
-    unreported = report_studies(studies, workspace)
+    unreported = report_studies(studies, workspace, arguments.processes)
     for run, log in failed.items():
         say(f"{run} failed; log: {log}")
     if failed:

@@ -254,7 +254,8 @@ def fold_rows(validation: CrossValidation) -> list[Row]:
         medians = (number(summary.statistic(label).median) for label in labels)
         rows.append((f"{fold} (median)", str(len(summary.cases)), *medians))
     rows += [(f"{fold}", "0", *["missing"] * len(labels)) for fold in validation.missing]
-    means = (Statistic.of(fold_medians(validation.folds, label, "Dice")).mean for label in labels)
+    folds = validation.folds.values()
+    means = (Statistic.of(f.statistic(label).median for f in folds).mean for label in labels)
     of_cases = [combined.statistic(label) for label in labels]
     return [
         *rows,
@@ -264,30 +265,14 @@ def fold_rows(validation: CrossValidation) -> list[Row]:
     ]
 
 
-def fold_medians(folds: Mapping[int, Summary], label: str, metric: str) -> list[float]:
-    """The medians of the folds for which this metric of this class is defined."""
-    medians = (summary.statistic(label, metric).median for summary in folds.values())
-    return [median for median in medians if median is not None]
-
-
 def tables(validation: CrossValidation) -> dict[str, Table]:
     """The tables of a cross-validation by file name."""
     combined, note = validation.combined, validation.note
-    means = rows_of_metrics("metric", combined.labels, combined.statistic, spread)
+    statistic, labels = combined.statistic, combined.labels
+    means = rows_of_metrics("metric", labels, statistic, spread)
+    medians = rows_of_metrics("metric", labels, statistic, lambda s: number(s.median))
     return {
         "dice_of_folds": Table("Median Dice of every fold", fold_rows(validation), note=note),
-        "medians": Table(
-            "Mean of the folds' medians (number of folds)", median_rows(validation), note=note
-        ),
+        "medians": Table("Median over all cases (n)", medians, note=note),
         "means": Table("Mean ± std over all cases (n)", means, note=note),
     }
-
-
-def median_rows(validation: CrossValidation) -> list[Row]:
-    """The mean of the medians of the folds: metrics x classes, with the number of folds."""
-
-    def statistic(label: str, metric: str) -> Statistic:
-        return Statistic.of(fold_medians(validation.folds, label, metric))
-
-    labels = validation.combined.labels
-    return rows_of_metrics("metric", labels, statistic, lambda s: number(s.mean))

@@ -201,6 +201,11 @@ class Summary:
         """One metric of one class in each case."""
         return [case.value(label, metric) for case in self.cases]
 
+    @property
+    def dice(self) -> dict[str, list[float | None]]:
+        """Class -> its Dice in each case."""
+        return {label: self.values(label) for label in self.labels}
+
     def statistic(self, label: str, metric: str = "Dice") -> Statistic:
         """One metric of one class over the cases."""
         return Statistic.of(self.values(label, metric))

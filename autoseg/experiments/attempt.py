@@ -18,7 +18,6 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -31,9 +30,8 @@ from autoseg.common.files import write_json
 from autoseg.common.locks import locked
 from autoseg.common.progress import tolerate_output
 from autoseg.evaluation.evaluate import label_maps
-from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import Summary
-from autoseg.experiments.runs import StudyRun, joined, runs_of
+from autoseg.experiments.runs import StudyRun, held_out_classes, joined, runs_of
 from autoseg.experiments.status import (
     LOCK,
     TEST_SET,
@@ -48,7 +46,6 @@ from autoseg.experiments.status import (
 from autoseg.experiments.study import HeldOut, Study
 from autoseg.models.folder import fold_name
 from autoseg.networks.devices import describe, pick_device
-from autoseg.plan.plan import Plan
 from autoseg.prediction.inputs import find_inputs
 from autoseg.prediction.predictor import Predictor
 from autoseg.training.transfer import RECORD
@@ -241,19 +238,12 @@ def score_held_out(
         predictor,
         found.cases,
         references,
-        _labels(test_set, predictor.plan),
+        held_out_classes(test_set, predictor.plan),
         folder,
         processes,
         overwrite=False,
         refused=found.refused,
     )
-
-
-def _labels(test_set: HeldOut, plan: Plan) -> ScoredClasses:
-    """The classes to score: the test set's values in references, the plan's in predictions."""
-    predicted = {name: plan.labels[name] for name in test_set.classes}
-    planned = ScoredClasses.planned(predicted, plan.evaluation)
-    return replace(planned, values=dict(test_set.classes), in_prediction=predicted)
 
 
 def _folder(workspace: Workspace, given: str) -> Path:

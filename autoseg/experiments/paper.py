@@ -1,93 +1,145 @@
-"""The tables of a study with several plans, in the layout of Müller et al. 2021 (Tables 1 and 2).
+"""The tables of a study in the layout of Müller et al. 2021, and a page with the printed values.
 
-A fold is reported by the median of its cases, and a plan by the mean of these medians. Folds that
-have not been scored yet appear as missing.
+Two statistics are told apart. `medians`, `means` and the related work are about the cases of all
+folds pooled. `folds` and `fold_metrics` show the median of each fold's cases, and the mean of these
+medians as AVG. Folds that have not been scored yet appear as missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-from autoseg.evaluation.figures.boxes import Groups
+from PIL import Image
+
+from autoseg.common.figures import DOTS_PER_INCH, PIXELS_PER_INCH, picture_uri
+from autoseg.evaluation.report.files import write_page
+from autoseg.evaluation.report.files import FIGURES, OVERLAYS
 from autoseg.evaluation.scores import Statistic
-from autoseg.evaluation.tables import DASH, Row, Table, number, spread
-from autoseg.experiments.results import Arm, Column
+from autoseg.evaluation.tables import DASH, MINUS, Row, Table, number, spread
+from autoseg.experiments.results import STUDY, Arm, Column, StudyScores, read_scores
+from autoseg.experiments.study import read_paper, read_study, study_names
 from autoseg.models.folder import VALIDATION
+from autoseg.models.log import read_log
+from autoseg.planner.explain import rows as plan_rows
 
 PAPER_METRICS = {"Dice": "DSC", "IoU": "IoU", "Sensitivity": "Sens", "Specificity": "Spec"}
+WITH_STD = ("Dice", "IoU")  # in Table 1
+OF_FOLDS = ("Dice", "Sensitivity", "Specificity")  # in Table 1 of the arXiv version
 MISSING = "missing"
 DIGITS = 3
+INDEX = "index.html"
+PICTURES = "pictures"
+THUMBNAIL_PIXELS = 480
+Item = Mapping[str, Any]  # a table or figure as a paper prints it, see `read_paper`
+SCORE = re.compile(r"[\d./ ]+")
 
 
-def median_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> Table:
-    """The mean of the folds' medians: plans x (sets and classes) x metrics, as the paper's Table 1.
+def difference(own: str, printed: str) -> str:
+    """Own score minus the printed one, without std; `differs` for text, empty if incomparable."""
+    if own == printed or not printed:
+        return "equal" if printed else ""
+    scores = [text.partition("±")[0].strip() for text in (own, printed)]
+    if not all(map(SCORE.fullmatch, scores)):
+        return "" if own in (MISSING, DASH) else "differs"
+    pairs = zip(*(text.split(" / ") for text in scores), strict=False)
+    digits = len(printed.partition(".")[2].split(" ")[0])
+    return " / ".join(f"{float(a) - float(b):+.{digits}f}" for a, b in pairs).replace("-", MINUS)
 
-    Args:
-        arms: the rows.
-        columns: the groups of columns.
-        head: what distinguishes the arms, such as `k`.
+
+def median_table(study: StudyScores, _: Item) -> Table:
+    """Median ± std over the cases of all folds pooled: plans x (sets and classes) x metrics.
+
+    This is Table 1 of the paper, in which only Dice and IoU have a std.
     """
 
     def cell(arm: Arm, column: Column, metric: str) -> str:
-        return number(Statistic.of(arm.medians(column, metric).values()).mean, DIGITS)
+        of = arm.statistic(column, metric)
+        std = "" if of.std is None or metric not in WITH_STD else f" ± {of.std:.2f}"
+        return number(of.median, DIGITS) + std
 
-    return _by_metric("Mean of the folds' medians", arms, columns, head, cell)
+    counts = "; ".join(
+        f"{titled(study.head, arm.name)}: "
+        + ", ".join(f"{_named(column)} {_count(arm, column)}" for column in study.columns)
+        for arm in study.arms
+    )
+    table = _by_metric("Median ± std over the cases of all folds, pooled", study, cell)
+    return Table(table.title, table.rows, table.groups, f"{table.note} Cases: {counts}.".strip())
 
 
-def mean_table(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> Table:
-    """The same layout with mean ± std over the cases of all folds."""
+def mean_table(study: StudyScores, _: Item) -> Table:
+    """The same layout with mean ± std, the number of folds and the number of cases."""
 
     def cell(arm: Arm, column: Column, metric: str) -> str:
         return spread(arm.statistic(column, metric), DIGITS)
 
-    return _by_metric("Mean ± std over the cases of all folds", arms, columns, head, cell)
+    return _by_metric("Mean ± std over the cases of all folds", study, cell, counted=True)
 
 
-def fold_table(arms: Sequence[Arm], classes: Sequence[str], head: str) -> Table:
-    """Median Dice of folds x plans, with `class / class` in each cell, as the paper's Table 2.
+def fold_table(study: StudyScores, _: Item) -> Table:
+    """Median Dice of folds x plans and classes, as the paper's Table 2."""
+    columns = [(arm, label, "Dice", label) for arm in study.arms for label in study.classes]
+    names = [(titled(study.head, arm.name), len(study.classes)) for arm in study.arms]
+    title = f"Median {PAPER_METRICS['Dice']} of every fold"
+    return _by_fold(title, columns, names, _missing(study.arms, study.head))
 
-    The last rows are the mean of the medians and the number of cases. The cell is empty where a
-    plan has no such fold.
+
+def fold_metric_table(study: StudyScores, _: Item) -> Table:
+    """Medians of folds x classes and metrics for the last plan: Table 1 of the arXiv version."""
+    arm = study.arms[-1]
+    columns = [(arm, label, m, PAPER_METRICS[m]) for label in study.classes for m in OF_FOLDS]
+    names = [(label, len(OF_FOLDS)) for label in study.classes]
+    title = f"Medians of every fold of {titled(study.head, arm.name)}"
+    return _by_fold(title, columns, names, _missing([arm], study.head))
+
+
+def training_table(study: StudyScores, _: Item) -> Table:
+    """Number of epochs and hours of training for each plan, and for all together."""
+    rows: list[Row] = [(study.head, "models", "mean epochs", "hours", "last training loss")]
+    logs = {
+        name: [log for log in map(read_log, runs.values()) if log]
+        for name, runs in study.folders.items()
+    }
+    every = [log for of_plan in logs.values() for log in of_plan]
+    for name, of in (logs | {f"all {len(every)} models": every}).items():
+        if of:
+            hours = sum(epoch.seconds for log in of for epoch in log) / 3600
+            loss = fmean(log[-1].training_loss for log in of)
+            cells = (f"{fmean(map(len, of)):.1f}", f"{hours:.2f}", number(loss, DIGITS))
+        else:
+            cells = (MISSING,) * 3
+        rows.append((name, str(len(of)), *cells))
+    return Table("Epochs and hours of training", rows)
+
+
+def related_table(study: StudyScores, printed: Item) -> Table:
+    """Published scores of related work, with a row for the study: the paper's Table 3.
+
+    The Dice of the study is the pooled median of the best plan, on each set of cases.
     """
-    columns = [(VALIDATION, label) for label in classes]
-    of = {arm.name: [arm.medians(column, "Dice") for column in columns] for arm in arms}
-    rows: list[Row] = [("fold", *(titled(head, name) for name in of))]
-    for fold in sorted({fold for arm in arms for fold in arm.folds}):
-        cells = [_fold_cell(arm, fold, of[arm.name]) for arm in arms]
-        rows.append((str(fold), *cells))
-    rows.append(("AVG", *(_average_cell(medians) for medians in of.values())))
-    counts = [[arm.statistic(column, "Dice").n for column in columns] for arm in arms]
-    rows.append(("n", *(_joined(map(str, each)) for each in counts)))
-    title = f"Median {PAPER_METRICS['Dice']} of every fold: {' / '.join(classes)}"
-    return Table(title, rows, note=_missing(arms, head))
+    dice, cases = [], []
+    for where in study.sets:
+        column = (where, printed["label"])
+        medians = [arm.statistic(column, "Dice").median for arm in study.arms]
+        dice.append(number(max((m for m in medians if m is not None), default=None), DIGITS))
+        folds = [[arm.of_fold(column, f, "Dice") for f in arm.folds] for arm in study.arms]
+        join = sum if where == VALIDATION else max  # every fold is tested on all cases of a set
+        cases.append(str(max(join(map(len, of_arm)) for of_arm in folds)))
+    sizes, scores, task = " / ".join(cases), " / ".join(dice), study.study["task"]
+    filled = {"cases": sizes, "training": cases[0], "dice": scores, "task": task}
+    own = tuple(text.format_map(filled) for text in printed["own"])
+    return Table("Related work", [printed["columns"], *printed["published"], own])
 
 
-def fold_boxes(arms: Sequence[Arm], classes: Sequence[str], head: str) -> dict[str, Groups]:
-    """Plan -> fold -> class -> Dice of the validation cases, for box plots."""
-    return {
-        titled(head, arm.name): {
-            f"fold {fold}": {
-                label: arm.of_fold((VALIDATION, label), fold, "Dice") for label in classes
-            }
-            for fold in arm.folds
-        }
-        for arm in arms
-    }
-
-
-def bars(arms: Sequence[Arm], columns: Sequence[Column], head: str) -> dict[str, Groups]:
-    """Set of cases -> plan -> class -> medians of the folds, for bar charts."""
-    return {
-        where: {
-            titled(head, arm.name): {
-                label: list(arm.medians((where, label), "Dice").values())
-                for of, label in columns
-                if of == where
-            }
-            for arm in arms
-        }
-        for where in dict.fromkeys(where for where, _ in columns)
-    }
+def _value_table(study: StudyScores, printed: Item) -> Table:
+    """The values of the last plan that a figure prints."""
+    values = {row.key: row.value for row in plan_rows(study.plan)} if study.plan else {}
+    shown = [(key, values.get(key, DASH)) for key in printed.get("values", ())]
+    return Table("", [("key", "value"), *shown])
 
 
 def titled(head: str, name: str) -> str:
@@ -95,29 +147,67 @@ def titled(head: str, name: str) -> str:
     return name if head == "plan" else f"{head} = {name}"
 
 
-ShowCell = Callable[[Arm, Column, str], str]
-
-
 def _by_metric(
-    title: str, arms: Sequence[Arm], columns: Sequence[Column], head: str, cell: ShowCell
+    title: str,
+    study: StudyScores,
+    cell: Callable[[Arm, Column, str], str],
+    counted: bool = False,
 ) -> Table:
-    header = [head, "folds"]
-    groups = [("", 2)]
-    for where, label in columns:
-        header += [*PAPER_METRICS.values(), "n"]
-        groups.append(
-            (label if where == VALIDATION else f"{where} {label}", len(PAPER_METRICS) + 1)
-        )
+    """Plans x (sets and classes) x metrics, if wanted with the numbers of folds and cases."""
+    header = [study.head, *["folds"] * counted]
+    groups = [("", len(header))]
+    for column in study.columns:
+        header += [*PAPER_METRICS.values(), *["n"] * counted]
+        groups.append((_named(column), len(PAPER_METRICS) + counted))
     rows: list[Row] = [tuple(header)]
-    for arm in arms:
-        row = [arm.name, _folds(arm, [where for where, _ in columns])]
-        for column in columns:
-            if not arm.done(column[0]):
-                row += [MISSING] * len(PAPER_METRICS) + ["0"]
-            else:
-                row += [*(cell(arm, column, m) for m in PAPER_METRICS), _count(arm, column)]
+    for arm in study.arms:
+        row = [arm.name, *[_folds(arm, study.sets)] * counted]
+        for column in study.columns:
+            done = arm.done(column[0])
+            row += [cell(arm, column, m) if done else MISSING for m in PAPER_METRICS]
+            row += [_count(arm, column)] * counted
         rows.append(tuple(row))
-    return Table(title, rows, groups, _missing(arms, head))
+    return Table(title, rows, groups, _missing(study.arms, study.head))
+
+
+def _by_fold(
+    title: str,
+    columns: Sequence[tuple[Arm, str, str, str]],
+    groups: Sequence[tuple[str, int]],
+    note: str,
+) -> Table:
+    """A row for each fold, the mean of their medians (AVG), and the number of cases.
+
+    Args:
+        title: the caption.
+        columns: plan, class, metric and heading.
+        groups: above the columns.
+        note: below the table.
+    """
+    medians = [arm.medians((VALIDATION, label), metric) for arm, label, metric, _ in columns]
+    rows: list[Row] = [("fold", *(heading for *_, heading in columns))]
+    for fold in sorted({fold for arm, *_ in columns for fold in arm.folds}):
+        cells = zip(columns, medians, strict=True)
+        rows.append((str(fold), *(_fold_cell(arm, fold, of) for (arm, *_), of in cells)))
+    means = [Statistic.of(of.values()).mean for of in medians]
+    rows.append(("AVG", *(MISSING if m is None else number(m, DIGITS) for m in means)))
+    counts = [arm.statistic((VALIDATION, label), metric).n for arm, label, metric, _ in columns]
+    rows.append(("n", *map(str, counts)))
+    return Table(title, rows, [("", 1), *groups], note)
+
+
+def _fold_cell(arm: Arm, fold: int, medians: Mapping[int, float]) -> str:
+    """The median of a fold; empty where the plan has no such fold."""
+    if fold not in arm.folds:
+        return ""
+    scored = fold in arm.scores.get(VALIDATION, {})
+    return number(medians.get(fold), DIGITS) if scored else MISSING
+
+
+def _named(column: Column) -> str:
+    """The name of a class; that of its set precedes it except for validation cases."""
+    where, label = column
+    return label if where == VALIDATION else f"{where} {label}"
 
 
 def _folds(arm: Arm, sets: Iterable[str]) -> str:
@@ -132,24 +222,6 @@ def _count(arm: Arm, column: Column) -> str:
     return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
 
 
-def _fold_cell(arm: Arm, fold: int, medians: Sequence[Mapping[int, float]]) -> str:
-    if fold not in arm.folds:
-        return ""
-    if fold not in arm.scores.get(VALIDATION, {}):
-        return MISSING
-    return _joined(number(each.get(fold), DIGITS) for each in medians)
-
-
-def _average_cell(medians: Sequence[Mapping[int, float]]) -> str:
-    means = [Statistic.of(of_class.values()).mean for of_class in medians]
-    known = any(mean is not None for mean in means)
-    return _joined(number(mean, DIGITS) for mean in means) if known else MISSING
-
-
-def _joined(cells: Iterable[str]) -> str:
-    return " / ".join(cells) or DASH
-
-
 def _missing(arms: Sequence[Arm], head: str) -> str:
     """A sentence with the folds that are not validated."""
     gaps = [
@@ -158,3 +230,108 @@ def _missing(arms: Sequence[Arm], head: str) -> str:
         if (lacking := [f for f in arm.folds if f not in arm.scores.get(VALIDATION, {})])
     ]
     return f"Missing folds, not included in any value: {'; '.join(gaps)}." if gaps else ""
+
+
+TABLES: dict[str, Callable[[StudyScores, Item], Table]] = {
+    "medians": median_table,
+    "means": mean_table,
+    "folds": fold_table,
+    "fold_metrics": fold_metric_table,
+    "training": training_table,
+    "related_work": related_table,
+}
+
+
+def write_index(folder: Path) -> list[Path]:
+    """Write `index.html`: all tables and figures in the paper's order, beside the printed values.
+
+    What another study of the same paper and task makes is shown, too.
+    """
+    study = read_scores(folder)
+    if not study.is_scored:
+        return []
+    paths = sorted(folder.parent.glob(f"*/{STUDY}"), key=lambda path: path.parent != folder)
+    studies = [
+        other
+        for other in map(read_scores, (path.parent for path in paths))
+        if other.folder == folder or (other.is_scored and _same_paper(study, other))
+    ]
+    printed = read_printed(study)
+    done = sum(arm.done(VALIDATION) for arm in study.arms)
+    runs = sum(len(arm.folds) for arm in study.arms)
+    write_page(
+        folder / INDEX,
+        "study.html.j2",
+        title=study.study.get("title") or folder.name,
+        citation=printed["citation"],
+        warning=f"{done} of {runs} models are validated." if done < runs else "",
+        parts=[
+            _part(name, studies, printed["items"].get(name, {}))
+            for name in dict.fromkeys([*printed["order"], *study.report])
+        ],
+    )
+    return [folder / INDEX]
+
+
+def _same_paper(one: StudyScores, other: StudyScores) -> bool:
+    same = all(one.study.get(key) == other.study.get(key) for key in ("paper", "task"))
+    return same and one.study.get("paper") is not None
+
+
+def read_printed(study: StudyScores) -> dict[str, Any]:
+    """The values printed by the paper that a study reproduces, if any."""
+    name = study.study.get("paper")
+    return read_paper(name) if name else {"citation": "", "order": (), "items": {}}
+
+
+def _part(name: str, studies: Sequence[StudyScores], printed: Item) -> dict[str, Any]:
+    """A table or figure on the page; the page is that of the first study."""
+    notes = [printed.get("note")]
+    part = {"name": name, "title": name, "caption": "", **printed, "notes": notes, "cells": ()}
+    owner = next((study for study in studies if name in study.report), None)
+    if owner is None:
+        makers = [study for study in study_names() if name in read_study(study).report]
+        notes.append(f"Not made yet; run {' or '.join(makers)}." if makers else "")
+        return part
+    notes.append(f"From the study {owner.folder.name}." if owner is not studies[0] else "")
+    element = owner.report[name]
+    table = TABLES.get(element, _value_table)(owner, printed)
+    notes.append(table.note)
+    part |= {"table": table, "cells": _compared(table, printed), "small": element == PICTURES}
+    if element not in TABLES:
+        part["pictures"] = list(_pictures(owner, name, element == PICTURES))
+        notes.append("" if part["pictures"] else "Not drawn: a model, a plan or a scan is missing.")
+    return part
+
+
+def _compared(table: Table, printed: Item) -> list[list[tuple[str, str, str]]]:
+    """The cells of a table: own value, printed value, difference."""
+    names, *rows = table.flat
+    known = {(key, "value"): text for key, text in printed.get("values", {}).items()}
+    for row in printed.get("rows", ()):
+        cells = zip(printed["columns"], row, strict=True)
+        known |= {(row[0], column): text for column, text in cells}
+    found = []
+    for row in rows:
+        texts = [known.get((row[0], name), "") for name in names]
+        found.append(
+            [(own, text, difference(own, text)) for own, text in zip(row, texts, strict=True)]
+        )
+    return found
+
+
+def _pictures(owner: StudyScores, name: str, small: bool) -> Iterator[tuple[str, str, int, str]]:
+    """Data URI, alternative text, width in pixels and link of each picture of a figure."""
+    pattern = f"{name}/*/{OVERLAYS}/*.png" if small else f"{FIGURES}/{name}.png"
+    for path in sorted(owner.folder.glob(pattern)):
+        link = f"../{path.relative_to(owner.folder.parent).as_posix()}"
+        with Image.open(path) as picture:
+            if small:
+                buffer = BytesIO()
+                picture.thumbnail((THUMBNAIL_PIXELS, 10 * THUMBNAIL_PIXELS))
+                picture.convert("RGB").save(buffer, format="WEBP", quality=75)
+                uri = picture_uri("webp", buffer.getvalue())
+                yield uri, f"{path.parents[1].name}: {path.stem}", picture.width, link
+            else:
+                width = round(picture.width / DOTS_PER_INCH * PIXELS_PER_INCH)
+                yield picture_uri("png", path.read_bytes()), name, width, link

@@ -1,51 +1,74 @@
-"""The tables and figures of a study."""
+"""The tables and figures of a study, and `index.html` with all of them beside the printed ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.figures import Colours, save_forms
-from autoseg.common.progress import say
+from autoseg.common.figures import COLOURS, save_forms, take_literally
+from autoseg.common.progress import by_axis, say
 from autoseg.evaluation.evaluate import gather
-from autoseg.evaluation.figures.boxes import draw_bars, draw_grouped_boxes
-from autoseg.evaluation.figures.overlay import draw_cases, worst_median_best
-from autoseg.evaluation.report.files import FIGURES, TABLES, Trained
+from autoseg.evaluation.figures.boxes import draw_bars, draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
+from autoseg.evaluation.figures.views import Exhibit
+from autoseg.evaluation.report import files
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import write_table
-from autoseg.experiments.paper import bars, fold_boxes, fold_table, mean_table, median_table, titled
+from autoseg.experiments import paper
+from autoseg.experiments.paper import PICTURES, titled, write_index
 from autoseg.experiments.results import RESULTS, StudyScores, read_scores
-from autoseg.experiments.study import Study
-from autoseg.models.folder import SUMMARY
+from autoseg.experiments.runs import held_out_classes
+from autoseg.experiments.status import HELD_OUT, SCORES
+from autoseg.experiments.study import HeldOut, Study
+from autoseg.models.folder import SUMMARY, VALIDATION
 from autoseg.models.log import draw_losses, read_log
+from autoseg.plan.plan import Plan
+from autoseg.planner.explain import rows
+from autoseg.prediction.inputs import find_inputs
 from autoseg.workflow.workspace import Workspace
 
+EXAMPLES = 4  # cases of Figure 6
 
-def report_studies(studies: Sequence[Study], workspace: Workspace) -> list[AutosegError]:
-    """Write the tables and figures of all studies and print their paths; returns the errors."""
-    errors = []
+
+def report_studies(
+    studies: Sequence[Study], workspace: Workspace, processes: int = 1
+) -> list[AutosegError]:
+    """Write the reports of all studies and print their paths; returns the errors."""
+    errors, reported = [], []
     for study in studies:
         folder = workspace.study(study.name)
         print(folder / RESULTS)
         try:
-            for path in report_study(folder):
+            for path in write_elements(folder, processes):
                 print(path)
+            reported.append(folder)
         except AutosegError as error:
             say(f"warning: no tables and figures for {study.name}: {error}")
             errors.append(error)
+    for folder in reported:  # when the figures of all of them exist
+        for path in write_index(folder):
+            print(path)
     return errors
 
 
-def report_study(folder: Path) -> list[Path]:
-    """Write `tables/` and `figures/` into a study's folder, from what `gather` left there.
+def report_study(folder: Path, processes: int = 1) -> list[Path]:
+    """Write `tables/`, `figures/` and `index.html` into a study's folder.
 
-    For an unfinished study they name what is missing. The examples (worst, median and best
-    validation case of each plan) need the raw task.
+    For an unfinished study they name what is missing. Pictures of cases need the raw task.
 
     Args:
-        folder: `WORKSPACE/experiments/STUDY`.
+        folder: `WORKSPACE/experiments/STUDY`, as `gather` left it.
+        processes: worker processes that draw cases.
 
     Returns:
         the written files; none if no run has been scored.
@@ -53,45 +76,193 @@ def report_study(folder: Path) -> list[Path]:
     Raises:
         DataError: a file of the study, a log, a scan or a label map is damaged.
     """
+    return [*write_elements(folder, processes), *write_index(folder)]
+
+
+def write_elements(folder: Path, processes: int) -> list[Path]:
+    """The tables and figures of `report_study`."""
     study = read_scores(folder)
-    if not any(arm.scores for arm in study.arms):
+    if not study.is_scored:
         return []
-    tables = {
-        "medians": median_table(study.arms, study.columns, study.head),
-        "means": mean_table(study.arms, study.columns, study.head),
-        "folds": fold_table(study.arms, study.classes, study.head),
-    }
-    paths: list[Path] = []
-    for name, table in tables.items():
-        named = replace(table, title=f"{folder.name}: {table.title}")
-        paths += write_table(folder / TABLES / name, named)
-    raw = Workspace(folder.parents[1]).raw_folder(study.task)
-    colours: Colours = {} if study.labels is None else study.labels.colours
-    return paths + _write_figures(study, colours, folder / FIGURES, raw)
-
-
-def _write_figures(study: StudyScores, colours: Colours, out: Path, raw: Path | None) -> list[Path]:
-    losses = {
-        titled(study.head, name): [log for log in map(read_log, runs.values()) if log is not None]
-        for name, runs in study.folders.items()
-    }
-    boxes = fold_boxes(study.arms, study.classes, study.head)
-    paths = save_forms(draw_losses(losses), out / "loss")
-    paths += save_forms(draw_grouped_boxes(boxes, colours), out / "dice_of_folds")
-    paths += save_forms(
-        draw_bars(bars(study.arms, study.columns, study.head), colours), out / "dice_of_plans"
-    )
-    for runs in study.folders.values():
-        paths += _write_examples(list(runs.values()), raw, out)
+    printed, paths = paper.read_printed(study)["items"], []
+    for name, element in study.report.items():
+        if element in paper.TABLES:
+            table = paper.TABLES[element](study, printed.get(name, {}))
+            named = replace(table, title=f"{folder.name}: {table.title}")
+            paths += write_table(folder / files.TABLES / name, named)
+        elif element == PICTURES:
+            paths += _write_pictures(study, folder / name, processes)
+        elif figure := FIGURE_ELEMENTS[element](study):
+            paths += save_forms(figure, folder / files.FIGURES / name)
     return paths
 
 
-def _write_examples(runs: Sequence[Path], raw: Path | None, out: Path) -> list[Path]:
-    """The worst, the median and the best validation case of one plan."""
-    models = runs[0].parent
-    if raw is None or not any((run / SUMMARY).is_file() for run in runs):
+def _losses(study: StudyScores, from_zero: bool = False) -> Figure:
+    logs = {
+        titled(study.head, name): [log for log in map(read_log, runs.values()) if log is not None]
+        for name, runs in study.folders.items()
+    }
+    return draw_losses(logs, from_zero)
+
+
+def _dice(study: StudyScores) -> Figure:
+    """All validation cases of the last plan, as Figure 4A of Müller et al. 2021."""
+    return draw_box_plot(study.arms[-1].dice(VALIDATION, study.classes), study.colours)
+
+
+def _dice_of_plans(study: StudyScores) -> Figure:
+    """A panel for each set, a group for each plan, as Figure 4B."""
+    titles = {titled(study.head, arm.name): arm for arm in study.arms}
+    panels = {
+        where: {title: arm.dice(where, study.classes_of(where)) for title, arm in titles.items()}
+        for where in study.sets
+    }
+    return draw_bars(panels, study.colours)
+
+
+def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None:
+    """A panel for each plan, a group for each model; on test sets this is Figure 4C."""
+    sets = [where for where in study.sets if (where != VALIDATION) == test_sets]
+    panels = {
+        (f"{where}: " if test_sets else "") + titled(study.head, arm.name): {
+            f"fold {fold}": arm.dice(where, study.classes_of(where), fold) for fold in arm.folds
+        }
+        for where in sets
+        for arm in study.arms
+    }
+    return draw_grouped_boxes(panels, study.colours) if panels else None
+
+
+def _examples(study: StudyScores) -> Figure | None:
+    """Validation cases of the last plan, from the worst to the best, as Figure 6."""
+    exhibits = _exhibits(study, EXAMPLES)
+    return draw_cases(exhibits) if exhibits else None
+
+
+def _exhibits(study: StudyScores, count: int | None = None) -> list[Exhibit]:
+    """The validation cases of the last plan that can be drawn, or so many of them."""
+    models, raw = study.models, Workspace(study.folder.parents[1]).raw_folder(study.study["task"])
+    if raw is None or not any((run / SUMMARY).is_file() for run in study.last.values()):
         return []
     summary = gather(models).combined
-    chosen = Summary(tuple(worst_median_best(summary)))
-    exhibits = Trained(models, raw).exhibits(chosen)
-    return save_forms(draw_cases(exhibits), out / f"examples_{models.name}") if exhibits else []
+    chosen = summary if count is None else Summary(tuple(worst_to_best(summary, count)))
+    return files.Trained(models, raw).exhibits(chosen)
+
+
+def _write_pictures(study: StudyScores, out: Path, processes: int) -> list[Path]:
+    """Draw every case of the last plan: validation cases, and test sets by the first fold's model.
+
+    Pictures that are newer than their label maps are kept.
+    """
+    fold, plan = next(iter(study.last.values())), study.plan
+    sets = {VALIDATION: _exhibits(study)}
+    for each in map(HeldOut.model_validate, study.study["held_out"]):
+        scores = fold / HELD_OUT / each.name / SCORES
+        images = study.folder.parents[1] / each.images
+        if plan is not None and scores.is_file() and images.is_dir():
+            scans = find_inputs(images, plan.channels, name_by="folder").cases
+            files = {case: of[0] for case, of in scans.items() if isinstance(of[0], Path)}
+            classes = held_out_classes(each, plan)
+            sets[each.name] = files.exhibits_of(Summary.load(scores).cases, files, classes)
+    for name, exhibits in sets.items():
+        stale = [each for each in exhibits if _is_stale(out / name / files.OVERLAYS, each)]
+        files.draw_gallery(stale, out / name, processes)
+    return [out / name for name, exhibits in sets.items() if exhibits]
+
+
+def _is_stale(folder: Path, exhibit: Exhibit) -> bool:
+    picture = folder / f"{exhibit.case}.png"
+    maps = (exhibit.prediction, exhibit.reference)
+    return not picture.is_file() or picture.stat().st_mtime < max(f.stat().st_mtime for f in maps)
+
+
+BOXES = {  # heading -> place in Figure 2, and keys of the plan
+    "DATA SET": ((0, 1), "channels labels orientation"),
+    "PREPROCESSING": ((0, 0), "target_spacing_mm preprocessing"),
+    "DATA AUGMENTATION": ((1, 0), "augmentation"),
+    "PATCHES AND NETWORK": ((1, 1), "sampling network"),
+    "TRAINING": ((2, 1), "training"),
+    "INFERENCE": ((2, 0), "inference"),
+    "EVALUATION": ((3, 0), "splits.folds evaluation.merged"),
+}
+
+
+def draw_pipeline(plan: Plan) -> Figure:
+    """From the data to the scores with the plan's values, as Figure 2 of Müller et al. 2021."""
+    figure, axes = _diagram((14, 8), (-0.5, 3.5), (-0.5, 1.5))
+    axes.add_patch(Rectangle((0.5, -0.49), 2.99, 1.98, fill=False, linestyle="dashed"))
+    axes.text(3, 1.4, f"{plan.splits.folds}-fold cross-validation", ha="center")
+    values, before = rows(plan), None
+    for (heading, (place, keys)), colour in zip(BOXES.items(), COLOURS, strict=True):
+        shown = [row for row in values if row.key.startswith(tuple(keys.split()))]
+        named = [("" if row.key[-1].isdecimal() else f"{row.name}: ") + row.value for row in shown]
+        wrapped = [textwrap.fill(line, 50, subsequent_indent="   ") for line in named]
+        before = _draw_box(axes, place, "\n".join([heading, *wrapped]), colour, before)
+    return figure
+
+
+def draw_network(plan: Plan) -> Figure:
+    """The U-Net with its stages, feature maps and sizes, as Figure 3 of Müller et al. 2021."""
+    network, last = plan.network, len(plan.network.features) - 1
+    after = [network.activation.replace("_", " "), f"{network.norm} normalisation"]
+    block = "residual block" if network.residual else "convolution"
+    layers = ", ".join([f"{block} {{}}", *after[:: 1 if network.activation_first else -1]])
+    down = "max pooling" if network.down == "max_pool" else "with stride"
+    figure, axes = _diagram((13, 1.2 * last + 1.5), (-0.7, 2 * last + 1.7), (-last - 0.5, 0.5))
+    size, before, encoder, texts = plan.sampling.patch_size, None, [], []
+    for stage, stride in enumerate(network.strides):
+        x, y, z = (-(-n // by) for n, by in zip(size, stride, strict=True))
+        size = (x, y, z)
+        layer = layers.format(by_axis(network.kernels[stage]))
+        maps = f"{network.features[stage]} maps of {by_axis(size)}"
+        texts.append((f"{{}} x {layer}\n{maps}", f"transposed convolution {by_axis(stride)}\n"))
+        text = texts[-1][0].format(network.blocks_encoder[stage])
+        text = f"{down} {by_axis(stride)}\n{text}" if stage else text
+        before = _draw_box(axes, (stage, -stage), text, COLOURS[1], before)
+        encoder.append(before)
+    for stage in reversed(range(last)):
+        text = texts[stage + 1][1] + texts[stage][0].format(network.blocks_decoder[stage])
+        if stage == 0:
+            activation = "sigmoid" if plan.classes.are_regions else "softmax"
+            text += f"\nconvolution 1 x 1 x 1, {activation}: {plan.classes.outputs} maps"
+        before = _draw_box(axes, (2 * last + 1 - stage, -stage), text, COLOURS[0], before)
+        ends = {"patchA": encoder[stage].get_bbox_patch(), "patchB": before.get_bbox_patch()}
+        skip = {"arrowstyle": "-|>", "linestyle": "dashed", **ends}
+        axes.annotate("", before.xyann, encoder[stage].xyann, arrowprops=skip)
+    return figure
+
+
+def _diagram(
+    size: tuple[float, float], x: tuple[float, float], y: tuple[float, float]
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=x, ylim=y)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _draw_box(
+    axes: Axes, place: tuple[float, float], text: str, colour: str, before: Annotation | None
+) -> Annotation:
+    """Write a text into a box, with an arrow from the box before it."""
+    box = {"boxstyle": "round,pad=0.6", "facecolor": f"{colour}40"}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "ma": "left", "fontsize": 7}
+    arrow = {"arrowstyle": "<|-", "patchB": before.get_bbox_patch()} if before else None
+    start = before.xyann if before else place
+    drawn = axes.annotate(text, start, place, bbox=box, arrowprops=arrow, **style)
+    take_literally([drawn])
+    return drawn
+
+
+FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
+    "pipeline": lambda study: draw_pipeline(study.plan) if study.plan else None,
+    "network": lambda study: draw_network(study.plan) if study.plan else None,
+    "dice": _dice,
+    "dice_of_plans": _dice_of_plans,
+    "dice_of_folds": _dice_of_folds,
+    "dice_on_test_sets": partial(_dice_of_folds, test_sets=True),
+    "loss": _losses,
+    "loss_from_zero": partial(_losses, from_zero=True),
+    "examples": _examples,
+}

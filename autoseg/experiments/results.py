@@ -17,6 +17,7 @@ from rich.console import Console
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.figures import Colours
 from autoseg.common.files import read_json, write_json, write_text
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.metrics import METRICS
@@ -33,8 +34,9 @@ from autoseg.experiments.status import (
     table,
     test_folder,
 )
-from autoseg.experiments.study import Study
+from autoseg.experiments.study import USUAL, Study
 from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
+from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 from autoseg.workflow.workspace import Workspace
 
@@ -189,11 +191,17 @@ class Arm:
         found = {fold: Statistic.of(self.of_fold(column, fold, metric)) for fold in self.folds}
         return {fold: each.median for fold, each in found.items() if each.median is not None}
 
+    def pooled(self, column: Column, metric: str, *folds: int) -> list[float | None]:
+        """The values of the cases of all folds, or of these."""
+        return [v for fold in folds or self.folds for v in self.of_fold(column, fold, metric)]
+
+    def dice(self, where: str, labels: Sequence[str], *folds: int) -> dict[str, Values]:
+        """Class -> Dice of the cases of one set, of all folds or of these."""
+        return {label: self.pooled((where, label), "Dice", *folds) for label in labels}
+
     def statistic(self, column: Column, metric: str) -> Statistic:
         """One metric over the cases of all folds."""
-        return Statistic.of(
-            value for fold in self.folds for value in self.of_fold(column, fold, metric)
-        )
+        return Statistic.of(self.pooled(column, metric))
 
     def done(self, where: str) -> int:
         """The number of folds that have been scored on a set of cases."""
@@ -205,7 +213,8 @@ class StudyScores:
     """The scores of a study for tables and figures.
 
     Attributes:
-        task: name of the task.
+        study: the study's values.
+        folder: of the study, `WORKSPACE/experiments/STUDY`.
         head: what distinguishes the arms: `k` or `plan`.
         arms: the plans, with all their scores.
         folders: arm -> fold -> folder of the run.
@@ -213,7 +222,8 @@ class StudyScores:
         labels: the classes of the first plan, with their colours; None if there is no plan.
     """
 
-    task: str
+    study: Mapping[str, Any]
+    folder: Path
     head: str
     arms: tuple[Arm, ...]
     folders: dict[str, dict[int, Path]]
@@ -223,7 +233,47 @@ class StudyScores:
     @property
     def classes(self) -> list[str]:
         """The classes reported for validation cases."""
-        return [label for where, label in self.columns if where == VALIDATION]
+        return self.classes_of(VALIDATION)
+
+    @property
+    def report(self) -> dict[str, str]:
+        """File name -> the table or figure in it."""
+        return self.study.get("report") or {name: name for name in USUAL}
+
+    @property
+    def sets(self) -> list[str]:
+        """The sets of cases: the validation cases, then the test sets."""
+        return list(dict.fromkeys(where for where, _ in self.columns))
+
+    @property
+    def last(self) -> dict[int, Path]:
+        """Fold -> folder of the run, for the last plan."""
+        return self.folders[self.arms[-1].name]
+
+    @property
+    def models(self) -> Path:
+        """The folder of the models of the last plan."""
+        return next(iter(self.last.values())).parent
+
+    @property
+    def plan(self) -> Plan | None:
+        """The last plan; None if its file is missing."""
+        path = self.models / PLAN
+        return load_plan(path) if path.is_file() else None
+
+    @property
+    def colours(self) -> Colours:
+        """Class -> colour, for the classes to which the plan assigns one."""
+        return {} if self.labels is None else self.labels.colours
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether any run has been scored."""
+        return any(arm.scores for arm in self.arms)
+
+    def classes_of(self, where: str) -> list[str]:
+        """The classes reported for a set of cases."""
+        return [label for of, label in self.columns if of == where]
 
 
 def read_scores(folder: Path) -> StudyScores:
@@ -236,7 +286,7 @@ def read_scores(folder: Path) -> StudyScores:
     """
     about = read_json(folder / STUDY)
     try:
-        runs, task = about["runs"], about["study"]["task"]
+        runs = about["runs"]
         sets = [VALIDATION, *(each["name"] for each in about["study"]["held_out"])]
         head, names = _names(runs)
         folders: dict[str, dict[int, Path]] = {}
@@ -251,7 +301,8 @@ def read_scores(folder: Path) -> StudyScores:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder} is not a study folder ({error!r}); restart the study") from error
     labels = _labels(folders)
-    return StudyScores(task, head, arms, folders, _columns(arms, sets, labels), labels)
+    columns = _columns(arms, sets, labels)
+    return StudyScores(about["study"], folder, head, arms, folders, columns, labels)
 
 
 def _names(runs: Sequence[dict[str, Any]]) -> tuple[str, dict[str, str]]:

@@ -13,6 +13,7 @@ from autoseg.common.locks import locked
 from autoseg.common.progress import counted, say
 from autoseg.dataset.splits import SPLITS_FILE, count_folds
 from autoseg.dataset.task import find_task
+from autoseg.evaluation.labels import ScoredClasses
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import PLAN
@@ -234,3 +235,10 @@ def _check_classes(variant: Variant, plan: Plan) -> None:
                 f"study {variant.study.name}: held_out {each.name} scores {unknown[0]!r}, which "
                 f"is not a class of {plan.task}; choose from {', '.join(list(plan.labels)[1:])}"
             )
+
+
+def held_out_classes(test_set: HeldOut, plan: Plan) -> ScoredClasses:
+    """The classes to score: the test set's values in references, the plan's in predictions."""
+    predicted = {name: plan.labels[name] for name in test_set.classes}
+    planned = ScoredClasses.planned(predicted, plan.evaluation)
+    return replace(planned, values=dict(test_set.classes), in_prediction=predicted)

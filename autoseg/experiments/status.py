@@ -30,6 +30,7 @@ from autoseg.plan.reading import load_plan
 from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
 RECORD, SCORES, TEST_SET = "run.json", "summary.json", "test_set.json"
+HELD_OUT = "held_out"  # folder of the test sets in that of a run
 LOCK = ".run.lock"  # held during an attempt; FOLD_LOCK also during training without a study
 COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "done": "green"}
 
@@ -70,7 +71,7 @@ def is_described(folder: Path, description: dict[str, Any]) -> bool:
 
 def test_folder(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> Path:
     """The folder for predictions and scores of a test set, inside the run's folder."""
-    return run.folder(workspace) / "held_out" / test_set.name
+    return run.folder(workspace) / HELD_OUT / test_set.name
 
 
 def described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A study as data: plans x k x seeds x folds of one task, and held-out test sets.
+"""A study as data: plans x k x seeds x folds of one task, and held-out test sets; printed values.
 
 A study file is JSON5. With `extends` it takes the keys that it does not contain from another study.
-Some studies are included in `plans/experiments/`.
+Some studies are included in `plans/experiments/`, and the values that their paper prints.
 """
 
 from __future__ import annotations
@@ -21,6 +21,19 @@ from autoseg.planner.overrides import merge, plans_folder, read_layer, set_layer
 ENDING = ".json5"
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 Folds = Annotated[int, Field(ge=2, le=1000)]
+USUAL = [
+    "medians",
+    "means",
+    "folds",
+    "training",
+    "loss",
+    "dice_of_folds",
+    "dice_of_plans",
+    "examples",
+]
+OTHERS = "fold_metrics related_work pipeline network dice dice_on_test_sets loss_from_zero pictures"
+ELEMENTS = (*USUAL, *OTHERS.split())  # tables and figures of a study
+Element = Annotated[str, Field(pattern=f"^({'|'.join(ELEMENTS)})$")]
 
 
 class Section(BaseModel):
@@ -118,6 +131,9 @@ class Study(Section):
         overrides: plan values to replace in every plan; those of a plan have precedence.
         skip_bad_cases: leave out cases with errors.
         held_out: test sets for every model.
+        report: file name -> the table or figure in it. Those of a single plan show the last one.
+        paper: folder in `plans/experiments` with the printed values of the publication that the
+            study reproduces; they are shown beside the study's own.
         slurm: resources of a run on a cluster.
     """
 
@@ -131,6 +147,10 @@ class Study(Section):
     overrides: dict[str, Any] = Field(default_factory=dict)
     skip_bad_cases: bool = False
     held_out: tuple[HeldOut, ...] = ()
+    report: dict[FolderName, Element] = Field(
+        default_factory=lambda: {name: name for name in USUAL}
+    )
+    paper: FolderName | None = None
     slurm: SlurmSettings = SlurmSettings()
 
     @model_validator(mode="after")
@@ -180,6 +200,30 @@ def with_slurm(study: Study, settings: Sequence[str]) -> Study:
     values = study.model_dump(mode="json")
     given = set_layer(settings, values["slurm"], "--slurm").values
     return check_study(values | {"slurm": merge(values["slurm"], given)}, "--slurm")
+
+
+def read_paper(name: str) -> dict[str, Any]:
+    """The values that a paper prints: `paper.json5` in `plans/experiments/NAME`.
+
+    Its keys are `citation`, `order` (the names of its tables and figures) and `items`, by name:
+
+        title, caption, note: texts; the note says how the study's own differs.
+        columns, rows: printed values; the columns are those of the CSV file of the study's table,
+            and the first one identifies a row.
+        values: key of the plan -> printed value, for a figure.
+        published, own, label: rows of other studies, the row of the study, in which {cases},
+            {training}, {dice} and {task} are replaced, and the class that they are about.
+
+    The items of tables are read from the files beside it, such as `table_1.json5`.
+
+    Raises:
+        PlanError: a file is missing or malformed.
+    """
+    folder = plans_folder() / "experiments" / name
+    paper = dict(read_layer(folder / f"paper{ENDING}", f"paper {name}").values)
+    tables = {path.name.removesuffix(ENDING): path for path in sorted(folder.glob(f"*{ENDING}"))}
+    items = {name: read_layer(path, str(path)).values for name, path in tables.items()}
+    return paper | {"items": items | paper["items"]}
 
 
 def _all_keys() -> list[str]:

@@ -222,7 +222,7 @@ def draw_dice(folds: Mapping[int, Training]) -> Figure:
     return figure
 
 
-def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]]) -> Figure:
+def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool = False) -> Figure:
     """One panel per plan: all epochs of all folds as faint points, and a smoothed curve.
 
     The curve comes from a Gaussian process regression over all folds, with its 95 % confidence
@@ -230,6 +230,7 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]]) -> Figure:
 
     Args:
         panels: title -> the epochs of each fold of a plan; a plan without folds is "missing".
+        from_zero: the y axis starts at 0.
     """
     from matplotlib.figure import Figure  # see `draw_dice`
 
@@ -246,6 +247,8 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]]) -> Figure:
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel("loss")
+    if from_zero:
+        grid[0].set_ylim(bottom=0)  # the panels share the axis
     drawn = [axes.get_legend_handles_labels() for axes in grid]
     marks, names = max(drawn, key=lambda found: len(found[0]))
     figure.legend(marks, names, loc="outside lower center", ncols=2, frameon=False, handlelength=3)

@@ -1,4 +1,4 @@
-"""Figures of scores: box plots of the cases, bars of the folds, and differences of two plans."""
+"""Figures of scores: box plots of the cases, bars of their means, and differences of two plans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from autoseg.common.figures import Colours, colours_of, hatch, jitter, take_literally, tidy
-from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import MINUS, metric_name
 
 if TYPE_CHECKING:
@@ -26,12 +25,12 @@ MOST_LEGEND_COLUMNS = 5
 MARKERS = "osD^vP*"
 
 
-def draw_box_plot(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
+def draw_box_plot(cases: Mapping[str, Values], colours: Colours = NO_COLOURS) -> Figure:
     """Dice of each class as a box, with a dot for each case."""
-    labels = summary.labels
+    labels = list(cases)
     figure = Figure(figsize=(max(4.0, 1.5 + 1.1 * len(labels)), 4.0), layout="constrained")
     axes = figure.subplots()
-    dice = [_known(summary.values(label)) for label in labels]
+    dice = [_known(values) for values in cases.values()]
     faces = colours_of(labels, colours).values()
     for i, (values, face) in enumerate(zip(dice, faces, strict=True)):
         if values:
@@ -71,13 +70,12 @@ def draw_grouped_boxes(panels: Mapping[str, Groups], colours: Colours = NO_COLOU
 
 
 def draw_bars(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> Figure:
-    """A panel for each set of cases, a group of bars for each plan, a bar for each class.
+    """A panel for each set of cases, a group for each plan, a bar with a box for each class.
 
-    A bar is the mean of the medians of the folds; its error bar is their standard deviation; the
-    dots are the folds.
+    A bar is the mean over the cases; its box and its dots are the cases.
 
     Args:
-        panels: set -> plan -> class -> the median of each fold.
+        panels: set -> plan -> class -> Dice of the cases.
         colours: class -> colour, for the classes to which the plan assigns one.
     """
     faces = _faces(panels, colours)
@@ -87,9 +85,9 @@ def draw_bars(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> Fi
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=widths)[0]
     for axes, (title, groups) in zip(grid, panels.items(), strict=True):
         names = [name for name in faces if any(name in group for group in groups.values())]
-        _draw_groups(axes, groups, faces, names, _draw_bar, 0.9, _folds_text)
+        _draw_groups(axes, groups, faces, names, _draw_bar, 0.9, _cases_text)
         axes.set_title(title, fontsize=10, parse_math=False)
-    grid[0].set(ylabel="Dice: mean of the folds' medians", ylim=(0, 1.02))
+    grid[0].set(ylabel="Dice", ylim=(0, 1.02))
     _add_legend(figure, faces)
     return figure
 
@@ -168,11 +166,6 @@ def _cases_text(group: Mapping[str, Values]) -> str:
     return f"(n = {cases})" if cases else "missing"
 
 
-def _folds_text(group: Mapping[str, Values]) -> str:
-    folds = max((len(_known(values)) for values in group.values()), default=0)
-    return f"({folds} folds)" if folds else "missing"
-
-
 def _draw_box(
     axes: Axes, x: float, width: float, values: Sequence[float], face: str, pattern: str
 ) -> None:
@@ -190,13 +183,10 @@ def _draw_box(
 
 
 def _draw_bar(
-    axes: Axes, x: float, width: float, medians: Sequence[float], face: str, pattern: str
+    axes: Axes, x: float, width: float, values: Sequence[float], face: str, pattern: str
 ) -> None:
-    mean = statistics.fmean(medians)
-    axes.bar(x, mean, width, color=face, edgecolor="black", hatch=pattern, linewidth=0.8)
-    if len(medians) > 1:
-        axes.errorbar(x, mean, statistics.stdev(medians), color="black", capsize=3, linewidth=1.2)
-    _draw_dots(axes, x, width, medians, markersize=3.5)
+    axes.bar(x, statistics.fmean(values), width, color=face, alpha=0.35, edgecolor="black")
+    _draw_box(axes, x, 0.5 * width, values, face, pattern)
 
 
 def _draw_dots(axes: Axes, x: float, width: float, values: Sequence[float], **style: Any) -> None:

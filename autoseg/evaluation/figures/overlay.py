@@ -172,7 +172,7 @@ def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Pa
         DataError: a scan is not in `images`, or not on the grid of its label map.
     """
     paths = []
-    for case in worst_median_best(summary):
+    for case in worst_to_best(summary):
         paths.append(out / f"overlay_{case.case}.png")
         overlay(exhibit(case, find_image(images, case.case), labels), paths[-1])
     return paths
@@ -192,13 +192,20 @@ def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
     )
 
 
-def worst_median_best(summary: Summary) -> list[CaseScores]:
-    """Up to three cases by mean Dice, worst first, without cases whose Dice is undefined."""
+def worst_to_best(summary: Summary, count: int = 3) -> list[CaseScores]:
+    """Cases evenly spaced in the order of their mean Dice: the worst, the median and the best.
+
+    Cases whose Dice is undefined are left out.
+
+    Args:
+        summary: the scores.
+        count: at least two; fewer if there are fewer cases.
+    """
     scored = [(dice, case) for case in summary.cases if (dice := case.mean()) is not None]
     if not scored:
         return []
     scored.sort(key=lambda pair: pair[0])
-    indices = {0, (len(scored) - 1) // 2, len(scored) - 1}
+    indices = {i * (len(scored) - 1) // (count - 1) for i in range(count)}
     return [scored[index][1] for index in sorted(indices)]
 
 

@@ -232,7 +232,7 @@ def _slices_note(shown: int, total: int, folders: str) -> str:
 
 
 def _dice_chart(summary: Summary, colours: Colours) -> Chart:
-    figure = draw_box_plot(summary, colours)
+    figure = draw_box_plot(summary.dice, colours)
     return chart(figure, "Dice by class", "Box plot of Dice for each class, a dot for each case")
 
 

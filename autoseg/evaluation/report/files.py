@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -17,7 +17,7 @@ from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
 from autoseg.evaluation.evaluate import CrossValidation, tables
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, draw_grouped_boxes
-from autoseg.evaluation.figures.overlay import draw_cases, draw_overlay, exhibit, worst_median_best
+from autoseg.evaluation.figures.overlay import draw_cases, draw_overlay, exhibit, worst_to_best
 from autoseg.evaluation.figures.slices import CaseSlices, write_scroll
 from autoseg.evaluation.figures.views import Exhibit, read_view
 from autoseg.evaluation.labels import ScoredClasses
@@ -137,20 +137,25 @@ def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
     summary.save(paths[0])
     write_text(paths[1], "\n".join(texts))
     write_text(paths[2], as_csv(summary))
-    save_figure(draw_box_plot(summary), paths[3])
+    save_figure(draw_box_plot(summary.dice), paths[3])
     return paths
 
 
 def write_report(out: Path, report: Report) -> None:
     """Write one self-contained HTML page; equal reports give equal bytes."""
+    write_page(out, "report.html.j2", report=report)
+
+
+def write_page(out: Path, template: str, **content: Any) -> None:
+    """Write a page from one of the templates."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    write_text(out, environment.get_template("report.html.j2").render(report=report))
+    write_text(out, environment.get_template(template).render(content))
 
 
 @dataclass(frozen=True)
@@ -287,7 +292,7 @@ def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list
 
 def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> list[Path]:
     name, colours = trained.folder.name, trained.colours
-    paths = save_forms(draw_box_plot(validation.combined, colours), out / "dice")
+    paths = save_forms(draw_box_plot(validation.combined.dice, colours), out / "dice")
     boxes = draw_grouped_boxes({name: fold_groups(validation)}, colours)
     paths += save_forms(boxes, out / "dice_of_folds")
     if logs := trained.logs(validation.folds):
@@ -298,14 +303,11 @@ def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> 
 def fold_groups(validation: CrossValidation) -> dict[str, dict[str, list[float | None]]]:
     """Fold -> class -> Dice of the cases, for box plots; missing folds have no classes."""
     folds = dict.fromkeys(validation.missing, Summary(())) | validation.folds
-    return {
-        f"fold {fold}": {label: of.values(label) for label in of.labels}
-        for fold, of in sorted(folds.items())
-    }
+    return {f"fold {fold}": of.dice for fold, of in sorted(folds.items())}
 
 
 def _examples(exhibits: Sequence[Exhibit], summary: Summary) -> list[Exhibit]:
     """The worst, the median and the best of the cases that can be drawn."""
     by_case = {each.case: each for each in exhibits}
     drawable = Summary(tuple(case for case in summary.cases if case.case in by_case))
-    return [by_case[case.case] for case in worst_median_best(drawable)] or list(exhibits[:1])
+    return [by_case[case.case] for case in worst_to_best(drawable)] or list(exhibits[:1])

@@ -24,17 +24,17 @@ from tests.evaluation.scores import case, three_cases
 
 def test_box_plot(tmp_path: Path) -> None:
     out = tmp_path / "dice.png"
-    save_figure(draw_box_plot(three_cases()), out)
+    save_figure(draw_box_plot(three_cases().dice), out)
     pixels = imread(out)
     assert pixels.shape[0] == 600
     assert pixels[..., :3].std() > 0.05
     undefined = Summary((case("a", x=(0, 0, 0, 8)),))
-    save_figure(draw_box_plot(undefined), tmp_path / "dice.svg")
+    save_figure(draw_box_plot(undefined.dice), tmp_path / "dice.svg")
     assert "<svg" in (tmp_path / "dice.svg").read_text(encoding="utf-8")
 
 
 def test_boxes_have_colours_hatches_dots_and_n() -> None:
-    axes = draw_box_plot(three_cases(), {"lesion": "#d55e00"}).axes[0]
+    axes = draw_box_plot(three_cases().dice, {"lesion": "#d55e00"}).axes[0]
     boxes = [patch for patch in axes.patches if isinstance(patch, PathPatch)]
     assert to_hex(boxes[1].get_facecolor()) == "#d55e00"
     assert boxes[0].get_hatch() != boxes[1].get_hatch()

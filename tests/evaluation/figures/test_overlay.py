@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from autoseg.common.errors import DataError
 from autoseg.common.figures import COLOURS
-from autoseg.evaluation.figures.overlay import draw_cases, find_image, overlay, worst_median_best
+from autoseg.evaluation.figures.overlay import draw_cases, find_image, overlay, worst_to_best
 from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases, write
@@ -86,17 +86,17 @@ def test_what_stands_beside_a_row_is_not_broken_amid_a_number(tmp_path: Path) ->
     ]
 
 
-def test_worst_median_best() -> None:
-    assert [c.case for c in worst_median_best(three_cases())] == ["c", "b", "a"]
+def test_worst_to_best() -> None:
+    assert [c.case for c in worst_to_best(three_cases())] == ["c", "b", "a"]
     tenths = {"p": 4, "q": 1, "r": 9, "s": 5}
     four = Summary(tuple(case(k, x=(n, 10 - n, 10 - n, n)) for k, n in tenths.items()))
-    assert [c.case for c in worst_median_best(four)] == ["q", "p", "r"]
+    assert [c.case for c in worst_to_best(four)] == ["q", "p", "r"]
 
 
 def test_fewer_cases() -> None:
     empty, full = case("e", x=(0, 0, 0, 9)), case("f", x=(1, 0, 0, 9))
-    assert worst_median_best(Summary((empty,))) == []
-    assert worst_median_best(Summary((empty, full))) == [full]
+    assert worst_to_best(Summary((empty,))) == []
+    assert worst_to_best(Summary((empty, full))) == [full]
 
 
 def test_find_image(tmp_path: Path) -> None:
