@@ -19,21 +19,15 @@ from autoseg.plan.sections import Count, Index, LabelValue, Positive, Seed
 from autoseg.planner.overrides import merge, plans_folder, read_layer, set_layer
 
 ENDING = ".json5"
+PAPER = "paper"  # the file of a paper's printed values
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 Folds = Annotated[int, Field(ge=2, le=1000)]
-USUAL = [
-    "medians",
-    "means",
-    "folds",
-    "training",
-    "loss",
-    "dice_of_folds",
-    "dice_of_plans",
-    "examples",
-]
-OTHERS = "fold_metrics related_work pipeline network dice dice_on_test_sets loss_from_zero pictures"
-ELEMENTS = (*USUAL, *OTHERS.split())  # tables and figures of a study
-Element = Annotated[str, Field(pattern=f"^({'|'.join(ELEMENTS)})$")]
+# Tables and figures of a study: those of every study, and others.
+USUAL = ("medians", "means", "folds", "training", "loss", "examples")
+USUAL += ("dice_of_folds", "dice_of_plans")
+OTHERS = ("fold_metrics", "related_work", "pipeline", "network", "pictures", "dice")
+OTHERS += ("dice_on_test_sets", "loss_from_zero")
+Element = Annotated[str, Field(pattern=f"^({'|'.join(USUAL + OTHERS)})$")]
 
 
 class Section(BaseModel):
@@ -161,13 +155,15 @@ class Study(Section):
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what} has the name {twice[0]!r} twice; use different names")
+        known = [path.parent.name for path in sorted(_folder().glob(f"*/{PAPER}{ENDING}"))]
+        if self.paper not in (None, *known):
+            raise ValueError(f"paper {self.paper!r} does not exist; choose from {known}")
         return self
 
 
 def study_names() -> list[str]:
     """Names of the included studies, sorted."""
-    folder = plans_folder() / "experiments"
-    return sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"*{ENDING}"))
+    return sorted(path.name.removesuffix(ENDING) for path in _folder().glob(f"*{ENDING}"))
 
 
 def read_study(given: str) -> Study:
@@ -219,11 +215,15 @@ def read_paper(name: str) -> dict[str, Any]:
     Raises:
         PlanError: a file is missing or malformed.
     """
-    folder = plans_folder() / "experiments" / name
-    paper = dict(read_layer(folder / f"paper{ENDING}", f"paper {name}").values)
-    tables = {path.name.removesuffix(ENDING): path for path in sorted(folder.glob(f"*{ENDING}"))}
-    items = {name: read_layer(path, str(path)).values for name, path in tables.items()}
-    return paper | {"items": items | paper["items"]}
+    folder = _folder() / name
+    files = {path.name.removesuffix(ENDING): path for path in sorted(folder.glob(f"*{ENDING}"))}
+    found = {name: dict(read_layer(path, str(path)).values) for name, path in files.items()}
+    paper = found.pop(PAPER)
+    return paper | {"items": found | paper["items"]}
+
+
+def _folder() -> Path:
+    return plans_folder() / "experiments"
 
 
 def _all_keys() -> list[str]:
@@ -232,7 +232,7 @@ def _all_keys() -> list[str]:
 
 def _find(given: str, beside: Path | None = None) -> Path:
     if given in study_names():
-        return plans_folder() / "experiments" / f"{given}{ENDING}"
+        return _folder() / f"{given}{ENDING}"
     path = Path(given) if beside is None else beside / given
     if path.is_file():
         return path

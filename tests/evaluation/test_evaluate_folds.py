@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.errors import DataError
-from autoseg.evaluation.evaluate import fold_rows, gather, median_rows, tables
+from autoseg.evaluation.evaluate import fold_rows, gather, tables
 from autoseg.evaluation.scores import Summary
 from tests.evaluation.scores import case
 
@@ -50,7 +50,7 @@ def test_tables_have_n_and_what_is_missing(tmp_path: Path) -> None:
     assert list(found) == ["dice_of_folds", "medians", "means"]
     assert all(table.note == "Missing folds: 1." for table in found.values())
     medians, means = found["medians"].rows, found["means"].rows
-    assert medians[:2] == [("metric", "x"), ("Dice", "0.6000 (2)")]
+    assert medians[:2] == [("metric", "x"), ("Dice", "0.6000 (4)")]
     assert means[1] == ("Dice", "0.5750 ± 0.3304 (4)")
     assert means[2][0] == "IoU"
     assert ("HD95 (mm)", "- (0)") in medians  # these cases have no surfaces
@@ -61,7 +61,8 @@ def test_tables_have_n_and_what_is_missing(tmp_path: Path) -> None:
 def test_a_fold_without_a_number_counts_in_no_mean(tmp_path: Path) -> None:
     save(tmp_path, 0, ("a", 6))
     Summary((case("b", x=(0, 0, 0, 9)),)).save(tmp_path / "fold_1/validation/summary.json")
-    assert median_rows(gather(tmp_path))[1] == ("Dice", "0.6000 (1)")
+    assert tables(gather(tmp_path))["medians"].rows[1] == ("Dice", "0.6000 (1)")
+    assert fold_rows(gather(tmp_path))[3] == ("mean of the medians", "2", "0.6000")
 
 
 def test_no_fold_at_all(tmp_path: Path) -> None:

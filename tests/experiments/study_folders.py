@@ -43,14 +43,22 @@ AVERAGES = ("0.309 / 0.131", "0.275 / 0.118", "0.948 / 0.756", "0.956 / 0.761")
 SPREAD = (-0.02, 0.0, 0.02)  # of three cases around a fold's median
 
 Run = tuple[str, int | None, int]  # plan's name in the study, k, fold
-Score = tuple[str, str, float]  # set, class, Dice
+Metrics = Mapping[str, float | str]
+Score = tuple[str, str, float | Sequence[Metrics]]  # set, class, median Dice or metrics of cases
 
 
 def write_study(
-    workspace: Path, runs: Mapping[Run, Sequence[Score]], held_out: Sequence[str] = ()
+    workspace: Path,
+    runs: Mapping[Run, Sequence[Score]],
+    held_out: Sequence[str] = (),
+    name: str = "study",
+    **values: Any,
 ) -> Path:
-    """Write `study.json`, `results.csv`, plans and logs; a run without scores is missing."""
-    folder = workspace / "experiments" / "study"
+    """Write `study.json`, `results.csv`, plans and logs; a run without scores is missing.
+
+    Values, such as `report`, are those of the study.
+    """
+    folder = workspace / "experiments" / name
     rows: list[dict[str, Any]] = []
     about = []
     for (variant, k, fold), scores in runs.items():
@@ -61,20 +69,28 @@ def write_study(
         changes = {"task": TASK, "labels": LABELS, "evaluation": EVALUATION}
         tiny_plan(**changes).save((workspace / place).parent / "plan.json")
         if scores:
-            write_log(workspace / place, fold, epochs=40)
-        for where, label, median in scores:
-            for i, more in enumerate(SPREAD):
-                metrics = dict.fromkeys(("Dice", "IoU", "Sensitivity"), median + more)
+            write_log(workspace / place, fold, epochs=40 + fold)
+        for where, label, found in scores:
+            cases = around(found) if isinstance(found, float) else found
+            for i, metrics in enumerate(cases):
                 case = f"{where}_{fold}_{i}"
                 begin = run | {"task": TASK, "set": where, "case": case, "class": label}
-                rows.append(begin | metrics | {"Specificity": ""})
-    sets = [{"name": name} for name in held_out]
-    write_json(folder / "study.json", {"study": {"task": TASK, "held_out": sets}, "runs": about})
+                rows.append(begin | metrics)
+    places = {"images": "nowhere", "labels": "nowhere", "classes": {"infection": [1]}}
+    sets = [{"name": each, **places} for each in held_out]
+    study = {"task": TASK, "held_out": sets, **values}
+    write_json(folder / "study.json", {"study": study, "runs": about})
     with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["plan"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return folder
+
+
+def around(median: float) -> list[Metrics]:
+    """Three cases around a median, without specificity."""
+    names = ("Dice", "IoU", "Sensitivity")
+    return [dict.fromkeys(names, median + more) | {"Specificity": ""} for more in SPREAD]
 
 
 def validation_scores(lungs: float, infection: float) -> list[Score]:
@@ -83,17 +99,19 @@ def validation_scores(lungs: float, infection: float) -> list[Score]:
     return [("validation", name, value) for name, value in named.items()]
 
 
-def ablation(workspace: Path) -> Path:
+def ablation(workspace: Path, **values: Any) -> Path:
     """The paper's ablation: four plans of five folds."""
     runs: dict[Run, Sequence[Score]] = {
         (plan, 5, fold): validation_scores(*scores)
         for plan, folds in ABLATION.items()
         for fold, scores in enumerate(folds)
     }
-    return write_study(workspace, runs)
+    return write_study(workspace, runs, **values)
 
 
-def sensitivity(workspace: Path, without: frozenset[tuple[int, int]] = frozenset()) -> Path:
+def sensitivity(
+    workspace: Path, without: frozenset[tuple[int, int]] = frozenset(), **values: Any
+) -> Path:
     """k = 2 to 5 on validation cases and a test set; the (k, fold) of `without` are missing."""
     runs: dict[Run, Sequence[Score]] = {
         ("default", k, fold): []
@@ -102,4 +120,4 @@ def sensitivity(workspace: Path, without: frozenset[tuple[int, int]] = frozenset
         for k in (2, 3, 4, 5)
         for fold in range(k)
     }
-    return write_study(workspace, runs, ["An_et_al"])
+    return write_study(workspace, runs, ["An_et_al"], **values)

@@ -30,12 +30,14 @@ def test_the_ablation_is_table_2_of_the_paper(tmp_path: Path) -> None:
     folder = ablation(tmp_path)
     paths = report_study(folder)
     header, *folds, averages, counts = rows_of(folder, "folds")
-    assert header == ["fold", *ABLATION]
+    assert header == ["fold", *(f"{plan} {c}" for plan in ABLATION for c in ("lungs", "infection"))]
     for fold, row in enumerate(folds):
-        cells = [f"{of[fold][0]:.3f} / {of[fold][1]:.3f}" for of in ABLATION.values()]
-        assert row == [str(fold), *cells]
-    assert averages == ["AVG", *AVERAGES]
-    assert counts == ["n", *["15 / 15"] * 4]
+        assert row == [
+            str(fold),
+            *(f"{value:.3f}" for of in ABLATION.values() for value in of[fold]),
+        ]
+    assert averages == ["AVG", *(cell for pair in AVERAGES for cell in pair.split(" / "))]
+    assert counts == ["n", *["15"] * 8]
     figures = {path.name for path in paths if path.suffix == ".svg"}
     assert figures == {"loss.svg", "dice_of_folds.svg", "dice_of_plans.svg"}
     text = (folder / "figures" / "loss.svg").read_text(encoding="utf-8")
@@ -43,28 +45,23 @@ def test_the_ablation_is_table_2_of_the_paper(tmp_path: Path) -> None:
 
 
 def test_the_sensitivity_analysis_has_the_layout_of_table_1(tmp_path: Path) -> None:
-    folder = sensitivity(tmp_path)
+    folder = sensitivity(tmp_path, report={"table_1": "medians", "means": "means"})
     report_study(folder)
-    header, *rows = rows_of(folder, "medians")
-    metrics = ("DSC", "IoU", "Sens", "Spec", "n")
+    header, *rows = rows_of(folder, "table_1")
     groups = ("lungs", "infection", "An_et_al infection")
-    assert header == [
-        "k",
-        "folds",
-        *(f"{group} {metric}" for group in groups for metric in metrics),
-    ]
+    assert header == ["k", *(f"{g} {m}" for g in groups for m in ("DSC", "IoU", "Sens", "Spec"))]
     for k, row in zip((2, 3, 4, 5), rows, strict=True):
-        assert row[:3] == [str(k), str(k), "0.900"]
-        assert row[7] == f"{0.5 + k / 20:.3f}"
-        assert row[12] == f"{0.4 + k / 20:.3f}"
-        assert row[5] == "-"  # no number of specificity: n tells so
-        assert row[6] == f"0-{3 * k}"
-    means = rows_of(folder, "means")
-    assert means[1][2] == "0.900 ± 0.018"
-    latex = (folder / "tables" / "medians.tex").read_text(encoding="utf-8")
-    assert "\\multicolumn{5}{c}{An\\_et\\_al infection}" in latex
-    assert "\\caption{study: Mean of the folds' medians" in latex
-    assert {line.count("&") for line in latex.splitlines() if line.endswith("\\\\")} == {16, 3}
+        assert row[:5] == [str(k), "0.900 ± 0.02", "0.900 ± 0.02", "0.900", "-"]
+        assert row[5] == f"{0.5 + k / 20:.3f} ± 0.02"
+        assert row[9] == f"{0.4 + k / 20:.3f} ± 0.02"
+    # No case has a specificity: the numbers of cases tell so.
+    note = (folder / "tables" / "table_1.md").read_text(encoding="utf-8").splitlines()[-1]
+    assert "k = 2: lungs 0-6, infection 0-6, An_et_al infection 0-6;" in note
+    names, means, *_ = rows_of(folder, "means")
+    assert (names[1], means[1:3], means[6]) == ("folds", ["2", "0.900 ± 0.018"], "0-6")
+    latex = (folder / "tables" / "table_1.tex").read_text(encoding="utf-8")
+    assert "\\multicolumn{4}{c}{An\\_et\\_al infection}" in latex
+    assert "\\caption{study: Median" in latex
 
 
 def test_what_is_missing_is_seen(tmp_path: Path) -> None:
@@ -72,22 +69,30 @@ def test_what_is_missing_is_seen(tmp_path: Path) -> None:
     folder = sensitivity(tmp_path, without=gone)
     report_study(folder)
     medians = {row[0]: row for row in rows_of(folder, "medians")[1:]}
-    assert medians["3"][1:] == ["0 of 3", *(["missing"] * 4 + ["0"]) * 3]
-    assert medians["4"][1] == "2 of 4"
+    assert medians["3"][1:] == ["missing"] * 12
+    assert {row[0]: row[1] for row in rows_of(folder, "means")}["4"] == "2 of 4"
     folds = {row[0]: row for row in rows_of(folder, "folds")}
-    assert folds["fold"] == ["fold", "k = 2", "k = 3", "k = 4", "k = 5"]
-    assert folds["2"][1:4] == ["", "missing", "missing"]
-    assert folds["AVG"][2] == "missing"
+    assert folds["fold"][1::2] == ["k = 2 lungs", "k = 3 lungs", "k = 4 lungs", "k = 5 lungs"]
+    assert folds["2"][1:7:2] == ["", "missing", "missing"]
+    assert folds["AVG"][3] == "missing"
     text = (folder / "tables" / "folds.md").read_text(encoding="utf-8")
     assert "k = 3: 0, 1, 2; k = 4: 0, 2." in text
+    training = {row[0]: row for row in rows_of(folder, "training")}
+    assert training["3"] == ["3", "0", *["missing"] * 3]
+    assert training["all 9 models"][1] == "9"
     drawn = (folder / "figures" / "loss.svg").read_text(encoding="utf-8")
     assert "<!-- k = 3 (missing) -->" in drawn
+    assert "9 of 14 models are validated." in (folder / "index.html").read_text(encoding="utf-8")
 
 
 def test_classes_come_from_the_plan(tmp_path: Path) -> None:
     folder = ablation(tmp_path)
     found = read_scores(folder)
-    assert (found.task, found.head, found.classes) == (TASK, "plan", ["lungs", "infection"])
+    assert (found.study["task"], found.head, found.classes) == (
+        TASK,
+        "plan",
+        ["lungs", "infection"],
+    )
     assert found.labels is not None
     assert found.labels.colours["lungs"] == "#0072B2"
     shutil.rmtree(tmp_path / "models")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from matplotlib.patches import PathPatch, Rectangle
@@ -57,21 +56,20 @@ def test_a_panel_a_plan_and_missing_folds() -> None:
     ]
 
 
-def test_bars_are_means_of_medians_with_their_spread() -> None:
-    medians = [0.6, 0.8, 0.7]
-    panels: dict[str, Groups] = {"validation": {"k = 2": {"x": medians}, "k = 3": {"x": []}}}
+def test_bars_are_means_of_the_cases_below_their_boxes() -> None:
+    cases = [0.6, 0.9, None, 0.7]
+    panels: dict[str, Groups] = {"validation": {"k = 2": {"x": cases}, "k = 3": {"x": []}}}
     figure = draw_bars(panels, {"x": "#0072b2"})
     axes = figure.axes[0]
-    (bar,) = axes.patches
+    bar, box = axes.patches
     assert isinstance(bar, Rectangle)
-    assert bar.get_height() == pytest.approx(0.7)
-    assert to_hex(bar.get_facecolor()) == "#0072b2"
-    (whisker,) = axes.collections
-    assert isinstance(whisker, LineCollection)
-    low, high = whisker.get_segments()[0][:, 1]
-    assert (low, high) == pytest.approx((0.6, 0.8))  # std 0.1
+    assert bar.get_height() == pytest.approx(2.2 / 3)  # not the median
+    assert isinstance(box, PathPatch)
+    assert to_hex(bar.get_facecolor()) == to_hex(box.get_facecolor()) == "#0072b2"
+    dots = [found.get_ydata() for found in axes.lines if found.get_marker() == "o"]
+    assert sorted(np.concatenate(dots)) == [0.6, 0.7, 0.9]
     assert [text.get_text() for text in axes.get_xticklabels()] == [
-        "k = 2\n(3 folds)",
+        "k = 2\n(n = 3)",
         "k = 3\nmissing",
     ]
 
@@ -79,8 +77,9 @@ def test_bars_are_means_of_medians_with_their_spread() -> None:
 def test_a_test_set_of_fewer_classes_has_its_own_panel() -> None:
     panels = {"validation": {"a": {"x": [0.5], "y": [0.4]}}, "other": {"a": {"y": [0.3]}}}
     left, right = draw_bars(panels).axes
-    assert [len(axes.patches) for axes in (left, right)] == [2, 1]
-    assert to_hex(left.patches[1].get_facecolor()) == to_hex(right.patches[0].get_facecolor())
+    bars = [[p for p in axes.patches if isinstance(p, Rectangle)] for axes in (left, right)]
+    assert [len(of) for of in bars] == [2, 1]
+    assert to_hex(bars[0][1].get_facecolor()) == to_hex(bars[1][0].get_facecolor())
 
 
 def test_a_legend_of_many_classes_fits_the_figure() -> None:
