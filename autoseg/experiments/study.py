@@ -23,10 +23,14 @@ PAPER = "paper"  # the file of a paper's printed values
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 Folds = Annotated[int, Field(ge=2, le=1000)]
 # Tables and figures of a study: those of every study, and others.
-USUAL = ("medians", "means", "folds", "training", "loss", "examples")
-USUAL += ("dice_of_folds", "dice_of_plans")
-OTHERS = ("fold_metrics", "related_work", "pipeline", "network", "pictures", "dice")
-OTHERS += ("dice_on_test_sets", "loss_from_zero")
+USUAL = (
+    *("medians", "means", "folds", "training"),
+    *("loss", "dice_of_folds", "dice_of_plans", "examples"),
+)
+OTHERS = (
+    *("fold_metrics", "related_work", "pipeline", "network"),
+    *("dice", "dice_on_test_sets", "loss_from_zero", "pictures"),
+)
 Element = Annotated[str, Field(pattern=f"^({'|'.join(USUAL + OTHERS)})$")]
 
 

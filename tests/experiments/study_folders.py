@@ -75,7 +75,7 @@ def write_study(
             for i, metrics in enumerate(cases):
                 case = f"{where}_{fold}_{i}"
                 begin = run | {"task": TASK, "set": where, "case": case, "class": label}
-                rows.append(begin | metrics)
+                rows.append({**begin, **metrics})
     places = {"images": "nowhere", "labels": "nowhere", "classes": {"infection": [1]}}
     sets = [{"name": each, **places} for each in held_out]
     study = {"task": TASK, "held_out": sets, **values}

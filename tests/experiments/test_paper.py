@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def metrics(dice: float) -> dict[str, float]:
     }
 
 
-def uneven(workspace: Path, **values: object) -> Path:
+def uneven(workspace: Path, **values: Any) -> Path:
     """A study of k = 2 and 3 with these cases; the infection has 0.9 of the Dice of the lungs."""
     runs: dict[Run, list[Score]] = {}
     for (k, fold), dice in DICE.items():
@@ -107,7 +108,9 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_table_1_is_the_median_and_the_std_of_all_cases_pooled(tables: Path) -> None:
     found = table(tables, "table_1")
     assert list(found) == ["2", "3"]
-    told_apart = {}  # wrong statistic -> whether any cell tells it from the right one
+    told_apart: dict[
+        str, bool
+    ] = {}  # wrong statistic -> whether any cell tells it from the right one
     for k in (2, 3):
         for group in ("lungs", "infection", "An_et_al infection"):
             for metric in METRICS:
@@ -328,7 +331,7 @@ def test_the_page_has_both_studies_in_the_papers_order(tmp_path: Path, browser: 
         paper=PAPER,
     )
     second = ablation(tmp_path, report={"table_2": "folds"}, paper=PAPER, name="second")
-    ablation(tmp_path, report={"figure_5": "loss"}, name="other")  # of no paper
+    ablation(tmp_path, report={"figure_5": "dice"}, name="other")  # of no paper
     report_study(second)
     page = report_study(first)[-1]
     assert page == first / "index.html"
