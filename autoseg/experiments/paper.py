@@ -17,8 +17,7 @@ from typing import Any
 from PIL import Image
 
 from autoseg.common.figures import DOTS_PER_INCH, PIXELS_PER_INCH, picture_uri
-from autoseg.evaluation.report.files import write_page
-from autoseg.evaluation.report.files import FIGURES, OVERLAYS
+from autoseg.evaluation.report.files import FIGURES, OVERLAYS, write_page
 from autoseg.evaluation.scores import Statistic
 from autoseg.evaluation.tables import DASH, MINUS, Row, Table, number, spread
 from autoseg.experiments.results import STUDY, Arm, Column, StudyScores, read_scores
