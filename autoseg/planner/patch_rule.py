@@ -176,14 +176,14 @@ def with_own_rules(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Pl
             spacing, patch = spacing_and_patch(plan, fingerprint, memory_gb)
             chosen["target_spacing_mm"] = [round(mm, 2) for mm in spacing]
             chosen["sampling.patch_size"] = list(patch)
-    steps = provenance.get("preprocessing")
-    index = next((i for i, step in enumerate(plan.preprocessing) if isinstance(step, Clip)), None)
-    if index is not None and steps and steps.rule_value:
-        key = f"preprocessing.{index}.window"
-        chosen[key] = foreground_window(fingerprint, 0)
-        window = next((step["window"] for step in steps.rule_value if "window" in step), None)
-        whole = provenance.get(f"preprocessing.{index}", steps)
-        provenance[key] = whole.model_copy(update={"rule_value": window})
+    whole = provenance.get("preprocessing")
+    for index, step in enumerate(plan.preprocessing):
+        if isinstance(step, Clip) and whole is not None and whole.rule_value:
+            key, entry = f"preprocessing.{index}.window", f"preprocessing.{index}"
+            chosen[key] = foreground_window(fingerprint, step.channel or 0)
+            window = next((rule["window"] for rule in whole.rule_value if "window" in rule), None)
+            origin = provenance.get(entry, whole)
+            provenance[key] = origin.model_copy(update={"rule_value": window})
     for key, value in chosen.items():
         if key in provenance and provenance[key].rule_value is not None:
             provenance[key] = provenance[key].model_copy(update={"own_rule": value})
