@@ -5,7 +5,6 @@ Titles and units come from the fields of the plan (see `autoseg.plan.sections`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from autoseg.plan.sections import (
     ZScore,
     extra,
 )
+from autoseg.planner.overrides import closest, publication
 from autoseg.planner.rule_values import DECLARED, FOLD_PER_PATIENT, SKIPPED
 
 HEADINGS = {  # top-level key of the plan -> heading; all other keys are below "data"
@@ -113,7 +113,7 @@ def explain(plan: Plan) -> None:
 def citations(plan: Plan) -> dict[str, str]:
     """Short name of a publication, as the evidence of values begins -> its citation."""
     cited = sorted((why.evidence, why.citation) for why in plan.provenance.values())
-    return {re.split("[,:]", text)[0]: citation for text, citation in cited if citation}
+    return {publication(text): citation for text, citation in cited if citation}
 
 
 def group_of(key: str) -> str:
@@ -185,12 +185,8 @@ def _parts(plan: Plan, key: str) -> Iterator[str]:
 
 def _provenance(plan: Plan, key: str) -> tuple[Provenance, str]:
     """The provenance of a key, or of the closest section around it, and the key of that."""
-    parts = key.split(".")
-    for length in range(len(parts), 0, -1):
-        origin = ".".join(parts[:length])
-        if origin in plan.provenance:
-            return plan.provenance[origin], origin
-    return DEFAULT, key
+    origin = closest(key, plan.provenance)
+    return (DEFAULT, key) if origin is None else (plan.provenance[origin], origin)
 
 
 def _source(source: str) -> str:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import json5
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_text
 from autoseg.plan.plan import Plan, Provenance
-from autoseg.plan.reading import make_plan
+from autoseg.plan.reading import describe_error, make_plan
 from autoseg.planner.rule_values import Evidence, PlanValues
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
@@ -52,13 +53,18 @@ class Layer:
 
     def provenance(self, key: str, rule_value: Any = None) -> Provenance:
         """Why the value of a key was chosen."""
-        parts = key.split(".")
-        around = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-        known = (self.origins[each] for each in around if each in self.origins)
-        evidence, citation = next(known, (self.evidence, ""))
+        origin = closest(key, self.origins)
+        evidence, citation = self.origins[origin] if origin else (self.evidence, "")
         return Provenance(
             source=self.source, evidence=evidence, citation=citation, rule_value=rule_value
         )
+
+
+def closest(key: str, known: Container[str]) -> str | None:
+    """The key itself or the section or list around it that is known."""
+    parts = key.split(".")
+    around = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((each for each in around if each in known), None)
 
 
 def stack(rules: PlanValues, evidence: Evidence, layers: Sequence[Layer], name: str) -> Plan:
@@ -230,25 +236,28 @@ SUFFIX = ".json5"
 OURS = "ours"
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(BaseModel):
     """A reference plan.
 
     Attributes:
         name: the file name without suffix.
         layers: its values, preceded by those of the plans that it extends.
-        configuration: the only one that it is valid for; None if it is valid for all.
-        citations: short name of a publication -> its citation.
-        sources: dotted key -> the source of the value.
-        memory_gb: of the graphics card that its values were chosen for, if known.
+        extends, configuration, memory_gb, citations, sources: as in the file, or else as in the
+            plan that it extends.
     """
 
+    model_config = ConfigDict(frozen=True, strict=True)
+
     name: str
-    layers: tuple[Layer, ...]
-    configuration: str | None
-    citations: Mapping[str, str]
-    sources: Mapping[str, str]
-    memory_gb: float | None
+    layers: tuple[Layer, ...] = ()
+    extends: str | None = None
+    configuration: str | None = None
+    memory_gb: float | None = None
+    citations: dict[str, str] = {}
+    sources: dict[str, str] = {}
+
+
+ABOUT = Reference.model_fields.keys() - {"name", "layers"}
 
 
 def plans_folder() -> Path:
@@ -295,22 +304,19 @@ def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
     path = plans_folder() / f"{name}{SUFFIX}"
     source = f"reference plan {path.name}"
     values = dict(read_layer(path, source).values)
-    configuration = _take_text(values, "configuration", source)
-    extended = _take_text(values, "extends", source)
-    memory_gb = values.pop("memory_gb", None)
-    citations = _take_texts(values, "citations", source)
-    sources = _take_texts(values, "sources", source)
-    below = None if extended is None else read_reference(extended, (*above, name))
-    if below is not None:
-        configuration = configuration or below.configuration
-        memory_gb = memory_gb or below.memory_gb
-        citations = {**below.citations, **citations}
-        values = _expanded(values, below, source)
-        sources = {**below.sources, **sources}
-    own = Layer(source, values, origins=_origins(values, sources, citations, source))
-    return Reference(
-        name, (*(below.layers if below else ()), own), configuration, citations, sources, memory_gb
-    )
+    about = {"name": name} | {key: values.pop(key) for key in ABOUT if key in values}
+    try:
+        found = Reference.model_validate(about)
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise PlanError(f"{source}: {describe_error(error, key, ())}") from None
+    layers: tuple[Layer, ...] = ()
+    if found.extends is not None:
+        below = read_reference(found.extends, (*above, name))
+        found = Reference.model_validate(merge(below.model_dump(include=ABOUT), about))
+        layers, values = below.layers, _expanded(values, below, source)
+    own = Layer(source, values, origins=_origins(values, found, source))
+    return found.model_copy(update={"layers": (*layers, own)})
 
 
 def _expanded(values: PlanValues, below: Reference, source: str) -> PlanValues:
@@ -325,37 +331,19 @@ def _expanded(values: PlanValues, below: Reference, source: str) -> PlanValues:
     return expanded
 
 
-def _origins(
-    values: PlanValues, sources: Mapping[str, str], citations: Mapping[str, str], where: str
-) -> dict[str, tuple[str, str]]:
+def _origins(values: PlanValues, reference: Reference, where: str) -> dict[str, tuple[str, str]]:
     """The `origins` of a reference plan's layer."""
-    known = {**citations, OURS: ""}
-    for key, text in sources.items():
-        if _short_name(text) not in known:
+    known, origins = {**reference.citations, OURS: ""}, {}
+    for key, text in reference.sources.items():
+        if (name := publication(text)) not in known:
             raise PlanError(
                 f"{where}: sources.{key} is {text!r}; begin with one of {', '.join(known)}"
             )
-    return {
-        key: (text, known[_short_name(text)])
-        for key, text in sources.items()
-        if _exists(values, key)
-    }
+        if _exists(values, key):
+            origins[key] = (text, known[name])
+    return origins
 
 
-def _short_name(text: str) -> str:
-    """The name of the publication at the start of a source."""
-    return re.split("[,:]", text, maxsplit=1)[0]
-
-
-def _take_texts(values: PlanValues, key: str, source: str) -> dict[str, str]:
-    found = values.pop(key, {})
-    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise PlanError(f"{source}: {key} is {found!r}; it must be an object of strings")
-    return found
-
-
-def _take_text(values: PlanValues, key: str, source: str) -> str | None:
-    found = values.pop(key, None)
-    if found is not None and not isinstance(found, str):
-        raise PlanError(f"{source}: {key} is {found!r}; it must be a string")
-    return found
+def publication(source: str) -> str:
+    """The short name of the publication with which a source begins."""
+    return re.split("[,:]", source, maxsplit=1)[0]

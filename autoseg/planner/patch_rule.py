@@ -73,10 +73,11 @@ def strides_without_patch(layers: Sequence[Layer]) -> Any:
 
 def whole_case_layer(fingerprint: Fingerprint, strides: Any) -> Layer:
     """A patch that fits the strides, to validate a plan before its patch is chosen."""
-    factors = _reduction(strides)
-    most = fingerprint.shapes_after_crop.max(axis=0).tolist()
-    sides = [2 * factor * ceil(size / factor) for size, factor in zip(most, factors, strict=True)]
-    return _layer(sides, "")
+    factor = (
+        2 ** len(strides) if isinstance(strides, list) else 1
+    )  # invalid ones are reported later
+    sizes = fingerprint.shapes_after_crop.max(axis=0).tolist()
+    return _layer([2 * factor * ceil(size / factor) for size in sizes], "")
 
 
 def patch_layer(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Layer:
@@ -167,26 +168,25 @@ def foreground_window(fingerprint: Fingerprint, channel: int) -> list[float] | N
 
 
 def with_own_rules(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Plan:
-    """Record what our rules would choose beside spacing, patch and window of a reference plan."""
+    """Record what our rules would choose in place of spacing, patch and window of other layers."""
     chosen: dict[str, Any] = {}
+    provenance = dict(plan.provenance)
     if plan.resamples:
         with suppress(PlanError):
             spacing, patch = spacing_and_patch(plan, fingerprint, memory_gb)
             chosen["target_spacing_mm"] = [round(mm, 2) for mm in spacing]
             chosen["sampling.patch_size"] = list(patch)
-    provenance = dict(plan.provenance)
+    whole = provenance.get("preprocessing")
     for index, step in enumerate(plan.preprocessing):
-        if isinstance(step, Clip) and (steps := provenance.get("preprocessing")):
-            key = f"preprocessing.{index}.window"
+        if isinstance(step, Clip) and whole is not None and whole.rule_value:
+            key, entry = f"preprocessing.{index}.window", f"preprocessing.{index}"
             chosen[key] = foreground_window(fingerprint, step.channel or 0)
-            windows = [rule["window"] for rule in steps.rule_value if rule["step"] == step.step]
-            whole = provenance.get(f"preprocessing.{index}", steps)
-            provenance[key] = whole.model_copy(update={"rule_value": next(iter(windows), None)})
-    provenance |= {
-        key: provenance[key].model_copy(update={"own_rule": value})
-        for key, value in chosen.items()
-        if key in provenance
-    }
+            window = next((rule["window"] for rule in whole.rule_value if "window" in rule), None)
+            origin = provenance.get(entry, whole)
+            provenance[key] = origin.model_copy(update={"rule_value": window})
+    for key, value in chosen.items():
+        if key in provenance and provenance[key].rule_value is not None:
+            provenance[key] = provenance[key].model_copy(update={"own_rule": value})
     return plan.model_copy(update={"provenance": provenance})
 
 
@@ -213,15 +213,6 @@ def _layer(patch: Sequence[int], evidence: str) -> Layer:
         "inference": {"overlap": [size // 2 for size in patch]},
     }
     return Layer(SOURCE, values, evidence)
-
-
-def _reduction(strides: Any) -> Triple:
-    """The reduction of unvalidated strides; invalid ones are reported later."""
-    try:
-        x, y, z = (prod(along) for along in zip(*strides, strict=True))
-    except (TypeError, ValueError):
-        return 1, 1, 1
-    return max(1, int(x)), max(1, int(y)), max(1, int(z))
 
 
 # Memory of a training step: weights, gradients, optimiser and activations.
