@@ -17,6 +17,7 @@ import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.filereader import data_element_generator
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import (
@@ -95,6 +96,11 @@ def frame_header(header: Dataset, frame: int) -> Dataset:
                 flat.update(element.value[0])
     flat.ImageType = flat.get("FrameType") or flat.get("ImageType")
     return flat
+
+
+def is_keyword(text: str) -> bool:
+    """Whether a text is the keyword of a tag."""
+    return tag_for_keyword(text) is not None
 
 
 def values_of(each: Slice, keyword: str) -> list[Any]:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydicom.datadict import tag_for_keyword
-
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.image.dicom import (
     UID,
@@ -22,7 +20,6 @@ from autoseg.image.dicom import (
     find_series,
     read_contents,
 )
-from autoseg.image.dicom_pixels import values_of
 from autoseg.image.dicom_series import (
     LARGEST_LOCALISER,
     SAME_POSITION_MM,
@@ -313,10 +310,12 @@ def series_choice(text: str) -> Choice:
     """
     if UID.fullmatch(text.strip()):
         return lambda series: series.first.series == text.strip()
+    from autoseg.image.dicom_pixels import is_keyword, values_of  # pydicom is slow to import
+
     conditions: list[tuple[str, str, str]] = []
     for part in re.split(r"\s+and\s+", text, flags=re.IGNORECASE):
         found = CONDITION.fullmatch(part)
-        if not found or tag_for_keyword(found[1]) is None:
+        if not found or not is_keyword(found[1]):
             raise AutosegError(
                 f"--series: {part!r} is not a condition on a DICOM tag, such as Modality=CT or "
                 "SliceThickness<=2, and not a SeriesInstanceUID"
@@ -325,11 +324,13 @@ def series_choice(text: str) -> Choice:
         if comparison in COMPARISONS and _number(value) is None:
             raise AutosegError(f"--series: {part!r} needs a number after {comparison}")
         conditions.append((keyword, comparison, value))
-    return lambda series: all(_is_met(series, *condition) for condition in conditions)
+    return lambda series: all(
+        _is_met(values_of(series.first, keyword), comparison, value)
+        for keyword, comparison, value in conditions
+    )
 
 
-def _is_met(series: Series, keyword: str, comparison: str, value: str) -> bool:
-    found = values_of(series.first, keyword)
+def _is_met(found: Sequence[Any], comparison: str, value: str) -> bool:
     number = _number(value)
     if comparison in ("=", "!="):
         equal = any(
