@@ -21,7 +21,6 @@ from typing import Any
 import blosc2
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import producer
 from threadpoolctl import ThreadpoolController
 
 from autoseg.augmentation.on_device import postpone
@@ -30,7 +29,7 @@ from autoseg.augmentation.transforms import Augmenter, Sides
 from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled, signal_name
 from autoseg.common.parallel import exit_with_parent
 from autoseg.common.progress import waited
-from autoseg.plan.augmentation import Transform
+from autoseg.plan.plan import Plan
 
 # A batch has "data" (B, C, X, Y, Z) float32 and "label" (B, X, Y, Z) int16. For a cascade the label
 # is (B, 2, X, Y, Z), where the second one is the segmentation of the previous stage. If images are
@@ -39,37 +38,34 @@ Batch = dict[str, Any]
 Failure = dict[str, str]  # what a worker sends if it cannot make a batch
 
 WAITING_PER_WORKER = 1  # batches, beside the one being sent and the one being made
-SECONDS_BETWEEN_TRIES = 0.005
 SECONDS_TO_DIE = 10.0  # after the pipe of a worker was closed
 
 
 @contextmanager
 def batches(
     sampler: PatchSampler,
-    transforms: tuple[Transform, ...],
+    plan: Plan,
     first: Position,
     workers: int,
     places: range | None = None,
-    on_device: bool = False,
-    sides: Sides | None = None,
+    augment: bool = True,
 ) -> Iterator[Iterator[Batch]]:
     """Open the stream that starts at the epoch and batch of `first`; workers end with the block.
 
     Args:
         sampler: draws the patches.
-        transforms: augmentation of the plan.
+        plan: how patches are augmented, and where.
         first: seed, fold, epoch and batch to start from.
         workers: number of processes; 0 makes the batches in this process. The batches do not
             depend on it.
         places: indices of the samples to make, by default the whole batch. Each process of a
             distributed run makes its own share of the batch that a single process would make.
-        on_device: leave the images to `on_device.finish`.
-        sides: labels to exchange when left and right are mirrored.
+        augment: whether to apply the transforms of the plan.
 
     Raises:
         RunError: from the stream, if a batch cannot be made or a worker died.
     """
-    loader = BatchLoader(sampler, transforms, first, workers, places, on_device, sides)
+    loader = BatchLoader(sampler, plan, first, workers, places, augment)
     if workers == 0:
         yield _checked(loader)
         return
@@ -96,17 +92,16 @@ class BatchLoader:
     """
 
     sampler: PatchSampler
-    transforms: tuple[Transform, ...]
+    plan: Plan
     first: Position
     workers: int
     places: range | None = None
-    on_device: bool = False
-    sides: Sides | None = None
+    augment: bool = True
     thread_id: int = 0
     made: int = 0
 
     def set_thread_id(self, thread_id: int) -> None:
-        """Called by batchgenerators in each worker process."""
+        """Called in each worker process."""
         self.thread_id = thread_id
         blosc2.set_nthreads(1)
         live_with_parent()
@@ -115,7 +110,7 @@ class BatchLoader:
         return self
 
     def __next__(self) -> Batch | Failure:
-        """Return the next batch, or an exception as text: batchgenerators would swallow it."""
+        """Return the next batch, or an exception as text."""
         index = self.first.batch + self.made * max(1, self.workers) + self.thread_id
         self.made += 1
         epochs, batch = divmod(index, self.sampler.steps_per_epoch)
@@ -128,7 +123,9 @@ class BatchLoader:
 
     def _make(self, at: Position) -> Batch:
         sampling = self.sampler.sampling
-        augmenter = Augmenter(self.transforms, sampling.patch_size, self.sides)
+        transforms = self.plan.augmentation if self.augment else ()
+        augmenter = Augmenter(transforms, sampling.patch_size, Sides.of(self.plan))
+        on_device = self.plan.training.augment_on == "device"
         places = range(sampling.batch_size) if self.places is None else self.places
         images: list[Any] = []
         labels = []
@@ -136,10 +133,10 @@ class BatchLoader:
             here = replace(at, place=place)
             drawn = augmenter.draw(here.rng().spawn(1)[0])
             patch = self.sampler.draw(here, drawn.box_size, drawn.border)
-            image, label = postpone(drawn, *patch) if self.on_device else drawn(*patch)
+            image, label = postpone(drawn, *patch) if on_device else drawn(*patch)
             images.append(image)
             labels.append(label)
-        if self.on_device:
+        if on_device:
             return {"postponed": images, "label": np.stack(labels)}
         return {"data": np.stack(images), "label": np.stack(labels)}
 
@@ -170,8 +167,8 @@ def _threadpools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-# Worker processes. They run the loop of batchgenerators, but each sends through a pipe of its own
-# and shares no lock, so that it can be killed at any time and its death is noticed at once.
+# Worker processes. Each sends through a pipe of its own and shares no lock, so that it can be
+# killed at any time and its death is noticed at once.
 
 
 @contextmanager
@@ -191,9 +188,8 @@ def worker_stream(loader: Any, workers: int) -> Iterator[Iterator[Any]]:
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
     processes = []
     for number, (_, writer) in enumerate(pipes):
-        outbox = _Outbox(writer)
-        args = (outbox, loader, None, number, number, NeverSet(), None, SECONDS_BETWEEN_TRIES)
-        processes.append(context.Process(target=producer, args=args, daemon=True))
+        args = (loader, number, writer)
+        processes.append(context.Process(target=_work, args=args, daemon=True))
 
     def end() -> None:
         atexit.unregister(end)
@@ -244,39 +240,23 @@ def _death_of(processes: Sequence[BaseProcess]) -> RunError:
     return RunError("an augmentation worker closed its pipe; run again")
 
 
-class _Outbox:
-    """The queue of a worker: a thread sends items through a pipe while the next one is made."""
-
-    def __init__(self, connection: Connection[Any, Any]) -> None:
-        self.connection = connection
-        self.waiting: queue.Queue[Any] | None = None
-
-    def put(self, item: Any, timeout: float) -> None:
-        """Called by batchgenerators; raises `queue.Full` as its queues do."""
-        if self.waiting is None:  # in the worker: threads and queues cannot be sent there
-            self.waiting = queue.Queue(WAITING_PER_WORKER)
-            threading.Thread(target=self._send, args=(self.waiting,), daemon=True).start()
-        self.waiting.put(item, timeout=timeout)
-
-    def _send(self, waiting: queue.Queue[Any]) -> None:
-        try:
-            while True:
-                self.connection.send(waiting.get())
-        except Exception as error:
-            if not isinstance(error, OSError):  # which means that the parent is gone
-                traceback.print_exc()
-            os._exit(1)
+def _work(loader: Any, number: int, connection: Connection[Any, Any]) -> None:
+    """In a worker: send items through its pipe while the next ones are made."""
+    loader.set_thread_id(number)
+    waiting: queue.Queue[Any] = queue.Queue(WAITING_PER_WORKER)
+    threading.Thread(target=_send, args=(waiting, connection), daemon=True).start()
+    while True:
+        waiting.put(next(loader))
 
 
-class NeverSet:
-    """Stands in for the event with which batchgenerators stops its workers: ours are killed."""
-
-    def is_set(self) -> bool:
-        """Return false."""
-        return False
-
-    def set(self) -> None:
-        """Do nothing: the worker ends after an exception, and that is noticed."""
+def _send(waiting: queue.Queue[Any], connection: Connection[Any, Any]) -> None:
+    try:
+        while True:
+            connection.send(waiting.get())
+    except Exception as error:
+        if not isinstance(error, OSError):  # which means that the parent is gone
+            traceback.print_exc()
+        os._exit(1)
 
 
 def live_with_parent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
-from autoseg.common.figures import DARK_COLOURS, LINES, smooth, tidy
+from autoseg.common.figures import DARK_COLOURS, LINES, Line, smooth, tidy
 from autoseg.common.files import write_text
 from autoseg.common.progress import counted
 from autoseg.models.folder import LOG
@@ -256,35 +257,38 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
 
 
 def _draw_panel(axes: Axes, folds: Sequence[Sequence[Epoch]]) -> None:
-    epochs = [epoch for fold in folds for epoch in fold]
-    x = [epoch.epoch + 1 for epoch in epochs]
-    for index, name in enumerate(CURVES):
-        y = [getattr(epoch, f"{name}_loss") for epoch in epochs]
-        _draw_curve(axes, x, y, name, index)
+    draw_curves(axes, [epoch for fold in folds for epoch in fold])
     axes.set_xlabel("epoch")
     axes.locator_params(axis="x", integer=True)
     tidy(axes)
 
 
-def _draw_curve(
-    axes: Axes, x: Sequence[int], y: Sequence[float | None], name: str, index: int
+def draw_curves(axes: Axes, epochs: Sequence[Epoch]) -> None:
+    """Draw the losses of epochs, with their confidence bands."""
+    x = [epoch.epoch + 1 for epoch in epochs]
+    for index, name in enumerate(CURVES):
+        y = [getattr(epoch, f"{name}_loss") for epoch in epochs]
+        if any(value is not None for value in y):
+            draw_curve(axes, x, y, name, DARK_COLOURS[index], LINES[index], banded=True)
+
+
+def draw_curve(
+    axes: Axes,
+    x: Sequence[int],
+    y: Sequence[float | None],
+    name: str,
+    colour: str,
+    style: Line,
+    banded: bool = False,
 ) -> None:
-    """Points, curve and band; only points if there are too few for a curve."""
-    points = [(place, value) for place, value in zip(x, y, strict=True) if value is not None]
-    if not points:
-        return
-    colour, style = DARK_COLOURS[index], LINES[index]
+    """Faint points and the smoothed curve; a line through the points if there are too few."""
+    points = [math.nan if value is None else value for value in y]  # NaN leaves a gap
     curve = smooth(x, y)
-    axes.plot(
-        [place for place, _ in points],
-        [value for _, value in points],
-        "os"[index],
-        color=colour,
-        alpha=0.25 if curve else 0.8,
-        markersize=4,
-        markeredgewidth=0,
-        label=None if curve else name,
-    )
-    if curve is not None:
-        axes.plot(curve.x, curve.mean, color=colour, linestyle=style, linewidth=1.8, label=name)
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+    if curve is None:
+        axes.plot(x, points, color=colour, linestyle=style, marker="o", markersize=3, label=name)
+        return
+    size = 4 if len(x) > 100 else 7
+    axes.plot(x, points, ".", color=colour, markersize=size, alpha=0.35, markeredgewidth=0)
+    axes.plot(curve.x, curve.mean, color=colour, linestyle=style, label=name)
+    if banded:
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.25, linewidth=0)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, inf, prod
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Size3
 from autoseg.planner.grid import pool_and_kernels, times
-from autoseg.planner.overrides import Layer
+from autoseg.planner.overrides import Layer, read_layer
 from autoseg.planner.rule_values import ANISOTROPY, PlanValues
 
 SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
@@ -253,34 +254,10 @@ def short_recipe(plan: Plan, seconds: float) -> Layer | None:
     patch = plan.sampling.patch_size
     flat = max(patch) / min(patch) > ANISOTROPY
     rotation = [[-20, 20] if not flat or size == min(patch) else [0, 0] for size in patch]
-    values: PlanValues = {
-        "sampling": {"foreground_share": 0.67, "foreground_mode": "chance"},
-        "network": {"norm": "batch", "convolution_bias": False},
-        "augmentation": [
-            {
-                "transform": "spatial",
-                "rotation_probability": 0.3,
-                "rotation_degrees": rotation,
-                "scaling_probability": 0.3,
-                "scaling": [0.8, 1.25],
-                "image_order": 1,
-            },
-            {"transform": "brightness"},
-            {"transform": "contrast"},
-            {"transform": "gamma"},
-        ],
-        "training": {
-            "loss": {"batch_dice": True},
-            "optimizer": {
-                "optimizer": "adam",
-                "learning_rate": 2e-3,
-                "weight_decay": 1e-2,
-                "decoupled": True,
-            },
-        },
-        "inference": {"mirror_axes": []},
-    }
-    return Layer(f"recipe for runs under {in_words(SHORT)}", values)
+    path = Path(__file__).with_name("short_recipe.json5")
+    recipe = read_layer(path, f"recipe for runs under {in_words(SHORT)}")
+    recipe.values["augmentation"][0]["rotation_degrees"] = rotation
+    return recipe
 
 
 def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -274,25 +275,7 @@ def _users_layers(options: PlanOptions, rules: PlanValues, lower: list[Layer]) -
 Pairs = tuple[tuple[int, int], ...]
 
 # Words for the left and the right side in names of labels.
-WORDS = (
-    ("left", "right"),
-    ("l", "r"),
-    ("lt", "rt"),
-    ("lft", "rgt"),
-    ("lh", "rh"),
-    ("links", "rechts"),
-    ("linke", "rechte"),
-    ("linker", "rechter"),
-    ("linkes", "rechtes"),
-    ("li", "re"),
-    ("gauche", "droite"),
-    ("gauche", "droit"),
-    ("izquierdo", "derecho"),
-    ("izquierda", "derecha"),
-    ("sinistro", "destro"),
-    ("sinistra", "destra"),
-    ("sinister", "dexter"),
-)
+WORDS = json.loads(Path(__file__).with_name("sides.json").read_text("utf-8"))
 JOINED = 4  # words of at least so many letters may also be joined to others, as in `leftlung`
 # Organs whose two sides are no mirror images of each other: a mirrored right atrium is no left one.
 UNLIKE = re.compile(

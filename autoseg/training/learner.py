@@ -16,7 +16,6 @@ from torch.optim.swa_utils import AveragedModel
 from autoseg.augmentation.loader import Batch, batches
 from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.augmentation.transforms import Sides
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import (
@@ -176,15 +175,12 @@ class Validation:
         if not self.steps:
             return None, []
         training = self.plan.training
-        transforms = self.plan.augmentation if training.augment_validation else ()
-        drawn = epoch if training.augment_validation else 0
-        first = Position(training.seed, VALIDATION_STREAM + self.fold, drawn, 0, 0)
+        augment = training.augment_validation
+        first = Position(
+            training.seed, VALIDATION_STREAM + self.fold, epoch if augment else 0, 0, 0
+        )
         losses, counts = [], []
-        on_device = training.augment_on == "device"
-        sides = Sides.of(self.plan)
-        with batches(
-            self.sampler, transforms, first, workers=0, on_device=on_device, sides=sides
-        ) as stream:
+        with batches(self.sampler, self.plan, first, workers=0, augment=augment) as stream:
             for _ in range(self.steps):
                 stop.check_alone()
                 loss, count = learner.validate(next(stream))

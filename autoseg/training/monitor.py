@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from autoseg.common.errors import AutosegError, install_hint
-from autoseg.common.figures import DARK_COLOURS, smooth, take_literally
+from autoseg.common.figures import DARK_COLOURS, LINES, take_literally
 from autoseg.common.files import cannot_write, replacing
 from autoseg.common.progress import (
     Progress,
@@ -27,7 +27,14 @@ from autoseg.common.progress import (
     say,
 )
 from autoseg.dataset.splits import Split
-from autoseg.models.log import ADVICE, Epoch, overfitting_of, write_log
+from autoseg.models.log import (
+    ADVICE,
+    Epoch,
+    draw_curve,
+    draw_curves,
+    overfitting_of,
+    write_log,
+)
 from autoseg.plan.plan import Plan
 from autoseg.training.learner import Learner
 from autoseg.training.state import Run, State
@@ -40,7 +47,6 @@ if TYPE_CHECKING:
 PICTURE, EVENTS = "progress.png", "tensorboard"
 SHARE_OF_TIME = 0.02  # of a run, which drawing may take at most
 COLOURS = (*DARK_COLOURS, "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito's, without yellow
-LINES = ("-", "--", ":")  # for the first, second and third use of a colour
 MOST_CLASSES = 12  # with colours of their own; more classes are all grey, and their mean is black
 Values = Sequence[float | None]
 
@@ -174,7 +180,9 @@ def draw_progress(path: Path, epochs: Sequence[Epoch]) -> None:
 
     figure = Figure(figsize=(10.5, 7.5), layout="constrained")
     (losses, dice), (rate, seconds) = figure.subplots(2, 2, height_ratios=(2, 1), sharex=True)
-    _draw_losses(losses, epochs)
+    draw_curves(losses, epochs)
+    losses.set_ylabel("loss")
+    _add_legend(losses)
     _draw_dice(dice, epochs)
     _draw_rate(rate, epochs)
     _draw_seconds(seconds, epochs)
@@ -195,31 +203,21 @@ def draw_progress(path: Path, epochs: Sequence[Epoch]) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _draw_losses(axes: Axes, epochs: Sequence[Epoch]) -> None:
-    """Epochs as faint points, and the smoothed curve with its 95 % confidence band."""
-    curves: dict[str, Values] = {
-        "training": [epoch.training_loss for epoch in epochs],
-        "validation": [epoch.validation_loss for epoch in epochs],
-    }
-    for index, (name, values) in enumerate(curves.items()):
-        if any(value is not None for value in values):
-            _draw_curve(axes, epochs, values, name, index, banded=True)
-    axes.set_ylabel("loss")
-    _add_legend(axes)
-
-
 def _draw_dice(axes: Axes, epochs: Sequence[Epoch]) -> None:
     shown = [epoch.foreground_dice for epoch in epochs]
     names = list(shown[-1])
+    x = _numbers(epochs)
     curves: dict[str, Values] = {name: [of.get(name) for of in shown] for name in names}
     if len(names) <= MOST_CLASSES:
         for index, (name, values) in enumerate(curves.items()):
-            _draw_curve(axes, epochs, values, name, index)
+            colour, style = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS)]
+            draw_curve(axes, x, values, name, colour, style)
     else:
         for values in curves.values():
-            axes.plot(_numbers(epochs), _gaps(values), color="0.8", linewidth=0.6)
+            gaps = [math.nan if value is None else value for value in values]
+            axes.plot(x, gaps, color="0.8", linewidth=0.6)
         means = [epoch.mean_dice for epoch in epochs]
-        _draw_curve(axes, epochs, means, f"mean of {len(names)} classes", COLOURS.index("#000000"))
+        draw_curve(axes, x, means, f"mean of {len(names)} classes", "#000000", "solid")
     where = "validation" if epochs[-1].validation_dice else "training"
     axes.set(ylabel=f"Dice on {where} patches", ylim=(0, 1))
     _add_legend(axes, ncols=2 if 4 < len(names) <= MOST_CLASSES else 1)
@@ -245,24 +243,6 @@ def _draw_seconds(axes: Axes, epochs: Sequence[Epoch]) -> None:
     axes.set(ylabel="seconds per epoch", ylim=(0, top))
 
 
-def _draw_curve(
-    axes: Axes, epochs: Sequence[Epoch], values: Values, name: str, index: int, banded: bool = False
-) -> None:
-    """Faint points and the smoothed curve; a plain line if there are too few points."""
-    colour = COLOURS[index % len(COLOURS)]
-    line = LINES[index // len(COLOURS) % len(LINES)]
-    x, points = _numbers(epochs), _gaps(values)
-    curve = smooth(x, values)
-    if curve is None:
-        axes.plot(x, points, color=colour, linestyle=line, marker="o", markersize=3, label=name)
-        return
-    size = 4 if len(x) > 100 else 7
-    axes.plot(x, points, ".", color=colour, markersize=size, alpha=0.35, markeredgewidth=0)
-    axes.plot(curve.x, curve.mean, color=colour, linestyle=line, label=name)
-    if banded:
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.25, linewidth=0)
-
-
 def _add_legend(axes: Axes, **options: Any) -> None:
     take_literally(axes.legend(frameon=False, **options).get_texts())
 
@@ -270,11 +250,6 @@ def _add_legend(axes: Axes, **options: Any) -> None:
 def _numbers(epochs: Sequence[Epoch]) -> list[int]:
     """The numbers of the epochs, from 1."""
     return [epoch.epoch + 1 for epoch in epochs]
-
-
-def _gaps(values: Values) -> list[float]:
-    """The values with NaN for None, which leaves a gap in a line."""
-    return [math.nan if value is None else value for value in values]
 
 
 def check_tensorboard() -> None:

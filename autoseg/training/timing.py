@@ -13,7 +13,6 @@ import torch
 
 from autoseg.augmentation.loader import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.augmentation.transforms import Sides
 from autoseg.common.progress import counted, in_words, say
 from autoseg.dataset.layouts import Case
 from autoseg.networks.devices import describe
@@ -55,15 +54,7 @@ class Stopwatch:
         names = [case.name for case in self.cases]
         sampler = PatchSampler(store, names, plan.sampling, plan.training.steps_per_epoch)
         start = Position(plan.training.seed, 0, 0, 0, 0)
-        on_device = plan.training.augment_on == "device"
-        with batches(
-            sampler,
-            plan.augmentation,
-            start,
-            self.workers,
-            on_device=on_device,
-            sides=Sides.of(plan),
-        ) as stream:
+        with batches(sampler, plan, start, self.workers) as stream:
             times: list[float] = []
             while len(times) < MOST_STEPS and (len(times) < 2 or sum(times) < ENOUGH_SECONDS):
                 started = time.perf_counter()

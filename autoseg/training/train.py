@@ -14,7 +14,6 @@ import torch
 
 from autoseg.augmentation.loader import Batch, batches
 from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.augmentation.transforms import Sides
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import save_checkpoint
@@ -47,12 +46,9 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     first = Position(training.seed, run.fold, state.done, so_far.steps, 0)
     samples = group.places(plan.sampling.batch_size)  # B of them, this process's share of a batch
     workers = 0 if state.is_finished(training) else run.workers  # a finished run needs no batch
-    on_device = training.augment_on == "device"
     with fast_convolutions(run.device), StopSignals(group) as stop:
         with (
-            batches(
-                sampler, plan.augmentation, first, workers, samples, on_device, Sides.of(plan)
-            ) as stream,
+            batches(sampler, plan, first, workers, samples) as stream,
             Monitor(plan, split, run, learner, state) as monitor,
         ):
             budget = TimeBudget(plan, run)

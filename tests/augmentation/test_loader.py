@@ -47,7 +47,10 @@ def make(folder, **changes):
 
 def take(plan, sampler, count, workers=0, first=None, places=None, on_device=False):
     first = first or start()
-    with batches(sampler, plan.augmentation, first, workers, places, on_device) as stream:
+    if on_device:
+        training = plan.training.model_copy(update={"augment_on": "device"})
+        plan = plan.model_copy(update={"training": training})
+    with batches(sampler, plan, first, workers, places) as stream:
         return list(islice(stream, count))
 
 
@@ -132,8 +135,8 @@ def test_two_streams_at_once_do_not_disturb_each_other(tmp_path):
     plan, sampler = make(tmp_path)
     expected = take(plan, sampler, 4)
     with (
-        batches(sampler, plan.augmentation, start(), 0) as one,
-        batches(sampler, plan.augmentation, start(), 0) as other,
+        batches(sampler, plan, start(), 0) as one,
+        batches(sampler, plan, start(), 0) as other,
     ):
         found = [(next(one), next(other)) for _ in range(4)]
     assert_same([pair[0] for pair in found], expected)
@@ -169,7 +172,7 @@ def test_a_damaged_case_is_named_after_all_batches_before_it(tmp_path, capfd, wo
     sampling = Sampling(patch_size=(40, 40, 40), batch_size=1)
     sampler = PatchSampler(store, names, sampling, STEPS)
     order = [sampler.name_at(start(batch=batch)) for batch in range(STEPS)]
-    with batches(sampler, (), start(), workers) as stream:
+    with batches(sampler, tiny_plan(), start(), workers, augment=False) as stream:
         for _ in range(order.index("case_1")):
             next(stream)
         with pytest.raises(RunError) as caught:
