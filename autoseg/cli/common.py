@@ -8,20 +8,16 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
 from autoseg.common.errors import (
-    ENDING,
     AutosegError,
     InUse,
     Stopped,
     is_lack_of_memory,
-    signal_handled,
-    signal_name,
+    stopped_by_signals,
 )
 from autoseg.common.progress import say, tolerate_output
 
@@ -129,11 +125,6 @@ def run(
         how_to_continue: advice for a user who has interrupted the command.
     """
 
-    def end(number: int, _: FrameType | None) -> None:
-        for each in ENDING:  # a second one must not interrupt the clean-up
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(f"stopped by {signal_name(number)}; {how_to_continue}", number)
-
     tolerate_output()
     made = make_parser()
     made.prog = prog or made.prog
@@ -142,9 +133,7 @@ def run(
     except SystemExit as stop:  # argparse has printed help or an error
         return int(stop.code or 0)
     try:
-        with ExitStack() as stack:
-            for number in ENDING:  # releases locks and ends workers
-                stack.enter_context(signal_handled(number, end))
+        with stopped_by_signals(how_to_continue):  # releases locks and ends workers
             return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,21 @@ def signal_handled(number: int, handler: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+@contextmanager
+def stopped_by_signals(advice: str) -> Iterator[None]:
+    """Raise `Stopped` in the block at the first SIGTERM or SIGHUP, so that it ends in order."""
+
+    def stop(number: int, _: object) -> None:
+        for each in ENDING:  # a second one must not interrupt the clean-up
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(f"stopped by {signal_name(number)}; {advice}", number)
+
+    with ExitStack() as stack:
+        for number in ENDING:
+            stack.enter_context(signal_handled(number, stop))
+        yield
 
 
 def install_hint(extra: str) -> str:

@@ -110,14 +110,14 @@ def writing(out: Path) -> Iterator[None]:
         yield
 
 
-def holder_of(path: Path) -> OwnerRecord | None:
-    """The living process that holds a lock, or None."""
+def holder_of(path: Path) -> str | None:
+    """The living process that holds a lock, and since when; None if nobody does."""
     watch = _Watch(_marker(path))
     with suppress(OSError):
         if watch.look(remove=False) == "dead":
             return None
         unseen = abs(time.time() - watch.path.stat().st_mtime) > LEASE_SECONDS
-        return None if watch.state == "unknown" and unseen else watch.holder
+        return None if watch.state == "unknown" and unseen else watch.name
     return None
 
 

@@ -20,12 +20,11 @@ import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from autoseg.common.errors import ENDING, AutosegError, InUse, Stopped, signal_name
+from autoseg.common.errors import AutosegError, InUse, Stopped, stopped_by_signals
 from autoseg.common.files import write_json
 from autoseg.common.locks import locked
 from autoseg.common.progress import tolerate_output
@@ -106,11 +105,14 @@ def main() -> int:
     order = RunOrder.model_validate_json(sys.stdin.readline())
     multiprocessing.set_start_method("spawn", force=True)
     tolerate_output()
-    _handle_signals()
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):  # the parent handles Ctrl-C and Slurm's signals
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     print(f"---- {order.run}, {datetime.now():%Y-%m-%d %H:%M:%S}", file=sys.stderr, flush=True)
     try:
-        attempt(order)
+        with stopped_by_signals("finished work is kept"):
+            attempt(order)
     except InUse as error:
         print(f"waiting: {error}", file=sys.stderr)
         return IN_USE
@@ -124,21 +126,6 @@ def main() -> int:
         traceback.print_exc()
         return FAILED
     return 0
-
-
-def _handle_signals() -> None:
-    """Stop in order at the first SIGTERM or SIGHUP; the parent handles Ctrl-C and Slurm's."""
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-    def stop(number: int, _: FrameType | None) -> None:
-        for each in ENDING:  # a second one must not interrupt saving
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(f"stopped by {signal_name(number)}; finished work is kept", number)
-
-    for number in ENDING:
-        signal.signal(number, stop)
 
 
 def _stop_at_end_of_input() -> None:

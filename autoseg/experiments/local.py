@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import queue
 import subprocess
 import sys
-import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from autoseg.common.progress import counted, say, waited
 from autoseg.experiments.attempt import IN_USE, RunOrder, make_orders
 from autoseg.experiments.results import gather
 from autoseg.experiments.runs import StudyRun, prepare_plans
-from autoseg.experiments.status import in_short, is_finished, is_held, read_record, status_of, table
+from autoseg.experiments.status import held_by, in_short, is_finished, read_record, status_of, table
 from autoseg.experiments.study import Study
 from autoseg.workflow.workspace import Workspace
 
@@ -33,7 +32,7 @@ THREAD_LIMITS = (
     "OPENBLAS_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-SECONDS_BETWEEN_UPDATES = 1.0
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_studies(
@@ -111,19 +110,19 @@ def run_all(
     unfinished = [order for order in orders if not is_finished(order.run, workspace)]
     todo = RunQueue(workspace, len(orders), deque(unfinished), done=len(orders) - len(unfinished))
     running: dict[int, RunProcess] = {}
-    ended: queue.SimpleQueue[RunProcess] = queue.SimpleQueue()
     try:
         while running or not todo.is_empty:
             todo.update_held()
             for slot in sorted({*range(jobs)} - running.keys()):
                 if (order := todo.next_free()) is not None:
                     order = order.model_copy(update={"slot": slot})
-                    running[slot] = RunProcess(order, threads, ended)
+                    running[slot] = RunProcess(order, threads)
             show()
-            with suppress(queue.Empty):
-                process = ended.get(timeout=SECONDS_BETWEEN_UPDATES)
-                todo.note(process.order, process.outcome)
-                del running[process.order.slot]
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            for process in list(running.values()):
+                if process.has_ended():
+                    todo.note(process.order, process.outcome)
+                    del running[process.order.slot]
         show()
         return todo.failed
     finally:
@@ -143,10 +142,9 @@ class RunProcess:
     Args:
         order: the run.
         threads: limit of its computing threads.
-        ended: where the process object is put when the process has ended.
     """
 
-    def __init__(self, order: RunOrder, threads: int, ended: queue.SimpleQueue[RunProcess]) -> None:
+    def __init__(self, order: RunOrder, threads: int) -> None:
         self.order = order
         order.log.parent.mkdir(parents=True, exist_ok=True)
         with order.log.open("a", encoding="utf-8") as log:
@@ -160,16 +158,16 @@ class RunProcess:
                 env=os.environ | dict.fromkeys(THREAD_LIMITS, str(threads)),
                 start_new_session=True,  # Ctrl-C reaches the parent only, which stops each process
             )
-        self._waiter = threading.Thread(target=self._wait, args=(ended,), daemon=True)
-        self._waiter.start()
         assert self.process.stdin is not None
         with suppress(OSError):  # if it has died already, its exit status says so
             self.process.stdin.write(f"{order.model_dump_json()}\n")
             self.process.stdin.flush()
 
-    def _wait(self, ended: queue.SimpleQueue[RunProcess]) -> None:
-        self.process.wait()
-        ended.put(self)
+    def has_ended(self, seconds: float = 0.0) -> bool:
+        """Whether the process ends within some seconds."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.process.returncode is not None
 
     def stop(self) -> None:
         """Ask the process to save its state and end."""
@@ -179,11 +177,7 @@ class RunProcess:
 
     def wait(self) -> None:
         """Wait until the process has ended."""
-        waited(self._has_ended, f"{self.order.run} to save its state; Ctrl-C kills it")
-
-    def _has_ended(self, seconds: float) -> bool:
-        self._waiter.join(seconds)
-        return not self._waiter.is_alive()
+        waited(self.has_ended, f"{self.order.run} to save its state; Ctrl-C kills it")
 
     def kill(self) -> None:
         """End the process at once."""
@@ -240,14 +234,14 @@ class RunQueue:
         """Take the next run that no other process works on."""
         while self.waiting:
             order = self.waiting.popleft()
-            if not is_held(order.run, self.workspace):
+            if (holder := held_by(order.run, self.workspace)) is None:
                 return order
-            self._hold(order, "another process works on it")
+            self._hold(order, f"{holder} works on it")
         return None
 
     def update_held(self) -> None:
         """Sort the runs that their processes have released: finished, or to be started here."""
-        released = [order for order in self.held if not is_held(order.run, self.workspace)]
+        released = [order for order in self.held if not held_by(order.run, self.workspace)]
         for order in released:
             self.held.remove(order)
             if is_finished(order.run, self.workspace):

@@ -8,7 +8,6 @@ the calls as pickle files in the study's own folder, which only its jobs read.
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import subprocess
 import time
@@ -25,7 +24,7 @@ from autoseg.experiments.local import Outcome, RunProcess
 from autoseg.experiments.report import report_study
 from autoseg.experiments.results import JOBS, gather, read_jobs
 from autoseg.experiments.runs import prepare_plans, runs_of
-from autoseg.experiments.status import is_finished, is_held, read_record
+from autoseg.experiments.status import held_by, is_finished, read_record
 from autoseg.experiments.study import SlurmSettings, Study, check_study
 from autoseg.planner.budget import parse_seconds
 from autoseg.workflow.workspace import Workspace
@@ -59,7 +58,7 @@ def submit_studies(
         new = [
             orders[run].model_copy(update={"processes": study.slurm.cpus})
             for run in runs
-            if str(run) not in jobs and not (is_finished(run, workspace) or is_held(run, workspace))
+            if str(run) not in jobs and not (is_finished(run, workspace) or held_by(run, workspace))
         ]
         if new:
             numbers = submit_runs(new, study, workspace)
@@ -131,10 +130,10 @@ class RunJob:
         return outcome.state
 
     def _run(self, order: RunOrder) -> Outcome:
-        ended: queue.SimpleQueue[RunProcess] = queue.SimpleQueue()
-        self.process = RunProcess(order, self.threads, ended)
+        self.process = RunProcess(order, self.threads)
         try:
-            return ended.get().outcome
+            self.process.process.wait()
+            return self.process.outcome
         finally:
             self._end()
 

@@ -218,14 +218,14 @@ def status_of(run: StudyRun, workspace: Workspace, jobs: dict[str, str] | None =
     return Status(run, state, count_epochs(folder), dice, record, job)
 
 
-def is_held(run: StudyRun, workspace: Workspace) -> bool:
-    """Whether a living process works on the run."""
+def held_by(run: StudyRun, workspace: Workspace) -> str | None:
+    """The living process that works on the run; None if there is none."""
     folder = run.folder(workspace)
-    return any(holder_of(folder / name) is not None for name in (LOCK, FOLD_LOCK))
+    return holder_of(folder / LOCK) or holder_of(folder / FOLD_LOCK)
 
 
 def _state(run: StudyRun, workspace: Workspace, record: Record | None, job: str | None) -> State:
-    if is_held(run, workspace):
+    if held_by(run, workspace):
         return "running"
     if is_finished(run, workspace):
         return "done"

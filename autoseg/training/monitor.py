@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 PICTURE, EVENTS = "progress.png", "tensorboard"
 SHARE_OF_TIME = 0.02  # of a run, which drawing may take at most
 COLOURS = (*DARK_COLOURS, "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito's, without yellow
+LONG_STEP_SECONDS = 20.0  # clusters leave a run 30 seconds to end
 MOST_CLASSES = 12  # with colours of their own; more classes are all grey, and their mean is black
 Values = Sequence[float | None]
 
@@ -153,6 +154,12 @@ class Heartbeat:
                 f"epoch {state.done + 1} of {state.epochs}, step {done} of {self.steps}, "
                 f"{in_fine_words(step)} a step, about {in_words(left)} left"
             )
+            if self._steps_since == 1 and not self._is_first and step > LONG_STEP_SECONDS:
+                say(
+                    f"warning: a step takes {in_words(step)}. A run that is told to stop finishes "
+                    f"and saves its step: let it take {in_words(2 * step + 10)} (Slurm: KillWait "
+                    "or --signal; Kubernetes: terminationGracePeriodSeconds), or the epoch is lost"
+                )
         if self._is_first:  # it includes the start-up, so the pace is that of the other steps
             self._since, self._steps_since, self._is_first = now, 0, False
 

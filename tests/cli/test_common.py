@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from autoseg import __version__
 from autoseg.cli import common, evaluate, experiment, export, pack, plan, predict, train
-from autoseg.common.errors import AutosegError, DataError, PlanError, RunError, Stopped
+from autoseg.common.errors import AutosegError, DataError, InUse, PlanError, RunError, Stopped
 
 COMMANDS = {
     "autoseg_plan": plan,
@@ -45,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         (AutosegError("bad\n  input"), 2, "error: bad input"),
         (DataError("a.nii is damaged"), 2, "error: a.nii is damaged"),
         (PlanError("unknown key"), 2, "error: unknown key"),
+        (InUse("fold 0 is in use by process 7"), 2, "error: fold 0 is in use by process 7"),
         (RunError("the loss became NaN"), 1, "error: the loss became NaN"),
         (OSError(28, "No space left"), 1, "error: [Errno 28] No space left"),
         (RuntimeError(), 1, "error: RuntimeError"),
@@ -103,6 +105,117 @@ def test_sigterm_ends_a_command_cleanly(capsys: pytest.CaptureFixture[str]) -> N
     assert cleaned_up
     assert capsys.readouterr().err == "stopped by SIGTERM; continue with --resume\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_sighup_ends_a_command_unless_it_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(arguments: argparse.Namespace) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 0
+
+    assert common.run(make_parser, command, []) == 129
+    assert "SIGHUP" in capsys.readouterr().err
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert common.run(make_parser, command, []) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:
+    cleaned_up = []
+
+    def command(arguments: argparse.Namespace) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            cleaned_up.append(True)
+        return 0
+
+    assert common.run(make_parser, command, []) == 143
+    assert cleaned_up
+
+
+WRITER = """
+import os, sys
+from contextlib import suppress
+from autoseg.cli import common
+from autoseg.common.progress import progress, say
+
+def command(arguments):
+    with open(sys.argv[1], "w") as file:
+        for _ in range(3):
+            print("Würfel ± 0.1")
+            say("Größe ± 0.2")
+            with suppress(OSError):
+                os.write(2, b"a library writes")
+        with progress("counting", 1) as bar:
+            bar.advance("± 0.3")
+        file.write("results")
+    return 0
+
+if sys.argv[2:] == ["none"]:
+    sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = None
+sys.exit(common.run(lambda: common.parser("writer", "Writes."), command, []))
+"""
+
+
+def written(tmp_path: Path, redirection: str, *words: str, **environment: str) -> str:
+    """What a command prints whose file must be written and whose status must be 0."""
+    file = tmp_path / "file"
+    script = tmp_path / "writer.py"
+    script.write_text(WRITER, encoding="utf-8")
+    shell = ["bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "bash"]
+    done = subprocess.run(
+        [*shell, sys.executable, str(script), str(file), *words],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    assert file.read_text() == "results"
+    return (done.stdout + done.stderr).decode("latin-1")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses a shell of Unix")
+@pytest.mark.parametrize(
+    "redirection",
+    ["<&- >&- 2>&-", ">&-", "2>&-", ">/dev/full 2>/dev/full", "2>&1 | true", "2>/dev/full"],
+)
+def test_output_that_cannot_be_written_does_not_end_a_command(
+    tmp_path: Path, redirection: str
+) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("/dev/full is of Linux")
+    assert "Error" not in written(tmp_path, redirection)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses a shell of Unix")
+def test_there_need_not_be_any_output(tmp_path: Path) -> None:
+    assert written(tmp_path, "", "none") in ("", 3 * "a library writes")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses a shell of Unix")
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, "W?rfel ? 0.1"),
+        ({"PYTHONIOENCODING": "latin-1"}, "Würfel ± 0.1"),
+        ({"PYTHONIOENCODING": "cp437"}, "W\x81rfel \xf1 0.1"),
+    ],
+)
+def test_characters_that_cannot_be_shown_are_replaced(
+    tmp_path: Path, environment: dict[str, str], shown: str
+) -> None:
+    assert shown in written(tmp_path, "", **environment)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses a shell of Unix")
+def test_any_locale_will_do(tmp_path: Path) -> None:
+    assert "counting: 1/1" in written(tmp_path, "", LC_ALL="C", PYTHONUTF8="0")
 
 
 def test_commands_run_outside_the_main_thread() -> None:

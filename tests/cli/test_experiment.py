@@ -14,7 +14,7 @@ import pytest
 from autoseg.cli.common import CONTINUE
 from autoseg.cli.experiment import EXAMPLE, main
 from autoseg.experiments.runs import runs_of
-from autoseg.experiments.status import is_held, read_record
+from autoseg.experiments.status import held_by, read_record
 from autoseg.experiments.study import HeldOut, Study, StudyPlan, read_study
 from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import TEST_SET, longer, write_study, write_task
@@ -58,7 +58,7 @@ def test_an_interrupted_study_continues_when_started_again(tmp_path: Path) -> No
     record = read_record(run.folder(workspace))
     assert record is not None
     assert record.state == "stopped"
-    assert not is_held(run, workspace)
+    assert not held_by(run, workspace)
     reached = len(log.read_text(encoding="utf-8").splitlines())
     assert reached < EPOCHS
 

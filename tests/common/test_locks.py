@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from filelock import OwnerRecord
+from filelock import OwnerRecord, SoftFileLease
 
 from autoseg.common import locks
 from autoseg.common.errors import AutosegError, InUse
@@ -30,7 +30,7 @@ UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
 def owner(path: Path) -> OwnerRecord:
-    found = holder_of(path)
+    found = SoftFileLease(path).owner
     assert found is not None
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from autoseg.experiments.attempt import RunOrder
 from autoseg.experiments.local import RunProcess
 from autoseg.experiments.runs import StudyRun, prepare_plans, runs_of
 from autoseg.experiments.slurm import RunJob
-from autoseg.experiments.status import LOCK, is_finished, is_held, read_record, status_of
+from autoseg.experiments.status import LOCK, held_by, is_finished, read_record, status_of
 from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import longer, study, write_task
 
@@ -42,7 +41,7 @@ def start() -> Iterator[Start]:
     started: list[RunProcess] = []
 
     def begin(order: RunOrder) -> RunProcess:
-        started.append(RunProcess(order, 1, queue.SimpleQueue()))
+        started.append(RunProcess(order, 1))
         return started[-1]
 
     yield begin
@@ -82,7 +81,7 @@ def test_a_run_is_killed_stopped_and_continued_to_its_end(
     assert process.outcome.state == "failed"
     assert "SIGKILL" in process.outcome.reason
     assert status_of(run, workspace).state == "stopped"
-    assert not is_held(run, workspace)
+    assert not held_by(run, workspace)
 
     reached = epochs(folder)
     process = start(mine)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import progress
-from autoseg.models.folder import LATEST
+from autoseg.models.folder import FINAL, LATEST
 from autoseg.models.log import Epoch
 from autoseg.training import monitor
 from autoseg.training.monitor import (
@@ -79,6 +79,17 @@ def test_it_is_drawn_whatever_the_epochs_hold(tmp_path, count, changes):
     axes = (dark.sum(0) > 0.7 * height).nonzero()[0] / width
     assert axes.min() < 0.2
     assert 0.4 < axes.max() < 0.7
+
+
+def test_a_log_that_cannot_be_written_does_not_end_training(tmp_path, capsys):
+    plan = training_plan(epochs=3, steps_per_epoch=1)
+    for name in ("log.jsonl", "progress.png"):
+        (tmp_path / "fold_0" / name / "in the way").mkdir(parents=True)
+    state = start(plan, store_of(tmp_path, plan), tmp_path / "fold_0")
+    assert state.done == 3
+    assert (tmp_path / "fold_0" / FINAL).is_file()
+    told = capsys.readouterr().err
+    assert [told.count(f"fold_0/{name}") for name in ("log.jsonl", "progress.png")] == [1, 1]
 
 
 def test_the_title_names_the_run(tmp_path, monkeypatch):
@@ -180,7 +191,9 @@ def test_a_slow_epoch_shows_its_steps(
         for done, seconds in enumerate((60, 25, 25), start=1):
             step_clock.seconds += seconds
             heartbeat.beat(STATE, done)
-    assert capsys.readouterr().err.splitlines() == [
+    *lines, warning = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: a step takes 25 s")  # more than half of a cluster's 30
+    assert lines == [
         "training fold 0: epoch 1 of 1000, step 1 of 250, 1 min 00 s a step, about 173 days 14 h "
         "left",
         "training fold 0: epoch 1 of 1000, step 2 of 250, 25 s a step, about 72 days 8 h left",

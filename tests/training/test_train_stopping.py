@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autoseg.augmentation.loader import Batch
-from autoseg.common.errors import RunError, Stopped
+from autoseg.common.errors import ENDING, RunError, Stopped
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.plan.plan import Plan
@@ -36,12 +36,13 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+    ("number", "name"),
+    [(signal.SIGINT, "Ctrl-C"), *((number, number.name) for number in ENDING)],
 )
 def test_a_signal_requests_a_stop(
     capfd: pytest.CaptureFixture[str], number: signal.Signals, name: str
 ) -> None:
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(n) for n in (signal.SIGINT, *ENDING)]
     with StopSignals() as stop:
         stop.check()
         send(number)
@@ -49,7 +50,17 @@ def test_a_signal_requests_a_stop(
         assert capfd.readouterr().err == STOPPING
         with pytest.raises(StopRequested):
             stop.check()
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(n) for n in (signal.SIGINT, *ENDING)] == before
+
+
+def test_a_signal_is_received_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(number: int, text: bytes) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "write", fail)
+    with StopSignals() as stop:
+        send(signal.SIGTERM)
+        assert stop.name == "SIGTERM"
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
