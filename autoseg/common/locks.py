@@ -35,7 +35,7 @@ from autoseg.common.progress import say
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # Windows, which has no containers that share its files
+except ImportError:  # Windows, where a file that is open cannot be removed either
     fcntl = None
 
 HEARTBEAT_SECONDS = 1.0
@@ -141,13 +141,17 @@ def _acquire(lease: SoftFileLease, path: Path, what: str, wait: bool) -> int | N
                 continue
         if quiet and time.monotonic() - started > QUIET_SECONDS:
             quiet = False
-            ended = f"; if that has ended, this goes on within {LEASE_SECONDS + SOON_SECONDS:.0f} s"
-            say(f"waiting for {what}, in use by {watch.name} ({path}){ended}")
+            say(
+                f"waiting for {what}, in use by {watch.name} ({path}): wait, or stop that process; "
+                f"if it has ended, this goes on within {LEASE_SECONDS + SOON_SECONDS:.0f} s"
+            )
         time.sleep(POLL_SECONDS)
 
 
 def _hold(path: Path) -> int | None:
     """Take the kernel's lock on our own lock file and write since when; None if it has no locks."""
+    if fcntl is None:
+        return None
     with suppress(OSError):
         file = os.open(path, os.O_RDWR | os.O_APPEND)
         end = time.monotonic() + QUIET_SECONDS
@@ -241,7 +245,7 @@ class _Watch:
 def _opened(path: Path) -> Iterator[int | None]:
     """Open a lock file, for writing if possible, as NFS locks need it; None without permission."""
     file = None
-    for flags in (os.O_RDWR, os.O_RDONLY):
+    for flags in (os.O_RDWR, os.O_RDONLY) if fcntl is not None else ():
         with suppress(PermissionError):
             file = os.open(
                 path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -272,7 +276,7 @@ def _name_of(holder: OwnerRecord | None, path: Path) -> str:
         name = f"process {holder.pid}"
         if here is None or holder.hostname != here.hostname:
             name += f" on {host}" + (" (in a container)" if namespace else "")
-    with suppress(OSError, KeyError, NotImplementedError):
+    with suppress(OSError, KeyError, AttributeError):  # a user without a name; Windows
         if path.stat().st_uid != os.getuid():
             name += f" of user {path.owner()}"
     with suppress(OSError, ValueError):

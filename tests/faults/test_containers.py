@@ -25,8 +25,8 @@ from tests.faults.killing import finish
 
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 ROUNDS = int(os.environ.get("AUTOSEG_ROUNDS", "2"))
-LONGEST_SECONDS = 30.0  # from the start of a command until it goes on where another was killed
-STEPS = ("training.steps_per_epoch=6", f"training.epochs={8 + 4 * ROUNDS}")
+LONGEST_SECONDS = 30.0  # that a command may take longer because another was killed
+STEPS = (f"training.epochs={4 + 3 * ROUNDS}", "training.steps_per_epoch=2")
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(__file__).parents[2]),
     "OMP_NUM_THREADS": "1",
@@ -112,8 +112,8 @@ def test_killed_and_started_again_as_the_same_process_training_goes_on(
                 time.sleep(0.2 * rng.random())
             else:
                 assert run.process.wait(300) == 0, run.said
-    print(f"seconds to go on: {', '.join(f'{seconds:.1f}' for seconds in waits)}")
-    assert max(waits) < LONGEST_SECONDS
+    print(f"seconds until the next epoch: {', '.join(f'{seconds:.1f}' for seconds in waits)}")
+    assert max(waits) < waits[0] + LONGEST_SECONDS
     undisturbed = planned / "undisturbed" / TASK / "default" / "fold_0"
     final = "final.safetensors"
     assert (fold / final).read_bytes() == (undisturbed / final).read_bytes()
