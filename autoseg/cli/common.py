@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
 from autoseg.common.errors import (
+    DENIED,
     ENDING,
     AutosegError,
     InUse,
@@ -176,6 +177,8 @@ def _describe(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit status and message."""
     if isinstance(error, AutosegError | InUse):
         return BAD_INPUT, str(error)
+    if isinstance(error, PermissionError):
+        return BAD_INPUT, f"{error.filename}: {DENIED}"
     if is_lack_of_memory(error):
         details = f" ({error})" if str(error) else ""
         return FAILED, f"not enough memory{details}; use fewer --processes, or close other programs"
