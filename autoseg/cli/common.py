@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from autoseg.common.errors import (
     signal_handled,
     signal_name,
 )
+from autoseg.common.machine import cores, limit_threads
 from autoseg.common.progress import say, tolerate_output
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def add_options(to: argparse.ArgumentParser, options: Mapping[str, dict[str, Any
         if group := settings.pop("group", None):  # of which only one option may be given
             where = groups[group] = groups.get(group) or to.add_mutually_exclusive_group()
         where.add_argument(*names.split(), **settings)
-    to.set_defaults(processes=min(os.cpu_count() or 1, 12))
+    to.set_defaults(processes=min(cores(), 12))
 
 
 class NnunetOption(argparse.Action):
@@ -142,6 +142,7 @@ def run(
         arguments = made.parse_args(argv)
     except SystemExit as stop:  # argparse has printed help or an error
         return int(stop.code or 0)
+    limit_threads()
     try:
         with ExitStack() as stack:
             for number in ENDING:  # releases locks and ends workers

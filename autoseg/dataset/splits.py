@@ -72,10 +72,10 @@ def make_splits(
     if folds < 2:
         raise DataError(f"{counted(folds, 'fold')}: cross-validation needs at least 2")
     if len(units) < folds:
-        raise DataError(
-            f"{count_patients(cases, groups)} cannot fill {folds} folds; use fewer folds "
-            "(--set splits.folds=2), add cases, or write splits.json"
-        )
+        advice = "use fewer folds (--set splits.folds=2), add cases, or write splits.json"
+        if len(units) < 2:
+            advice = "train `fold all`, which validates nothing, or add cases"
+        raise DataError(f"{count_patients(cases, groups)} cannot fill {folds} folds; {advice}")
     order = np.arange(len(units))
     np.random.RandomState(seed).shuffle(order)  # a stream that NumPy guarantees never to change
     shuffled = [units[i] for i in order]
