@@ -174,7 +174,8 @@ def _obstacle(path: Path) -> str:
     if kind := NOT_FILES.get(stat.S_IFMT(mode)):
         return f"{kind}, not a file; remove it"
     wanted = os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK
-    return "" if os.access(path, wanted) else DENIED
+    effective = os.access in os.supports_effective_ids  # with the rights that opening it has
+    return "" if os.access(path, wanted, effective_ids=effective) else DENIED
 
 
 def printable(name: str) -> str:
