@@ -15,7 +15,7 @@ import psutil
 
 from autoseg.common.progress import say
 
-PROC = Path("/proc")  # of Linux; elsewhere there are no control groups
+PROC = Path("/proc")  # portable: without it, there are no control groups
 GB = 2**30
 QUOTAS = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))  # versions 2 and 1
 LIMITS = (

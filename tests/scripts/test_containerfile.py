@@ -69,7 +69,7 @@ def test_any_user_predicts_on_a_read_only_disk(tmp_path: Path) -> None:
     save_model(plan_of(), tmp_path / "model", "0")
     for name in ("in", "out", "tmp"):
         (tmp_path / name).mkdir()
-    write_scan(tmp_path / "in" / "a.nii.gz", np.zeros((16, 16, 16), np.int16))
+    write_scan(tmp_path / "in" / "a.nii.gz", np.arange(16**3, dtype=np.int16).reshape(16, 16, 16))
     os.chown(tmp_path / "out", 4711, 4712)
     text = CONTAINER.format(work=tmp_path, root=ROOT, python=sys.executable)
     done = subprocess.run(
