@@ -60,7 +60,8 @@ def limit_threads() -> None:
 
 def free_memory() -> int:
     """Bytes that are available to this process."""
-    return min([psutil.virtual_memory().available, *(limit - used for limit, used in _limits())])
+    free = [limit - used for limit, used in _limits()]
+    return min([int(psutil.virtual_memory().available), *free])
 
 
 def memory_limit() -> int | None:

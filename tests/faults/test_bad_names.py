@@ -47,7 +47,7 @@ def fill(folder: Path, source: Path, ending: str) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(os.path.relpath(folder / f"socket{ending}"))
     for name in (b"caf\xe9", b"new\nline", b"a", unicodedata.normalize("NFD", "Größe").encode()):
-        shutil.copy(source, os.fsencode(folder) + b"/" + name + ending.encode())
+        shutil.copy(source, folder / os.fsdecode(name + ending.encode()))
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_names_that_differ_only_in_case_are_told(short: Path) -> None:
 def test_the_commands_go_on(undisturbed: Undisturbed, short: Path) -> None:
     root = undisturbed.prepare("predict", short / "work")
     os.mkfifo(root / "in" / "fifo.nii.gz")
-    shutil.copy(SCAN, os.fsencode(root / "in") + b"/caf\xe9.nii.gz")  # ITK would abort
+    shutil.copy(SCAN, root / "in" / os.fsdecode(b"caf\xe9.nii.gz"))  # ITK would abort
     good = len(list((undisturbed.root / "out").glob("*.nii.gz")))
     ended = attempt("predict", JOBS["predict"].words(root))
     assert ended.status == 2
