@@ -3,8 +3,8 @@
 Usage: python scripts/check_portable.py [FOLDER]
 
 Windows and macOS lack what is listed in `LACKING`; a use is accepted below a test of the system
-(`hasattr`, `os.name`, `sys.platform`, `getattr` with a default) in the same function, or after a
-comment `# portable: why`. Text files are opened with their encoding, as Windows has another one.
+(`hasattr`, `os.name`, `sys.platform`, an expected ImportError or AttributeError) in the same
+function, or after a comment `# portable: why`. Text files are opened with their encoding, as Windows has another one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LACKING = {
 }
 MODULES = {"fcntl", "grp", "pwd", "resource", "termios", "pty", "tty", "syslog", "posix", "msvcrt"}
 PATHS = ("/proc", "/dev/", "/sys/", "/tmp", "/etc/", "/var/", "/usr/")
-TESTS = ("hasattr", "getattr", "os.name", "sys.platform", "platform.system")
+TESTS = ("hasattr", "ImportError", "AttributeError", "os.name", "sys.platform", "platform.system")
 MARK = "# portable:"
 OPENERS = {"open", "read_text", "write_text"}
 
@@ -54,7 +54,7 @@ def _nodes(
 ) -> Iterator[tuple[ast.AST, tuple[ast.AST, ...]]]:
     """Every node with the functions and conditions around it."""
     yield node, above
-    if isinstance(node, ast.FunctionDef | ast.If | ast.IfExp | ast.BoolOp):
+    if isinstance(node, ast.FunctionDef | ast.If | ast.IfExp | ast.Try):
         above = (*above, node)
     for child in ast.iter_child_nodes(node):
         yield from _nodes(child, above)
@@ -77,6 +77,8 @@ def _problem(node: ast.AST) -> str | None:
 
 def _without_encoding(call: ast.Call, name: str, keywords: set[str | None]) -> str | None:
     modes = [a.value for a in call.args if isinstance(a, ast.Constant)]
+    if name == "read_text" and call.args:
+        return None
     is_text = name != "open" or any(isinstance(m, str) and m in ("r", "w", "a", "x") for m in modes)
     if is_text and "encoding" not in keywords:
         return f"{name} without an encoding, which differs between systems"
