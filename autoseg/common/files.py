@@ -32,12 +32,7 @@ TEMPORARY = re.compile(rf"({re.escape(UNFINISHED)}(\d+)-)(.+)", re.DOTALL)
 CHECKSUMS = "checksums.json"
 OWN_NUMBER = f"{secrets.randbelow(10**6):06d}"  # as processes of containers may have one PID
 BYTES_AT_ONCE = 1 << 20
-NOT_FILES = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+NOT_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 NO_SUCH_FILE = "no such file"
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -171,8 +166,8 @@ def _obstacle(path: Path) -> str:
         if getattr(error, "errno", None) == errno.ELOOP:
             return "a link to itself; replace it by the file"
         return getattr(error, "strerror", "") or str(error)
-    if kind := NOT_FILES.get(stat.S_IFMT(mode)):
-        return f"{kind}, not a file; remove it"
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return f"{NOT_FILES.get(stat.S_IFMT(mode), 'a device')}, not a file; remove it"
     wanted = os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK
     effective = os.access in os.supports_effective_ids  # with the rights that opening it has
     return "" if os.access(path, wanted, effective_ids=effective) else DENIED
