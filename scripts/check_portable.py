@@ -4,7 +4,7 @@ Usage: python scripts/check_portable.py [FOLDER]
 
 Windows and macOS lack what is listed in `LACKING`; a use is accepted below a test of the system
 (`hasattr`, `os.name`, `sys.platform`, an expected ImportError or AttributeError) in the same
-function, or after a comment `# portable: why`. Text files need an encoding: Windows has another one.
+function, or after a comment `# portable: why`. Text files need an encoding.
 """
 
 from __future__ import annotations

@@ -62,8 +62,7 @@ def find_cases(folder: Path, declared: Declaration) -> tuple[tuple[Case, ...], l
             f"{LABELS}/CASE.nii.gz beside it, or a folder per case with imaging.nii.gz and "
             f"segmentation.nii.gz (endings: {', '.join(ENDINGS)})"
         )
-    for pair in alike(case.name for case in cases):
-        message = f"{pair} differ only in case; on a disk that ignores case, rename one of them"
+    for message in alike(case.name for case in cases):
         problems.append(Problem("", "", "names", "warning", message))
     if not problems and declared.case_count not in (None, len(cases)):
         message = f"dataset.json declares numTraining {declared.case_count}; found {len(cases)}"

@@ -62,11 +62,12 @@ def composed(name: str) -> str:
 
 
 def alike(names: Iterable[str]) -> list[str]:
-    """Names that differ only in case, such as `Case1 and case1`."""
+    """A message for each group of names that differ only in case."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         found[name.casefold()].append(name)
-    return [" and ".join(group) for group in found.values() if len(group) > 1]
+    advice = "differ only in case; on a disk that ignores case, rename one of them"
+    return [f"{' and '.join(group)} {advice}" for group in found.values() if len(group) > 1]
 
 
 def check_header(path: Path) -> None:

@@ -22,7 +22,6 @@ from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError
-from autoseg.common.files import is_there
 from autoseg.common.progress import by_axis, note
 from autoseg.image.formats import PACKED_AT_MOST, TAKEN_AS_LPS, ending_of
 from autoseg.image.geometry import DIRECTION_TOLERANCE, Geometry, geometry_of
@@ -131,7 +130,7 @@ def voxel_file(path: Path) -> Path:
     if ending_of(path) != ".hdr":
         return path
     beside = [path.with_suffix(ending) for ending in DATA_ENDINGS]
-    if found := next((file for file in beside if is_there(file)), None):
+    if found := next((file for file in beside if file.is_file()), None):
         return found
     raise DataError(f"{path}: its voxels, {beside[0].name}, are missing; copy them beside it")
 

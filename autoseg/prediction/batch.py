@@ -28,7 +28,6 @@ from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, noted, on_terminal, progress, say, shown
 from autoseg.image.dicom import modality_of
 from autoseg.image.dicom_series import Series
-from autoseg.image.formats import alike
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, read_image, read_label
 from autoseg.image.label_writer import write_label
@@ -202,8 +201,6 @@ def predict_cases(
     taken = {} if overwrite else record.taken(uids or {})  # anonymised patients may share an id
     inputs = {name: files for name, files in inputs.items() if name not in taken}
     outcome = Outcome(refused={**(refused or {}), **taken})
-    for pair in alike(inputs):
-        say(f"warning: {pair} differ only in case; on a disk that ignores case, rename one of them")
     with (
         closing(CaseQueue(out, inputs, outputs, record, overwrite)) as queue,
         progress("predicting", len(queue.wanted)) as bar,

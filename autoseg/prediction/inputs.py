@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 
 from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
-from autoseg.common.progress import COPIES
+from autoseg.common.progress import COPIES, note
 from autoseg.dataset.layouts import IMAGE_STEM, LABEL_STEM
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
-from autoseg.image.formats import ENDINGS, composed, ending_of, stem_of
+from autoseg.image.formats import ENDINGS, alike, composed, ending_of, stem_of
 from autoseg.prediction.studies import Choice, Scan, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -223,6 +223,8 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
                 found.refused.setdefault(name, reason)
         if name not in found.refused:
             found.cases[name] = tuple(files[channel] for channel in sorted(files))
+    for message in alike(found.cases):
+        note(message)
     return found
 
 
