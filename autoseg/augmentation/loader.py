@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import math
 import multiprocessing
 import os
 import queue
@@ -26,8 +27,9 @@ from threadpoolctl import ThreadpoolController
 from autoseg.augmentation.on_device import postpone
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.augmentation.transforms import Augmenter, Sides
-from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled, signal_name
-from autoseg.common.parallel import exit_with_parent
+from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled
+from autoseg.common.machine import GB, fitting
+from autoseg.common.parallel import cause_of_death, exit_with_parent
 from autoseg.common.progress import waited
 from autoseg.plan.plan import Plan
 
@@ -38,6 +40,9 @@ Batch = dict[str, Any]
 Failure = dict[str, str]  # what a worker sends if it cannot make a batch
 
 WAITING_PER_WORKER = 1  # batches, beside the one being sent and the one being made
+WORKER_GB = 0.4  # with torch and without patches
+COPIES = 8  # of a batch in a worker: made, waiting, being sent, and temporary ones
+FLOAT = 4  # bytes
 SECONDS_TO_DIE = 10.0  # after the pipe of a worker was closed
 
 
@@ -65,6 +70,10 @@ def batches(
     Raises:
         RunError: from the stream, if a batch cannot be made or a worker died.
     """
+    if workers > 1:
+        values = sampler.sampling.batch_size * math.prod(sampler.sampling.patch_size)
+        each = round(WORKER_GB * GB) + COPIES * FLOAT * values
+        workers = fitting(workers, each, "augmentation workers")
     loader = BatchLoader(sampler, plan, first, workers, places, augment)
     if workers == 0:
         yield _checked(loader)
@@ -236,7 +245,7 @@ def _death_of(processes: Sequence[BaseProcess]) -> RunError:
     for process in processes:
         if process.sentinel in dead:
             process.join()
-            return RunError(f"an augmentation worker {_cause_of_death(process.exitcode)}")
+            return RunError(f"an augmentation worker {cause_of_death(process.exitcode)}")
     return RunError("an augmentation worker closed its pipe; run again")
 
 
@@ -268,11 +277,3 @@ def live_with_parent() -> None:
     for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
     exit_with_parent()
-
-
-def _cause_of_death(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
-        return f"ended with exit status {exit_code}; see the output above for its error message"
-    if (name := signal_name(-exit_code)) == "SIGKILL":
-        return "was killed (SIGKILL), usually because memory ran out; use fewer --processes"
-    return f"was ended by {name}; run again, with fewer --processes if it happens again"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
 from autoseg.common.errors import (
+    DENIED,
     AutosegError,
     InUse,
     Stopped,
     is_lack_of_memory,
     stopped_by_signals,
 )
+from autoseg.common.machine import cores, limit_threads
 from autoseg.common.progress import say, tolerate_output
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def add_options(to: argparse.ArgumentParser, options: Mapping[str, dict[str, Any
         if group := settings.pop("group", None):  # of which only one option may be given
             where = groups[group] = groups.get(group) or to.add_mutually_exclusive_group()
         where.add_argument(*names.split(), **settings)
-    to.set_defaults(processes=min(os.cpu_count() or 1, 12))
+    to.set_defaults(processes=min(cores(), 12))
 
 
 class NnunetOption(argparse.Action):
@@ -132,6 +133,7 @@ def run(
         arguments = made.parse_args(argv)
     except SystemExit as stop:  # argparse has printed help or an error
         return int(stop.code or 0)
+    limit_threads()
     try:
         with stopped_by_signals(how_to_continue):  # releases locks and ends workers
             return command(arguments)
@@ -165,6 +167,8 @@ def _describe(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit status and message."""
     if isinstance(error, AutosegError | InUse):
         return BAD_INPUT, str(error)
+    if isinstance(error, PermissionError):
+        return BAD_INPUT, f"{error.filename}: {DENIED}"
     if is_lack_of_memory(error):
         details = f" ({error})" if str(error) else ""
         return FAILED, f"not enough memory{details}; use fewer --processes, or close other programs"

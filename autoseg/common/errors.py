@@ -13,6 +13,8 @@ from typing import Any
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 DISTRIBUTION = "autoseg-med"  # the package's name for pip; "autoseg" is another project's
 
+DENIED = "permission denied; ask its owner for access"
+
 # How the loader, threads, C++, torch and ITK report that memory ran out.
 OUT_OF_MEMORY_SIGNS = (
     *("failed to map segment", "Cannot allocate memory", "can't start new thread"),

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.errors import DENIED, AutosegError, DataError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -31,6 +32,9 @@ TEMPORARY = re.compile(rf"({re.escape(UNFINISHED)}(\d+)-)(.+)", re.DOTALL)
 CHECKSUMS = "checksums.json"
 OWN_NUMBER = f"{secrets.randbelow(10**6):06d}"  # as processes of containers may have one PID
 BYTES_AT_ONCE = 1 << 20
+NOT_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+NO_SUCH_FILE = "no such file"
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # JSON escapes line breaks in strings: an actual line break is always layout.
 PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")
@@ -40,18 +44,26 @@ PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
-    Both names have the same ending, by which image writers choose the format.
+    Both names have the same ending, by which image writers choose the format. The file gets the
+    permissions of any new file there (the umask, or the folder's default ACL), also where a library
+    makes its files private.
 
     Raises:
         AutosegError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    if not is_utf8(path):
+        raise AutosegError(f"cannot write {obstacle(path)}")
     temporary = temporary_for(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         check_guards(path)
@@ -127,6 +139,67 @@ def remove_leftovers(folder: Path, of: Iterable[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
+def obstacle(path: Path) -> str:
+    """The path and why it cannot be read; empty for a file or folder that can be read.
+
+    Nothing is opened: opening a named pipe would wait for another process. ITK aborts the process
+    on names that are not UTF-8, and a line break in a name would break lists and tables.
+    """
+    reason = _obstacle(path)
+    return f"{printable(str(path))}: {reason}" if reason else ""
+
+
+def _obstacle(path: Path) -> str:
+    if not is_utf8(path):
+        return "its name is not UTF-8; rename it"
+    if CONTROL_CHARACTER.search(path.name):
+        return "its name contains a control character, such as a line break; rename it"
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        if os.path.islink(path) and isinstance(error, FileNotFoundError):
+            return f"a link to nothing ({os.readlink(path)}); fetch the file, or mount its folder"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return NO_SUCH_FILE
+        if isinstance(error, PermissionError):
+            return DENIED
+        if getattr(error, "errno", None) == errno.ELOOP:
+            return "a link to itself; replace it by the file"
+        return getattr(error, "strerror", "") or str(error)
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return f"{NOT_FILES.get(stat.S_IFMT(mode), 'a device')}, not a file; remove it"
+    wanted = os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK
+    effective = os.access in os.supports_effective_ids  # with the rights that opening it has
+    return "" if os.access(path, wanted, effective_ids=effective) else DENIED
+
+
+def printable(name: str) -> str:
+    """A name with escapes for control characters and for what is not UTF-8."""
+    name = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return CONTROL_CHARACTER.sub(lambda found: ascii(found[0])[1:-1], name)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists.
+
+    Raises:
+        DataError: it exists, but cannot be read.
+    """
+    reason = obstacle(path)
+    if reason and not reason.endswith(NO_SUCH_FILE):
+        raise DataError(reason)
+    return not reason
+
+
+def is_utf8(path: Path | str) -> bool:
+    """Whether the name of a file can be written as UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
@@ -179,10 +252,10 @@ def read_json(path: Path) -> Any:
     Raises:
         AutosegError: the file is missing or not valid JSON; the message names the line.
     """
+    if not is_there(path):
+        raise AutosegError(f"{path} is missing")
     try:
         text = read_text(path)
-    except FileNotFoundError as error:
-        raise AutosegError(f"{path} is missing") from error
     except (OSError, UnicodeDecodeError) as error:
         raise AutosegError(f"cannot read {path}: {error}") from error
     return parse_json(text, str(path))

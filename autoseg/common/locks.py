@@ -276,7 +276,7 @@ def _name_of(holder: OwnerRecord | None, path: Path) -> str:
         name = f"process {holder.pid}"
         if here is None or holder.hostname != here.hostname:
             name += f" on {host}" + (" (in a container)" if namespace else "")
-    with suppress(OSError, KeyError, AttributeError):  # a user without a name; Windows
+    with suppress(OSError, KeyError, NotImplementedError, AttributeError):  # on Windows
         if path.stat().st_uid != os.getuid():
             name += f" of user {path.owner()}"
     with suppress(OSError, ValueError):

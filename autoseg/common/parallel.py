@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -18,7 +19,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from autoseg.common.errors import ENDING, RunError
+from autoseg.common.errors import ENDING, RunError, signal_name
+from autoseg.common.machine import fitting, memory_of_this_process, why_killed
 from autoseg.common.progress import Progress, progress, waited
 
 Item = TypeVar("Item")
@@ -29,6 +31,32 @@ Result = TypeVar("Result")
 WORKER_START_SECONDS = 3.0
 SIGNAL_SECONDS = 0.5  # until a signal that ended a worker has reached this process as well
 CLEAN_UP_SECONDS = 5.0  # for a worker to remove its unfinished files
+UNGUARDED = 87  # exit status of a worker that would run the user's script once more
+
+
+def check_guard() -> None:
+    """End a worker process that runs the user's script, as it has no `if __name__ == ...`.
+
+    Spawned processes import the script first. If that starts worker processes again, there would
+    be no end of them.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # still starting
+        sys.exit(UNGUARDED)
+
+
+def cause_of_death(exit_code: int | None) -> str:
+    """How a worker process ended that should not have ended, and what to do."""
+    if exit_code == UNGUARDED:
+        script = getattr(sys.modules["__main__"], "__file__", "the script")
+        return (
+            f"would run {script} again, because it imports it; move what it does into a function "
+            '`main`, and end it with these two lines:\nif __name__ == "__main__":\n    main()'
+        )
+    if exit_code is None or exit_code >= 0:
+        return f"ended with exit status {exit_code}; see the output above for its error message"
+    if (name := signal_name(-exit_code)) == "SIGKILL":
+        return f"was killed (SIGKILL), {why_killed()}; use fewer --processes"
+    return f"was ended by {name}; run again, with fewer --processes if it happens again"
 
 
 def in_parallel(
@@ -42,6 +70,7 @@ def in_parallel(
     Raises:
         RunError: a worker process was killed.
     """
+    check_guard()
     if not items:
         return []
     with progress(job, len(items)) as bar:
@@ -51,7 +80,10 @@ def in_parallel(
         rest = items[1:]
         expected = (time.perf_counter() - started) * len(rest)
         if processes > 1 and expected >= WORKER_START_SECONDS:
-            return results + _in_workers(function, rest, min(processes, len(rest)), job, bar)
+            each = memory_of_this_process()
+            processes = fitting(min(processes, len(rest)), each, f"worker processes of {job!r}")
+        if processes > 1 and expected >= WORKER_START_SECONDS:
+            return results + _in_workers(function, rest, processes, job, bar)
         for item in rest:
             results.append(function(item))
             bar.advance()
@@ -94,9 +126,9 @@ def _in_workers(
         return [results[index] for index in range(len(items))]
     except (EOFError, ConnectionError) as error:
         time.sleep(SIGNAL_SECONDS)
-        raise RunError(
-            f"{job}: a worker was killed, most often because memory ran out; use fewer --processes"
-        ) from error
+        codes = [each.exitcode for each in workers.values() if each.exitcode is not None]
+        cause = cause_of_death(codes[0] if codes else None)
+        raise RunError(f"{job}: a worker process {cause}") from error
     finally:
         for connection, each in workers.items():
             connection.close()  # an idle worker ends

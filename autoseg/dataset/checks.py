@@ -156,12 +156,18 @@ def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
 
 
 def _absent_labels(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    present = {value for case in facts.values() for value in case.voxels}
-    return [
-        _warning("absent label", f"no usable case has the label {name!r}")
-        for name, values in task.labels.items()
-        if not present.intersection(values)
-    ]
+    problems = []
+    for name, values in task.labels.items():
+        having = [case for case, found in facts.items() if found.voxels.keys() & set(values)]
+        if not having:
+            problems.append(_warning("absent label", f"no usable case has the label {name!r}"))
+        elif len(having) == 1 < len(facts):
+            message = (
+                f"only this case has the label {name!r}: the fold that validates it never trains "
+                "the label; add cases, or train `fold all`"
+            )
+            problems.append(_warning("rare label", message, having[0]))
+    return problems
 
 
 def _duplicates(facts: Mapping[str, CaseFacts]) -> list[Problem]:

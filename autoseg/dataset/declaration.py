@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json
-from autoseg.image.formats import stem_of
+from autoseg.image.formats import composed, stem_of
 from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.plan.codes import SegmentCode, check_codes
 
@@ -325,7 +325,7 @@ def _group_pattern(groups: dict[str, Any]) -> str | None:
 def _groups(declared: dict[str, str | int | list[str]]) -> dict[str, str]:
     """Return case -> patient for either direction of the mapping."""
     if not any(isinstance(patient, list) for patient in declared.values()):
-        return {case: str(patient) for case, patient in declared.items()}
+        return {composed(case): str(patient) for case, patient in declared.items()}
     groups: dict[str, str] = {}
     for patient, cases in declared.items():
         if not isinstance(cases, list):
@@ -333,7 +333,7 @@ def _groups(declared: dict[str, str | int | list[str]]) -> dict[str, str]:
                 f'"groups" must map either cases to patients or patients to lists of cases; '
                 f'found both, as "{patient}": {shown(cases)}'
             )
-        for case in cases:
+        for case in map(composed, cases):
             if groups.setdefault(case, patient) != patient:
                 raise ValueError(
                     f'"groups" assigns case {case} to {groups[case]} and {patient}; choose one'

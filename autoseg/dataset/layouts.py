@@ -12,7 +12,7 @@ from typing import Any
 
 from autoseg.common.arrays import count_labels
 from autoseg.common.errors import DataError
-from autoseg.common.files import read_json
+from autoseg.common.files import NO_SUCH_FILE, obstacle, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import (
     DATASET_FILE,
@@ -22,7 +22,7 @@ from autoseg.dataset.declaration import (
     declaration_of,
 )
 from autoseg.dataset.problems import Problem, shown_path
-from autoseg.image.formats import ENDINGS, ending_of, stem_of
+from autoseg.image.formats import ENDINGS, alike, composed, ending_of, stem_of
 from autoseg.image.image import read_label
 
 IMAGES, LABELS = "imagesTr", "labelsTr"  # folders of the Decathlon and nnU-Net
@@ -62,6 +62,8 @@ def find_cases(folder: Path, declared: Declaration) -> tuple[tuple[Case, ...], l
             f"{LABELS}/CASE.nii.gz beside it, or a folder per case with imaging.nii.gz and "
             f"segmentation.nii.gz (endings: {', '.join(ENDINGS)})"
         )
+    for message in alike(case.name for case in cases):
+        problems.append(Problem("", "", "names", "warning", message))
     if not problems and declared.case_count not in (None, len(cases)):
         message = f"dataset.json declares numTraining {declared.case_count}; found {len(cases)}"
         problems.append(Problem("", declared.path.name, "count", "warning", message))
@@ -92,7 +94,12 @@ def _listed_cases(
 
 
 def _resolve(folder: Path, written: str) -> Path:
-    return folder / os.path.expandvars(written)
+    """The file, also if its name has composed characters on the disk, and not in dataset.json."""
+    path = folder / os.path.expandvars(written)
+    if path.name.isascii() or os.path.lexists(path):
+        return path
+    same = (entry for entry in _visible(path.parent) if composed(entry.name) == composed(path.name))
+    return next(same, path)
 
 
 def _expand(image: Path, channels: int) -> tuple[Path, ...]:
@@ -108,11 +115,14 @@ def _expand(image: Path, channels: int) -> tuple[Path, ...]:
 
 def _missing_files(case: Case, folder: Path) -> list[Problem]:
     kinds = [*((image, "image") for image in case.images), (case.label, "label")]
-    return [
-        _missing(case.name, kind, shown_path(path, folder))
-        for path, kind in kinds
-        if not os.path.exists(path)  # unlike Path.exists, false for invalid names
-    ]
+    problems = []
+    for path, kind in kinds:
+        file = shown_path(path, folder)
+        if (reason := obstacle(path)).endswith(NO_SUCH_FILE):
+            problems.append(_missing(case.name, kind, file))
+        elif reason:
+            problems.append(Problem(case.name, file, "unreadable", "error", reason))
+    return problems
 
 
 def _missing(case: str, kind: str, file: str) -> Problem:

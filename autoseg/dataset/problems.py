@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoseg.common.errors import DataError
-from autoseg.common.files import write_json
+from autoseg.common.files import printable, write_json
 from autoseg.common.progress import counted
 
 MOST_NAMED = 10
@@ -79,7 +79,8 @@ def join_names(names: Sequence[str], most: int = MOST_NAMED) -> str:
 
 def shown_path(path: Path, folder: Path) -> str:
     """Return `path` relative to the task folder if it lies inside."""
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    inside = path.is_relative_to(folder)
+    return printable(path.relative_to(folder).as_posix() if inside else str(path))
 
 
 def problems_table(problems: Sequence[Problem]) -> str:

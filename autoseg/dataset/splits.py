@@ -16,6 +16,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import join_names
+from autoseg.image.formats import composed
 
 SPLITS_FILE = "splits.json"
 NNUNET_FILE_NAME = "splits_final.json"
@@ -71,10 +72,10 @@ def make_splits(
     if folds < 2:
         raise DataError(f"{counted(folds, 'fold')}: cross-validation needs at least 2")
     if len(units) < folds:
-        raise DataError(
-            f"{count_patients(cases, groups)} cannot fill {folds} folds; use fewer folds "
-            "(--set splits.folds=2), add cases, or write splits.json"
-        )
+        advice = "use fewer folds (--set splits.folds=2), add cases, or write splits.json"
+        if len(units) < 2:
+            advice = "train `fold all`, which validates nothing, or add cases"
+        raise DataError(f"{count_patients(cases, groups)} cannot fill {folds} folds; {advice}")
     order = np.arange(len(units))
     np.random.RandomState(seed).shuffle(order)  # a stream that NumPy guarantees never to change
     shuffled = [units[i] for i in order]
@@ -198,6 +199,7 @@ def _names(fold: Any, key: str, where: str) -> list[str]:
     names = fold.get(key) if isinstance(fold, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f'{where}: "{key}" must be a list of case names')
+    names = [composed(name) for name in names]
     if not names:
         raise DataError(f'{where}: "{key}" is empty; it needs at least one case')
     if repeated := sorted(name for name, count in Counter(names).items() if count > 1):

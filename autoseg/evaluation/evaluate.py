@@ -9,6 +9,7 @@ from math import hypot, prod
 from pathlib import Path
 
 from autoseg.common.errors import DataError
+from autoseg.common.files import obstacle
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import join_names
@@ -64,7 +65,7 @@ def evaluate_folders(
         RunError: a worker process was killed.
     """
     truth, predicted = Path(truth), Path(predicted)
-    pairs, missing, extra = _pair(truth, predicted)
+    pairs, missing, extra, refused = _pair(truth, predicted)
     if missing:
         total = counted(len(pairs) + len(missing), "case")
         say(f"warning: no prediction for {len(missing)} of {total}: {join_names(missing)}")
@@ -78,7 +79,7 @@ def evaluate_folders(
     )
     cases = [each for each in found if isinstance(each, CaseScores)]
     names = [stem_of(reference) for reference, _ in pairs]
-    refused = {n: str(e) for n, e in zip(names, found, strict=True) if isinstance(e, DataError)}
+    refused |= {n: str(e) for n, e in zip(names, found, strict=True) if isinstance(e, DataError)}
     if not cases:
         raise DataError(next(iter(refused.values())))
     for name, reason in refused.items():
@@ -171,17 +172,31 @@ def label_maps(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _pair(reference: Path, predicted: Path) -> tuple[list[LabelMapPair], list[str], list[str]]:
-    """The files to compare, the cases without a prediction, and those without a reference."""
+def _pair(
+    reference: Path, predicted: Path
+) -> tuple[list[LabelMapPair], list[str], list[str], dict[str, str]]:
+    """The files to compare, the cases without a prediction, those without a reference, and those
+    with a file that cannot be read -> why.
+    """
     references, predictions = label_maps(reference), label_maps(predicted)
+    refused = {
+        case: reason
+        for case, path in [*predictions.items(), *references.items()]
+        if (reason := obstacle(path))
+    }
+    for case in refused:
+        references.pop(case, None)
+        predictions.pop(case, None)
     pairs = [(path, predictions[case]) for case, path in references.items() if case in predictions]
+    if not pairs and refused:
+        raise DataError("; ".join(refused.values()))
     if not pairs:
         raise DataError(
             f"{predicted}: no prediction has the name of a reference in {reference} "
             f"({join_names(list(predictions))} / {join_names(list(references))}); rename them"
         )
     missing = [case for case in references if case not in predictions]
-    return pairs, missing, [case for case in predictions if case not in references]
+    return pairs, missing, [case for case in predictions if case not in references], refused
 
 
 def _warn_of_absent(cases: Sequence[CaseScores], labels: ScoredClasses) -> None:

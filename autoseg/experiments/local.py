@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 
 from autoseg.common.errors import ENDING, signal_name
+from autoseg.common.machine import THREAD_LIMITS, cores, why_killed
 from autoseg.common.progress import counted, say, waited
 from autoseg.experiments.attempt import IN_USE, RunOrder, make_orders
 from autoseg.experiments.results import gather
@@ -26,12 +27,6 @@ from autoseg.experiments.study import Study
 from autoseg.workflow.workspace import Workspace
 
 COMMAND = (sys.executable, "-m", "autoseg.experiments.attempt")
-THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-)
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -71,7 +66,7 @@ def run_studies(
 
 def choose_threads(runs: Sequence[StudyRun], workspace: Workspace, jobs: int) -> int:
     """Computing threads of each run: those of earlier runs, as they change the last digits."""
-    share = max(1, (os.cpu_count() or 1) // jobs)
+    share = max(1, cores() // jobs)
     records = [read_record(run.folder(workspace)) for run in runs]
     used = Counter(record.threads for record in records if record and record.threads)
     if not used:
@@ -202,7 +197,7 @@ def describe_exit(status: int) -> str:
     if status >= 0:
         return f"its process ended with exit status {status}"
     name = signal_name(-status)
-    hint = ", most often because memory ran out" if name == "SIGKILL" else ""
+    hint = f", {why_killed()}" if name == "SIGKILL" else ""
     return f"its process was ended by {name}{hint}"
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError, DataError, VoxelError
-from autoseg.common.files import dataclass_from_json, read_json, to_json, write_json
+from autoseg.common.files import dataclass_from_json, obstacle, read_json, to_json, write_json
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import noted
 from autoseg.dataset.checks import CaseFacts, check_case, check_task
@@ -58,7 +58,7 @@ def survey(
     Raises:
         RunError: a worker process was killed, usually because memory ran out.
     """
-    found = {case.name: _recall(task, case, cache) for case in task.cases}
+    found = {case.name: _blocked(task, case) or _recall(task, case, cache) for case in task.cases}
     new = [case for case in task.cases if found[case.name] is None]
     # without the list of cases, which would be sent to a worker with each case
     work = partial(_read_case, replace(task, cases=(), groups={}), cache=cache)
@@ -135,6 +135,13 @@ def _check_and_measure(
         return _CaseSurvey(problems)
     figures, samples = measure(image, label, voxels, task.labels, task.ignore_label)
     return _CaseSurvey(problems, figures, samples)
+
+
+def _blocked(task: Task, case: Case) -> _CaseSurvey | None:
+    """The problems of a case with a file that cannot be opened, such as a link to nothing."""
+    found = [(path, reason) for path in (*case.images, case.label) if (reason := obstacle(path))]
+    problems = [_unreadable(task, case, path, DataError(reason)) for path, reason in found]
+    return _CaseSurvey(tuple(problems)) if problems else None
 
 
 def _recall(task: Task, case: Case, cache: Path | None) -> _CaseSurvey | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
+from autoseg.common.files import obstacle
 from autoseg.common.progress import counted, note
 from autoseg.image.dicom_series import GROUPS, Series, Slice, check_stack, joined
 from autoseg.image.formats import ending_of
@@ -111,14 +112,22 @@ def dicom_files(folder: Path) -> list[Path]:
     """The DICOM files in a folder, without subfolders and hidden files.
 
     Files that are named like one are included, so that damaged ones are reported.
+
+    Raises:
+        DataError: one that is named like the others is no file, or cannot be read.
     """
-    files = [
+    entries = [
         entry
         for entry in sorted(folder.iterdir())
-        if not entry.name.startswith(".") and not ending_of(entry) and entry.is_file()
+        if not entry.name.startswith(".") and not ending_of(entry)
     ]
+    reasons = {entry: reason for entry in entries if (reason := obstacle(entry))}
+    files = [entry for entry in entries if entry not in reasons and entry.is_file()]
     found = {file for file in files if DICOM_NAME.fullmatch(file.name) or is_dicom(file)}
     patterns = {_pattern(file) for file in found} - {None}
+    for entry, reason in reasons.items():
+        if DICOM_NAME.fullmatch(entry.name) or _pattern(entry) in patterns:
+            raise DataError(reason)
     return [file for file in files if file in found or _pattern(file) in patterns]
 
 

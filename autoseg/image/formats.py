@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from autoseg.common.errors import DataError
+from autoseg.common.files import obstacle, printable
 from autoseg.common.progress import by_axis, note
 
 # 3D Slicer names its segmentations CASE.seg.nrrd; it comes before .nrrd, as the longer ending.
@@ -45,8 +49,25 @@ def ending_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """The file name without its image ending."""
-    return path.name[: len(path.name) - len(ending_of(path))]
+    """The file name without its image ending, see `composed`."""
+    return composed(path.name[: len(path.name) - len(ending_of(path))])
+
+
+def composed(name: str) -> str:
+    """A name with composed characters (Unicode's NFC), and escapes where it cannot be printed.
+
+    macOS and some archives write an accent as a character of its own (NFD): the same name.
+    """
+    return unicodedata.normalize("NFC", printable(name))
+
+
+def alike(names: Iterable[str]) -> list[str]:
+    """A message for each group of names that differ only in case."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        found[name.casefold()].append(name)
+    advice = "differ only in case; on a disk that ignores case, rename one of them"
+    return [f"{' and '.join(group)} {advice}" for group in found.values() if len(group) > 1]
 
 
 def check_header(path: Path) -> None:
@@ -173,8 +194,8 @@ def _check_data_file(path: Path, name: str) -> None:
     if "/" in name or "\\" in name or name.startswith(".."):
         raise ValueError(f"its data file is {name}; only a file beside the header is read")
     first = name.split()[0] if name.split() else ""
-    if first != "LIST" and "%" not in first and not (path.parent / name).is_file():
-        raise ValueError(f"its data file {name} is missing")
+    if first != "LIST" and "%" not in first and (reason := obstacle(path.parent / name)):
+        raise ValueError(f"its data file {reason}")
 
 
 def _check_length(claimed: int, found: int, packed: bool) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError, is_lack_of_memory
+from autoseg.common.files import obstacle
 from autoseg.common.progress import note
 from autoseg.image.dicom import find_volume, is_dicom, read_series
 from autoseg.image.dicom_series import Series, Source
@@ -263,8 +264,8 @@ def _is_one_file(path: Path) -> bool:
 
 
 def _must_exist(path: Path) -> None:
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
+    if reason := obstacle(path):
+        raise DataError(reason)
     if not path.is_dir() and not ending_of(path) and not is_dicom(path):
         raise DataError(f"{path}: unknown file type; use one of {', '.join(ENDINGS)}, or DICOM")
 

@@ -105,7 +105,7 @@ def _add(file: zipfile.ZipFile, name: str, content: Content) -> dict[str, Any]:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
         info.file_size = source.tell()
         source.seek(0)
-        with file.open(info, "w") as target:
+        with file.open(info, "w") as target:  # portable: a member of a zip file, in bytes
             shutil.copyfileobj(source, target)
     return {"size": info.file_size, "sha256": digest}
 

@@ -12,7 +12,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import cannot_write, replacing
+from autoseg.common.files import cannot_write, is_there, replacing
 
 Tensors = dict[str, Tensor]
 DAMAGES = (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError)
@@ -38,12 +38,12 @@ def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
     Raises:
         AutosegError: missing or damaged.
     """
+    if not is_there(path):
+        raise AutosegError(f"{path} is missing")
     try:
         with safe_open(path, framework="pt") as file:
             state = _state_of((file.metadata() or {})["state"])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise AutosegError(f"{path} is missing") from error
     except DAMAGES as error:
         raise _damaged(path, error) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import parse_json, read_json, sha256_of
+from autoseg.common.files import is_there, parse_json, read_json, sha256_of
 from autoseg.models.archive import Archive, is_archive, open_archive
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import parse_plan
@@ -63,12 +63,17 @@ class FolderFiles:
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        """Whether a file exists."""
-        return self.path(name).is_file()
+        """Whether a file or folder exists.
+
+        Raises:
+            AutosegError: it cannot be read, such as a link to nothing.
+        """
+        return is_there(self.path(name))
 
     def folds(self) -> list[str]:
         """Names of the finished folds, sorted: `0`, `1`, ..., `all`."""
-        return [fold for fold in folds_in(self.folder) if self.has(weights_name(fold))]
+        found = [fold for fold in folds_in(self.folder) if self.has(fold_name(fold))]
+        return [fold for fold in found if self.has(weights_name(fold))]
 
     def json(self, name: str) -> Any:
         """The content of a JSON file."""

@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError
+from autoseg.common.machine import THREAD_LIMITS, cores
+
+PROCESS = os.getpid()  # that imported this module: another one was forked from it
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -28,7 +31,20 @@ def pick_device(name: str | None) -> torch.device:
     name = "cuda:0" if name == "cuda" else name or available[0]
     if name not in available:
         raise AutosegError(f"--device {name} is not available; choose from {', '.join(available)}")
+    limit_torch()
     return torch.device(name)
+
+
+def limit_torch() -> None:
+    """Compute with at most `cores()` threads; in a forked process with one.
+
+    A fork copies the state of torch's OpenMP threads, but not the threads, and would wait for them
+    for ever.
+    """
+    if os.getpid() != PROCESS:
+        torch.set_num_threads(1)
+    elif THREAD_LIMITS[0] not in os.environ and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
 
 
 def autocast_type(device: torch.device, precision: str) -> torch.dtype:
@@ -107,4 +123,4 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{platform.machine()} with {os.cpu_count()} cores, {threads} threads, {device.type}"
+    return f"{platform.machine()} with {cores()} cores, {threads} threads, {device.type}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import operator
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -114,20 +115,27 @@ class OpenVinoNetwork:
     def __init__(self, network: UNet, patch: Triple, precision: torch.dtype, frees: bool) -> None:
         self.precision, self.frees = precision, frees
         self.graph = to_openvino(openvino(), network, patch)
-        self.lock = Lock()  # OpenVINO refuses a second call while a first one runs
+        self.ready: dict[int, tuple[Any, Lock]] = {}
 
-    @cached_property
-    def compiled(self) -> Any:
-        """The graph, compiled for this CPU at its first use."""
-        return _compile(self.graph, self.precision, NUM_STREAMS=1)
+    def compiled(self) -> tuple[Any, Lock]:
+        """The graph, compiled for this CPU, and its lock: it refuses a second call meanwhile.
+
+        Each process compiles its own at the first use: a fork does not have OpenVINO's threads.
+        """
+        process = os.getpid()
+        if process not in self.ready:
+            made = _compile(self.graph, self.precision, NUM_STREAMS=1)
+            self.ready.setdefault(process, (made, Lock()))
+        return self.ready[process]
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Logits (B, output, x, y, z) in float32 of patches (B, channel, x, y, z)."""
         array = patches.contiguous().numpy()
-        with self.lock:
-            logits = torch.from_numpy(self.compiled(array, share_inputs=True)[0])
+        compiled, lock = self.compiled()
+        with lock:
+            logits = torch.from_numpy(compiled(array, share_inputs=True)[0])
             if self.frees:
-                self.compiled.release_memory()
+                compiled.release_memory()
         return logits
 
 
@@ -159,9 +167,13 @@ def openvino() -> ModuleType:
             sys.modules[TELEMETRY] = hidden
 
 
-@cache
 def core() -> Any:
-    """OpenVINO's runtime, shared by all networks."""
+    """OpenVINO's runtime, shared by all networks of this process."""
+    return _core_of(os.getpid())
+
+
+@cache
+def _core_of(process: int) -> Any:
     return openvino().Core()
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from autoseg.common.errors import DataError
-from autoseg.common.progress import COPIES
+from autoseg.common.files import obstacle
+from autoseg.common.progress import COPIES, note
 from autoseg.dataset.layouts import IMAGE_STEM, LABEL_STEM
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
-from autoseg.image.formats import ENDINGS, ending_of, stem_of
+from autoseg.image.formats import ENDINGS, alike, composed, ending_of, stem_of
 from autoseg.prediction.studies import Choice, Scan, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -72,8 +73,8 @@ def find_inputs(
     Raises:
         DataError: there is no scan.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+    if reason := obstacle(path):
+        raise DataError(reason)
     if path.is_file():
         return _group([_single(path, name_by)], channels, FoundInputs({}, {}, {}))
     studies = find_studies(path, name_by, choice, len(channels))
@@ -163,18 +164,19 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [entry for entry in _visible(folder) if ending_of(entry) and entry.is_file()]
+    """The image files, also those that cannot be read, such as links to nothing."""
+    return [entry for entry in _visible(folder) if ending_of(entry) and not entry.is_dir()]
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [entry for entry in _visible(folder) if entry.is_dir()]
+    return [entry for entry in _visible(folder) if entry.is_dir() and not obstacle(entry)]
 
 
 def _imaging(folder: Path) -> list[Scan]:
     """The channels of a case folder, `imaging` or `imaging_0000`, ..., under the folder's name."""
     files = [file for file in _files_in(folder) if stem_of(file) != LABEL_STEM]
     numbers = [IMAGING.match(stem_of(file)) for file in files]
-    name = folder.resolve().name
+    name = composed(folder.resolve().name)
     if not all(numbers):
         return []
     return [Scan("", name + (n[1] or ""), f) for n, f in zip(numbers, files, strict=True) if n]
@@ -185,8 +187,8 @@ def _folders_named_as_files(folder: Path) -> dict[str, str]:
     return {
         entry.name: f"{entry}: a folder without a DICOM series, although it is named like a file; "
         "put the scan itself there"
-        for entry in sorted(folder.iterdir())
-        if ending_of(entry) and entry.is_dir() and not dicom_files(entry)
+        for entry in _folders_in(folder)
+        if ending_of(entry) and not dicom_files(entry)
     }
 
 
@@ -216,8 +218,13 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
                 f"case {name}: {missing} is missing; the model's channels are "
                 f"{', '.join(channels)}",
             )
+        for file in files.values():
+            if isinstance(file, Path) and (reason := obstacle(file)):
+                found.refused.setdefault(name, reason)
         if name not in found.refused:
             found.cases[name] = tuple(files[channel] for channel in sorted(files))
+    for message in alike(found.cases):
+        note(message)
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from autoseg.image.orientation import (
     orientation_of,
 )
 from autoseg.models.folder import RESEARCH, qualification_in
-from autoseg.networks.devices import pick_device
+from autoseg.networks.devices import limit_torch, pick_device
 from autoseg.networks.unet import with_masks
 from autoseg.plan.plan import Plan
 from autoseg.prediction.backends import AUTO, choose_backend
@@ -95,12 +96,26 @@ class Predictor(Segmenter[Prepared]):
         self.qualification = qualification_in(model.files) if model.files else RESEARCH
         self.classes = self.plan.classes
         self.wanted_backend = backend
-        self.backend = choose_backend(backend, model.networks, self.plan, self.device)
-        self.backend_name = self.backend.name
+        self._start_backend()
         axes = self.plan.inference.mirror_axes if mirror else ()
         self.flips = [
             flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)
         ]
+
+    def _start_backend(self) -> None:
+        networks = self.model.networks
+        self.backend = choose_backend(self.wanted_backend, networks, self.plan, self.device)
+        self.backend_name = self.backend.name
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the backend: OpenVINO's graphs cannot be sent to another process."""
+        return {name: value for name, value in vars(self).items() if name != "backend"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start the backend again, in this process."""
+        vars(self).update(state)
+        limit_torch()
+        self._start_backend()
 
     @cached_property
     def previous(self) -> Predictor | None:
@@ -137,6 +152,7 @@ class Predictor(Segmenter[Prepared]):
         Raises:
             DataError: the model cannot segment it.
         """
+        limit_torch()
         check_scan(self.plan, image)
         return self.judge.differences(image, modalities)
 

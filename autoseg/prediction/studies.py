@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import obstacle, printable
 from autoseg.image.dicom import (
     UID,
     VOLUMES,
@@ -31,6 +32,7 @@ from autoseg.image.dicom_series import (
 )
 
 UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
+WITH_ENDING = re.compile(r".+\.[A-Za-z]\w*")  # unlike a UID
 NUMBERED = re.compile(r".+_\d{4}")
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*")
 COMPARISONS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
@@ -168,12 +170,15 @@ def _walk(folder: Path, seen: set[Path], studies: Studies) -> Iterator[Path]:
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())
-    try:
-        entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-        below = [entry for entry in entries if entry.is_dir()]
-    except OSError as error:
-        studies.refused[folder.name] = f"{folder}: cannot be opened ({error.strerror})"
+    if reason := obstacle(folder):
+        studies.refused[printable(folder.name)] = reason
         return
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    below = [entry for entry in entries if entry.is_dir()]
+    for entry in entries:  # without an ending, it may lead to a folder of scans
+        is_link = entry.is_symlink() and not WITH_ENDING.fullmatch(entry.name)
+        if is_link and (reason := obstacle(entry)):
+            studies.refused[printable(entry.name)] = reason
     yield folder
     for entry in below:
         yield from _walk(entry, seen, studies)

@@ -20,7 +20,7 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from autoseg.common import arrays
 from autoseg.common.arrays import Triple
@@ -291,7 +291,8 @@ def _save_voxels(
     }
     if label.min() < 0:
         found[ANNOTATED] = _spread(label >= 0)
-    save_file({key: voxels for key, voxels in found.items() if len(voxels)}, path)
+    # Not save_file, which makes files that only their owner can read.
+    path.write_bytes(save({key: voxels for key, voxels in found.items() if len(voxels)}))
 
 
 def _spread(mask: NDArray[np.bool_]) -> NDArray[np.int32]:

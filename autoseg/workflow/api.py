@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoseg.common.parallel import check_guard
 from autoseg.evaluation.scores import Summary
 from autoseg.networks.devices import pick_device
 from autoseg.plan.plan import Plan
@@ -77,6 +78,7 @@ def plan_task(
     Raises:
         AutosegError: the data have errors, or an option is invalid for this task.
     """
+    check_guard()
     where = Workspace.find(workspace)
     surveyed = survey_task(where, where.find_task_folder(str(task)), processes, skip_bad_cases)
     options = PlanOptions(
@@ -132,6 +134,7 @@ def train_fold(
         AutosegError: the task, plan or fold does not exist, or the fold was begun already.
         RunError: training failed, or another process works on this fold.
     """
+    check_guard()
     started = time.monotonic()
     where = Workspace.find(workspace)
     folder = where.find_task_folder(str(task))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import is_there
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import join_names
 from autoseg.dataset.splits import SPLITS_FILE, count_folds
@@ -36,8 +37,8 @@ from autoseg.evaluation.report.files import (
 )
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import metric_rows, print_dice, print_rows
-from autoseg.models.folder import EVERY_FOLD, SUMMARY
-from autoseg.workflow.workspace import Workspace
+from autoseg.models.folder import SUMMARY
+from autoseg.workflow.workspace import Workspace, folders_in
 
 
 def score_folders(
@@ -158,7 +159,11 @@ def different_names(one: Path, other: Path) -> tuple[str, str]:
 def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
     """The given plan, or the only one with a validated fold."""
     models = workspace.models(task)
-    found = sorted({path.parts[-4] for path in models.glob(f"*/{EVERY_FOLD}/{SUMMARY}")})
+    found = [
+        plan
+        for plan in folders_in(models)
+        if any(is_there(models / plan / fold / SUMMARY) for fold in folders_in(models / plan))
+    ]
     if given in found:
         return str(given)
     if not found:

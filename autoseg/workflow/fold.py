@@ -13,6 +13,7 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, remove_leftovers, write_json
 from autoseg.common.locks import locked
+from autoseg.common.machine import GB, free_memory
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import in_words, listed, say
 from autoseg.dataset.layouts import Case
@@ -35,6 +36,7 @@ from autoseg.models.folder import (
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import is_extension, load_plan
+from autoseg.planner.patch_rule import training_memory
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import check_previous, load_model, save_previous
@@ -150,7 +152,13 @@ def _read(job: FoldJob) -> tuple[Plan, Task]:
 
 
 def _check_resources(plan: Plan, job: FoldJob) -> None:
-    """Raise an AutosegError before preprocessing starts."""
+    """Raise an AutosegError before preprocessing starts; a lack of memory is told."""
+    needed, free = training_memory(plan).peak, free_memory()
+    if job.device.type == "cpu" and needed > free:
+        say(
+            f"warning: a training step takes about {needed / GB:.2g} GB, but {free / GB:.2g} GB "
+            "are free; if it is killed, plan a smaller network or patch with --memory"
+        )
     if job.tensorboard:
         check_tensorboard()
     if job.pretrained is not None and not (job.resume and (job.folder / LATEST).exists()):

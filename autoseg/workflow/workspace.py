@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.common.errors import AutosegError
-from autoseg.common.files import read_json, write_json
-from autoseg.models.folder import EVERY_FOLD, FINAL, PLAN, fold_folder
+from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import is_there, obstacle, read_json, write_json
+from autoseg.common.progress import note
+from autoseg.models.folder import PLAN, FolderFiles, fold_folder
 
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
 RAW_FOLDER = "raw_folder.json"  # in preprocessed/TASK: the folder of a task outside raw/
@@ -64,7 +65,7 @@ class Workspace:
         if _is_path(task):
             return _folder_at(task)
         raw = self.root / "raw"
-        folders = self._raw_folders_elsewhere() | {name: raw / name for name in _folders(raw)}
+        folders = self._raw_folders_elsewhere() | {name: raw / name for name in folders_in(raw)}
         if not _matches(task, folders) and task and Path(task).is_dir():
             return _folder_at(task)
         folder = folders[_resolve(task, sorted(folders), "task", raw)]
@@ -86,7 +87,7 @@ class Workspace:
         if _is_path(task):
             return _folder_at(task).name
         parents = [self.root / parent for parent in ("raw", "preprocessed", "models")]
-        names = sorted({name for parent in parents for name in _folders(parent)})
+        names = sorted({name for parent in parents for name in folders_in(parent)})
         return _resolve(task, names, "task", self.root / "raw")
 
     def remember_raw_folder(self, folder: Path) -> None:
@@ -113,7 +114,7 @@ class Workspace:
     def find_plan_name(self, task: str, plan: str | None) -> str:
         """The name of the plan to train: the given one, or the task's only plan."""
         folder = self.preprocessed(task)
-        names = [name for name in _folders(folder) if (folder / name / PLAN).is_file()]
+        names = [name for name in folders_in(folder) if (folder / name / PLAN).is_file()]
         if plan is not None:
             return _resolve(plan, names, "plan", folder)
         if not names:
@@ -124,14 +125,30 @@ class Workspace:
 
     def trained(self) -> list[tuple[str, str]]:
         """(task, plan) of every model that has a finished fold."""
-        found = (self.root / "models").glob(f"*/*/{EVERY_FOLD}/{FINAL}")
-        return sorted({(path.parts[-4], path.parts[-3]) for path in found})
+        tasks = folders_in(self.root / "models")
+        found = [(task, plan) for task in tasks for plan in folders_in(self.models(task))]
+        return [pair for pair in found if self._is_trained(*pair)]
+
+    def _is_trained(self, task: str, plan: str) -> bool:
+        try:
+            return bool(FolderFiles(self.models(task, plan)).folds())
+        except DataError as error:  # it may be that of another user
+            note(str(error))
+            return False
 
 
-def _folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
+def folders_in(folder: Path) -> list[str]:
+    """Names of the visible folders in a folder, sorted; those that cannot be read are told.
+
+    Raises:
+        DataError: the folder itself cannot be read.
+    """
+    if not is_there(folder):
         return []
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for reason in filter(None, map(obstacle, found)):
+        note(reason)
+    return [path.name for path in found if not obstacle(path) and path.is_dir()]
 
 
 def _read_raw_folder(path: Path) -> Path:

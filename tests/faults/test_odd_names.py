@@ -23,7 +23,7 @@ CLASS = "tu$mor_^{x}$ [red]<i>ü</i>"
 LONGEST = 243  # bytes, so that overlay_NAME.png can be a file's name
 NAMES = (
     *("-rf", "a b'c\"d", "[bold]x [red] {y} %d", "<b>&amp;$HOME;*?"),
-    *(unicodedata.normalize(form, "Größe") for form in ("NFC", "NFD")),
+    *(unicodedata.normalize("NFC", "Größe"), unicodedata.normalize("NFD", "Größe 2")),
     *("語" * (LONGEST // 3), "l" * LONGEST),
 )
 TINY = (

@@ -125,7 +125,7 @@ def test_openvino_uses_as_many_threads_as_torch() -> None:
     network = backends.OpenVinoNetwork(
         trained_network(), plan_of().sampling.patch_size, torch.float32, frees=False
     )
-    threads = network.compiled.get_property("INFERENCE_NUM_THREADS")
+    threads = network.compiled()[0].get_property("INFERENCE_NUM_THREADS")
     assert threads == torch.get_num_threads()
 
 
