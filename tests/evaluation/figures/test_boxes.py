@@ -69,7 +69,7 @@ def test_bars_are_means_of_the_cases_below_their_boxes() -> None:
     dots = [found.get_ydata() for found in axes.lines if found.get_marker() == "o"]
     assert sorted(np.concatenate(dots)) == [0.6, 0.7, 0.9]
     assert [text.get_text() for text in axes.get_xticklabels()] == [
-        "k = 2\n(n = 3)",
+        "k = 2\n(n = 4)",
         "k = 3\nmissing",
     ]
 
