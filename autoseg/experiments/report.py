@@ -18,7 +18,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.figures import COLOURS, save_forms, take_literally
 from autoseg.common.progress import by_axis, say
 from autoseg.evaluation.evaluate import gather
-from autoseg.evaluation.figures.boxes import draw_bars, draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
 from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.report import files
@@ -117,7 +117,7 @@ def _dice_of_plans(study: StudyScores) -> Figure:
         where: {title: arm.dice(where, study.classes_of(where)) for title, arm in titles.items()}
         for where in study.sets
     }
-    return draw_bars(panels, study.colours)
+    return draw_grouped_boxes(panels, study.colours, bars=True)
 
 
 def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None:
