@@ -33,7 +33,7 @@ MISSING = "missing"
 DIGITS = 3
 INDEX = "index.html"
 PICTURES = "pictures"
-THUMBNAIL_PIXELS = 480
+THUMBNAIL_PIXELS = 360
 Item = Mapping[str, Any]  # a table or figure as a paper prints it, see `read_paper`
 SCORE = re.compile(r"[\d./ ]+")
 

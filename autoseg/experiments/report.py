@@ -18,7 +18,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.figures import COLOURS, save_forms, take_literally
 from autoseg.common.progress import by_axis, say
 from autoseg.evaluation.evaluate import gather
-from autoseg.evaluation.figures.boxes import draw_bars, draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
 from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.report import files
@@ -117,7 +117,7 @@ def _dice_of_plans(study: StudyScores) -> Figure:
         where: {title: arm.dice(where, study.classes_of(where)) for title, arm in titles.items()}
         for where in study.sets
     }
-    return draw_bars(panels, study.colours)
+    return draw_grouped_boxes(panels, study.colours, bars=True)
 
 
 def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None:
@@ -181,7 +181,11 @@ BOXES = {  # heading -> place in Figure 2, and keys of the plan
     "PREPROCESSING": ((0, 0), "target_spacing_mm preprocessing"),
     "DATA AUGMENTATION": ((1, 0), "augmentation"),
     "PATCHES AND NETWORK": ((1, 1), "sampling network"),
-    "TRAINING": ((2, 1), "training"),
+    "TRAINING": (
+        (2, 1),
+        "training.loss training.optimizer training.schedule training.epochs training.steps "
+        "training.early training.validation training.augment_validation training.keep",
+    ),
     "INFERENCE": ((2, 0), "inference"),
     "EVALUATION": ((3, 0), "splits.folds evaluation.merged"),
 }
@@ -189,7 +193,7 @@ BOXES = {  # heading -> place in Figure 2, and keys of the plan
 
 def draw_pipeline(plan: Plan) -> Figure:
     """From the data to the scores with the plan's values, as Figure 2 of Müller et al. 2021."""
-    figure, axes = _diagram((14, 8), (-0.5, 3.5), (-0.5, 1.5))
+    figure, axes = _diagram((14, 7), (-0.5, 3.5), (-0.5, 1.5))
     axes.add_patch(Rectangle((0.5, -0.49), 2.99, 1.98, fill=False, linestyle="dashed"))
     axes.text(3, 1.4, f"{plan.splits.folds}-fold cross-validation", ha="center")
     values, before = rows(plan), None

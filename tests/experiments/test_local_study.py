@@ -9,12 +9,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from autoseg.common.errors import AutosegError, PlanError
 from autoseg.common.files import read_json
 from autoseg.evaluation.scores import Summary
 from autoseg.experiments.attempt import score_held_out
 from autoseg.experiments.local import run_studies
+from autoseg.experiments.paper import write_index
+from autoseg.experiments.report import write_elements
+from autoseg.experiments.results import gather
 from autoseg.experiments.runs import prepare_plans, runs_of
 from autoseg.experiments.status import in_short, is_finished, read_record, status_of, table
 from autoseg.experiments.study import Study
@@ -103,6 +107,35 @@ def test_the_table_has_every_score_of_every_model(done: Workspace) -> None:
         (name, 2, fold, "done") for name in ("flip", "plain") for fold in (0, 1)
     ]
     assert all((done.root / run["folder"] / "log.jsonl").is_file() for run in about["runs"])
+
+
+def test_every_case_of_both_sets_is_drawn_once(done: Workspace) -> None:
+    drawing = study(
+        "drawing",
+        plans=[{"name": "plain", "overrides": {"augmentation": []}}],
+        held_out=[TEST_SET],
+        report={"figure_6": "examples", "appendix": "pictures"},
+    )
+    gather(drawing, done)
+    folder = done.study(drawing.name)
+    paths = write_elements(folder, 1)
+    appendix = folder / "appendix"
+    assert paths == [
+        *(folder / "figures" / f"figure_6.{form}" for form in ("svg", "png")),
+        *(appendix / name for name in ("validation", "elsewhere")),
+    ]
+    before = times(appendix)
+    assert len(before) == 2 * (4 + 2)  # an overlay and an animation of each case
+    assert {path.stem for path in before if "elsewhere" in path.parts} == {"x", "y"}
+    assert Image.open(appendix / "elsewhere" / "scrolls" / "x.png").n_frames > 1
+    (run, *_) = runs_of(drawing, done)
+    os.utime(run.folder(done) / "held_out" / "elsewhere" / "y.nii.gz")
+    write_elements(folder, 1)
+    after = times(appendix)
+    changed = {path.relative_to(appendix) for path in after if after[path] != before[path]}
+    assert changed == {Path("elsewhere") / kind / "y.png" for kind in ("overlays", "scrolls")}
+    (page,) = write_index(folder)
+    assert page.read_text(encoding="utf-8").count("data:image/webp") == 4 + 2
 
 
 def test_plans_that_preprocess_alike_share_their_cases(done: Workspace) -> None:

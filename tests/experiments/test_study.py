@@ -116,3 +116,19 @@ def test_the_command_line_changes_slurm_settings() -> None:
         with_slurm(study(), ["gpu=0"])
     with pytest.raises(PlanError, match=r"--slurm gpus: .*gpus=1"):
         with_slurm(study(), ["gpus"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"report": {"table_1": "median"}}, ["report.table_1", "medians"]),
+        ({"report": {"../table_1": "medians"}}, ["report"]),
+        ({"paper": "mueller_2020"}, ["'mueller_2020'", "mueller_2021"]),
+    ],
+)
+def test_unknown_tables_and_papers_are_found_before_anything_runs(
+    values: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        read_study(write(tmp_path, "own", {"task": TASK} | values))
+    assert all(word in str(caught.value) for word in words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 Values = Sequence[float | None]
 Groups = Mapping[str, Mapping[str, Values]]  # group, such as a fold -> class -> values
-Draw = Callable[[Axes, float, float, Sequence[float], str, str], None]
 NO_COLOURS: Colours = {}
 MOST_PANEL_COLUMNS = 2
 MOST_LEGEND_COLUMNS = 5
@@ -43,51 +42,32 @@ def draw_box_plot(cases: Mapping[str, Values], colours: Colours = NO_COLOURS) ->
     return figure
 
 
-def draw_grouped_boxes(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> Figure:
-    """Dice of folds x classes: a panel for each plan, a group of boxes for each fold.
+def draw_grouped_boxes(
+    panels: Mapping[str, Groups], colours: Colours = NO_COLOURS, bars: bool = False
+) -> Figure:
+    """Dice of the cases: a panel for each plan or set, a group for each fold or plan.
 
     Args:
-        panels: title -> groups; all groups have the same classes.
+        panels: title -> group -> class -> Dice of the cases; the dots.
         colours: class -> colour, for the classes to which the plan assigns one.
+        bars: draw a bar behind each box, the mean of its cases.
     """
-    faces = _faces(panels, colours)
+    groups = (group for of_panel in panels.values() for group in of_panel.values())
+    faces = colours_of(dict.fromkeys(name for group in groups for name in group), colours)
     most = max(len(groups) for groups in panels.values())
     columns = min(MOST_PANEL_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width = max(4.0, 1.2 + 0.32 * (len(faces) + 1) * most)
     figure = Figure(figsize=(columns * width, rows * 3.2 + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes, (title, groups) in zip(grid, panels.items(), strict=False):
-        _draw_groups(axes, groups, faces, list(faces), _draw_box, 0.75, _cases_text)
-        axes.set_ylim(-0.02, 1.02)
+    for axes, (title, groups_of_panel) in zip(grid, panels.items(), strict=False):
+        _draw_groups(axes, groups_of_panel, faces, bars)
+        axes.set_ylim(0 if bars else -0.02, 1.02)
         axes.set_title(title, fontsize=10, parse_math=False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel("Dice")
-    _add_legend(figure, faces)
-    return figure
-
-
-def draw_bars(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> Figure:
-    """A panel for each set of cases, a group for each plan, a bar with a box for each class.
-
-    A bar is the mean over the cases; its box and its dots are the cases.
-
-    Args:
-        panels: set -> plan -> class -> Dice of the cases.
-        colours: class -> colour, for the classes to which the plan assigns one.
-    """
-    faces = _faces(panels, colours)
-    bars = [sum(1 + len(group) for group in groups.values()) for groups in panels.values()]
-    widths = [1.2 + 0.55 * count for count in bars]
-    figure = Figure(figsize=(max(5.0, sum(widths) + 0.6), 4.2), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=widths)[0]
-    for axes, (title, groups) in zip(grid, panels.items(), strict=True):
-        names = [name for name in faces if any(name in group for group in groups.values())]
-        _draw_groups(axes, groups, faces, names, _draw_bar, 0.9, _cases_text)
-        axes.set_title(title, fontsize=10, parse_math=False)
-    grid[0].set(ylabel="Dice", ylim=(0, 1.02))
     _add_legend(figure, faces)
     return figure
 
@@ -127,34 +107,25 @@ def draw_differences(
     return figure
 
 
-def _faces(panels: Mapping[str, Groups], colours: Colours) -> Colours:
-    """The colour of each class in any group of any panel."""
-    groups = (group for of_panel in panels.values() for group in of_panel.values())
-    return colours_of(dict.fromkeys(name for group in groups for name in group), colours)
-
-
 def _known(values: Values) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _draw_groups(
-    axes: Axes,
-    groups: Groups,
-    faces: Colours,
-    names: Sequence[str],
-    draw: Draw,
-    width: float,
-    describe: Callable[[Mapping[str, Values]], str],
-) -> None:
-    """Draw the values of some classes side by side, group by group."""
+def _draw_groups(axes: Axes, groups: Groups, faces: Colours, bars: bool) -> None:
+    """Draw the values of the classes of a panel side by side, group by group."""
+    names = [name for name in faces if any(name in group for group in groups.values())]
     step = 0.8 / max(1, len(names))
     hatches = {name: hatch(i) for i, name in enumerate(faces)}
     for place, group in enumerate(groups.values()):
         for i, name in enumerate(names):
             if values := _known(group.get(name, ())):
                 x = place + (i - (len(names) - 1) / 2) * step
-                draw(axes, x, width * step, values, faces[name], hatches[name])
-    ticks = [f"{name}\n{describe(group)}" for name, group in groups.items()]
+                if bars:
+                    mean, face = statistics.fmean(values), faces[name]
+                    axes.bar(x, mean, 0.9 * step, color=face, alpha=0.35, edgecolor="black")
+                share = 0.45 if bars else 0.75
+                _draw_box(axes, x, share * step, values, faces[name], hatches[name])
+    ticks = [f"{name}\n{_cases_text(group)}" for name, group in groups.items()]
     axes.set_xticks(range(len(groups)), ticks, fontsize=9)
     take_literally(axes.get_xticklabels())
     axes.set_xlim(-0.6, len(groups) - 0.4)
@@ -180,13 +151,6 @@ def _draw_box(
         manage_ticks=False,
     )
     _draw_dots(axes, x, width, values, markersize=3, alpha=0.8)
-
-
-def _draw_bar(
-    axes: Axes, x: float, width: float, values: Sequence[float], face: str, pattern: str
-) -> None:
-    axes.bar(x, statistics.fmean(values), width, color=face, alpha=0.35, edgecolor="black")
-    _draw_box(axes, x, 0.5 * width, values, face, pattern)
 
 
 def _draw_dots(axes: Axes, x: float, width: float, values: Sequence[float], **style: Any) -> None:

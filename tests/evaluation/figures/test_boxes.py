@@ -13,7 +13,6 @@ from matplotlib.patches import PathPatch, Rectangle
 from autoseg.common.figures import save_figure
 from autoseg.evaluation.figures.boxes import (
     Groups,
-    draw_bars,
     draw_box_plot,
     draw_grouped_boxes,
 )
@@ -59,7 +58,7 @@ def test_a_panel_a_plan_and_missing_folds() -> None:
 def test_bars_are_means_of_the_cases_below_their_boxes() -> None:
     cases = [0.6, 0.9, None, 0.7]
     panels: dict[str, Groups] = {"validation": {"k = 2": {"x": cases}, "k = 3": {"x": []}}}
-    figure = draw_bars(panels, {"x": "#0072b2"})
+    figure = draw_grouped_boxes(panels, {"x": "#0072b2"}, bars=True)
     axes = figure.axes[0]
     bar, box = axes.patches
     assert isinstance(bar, Rectangle)
@@ -69,14 +68,14 @@ def test_bars_are_means_of_the_cases_below_their_boxes() -> None:
     dots = [found.get_ydata() for found in axes.lines if found.get_marker() == "o"]
     assert sorted(np.concatenate(dots)) == [0.6, 0.7, 0.9]
     assert [text.get_text() for text in axes.get_xticklabels()] == [
-        "k = 2\n(n = 3)",
+        "k = 2\n(n = 4)",
         "k = 3\nmissing",
     ]
 
 
 def test_a_test_set_of_fewer_classes_has_its_own_panel() -> None:
     panels = {"validation": {"a": {"x": [0.5], "y": [0.4]}}, "other": {"a": {"y": [0.3]}}}
-    left, right = draw_bars(panels).axes
+    left, right = draw_grouped_boxes(panels, bars=True).axes
     bars = [[p for p in axes.patches if isinstance(p, Rectangle)] for axes in (left, right)]
     assert [len(of) for of in bars] == [2, 1]
     assert to_hex(bars[0][1].get_facecolor()) == to_hex(bars[1][0].get_facecolor())
