@@ -104,10 +104,10 @@ def draw_anatomy(header: Header, rng: np.random.Generator) -> Anatomy:
     grown = np.quantile(lungs, 1 - header.lung_share)
     left, right, lungs = left - grown, right - grown, lungs - grown
     # Lesions are more frequent at the back and the border of the lung.
-    disease = smooth_noise(shape, 8, rng) - 0.5 * y - 0.3 * lungs
+    disease = smooth_noise(shape, 12, rng) - 0.5 * y - 0.3 * lungs
     disease = np.where(lungs > 0, disease, disease.min())
     lesion = disease - np.quantile(disease, 1 - header.infection_share)
-    vessel = 0.08 - np.abs(smooth_noise(shape, 3, rng)) - np.clip(0.5 - lungs, 0, None) * 0.1
+    vessel = 0.05 - np.abs(smooth_noise(shape, 3, rng)) - np.clip(0.5 - lungs, 0, None) * 0.1
     fields = (body, spine, left, right, lesion, vessel, heart, liver, aorta)
     return Anatomy(*(field.astype(np.float32) for field in fields))
 

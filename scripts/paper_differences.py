@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from autoseg import Predictor, read_image
 from autoseg.common.files import read_json
+from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
 from autoseg.prediction import sliding_window
 from autoseg.prediction.model import load_model
@@ -84,6 +85,12 @@ def resized_labels(predictor: Predictor, scan: Any) -> Labels:
     )
 
 
+def shortened(scan: Image) -> Image:
+    """The lower half of a scan, which is shorter than a patch of the miniature study."""
+    x, y, z = scan.geometry.size
+    return Image(scan.array[..., : z // 2], replace(scan.geometry, size=(x, y, z // 2)))
+
+
 def dice(one: Labels, other: Labels, value: int) -> float:
     """Dice of one label."""
     both = np.count_nonzero((one == value) & (other == value))
@@ -139,24 +146,33 @@ def main() -> None:
             usual_way,
         ),
         "patches in steps of equal length": (starts, usual_way),
-        "padding with the minimum": (padding, usual_way),
+        "padding with the minimum (lower halves of the scans)": (padding, usual_way),
         f"bfloat16 ({half.backend_name})": (as_it_is, half.predict),
         "scaled scans clipped": (with_plan(predictor, preprocessing=steps), usual_way),
     }
-    usual = [predictor.predict(scan) for scan in scans]
-    before = np.array([scores(label, truth) for label, truth in zip(usual, truths, strict=True)])
-    means = np.nanmean(before, axis=0).round(4)
-    print(f"{len(cases)} cases, {predictor.backend_name}; Dice of lungs and infection: {means}")
+    short = [shortened(scan) for scan in scans]
+    print(f"{len(cases)} cases, {predictor.backend_name}")
     print("| difference | lungs | infection | largest of a case | voxels that change |")
     print("| --- | --- | --- | --- | --- |")
     for title, (changed, predict) in variants.items():
+        some = short if changed is padding else scans
+        usual = [predictor.predict(scan) for scan in some]
         with changed:
-            labels = [predict(scan) for scan in scans]
-        after = np.array([scores(*pair) for pair in zip(labels, truths, strict=True)])
-        lungs, infection = np.nanmean(after - before, axis=0)
+            labels = [predict(scan) for scan in some]
+        known = [
+            truth[..., : scan.array.shape[3]] for truth, scan in zip(truths, some, strict=True)
+        ]
+        before = np.array([scores(*pair) for pair in zip(usual, known, strict=True)])
+        after = np.array([scores(*pair) for pair in zip(labels, known, strict=True)])
+        means = [
+            f"{d:+.4f} from {b:.4f}"
+            for d, b in zip(
+                np.nanmean(after - before, axis=0), np.nanmean(before, axis=0), strict=True
+            )
+        ]
         share = np.mean([(a != b).mean() for a, b in zip(labels, usual, strict=True)])
         most = np.nanmax(np.abs(after - before))
-        print(f"| {title} | {lungs:+.4f} | {infection:+.4f} | {most:.4f} | {share:.3%} |")
+        print(f"| {title} | {' | '.join(means)} | {most:.4f} | {share:.3%} |")
     shift = contrast_shift(plan, scans)
     print(f"contrast 0.3 about the mean of the patch, not of the case: shifted by {shift:.2f} std")
 

@@ -65,8 +65,8 @@ class Explained:
         rule: the rule that chose it, if any.
         evidence: the figures behind the choice.
         source: rules, default, reference plan, overrides file, ...
-        replaced: what the rules alone would choose, if it was replaced.
-        own: what our own rules would choose, if they were asked.
+        replaced: what the rules alone would choose, if it was replaced, and what our own rules
+            would, if they were asked.
     """
 
     key: str
@@ -76,15 +76,13 @@ class Explained:
     evidence: str
     source: str
     replaced: str
-    own: str
 
     @property
     def why(self) -> str:
         """Rule, evidence and replaced value in one cell."""
         reason = ": ".join(filter(None, (self.rule, self.evidence)))
         replaced = f"rules alone: {self.replaced}" if self.replaced else ""
-        own = f"our rules: {self.own}" if self.own else ""
-        return "; ".join(filter(None, (reason, replaced, own)))
+        return "; ".join(filter(None, (reason, replaced)))
 
 
 def explain(plan: Plan) -> None:
@@ -153,6 +151,8 @@ def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
     replaced = "" if is_rule or why is DEFAULT else _replaced(whole.rule_value, key, start, field)
     if replaced == text:
         replaced = "the same"
+    if why.own_rule is not None:
+        replaced += f"; our rules: {value_text(why.own_rule, field)}"
     if key == "target_spacing_mm" and not plan.resamples:
         text += " (not used: no step resamples)"
     # The evidence of a rule for a list is shown once, with its first entry.
@@ -167,7 +167,6 @@ def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
         evidence="; ".join(filter(None, (evidence, *_parts(plan, key)))),
         source=_source(why.source),
         replaced=replaced,
-        own="" if why.own_rule is None else value_text(why.own_rule, field),
     )
 
 
