@@ -67,9 +67,9 @@ def judged(judge: Judge, image: Image) -> list[str]:
     """What differs; `refused` for what cannot be segmented."""
     try:
         check_scan(judge.plan, image)
+        return list(judge.differences(image))
     except DataError:
         return ["refused"]
-    return list(judge.differences(image))
 
 
 def splits(cases: Sequence[Case]) -> Iterator[tuple[str, Sequence[Case], Sequence[Case]]]:

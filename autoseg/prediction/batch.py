@@ -16,16 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.files import cannot_write, check_guards, replacing
 from autoseg.common.parallel import overlap
-from autoseg.common.progress import Progress, noted, on_terminal, progress, say, shown
+from autoseg.common.progress import Progress, noted, progress, say, shown
 from autoseg.image.dicom import modality_of
 from autoseg.image.dicom_series import Series
 from autoseg.image.geometry import Geometry
@@ -125,22 +121,13 @@ class Outcome:
 
 
 def show(outcome: Outcome) -> None:
-    """Print the outcome: a table on a terminal, plain lines elsewhere (standard error)."""
-    named: dict[tuple[str, str], list[str]] = {}  # one line for all that differ in the same way
+    """Print the outcome (standard error); cases that differ in the same way are one line."""
+    named: dict[tuple[str, str], list[str]] = {}
     for state, name, reason in (*outcome.differing(), *outcome.missing()):
-        named.setdefault((state, shown(reason)), []).append(name)
-    rows = [(state, ", ".join(names), reason) for (state, reason), names in named.items()]
-    if not (rows and on_terminal()):
-        say(outcome.counts())
-        for state, name, reason in rows:
-            say(f"{state} {name}: {reason}")
-        return
-    table = Table(box=box.SIMPLE_HEAD, title=outcome.counts(), title_justify="left")
-    for heading in ("", "case", "reason"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*map(Text, row))  # not strings: case names may contain [brackets]
-    Console(stderr=True).print(table)
+        named.setdefault((state, reason), []).append(name)
+    say(outcome.counts())
+    for (state, reason), names in named.items():
+        say(f"{state} {', '.join(names)}: {reason}")
 
 
 def _one_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ or statistics, any scale fits, and only the shape of the histogram counts.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -35,6 +36,8 @@ SPACING_FACTOR = 30.0  # thick slices are 10 to 20 pixels apart; metres instead 
 SMALLEST_RANGE = 0.05  # in standard deviations of the training values
 FARTHEST = 20.0  # standard deviations from the training mean
 SMALLEST_PART = 0.01  # of the window
+
+LARGEST_FACTOR = 100.0  # in mm3 of the largest training scan, if it differs in more than its size
 
 # What differs. Smaller differences do not matter:
 LENGTH_FACTOR = 2.0  # of spacings and extents
@@ -185,6 +188,10 @@ class Judge:
         Args:
             image: the scan as it was read.
             modalities: DICOM's Modality of each channel; None for files that are not DICOM.
+
+        Raises:
+            DataError: the scan is of another part of the body, so that most of the network's work,
+                which grows with its size, would be wasted.
         """
         found = dict(_other_modality(self.plan.channels, modalities))
         if self.training is None:
@@ -201,7 +208,14 @@ class Judge:
             name = channel.name
             found[f"range of {name}"] = channel.other_range(*scan.ranges[index])
             found[f"histogram of {name}"] = channel.other_histogram(np.array(scan.bodies[index]))
-        return {what: how for what, how in found.items() if how}
+        found = {what: how for what, how in found.items() if how}
+        larger = math.prod(scan.extent_mm) / max(math.prod(case.extent_mm) for case in cases)
+        if larger > LARGEST_FACTOR and found.keys() - {ORIENTATION, "field of view"}:
+            raise DataError(
+                f"its field of view is {larger:.0f} times that of any training scan (in mm3); "
+                f"crop it to that part of the body; it {differs_from(self.plan, found)}"
+            )
+        return found
 
 
 def differs_from(plan: Plan, found: Differences) -> str:

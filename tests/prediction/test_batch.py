@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import io
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,24 +200,6 @@ def test_show_prints_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     show(Outcome({"a": {}}))
     assert capsys.readouterr().err == "1 predicted, 0 were there already, 0 refused\n"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_show_prints_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "120")
-    show(MIXED)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
-    lines = [line.split() for line in plain.splitlines() if line.strip()]
-    assert lines[0] == MIXED.counts().split()
-    assert lines[1] == ["case", "reason"]
-    assert lines[3][:3] == ["refused", "bad", "[1]"]
-    assert [line[0] for line in lines[3:]] == ["refused", "refused", "failed"]
 
 
 def test_failures_are_raised(capsys: pytest.CaptureFixture[str]) -> None:

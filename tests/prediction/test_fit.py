@@ -244,8 +244,28 @@ def test_another_spacing_is_named_with_both_figures(hippocampus: Judge) -> None:
     assert "field of view" in hippocampus.differences(coarse)
 
 
+def tiled(image: Image, count: int) -> Image:
+    """A scan side by side with itself along each axis."""
+    x, y, z = (count * size for size in image.geometry.size)
+    tiles = np.tile(image.array, (1, count, count, count))
+    return Image(tiles, replace(image.geometry, size=(x, y, z)))
+
+
+def test_what_is_far_larger_and_differs_otherwise_is_refused(hippocampus: Judge) -> None:
+    image = read_image(HIPPOCAMPUS / "imagesTs" / "hippocampus_040.nii.gz")
+    head, half = (tiled(image, count) for count in (5, 4))  # 125 and 64 times as large
+    assert set(hippocampus.differences(head)) == {"field of view"}
+    with pytest.raises(DataError, match=r"field of view is \d+ times .* modality is CT"):
+        hippocampus.differences(head, ["CT"])
+
+    assert set(hippocampus.differences(half, ["CT"])) == {"field of view", "modality"}
+
+
 def test_a_ct_does_not_fit_an_mr_model(hippocampus: Judge) -> None:
-    found = hippocampus.differences(phantom(0), ["CT"])
+    image = phantom(0)
+    x, y, z = image.geometry.size
+    grid = replace(image.geometry, size=(x, y // 2, z))
+    found = hippocampus.differences(Image(image.array[:, :, : y // 2], grid), ["CT"])
     assert {"modality", "spacing", "field of view", "range of MRI", "histogram of MRI"} <= set(
         found
     )
