@@ -18,7 +18,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json
 from autoseg.image.formats import stem_of
 from autoseg.image.label_writer import HIGHEST_LABEL
-from autoseg.plan.codes import SegmentCode, check_codes
+from autoseg.plan.labels import SegmentCode, check_codes
 
 DATASET_FILE = "dataset.json"
 IGNORE = "ignore"  # name of the label for voxels that were not annotated

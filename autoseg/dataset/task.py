@@ -17,7 +17,7 @@ from autoseg.dataset.layouts import (
     has_case_folders,
 )
 from autoseg.dataset.problems import Problem, raise_errors
-from autoseg.plan.codes import SegmentCode
+from autoseg.plan.labels import SegmentCode
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from autoseg.common.files import dataclass_from_json, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
 from autoseg.image.image import read_label
-from autoseg.plan.evaluation import DEFAULT_TOLERANCE_MM, Evaluation, class_of
+from autoseg.plan.labels import DEFAULT_TOLERANCE_MM, Evaluation, class_of
 from autoseg.plan.plan import Plan
 
 BACKGROUND = 0
