@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json
 from autoseg.image.formats import composed, stem_of
 from autoseg.image.label_writer import HIGHEST_LABEL
-from autoseg.plan.codes import SegmentCode, check_codes
+from autoseg.plan.labels import SegmentCode, check_codes
 
 DATASET_FILE = "dataset.json"
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
@@ -168,9 +168,7 @@ class _CaseFiles(BaseModel):
     label: str
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Fields(BaseModel, strict=True):
     channel_names: dict[str, ChannelName] = Field(
         min_length=1,
         description='map "0", "1", ... to names (also as "modality"), such as {"0": "CT"}',

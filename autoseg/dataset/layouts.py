@@ -252,7 +252,7 @@ def _labels_in_maps(folder: Path) -> LabelValues:
         DataError: no map has a value above 0.
     """
     maps = [file for path in _subfolders(folder) for file in _by_stem(path).get(LABEL_STEM, [])]
-    values = set().union(*in_parallel(_values_in, maps, 1, "finding labels")) - {0}
+    values = set().union(*in_parallel(values_in, maps, 1, "finding labels")) - {0}
     if not values:
         raise DataError(
             f"{folder}: no readable label map has a value above 0; "
@@ -261,7 +261,8 @@ def _labels_in_maps(folder: Path) -> LabelValues:
     return {"background" if value == 0 else str(value): (value,) for value in [0, *sorted(values)]}
 
 
-def _values_in(path: Path) -> set[int]:
+def values_in(path: Path) -> set[int]:
+    """Return the values in a label map; none if it cannot be read."""
     try:
         label, _ = read_label(path)
     except DataError:  # the survey reports it

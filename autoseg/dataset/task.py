@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.dataset.declaration import Declaration, LabelValues, read_declaration
+from autoseg.dataset.declaration import Declaration, read_declaration
 from autoseg.dataset.layouts import (
     Case,
     declare_case_folders,
@@ -17,40 +17,21 @@ from autoseg.dataset.layouts import (
     has_case_folders,
 )
 from autoseg.dataset.problems import Problem, raise_errors
-from autoseg.plan.codes import SegmentCode
 
 
-@dataclass(frozen=True)
-class Task:
-    """A raw data set.
+@dataclass(frozen=True, kw_only=True)
+class Task(Declaration):
+    """A raw data set: what its `dataset.json` declares, and its files.
 
     Attributes:
         name: name of the folder.
         folder: folder of `dataset.json`.
-        channels: names of the image channels, in order.
-        labels: label name -> values that it covers, background included. Without regions sorted
-            by value; with regions (several values) background first, then as declared.
-        ignore_label: value of voxels that were not annotated; not among `labels`.
-        regions_class_order: with regions, the value that each foreground region paints.
-        mirrored_labels: names of labels on one side of the patient -> those on the other; None if
-            it is not declared.
         cases: sorted by name.
-        groups: case -> patient, for the cases whose patient is known.
-        codes: label name -> its codes in DICOM segmentation objects, if declared.
     """
 
     name: str
     folder: Path
-    channels: tuple[str, ...]
-    labels: LabelValues
-    ignore_label: int | None
-    regions_class_order: tuple[int, ...] | None
-    mirrored_labels: dict[str, str] | None
     cases: tuple[Case, ...]
-    groups: dict[str, str]
-    licence: str | None
-    description: str | None
-    codes: dict[str, SegmentCode] = field(default_factory=dict)
 
     @property
     def declared_values(self) -> set[int]:
@@ -101,20 +82,8 @@ def find_task(
         declared = read_declaration(folder)
         cases, problems = find_cases(folder, declared)
     groups, unmatched = _groups(declared, cases, problems)
-    task = Task(
-        name=folder.name,
-        folder=folder,
-        channels=declared.channels,
-        labels=declared.labels,
-        ignore_label=declared.ignore_label,
-        regions_class_order=declared.regions_class_order,
-        mirrored_labels=declared.mirrored_labels,
-        cases=cases,
-        groups=groups,
-        licence=declared.licence,
-        description=declared.description,
-        codes=declared.codes,
-    )
+    known = vars(declared) | {"groups": groups}
+    task = Task(**known, name=folder.name, folder=folder, cases=cases)
     return task, [*problems, *unmatched]
 
 

@@ -18,7 +18,6 @@ from autoseg.evaluation.labels import (
     EvaluationOptions,
     ScoredClasses,
     apply_options,
-    find_labels,
     labels_in,
     mapped_labels,
     read_declarations,
@@ -134,7 +133,7 @@ def tolerances(labels: ScoredClasses) -> dict[str, float]:
 def choose_labels(
     truth: Path, predicted: Path, options: EvaluationOptions = DEFAULT_OPTIONS, processes: int = 1
 ) -> ScoredClasses:
-    """The mapped classes, else those of `find_labels`, else one class for each value.
+    """The mapped classes, else those of model or reference, else one for each value.
 
     Raises:
         DataError: all label maps are empty, or one cannot be read.
@@ -143,7 +142,8 @@ def choose_labels(
     declared = read_declarations(truth, predicted)
     if options.maps:
         return apply_options(options, mapped_labels(options, declared))
-    if named := find_labels(declared):
+    if values := declared.model or declared.reference:
+        named = ScoredClasses.planned(values, declared.evaluation, declared.ignore)
         return apply_options(options, named)
     pairs, *_ = _pair(truth, predicted)
     found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from autoseg.common.arrays import count_labels
-from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
-from autoseg.image.image import read_label
-from autoseg.plan.evaluation import DEFAULT_TOLERANCE_MM, Evaluation, class_of
+from autoseg.dataset.layouts import values_in
+from autoseg.plan.labels import DEFAULT_TOLERANCE_MM, Evaluation, class_of
 from autoseg.plan.plan import Plan
 
 BACKGROUND = 0
@@ -123,27 +122,14 @@ def _foreground(labels: ClassValues) -> ClassValues:
     return {name: values for name, values in labels.items() if BACKGROUND not in values}
 
 
-def find_labels(declared: Declarations) -> ScoredClasses | None:
-    """The declared classes: those of the model, else those of the reference; None without both."""
-    values = declared.model or declared.reference
-    return ScoredClasses.planned(values, declared.evaluation, declared.ignore) if values else None
-
-
 def labels_in(
     paths: Sequence[Path], ignore: int | None = None, processes: int = 1
 ) -> ScoredClasses:
     """One class for each value in the label maps, named after it, except 0 and `ignore`."""
-    found = set().union(*in_parallel(_values_in, paths, processes, "finding classes"))
+    found = set().union(*in_parallel(values_in, paths, processes, "finding classes"))
     return ScoredClasses(
         {str(value): (value,) for value in sorted(found - {BACKGROUND, ignore})}, ignore
     )
-
-
-def _values_in(path: Path) -> set[int]:
-    try:
-        return set(count_labels(read_label(path)[0]))
-    except DataError:  # the evaluation reports it
-        return set()
 
 
 @dataclass(frozen=True)

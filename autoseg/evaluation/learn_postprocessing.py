@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, computed_field
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
@@ -38,7 +38,7 @@ DiceByClass = dict[str, float | None]
 ConfusionMatrix = NDArray[np.int64]
 
 
-class Attempt(BaseModel):
+class Attempt(BaseModel, frozen=True):
     """A step tried on top of those chosen before it.
 
     Attributes:
@@ -47,8 +47,6 @@ class Attempt(BaseModel):
         dice_before: mean Dice of each class over the cases without the step.
         dice_after: the same with it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     keep_largest: tuple[int, ...]
@@ -78,17 +76,15 @@ def _is_below(one: float | None, other: float | None) -> bool:
     return one is not None and (other is None or one < other)
 
 
-class Source(BaseModel):
+class Source(BaseModel, frozen=True):
     """The cross-validation; `source` identifies its scores."""
-
-    model_config = ConfigDict(frozen=True)
 
     folds: tuple[int, ...]
     cases: int
     source: str
 
 
-class Learned(BaseModel):
+class Learned(BaseModel, frozen=True):
     """The content of `postprocessing.json`.
 
     Attributes:
@@ -100,8 +96,6 @@ class Learned(BaseModel):
         dice_after: the same after all chosen steps.
         tried: all steps that were tried.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     format_version: int = FORMAT_VERSION
     plan_id: str

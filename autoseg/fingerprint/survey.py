@@ -61,7 +61,7 @@ def survey(
     found = {case.name: _blocked(task, case) or _recall(task, case, cache) for case in task.cases}
     new = [case for case in task.cases if found[case.name] is None]
     # without the list of cases, which would be sent to a worker with each case
-    work = partial(_read_case, replace(task, cases=(), groups={}), cache=cache)
+    work = partial(_read_case, replace(task, cases=(), groups={}, listed=None), cache=cache)
     for case, result in zip(new, in_parallel(work, new, processes, "survey"), strict=True):
         found[case.name] = result
     surveys = {name: result for name, result in found.items() if result is not None}

@@ -1,16 +1,28 @@
-"""Classes and regions: what the values of a label map mean to a network.
+"""Classes and regions: what the values of a label map mean, how they are evaluated, their codes.
 
 Without regions, each voxel belongs to one class and the network has one softmax output. With
 regions (`regions_class_order`), a voxel may belong to several, and each region has a sigmoid
 output. Label maps hold one value per voxel in both cases: a region is a set of values, and a
 prediction is painted region by region, later ones over earlier ones.
+
+The evaluation affects no model and is not part of a plan's id. The codes say what a class is, in
+SNOMED CT: for DICOM segmentation objects.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from autoseg.plan.sections import MM, LabelValue, Positive, Section
 
 ClassValues = Mapping[str, tuple[int, ...]]  # class name -> its label values
 
@@ -133,3 +145,210 @@ def exchange(sets: Sequence[tuple[int, ...]], pairs: Sequence[tuple[int, int]]) 
 def values_of(labels: ClassValues) -> set[int]:
     """The values of all classes."""
     return {value for covered in labels.values() for value in covered}
+
+
+DEFAULT_TOLERANCE_MM = 1.0
+
+
+class Tolerance(Section):
+    """The tolerance of the normalised surface Dice for some classes."""
+
+    labels: Annotated[tuple[LabelValue, ...], Field(min_length=1)]
+    mm: Positive
+
+
+class Merged(Section):
+    """Classes that tables also report together, by the mean of each metric (e.g. both lungs)."""
+
+    name: Annotated[str, Field(min_length=1)]
+    labels: Annotated[tuple[LabelValue, ...], Field(min_length=2)]
+
+
+class Colour(Section):
+    """The colour of some classes in figures."""
+
+    labels: Annotated[tuple[LabelValue, ...], Field(min_length=1)]
+    colour: str = Field(pattern="^#[0-9A-Fa-f]{6}$", description="as in #D55E00")
+
+
+class Evaluation(Section):
+    """How predictions are evaluated."""
+
+    tolerance_mm: Positive = Field(
+        DEFAULT_TOLERANCE_MM,
+        title="surface tolerance",
+        description="surfaces within this distance agree in the normalised surface Dice",
+        json_schema_extra=MM,
+    )
+    tolerances: tuple[Tolerance, ...] = Field(
+        (),
+        title="surface tolerance of some classes",
+        description="instead of tolerance_mm; if several match a class, the largest is used",
+    )
+    merged: tuple[Merged, ...] = Field((), title="classes reported together")
+    colours: tuple[Colour, ...] = Field(
+        (),
+        title="colour of some classes",
+        description="in figures; other classes get colours of the Okabe-Ito palette",
+    )
+
+    def check(self, labels: ClassValues) -> None:
+        """Raise a ValueError if a label belongs to no class, or a name is used twice."""
+        for key in ("tolerances", "merged", "colours"):
+            for value in (value for entry in getattr(self, key) for value in entry.labels):
+                if class_of(value, labels) is None:
+                    raise ValueError(f"evaluation.{key}: label {value} belongs to no class")
+        names = [*labels, *(entry.name for entry in self.merged)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"evaluation.merged: the name {twice[0]!r} occurs twice; change one")
+
+    def tolerance_of(self, labels: ClassValues) -> dict[str, float]:
+        """Class -> tolerance in mm."""
+        return {
+            name: max(
+                (entry.mm for entry in self.tolerances if set(entry.labels) & set(covered)),
+                default=self.tolerance_mm,
+            )
+            for name, covered in labels.items()
+        }
+
+    def colours_of(self, labels: ClassValues) -> dict[str, str]:
+        """Class or merged row -> colour, for those that have one.
+
+        A merged row has the colour of its classes if they share one.
+        """
+        found = {
+            name: entry.colour
+            for name, covered in labels.items()
+            for entry in self.colours
+            if set(entry.labels) & set(covered)
+        }
+        for row, classes in self.rows(labels).items():
+            colours = {found.get(name) for name in classes}
+            if len(colours) == 1 and (colour := colours.pop()):
+                found[row] = colour
+        return found
+
+    def rows(self, labels: ClassValues) -> dict[str, tuple[str, ...]]:
+        """Name of each merged row -> its classes; rows with missing classes are left out."""
+        found = {}
+        for entry in self.merged:
+            classes = [class_of(value, labels) for value in entry.labels]
+            if None not in classes:
+                found[entry.name] = tuple(dict.fromkeys(name for name in classes if name))
+        return {name: classes for name, classes in found.items() if len(classes) > 1}
+
+
+def class_of(value: int, labels: ClassValues) -> str | None:
+    """The class of a label value; of several classes the smallest; None if there is none."""
+    covering = [name for name, covered in labels.items() if value in covered]
+    return min(covering, key=lambda name: len(labels[name]), default=None)
+
+
+PRIVATE_SCHEME = "99AUTOSEG"
+Text = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\\\x00-\x1f]+$")]
+Scheme = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=r"^[^\\\s]+$")]
+
+
+def _is_sct_number(code: tuple[str, str, str]) -> tuple[str, str, str]:
+    if code[1] == "SCT" and not code[0].isdecimal():
+        raise ValueError(f"{code[0]!r} is not a SNOMED CT code, which is a number")
+    return code
+
+
+Code = Annotated[tuple[Text, Scheme, Text], AfterValidator(_is_sct_number)]
+Codes = Mapping[str, "SegmentCode"]  # class -> its codes
+
+TISSUE: Code = ("85756007", "SCT", "Tissue")
+ORGAN: Code = ("91723000", "SCT", "Anatomical Structure")
+ABNORMAL: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
+
+
+class SegmentCode(Section):
+    """The codes of a class, each as [value, coding scheme, meaning]."""
+
+    type: Code = Field(description='what it is, such as ["39607008", "SCT", "Lung"]')
+    category: Code = Field(ORGAN, description="the kind of thing that it is")
+    modifiers: tuple[Code, ...] = Field((), description='such as ["7771000", "SCT", "Left"]')
+    region: Code | None = Field(None, description="the organ that a lesion is in")
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the type has no meaning outside of autoseg."""
+        return self.type[1] == PRIVATE_SCHEME
+
+
+# Names -> SNOMED CT code and meaning: of organs (singular, without sides), lesions, sides. Organs
+# in pairs. Other spellings, irregular plurals and words that add nothing: SNOMED CT has no closer
+# structure than a lesion for an infection, or for how it appears in a scan.
+ORGANS, LESIONS, SIDES, PAIRED, SPELLINGS = json.loads(
+    Path(__file__).with_name("snomed.json").read_text(encoding="utf-8")
+).values()
+KNOWN = {word for text in (*ORGANS, *LESIONS, *SIDES, *SPELLINGS) for word in text.split()}
+
+
+def check_codes(declared: Codes, labels: ClassValues) -> None:
+    """Raise a ValueError if codes are of no class besides the background, which is no segment."""
+    classes = [name for name, values in labels.items() if 0 not in values]
+    if unknown := [name for name in declared if name not in classes]:
+        raise ValueError(f"codes: {unknown[0]!r} is none of {', '.join(classes)}")
+
+
+def codes_of(labels: ClassValues, declared: Codes, task: str = "") -> dict[str, SegmentCode]:
+    """The codes of each class: declared, or by its name, or private.
+
+    Args:
+        labels: the classes.
+        declared: by `dataset.json`.
+        task: its name gives the organ to classes that are only called `Anterior` or `left`.
+    """
+    return {name: declared.get(name) or _by_name(name, task) for name in labels}
+
+
+def _by_name(name: str, task: str) -> SegmentCode:
+    words = _words(name)
+    code = _read(words)
+    if code is None and words and all(word in SIDES for word in words):
+        organ = [word for word in _words(task) if not any(map(str.isdigit, word))]
+        code = _read([*words, *organ])
+    if code is not None:
+        return code
+    digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()  # the same in every task
+    return SegmentCode(type=(digest, PRIVATE_SCHEME, _meaning(name)), category=TISSUE)
+
+
+def _meaning(name: str) -> str:
+    """A class name without the characters that a code meaning cannot have."""
+    return re.sub(r"[\\\x00-\x1f]", " ", name).strip()[:64] or "class"
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name, such as `RightParotids`, in one spelling: `right`, `parotids`."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.findall(r"[^\W_]+", spaced.lower())
+    return [word for each in words for word in SPELLINGS.get(each, each).split()]
+
+
+def _read(words: Sequence[str]) -> SegmentCode | None:
+    """The codes that words stand for; None if one of them is unknown."""
+    singular = [w[:-1] if w not in KNOWN and w[:-1] in KNOWN and w[-1] == "s" else w for w in words]
+    known = [word for each in singular for word in SPELLINGS.get(each, each).split()]
+    sides = [word for word in known if word in SIDES]
+    if sides and (text := " ".join(known)) in ORGANS:  # such as left atrium
+        return SegmentCode(type=_sct(ORGANS[text]))
+    lesions = [word for word in known if word in LESIONS]
+    organ = " ".join(word for word in known if word not in SIDES and word not in LESIONS)
+    if len(lesions) > 1 or {"left", "right"} <= {*sides} or organ not in ("", *ORGANS):
+        return None
+    if not (sides or lesions) and organ in PAIRED and singular != [*words]:
+        sides = ["bilateral"]
+    modifiers = tuple(_sct(SIDES[side]) for side in sides)
+    region = _sct(ORGANS[organ]) if organ else None
+    if lesions:
+        what = _sct(LESIONS[lesions[0]])
+        return SegmentCode(type=what, category=ABNORMAL, modifiers=modifiers, region=region)
+    return SegmentCode(type=region, modifiers=modifiers) if region else None
+
+
+def _sct(known: Sequence[str]) -> Code:
+    return known[0], "SCT", known[1]

@@ -18,10 +18,11 @@ from autoseg.common.arrays import Triple
 from autoseg.common.files import write_json
 from autoseg.common.progress import counted
 from autoseg.plan.augmentation import Mirror, PreviousMorphology, PreviousRemoval, Transform
-from autoseg.plan.codes import SegmentCode, check_codes
-from autoseg.plan.evaluation import Evaluation
 from autoseg.plan.labels import (
     Classes,
+    Evaluation,
+    SegmentCode,
+    check_codes,
     check_labels,
     check_mirrored,
     check_regions,

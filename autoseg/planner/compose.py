@@ -12,8 +12,7 @@ from pathlib import Path
 from autoseg.common.errors import PlanError
 from autoseg.common.progress import by_axis
 from autoseg.fingerprint import Fingerprint
-from autoseg.plan.codes import SegmentCode
-from autoseg.plan.labels import check_mirrored
+from autoseg.plan.labels import SegmentCode, check_mirrored
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
 from autoseg.plan.sections import is_orientation

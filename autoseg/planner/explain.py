@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoseg.common.progress import by_axis
-from autoseg.plan.evaluation import Colour, Merged, Tolerance
+from autoseg.plan.labels import Colour, Merged, Tolerance
 from autoseg.plan.plan import Plan, Provenance, VolumeShare
 from autoseg.plan.sections import (
     UNIT,

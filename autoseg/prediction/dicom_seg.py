@@ -22,8 +22,7 @@ from autoseg.common.files import replacing
 from autoseg.common.progress import say
 from autoseg.image.dicom_series import Series
 from autoseg.models.folder import RESEARCH
-from autoseg.plan.codes import PRIVATE_SCHEME, SegmentCode, check_codes, codes_of
-from autoseg.plan.labels import ClassValues
+from autoseg.plan.labels import PRIVATE_SCHEME, ClassValues, SegmentCode, check_codes, codes_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.dicom_source import OTHER_FORMAT, Source
 

@@ -22,8 +22,7 @@ from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.orientation import LETTERS, SWAPS, Turn, orientation_of
-from autoseg.plan.evaluation import class_of
-from autoseg.plan.labels import values_of
+from autoseg.plan.labels import class_of, values_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.native_grid import PLANES_AT_ONCE
 

@@ -14,7 +14,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.dataset.splits import read_splits
 from autoseg.dataset.task import find_task
-from autoseg.evaluation.labels import find_labels, read_declarations
+from autoseg.evaluation.labels import read_declarations
 from autoseg.evaluation.report.facts import read_predictions, version_rows
 from autoseg.evaluation.scores import Summary
 from autoseg.experiments.results import read_scores
@@ -133,7 +133,7 @@ def _summary(path: Path) -> None:
 
 
 def _labels(path: Path) -> None:
-    find_labels(read_declarations(path.parent / "truth", path.parent))
+    read_declarations(path.parent / "truth", path.parent)
 
 
 def _predictions(path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from autoseg.common.errors import PlanError
 from autoseg.common.files import to_json
 from autoseg.fingerprint import Fingerprint
-from autoseg.plan.codes import SegmentCode
+from autoseg.plan.labels import SegmentCode
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Cosine, Sgd
 from autoseg.planner import overrides

@@ -11,7 +11,7 @@ import torch
 from autoseg import __version__
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
-from autoseg.evaluation.labels import find_labels, read_declarations
+from autoseg.evaluation.labels import ScoredClasses, read_declarations
 from autoseg.image.image import read_image
 from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import (
@@ -87,7 +87,9 @@ def test_an_evaluation_reads_the_names_from_labels_json(scans: Path, out: Path) 
     assert written["labels"] == LABELS
     assert written["ignore_label"] is None
     assert "labels" not in read_json(out / RECORD)  # one place only
-    found = find_labels(read_declarations(scans, out))
+    declared = read_declarations(scans, out)
+    assert declared.model is not None
+    found = ScoredClasses.planned(declared.model, declared.evaluation, declared.ignore)
     assert found is not None
     assert found.values == {"lungs": (1, 2), "infection": (3,)}
 

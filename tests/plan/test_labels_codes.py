@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from pydicom.sr._concepts_dict import concepts
 
 from autoseg.common.errors import PlanError
-from autoseg.plan import codes
-from autoseg.plan.codes import (
+from autoseg.plan import labels as codes
+from autoseg.plan.labels import (
     LESIONS,
     ORGANS,
     PAIRED,
