@@ -114,16 +114,19 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     )
     files[CARD] = _encoded(card.to_json())
     files["card.md"] = card.to_markdown().encode()
-    files["labels.json"] = _encoded(
-        {
-            "labels": {name: list(values) for name, values in plan.labels.items()},
-            "ignore_label": plan.ignore_label,
-            "regions_class_order": plan.regions_class_order and list(plan.regions_class_order),
-        }
-    )
+    files["labels.json"] = _encoded(labels_of(plan))
     with writing(out):
         write_archive(out, {"autoseg": __version__, **_identity(plan), "folds": folds}, files)
     return sorted(files)
+
+
+def labels_of(plan: Plan) -> dict[str, Any]:
+    """What the values of label maps mean, for programs that do not read plans."""
+    return {
+        "labels": {name: list(values) for name, values in plan.labels.items()},
+        "ignore_label": plan.ignore_label,
+        "regions_class_order": plan.regions_class_order and list(plan.regions_class_order),
+    }
 
 
 def _encoded(value: Any) -> bytes:

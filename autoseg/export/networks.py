@@ -152,7 +152,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
             raise AutosegError(f"--format {name} lacks libraries; run: {install_hint('export')}")
     patch = example_patch(model.plan)
     differences = {}
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         model.plan.save(folder / PLAN)
         for fold, network in zip(model.folds, model.networks, strict=True):
             with torch.inference_mode():
@@ -173,7 +173,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out` that becomes `out` if the block succeeds."""
     with writing(out):
         if out.exists():

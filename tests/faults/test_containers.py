@@ -148,7 +148,7 @@ def test_a_prediction_that_was_killed_goes_on(undisturbed: Undisturbed, tmp_path
         shutil.copy(scan, root / "in" / f"more_{number:02d}_0000.nii.gz")
     cases, out = len(list((root / "in").iterdir())), root / "out"
     with container("predict", *predict_words(root), log=tmp_path / "1.log") as first:
-        first.until(lambda: 3 <= len(list(out.glob("*.nii.gz"))))
+        first.until(lambda: len(list(out.glob("*.nii.gz"))) >= 3)
     done = len(list(out.glob("*.nii.gz")))
     assert done < cases
     assert list(out.glob(".claim-*"))
