@@ -44,7 +44,7 @@ FORBIDDEN = {
     "cli": {"augmentation", "networks", "preprocessing"},
 }
 
-MOST_MODULES = 149  # with the packages' own files
+MOST_MODULES = 145  # with the packages' own files
 MOST_LINES = 420
 MOST_SHORT = 10  # modules below 60 lines
 MOST_LATE_IMPORTS = 60  # imports inside functions

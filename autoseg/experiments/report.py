@@ -161,9 +161,9 @@ def _write_pictures(study: StudyScores, out: Path, processes: int) -> list[Path]
         images = study.folder.parents[1] / each.images
         if plan is not None and scores.is_file() and images.is_dir():
             scans = find_inputs(images, plan.channels, name_by="folder").cases
-            files = {case: of[0] for case, of in scans.items() if isinstance(of[0], Path)}
+            images_of = {case: of[0] for case, of in scans.items() if isinstance(of[0], Path)}
             classes = held_out_classes(each, plan)
-            sets[each.name] = files.exhibits_of(Summary.load(scores).cases, files, classes)
+            sets[each.name] = files.exhibits_of(Summary.load(scores).cases, images_of, classes)
     for name, exhibits in sets.items():
         stale = [each for each in exhibits if _is_stale(out / name / files.OVERLAYS, each)]
         files.draw_gallery(stale, out / name, processes)

@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+if sys.platform != "win32":
+    import resource
+
 TIME_LIMIT_SECONDS = 900
 MEMORY_BYTES = 2**30  # besides the file's size
 MOST_TENSORS, MOST_AXES, LONGEST_TEXT = 20_000, 5, 200
@@ -90,9 +93,7 @@ class _Ignored:
 
 def limit_resources(file_bytes: int) -> None:
     """Limit memory, time, written files and processes, where the system can."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
+    if sys.platform == "win32":
         return
     used = 0
     statm = Path("/proc/self/statm")
