@@ -8,6 +8,7 @@ checkpoint is opened nowhere else.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -191,8 +192,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except BaseException as error:  # whatever a damaged file causes
-        reason = next(iter(str(error).splitlines()), "")[:LONGEST_TEXT]
-        print(f"cannot be read ({type(error).__name__}: {reason})", file=sys.stderr)
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"asks for {asked[1]}" if asked else f"is damaged ({type(error).__name__})"
+        print(f"{reason}; it is not a checkpoint of nnU-Net v2"[:LONGEST_TEXT], file=sys.stderr)
         return 2
     return 0
 
