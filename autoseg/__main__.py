@@ -17,7 +17,9 @@ COMMANDS = {
     "experiment": "train and test all models of a study, here or on a Slurm cluster",
     "pack": "pack a trained model into one zip file",
     "export": "write the networks of a model as ONNX and OpenVINO files",
+    "import": "make a model of a trained model of nnU-Net",
 }
+MODULES = {"import": "import_model"}  # `import` is a word of Python
 HELP, VERSION = ("-h", "--help"), "--version"
 BAD_INPUT = 2
 
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"autoseg: error: {_unknown(name)}", file=sys.stderr)
         return BAD_INPUT
     # Only the module of this command is imported, which keeps --help fast.
-    return int(import_module(f"autoseg.cli.{name}").main(arguments, f"autoseg {name}"))
+    module = import_module(f"autoseg.cli.{MODULES.get(name, name)}")
+    return int(module.main(arguments, f"autoseg {name}"))
 
 
 def _help() -> str:

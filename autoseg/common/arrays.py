@@ -54,6 +54,18 @@ def bounding_box(array: NDArray[Any]) -> Box | None:
     return tuple(spans[i] for i in np.argsort(axes))
 
 
+def fill_holes(mask: Mask) -> Mask:
+    """A mask with its holes: the other voxels with no path, by faces, to the edge of the volume."""
+    outside = cc3d.connected_components((~mask).view(np.uint8), connectivity=6)
+    edges = [outside.take((0, -1), axis) for axis in range(3)]
+    is_hole = np.ones(int(outside.max()) + 1, np.bool_)
+    for edge in edges:
+        is_hole[np.unique(edge)] = False
+    is_hole[0] = True  # the mask itself
+    filled: Mask = is_hole[outside]
+    return filled
+
+
 def union_of_boxes(boxes: Iterable[Box | None]) -> Box | None:
     """The smallest box that contains all boxes; None stands for an empty box."""
     nonempty = [box for box in boxes if box is not None]

@@ -91,8 +91,12 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     plan = plan_in(model)
     folds = sorted(set(choose_folds(model, folder, plan, order.folds)))
     files = _network_files(model, plan, folds) | _previous_stage(folder, plan)
-    files |= _planning_files(planned, folder, plan)
-    postprocessing = _postprocessing(folder, plan)
+    source = read_json(folder / CARD)["source"] if (folder / CARD).is_file() else None
+    if source is None:
+        files |= _planning_files(planned, folder, plan)
+    else:  # imported: nothing was planned here
+        files[FINGERPRINT] = folder / FINGERPRINT
+    postprocessing = _postprocessing(folder, plan, source is not None)
     if postprocessing is not None:
         files[POSTPROCESSING] = folder / POSTPROCESSING
     scores = []
@@ -106,24 +110,28 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     steps = () if postprocessing is None else postprocessing.steps
     card = Card(
         plan=plan,
-        fingerprint=Fingerprint.load(planned / FINGERPRINT),
+        fingerprint=Fingerprint.load((planned if source is None else folder) / FINGERPRINT),
         statements=read_statements(order.card, declared if isinstance(declared, dict) else {}),
         scores=combine(scores) if scores else None,
         steps=tuple(f"keeps the largest component of {step.name}" for step in steps),
         training={fold: _training(fold_folder(folder, fold)) for fold in folds},
+        source=source,
     )
     files[CARD] = _encoded(card.to_json())
     files["card.md"] = card.to_markdown().encode()
-    files["labels.json"] = _encoded(
-        {
-            "labels": {name: list(values) for name, values in plan.labels.items()},
-            "ignore_label": plan.ignore_label,
-            "regions_class_order": plan.regions_class_order and list(plan.regions_class_order),
-        }
-    )
+    files["labels.json"] = _encoded(labels_of(plan))
     with writing(out):
         write_archive(out, {"autoseg": __version__, **_identity(plan), "folds": folds}, files)
     return sorted(files)
+
+
+def labels_of(plan: Plan) -> dict[str, Any]:
+    """What the values of label maps mean, for programs that do not read plans."""
+    return {
+        "labels": {name: list(values) for name, values in plan.labels.items()},
+        "ignore_label": plan.ignore_label,
+        "regions_class_order": plan.regions_class_order and list(plan.regions_class_order),
+    }
 
 
 def _encoded(value: Any) -> bytes:
@@ -180,7 +188,7 @@ def _without_paths(summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "metric_per_case": cases}
 
 
-def _postprocessing(folder: Path, plan: Plan) -> Postprocessing | None:
+def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing | None:
     """The postprocessing that was learned from just these folds, if any."""
     path = folder / POSTPROCESSING
     if not path.is_file():
@@ -189,6 +197,8 @@ def _postprocessing(folder: Path, plan: Plan) -> Postprocessing | None:
     found = Postprocessing.from_json(values, str(path))
     about = values.get("learned_on", {})
     folds = about.get("folds", [])
+    if imported and found.plan_id == plan.id:
+        return found
     complete = all((fold_folder(folder, fold) / SUMMARY).is_file() for fold in folds)
     if found.plan_id != plan.id or not complete or about.get("source") != source_of(folder, folds):
         raise AutosegError(
@@ -239,6 +249,7 @@ class Card:
         scores: of the folds' validation cases, before postprocessing; None if there are none.
         steps: the postprocessing, in words.
         training: fold -> how long it was trained; None if unknown.
+        source: of an imported model.
     """
 
     plan: Plan
@@ -247,6 +258,7 @@ class Card:
     scores: Summary | None = None
     steps: tuple[str, ...] = ()
     training: dict[str, Training | None] = field(default_factory=dict)
+    source: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The card for programs."""
@@ -262,6 +274,7 @@ class Card:
                 fold: time and {"epochs": time.epochs, "seconds": round(time.seconds, 1)}
                 for fold, time in self.training.items()
             },
+            **({} if self.source is None else {"source": self.source}),
             "packed_with": _versions(),
         }
 
@@ -283,6 +296,9 @@ class Card:
             for fold, time in self.training.items()
         ]
         packed = ", ".join(f"{name} {found}" for name, found in _versions().items())
+        if self.source is not None:
+            keys = ("format", "name", "trainer", "plans", "configuration")
+            model += [(f"imported: {key}", str(self.source[key])) for key in keys]
         sections = {
             "Model": rows_as_markdown(model),
             **{heading: self.statements[key] for key, heading in STATEMENTS.items()},
@@ -329,6 +345,8 @@ def read_statements(path: Path | None, declared: Mapping[str, Any]) -> dict[str,
 
 def _data_figures(fingerprint: Fingerprint) -> dict[str, Any]:
     """The ranges of sizes and spacings (x, y, z) of the training cases."""
+    if not fingerprint.cases:
+        return {"cases": NOT_STATED}
     spacings = fingerprint.spacings_mm
     shapes = [case.shape for case in fingerprint.cases.values()]
     presence = fingerprint.presence.values()

@@ -152,7 +152,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
             raise AutosegError(f"--format {name} lacks libraries; run: {install_hint('export')}")
     patch = example_patch(model.plan)
     differences = {}
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         model.plan.save(folder / PLAN)
         for fold, network in zip(model.folds, model.networks, strict=True):
             with torch.inference_mode():
@@ -173,7 +173,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out` that becomes `out` if the block succeeds."""
     with writing(out):
         if out.exists():
@@ -291,12 +291,13 @@ def describe(model: Model) -> dict[str, Any]:
 def read_me(plan: Plan, facts: dict[str, Any], files: Sequence[str]) -> str:
     """The description for people."""
     given, output, window = facts["input"], facts["output"], facts["sliding_window"]
+    values = window["average"].partition("_")[0]
     outputs = [f"{each['class']} (label {each['label']})" for each in output["outputs"]]
     spacing = by_axis(["the scan's own" if mm is None else f"{mm:g}" for mm in given["spacing_mm"]])
     return f"""# {plan.task}, plan {plan.name} ({plan.id}): networks for patches
 
 Each of these files is the network of one fold: {", ".join(files)}.
-Average the probabilities of the folds. `plan.json` holds every value that decides the result,
+Average the {values} of the folds. `plan.json` holds every value that decides the result,
 `export.json` the content of this page and a checksum of each file.
 
 ## Before the networks: preprocess the whole scan, in this order
@@ -318,7 +319,7 @@ Logits; their {output["activation"]} gives probabilities. Outputs:
 {_numbered(outputs, 0)}
 
 ## After the networks: from patches to the scan
-Patches overlap by at least {by_axis(window["overlap"])} voxels. Average their probabilities with
+Patches overlap by at least {by_axis(window["overlap"])} voxels. Average their {values} with
 {window["weighting"]} weights.
 """
 

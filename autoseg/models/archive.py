@@ -15,7 +15,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,14 +144,30 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise AutosegError(f"{path} is not a valid zip file ({error}); {ADVICE}") from error
 
 
-def _check_members(file: zipfile.ZipFile, path: Path) -> None:
+def extract(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Write the wanted members of another program's zip file to a folder.
+
+    Raises:
+        AutosegError: it is missing, damaged, or any member is not safe to unpack.
+    """
+    with _opened(path) as file:
+        _check_members(file, path, any_ending=True)
+        for info in file.infolist():
+            if wanted(info.filename):
+                target = folder / info.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with file.open(info) as source, target.open("xb") as out:
+                    shutil.copyfileobj(source, out)
+
+
+def _check_members(file: zipfile.ZipFile, path: Path, any_ending: bool = False) -> None:
     """Check the directory of the zip file, before any member is read."""
-    infos = file.infolist()
+    infos = [info for info in file.infolist() if not (any_ending and info.is_dir())]
     names = [info.filename for info in infos]
     if len(infos) > MOST_FILES:
         raise _refused(path, f"contains {len(infos)} files, more than {MOST_FILES}")
     for info in infos:
-        if fault := _fault(info):
+        if fault := _fault(info, any_ending):
             raise _refused(path, f"contains {info.orig_filename!r}, {fault}")
         if names.count(info.filename) > 1:
             raise _refused(path, f"contains {info.filename!r} twice")
@@ -162,7 +178,7 @@ def _check_members(file: zipfile.ZipFile, path: Path) -> None:
         raise _refused(path, "has data before its first member")
 
 
-def _fault(info: zipfile.ZipInfo) -> str:
+def _fault(info: zipfile.ZipInfo, any_ending: bool) -> str:
     """Why a member must not be read, by its entry in the directory; empty if it may be."""
     name, size, packed = info.orig_filename, info.file_size, max(info.compress_size, 1)
     kind, known = stat.S_IFMT(info.external_attr >> 16), (*TEXTS, WEIGHTS)
@@ -171,7 +187,7 @@ def _fault(info: zipfile.ZipInfo) -> str:
         "an unsafe name": not SAFE_NAME.fullmatch(name),
         "a link or another special file": kind not in (0, stat.S_IFREG),
         "which is encrypted": info.flag_bits & 1,
-        f"which does not end in {', '.join(known)}": not name.endswith(known),
+        f"which does not end in {', '.join(known)}": not (any_ending or name.endswith(known)),
         "which is neither stored nor deflated": info.compress_type not in methods,
         f"which expands from {packed} to {size} bytes": size > HIGHEST_RATIO * packed,
         f"a text of {size} bytes": name.endswith(TEXTS) and size > MOST_TEXT_BYTES,

@@ -50,12 +50,12 @@ def limit_torch() -> None:
 def autocast_type(device: torch.device, precision: str) -> torch.dtype:
     """The type the network computes in: bfloat16 if the device supports it in hardware.
 
-    float16 is supported on CUDA only; elsewhere it has the effect of `auto`.
+    float16 is supported on CUDA only; elsewhere it has the effect of `auto`, `nnunet` of float32.
     """
-    if precision == "float32":
-        return torch.float32
-    if precision == "float16" and device.type == "cuda":
+    if precision in ("float16", "nnunet") and device.type == "cuda":
         return torch.float16
+    if precision in ("float32", "nnunet"):
+        return torch.float32
     if precision == "bfloat16" or _computes_bfloat16(device):
         return torch.bfloat16
     return torch.float32

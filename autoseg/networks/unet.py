@@ -170,7 +170,9 @@ def _normalisation(plan: Network, features: int) -> nn.Module:
 def _activation(plan: Network) -> nn.Module:
     # In place only after the normalisation: the gradient of batch normalisation needs its input.
     in_place = not plan.activation_first
-    return nn.ReLU(in_place) if plan.activation == "relu" else nn.LeakyReLU(0.01, in_place)
+    if plan.activation == "relu":
+        return nn.ReLU(in_place)
+    return nn.LeakyReLU(plan.negative_slope, in_place)
 
 
 def _after(plan: Network, features: int) -> Sequence[nn.Module]:

@@ -94,8 +94,41 @@ class Inference(Section):
     overlap: Triple = Field(
         title="overlap of neighbouring patches (x, y, z)", json_schema_extra=VOXELS
     )
-    weighting: Literal["gaussian", "uniform"] = Field("gaussian", title="weighting of a patch")
+    tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        title="step between patches, share of the patch",
+        description="null: the patch without the overlap; nnU-Net's step is 0.5, for which the "
+        "overlap of odd patches would not be a whole number",
+        json_schema_extra=since("0.2.0"),
+    )
+    weighting: Literal["gaussian", "uniform", "nnunet"] = Field(
+        "gaussian",
+        title="weighting of a patch",
+        description="nnunet: its Gaussian, which is centred on a voxel and rounded to float16",
+    )
+    average: Literal["probabilities", "logits", "logits_float16"] = Field(
+        "probabilities",
+        title="what is averaged",
+        description="over patches, mirrored patches and folds, and interpolated to the scan's "
+        "grid; logits_float16: with all sums of patches and folds rounded, as in nnU-Net",
+        json_schema_extra=since("0.2.0"),
+    )
+    slide_axis: Literal[0, 1, 2] | None = Field(
+        None,
+        title="axis of the outermost patches",
+        description="the order in which patches are added decides how float16 rounds their sum; "
+        "null: the axis that takes the least memory",
+        json_schema_extra=since("0.2.0"),
+    )
+    anisotropy: Positive | None = Field(
+        None,
+        title="anisotropy of the interpolation",
+        description="above this ratio of spacings the scan's planes across the coarse axis take "
+        "the values of the nearest plane; null: they are interpolated",
+        json_schema_extra=since("0.2.0"),
+    )
     mirror_axes: Axes = Field((), title="axes mirrored with --tta")
+    mirror: bool = Field(False, title="mirroring without --tta", json_schema_extra=since("0.2.0"))
 
 
 class Provenance(Section):

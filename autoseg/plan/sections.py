@@ -171,11 +171,19 @@ class Resample(Section):
         "smallest value, or that of the nearest voxel",
         json_schema_extra=since("0.2.0"),
     )
-    rounding: Literal["nearest", "down"] = Field(
-        "nearest", description="how size x spacing / target is rounded to a number of voxels"
+    rounding: Literal["nearest", "down", "nearest_ratio"] = Field(
+        "nearest",
+        description="how size x spacing / target is rounded to a number of voxels; nearest_ratio: "
+        "spacing / target is computed first, as in nnU-Net, which differs in rare ties",
     )
     anisotropy: Positive | None = Field(
         3.0, description="above this ratio of spacings the coarse axis is resampled with order 0"
+    )
+    clip: Literal["volume", "plane"] = Field(
+        "volume",
+        description="to whose range splines are clipped; plane: if the coarse axis is resampled "
+        "with order 0, each plane across it has its own range, as in nnU-Net",
+        json_schema_extra=since("0.2.0"),
     )
 
 
@@ -189,13 +197,15 @@ def whole_sizes(exact: NDArray[np.float64], rounding: str) -> NDArray[np.int64]:
 class ZScore(Section):
     """Subtract a mean and divide by a standard deviation.
 
-    Without `mean` and `std`, those of each case are used; with `nonzero`, of its non-zero voxels.
+    Without `mean` and `std`, those of each case are used; with `nonzero`, of its non-zero voxels;
+    with `fill_holes`, also of zeros that non-zero voxels enclose.
     """
 
     step: Literal["z_score"] = "z_score"
     mean: float | None = None
     std: Positive | None = None
     nonzero: bool = False
+    fill_holes: bool = Field(False, json_schema_extra=since("0.2.0"))
     channel: Index | None = None
 
 
@@ -233,6 +243,9 @@ class Network(Section):
     )
     norm_epsilon: Positive = Field(1e-5, title="epsilon of the normalisation")
     activation: Literal["leaky_relu", "relu"] = Field("leaky_relu", title="activation function")
+    negative_slope: float = Field(
+        0.01, title="slope of leaky ReLU below zero", json_schema_extra=since("0.2.0")
+    )
     activation_first: bool = Field(False, title="activation before normalisation")
     convolution_bias: bool = Field(True, title="bias in convolutions")
     initialisation: Literal["he", "glorot"] = Field(
@@ -386,11 +399,12 @@ class Training(Section):
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, title="decay per step of the moving average of the weights"
     )
-    precision: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+    precision: Literal["auto", "bfloat16", "float16", "float32", "nnunet"] = Field(
         "auto",
         title="numerical precision",
         description="auto: bfloat16 autocast on devices that compute it fast, else float32; "
-        "float16 (with loss scaling) is for CUDA, other devices use auto instead",
+        "float16 (with loss scaling) is for CUDA, other devices use auto instead; nnunet: float16 "
+        "on CUDA, float32 on other devices",
     )
     compile: bool = Field(False, title="compilation with torch.compile")
     keep: Literal["last", "best_training_loss"] = Field("last", title="weights used for prediction")

@@ -56,6 +56,7 @@ def rule_values(
     """
     configuration = _with_two_stages(configuration)
     patch = _in_space(configuration, configuration.patch_size)
+    mirrored = [axis for axis in range(3) if patch[axis] > 1]
     values: PlanValues = {
         "task": fingerprint.task,
         "configuration": configuration.name,
@@ -66,7 +67,9 @@ def rule_values(
         "target_spacing_mm": _in_space(configuration, configuration.spacing_mm, None),
         "preprocessing": _steps(configuration, fingerprint),
         "sampling": {"patch_size": patch, "batch_size": configuration.batch_size},
-        "augmentation": _augmentation(configuration, patch),
+        "augmentation": augmentation_values(
+            configuration.name, len(configuration.axes) == 2, patch, mirrored
+        ),
         "network": {
             "features": list(configuration.features),
             "strides": [_in_space(configuration, s) for s in configuration.strides],
@@ -81,7 +84,7 @@ def rule_values(
         },
         "inference": {
             "overlap": [size // 2 for size in patch],
-            "mirror_axes": [axis for axis in range(3) if patch[axis] > 1],
+            "mirror_axes": mirrored,
         },
     }
     return values, _evidence(configuration)
@@ -155,13 +158,22 @@ def _normalisation(
     return [{"step": "z_score", "channel": channel, "nonzero": configuration.use_mask[channel]}]
 
 
-def _augmentation(configuration: Configuration, patch: Sequence[int]) -> list[PlanValues]:
-    """nnU-Net's transforms and probabilities."""
-    previous: list[PlanValues] = []
-    if configuration.name == CASCADE:
-        previous = [{"transform": "previous_morphology"}, {"transform": "previous_removal"}]
+def augmentation_values(
+    configuration: str, is_2d: bool, patch: Sequence[int], mirrored: Sequence[int]
+) -> list[PlanValues]:
+    """nnU-Net's transforms and probabilities.
+
+    Args:
+        configuration: its name.
+        is_2d: whether the patch is a slice.
+        patch: its size along x, y, z.
+        mirrored: the axes along which patches are mirrored.
+    """
+    last: list[PlanValues] = [{"transform": "mirror", "axes": list(mirrored)}] if mirrored else []
+    if configuration == CASCADE:
+        last += [{"transform": "previous_morphology"}, {"transform": "previous_removal"}]
     return [
-        {"transform": "spatial", "rotation_degrees": _rotation(configuration, patch)},
+        {"transform": "spatial", "rotation_degrees": _rotation(is_2d, patch)},
         {"transform": "gaussian_noise"},
         {"transform": "gaussian_blur"},
         {"transform": "brightness"},
@@ -169,23 +181,20 @@ def _augmentation(configuration: Configuration, patch: Sequence[int]) -> list[Pl
         {"transform": "low_resolution"},
         {"transform": "gamma", "probability": 0.1, "invert": True},
         {"transform": "gamma"},
-        {"transform": "mirror", "axes": [axis for axis in range(3) if patch[axis] > 1]},
-        *previous,
+        *last,
     ]
 
 
-def _rotation(configuration: Configuration, patch: Sequence[int]) -> list[list[int]]:
+def _rotation(is_2d: bool, patch: Sequence[int]) -> list[list[int]]:
     """Range of rotation about each axis in degrees; only about the short axis of a flat patch.
 
     Long slices are rotated little, as they would not fit the patch otherwise.
     """
-    slices = len(configuration.axes) == 2
-    if not slices and max(patch) / min(patch) <= ANISOTROPY:
+    if not is_2d and max(patch) / min(patch) <= ANISOTROPY:
         return [[-30, 30]] * 3
     coarse, most = patch.index(min(patch)), 180
-    if slices:
-        (coarse,) = {0, 1, 2} - set(configuration.axes)
-        short, long = sorted(configuration.patch_size)
+    if is_2d:
+        _, short, long = sorted(patch)
         most = 15 if long / short > LONG_SLICE else 180
     return [[-most, most] if axis == coarse else [0, 0] for axis in range(3)]
 

@@ -174,7 +174,8 @@ class Judge:
     def not_checked(self) -> str:
         """What cannot be checked, and why; empty if everything is."""
         if self.training is None:
-            return "spacing, field of view and intensities (the model has no fingerprint.json)"
+            missing = "the model has no fingerprint.json, or one without cases"
+            return f"spacing, field of view and intensities ({missing})"
         if self.training.has_bodies:
             return ""
         return (

@@ -1,4 +1,4 @@
-"""From probabilities on the network's grid to a label map on the scan's own grid.
+"""From probabilities, or logits, on the network's grid to a label map on the scan's own grid.
 
 The probabilities of a whole scan do not fit into memory. So `native_planes` goes through a few
 planes (x) at a time, and each class is interpolated on its own, only where it can win:
@@ -8,18 +8,22 @@ planes (x) at a time, and each class is interpolated on its own, only where it c
     label_map      label values (x, y, z): the most probable class, or regions painted in order,
                    written through a turned view of the array in the scan's own order of axes
 
-Interpolation is linear. So a probability never exceeds the largest one around it, which tells where
-a class cannot win before anything is computed.
+Interpolation is linear (or takes the nearest plane). So a probability never exceeds the largest one
+around it, which tells where a class cannot win before anything is computed.
+
+The same holds for logits: a class cannot win where none around a voxel is above the background's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from autoseg.common.arrays import Box, LabelMap, Triple, union_of_boxes
 from autoseg.image.orientation import SWAPS, Turn
@@ -50,8 +54,11 @@ class Planes(Protocol):
     rows: slice
     shape: Triple
 
-    def area_above(self, index: int, threshold: float) -> Area | None:
-        """An area outside of which a class is nowhere more probable than `threshold`."""
+    def area_above(self, index: int, threshold: float | None) -> Area | None:
+        """An area outside of which a class is nowhere more probable than a threshold.
+
+        None: than the first class.
+        """
 
     def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
         """A class's probabilities in an area of the planes, (x, *area)."""
@@ -66,12 +73,18 @@ class Placement:
         box: start and stop along x, y, z of the part of the scan's grid that it covers.
         size: voxels of the scan's grid.
         outside: the class of all voxels outside of the box; None for regions, which are absent.
+        orders: of the interpolation along x, y, z: 1, or 0 for the nearest plane.
+        logits: whether logits are placed, not probabilities.
+        float16: whether interpolated values are rounded to float16.
     """
 
     low_shape: Triple
     box: tuple[tuple[int, int], ...]
     size: Triple
     outside: int | None = 0
+    orders: Triple = (1, 1, 1)
+    logits: bool = False
+    float16: bool = False
 
 
 def native_planes(slabs: Iterable[Slab], placement: Placement) -> Iterator[Planes]:
@@ -83,7 +96,8 @@ def native_planes(slabs: Iterable[Slab], placement: Placement) -> Iterator[Plane
         placement: of the network's grid.
     """
     start, stop = placement.box[0]
-    operator = axis_operator(placement.low_shape[0], stop - start, 1)  # (native x, low x)
+    low_x = placement.low_shape[0]
+    operator = axis_operator(low_x, stop - start, placement.orders[0])  # (native x, low x)
     buffer = _SlabBuffer(iter(slabs))
     for first in range(0, placement.size[0], PLANES_AT_ONCE):
         rows = slice(first, min(first + PLANES_AT_ONCE, placement.size[0]))
@@ -104,11 +118,12 @@ def label_map(
     size: Triple,
     save: Save | None = None,
     view: Turn = SWAPS[0],
+    logits: bool = False,
 ) -> LabelMap:
     """The label values (x, y, z) of a whole grid; 0 is the background.
 
     The most probable class wins, the first one of a tie. Regions are painted in order wherever they
-    are more probable than 0.5.
+    are more probable than 0.5, which is a logit of 0.
 
     Args:
         planes: all planes of the grid.
@@ -116,25 +131,29 @@ def label_map(
         size: voxels of the returned grid.
         save: called with all probabilities, one class of some planes at a time.
         view: from the returned grid to that of the planes. Planes are contiguous in memory.
+        logits: whether the planes hold logits.
     """
     swap, kind = view.axes[0], np.uint8 if max(classes.painted) < 256 else np.uint16
     label: LabelMap = np.zeros(SWAPS[swap].triple(size), kind).swapaxes(0, swap)
     out = view.array(label)
     for some in planes:
         if classes.are_regions:
-            _paint_regions(some, classes.painted[1:], out[some.rows])
+            _paint_regions(some, classes.painted[1:], out[some.rows], 0.0 if logits else 0.5)
         else:
-            _paint_classes(some, classes.painted, out[some.rows])
+            # The winner has at least 1 / classes of a sum of one. A class that is below half of
+            # that everywhere cannot win.
+            least = None if logits else 0.5 / len(classes.painted)
+            _paint_classes(some, classes.painted, out[some.rows], least)
         if save is not None:
+            some = ProbabilityPlanes(some, classes) if logits else some
             for index in range(classes.outputs):
                 save(index, some.rows, some.probabilities(index, whole_area(some.shape)))
     return label
 
 
-def _paint_classes(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:
-    # The winner has at least 1 / classes of a sum of one. A class that is below half of that
-    # everywhere cannot win.
-    threshold = 0.5 / len(values)
+def _paint_classes(
+    planes: Planes, values: tuple[int, ...], out: LabelMap, threshold: float | None
+) -> None:
     areas = {index: planes.area_above(index, threshold) for index in range(1, len(values))}
     likely = {index: area for index, area in areas.items() if area is not None}
     hull = union_of_boxes(likely.values())
@@ -149,10 +168,41 @@ def _paint_classes(planes: Planes, values: tuple[int, ...], out: LabelMap) -> No
         np.maximum(candidate, rival, out=rival)
 
 
-def _paint_regions(planes: Planes, values: tuple[int, ...], out: LabelMap) -> None:
+def _paint_regions(
+    planes: Planes, values: tuple[int, ...], out: LabelMap, threshold: float
+) -> None:
     for index, value in enumerate(values):
-        if (area := planes.area_above(index, 0.5)) is not None:
-            np.copyto(out[:, *area], value, where=planes.probabilities(index, area) > 0.5)
+        if (area := planes.area_above(index, threshold)) is not None:
+            np.copyto(out[:, *area], value, where=planes.probabilities(index, area) > threshold)
+
+
+class ProbabilityPlanes:
+    """The probabilities of planes of logits."""
+
+    def __init__(self, logits: Planes, classes: Classes) -> None:
+        self.logits, self.classes = logits, classes
+        self.rows, self.shape = logits.rows, logits.shape
+
+    def area_above(self, index: int, threshold: float | None) -> Area | None:
+        """All of the planes: the largest probability is not known from the logits around."""
+        return whole_area(self.shape)
+
+    @cached_property
+    def _normaliser(self) -> NDArray[np.float32]:
+        """The logarithm of the sum of the classes' exponentials."""
+        whole = whole_area(self.shape)
+        each = (self.logits.probabilities(i, whole) for i in range(self.classes.outputs))
+        total = next(each)
+        for logits in each:
+            total = np.logaddexp(total, logits)
+        return total
+
+    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+        """A class's softmax, or a region's sigmoid, in an area of the planes."""
+        found = self.logits.probabilities(index, area)
+        if self.classes.are_regions:
+            return np.asarray(expit(found), np.float32)
+        return np.asarray(np.exp(found - self._normaliser[:, *area]))
 
 
 class MeanPlanes:
@@ -162,7 +212,7 @@ class MeanPlanes:
         self.members = members
         self.rows, self.shape = members[0].rows, members[0].shape
 
-    def area_above(self, index: int, threshold: float) -> Area | None:
+    def area_above(self, index: int, threshold: float | None) -> Area | None:
         """An area outside of which the mean is not above `threshold`: there, no member is."""
         return union_of_boxes(member.area_above(index, threshold) for member in self.members)
 
@@ -204,14 +254,15 @@ class _OutsidePlanes:
 
     def __init__(self, rows: slice, placement: Placement) -> None:
         self.rows, self.index = rows, placement.outside
+        self.absent, self.present = (-np.inf, 0.0) if placement.logits else (0.0, 1.0)
         self.shape = (rows.stop - rows.start, placement.size[1], placement.size[2])
 
-    def area_above(self, index: int, threshold: float) -> Area | None:
+    def area_above(self, index: int, threshold: float | None) -> Area | None:
         return whole_area(self.shape) if index == self.index else None
 
     def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
         shape = (self.shape[0], *(side.stop - side.start for side in area))
-        return np.full(shape, index == self.index, np.float32)
+        return np.full(shape, self.present if index == self.index else self.absent, np.float32)
 
 
 class _InterpolatedPlanes:
@@ -233,7 +284,7 @@ class _InterpolatedPlanes:
         low: NDArray[np.float32],
         mix: NDArray[np.float32],
     ) -> None:
-        self.rows, self.low = rows, low
+        self.rows, self.low, self.float16 = rows, low, placement.float16
         self.outside = _OutsidePlanes(rows, placement)
         self.shape = self.outside.shape
         self.inside = _shifted(inside, -rows.start)
@@ -241,15 +292,18 @@ class _InterpolatedPlanes:
         self.sides = tuple(slice(start, stop) for start, stop in placement.box[1:])
         sizes = [side.stop - side.start for side in self.sides]
         self.yz_bands = [
-            axis_bands(low_size, size, 1)
-            for low_size, size in zip(placement.low_shape[1:], sizes, strict=True)
+            axis_bands(low_size, size, order)
+            for low_size, size, order in zip(
+                placement.low_shape[1:], sizes, placement.orders[1:], strict=True
+            )
         ]
         self.is_whole = inside == rows and self.sides == whole_area(self.shape)
 
-    def area_above(self, index: int, threshold: float) -> Area | None:
+    def area_above(self, index: int, threshold: float | None) -> Area | None:
         if index == self.outside.index and not self.is_whole:
             return whole_area(self.shape)
-        likely = (self.low[index] > threshold).any(axis=0)  # (low y, low z)
+        limit = self.low[0] if threshold is None else threshold
+        likely = (self.low[index] > limit).any(axis=0)  # (low y, low z)
         if not likely.any():
             return None
         y, z = (
@@ -282,7 +336,7 @@ class _InterpolatedPlanes:
         shape = [axis[-1].rows.stop - axis[0].rows.start for axis in along]
         for axis in most_shrinking_first(volume.shape, shape):
             volume = apply_bands(along[axis], volume, axis, needed[axis].start)
-        return volume
+        return volume.astype(np.float16).astype(np.float32) if self.float16 else volume
 
 
 def _reached(bands: Sequence[Band], low: NDArray[np.intp], offset: int) -> slice:

@@ -30,7 +30,7 @@ from autoseg.models.folder import RESEARCH, qualification_in
 from autoseg.networks.devices import limit_torch, pick_device
 from autoseg.networks.unet import with_masks
 from autoseg.plan.plan import Plan
-from autoseg.prediction.backends import AUTO, choose_backend
+from autoseg.prediction.backends import AUTO, Run, choose_backend
 from autoseg.prediction.fit import Differences, Judge, check_scan
 from autoseg.prediction.model import (
     Model,
@@ -39,10 +39,17 @@ from autoseg.prediction.model import (
     load_previous,
     load_training_set,
 )
-from autoseg.prediction.native_grid import MeanPlanes, Placement, Planes, native_planes
+from autoseg.prediction.native_grid import (
+    MeanPlanes,
+    Placement,
+    Planes,
+    ProbabilityPlanes,
+    native_planes,
+)
 from autoseg.prediction.segmenter import PreparedForEach, Segmenter
-from autoseg.prediction.sliding_window import predict_slabs, window_bytes
+from autoseg.prediction.sliding_window import Float16Sums, predict_slabs, window_bytes
 from autoseg.preprocessing.preprocess import prepare_previous
+from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.steps import Prepared, prepare
 
 
@@ -63,7 +70,8 @@ class Predictor(Segmenter[Prepared]):
         model: a folder `models/TASK/PLAN`, a zip of `autoseg_pack`, or a loaded model.
         folds: which folds; all that are finished if None.
         device: `cpu`, `cuda`, ...; the best available one if None.
-        mirror: also average over mirrored patches, along the axes that the plan allows.
+        mirror: also average over mirrored patches, along the axes that the plan allows; None: if
+            the plan does.
         postprocess: apply the postprocessing that `autoseg_evaluate TASK` has learned from the
             cross-validation, if any (`postprocessing.json` beside the folds).
         backend: what runs the networks, `auto`, `torch` or `openvino`; see `choose_backend`.
@@ -79,7 +87,7 @@ class Predictor(Segmenter[Prepared]):
         model: Path | str | Model,
         folds: Sequence[str | int] | None = None,
         device: str | None = None,
-        mirror: bool = False,
+        mirror: bool | None = None,
         postprocess: bool = True,
         backend: str = AUTO,
         orientation: str | None = None,
@@ -89,6 +97,10 @@ class Predictor(Segmenter[Prepared]):
         if isinstance(model, Path | str):
             model = load_model(Path(model), [str(fold) for fold in folds or ()], self.device)
         self.model, self.plan, self.mirror = model, model.plan, mirror
+        self.logits = self.plan.inference.average != "probabilities"
+        self.float16 = self.plan.inference.average == "logits_float16"
+        if (slide := self.plan.inference.slide_axis) is not None:
+            self.axes = (slide,)
         self.wanted_orientation, self.is_warned = orientation, False
         if orientation is not None:
             self.plan = self.plan.model_copy(update={"orientation": orientation})
@@ -97,7 +109,8 @@ class Predictor(Segmenter[Prepared]):
         self.classes = self.plan.classes
         self.wanted_backend = backend
         self._start_backend()
-        axes = self.plan.inference.mirror_axes if mirror else ()
+        wanted = self.plan.inference.mirror if mirror is None else mirror
+        axes = self.plan.inference.mirror_axes if wanted else ()
         self.flips = [
             flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)
         ]
@@ -207,6 +220,8 @@ class Predictor(Segmenter[Prepared]):
     def planes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> Iterator[Planes]:
         """Probabilities on `prepared.geometry` by planes across one axis, swapped with x.
 
+        Logits, if the plan averages them.
+
         Args:
             prepared: the scan.
             axis: 0, 1 or 2, after that turn.
@@ -219,40 +234,63 @@ class Predictor(Segmenter[Prepared]):
             view.triple(self.plan.sampling.patch_size),
             inference.model_copy(update={"overlap": view.triple(inference.overlap)}),
             self.classes.outputs,
+            Float16Sums(len(self.backend.networks), z_before_y=axis < 2) if self.float16 else None,
         )
+        spacings = prepared.spacing_mm, prepared.geometry.spacing_mm
         placement = Placement(
             low_shape=view.triple(prepared.image.shape[1:]),
             box=view.box(prepared.box, prepared.geometry.size),
             size=view.triple(prepared.geometry.size),
             outside=None if self.classes.are_regions else 0,
+            orders=view.triple(axis_orders(1, *spacings, inference.anisotropy)),
+            logits=self.logits,
+            float16=self.float16,
         )
         return native_planes(slabs, placement)
+
+    def probability_planes(self, prepared: Prepared, axis: int, to: Turn) -> Iterator[Planes]:
+        """`planes`, always of probabilities."""
+        planes = self.planes(prepared, axis, to)
+        return (ProbabilityPlanes(p, self.classes) for p in planes) if self.logits else planes
 
     @torch.inference_mode()
     def probabilities(self, patches: Tensor) -> Tensor:
         """Probabilities of patches (B, channel, *patch), averaged over folds and mirrored patches.
 
-        Those of classes sum to one (softmax); those of regions are independent (sigmoid).
+        Those of classes sum to one (softmax); those of regions are independent (sigmoid). If the
+        plan averages logits, it is these; in float16, folds are averaged later.
 
         Returns:
-            (B, class, *patch) on the CPU.
+            (B, class, *patch) on the CPU; with float16, (B, fold x class, *patch).
         """
         patches = patches.to(self.device)
         if self.plan.previous_stage is not None:
             parts = len(self.classes.parts) - 1
             patches = with_masks(patches[:, :-1], patches[:, -1], parts)
+        if self.float16:
+            folds = [self._mean((network,), patches) for network in self.backend.networks]
+            return torch.cat(folds, dim=1)
+        return self._mean(self.backend.networks, patches)
+
+    def _mean(self, networks: Sequence[Run], patches: Tensor) -> Tensor:
+        """The mean over networks and mirrored patches, on the CPU."""
         total: Tensor | None = None
-        for network, flip in itertools.product(self.backend.networks, self.flips):
+        for network, flip in itertools.product(networks, self.flips):
             axes = [2 + axis for axis in flip]
             sided = bool(self.plan.mirrored_labels) and self.plan.left_right in flip
             flipped = patches.flip(axes) if axes else patches
             logits = network(flipped[:, self._exchanged_inputs] if sided else flipped)
-            found = torch.sigmoid(logits) if self.classes.are_regions else logits.softmax(dim=1)
+            if self.logits:
+                found = logits
+            elif self.classes.are_regions:
+                found = torch.sigmoid(logits)
+            else:
+                found = logits.softmax(dim=1)
             found = found[:, self.plan.exchanged_outputs] if sided else found
             found = found.flip(axes) if axes else found
             total = found if total is None else total.add_(found)
         assert total is not None
-        return total.div_(len(self.backend.networks) * len(self.flips)).cpu()
+        return total.div_(len(networks) * len(self.flips)).cpu()
 
     @cached_property
     def _exchanged_inputs(self) -> list[int]:
@@ -265,7 +303,8 @@ class Predictor(Segmenter[Prepared]):
         """Memory of the sliding window along one axis, after a turn."""
         view = to.then(SWAPS[axis])
         shape, patch = view.triple(prepared.image.shape[1:]), self.plan.sampling.patch_size
-        return window_bytes(shape, view.triple(patch), self.classes.outputs)
+        found = window_bytes(shape, view.triple(patch), self.classes.outputs)
+        return found * len(self.backend.networks) // 2 if self.float16 else found
 
 
 class Ensemble(Segmenter[PreparedForEach]):
@@ -315,7 +354,7 @@ class Ensemble(Segmenter[PreparedForEach]):
     def planes(self, prepared: PreparedForEach, axis: int) -> Iterator[Planes]:
         """Mean probabilities on `prepared.geometry` by planes across one axis, swapped with x."""
         each = [
-            member.planes(scan, axis, scan.turn.inverse().then(prepared.turn))
+            member.probability_planes(scan, axis, scan.turn.inverse().then(prepared.turn))
             for member, scan in zip(self.members, prepared.each, strict=True)
         ]
         return (MeanPlanes(planes) for planes in zip(*each, strict=True))

@@ -73,6 +73,8 @@ class Segmenter(ABC, Generic[Scan]):
         backend_name: library, version and precision that run them: `torch 2.13.0 bfloat16`.
         postprocessing: applied to every label map, if any.
         qualification: what results are for, as the model's card states it.
+        logits: whether `planes` yields logits, not probabilities.
+        axes: along which the window may slide.
     """
 
     plan: Plan
@@ -80,6 +82,8 @@ class Segmenter(ABC, Generic[Scan]):
     backend_name: str
     postprocessing: Postprocessing | None = None
     qualification: str = RESEARCH
+    logits: bool = False
+    axes: tuple[int, ...] = AXES
 
     @overload
     def predict(self, scan: Image, previous: LabelMap | None = None) -> LabelMap: ...
@@ -153,7 +157,7 @@ class Segmenter(ABC, Generic[Scan]):
         classes, shape = self.plan.classes, prepared.geometry.size
         # The window slides along the axis that takes the least memory. That axis and x are
         # swapped: all code below goes through planes of x. Results are written through `view`.
-        axis = min(AXES, key=lambda axis: self.window_bytes(prepared, axis))
+        axis = min(self.axes, key=lambda axis: self.window_bytes(prepared, axis))
         view, size = prepared.turn.then(SWAPS[axis]), prepared.turn.inverse().triple(shape)
         planes = self.planes(prepared, axis)
         if report is not None:
@@ -161,7 +165,8 @@ class Segmenter(ABC, Generic[Scan]):
         names = classes.output_names
         saving = nullcontext() if save is None else probability_file(save, names, size, view)
         with saving as file:
-            label = label_map(planes, classes, size, file.write if file else None, view)
+            write = file.write if file else None
+            label = label_map(planes, classes, size, write, view, self.logits)
         if self.postprocessing is not None:
             self.postprocessing.apply(prepared.turn.array(label))
         return label
@@ -185,7 +190,7 @@ class Segmenter(ABC, Generic[Scan]):
 
     @abstractmethod
     def planes(self, prepared: Scan, axis: int) -> Iterator[Planes]:
-        """Probabilities on `prepared.geometry` by planes across one axis, swapped with x."""
+        """Probabilities (or logits) on `prepared.geometry` by planes across one axis, as x."""
 
     @abstractmethod
     def window_bytes(self, prepared: Scan, axis: int) -> int:

@@ -1,4 +1,4 @@
-"""Class probabilities of a whole scan from overlapping patches, slab by slab.
+"""Class probabilities, or logits, of a whole scan from overlapping patches, slab by slab.
 
 Patches are processed in the order of their x position. A plane is finished, and yielded, as soon as
 no later patch can reach it. So memory holds sums of shape (class, patch length, y, z), never the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -26,12 +27,26 @@ VOXELS_AT_ONCE = 1 << 18  # small patches, such as 2D slices, are batched up to 
 PLANES_AT_ONCE = 8  # planes of a yielded slab
 
 
+@dataclass(frozen=True)
+class Float16Sums:
+    """How sums of logits are rounded to float16, as in nnU-Net.
+
+    Attributes:
+        folds: the network returns (B, fold x class, *patch); folds are averaged after the patches.
+        z_before_y: the order of the patches that start at the same x.
+    """
+
+    folds: int
+    z_before_y: bool
+
+
 def predict_slabs(
     probabilities: Network,
     image: NDArray[np.float32],
     patch: Triple,
     inference: Inference,
     classes: int,
+    float16: Float16Sums | None = None,
 ) -> Iterator[Slab]:
     """Slide over a scan and yield its finished planes in the order of x, a few at a time.
 
@@ -42,12 +57,13 @@ def predict_slabs(
         image: the preprocessed scan (channel, x, y, z).
         patch: patch size.
         inference: overlap and weighting.
-        classes: number of classes that `probabilities` returns.
+        classes: number of classes.
+        float16: for sums in float16.
     """
     shape = image.shape[1:]
     padded, before = _pad_to_patch(image, patch)
     inside = tuple(slice(b, b + n) for b, n in zip(before[1:], shape[1:], strict=True))
-    window = _Window(padded, patch, inference, classes)
+    window = _Window(padded, patch, inference, classes, float16)
     for start, planes in window.slabs(_ConstantBatchCache(probabilities)):
         first = max(start, before[0])
         last = min(start + planes.shape[1], before[0] + shape[0])
@@ -55,10 +71,16 @@ def predict_slabs(
             yield first - before[0], planes[:, first - start : last - start, *inside]
 
 
-def tile_starts(size: int, patch: int, overlap: int) -> list[int]:
-    """Start of each patch along one axis: evenly spread, overlapping at least by `overlap`."""
+def tile_starts(size: int, patch: int, overlap: int, step: float | None = None) -> list[int]:
+    """Start of each patch along one axis: evenly spread, overlapping at least by `overlap`.
+
+    With `step`, they are at most this share of the patch apart, rounded as in nnU-Net.
+    """
     if size <= patch:
         return [0]
+    if step is not None:
+        count = math.ceil((size - patch) / (patch * step))
+        return [round((size - patch) / count * index) for index in range(count + 1)]
     tiles = math.ceil((size - patch) / (patch - overlap)) + 1
     return [round(index * (size - patch) / (tiles - 1)) for index in range(tiles)]
 
@@ -70,15 +92,30 @@ def count_tiles(shape: Sequence[int], patch: Triple, overlap: Sequence[int]) -> 
 
 
 def weight_map(patch: Triple, weighting: str) -> Tensor:
-    """Weight of each voxel of a patch: shape `patch`, maximum 1, nowhere zero."""
+    """Weight of each voxel of a patch: shape `patch`, nowhere zero."""
     if weighting == "uniform":
         return torch.ones(patch)
+    if weighting == "nnunet":
+        return _weights_of_nnunet(patch)
     sides = []
     for size in patch:
         offsets = torch.arange(size) - (size - 1) / 2
         sides.append(torch.exp(-0.5 * (offsets / (size * GAUSSIAN_SIGMA)) ** 2))
     weights = reduce(lambda product, side: product[..., None] * side, sides)
     return (weights / weights.max()).clamp_min(1e-4)
+
+
+def _weights_of_nnunet(patch: Triple) -> Tensor:
+    """A Gaussian around the middle voxel, cut off at 4 sigma, with a maximum of 10, in float16."""
+    sides = []
+    for size in patch:
+        offsets = torch.arange(size, dtype=torch.float64) - size // 2
+        side = torch.exp(-0.5 * (offsets / (size * GAUSSIAN_SIGMA)) ** 2)
+        reach = int(4 * size * GAUSSIAN_SIGMA + 0.5)
+        sides.append(side.masked_fill(offsets.abs() > reach, 0.0))
+    weights = 10 * reduce(lambda product, side: product[..., None] * side, sides)
+    rounded = weights.half().float()
+    return rounded.masked_fill(rounded == 0, float(rounded[rounded > 0].min()))
 
 
 def window_bytes(shape: Sequence[int], patch: Triple, classes: int) -> int:
@@ -101,19 +138,29 @@ class _Window:
     """Weighted sums of the patches' probabilities in the planes that are not finished yet."""
 
     def __init__(
-        self, image: NDArray[np.float32], patch: Triple, inference: Inference, classes: int
+        self,
+        image: NDArray[np.float32],
+        patch: Triple,
+        inference: Inference,
+        classes: int,
+        float16: Float16Sums | None,
     ) -> None:
         axes = zip(image.shape[1:], patch, inference.overlap, strict=True)
-        xs, ys, zs = (tile_starts(*axis) for axis in axes)
+        xs, ys, zs = (tile_starts(*axis, inference.tile_step) for axis in axes)
         self.volume, self.patch = torch.from_numpy(np.ascontiguousarray(image)), patch
         self.weights = weight_map(patch, inference.weighting)  # (*patch)
-        self.boxes = [(slice(y, y + patch[1]), slice(z, z + patch[2])) for y in ys for z in zs]
+        corners = [(y, z) for y in ys for z in zs]
+        if float16 is not None and float16.z_before_y:
+            corners = [(y, z) for z in zs for y in ys]
+        self.boxes = [(slice(y, y + patch[1]), slice(z, z + patch[2])) for y, z in corners]
         self.batch = max(1, VOXELS_AT_ONCE // math.prod(patch))
         rows = max(1, self.batch // len(self.boxes))  # x positions that share a batch
         self.groups = [xs[first : first + rows] for first in range(0, len(xs), rows)]
         length = max(group[-1] - group[0] for group in self.groups) + patch[0]
-        self.sums = torch.zeros(classes, length, *image.shape[2:])  # (class, length, y, z)
-        self.totals = torch.zeros(length, *image.shape[2:])  # of the weights, (length, y, z)
+        self.folds, kind = (float16.folds, torch.float16) if float16 else (1, torch.float32)
+        maps = self.folds * classes
+        self.sums = torch.zeros(maps, length, *image.shape[2:], dtype=kind)  # (map, length, y, z)
+        self.totals = torch.zeros(length, *image.shape[2:], dtype=kind)  # of the weights
 
     def slabs(self, network: Network) -> Iterator[Slab]:
         """The finished planes of the whole volume, in order."""
@@ -123,9 +170,17 @@ class _Window:
             finished = next_start - group[0]
             for start in range(0, finished, PLANES_AT_ONCE):
                 some = slice(start, min(start + PLANES_AT_ONCE, finished))
-                yield group[0] + start, (self.sums[:, some] / self.totals[some]).numpy()
+                yield group[0] + start, self._mean(some)
             _shift_out(self.sums, finished, dim=1)
             _shift_out(self.totals, finished, dim=0)
+
+    def _mean(self, some: slice) -> NDArray[np.float32]:
+        """The weighted mean in some planes, (class, planes, y, z)."""
+        found = self.sums[:, some] / self.totals[some]
+        total, *others = found.chunk(self.folds)
+        for other in others:  # one after the other, as float16 rounds each sum
+            total = total + other
+        return (total / self.folds).float().numpy()
 
     def _add(self, network: Network, xs: Sequence[int]) -> None:
         """Add the probabilities of all patches that start at one of these x."""
@@ -135,7 +190,10 @@ class _Window:
             patches = torch.stack([self.volume[:, *place] for place in some])
             for (x, y, z), found in zip(some, network(patches), strict=True):
                 rows = slice(x.start - xs[0], x.stop - xs[0])
-                self.sums[:, rows, y, z].addcmul_(found, self.weights)
+                if self.sums.dtype is torch.float16:
+                    self.sums[:, rows, y, z] += found * self.weights
+                else:
+                    self.sums[:, rows, y, z].addcmul_(found, self.weights)
                 self.totals[rows, y, z] += self.weights
 
 

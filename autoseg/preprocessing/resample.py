@@ -153,7 +153,10 @@ def resampled_shape(
     rounding: str,
 ) -> Triple:
     """Return the number of voxels that preserves the extent in mm, at least one along each axis."""
-    exact = np.asarray(shape) * np.asarray(spacing_mm) / np.asarray(new_spacing_mm)
+    if rounding == "nearest_ratio":
+        exact = np.asarray(spacing_mm) / np.asarray(new_spacing_mm) * np.asarray(shape)
+    else:
+        exact = np.asarray(shape) * np.asarray(spacing_mm) / np.asarray(new_spacing_mm)
     x, y, z = whole_sizes(exact, rounding)
     return int(x), int(y), int(z)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Box, Triple, bounding_box
+from autoseg.common.arrays import Box, Triple, bounding_box, fill_holes
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 from autoseg.image.label_writer import HIGHEST_LABEL
@@ -25,6 +25,7 @@ from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing.resample import (
+    axis_operator,
     axis_orders,
     most_shrinking_first,
     resample_axis,
@@ -95,6 +96,11 @@ class Channel:
         low, high = self._apply(np.array([self.stored.min(), self.stored.max()]))
         return float(low), float(high)
 
+    def limits_of_planes(self, axis: int) -> NDArray[np.float32]:
+        """Return the smallest and the largest value of each plane across an axis, (2, plane)."""
+        others = tuple(other for other in range(3) if other != axis)
+        return self._apply(np.array([self.stored.min(others), self.stored.max(others)]))
+
     def mean_and_std(self) -> tuple[float, float]:
         """Return mean and standard deviation of all values, in float64."""
         count = self.stored.size
@@ -116,11 +122,14 @@ class Channel:
         return values
 
 
-def resample_channel(channel: Channel, shape: Triple, orders: Sequence[int]) -> Channel:
+def resample_channel(
+    channel: Channel, shape: Triple, orders: Sequence[int], clip_planes: bool = False
+) -> Channel:
     """Resample a channel to a shape (x, y, z) by splines of order 0, 1 or 3 along each axis.
 
-    Values are clipped to the range of the channel, as in scikit-image. Two axes are resampled a few
-    planes at a time, so that floats of the old resolution are needed along the last axis only.
+    Values are clipped to the range of the channel, as in scikit-image; with `clip_planes`, to that
+    of their old plane across the only axis of order 0. Two axes are resampled a few planes at a
+    time, so that floats of the old resolution are needed along the last axis only.
     """
     if channel.shape == shape:
         return channel
@@ -132,7 +141,13 @@ def resample_channel(channel: Channel, shape: Triple, orders: Sequence[int]) -> 
         flat = resample_axis(slab, first, shape[first], orders[first])
         middle[where] = resample_axis(flat, second, shape[second], orders[second])
     values = resample_axis(middle, last, shape[last], orders[last])
-    low, high = channel.limits()
+    low, high = (np.asarray(end, np.float32) for end in channel.limits())
+    if clip_planes and 0 in orders and max(orders) > 0:
+        axis = list(orders).index(0)
+        nearest = axis_operator(channel.shape[axis], shape[axis], 0).argmax(axis=1)
+        others = [other for other in range(3) if other != axis]
+        ends = channel.limits_of_planes(axis)[:, nearest]
+        low, high = (np.expand_dims(end, others) for end in ends)
     return Channel(np.clip(values, low, high, out=values))
 
 
@@ -183,17 +198,20 @@ class _Case:
 
 def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = None) -> Prepared:
     """Turn a scan and its label map (x, y, z), if any, and apply the steps of the plan to them."""
-    masked = any(isinstance(step, ZScore) and step.nonzero for step in plan.preprocessing)
+    masked = [step for step in plan.preprocessing if isinstance(step, ZScore) and step.nonzero]
     turn = Turn.of(image.geometry, plan.orientation)
     geometry = turn.geometry(image.geometry)
     layout: Literal["K", "F"] = "K" if plan.orientation is None else "F"
     channels = tuple(Channel(values, layout=layout) for values in turn.array(image.array))
+    nonzero = _any_nonzero(channels) if masked else None
+    if nonzero is not None and any(step.fill_holes for step in masked):
+        nonzero = fill_holes(nonzero)
     case = _Case(
         channels=channels,
         label=None if label is None else to_classes(plan, turn.array(label)),
         box=tuple((0, size) for size in geometry.size),
         spacing_mm=geometry.spacing_mm,
-        nonzero=_any_nonzero(channels) if masked else None,
+        nonzero=nonzero,
     )
     for step in plan.preprocessing:
         match step:
@@ -249,7 +267,9 @@ def _resample(case: _Case, step: Resample, plan: Plan) -> _Case:
     target = plan.target_spacing_of(spacing)
     shape = resampled_shape(case.channels[0].shape, spacing, target, step.rounding)
     orders = axis_orders(step.image_order, spacing, target, step.anisotropy)
-    channels = tuple(resample_channel(channel, shape, orders) for channel in case.channels)
+    channels = tuple(
+        resample_channel(channel, shape, orders, step.clip == "plane") for channel in case.channels
+    )
     label = case.label
     if label is not None:
         orders = axis_orders(step.label_order, spacing, target, step.anisotropy)

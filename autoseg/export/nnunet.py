@@ -1,0 +1,406 @@
+"""nnU-Net v2's names and values for ours: axes, weights, networks (in both directions) and plans.
+
+Arrays of nnU-Net are (channel, z, y, x), permuted by `transpose_forward`; its 2d networks lack the
+first of these axes. Kernels are (output, input, *axes) in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoseg.common.arrays import Triple
+from autoseg.common.errors import AutosegError
+from autoseg.models.checkpoint import Tensors
+from autoseg.plan.plan import CASCADE
+from autoseg.plan.sections import Network
+from autoseg.planner.rule_values import augmentation_values
+
+PACKAGE = "dynamic_network_architectures"
+PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
+BLOCKS = {PLAIN: "n_conv_per_stage", RESIDUAL: "n_blocks_per_stage"}
+NORMS = {"InstanceNorm": "instance", "BatchNorm": "batch"}
+ACTIVATIONS = {"LeakyReLU": "leaky_relu", "ReLU": "relu"}
+LEAKY_SLOPE = 0.01  # torch's default
+STEP = 0.5  # of the patch: nnU-Net's default
+# nnU-Net's readers -> the orientation that they bring scans to.
+READERS = {
+    "SimpleITKIO": None,
+    "NibabelIO": None,
+    "SimpleITKIOWithReorient": "RAS",
+    "NibabelIOWithReorient": "RAS",
+}
+# Trainers that build another network than the plans say.
+BATCH_NORM_TRAINER, ONE_HEAD_TRAINER = "nnUNetTrainerBN", "nnUNetTrainerNoDeepSupervision"
+LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+# Our heads, and what nnU-Net stores twice, are not in `layer_names`.
+COPIES = ("decoder.encoder.", ".all_modules.")
+HEADS = "decoder.seg_layers."
+
+
+@dataclass(frozen=True)
+class AxisOrder:
+    """Where our axes x, y, z are in nnU-Net's arrays.
+
+    Attributes:
+        transpose_forward: of nnU-Net's plans.
+        is_2d: whether the network lacks the first axis.
+    """
+
+    transpose_forward: Triple = (0, 1, 2)
+    is_2d: bool = False
+
+    @property
+    def places(self) -> Triple:
+        """For each of x, y, z the axis of nnU-Net's arrays."""
+        x, y, z = (self.transpose_forward.index(2 - axis) for axis in range(3))
+        return x, y, z
+
+    def to_ours(self, entries: Sequence[Any], missing: Any = 1) -> list[Any]:
+        """Entries for x, y, z, with `missing` for the axis that a 2d network lacks."""
+        found = [missing, *entries] if self.is_2d else list(entries)
+        return [found[place] for place in self.places]
+
+    def to_nnunet(self, entries: Sequence[Any]) -> list[Any]:
+        """Entries for nnU-Net's axes, from those for x, y, z."""
+        return [entries[2 - axis] for axis in self.transpose_forward][int(self.is_2d) :]
+
+    def weight_to_ours(self, weight: Tensor) -> Tensor:
+        """A tensor of the network; all but kernels have no axes in space."""
+        if weight.ndim < 3:
+            return weight
+        weight = weight.unsqueeze(2) if self.is_2d else weight
+        return weight.permute(0, 1, *(2 + place for place in self.places)).contiguous()
+
+    def weight_to_nnunet(self, weight: Tensor) -> Tensor:
+        """The reverse of `weight_to_ours`."""
+        if weight.ndim < 3:
+            return weight
+        weight = weight.permute(0, 1, *(4 - axis for axis in self.transpose_forward))
+        return (weight[:, :, 0] if self.is_2d else weight).contiguous()
+
+
+def layer_names(network: Network) -> dict[str, str]:
+    """Our name of each layer with weights -> nnU-Net's; `up.*` and `heads.*` included."""
+    names, stages = {}, len(network.features)
+    norm = 2 if network.activation_first else 1
+
+    def add(ours: str, theirs: str, norm: int = norm) -> None:
+        names[f"{ours}.0"], names[f"{ours}.{norm}"] = f"{theirs}.conv", f"{theirs}.norm"
+
+    if network.residual:
+        add("stem", "encoder.stem.convs.0")
+    for stage, count in enumerate(network.blocks_encoder):
+        for index in range(count):
+            ours = f"encoder.{stage}.{index}"
+            if not network.residual:
+                add(ours, f"encoder.stages.{stage}.0.convs.{index}")
+                continue
+            theirs = f"encoder.stages.{stage}.blocks.{index}"
+            add(f"{ours}.first", f"{theirs}.conv1")
+            add(f"{ours}.second", f"{theirs}.conv2", norm=1)
+            if stage and index == 0 and network.features[stage] != network.features[stage - 1]:
+                at = int(network.strides[stage] != (1, 1, 1))  # after the pooling, if any
+                names[f"{ours}.shortcut.{at}"] = f"{theirs}.skip.{at}.conv"
+                names[f"{ours}.shortcut.{at + 1}"] = f"{theirs}.skip.{at}.norm"
+    for index, count in enumerate(reversed(network.blocks_decoder)):  # coarsest first
+        names[f"up.{index}"] = f"decoder.transpconvs.{index}"
+        for convolution in range(count):
+            add(f"decoder.{index}.{convolution}", f"decoder.stages.{index}.convs.{convolution}")
+    for head in range(network.supervised):
+        names[f"heads.{head}"] = f"{HEADS}{stages - 2 - head}"
+    return names
+
+
+def weights_to_ours(weights: Mapping[str, Tensor], network: Network, order: AxisOrder) -> Tensors:
+    """nnU-Net's weights under our names.
+
+    Raises:
+        AutosegError: there are weights that such a network does not have.
+    """
+    found: Tensors = {}
+    taken = set()
+    for ours, theirs in layer_names(network).items():
+        for leaf in LEAVES:
+            if (name := f"{theirs}.{leaf}") in weights:
+                taken.add(name)
+                found[f"{ours}.{leaf}"] = order.weight_to_ours(weights[name])
+        if ours.startswith("up.") and f"{ours}.weight" in found:  # ours always has a bias
+            found.setdefault(f"{ours}.bias", torch.zeros(found[f"{ours}.weight"].shape[1]))
+    for name in weights.keys() - taken:
+        if not name.startswith(HEADS) and not any(copy in name for copy in COPIES):
+            raise AutosegError(f"{name!r} is not in the network of its plans")
+    return found
+
+
+# The network: nnU-Net's `architecture` and our `network`.
+
+
+def network_to_ours(architecture: Mapping[str, Any], order: AxisOrder) -> dict[str, Any]:
+    """The values of our `network` for an `architecture` of nnU-Net's plans.
+
+    Raises:
+        AutosegError: our U-Net cannot be this network; the message names the key.
+    """
+    name, given = architecture["network_class_name"], dict(architecture["arch_kwargs"])
+    package, _, kind = name.rpartition(".")
+    if kind not in BLOCKS or not f"{package}.".startswith(f"{PACKAGE}."):
+        raise AutosegError(f"the network is {name}; {PLAIN} and {RESIDUAL} can be imported")
+    stages, is_residual = given.pop("n_stages"), kind == RESIDUAL
+    norm, norm_values = given.pop("norm_op", None), given.pop("norm_op_kwargs", None) or {}
+    activation = given.pop("nonlin", None)
+    activation_values = given.pop("nonlin_kwargs", None) or {}
+    dimensions, norm_kind = "2d" if order.is_2d else "3d", str(norm).rpartition(".")[2]
+    first = False if is_residual else given.pop("nonlin_first", False)
+    features = _for_each(given.pop("features_per_stage"), stages)
+    values = {
+        "features": features,
+        "strides": _axes_for_each(given.pop("strides"), stages, order),
+        "kernels": _axes_for_each(given.pop("kernel_sizes"), stages, order),
+        "blocks_encoder": _for_each(given.pop(BLOCKS[kind]), stages),
+        "blocks_decoder": _for_each(given.pop("n_conv_per_stage_decoder"), stages - 1)[::-1],
+        "residual": is_residual,
+        "norm": NORMS.get(norm_kind.removesuffix(dimensions)),
+        "norm_epsilon": norm_values.pop("eps", 1e-5),
+        "norm_momentum": norm_values.pop("momentum", 0.1),
+        "activation": ACTIVATIONS.get(str(activation).rpartition(".")[2]),
+        "negative_slope": activation_values.pop("negative_slope", LEAKY_SLOPE),
+        "activation_first": first,
+        "convolution_bias": given.pop("conv_bias", False),
+    }
+    activation_values.pop("inplace", None)
+    affine = norm_values.pop("affine", norm_kind.startswith("BatchNorm"))
+    for key in ("dropout_op", "dropout_op_kwargs", "deep_supervision"):  # not used in prediction
+        given.pop(key, None)
+    conv = str(given.pop("conv_op", "")).rpartition(".")[2]
+    if is_residual:
+        if str(given.get("block", "BasicBlockD")).rpartition(".")[2] == "BasicBlockD":
+            given.pop("block", None)
+        if given.get("stem_channels") in (None, features[0]):
+            given.pop("stem_channels", None)
+    refused = {
+        f"conv_op {conv}": conv != f"Conv{dimensions}",
+        f"norm_op {norm}": values["norm"] is None,
+        "norm_op_kwargs.affine false": not affine,
+        f"nonlin {activation}": values["activation"] is None,
+        **{f"norm_op_kwargs.{key}": True for key in norm_values},
+        **{f"nonlin_kwargs.{key}": True for key in activation_values},
+        **{f"{key} {value}": value is not None for key, value in given.items()},
+    }
+    if found := next((what for what, is_found in refused.items() if is_found), None):
+        raise AutosegError(f"the network has {found}, which our U-Net does not have")
+    return values
+
+
+def _for_each(value: Any, stages: int) -> list[Any]:
+    return [value] * stages if isinstance(value, int) else list(value)
+
+
+def _axes_for_each(values: Any, stages: int, order: AxisOrder) -> list[list[int]]:
+    axes = 2 if order.is_2d else 3
+    return [order.to_ours(_for_each(value, axes)) for value in _for_each(values, stages)]
+
+
+def architecture_of(configuration: Mapping[str, Any], is_2d: bool) -> dict[str, Any]:
+    """The `architecture` of a configuration; plans of nnU-Net before 2.4 state it in other keys."""
+    if "architecture" in configuration:
+        found: dict[str, Any] = configuration["architecture"]
+        return found
+    kind, dimensions = configuration["UNet_class_name"], "2d" if is_2d else "3d"
+    first, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
+    blocks = list(configuration["n_conv_per_stage_encoder"])
+    return {
+        "network_class_name": f"{PACKAGE}.architectures.unet.{kind}",
+        "arch_kwargs": {
+            "n_stages": len(blocks),
+            "features_per_stage": [min(first * 2**i, most) for i in range(len(blocks))],
+            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}",
+            "kernel_sizes": configuration["conv_kernel_sizes"],
+            "strides": configuration["pool_op_kernel_sizes"],
+            BLOCKS.get(kind, "n_conv_per_stage"): blocks,
+            "n_conv_per_stage_decoder": configuration["n_conv_per_stage_decoder"],
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+    }
+
+
+# The plan.
+
+
+def configuration_of(
+    plans: Mapping[str, Any], name: str, heirs: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A configuration of nnU-Net's plans with what it inherits; `heirs` inherit from it."""
+    if name in heirs:
+        raise AutosegError(f"the configurations {', '.join(heirs)} inherit from each other")
+    own = dict(plans["configurations"][name])
+    if (parent := own.pop("inherits_from", None)) is None:
+        return own
+    return configuration_of(plans, parent, (*heirs, name)) | own
+
+
+def axis_order_of(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> AxisOrder:
+    """The axes of a configuration."""
+    forward = plans.get("transpose_forward", [0, 1, 2])
+    if sorted(forward) != [0, 1, 2]:
+        raise AutosegError(f"transpose_forward is {forward}")
+    return AxisOrder(tuple(forward), len(configuration["patch_size"]) == 2)
+
+
+def plan_to_ours(
+    plans: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    state: Mapping[str, Any],
+    order: AxisOrder,
+) -> dict[str, Any]:
+    """The values of our plan."""
+    architecture = architecture_of(configuration, order.is_2d)
+    if state["trainer_name"] == BATCH_NORM_TRAINER:
+        kind = "torch.nn.BatchNorm" + ("2d" if order.is_2d else "3d")
+        changed = {"norm_op": kind, "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+        architecture = {
+            **architecture,
+            "arch_kwargs": {**architecture["arch_kwargs"], **changed},
+        }
+    channels = dataset["modality" if "modality" in dataset else "channel_names"]
+    channels = [str(channels[key]) for key in sorted(channels, key=int)]
+    name = state["configuration"]
+    kind = CASCADE if configuration.get("previous_stage") else "3d_fullres"
+    kind = "2d" if order.is_2d else "3d_lowres" if name == "3d_lowres" else kind
+    patch = order.to_ours(configuration["patch_size"])
+    mirror = sorted(order.places.index(axis + order.is_2d) for axis in state["mirror_axes"] or ())
+    resampling, labels, logits = _resampling(configuration)
+    changes_by = ", ".join((state["trainer_name"], str(plans.get("plans_name")), name))
+    given = {"source": f"nnU-Net: {changes_by}"}
+    guessed = {"source": "nnU-Net's default; a trainer's own values are not in its files"}
+    return {
+        "task": str(plans["dataset_name"]),
+        "configuration": kind,
+        "channels": channels,
+        **_labels(dataset),
+        "orientation": READERS[plans["image_reader_writer"]],
+        "target_spacing_mm": order.to_ours(configuration["spacing"], None),
+        "preprocessing": [
+            {"step": "crop_to_nonzero"},
+            *_normalisation(plans, configuration, len(channels)),
+            {"step": "resample", **resampling, "label_order": labels, "label_ties": "nearest"}
+            | {"rounding": "nearest_ratio", "clip": "plane"},
+        ],
+        "sampling": {"patch_size": patch, "batch_size": configuration["batch_size"]},
+        "augmentation": augmentation_values(kind, order.is_2d, patch, mirror),
+        "network": network_to_ours(architecture, order)
+        | {"deep_supervision": state["trainer_name"] != ONE_HEAD_TRAINER},
+        "training": {
+            "epochs": state["epochs"] or 1000,
+            "loss": {
+                "loss": "dice_cross_entropy",
+                "batch_dice": bool(configuration.get("batch_dice", False)),
+            },
+            "precision": "nnunet",
+        },
+        "inference": {
+            "overlap": [size // 2 for size in patch],
+            "tile_step": STEP,
+            "weighting": "nnunet",
+            "average": "logits_float16",
+            "slide_axis": order.places.index(0),
+            "anisotropy": logits,
+            "mirror_axes": mirror,
+            "mirror": bool(mirror),
+        },
+        "provenance": dict.fromkeys(("preprocessing", "sampling", "network", "inference"), given)
+        | dict.fromkeys(("augmentation", "training"), guessed),
+    }
+
+
+def _labels(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Our `labels`, `ignore_label` and `regions_class_order`."""
+    sets = {
+        name: [int(value) for value in (found if isinstance(found, list) else [found])]
+        for name, found in dataset["labels"].items()
+    }
+    ignored = sets.pop("ignore", None)
+    background = sets.pop("background")
+    if any(len(values) > 1 for values in sets.values()):
+        order = [int(value) for value in dataset["regions_class_order"]]
+        foreground = {name: values for name, values in sets.items() if set(values) != {0}}
+    else:  # the outputs of the network are in the order of the values
+        order, foreground = None, dict(sorted(sets.items(), key=lambda item: item[1]))
+        values = [value for covered in foreground.values() for value in covered]
+        if values != list(range(1, len(values) + 1)):
+            raise AutosegError(f"the labels are {values}, not consecutive numbers from 1")
+    return {
+        "labels": {"background": background, **foreground},
+        "ignore_label": ignored and ignored[0],
+        "regions_class_order": order,
+    }
+
+
+def _normalisation(
+    plans: Mapping[str, Any], configuration: Mapping[str, Any], channels: int
+) -> Iterator[dict[str, Any]]:
+    """The steps for each channel's scheme."""
+    schemes, masks = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
+    if not len(schemes) == len(masks) == channels:
+        raise AutosegError(f"normalization_schemes has {len(schemes)} entries for {channels}")
+    for channel, (scheme, masked) in enumerate(zip(schemes, masks, strict=True)):
+        step = {"channel": channel}
+        match scheme:
+            case "ZScoreNormalization":
+                yield {"step": "z_score", "nonzero": masked, "fill_holes": masked, **step}
+            case "CTNormalization":
+                found = intensities_of(plans)[str(channel)]
+                window = [float(found[key]) for key in ("percentile_00_5", "percentile_99_5")]
+                yield {"step": "clip", "window": window, **step}
+                std = max(float(found["std"]), 1e-8)
+                yield {"step": "z_score", "mean": float(found["mean"]), "std": std, **step}
+            case "RescaleTo01Normalization":
+                yield {"step": "rescale", **step}
+            case "RGBTo01Normalization":
+                yield {"step": "z_score", "mean": 0.0, "std": 255.0, **step}
+            case "NoNormalization":
+                pass
+            case _:
+                raise AutosegError(f"normalization_schemes has {scheme}")
+
+
+def intensities_of(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Channel number -> statistics of the foreground."""
+    key = "foreground_intensity_properties_per_channel"
+    found = plans.get(key, plans.get("foreground_intensity_properties_by_modality", {}))
+    return dict(found)
+
+
+def _resampling(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], int, float | None]:
+    """Order and anisotropy of the image, order of label maps, and anisotropy of the logits."""
+    found = {}
+    for what, usual in (("data", 3), ("seg", 1), ("probabilities", 1)):
+        key = f"resampling_fn_{what}"
+        if (name := configuration[key]) != "resample_data_or_seg_to_shape":
+            raise AutosegError(f"{key} is {name}, not resample_data_or_seg_to_shape")
+        given = dict(configuration[f"{key}_kwargs"])
+        order, order_z = given.pop("order", 3), given.pop("order_z", 0)
+        limit = given.pop("separate_z_anisotropy_threshold", 3.0)
+        forced = given.pop("force_separate_z", False)
+        if forced is not None:
+            limit = 0.5 if forced else None  # every ratio of spacings is above the one
+        orders = (0, 1, 3) if what == "data" else (0, 1) if what == "seg" else (usual,)
+        if order not in orders or (order_z != 0 and limit is not None):
+            raise AutosegError(f"{key}_kwargs has order {order} and order_z {order_z}")
+        if given.pop("is_seg", what == "seg") != (what == "seg") or given:
+            raise AutosegError(f"{key}_kwargs has unknown values: {sorted(given) or 'is_seg'}")
+        found[what] = order, limit
+    if found["seg"][1] != found["data"][1] and configuration.get("previous_stage"):
+        raise AutosegError("resampling_fn_seg_kwargs separates other axes than those of data")
+    image, anisotropy = found["data"]
+    resampling = {"image_order": image, "anisotropy": anisotropy}
+    return resampling, found["seg"][0], found["probabilities"][1]

@@ -1,0 +1,379 @@
+"""A trained model of nnU-Net v2 as one of ours: `autoseg_import FOLDER -o MODEL`.
+
+The plan reproduces nnU-Net's prediction: what has no equal here is refused, by its key, before
+anything is written.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoseg import __version__
+from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json, sha256_of, write_json
+from autoseg.common.progress import listed, say
+from autoseg.export.model_zip import labels_of
+from autoseg.export.networks import new_folder
+from autoseg.export.nnunet import (
+    READERS,
+    AxisOrder,
+    axis_order_of,
+    configuration_of,
+    intensities_of,
+    plan_to_ours,
+    weights_to_ours,
+)
+from autoseg.export.untrusted import CheckpointError, read_untrusted, without_network
+from autoseg.fingerprint.fingerprint import FORMAT
+from autoseg.models.archive import extract, is_archive
+from autoseg.models.checkpoint import Tensors, load_checkpoint, load_weights, save_checkpoint
+from autoseg.models.folder import CARD, FINGERPRINT, NOT_STATED, PLAN, QUALIFICATION, weights_name
+from autoseg.networks.unet import build_network
+from autoseg.plan.plan import Plan
+from autoseg.plan.reading import make_plan
+from autoseg.prediction.model import save_previous
+from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
+from autoseg.prediction.postprocessing import FORMAT_VERSION as POSTPROCESSING_FORMAT
+
+CHECKPOINT = "checkpoint_final.pth"
+PLANS, DATASET, DATA_FINGERPRINT = "plans.json", "dataset.json", "dataset_fingerprint.json"
+NEEDED = re.compile(
+    rf"{PLANS}|{DATASET}|{DATA_FINGERPRINT}|fold_\w+/checkpoint_\w+\.pth"
+    rf"|crossval_results_folds_\w+/{POSTPROCESSING}"
+)
+OTHER_NETWORKS = re.compile(r".*(Primus|Pretrained|MedNeXt|Mamba|SwinUNETR)", re.IGNORECASE)
+# nnU-Net's own trainers: any of these words, which change no network (but for BN).
+TRAINER_WORDS = (
+    r"\d+epochs?|1500ep|NoMirroring|onlyMirror01|DA5(Seg)?(ord0)?|DASegOrd0|NoDA|noDummy2DDA|LS01"
+    r"|(Dice)?CELoss|DiceLoss|noSmooth|(Dice)?Top[kK]10Loss|CosAnneal|warmup|BN|NoDeepSupervision"
+    r"|(Vanilla)?Adam|Adan|[13]en[134]|probabilisticOversampling|0[13][03]|BS8|Benchmark"
+    r"|noDataLoading"
+)
+KNOWN_TRAINER = re.compile(rf"nnUNet_?Trainer(_?({TRAINER_WORDS}))*")
+KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
+INVALID = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A folder TRAINER__PLANS__CONFIG.
+
+    Attributes:
+        name: of the folder or zip file, for messages.
+    """
+
+    folder: Path
+    name: Path
+
+    def json(self, file: str) -> dict[str, Any]:
+        """An object in a JSON file of the folder."""
+        found = read_json(self.folder / file)
+        if not isinstance(found, dict):
+            raise AutosegError(f"{self.name / file} must be an object")
+        return found
+
+    @property
+    def folds(self) -> list[str]:
+        """The trained folds; `all` only if it is the only one."""
+        found = sorted(path.parent.name[5:] for path in self.folder.glob("fold_*/checkpoint_*.pth"))
+        folds = [fold for fold in dict.fromkeys(found) if fold != "all"]
+        return folds or found[:1]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What to import.
+
+    Attributes:
+        folds: None for all that are trained; `fold_all` counts only if it is the only one.
+        configuration: such as 3d_fullres, if there are models of several.
+        checkpoint: name of the file of each fold.
+    """
+
+    source: Path
+    folds: tuple[str, ...] | None = None
+    configuration: str | None = None
+    checkpoint: str = CHECKPOINT
+
+
+def import_nnunet(options: ImportOptions, out: Path) -> list[Path]:
+    """Write a model, and the model that a cascade refines beside it.
+
+    Returns:
+        the written folders, the model's own last.
+
+    Raises:
+        AutosegError: `out` exists, there is no such model, or it cannot be reproduced.
+    """
+    if out.exists():
+        raise AutosegError(f"{out} is there already; choose another -o, or delete it")
+    with _unpacked(options.source) as folder, tempfile.TemporaryDirectory() as temporary:
+        source = _find_model(folder, options)
+        model = _read_model(source, options, out.name, Path(temporary))
+        previous = None
+        if model.plan.previous_stage is not None:
+            stage = str(model.configuration["previous_stage"])
+            name = source.folder.name.rpartition("__")[0] + f"__{stage}"
+            before = _Source(source.folder.with_name(name), source.name.with_name(name))
+            if not (before.folder / PLANS).is_file():
+                raise AutosegError(f"{source.name} refines {stage}: {before.name} is missing")
+            every = ImportOptions(options.source, None, stage, options.checkpoint)
+            previous = _read_model(before, every, model.plan.previous_stage, Path(temporary))
+            _write_model(previous, out.with_name(model.plan.previous_stage), None)
+        _write_model(model, out, previous)
+    return [out] if previous is None else [out.with_name(previous.plan.name), out]
+
+
+@contextmanager
+def _unpacked(source: Path) -> Iterator[Path]:
+    """The folder, or the needed files of a zip in a temporary one."""
+    if not is_archive(source):
+        if not source.is_dir():
+            raise AutosegError(f"{source}: no such folder or zip file")
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        extract(source, Path(folder), lambda name: bool(NEEDED.search(name)))
+        yield Path(folder)
+
+
+def _find_model(folder: Path, options: ImportOptions) -> _Source:
+    """The only model of this configuration in a folder, or up to two levels below."""
+    found = [path.parent for deep in ("", "*/", "*/*/") for path in folder.glob(f"{deep}{PLANS}")]
+    found = [path for path in found if (path / DATASET).is_file() and any(path.glob("fold_*"))]
+    chosen = [
+        path
+        for path in found
+        if options.configuration in (None, path.name.rpartition("__")[2], path.name)
+    ]
+    names = ", ".join(path.name for path in sorted(found)) or "none"
+    if len(chosen) != 1:
+        text = "several models match" if chosen else "there is no such model of nnU-Net v2"
+        raise AutosegError(
+            f"{options.source}: {text}; give TRAINER__PLANS__CONFIG or choose with -c; "
+            f"models there: {names}"
+        )
+    return _Source(chosen[0], options.source / chosen[0].relative_to(folder))
+
+
+# Reading.
+
+
+@dataclass(frozen=True)
+class _Model:
+    plan: Plan
+    weights: dict[str, Tensors]  # of each fold
+    postprocessing: dict[str, Any] | None
+    fingerprint: dict[str, Any]
+    card: dict[str, Any]
+    configuration: dict[str, Any]  # of nnU-Net's plans
+
+
+def _read_model(source: _Source, options: ImportOptions, name: str, temporary: Path) -> _Model:
+    """Check and convert everything; nothing is written but temporary files."""
+    plans, dataset = source.json(PLANS), source.json(DATASET)
+    weights, states, digests = {}, {}, {}
+    for fold in options.folds or source.folds:
+        file = Path(f"fold_{fold}", options.checkpoint)
+        if not re.fullmatch(r"\w+", fold) or not (source.folder / file).is_file():
+            raise AutosegError(
+                f"{source.name / file} is missing; choose -f, or --checkpoint; there: "
+                f"{', '.join(sorted(str(p.relative_to(source.folder)) for p in _files(source)))}"
+            )
+        target = temporary / f"{source.folder.name}_{fold}.safetensors"
+        digests[fold] = sha256_of(source.folder / file)
+        try:
+            read_untrusted(source.folder / file, target)
+        except CheckpointError as error:
+            raise AutosegError(f"{source.name / file} {error}; nothing was imported") from None
+        weights[fold], states[fold] = load_checkpoint(target)
+        target.unlink()
+    if not states:
+        raise AutosegError(f"{source.name} has no trained fold")
+    if not without_network():
+        say("the network could not be cut off while the checkpoints were read")
+    first = next(iter(states.values()))
+    for fold, state in states.items():
+        for key in ("trainer_name", "configuration", "mirror_axes"):
+            if state[key] != first[key]:
+                raise AutosegError(
+                    f"{source.name}: fold {fold} has {key} {state[key]}, but the first fold "
+                    f"{first[key]}; choose folds with -f"
+                )
+    try:
+        configuration = configuration_of(plans, first["configuration"])
+        _check_known(plans, configuration, first["trainer_name"])
+        order = axis_order_of(plans, configuration)
+        values = plan_to_ours(plans, configuration, dataset, first, order)
+    except INVALID as error:
+        raise AutosegError(
+            f"{source.name}: {PLANS} or {DATASET} is not valid ({error!r})"
+        ) from None
+    except AutosegError as error:
+        raise AutosegError(f"{source.name}: {error}; it was not imported") from None
+    values["name"] = name
+    if configuration.get("previous_stage"):
+        values["previous_stage"] = f"{name}_{configuration['previous_stage']}"
+    plan = make_plan(values, f"{source.name / PLANS}, as a plan of autoseg")
+    for fold, tensors in weights.items():
+        weights[fold] = _checked(tensors, plan, order, source, first["trainer_name"], fold)
+    return _Model(
+        plan=plan,
+        weights=weights,
+        postprocessing=_postprocessing(source, list(weights), plan),
+        fingerprint=_fingerprint(plans, plan),
+        card=_card(source, plans, plan, states, digests),
+        configuration=configuration,
+    )
+
+
+def _files(source: _Source) -> Iterator[Path]:
+    return source.folder.glob("fold_*/*.pth")
+
+
+def _checked(
+    tensors: Tensors, plan: Plan, order: AxisOrder, source: _Source, trainer: str, fold: str
+) -> Tensors:
+    """Our weights of a fold, which fit the plan's network."""
+    try:
+        found = weights_to_ours(tensors, plan.network, order)
+        with torch.device("meta"):
+            network = build_network(plan)
+        load_weights(network, found, source.name / f"fold_{fold}", assign=True)
+    except AutosegError as error:
+        raise AutosegError(
+            f"{error}: trainer {trainer} changes the network, or the files are of different models"
+        ) from None
+    return found
+
+
+def _check_known(plans: Mapping[str, Any], configuration: Mapping[str, Any], trainer: str) -> None:
+    """Raise an AutosegError for parts of nnU-Net that have no equal here."""
+    if OTHER_NETWORKS.match(trainer):
+        raise AutosegError(f"trainer {trainer} builds another network than the plans say")
+    if not KNOWN_TRAINER.fullmatch(trainer):
+        say(
+            f"trainer {trainer} is not one of nnU-Net's; the model is imported if its weights fit "
+            "the plans' network, but a changed activation or prediction would not be noticed"
+        )
+    for where, key, known in (
+        (plans, "label_manager", ("LabelManager",)),
+        (plans, "image_reader_writer", tuple(READERS)),
+        (configuration, "preprocessor_name", ("DefaultPreprocessor",)),
+    ):
+        if (value := where.get(key, known[0])) not in known:
+            raise AutosegError(f"{key} is {value}, not {' or '.join(known)}")
+
+
+def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[str, Any] | None:
+    """Our `postprocessing.json`, of the cross-validation of these folds."""
+    name = f"crossval_results_folds_{'_'.join(folds)}/{POSTPROCESSING}"
+    if not (source.folder / name).is_file():
+        if any(source.folder.glob(f"crossval_results_folds_*/{POSTPROCESSING}")):
+            say(f"{source.name}: {POSTPROCESSING} was learned on other folds; it is not imported")
+        return None
+    found, steps = source.json(name), []
+    try:
+        functions = list(found["postprocessing_fns"])
+        for function, given in zip(functions, found["postprocessing_kwargs"], strict=True):
+            if function != KEEP_LARGEST or set(given) != {"labels_or_regions"}:
+                raise AutosegError(f"{source.name / name} has {function}, which is unknown here")
+            nested = given["labels_or_regions"]
+            nested = nested if isinstance(nested, list) else [nested]
+            parts = [part if isinstance(part, list) else [part] for part in nested]
+            values = sorted({int(value) for part in parts for value in part})
+            names = [name for name, covered in plan.labels.items() if set(covered) <= set(values)]
+            steps.append({"name": ", ".join(names) or str(values), "keep_largest": values})
+    except INVALID as error:
+        raise AutosegError(f"{source.name / name} is not valid ({error!r})") from None
+    if not steps:
+        return None
+    say(
+        f"{source.name / name}: autoseg_predict will apply it, unless --no-postprocessing is "
+        "given; nnUNetv2_predict does not"
+    )
+    about = {"folds": list(folds), "source": f"nnU-Net: {name}"}
+    header = {"format_version": POSTPROCESSING_FORMAT, "plan_id": plan.id}
+    return {**header, "steps": steps, "learned_on": about}
+
+
+def _fingerprint(plans: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """What nnU-Net's plans know of the training data: intensities, but no single cases."""
+    keys = {"p00_5": "percentile_00_5", "p99_5": "percentile_99_5"}
+    keys |= {key: key for key in ("mean", "std", "min", "median", "max")}
+    foreground: list[Any] = []
+    for channel in range(len(plan.channels)):
+        found = intensities_of(plans).get(str(channel), {})
+        try:
+            values = {ours: float(found[theirs]) for ours, theirs in keys.items()}
+            foreground.append(values if all(map(math.isfinite, values.values())) else None)
+        except INVALID:
+            foreground.append(None)
+    return {
+        "format": FORMAT,
+        "task": plan.task,
+        "channels": list(plan.channels),
+        "labels": {name: list(values) for name, values in plan.labels.items()},
+        "ignore_label": plan.ignore_label,
+        "foreground": foreground,
+        "cases": {},
+    }
+
+
+def _card(
+    source: _Source,
+    plans: Mapping[str, Any],
+    plan: Plan,
+    states: Mapping[str, Any],
+    digests: Mapping[str, str],
+) -> dict[str, Any]:
+    """Where the model comes from."""
+    first = next(iter(states.values()))
+    checkpoints = {
+        fold: {"sha256": digests[fold], "epochs": state["epochs"]} for fold, state in states.items()
+    }
+    return {
+        **{"task": plan.task, "plan": plan.name, "plan_id": plan.id, QUALIFICATION: NOT_STATED},
+        "channels": list(plan.channels),
+        "classes": list(plan.labels)[1:],
+        "imported_with": {"autoseg": __version__, "torch": torch.__version__},
+        "source": {
+            "format": "nnU-Net v2",
+            "name": source.name.name,
+            "nnunet_version": NOT_STATED,  # nnU-Net's files do not name it
+            "trainer": first["trainer_name"],
+            "plans": str(plans.get("plans_name")),
+            "configuration": first["configuration"],
+            "checkpoints": checkpoints,
+        },
+    }
+
+
+def _write_model(model: _Model, out: Path, previous: _Model | None) -> None:
+    with new_folder(out) as folder:
+        plan = model.plan
+        plan.save(folder / PLAN)
+        for fold, tensors in model.weights.items():
+            path = folder / weights_name(fold)
+            path.parent.mkdir()
+            epochs = model.card["source"]["checkpoints"][fold]["epochs"]
+            state = {"plan_id": plan.id, "fold": fold, "epoch": (epochs or 0) - 1}
+            save_checkpoint(path, tensors, {**state, "source": model.card["source"]})
+        write_json(folder / FINGERPRINT, model.fingerprint)
+        write_json(folder / CARD, model.card)
+        write_json(folder / "labels.json", labels_of(plan))
+        if model.postprocessing is not None:
+            write_json(folder / POSTPROCESSING, model.postprocessing)
+        if previous is not None:
+            save_previous(folder, previous.plan)
+    folds = listed("fold", list(model.weights))
+    say(f"imported {model.card['source']['name']}, {folds}, as {out}")
