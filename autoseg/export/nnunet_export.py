@@ -99,9 +99,13 @@ def export_nnunet(model: Model, out: Path) -> None:
         say("nnU-Net cannot exchange mirrored_labels; it will not mirror the left-right axis")
     if files.has(POSTPROCESSING):
         say(f"{POSTPROCESSING} is not exported; nnUNetv2_predict does not postprocess")
-    tta = "" if plan.inference.mirror else " --disable_tta"
-    folds = " ".join(model.folds)
-    say(f"run: nnUNetv2_predict_from_modelfolder -m {out} -i IN -o OUT -f {folds}{tta}")
+    options = "" if plan.inference.mirror else " --disable_tta"
+    if (step := _tile_step(plan)) is None:
+        say("nnU-Net cannot overlap tiles by inference.overlap; by half a patch, results differ")
+    elif step != STEP:
+        options += f" -step_size {step:g}"
+    command = f"nnUNetv2_predict_from_modelfolder -m {out} -i IN -o OUT"
+    say(f"run: {command} -f {' '.join(model.folds)}{options}")
     say(
         f"for nnUNetv2_predict, move it to $nnUNet_results/{plans['dataset_name']}/"
         f"{checkpoint['trainer_name']}__{plans['plans_name']}__{plan.configuration}"
@@ -236,12 +240,20 @@ def _resampling(plan: Plan, step: Resample | None) -> dict[str, Any]:
     return names | {f"resampling_fn_{key}_kwargs": values for key, (_, values) in functions.items()}
 
 
+def _tile_step(plan: Plan) -> float | None:
+    """nnU-Net's step between tiles, a share of the patch; None if the overlaps are of several."""
+    if plan.inference.tile_step is not None:
+        return plan.inference.tile_step
+    sizes = zip(plan.inference.overlap, plan.sampling.patch_size, strict=True)
+    steps = {round(1 - overlap / size, 6) for overlap, size in sizes if size > 1}
+    return steps.pop() if len(steps) == 1 else None
+
+
 def _differences(plan: Plan) -> list[str]:
     """The keys that nnU-Net computes in another way, with nearly the same result."""
     inference, target = plan.inference, [mm or 1.0 for mm in plan.target_spacing_mm]
-    is_half = [2 * voxels for voxels in inference.overlap] == list(plan.sampling.patch_size)
     found = {
-        "inference.overlap": inference.tile_step != STEP and not is_half,
+        "inference.overlap": _tile_step(plan) is None,
         "inference.weighting": inference.weighting != "nnunet",
         "inference.average": inference.average != "logits_float16",
     }
