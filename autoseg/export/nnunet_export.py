@@ -36,11 +36,10 @@ from autoseg.export.nnunet import (
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.checkpoint import Tensors
 from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, ModelFiles, fold_name
-from autoseg.models.training_set import with_fingerprint
 from autoseg.plan.plan import Plan
 from autoseg.plan.reading import load_plan
 from autoseg.plan.sections import Clip, CropToNonzero, Network, Resample, Rescale, Step, ZScore
-from autoseg.prediction.model import Model
+from autoseg.prediction.model import Model, with_fingerprint
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.preprocessing.resample import axis_orders
 
@@ -182,7 +181,11 @@ def _plans(plan: Plan, order: AxisOrder, measured: Fingerprint | None) -> dict[s
             str(channel): _intensities(measured, channel) | given
             for channel, given in enumerate(figures)
         },
-        "autoseg": {"plan_id": plan.id, "computed_in_another_way": _differences(plan)},
+        "autoseg": {
+            "plan_id": plan.id,
+            "computed_in_another_way": _differences(plan),
+            "tile_step": _tile_step(plan),
+        },
     }
 
 
@@ -253,7 +256,6 @@ def _differences(plan: Plan) -> list[str]:
     """The keys that nnU-Net computes in another way, with nearly the same result."""
     inference, target = plan.inference, [mm or 1.0 for mm in plan.target_spacing_mm]
     found = {
-        "inference.overlap": _tile_step(plan) is None,
         "inference.weighting": inference.weighting != "nnunet",
         "inference.average": inference.average != "logits_float16",
     }
