@@ -1,4 +1,4 @@
-"""`autoseg_export -m MODEL -o OUT`: write the networks of a model as ONNX and OpenVINO files."""
+"""`autoseg_export -m MODEL -o OUT`: write a model for other programs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import argparse
 from functools import partial
 
 from autoseg.cli import common
+from autoseg.common.errors import AutosegError
+
+MODELS = ("nnunet", "monai-bundle")  # formats of whole models
 
 
 def _export(arguments: argparse.Namespace) -> int:
     import torch
 
+    from autoseg.export.monai_bundle import export_monai
     from autoseg.export.networks import export_model
+    from autoseg.export.nnunet_export import export_nnunet
     from autoseg.prediction.model import load_model
 
+    formats = list(dict.fromkeys(arguments.format))
+    if len(formats) > 1 and (whole := next((name for name in formats if name in MODELS), None)):
+        raise AutosegError(f"--format {whole} writes a folder of its own; give it alone")
     model = load_model(common.model_folder(arguments), arguments.folds, torch.device("cpu"))
-    export_model(model, arguments.output, list(dict.fromkeys(arguments.format)))
+    if formats == ["nnunet"]:
+        export_nnunet(model, arguments.output)
+    elif formats == ["monai-bundle"]:
+        export_monai(model, arguments.output)
+    else:
+        export_model(model, arguments.output, formats)
     print(arguments.output)
     return common.DONE
 

@@ -41,7 +41,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     if seconds is not None:
         common.spawn_workers()
-    plan = write_plan(workspace, surveyed, options, arguments.processes, arguments.device)
+    plan = write_plan(
+        workspace, surveyed, options, arguments.processes, arguments.device, arguments.splits
+    )
     if arguments.explain:
         explain(plan)
     _summarise(plan)

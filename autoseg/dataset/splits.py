@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +21,7 @@ from autoseg.image.formats import composed
 
 SPLITS_FILE = "splits.json"
 NNUNET_FILE_NAME = "splits_final.json"
+NNUNET_PREPROCESSED = "nnUNet_preprocessed"  # nnU-Net's folder of splits, beside that of its tasks
 MOST_NAMED = 5  # cases in a message
 
 Patient = tuple[str, ...]
@@ -150,6 +152,14 @@ def find_splits(folder: Path) -> Path | None:
     """Return the splits file in a folder, autoseg's or nnU-Net's; None if there is none."""
     paths = (folder / SPLITS_FILE, folder / NNUNET_FILE_NAME)
     return next((path for path in paths if path.exists()), None)
+
+
+def other_nnunet_splits(task_folder: Path, used: Path) -> Path | None:
+    """Return nnU-Net's own splits of a task in `nnUNet_raw` if they differ from the used ones."""
+    path = task_folder.parent.parent / NNUNET_PREPROCESSED / task_folder.name / NNUNET_FILE_NAME
+    with suppress(AutosegError):  # missing or damaged
+        return path if read_json(path) != read_json(used) else None
+    return None
 
 
 def read_splits(path: Path, cases: Iterable[str]) -> tuple[Split, ...]:

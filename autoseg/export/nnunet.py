@@ -128,6 +128,10 @@ def weights_to_ours(weights: Mapping[str, Tensor], network: Network, order: Axis
         for leaf in LEAVES:
             if (name := f"{theirs}.{leaf}") in weights:
                 taken.add(name)
+                if name.endswith(".conv.bias") and not (
+                    network.convolution_bias or weights[name].any()
+                ):
+                    continue  # zeros of an export
                 found[f"{ours}.{leaf}"] = order.weight_to_ours(weights[name])
         if ours.startswith("up.") and f"{ours}.weight" in found:  # ours always has a bias
             found.setdefault(f"{ours}.bias", torch.zeros(found[f"{ours}.weight"].shape[1]))

@@ -19,7 +19,7 @@ import torch
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import read_json, sha256_of, write_json
+from autoseg.common.files import CHECKSUMS, read_json, sha256_of, write_json
 from autoseg.common.progress import listed, say
 from autoseg.export.model_zip import labels_of
 from autoseg.export.networks import new_folder
@@ -32,6 +32,7 @@ from autoseg.export.nnunet import (
     plan_to_ours,
     weights_to_ours,
 )
+from autoseg.export.nnunet_export import exported_plan
 from autoseg.export.untrusted import CheckpointError, read_untrusted, without_network
 from autoseg.fingerprint.fingerprint import FORMAT
 from autoseg.models.archive import extract, is_archive
@@ -45,9 +46,9 @@ from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import FORMAT_VERSION as POSTPROCESSING_FORMAT
 
 CHECKPOINT = "checkpoint_final.pth"
-PLANS, DATASET, DATA_FINGERPRINT = "plans.json", "dataset.json", "dataset_fingerprint.json"
+PLANS, DATASET = "plans.json", "dataset.json"
 NEEDED = re.compile(
-    rf"{PLANS}|{DATASET}|{DATA_FINGERPRINT}|fold_\w+/checkpoint_\w+\.pth"
+    rf"{PLANS}|{DATASET}|{FINGERPRINT}|{PLAN}|{CHECKSUMS}|fold_\w+/checkpoint_\w+\.pth"
     rf"|crossval_results_folds_\w+/{POSTPROCESSING}"
 )
 OTHER_NETWORKS = re.compile(r".*(Primus|Pretrained|MedNeXt|Mamba|SwinUNETR)", re.IGNORECASE)
@@ -209,11 +210,12 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
                     f"{source.name}: fold {fold} has {key} {state[key]}, but the first fold "
                     f"{first[key]}; choose folds with -f"
                 )
+    own = exported_plan(source.folder) if options.checkpoint == CHECKPOINT else None
     try:
         configuration = configuration_of(plans, first["configuration"])
         _check_known(plans, configuration, first["trainer_name"])
         order = axis_order_of(plans, configuration)
-        values = plan_to_ours(plans, configuration, dataset, first, order)
+        values = {} if own else plan_to_ours(plans, configuration, dataset, first, order)
     except INVALID as error:
         raise AutosegError(
             f"{source.name}: {PLANS} or {DATASET} is not valid ({error!r})"
@@ -223,14 +225,14 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     values["name"] = name
     if configuration.get("previous_stage"):
         values["previous_stage"] = f"{name}_{configuration['previous_stage']}"
-    plan = make_plan(values, f"{source.name / PLANS}, as a plan of autoseg")
+    plan = own or make_plan(values, f"{source.name / PLANS}, as a plan of autoseg")
     for fold, tensors in weights.items():
         weights[fold] = _checked(tensors, plan, order, source, first["trainer_name"], fold)
     return _Model(
         plan=plan,
         weights=weights,
         postprocessing=_postprocessing(source, list(weights), plan),
-        fingerprint=_fingerprint(plans, plan),
+        fingerprint=_fingerprint(source, plans, plan, own is not None),
         card=_card(source, plans, plan, states, digests),
         configuration=configuration,
     )
@@ -306,8 +308,12 @@ def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[s
     return {**header, "steps": steps, "learned_on": about}
 
 
-def _fingerprint(plans: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """What nnU-Net's plans know of the training data: intensities, but no single cases."""
+def _fingerprint(
+    source: _Source, plans: Mapping[str, Any], plan: Plan, is_ours: bool
+) -> dict[str, Any]:
+    """Ours, or what nnU-Net's plans know of the training data: intensities, but no single cases."""
+    if is_ours and (source.folder / FINGERPRINT).is_file():
+        return source.json(FINGERPRINT)
     keys = {"p00_5": "percentile_00_5", "p99_5": "percentile_99_5"}
     keys |= {key: key for key in ("mean", "std", "min", "median", "max")}
     foreground: list[Any] = []

@@ -123,12 +123,16 @@ class Fingerprint:
         Raises:
             AutosegError: the file is missing, not JSON, or not a fingerprint of this version.
         """
-        values = read_json(path)
+        return Fingerprint.parse(read_json(path), path)
+
+    @staticmethod
+    def parse(values: Any, path: Path) -> Fingerprint:
+        """The same for the content of a file; `path` appears in messages."""
         found = values.get("format") if isinstance(values, dict) else None
         if found not in READABLE:
             raise DataError(f"{path} has format {found!r}, not {FORMAT}; delete it and plan again")
-        del values["format"]
-        return dataclass_from_json(Fingerprint, values, path, "delete it and plan again")
+        fields = {key: value for key, value in values.items() if key != "format"}
+        return dataclass_from_json(Fingerprint, fields, path, "delete it and plan again")
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def training_set_of(files: ModelFiles) -> TrainingSet | None:
     Raises:
         AutosegError: the fingerprint is damaged.
     """
-    found = _with_fingerprint(files)
+    found = with_fingerprint(files)
     if found is None:
         return None
     values, where = found.json(FINGERPRINT), found.path(FINGERPRINT)
@@ -215,7 +215,7 @@ def training_set_of(files: ModelFiles) -> TrainingSet | None:
     return dataclass_from_json(TrainingSet, made, where, ADVICE)
 
 
-def _with_fingerprint(files: ModelFiles) -> ModelFiles | None:
+def with_fingerprint(files: ModelFiles) -> ModelFiles | None:
     """Where the fingerprint of a model is: in it, or where the same plan was planned."""
     if files.has(FINGERPRINT):
         return files

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.progress import counted, say
+from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import (
     Problem,
     errors_by_case,
@@ -18,16 +19,21 @@ from autoseg.dataset.problems import (
     write_verification,
 )
 from autoseg.dataset.splits import (
+    SPLITS_FILE,
     Patient,
+    Split,
     SplitOptions,
     find_splits,
     load_or_make_splits,
+    other_nnunet_splits,
     patients,
+    read_splits,
     remake_splits,
+    write_splits,
 )
 from autoseg.dataset.task import Task, find_task, without
 from autoseg.fingerprint import Fingerprint, survey
-from autoseg.models.folder import PLAN
+from autoseg.models.folder import PLAN, folds_in
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import differing_keys, load_plan
 from autoseg.planner.budget import expected_overhead
@@ -133,6 +139,7 @@ def write_plan(
     options: PlanOptions,
     processes: int,
     device: str | None,
+    splits: Path | None = None,
 ) -> Plan:
     """Compose a plan and write it with its splits and fingerprint to `preprocessed/TASK/PLAN/`.
 
@@ -142,13 +149,16 @@ def write_plan(
         options: the user's options.
         processes: worker processes for measuring, with a time budget.
         device: device to measure, with a time budget.
+        splits: a file of splits to use instead of made ones.
 
     Raises:
         PlanError: an option is invalid for this task.
-        DataError: the cases cannot be split into so many folds.
+        DataError: the cases cannot be split into so many folds, or `splits` is not valid.
+        AutosegError: folds of this plan were trained with other splits than `splits`.
     """
     task, fingerprint = surveyed.task, surveyed.fingerprint
     options = fitted(options, surveyed)
+    chosen = None if splits is None else read_splits(splits, [case.name for case in task.cases])
     plan = _compose(task, fingerprint, options, processes, device)
     if plan.orientation is None and "," in (orders := fingerprint.counted_orientations):
         say(
@@ -159,12 +169,32 @@ def write_plan(
     if plan.left_right in plan.mirrored_axes and sides and sides.source.startswith("rule"):
         say(f"plan {plan.name}: labels exchanged by mirroring left and right: {sides.evidence}")
     folder = workspace.preprocessed(task.name, plan.name)
-    _split(task, plan, fingerprint, folder)
+    if chosen is not None:
+        _use_splits(chosen, task, folder, workspace.models(task.name, plan.name))
+    else:
+        _split(task, plan, fingerprint, folder)
+        if other := other_nnunet_splits(task.folder, folder / SPLITS_FILE):
+            say(f"nnU-Net split the cases differently; to use its folds, add --splits {other}")
     fingerprint.save(folder / "fingerprint.json")
     for other in other_plans(fingerprint, options, plan):
         other.save(folder / "other_configurations" / f"{other.name}.json")
     plan.save(folder / PLAN)
     return plan
+
+
+def _use_splits(splits: tuple[Split, ...], task: Task, folder: Path, models: Path) -> None:
+    """Replace the splits of a plan by the user's, unless folds were trained with others."""
+    names, saved = [case.name for case in task.cases], folder / SPLITS_FILE
+    with suppress(AutosegError):  # none are saved, or those of other cases
+        if read_splits(saved, names) == splits:
+            return
+    if trained := [fold for fold in folds_in(models) if fold != "all"]:
+        raise AutosegError(
+            f"{models} has {listed('fold', trained)}, trained with other splits than those of "
+            "--splits; choose another --name"
+        )
+    write_splits(saved, splits)
+    load_or_make_splits(folder, task.folder, names)  # names the cases that they leave out
 
 
 def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:

@@ -75,3 +75,42 @@ def test_cases_without_an_image_are_errors_with_advice(
     capsys.readouterr()
     assert main(["Task001", *ONE]) == 2
     assert "--skip-bad-cases" not in capsys.readouterr().err
+
+
+def test_the_splits_of_nnunet_are_offered_and_taken_where_asked(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = write_ct(tmp_path / "nnUNet_raw" / "Dataset012_Niere", cases=4)
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (task / "labelsTr").iterdir())
+    theirs = [{"train": names[:2], "val": names[2:]}, {"train": names[2:], "val": names[:2]}]
+    file = tmp_path / "nnUNet_preprocessed" / task.name / "splits_final.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(theirs), encoding="utf-8")
+    plan = [str(task), *ONE]
+    assert main(plan) == 0
+    assert f"--splits {file}" in capsys.readouterr().err
+    used = workspace / "preprocessed" / task.name / "default" / "splits.json"
+    assert len(json.loads(used.read_text(encoding="utf-8"))) == 4
+    assert main([*plan, "--splits", str(file)]) == 0
+    assert json.loads(used.read_text(encoding="utf-8")) == theirs
+    assert main(plan) == 0  # they stay
+    assert json.loads(used.read_text(encoding="utf-8")) == theirs
+    assert "--splits" not in capsys.readouterr().err
+
+
+def test_splits_of_other_cases_and_of_trained_folds_are_refused(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = write_ct(workspace / "raw" / "Task003", cases=3)
+    file = tmp_path / "mine.json"
+    file.write_text('[{"train": ["unknown"], "val": ["case_1"]}]', encoding="utf-8")
+    plan = [str(task), *ONE, "--splits", str(file)]
+    assert main(plan) == 2
+    assert "unknown" in capsys.readouterr().err
+    assert not (workspace / "preprocessed" / task.name / "default").exists()
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (task / "labelsTr").iterdir())
+    file.write_text(json.dumps([{"train": names[:1], "val": names[1:]}]), encoding="utf-8")
+    (workspace / "models" / task.name / "default" / "fold_1").mkdir(parents=True)
+    assert main(plan) == 2
+    assert "fold 1" in capsys.readouterr().err
+    assert main([*plan, "--name", "other"]) == 0
