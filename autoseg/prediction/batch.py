@@ -52,8 +52,7 @@ from autoseg.prediction.record import (
 )
 
 if TYPE_CHECKING:
-    from autoseg.prediction.dicom_seg import SegWriter
-    from autoseg.prediction.dicom_source import Source
+    from autoseg.prediction.dicom_seg import SegWriter, Source
 
 
 @dataclass(frozen=True)

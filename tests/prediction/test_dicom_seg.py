@@ -21,8 +21,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.progress import noted
 from autoseg.image.dicom import read_contents
 from autoseg.plan.plan import Plan
-from autoseg.prediction.dicom_seg import SegWriter
-from autoseg.prediction.dicom_source import Source
+from autoseg.prediction.dicom_seg import SegWriter, Source
 from tests.dicom_series import AXIAL, write_enhanced, write_series
 from tests.making import REGIONS, tiny_plan
 

@@ -19,8 +19,7 @@ import pydicom
 import pytest
 
 import autoseg
-from autoseg.prediction.dicom_seg import SegWriter
-from autoseg.prediction.dicom_source import Source
+from autoseg.prediction.dicom_seg import SegWriter, Source
 from tests.dicom_series import write_series
 from tests.making import tiny_plan
 
