@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import write_json
+from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import say
 from autoseg.export.networks import new_folder
 from autoseg.models.folder import PLAN
@@ -112,42 +112,13 @@ def _inference(plan: Plan) -> dict[str, Any]:
     if count > 1:
         each = f"{{f'image_{{i}}': f[:-11] + f'{{i:04d}}.nii.gz' for i in range({count})}}"
         datalist = f"$[{each} for f in sorted(glob.glob(@dataset_dir + '/*_0000.nii.gz'))]"
-    return {
-        "imports": [
-            "$import glob",
-            "$import os",
-            "$import torch",
-            "$from monai.transforms import SpatialResample",
-            "$from monai.transforms.utils import scale_affine",
-        ],
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/input'",
-        "output_dir": "$@bundle_root + '/output'",
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "datalist": datalist,
-        "network": "$torch.export.unflatten(torch.export.load("
-        "@bundle_root + '/models/model.pt2')).to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": list(_preprocessing(plan))},
-        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "num_workers": 0},
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": list(patch),
-            "overlap": overlap,
-            "mode": "constant" if inference.weighting == "uniform" else "gaussian",
-            "sigma_scale": 0.125,
-        },
-        "postprocessing": {"_target_": "Compose", "transforms": list(_postprocessing(plan))},
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-        },
-        "run": ["$@evaluator.run()"],
-    }
+    config: dict[str, Any] = read_json(Path(__file__).with_name("monai_inference.json"))
+    config["datalist"] = datalist
+    config["preprocessing"]["transforms"] = list(_preprocessing(plan))
+    mode = "constant" if inference.weighting == "uniform" else "gaussian"
+    config["inferer"] |= {"roi_size": list(patch), "overlap": overlap, "mode": mode}
+    config["postprocessing"]["transforms"] = list(_postprocessing(plan))
+    return config
 
 
 def _preprocessing(plan: Plan) -> Iterator[Transform]:

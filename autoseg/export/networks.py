@@ -294,34 +294,23 @@ def read_me(plan: Plan, facts: dict[str, Any], files: Sequence[str]) -> str:
     values = window["average"].partition("_")[0]
     outputs = [f"{each['class']} (label {each['label']})" for each in output["outputs"]]
     spacing = by_axis(["the scan's own" if mm is None else f"{mm:g}" for mm in given["spacing_mm"]])
-    return f"""# {plan.task}, plan {plan.name} ({plan.id}): networks for patches
-
-Each of these files is the network of one fold: {", ".join(files)}.
-Average the {values} of the folds. `plan.json` holds every value that decides the result,
-`export.json` the content of this page and a checksum of each file.
-
-## Before the networks: preprocess the whole scan, in this order
-{_numbered([_step_text(step) for step in facts["preprocessing"]], 1)}
-
-Resampling of order 3 is `skimage.transform.resize(order=3, mode="edge", anti_aliasing=False)`.
-Pad scans that are smaller than a patch with zeros.
-
-## Input `{given["name"]}`: float32 (batch, channel, x, y, z)
-Any batch of patches of {by_axis(given["patch_size"])} voxels with a spacing of {spacing} mm. Axes
-are in the order x, y, z; transpose the arrays of SimpleITK, which are z, y, x. {_axes(plan)}
-Channels:
-
-{_numbered(given["channels"], 0)}
-
-## Output `{output["name"]}`: float32 (batch, output, x, y, z)
-Logits; their {output["activation"]} gives probabilities. Outputs:
-
-{_numbered(outputs, 0)}
-
-## After the networks: from patches to the scan
-Patches overlap by at least {by_axis(window["overlap"])} voxels. Average their {values} with
-{window["weighting"]} weights.
-"""
+    template = Path(__file__).with_name("networks_readme.md").read_text("utf-8")
+    return template.format(
+        title=f"{plan.task}, plan {plan.name} ({plan.id})",
+        files=", ".join(files),
+        values=values,
+        steps=_numbered([_step_text(step) for step in facts["preprocessing"]], 1),
+        input=given["name"],
+        patch=by_axis(given["patch_size"]),
+        spacing=spacing,
+        axes=_axes(plan),
+        channels=_numbered(given["channels"], 0),
+        output=output["name"],
+        activation=output["activation"],
+        outputs=_numbered(outputs, 0),
+        overlap=by_axis(window["overlap"]),
+        weighting=window["weighting"],
+    )
 
 
 def _axes(plan: Plan) -> str:
