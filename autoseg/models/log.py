@@ -200,11 +200,16 @@ def find_overfitting(losses: Sequence[float], dice: Sequence[float | None]) -> O
     return Overfitting(best_epoch + 1, means[best], means[-1], waited)
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; worker processes import this module and draw nothing."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def draw_dice(folds: Mapping[int, Training]) -> Figure:
     """One line per fold: the Dice of its patches over the epochs."""
-    from matplotlib.figure import Figure  # worker processes import this module and draw nothing
-
-    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
+    figure = new_figure(5.0, 3.6)
     axes = figure.subplots()
     for index, (fold, training) in enumerate(folds.items()):
         axes.plot(
@@ -233,12 +238,10 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
         panels: title -> the epochs of each fold of a plan; a plan without folds is "missing".
         from_zero: the y axis starts at 0.
     """
-    from matplotlib.figure import Figure  # see `draw_dice`
-
     columns = min(MOST_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     size = (max(5.0, 4.2 * columns), 2.9 * rows + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, (title, folds) in zip(grid, panels.items(), strict=False):
         _draw_panel(axes, folds)

@@ -32,6 +32,7 @@ from autoseg.models.log import (
     Epoch,
     draw_curve,
     draw_curves,
+    new_figure,
     overfitting_of,
     write_log,
 )
@@ -183,9 +184,7 @@ class Painter:
 
 def draw_progress(path: Path, epochs: Sequence[Epoch]) -> None:
     """Draw losses, Dice of each class, learning rate and seconds over the epochs, as a PNG."""
-    from matplotlib.figure import Figure  # slow to import, and not needed by short runs
-
-    figure = Figure(figsize=(10.5, 7.5), layout="constrained")
+    figure = new_figure(10.5, 7.5)
     (losses, dice), (rate, seconds) = figure.subplots(2, 2, height_ratios=(2, 1), sharex=True)
     draw_curves(losses, epochs)
     losses.set_ylabel("loss")
