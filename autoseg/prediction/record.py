@@ -33,7 +33,7 @@ from autoseg.common.files import (
     write_json,
 )
 from autoseg.common.locks import locked
-from autoseg.common.progress import counted, say
+from autoseg.common.progress import say
 from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
 from autoseg.image.image import files_of, read_label
@@ -294,9 +294,8 @@ class CaseQueue:
             yield self._claimed(left, in_use)
             if list(in_use) == left:
                 if not is_waiting:
-                    say(
-                        f"waiting for another run ({counted(len(left), 'case')}): {in_use[left[0]]}"
-                    )
+                    cases = ", ".join(left)
+                    say(f"waiting for another run, which predicts {cases}: {in_use[left[0]]}")
                 is_waiting = True
                 time.sleep(POLL_SECONDS)
             left = list(in_use)

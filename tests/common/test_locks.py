@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from filelock import OwnerRecord, SoftFileLease
@@ -367,6 +368,14 @@ def test_who_lost_a_lock_to_another_process_writes_nothing_more(
     assert owner(folder / "lock").pid == 99
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that every user can write into; pytest's own are closed to others."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
 def refused_as_nobody(lock: Path) -> str:
     """What another user reads who tries to take the lock."""
     words = command(lock)
@@ -378,11 +387,7 @@ def refused_as_nobody(lock: Path) -> str:
 
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="changes the user")
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_locks_of_another_user_name_process_and_user(tmp_path: Path, umask: int) -> None:
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    for each in (folder, *list(folder.parents)[:3]):
-        each.chmod(0o777)
+def test_locks_of_another_user_name_process_and_user(folder: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         with locked(folder / "lock", "it"):
@@ -393,11 +398,7 @@ def test_locks_of_another_user_name_process_and_user(tmp_path: Path, umask: int)
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="changes the user")
-def test_a_lock_that_cannot_be_read_is_held_while_it_has_a_heartbeat(tmp_path: Path) -> None:
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    for each in (folder, *list(folder.parents)[:3]):
-        each.chmod(0o777)
+def test_a_lock_that_cannot_be_read_is_held_while_it_has_a_heartbeat(folder: Path) -> None:
     (folder / "lock").touch(0o600)
     with beating(folder / "lock"):
         other = refused_as_nobody(folder / "lock")
