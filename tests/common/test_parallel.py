@@ -46,6 +46,12 @@ def refuse(bad: int, number: int) -> int:
 
 def vanish(number: int) -> int:
     if number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def leave(number: int) -> int:
+    if number:
         os._exit(9)
     return number
 
@@ -81,6 +87,12 @@ def test_one_process_means_this_one() -> None:
 def test_an_error_comes_through_as_it_is(bad: int, processes: int) -> None:
     with pytest.raises(DataError, match=f"case {bad}: broken"):
         in_parallel(partial(refuse, bad), range(4), processes, "cases")
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_worker_that_left_is_named_with_its_exit_status() -> None:
+    with pytest.raises(RunError, match=r"survey: .*exit status 9"):
+        in_parallel(leave, range(3), 2, "survey")
 
 
 @pytest.mark.usefixtures("eager")
