@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.machine import THREAD_LIMITS, cores
+from autoseg.common.progress import note
 
 PROCESS = os.getpid()  # that imported this module: another one was forked from it
 
@@ -41,7 +43,9 @@ def limit_torch() -> None:
     A fork copies the state of torch's OpenMP threads, but not the threads, and would wait for them
     for ever.
     """
-    if os.getpid() != PROCESS:
+    kind = type(multiprocessing.current_process()).__name__
+    if os.getpid() != PROCESS or kind == "ForkProcess":
+        note("this process was forked: torch computes with one thread")
         torch.set_num_threads(1)
     elif THREAD_LIMITS[0] not in os.environ and torch.get_num_threads() > cores():
         torch.set_num_threads(cores())

@@ -46,6 +46,12 @@ def refuse(bad: int, number: int) -> int:
 
 def vanish(number: int) -> int:
     if number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def leave(number: int) -> int:
+    if number:
         os._exit(9)
     return number
 
@@ -81,6 +87,12 @@ def test_one_process_means_this_one() -> None:
 def test_an_error_comes_through_as_it_is(bad: int, processes: int) -> None:
     with pytest.raises(DataError, match=f"case {bad}: broken"):
         in_parallel(partial(refuse, bad), range(4), processes, "cases")
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_worker_that_left_is_named_with_its_exit_status() -> None:
+    with pytest.raises(RunError, match=r"survey: .*exit status 9"):
+        in_parallel(leave, range(3), 2, "survey")
 
 
 @pytest.mark.usefixtures("eager")
@@ -307,3 +319,33 @@ def test_items_are_taken_only_when_they_can_be_worked_on() -> None:
     )
     next(results)
     assert len(taken) <= 3
+
+
+UNGUARDED = """
+from autoseg.common import parallel
+parallel.WORKER_START_SECONDS = 0
+parallel.in_parallel(len, ["a", "bc", "def"], 2, "counting")
+"""
+
+
+def test_a_script_without_the_main_guard_is_told_the_two_lines(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 2  # the RunError and its cause; none of a worker
+    assert 'if __name__ == "__main__":\n    main()' in done.stderr
+    assert str(script) in done.stderr
+
+
+def test_code_without_a_script_needs_no_guard() -> None:  # as in a notebook
+    done = subprocess.run(
+        [sys.executable, "-c", f"{UNGUARDED}\nprint('done')"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout == "done\n"

@@ -222,3 +222,11 @@ def test_mixed_orientations_are_a_warning() -> None:
     assert found.severity == "warning"
     assert f"{len(FACTS) - 1} RAS, 1 PSR" in found.message
     assert found.message.endswith(first)
+
+
+def test_a_label_that_only_one_case_has_is_named_with_the_case() -> None:
+    facts = FACTS | {name: replace(FACTS[name], voxels={0: 64}) for name in NAMES[1:]}
+    problems = [each for each in check_task(TASK, facts) if each.kind == "rare label"]
+    assert [(each.case, each.severity) for each in problems] == [(NAMES[0], "warning")]
+    assert "'tumour'" in problems[0].message
+    assert "fold all" in problems[0].message

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -266,3 +267,15 @@ def test_stratification_keeps_patients_together_and_folds_even(
 def test_leave_one_out_has_nothing_to_exchange() -> None:
     classes = {case: frozenset({"a"} if case < "case_03" else {"b"}) for case in CASES}
     assert make_splits(CASES, 12, classes=classes) == make_splits(CASES, 12)
+
+
+def test_one_case_is_told_to_train_fold_all() -> None:
+    with pytest.raises(DataError, match=r"1 case .* `fold all`"):
+        make_splits(["a"], folds=5)
+
+
+def test_the_names_in_a_file_may_have_another_form_of_their_accents(tmp_path: Path) -> None:
+    names = [unicodedata.normalize("NFD", name) for name in ("é", "ö")]
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps([{"train": names[:1], "val": names[1:]}]), encoding="utf-8")
+    assert read_splits(path, ["é", "ö"]) == (Split(("é",), ("ö",)),)

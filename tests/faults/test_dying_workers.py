@@ -57,7 +57,7 @@ def test_a_killed_worker_is_told_and_the_next_run_ends(
     root = undisturbed.prepare(name, tmp_path)
     words = JOBS[name].words(root)
     ended = attempt(name, [*words, *TWO], eager_workers, kill_a_worker)
-    assert ended.error.startswith(f"error: {job}: a worker was killed, most often because")
+    assert ended.error.startswith(f"error: {job}: a worker process was killed (SIGKILL), ")
     assert "fewer --processes" in ended.error
     assert ended.status == 1
     assert_all_whole(root)
