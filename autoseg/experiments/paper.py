@@ -166,7 +166,7 @@ def _by_metric(
             row += [cell(arm, column, m) if done else MISSING for m in PAPER_METRICS]
             row += [_count(arm, column)] * counted
         rows.append(tuple(row))
-    return Table(title, rows, groups, _missing(study.arms, study.head))
+    return Table(title, rows, groups, _missing(study.arms, study.head, study.sets))
 
 
 def _by_fold(
@@ -221,12 +221,13 @@ def _count(arm: Arm, column: Column) -> str:
     return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
 
 
-def _missing(arms: Sequence[Arm], head: str) -> str:
-    """A sentence with the folds that are not validated."""
+def _missing(arms: Sequence[Arm], head: str, sets: Sequence[str] = (VALIDATION,)) -> str:
+    """A sentence with the folds that are not scored on these sets of cases."""
     gaps = [
-        f"{titled(head, arm.name)}: {', '.join(map(str, lacking))}"
+        f"{titled(head, arm.name)}{'' if where == VALIDATION else f' on {where}'}: {lacking}"
+        for where in sets
         for arm in arms
-        if (lacking := [f for f in arm.folds if f not in arm.scores.get(VALIDATION, {})])
+        if (lacking := ", ".join(str(f) for f in arm.folds if f not in arm.scores.get(where, {})))
     ]
     return f"Missing folds, not included in any value: {'; '.join(gaps)}." if gaps else ""
 

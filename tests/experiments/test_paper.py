@@ -344,7 +344,8 @@ def test_the_page_has_both_studies_in_the_papers_order(tmp_path: Path, browser: 
     cells = browser.run(
         "Object.fromEntries([...document.querySelectorAll('section')].map((each) => [each.id, "
         "[...each.querySelectorAll('tbody tr')].map((row) => [...row.cells].map("
-        "(cell) => cell.innerText.split('\\n')))]))"
+        "(cell) => [...cell.childNodes].map((node) => node.textContent.trim())"
+        ".filter((text) => text)))]))"
     )
     assert cells["table_1"][3][1] == ["0.900 ± 0.02", "0.971 ± 0.07", "(\N{MINUS SIGN}0.071)"]
     assert cells["table_1"][0][9] == ["0.500 ± 0.02", "0.555 ± 0.07", "(\N{MINUS SIGN}0.055)"]

@@ -77,6 +77,8 @@ def test_what_is_missing_is_seen(tmp_path: Path) -> None:
     assert folds["AVG"][3] == "missing"
     text = (folder / "tables" / "folds.md").read_text(encoding="utf-8")
     assert "k = 3: 0, 1, 2; k = 4: 0, 2." in text
+    text = (folder / "tables" / "medians.md").read_text(encoding="utf-8")
+    assert "k = 4: 0, 2; k = 3 on An_et_al: 0, 1, 2; k = 4 on An_et_al: 0, 2." in text
     training = {row[0]: row for row in rows_of(folder, "training")}
     assert training["3"] == ["3", "0", *["missing"] * 3]
     assert training["all 9 models"][1] == "9"
