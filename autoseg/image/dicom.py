@@ -322,6 +322,7 @@ def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
         is_localiser="LOCALIZER" in itertools.islice(header.get("ImageType") or (), 8),
         frame=frame,
         has_table=bool(header.get("ModalityLUTSequence")),
+        is_rescaled="RescaleSlope" in header or "ModalityLUTSequence" in header,
         thickness_mm=_number(header, "SliceThickness", 0.0),
         study=str(header.get("StudyInstanceUID") or ""),
         frame_of_reference=str(header.get("FrameOfReferenceUID") or ""),

@@ -44,6 +44,7 @@ class Slice:
         is_localiser: whether the header marks it as a localiser.
         frame: its number in the file, from 0.
         has_table: whether a Modality LUT Sequence replaces `scale`.
+        is_rescaled: whether the file states a scale or a table.
         thickness_mm: its SliceThickness, or 0.
         study: its StudyInstanceUID.
         frame_of_reference: its FrameOfReferenceUID, or "".
@@ -65,6 +66,7 @@ class Slice:
     is_localiser: bool = False
     frame: int = 0
     has_table: bool = False
+    is_rescaled: bool = False
     thickness_mm: float = 0.0
     study: str = ""
     frame_of_reference: str = ""
@@ -213,6 +215,11 @@ def _inconsistent(series: Series) -> str | None:
     spacings = [each.spacing_mm for each in series.slices]
     if np.ptp(spacings, axis=0).max() * max(series.first.size) > series.first.spacing_mm[0]:
         return "its slices have different pixel sizes; export each size as its own series"
+    if len(stated := Counter(each.is_rescaled for each in series.slices)) > 1:
+        return (
+            f"{counted(stated[False], 'slice')} of {len(series.slices)} without RescaleSlope and "
+            "RescaleIntercept, which the others have; export the series again"
+        )
     rotation = np.subtract([each.orientation for each in series.slices], series.first.orientation)
     if np.abs(rotation).max() > ROTATION_TOLERANCE:
         return (

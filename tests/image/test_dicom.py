@@ -128,6 +128,17 @@ def test_slices_with_scales_of_their_own(tmp_path: Path) -> None:
     assert image.array[0] == pytest.approx(ARRAY * slopes - 3, rel=1e-6)
 
 
+def test_slices_of_which_one_states_no_scale_are_refused(tmp_path: Path) -> None:
+    import pydicom
+
+    for file in write_series(tmp_path, ARRAY)[2:3]:
+        header = pydicom.dcmread(file)
+        del header.RescaleSlope, header.RescaleIntercept
+        header.save_as(file)
+    with pytest.raises(DataError, match="1 slice of 7 without RescaleSlope"):
+        read_image([tmp_path])
+
+
 def test_one_slice_has_no_gaps(tmp_path: Path) -> None:
     write_series(tmp_path, ARRAY[:, :, :1])
     assert read_image([tmp_path]).geometry.size == (5, 3, 1)
