@@ -8,6 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.common.arrays import Mask
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import (
@@ -33,15 +37,17 @@ from autoseg.dataset.splits import (
 )
 from autoseg.dataset.task import Task, find_task, without
 from autoseg.fingerprint import Fingerprint, survey
+from autoseg.image.image import read_label
 from autoseg.models.folder import PLAN, folds_in
 from autoseg.plan.plan import Plan, Splits
 from autoseg.plan.reading import differing_keys, load_plan
 from autoseg.planner.budget import expected_overhead
-from autoseg.planner.compose import PlanOptions, compose, other_plans
+from autoseg.planner.compose import PlanOptions, compose, other_plans, pairs_of
 from autoseg.workflow.workspace import Workspace
 
 MOST_KEYS = 4  # that a message lists
 TIMED_CASES = 4  # that a time budget is measured with
+SIDED_CASES = 3  # whose left and right are looked at
 
 
 @dataclass(frozen=True)
@@ -123,10 +129,44 @@ def fitted(options: PlanOptions, surveyed: Surveyed) -> PlanOptions:
         options,
         regions_class_order=surveyed.task.regions_class_order,
         codes=surveyed.task.codes,
-        mirrored_labels=surveyed.task.mirrored_labels,
+        mirrored_labels=_sides(surveyed.task),
         skipped_cases=surveyed.skipped,
         patients=len(_patients(surveyed.task)),
     )
+
+
+def _sides(task: Task) -> dict[str, str] | None:
+    """The labels that the task declares to be mirror images; {} if the headers must be wrong.
+
+    They are wrong if labels that are named after the left and the right side lie apart along
+    another axis than that of the header: exchanging them would teach the network nonsense.
+    """
+    pairs, names = pairs_of({n: list(v) for n, v in task.labels.items()}, task.mirrored_labels)
+    apart = np.zeros(3)  # mm, towards left, back and head
+    for case in task.cases[:SIDED_CASES] if pairs else ():
+        label, grid = read_label(case.label)
+        to_mm = np.reshape(grid.direction, (3, 3)) * grid.spacing_mm
+        for one, other in pairs:
+            if (label == one).any() and (label == other).any():
+                apart += abs(to_mm @ (_centre(label == one) - _centre(label == other)))
+    if not apart.any() or apart.argmax() == 0:
+        return task.mirrored_labels
+    declared = (
+        "they are exchanged, as dataset.json says" if task.mirrored_labels else "not exchanged"
+    )
+    say(
+        f"warning: {names} lie apart along the {('', 'front-back', 'head-foot')[apart.argmax()]} "
+        f"axis of the scans' headers, so the orientation in the headers is probably wrong; correct "
+        f"it, or predictions of scans with right headers will be wrong ({declared} by mirroring)"
+    )
+    return task.mirrored_labels or {}
+
+
+def _centre(mask: Mask) -> NDArray[np.float64]:
+    """The mean position of a mask's voxels."""
+    axes = ((1, 2), (0, 2), (0, 1))
+    counts = [mask.sum(axis=others) for others in axes]
+    return np.array([np.arange(len(each)) @ each / each.sum() for each in counts])
 
 
 def _patients(task: Task) -> list[Patient]:
