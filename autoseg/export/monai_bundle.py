@@ -172,13 +172,18 @@ def _is_flat(plan: Plan, anisotropy: float | None) -> bool:
 
 def _postprocessing(plan: Plan) -> Iterator[Transform]:
     """To the scan's own grid, then to the values of a label map."""
-    yield _transform("ResampleToMatchd", ["pred"], key_dst="reference", padding_mode="zeros")
-    classes, func = plan.classes, "$lambda x: x.argmax(0, keepdim=True)"
+    both = ["pred", "inside"]  # the crop, outside of which all is background
+    yield _transform("CopyItemsd", both[:1], names=both[1])
+    yield _transform("Lambdad", both[1:], func="$lambda x: torch.ones_like(x[:1])")
+    modes = {"mode": ["bilinear", "nearest"], "padding_mode": ["border", "zeros"]}
+    yield _transform("ResampleToMatchd", both, key_dst="reference", **modes)
+    yield _transform("ConcatItemsd", both, name="pred")
+    classes, func = plan.classes, "x[:-1].argmax(0, keepdim=True)"
     if classes.are_regions:  # the last of those that contain a voxel
         least = 0.5 if plan.inference.average == "probabilities" else 0.0
         numbers = f"torch.arange(1, {classes.outputs + 1}, device=x.device).view(-1, 1, 1, 1)"
-        func = f"$lambda x: ((x > {least}) * {numbers}).amax(0, keepdim=True)"
-    yield _transform("Lambdad", ["pred"], func=func)
+        func = f"((x[:-1] > {least}) * {numbers}).amax(0, keepdim=True)"
+    yield _transform("Lambdad", ["pred"], func=f"$lambda x: {func} * x[-1:]")
     values = {"orig_labels": list(range(len(classes.painted)))}
     yield _transform("MapLabelValued", ["pred"], **values, target_labels=list(classes.painted))
     name = "os.path.basename(meta['filename_or_obj']).removesuffix('.nii.gz')"
@@ -198,7 +203,11 @@ def _transform(transform: str, keys: Sequence[str], **settings: Any) -> Transfor
 
 
 def _metadata(plan: Plan) -> dict[str, Any]:
-    what = {"type": "image", "format": "magnitude", "spatial_shape": list(plan.sampling.patch_size)}
+    what: dict[str, Any] = {
+        "type": "image",
+        "format": "magnitude",
+        "spatial_shape": list(plan.sampling.patch_size),
+    }
     what |= {"dtype": "float32", "is_patch_data": True, "value_range": []}
     outputs = dict(enumerate(plan.classes.output_names))
     channels = dict(enumerate(plan.channels))

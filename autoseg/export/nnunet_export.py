@@ -64,18 +64,11 @@ def export_nnunet(model: Model, out: Path) -> None:
     plans, dataset = _plans(plan, order, measured), _dataset(plan, measured)
     exchanged = plan.left_right if plan.mirrored_labels else None
     flipped = [axis for axis in plan.inference.mirror_axes if axis != exchanged]
-    checkpoint = {
-        "optimizer_state": {},
-        "grad_scaler_state": None,
-        "logging": {},
-        "_best_ema": None,
-        "current_epoch": plan.training.epochs,
-        "trainer_name": "nnUNetTrainer" if plan.network.deep_supervision else ONE_HEAD_TRAINER,
-        "inference_allowed_mirroring_axes": tuple(
-            sorted(order.places[axis] - order.is_2d for axis in flipped)
-        )
-        or None,
-    }
+    axes = tuple(sorted(order.places[axis] - order.is_2d for axis in flipped))
+    trainer = "nnUNetTrainer" if plan.network.deep_supervision else ONE_HEAD_TRAINER
+    checkpoint: dict[str, Any] = {"optimizer_state": {}, "grad_scaler_state": None, "logging": {}}
+    checkpoint |= {"_best_ema": None, "current_epoch": plan.training.epochs}
+    checkpoint |= {"trainer_name": trainer, "inference_allowed_mirroring_axes": axes or None}
     init: dict[str, Any] = {"plans": plans, "configuration": plan.configuration}
     init |= {"dataset_json": dataset, "device": torch.device("cpu")}
     with new_folder(out) as folder:
@@ -107,7 +100,7 @@ def export_nnunet(model: Model, out: Path) -> None:
     say(f"run: {command} -f {' '.join(model.folds)}{options}")
     say(
         f"for nnUNetv2_predict, move it to $nnUNet_results/{plans['dataset_name']}/"
-        f"{checkpoint['trainer_name']}__{plans['plans_name']}__{plan.configuration}"
+        f"{trainer}__{plans['plans_name']}__{plan.configuration}"
     )
 
 
@@ -203,7 +196,7 @@ def _steps(plan: Plan) -> tuple[list[list[tuple[int, Step]]], Resample | None]:
     return own, last if isinstance(last, Resample) else None
 
 
-def _scheme(steps: list[tuple[int, Step]]) -> tuple[str, bool, dict[str, float]]:
+def _scheme(steps: list[tuple[int, Step]]) -> tuple[str, bool, dict[str, Any]]:
     """nnU-Net's scheme for a channel, whether it uses the mask, and the figures that it needs."""
     match [step for _, step in steps]:
         case []:
@@ -235,7 +228,7 @@ def _resampling(plan: Plan, step: Resample | None) -> dict[str, Any]:
         limits = (step.anisotropy, step.anisotropy, plan.inference.anisotropy)
         functions = {}
         for name, order, limit in zip(RESAMPLED, orders, limits, strict=True):
-            values = {"is_seg": name == "seg", "order": order, "order_z": 0}
+            values: dict[str, Any] = {"is_seg": name == "seg", "order": order, "order_z": 0}
             values["force_separate_z"] = None if limit else False
             values |= {} if limit in (None, 3.0) else {"separate_z_anisotropy_threshold": limit}
             functions[name] = ("resample_data_or_seg_to_shape", values)
@@ -330,8 +323,9 @@ def _dataset(plan: Plan, measured: Fingerprint | None) -> dict[str, Any]:
 
 
 def _fingerprint(files: ModelFiles) -> Fingerprint | None:
-    found = with_fingerprint(files)
-    return found and Fingerprint.parse(found.json(FINGERPRINT), found.path(FINGERPRINT))
+    if (found := with_fingerprint(files)) is None:
+        return None
+    return Fingerprint.parse(found.json(FINGERPRINT), found.path(FINGERPRINT))
 
 
 def _intensities(measured: Fingerprint | None, channel: int) -> dict[str, float]:

@@ -107,7 +107,7 @@ def test_what_monai_cannot_express_is_refused_by_its_key(
 @pytest.mark.skipif(not all(map(find_spec, ("monai", "ignite"))), reason="MONAI is not installed")
 @pytest.mark.parametrize("changes", [{}, REGIONS, {"channels": ["CT", "MR"]}])
 def test_monai_predicts_as_we_do(tmp_path: Path, changes: dict[str, Any]) -> None:
-    plan = tiny_plan(**STEPS | changes, target_spacing_mm=[1.2, 0.9, 1.1], orientation="LPS")
+    plan = tiny_plan(**STEPS | changes, target_spacing_mm=[1.2, 1.05, 1.1], orientation="LPS")
     model, folder = bundle(tmp_path, plan)
     scan = np.random.default_rng(0).normal(size=(7, 8, 7)).astype(np.float32)
     raw, files = tmp_path / "raw", []
