@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from autoseg.common.locks import writing
 from autoseg.common.progress import by_axis, in_words
 from autoseg.dataset.splits import SPLITS_FILE as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
-from autoseg.evaluation.scores import Summary, combine
+from autoseg.evaluation.scores import Statistic, Summary, combine
 from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
+from autoseg.export.networks import filled
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.archive import ENDING, Content, write_archive
 from autoseg.models.folder import (
@@ -108,17 +109,28 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     dataset = order.workspace.raw(order.task) / "dataset.json"
     declared = read_json(dataset) if dataset.is_file() else {}
     steps = () if postprocessing is None else postprocessing.steps
-    card = Card(
-        plan=plan,
-        fingerprint=Fingerprint.load((planned if source is None else folder) / FINGERPRINT),
-        statements=read_statements(order.card, declared if isinstance(declared, dict) else {}),
-        scores=combine(scores) if scores else None,
-        steps=tuple(f"keeps the largest component of {step.name}" for step in steps),
-        training={fold: _training(fold_folder(folder, fold)) for fold in folds},
-        source=source,
-    )
-    files[CARD] = _encoded(card.to_json())
-    files["card.md"] = card.to_markdown().encode()
+    fingerprint = Fingerprint.load((planned if source is None else folder) / FINGERPRINT)
+    trained = {fold: _training(fold_folder(folder, fold)) for fold in folds}
+    card = {
+        **_identity(plan),
+        **read_statements(order.card, declared if isinstance(declared, dict) else {}),
+        "channels": list(plan.channels),
+        "classes": list(plan.labels)[1:],
+        "trained_on": _data_figures(fingerprint),
+        "dice": _dice_figures(combine(scores) if scores else None),
+        "postprocessing": [f"keeps the largest component of {step.name}" for step in steps],
+        "training": {
+            fold: time and {"epochs": time.epochs, "seconds": round(time.seconds, 1)}
+            for fold, time in trained.items()
+        },
+        **({} if source is None else {"source": source}),
+        "packed_with": {
+            "autoseg": __version__,
+            "torch": version("torch"),
+            "Python": platform.python_version(),
+        },
+    }
+    files[CARD], files["card.md"] = _encoded(card), card_page(card).encode()
     files["labels.json"] = _encoded(labels_of(plan))
     with writing(out):
         write_archive(out, {"autoseg": __version__, **_identity(plan), "folds": folds}, files)
@@ -211,26 +223,8 @@ def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing 
 # A model's card: what it was trained on, its intended use, its licence, and its scores. Statements
 # come from a card file, else from the data set's `dataset.json`.
 
-# Statements about a model: key -> heading.
-STATEMENTS = {
-    "intended_use": "Intended use",
-    "limits": "Limits",
-    "licence": "Licence of the model",
-    QUALIFICATION: "Content qualification",
-    "data_name": "Data",
-    "data_description": "Description of the data",
-    "data_licence": "Licence of the data",
-    "data_reference": "Source of the data",
-    "citation": "Citation",
-    "contact": "Contact",
-}
-# The same statements in a dataset.json.
-DECLARED = {
-    "data_name": ("name",),
-    "data_description": ("description",),
-    "data_licence": ("licence", "license"),
-    "data_reference": ("reference",),
-}
+# Statements about a model: key -> heading, and names of the same in a dataset.json.
+STATEMENTS: dict[str, list[str]] = read_json(Path(__file__).with_name("statements.json"))
 
 
 def _training(fold: Path) -> Training | None:
@@ -240,78 +234,37 @@ def _training(fold: Path) -> Training | None:
     return None
 
 
-@dataclass(frozen=True)
-class Card:
-    """The description of a model.
-
-    Attributes:
-        statements: a text, or `not stated`, for each of STATEMENTS.
-        scores: of the folds' validation cases, before postprocessing; None if there are none.
-        steps: the postprocessing, in words.
-        training: fold -> how long it was trained; None if unknown.
-        source: of an imported model.
-    """
-
-    plan: Plan
-    fingerprint: Fingerprint
-    statements: dict[str, str]
-    scores: Summary | None = None
-    steps: tuple[str, ...] = ()
-    training: dict[str, Training | None] = field(default_factory=dict)
-    source: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The card for programs."""
-        return {
-            **_identity(self.plan),
-            **self.statements,
-            "channels": list(self.plan.channels),
-            "classes": list(self.plan.labels)[1:],
-            "trained_on": _data_figures(self.fingerprint),
-            "dice": _dice_figures(self.scores),
-            "postprocessing": list(self.steps),
-            "training": {
-                fold: time and {"epochs": time.epochs, "seconds": round(time.seconds, 1)}
-                for fold, time in self.training.items()
-            },
-            **({} if self.source is None else {"source": self.source}),
-            "packed_with": _versions(),
-        }
-
-    def to_markdown(self) -> str:
-        """The card for people."""
-        plan, figures = self.plan, _data_figures(self.fingerprint)
-        model: list[Row] = [
-            ("what", "value"),
-            ("task", plan.task),
-            ("plan", f"{plan.name} ({plan.id})"),
-            ("channels", ", ".join(plan.channels)),
-            ("classes", ", ".join(list(plan.labels)[1:])),
-        ]
-        data = [(key.replace("_", " "), _figure_text(value)) for key, value in figures.items()]
-        times = [
-            (fold, str(time.epochs), in_words(time.seconds))
-            if time
-            else (fold, NOT_STATED, NOT_STATED)
-            for fold, time in self.training.items()
-        ]
-        packed = ", ".join(f"{name} {found}" for name, found in _versions().items())
-        if self.source is not None:
-            keys = ("format", "name", "trainer", "plans", "configuration")
-            model += [(f"imported: {key}", str(self.source[key])) for key in keys]
-        sections = {
-            "Model": rows_as_markdown(model),
-            **{heading: self.statements[key] for key, heading in STATEMENTS.items()},
-            "Training data in figures": rows_as_markdown([("what", "value"), *data]),
-            "Dice of the cross-validation": _dice_text(self.scores),
-            "Postprocessing": "; ".join(self.steps) or "none",
-            "Training": rows_as_markdown([("fold", "epochs", "time"), *times]),
-            "Names of cases": "fingerprint.json, splits.json and the summaries of the folds "
-            "contain the names of the training cases.",
-            "Versions": f"Packed with {packed}.",
-        }
-        parts = [f"## {heading}\n\n{text.strip()}\n" for heading, text in sections.items()]
-        return "\n".join([f"# {plan.task}\n", *parts])
+def card_page(card: Mapping[str, Any]) -> str:
+    """The card for people."""
+    model: list[Row] = [
+        ("what", "value"),
+        ("task", card["task"]),
+        ("plan", f"{card['plan']} ({card['plan_id']})"),
+        ("channels", ", ".join(card["channels"])),
+        ("classes", ", ".join(card["classes"])),
+    ]
+    keys = ("format", "name", "trainer", "plans", "configuration") if "source" in card else ()
+    model += [(f"imported: {key}", str(card["source"][key])) for key in keys]
+    data = [(key.replace("_", " "), _figure_text(v)) for key, v in card["trained_on"].items()]
+    times = [
+        (fold, str(of["epochs"]), in_words(of["seconds"])) if of else (fold, *[NOT_STATED] * 2)
+        for fold, of in card["training"].items()
+    ]
+    dice = [
+        (label, spread(Statistic(**of)), number(of["median"]), str(of["n"]))
+        for label, of in (card["dice"] or {}).items()
+        if label != "mean"
+    ]
+    return filled(
+        "card.md.j2",
+        card=card,
+        statements=STATEMENTS,
+        model=model,
+        data=[("what", "value"), *data],
+        times=[("fold", "epochs", "time"), *times],
+        dice=[("class", "mean ± std", "median", "cases"), *dice],
+        table=rows_as_markdown,
+    )
 
 
 def read_statements(path: Path | None, declared: Mapping[str, Any]) -> dict[str, str]:
@@ -336,8 +289,8 @@ def read_statements(path: Path | None, declared: Mapping[str, Any]) -> dict[str,
         if key == QUALIFICATION and text not in QUALIFICATIONS:
             raise AutosegError(f"{path}: {key} is {text!r}; choose {', '.join(QUALIFICATIONS)}")
     found = {}
-    for key in STATEMENTS:
-        texts = [stated.get(key), *(declared.get(name) for name in DECLARED.get(key, ()))]
+    for key, (_, *names) in STATEMENTS.items():
+        texts = [stated.get(key), *(declared.get(name) for name in names)]
         known = (text for text in texts if isinstance(text, str) and text.strip())
         found[key] = next(known, NOT_STATED)
     return found
@@ -375,24 +328,5 @@ def _dice_figures(scores: Summary | None) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = {"mean": scores.foreground_mean()}
     for label in scores.labels:
-        dice = scores.statistic(label)
-        found[label] = {key: getattr(dice, key) for key in ("mean", "std", "median", "n")}
+        found[label] = asdict(scores.statistic(label))
     return found
-
-
-def _dice_text(scores: Summary | None) -> str:
-    if scores is None:
-        return NOT_STATED
-    rows: list[Row] = [("class", "mean ± std", "median", "cases")]
-    for label in scores.labels:
-        dice = scores.statistic(label)
-        rows.append((label, spread(dice), number(dice.median), str(dice.n)))
-    return (
-        rows_as_markdown(rows)
-        + "\nWhole cases, each predicted by the fold that was not trained on "
-        "it, without postprocessing."
-    )
-
-
-def _versions() -> dict[str, str]:
-    return {"autoseg": __version__, "torch": version("torch"), "Python": platform.python_version()}

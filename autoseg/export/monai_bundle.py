@@ -7,6 +7,7 @@ start at other positions: MONAI shifts the last one, we spread all of them evenl
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,9 @@ from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.prediction.model import Model
 from autoseg.preprocessing.resample import axis_orders
 
-MONAI_VERSION = "1.6.1"  # that it was tested with
+# The parts of a bundle that no plan changes, and the reasons of refusals.
+FIXED = Path(__file__).with_name("monai.json")
 Transform = dict[str, Any]
-RESAMPLE = (
-    "$lambda x: (lambda size: SpatialResample(mode={order}, padding_mode='nearest')(x, "
-    "dst_affine=x.affine.matmul(torch.as_tensor(scale_affine(x.shape[1:], size))), "
-    "spatial_size=size).clamp(x.min(), x.max()))([max(1, {round}) "
-    "for n, mm, t in zip(x.shape[1:], x.pixdim, {target})])"
-)
-ROUND = {"nearest": "round(n * float(mm) / (t or float(mm)))"}
-ROUND |= {"down": "int(n * float(mm) / (t or float(mm)) + 1e-6)"}
-ROUND |= {"nearest_ratio": "round(float(mm) / (t or float(mm)) * n)"}
 
 
 def export_monai(model: Model, out: Path) -> None:
@@ -91,37 +84,36 @@ class _Mean(nn.Module):
         return torch.stack(found).mean(dim=0)
 
 
-def _refusal(key: str, reason: str) -> AutosegError:
+def _refusal(key: str) -> AutosegError:
+    reason = read_json(FIXED)["refused"][re.sub(r"\.\d+", "", key)]
     return AutosegError(f"a MONAI bundle cannot express {key}: {reason}; nothing was exported")
 
 
 def _inference(plan: Plan) -> dict[str, Any]:
     """The configuration of the bundle."""
-    inference, patch = plan.inference, plan.sampling.patch_size
+    inference, patch, count = plan.inference, plan.sampling.patch_size, len(plan.channels)
     if plan.previous_stage is not None:
-        raise _refusal("previous_stage", "it has one stage")
+        raise _refusal("previous_stage")
     if inference.mirror and plan.mirrored_labels:
-        raise _refusal("mirrored_labels", "mirroring does not exchange labels")
+        raise _refusal("mirrored_labels")
     if _is_flat(plan, inference.anisotropy):
-        raise _refusal("inference.anisotropy", "all axes are interpolated alike")
+        raise _refusal("inference.anisotropy")
     overlap = [o / n for o, n in zip(inference.overlap, patch, strict=True)]
     if inference.tile_step is not None:
         overlap = [1 - inference.tile_step if n > 1 else 0.0 for n in patch]
-    count = len(plan.channels)
-    datalist = "$[{'image': f} for f in sorted(glob.glob(@dataset_dir + '/*.nii.gz'))]"
+    fixed = read_json(FIXED)
+    found: dict[str, Any] = fixed["inference"]
     if count > 1:
-        each = f"{{f'image_{{i}}': f[:-11] + f'{{i:04d}}.nii.gz' for i in range({count})}}"
-        datalist = f"$[{each} for f in sorted(glob.glob(@dataset_dir + '/*_0000.nii.gz'))]"
-    config: dict[str, Any] = read_json(Path(__file__).with_name("monai_inference.json"))
-    config["datalist"] = datalist
-    config["preprocessing"]["transforms"] = list(_preprocessing(plan))
-    mode = "constant" if inference.weighting == "uniform" else "gaussian"
-    config["inferer"] |= {"roi_size": list(patch), "overlap": overlap, "mode": mode}
-    config["postprocessing"]["transforms"] = list(_postprocessing(plan))
-    return config
+        found["datalist"] = fixed["channels"].format(count=count)
+    found["preprocessing"]["transforms"] = list(_preprocessing(plan, fixed))
+    found["postprocessing"]["transforms"] = list(_postprocessing(plan, fixed))
+    found["inferer"] |= {"roi_size": list(patch), "overlap": overlap}
+    if inference.weighting == "uniform":
+        found["inferer"]["mode"] = "constant"
+    return found
 
 
-def _preprocessing(plan: Plan) -> Iterator[Transform]:
+def _preprocessing(plan: Plan, fixed: dict[str, Any]) -> Iterator[Transform]:
     channels = range(len(plan.channels))
     keys = ["image"] if len(channels) == 1 else [f"image_{channel}" for channel in channels]
     yield _transform("LoadImaged", keys, reader="NibabelReader", ensure_channel_first=True)
@@ -147,18 +139,16 @@ def _preprocessing(plan: Plan) -> Iterator[Transform]:
             case ZScore():
                 earlier = (each.step for each in plan.preprocessing[:index])
                 if step.nonzero and (len(keys) > 1 or {*earlier} - {"crop_to_nonzero"}):
-                    reason = "the mask is of the only channel, before other steps"
-                    raise _refusal(f"preprocessing.{index}.nonzero", reason)
+                    raise _refusal(f"preprocessing.{index}.nonzero")
                 if step.nonzero and step.fill_holes:
-                    raise _refusal(f"preprocessing.{index}.fill_holes", "holes are not filled")
+                    raise _refusal(f"preprocessing.{index}.fill_holes")
                 values = {"subtrahend": step.mean, "divisor": step.std, "nonzero": step.nonzero}
                 yield _transform("NormalizeIntensityd", of, **values)
             case Resample():
                 if _is_flat(plan, step.anisotropy):
-                    key = f"preprocessing.{index}.anisotropy"
-                    raise _refusal(key, "all axes are resampled with the same order")
-                target, how = list(plan.target_spacing_mm), ROUND[step.rounding]
-                func = RESAMPLE.format(order=step.image_order, round=how, target=target)
+                    raise _refusal(f"preprocessing.{index}.anisotropy")
+                target, how = list(plan.target_spacing_mm), fixed["round"][step.rounding]
+                func = fixed["resample"].format(order=step.image_order, round=how, target=target)
                 yield _transform("Lambdad", keys, func=func)
     if len(keys) > 1:
         yield _transform("ConcatItemsd", keys, name="image")
@@ -170,14 +160,9 @@ def _is_flat(plan: Plan, anisotropy: float | None) -> bool:
     return plan.resamples and 0 in axis_orders(1, target, target, anisotropy)
 
 
-def _postprocessing(plan: Plan) -> Iterator[Transform]:
-    """To the scan's own grid, then to the values of a label map."""
-    both = ["pred", "inside"]  # the crop, outside of which all is background
-    yield _transform("CopyItemsd", both[:1], names=both[1])
-    yield _transform("Lambdad", both[1:], func="$lambda x: torch.ones_like(x[:1])")
-    modes = {"mode": ["bilinear", "nearest"], "padding_mode": ["border", "zeros"]}
-    yield _transform("ResampleToMatchd", both, key_dst="reference", **modes)
-    yield _transform("ConcatItemsd", both, name="pred")
+def _postprocessing(plan: Plan, fixed: dict[str, Any]) -> Iterator[Transform]:
+    """To the scan's own grid, then to the values of a label map; background outside of the crop."""
+    yield from fixed["to_the_grid"]
     classes, func = plan.classes, "x[:-1].argmax(0, keepdim=True)"
     if classes.are_regions:  # the last of those that contain a voxel
         least = 0.5 if plan.inference.average == "probabilities" else 0.0
@@ -186,16 +171,8 @@ def _postprocessing(plan: Plan) -> Iterator[Transform]:
     yield _transform("Lambdad", ["pred"], func=f"$lambda x: {func} * x[-1:]")
     values = {"orig_labels": list(range(len(classes.painted)))}
     yield _transform("MapLabelValued", ["pred"], **values, target_labels=list(classes.painted))
-    name = "os.path.basename(meta['filename_or_obj']).removesuffix('.nii.gz')"
-    yield _transform(
-        "SaveImaged",
-        ["pred"],
-        output_dir="@output_dir",
-        output_postfix="",
-        separate_folder=False,
-        output_dtype="$torch.uint8" if max(classes.painted) < 256 else "$torch.int32",
-        output_name_formatter=f"$lambda meta, _: {{'subject': {name}.removesuffix('_0000')}}",
-    )
+    kind = "$torch.uint8" if max(classes.painted) < 256 else "$torch.int32"
+    yield _transform("SaveImaged", ["pred"], output_dtype=kind, **fixed["save"])
 
 
 def _transform(transform: str, keys: Sequence[str], **settings: Any) -> Transform:
@@ -203,28 +180,22 @@ def _transform(transform: str, keys: Sequence[str], **settings: Any) -> Transfor
 
 
 def _metadata(plan: Plan) -> dict[str, Any]:
-    what: dict[str, Any] = {
-        "type": "image",
-        "format": "magnitude",
-        "spatial_shape": list(plan.sampling.patch_size),
-    }
-    what |= {"dtype": "float32", "is_patch_data": True, "value_range": []}
-    outputs = dict(enumerate(plan.classes.output_names))
-    channels = dict(enumerate(plan.channels))
-    return {
-        "version": "0.1.0",
-        "changelog": {"0.1.0": f"exported by autoseg {__version__}"},
-        "monai_version": MONAI_VERSION,
+    fixed = read_json(FIXED)
+    named = {"inputs": {"image": plan.channels}, "outputs": {"pred": plan.classes.output_names}}
+    patch = fixed["array"] | {"spatial_shape": list(plan.sampling.patch_size)}
+    metadata: dict[str, Any] = fixed["metadata"]
+    return metadata | {
+        "changelog": {metadata["version"]: f"exported by autoseg {__version__}"},
         "pytorch_version": torch.__version__,
         "numpy_version": np.__version__,
-        "required_packages_version": {"nibabel": "5.2", "scipy": "1.13", "pytorch-ignite": "0.5"},
         "name": f"{plan.task}, plan {plan.name}",
         "task": f"segmentation of {', '.join(list(plan.labels)[1:])}",
         "description": f"plan {plan.id} of autoseg",
-        "authors": "not stated",
-        "copyright": "not stated",
         "network_data_format": {
-            "inputs": {"image": {**what, "num_channels": len(channels), "channel_def": channels}},
-            "outputs": {"pred": {**what, "num_channels": len(outputs), "channel_def": outputs}},
+            side: {
+                key: patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
+                for key, names in arrays.items()
+            }
+            for side, arrays in named.items()
         },
     }

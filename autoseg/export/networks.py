@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -150,26 +151,36 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
     for name in formats:
         if not FORMATS[name].is_installed():
             raise AutosegError(f"--format {name} lacks libraries; run: {install_hint('export')}")
-    patch = example_patch(model.plan)
-    differences = {}
+    plan = model.plan
+    patch, differences = example_patch(plan), {}
     with new_folder(out) as folder:
-        model.plan.save(folder / PLAN)
+        plan.save(folder / PLAN)
         for fold, network in zip(model.folds, model.networks, strict=True):
             with torch.inference_mode():
                 expected = network(patch)
             for format in (FORMATS[name] for name in formats):
                 path = folder / f"{fold_name(fold)}{format.ending}"
-                format.write(network, model.plan.sampling.patch_size, path)
-                logits, regions = format.run(path, patch), model.plan.classes.are_regions
-                differences[path.name] = compare(logits, expected, regions, path.name)
-        files: dict[str, Any] = {}
-        for path in sorted(folder.iterdir()):
-            files[path.name] = {"sha256": sha256_of(path)}
-            if path.name in differences:
-                files[path.name]["largest_difference_of_logits"] = differences[path.name]
+                format.write(network, plan.sampling.patch_size, path)
+                logits, regions = format.run(path, patch), plan.classes.are_regions
+                difference = compare(logits, expected, regions, path.name)
+                differences[path.name] = {"largest_difference_of_logits": difference}
+        files = {
+            path.name: {"sha256": sha256_of(path), **differences.get(path.name, {})}
+            for path in sorted(folder.iterdir())
+        }
         facts = describe(model)
         write_json(folder / "export.json", facts | {"files": files})
-        write_text(folder / "README.md", read_me(model.plan, facts, list(differences)))
+        spacing = ["the scan's own" if mm is None else f"{mm:g}" for mm in plan.target_spacing_mm]
+        page = filled(
+            "README.md.j2",
+            plan=plan,
+            facts=facts,
+            files=list(differences),
+            spacing=by_axis(spacing),
+            values=plan.inference.average.partition("_")[0],
+            by_axis=by_axis,
+        )
+        write_text(folder / "README.md", page)
 
 
 @contextmanager
@@ -288,46 +299,13 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-def read_me(plan: Plan, facts: dict[str, Any], files: Sequence[str]) -> str:
-    """The description for people."""
-    given, output, window = facts["input"], facts["output"], facts["sliding_window"]
-    values = window["average"].partition("_")[0]
-    outputs = [f"{each['class']} (label {each['label']})" for each in output["outputs"]]
-    spacing = by_axis(["the scan's own" if mm is None else f"{mm:g}" for mm in given["spacing_mm"]])
-    template = Path(__file__).with_name("networks_readme.md").read_text("utf-8")
-    return template.format(
-        title=f"{plan.task}, plan {plan.name} ({plan.id})",
-        files=", ".join(files),
-        values=values,
-        steps=_numbered([_step_text(step) for step in facts["preprocessing"]], 1),
-        input=given["name"],
-        patch=by_axis(given["patch_size"]),
-        spacing=spacing,
-        axes=_axes(plan),
-        channels=_numbered(given["channels"], 0),
-        output=output["name"],
-        activation=output["activation"],
-        outputs=_numbered(outputs, 0),
-        overlap=by_axis(window["overlap"]),
-        weighting=window["weighting"],
+def filled(template: str, **content: Any) -> str:
+    """A text by one of the templates of this room."""
+    environment = Environment(  # of plain text
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-
-
-def _axes(plan: Plan) -> str:
-    if plan.orientation is None:
-        return "They\nare those of the file, which must be in the order of the training scans."
-    return (
-        "First of\nall, flip and exchange the axes of the scan to the orientation "
-        f"{plan.orientation}: the sides of the\npatient towards which x, y, z run."
-    )
-
-
-def _step_text(step: dict[str, Any]) -> str:
-    """Such as `clip: window [-1250, 250]`; settings of null depend on the scan and are left out."""
-    values = {key: value for key, value in step.items() if key != "step" and value is not None}
-    settings = ", ".join(f"{key} {value}" for key, value in values.items())
-    return f"{step['step']}: {settings}" if settings else str(step["step"])
-
-
-def _numbered(lines: Sequence[str], start: int) -> str:
-    return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, start)) or "none"
+    return environment.get_template(template).render(content)
