@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import AutosegError
+from autoseg.common.files import read_json
 from autoseg.models.checkpoint import Tensors
 from autoseg.plan.plan import CASCADE
 from autoseg.plan.sections import Network
@@ -25,15 +27,20 @@ PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
 BLOCKS = {PLAIN: "n_conv_per_stage", RESIDUAL: "n_blocks_per_stage"}
 NORMS = {"InstanceNorm": "instance", "BatchNorm": "batch"}
 ACTIVATIONS = {"LeakyReLU": "leaky_relu", "ReLU": "relu"}
-LEAKY_SLOPE = 0.01  # torch's default
-STEP = 0.5  # of the patch: nnU-Net's default
-# nnU-Net's readers -> the orientation that they bring scans to.
-READERS = {
-    "SimpleITKIO": None,
-    "NibabelIO": None,
-    "SimpleITKIOWithReorient": "RAS",
-    "NibabelIOWithReorient": "RAS",
+# Of `arch_kwargs` -> of our network, and the default.
+LAYERS = {"kernel_sizes": "kernels", "strides": "strides"}
+VALUES: dict[str, tuple[str, Any]] = {
+    "norm_op_kwargs.eps": ("norm_epsilon", 1e-5),
+    "norm_op_kwargs.momentum": ("norm_momentum", 0.1),
+    "nonlin_kwargs.negative_slope": ("negative_slope", 0.01),
+    "nonlin_first": ("activation_first", False),
+    "conv_bias": ("convolution_bias", False),
 }
+NOT_USED = ("dropout_op", "dropout_op_kwargs", "deep_supervision", "nonlin_kwargs.inplace")
+# Names in nnU-Net's files that stand for behaviour of ours, and what its files always have.
+FACTS: dict[str, Any] = read_json(Path(__file__).with_name("nnunet.json"))
+STATISTICS: dict[str, str] = FACTS["statistics"]  # of intensities; our name -> nnU-Net's
+READERS: dict[str, str | None] = FACTS["readers"]  # -> the orientation that they bring scans to
 # Trainers that build another network than the plans say.
 BATCH_NORM_TRAINER, ONE_HEAD_TRAINER = "nnUNetTrainerBN", "nnUNetTrainerNoDeepSupervision"
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -154,57 +161,48 @@ def network_to_ours(architecture: Mapping[str, Any], order: AxisOrder) -> dict[s
     package, _, kind = name.rpartition(".")
     if kind not in BLOCKS or not f"{package}.".startswith(f"{PACKAGE}."):
         raise AutosegError(f"the network is {name}; {PLAIN} and {RESIDUAL} can be imported")
-    stages, is_residual = given.pop("n_stages"), kind == RESIDUAL
-    norm, norm_values = given.pop("norm_op", None), given.pop("norm_op_kwargs", None) or {}
-    activation = given.pop("nonlin", None)
-    activation_values = given.pop("nonlin_kwargs", None) or {}
-    dimensions, norm_kind = "2d" if order.is_2d else "3d", str(norm).rpartition(".")[2]
-    first = False if is_residual else given.pop("nonlin_first", False)
+    for key in ("norm_op_kwargs", "nonlin_kwargs"):
+        given |= {f"{key}.{name}": value for name, value in (given.pop(key, None) or {}).items()}
+    stages, dimensions = given.pop("n_stages"), "2d" if order.is_2d else "3d"
+    norm, activation = (_last(given.get(key)) for key in ("norm_op", "nonlin"))
     features = _for_each(given.pop("features_per_stage"), stages)
     values = {
         "features": features,
-        "strides": _axes_for_each(given.pop("strides"), stages, order),
-        "kernels": _axes_for_each(given.pop("kernel_sizes"), stages, order),
         "blocks_encoder": _for_each(given.pop(BLOCKS[kind]), stages),
         "blocks_decoder": _for_each(given.pop("n_conv_per_stage_decoder"), stages - 1)[::-1],
-        "residual": is_residual,
-        "norm": NORMS.get(norm_kind.removesuffix(dimensions)),
-        "norm_epsilon": norm_values.pop("eps", 1e-5),
-        "norm_momentum": norm_values.pop("momentum", 0.1),
-        "activation": ACTIVATIONS.get(str(activation).rpartition(".")[2]),
-        "negative_slope": activation_values.pop("negative_slope", LEAKY_SLOPE),
-        "activation_first": first,
-        "convolution_bias": given.pop("conv_bias", False),
+        "residual": kind == RESIDUAL,
+        "norm": NORMS.get(norm.removesuffix(dimensions)),
+        "activation": ACTIVATIONS.get(activation),
+        **{ours: _axes(given.pop(theirs), stages, order) for theirs, ours in LAYERS.items()},
+        **{ours: given.pop(theirs, default) for theirs, (ours, default) in VALUES.items()},
     }
-    activation_values.pop("inplace", None)
-    affine = norm_values.pop("affine", norm_kind.startswith("BatchNorm"))
-    for key in ("dropout_op", "dropout_op_kwargs", "deep_supervision"):  # not used in prediction
-        given.pop(key, None)
-    conv = str(given.pop("conv_op", "")).rpartition(".")[2]
-    if is_residual:
-        if str(given.get("block", "BasicBlockD")).rpartition(".")[2] == "BasicBlockD":
-            given.pop("block", None)
-        if given.get("stem_channels") in (None, features[0]):
-            given.pop("stem_channels", None)
-    refused = {
-        f"conv_op {conv}": conv != f"Conv{dimensions}",
-        f"norm_op {norm}": values["norm"] is None,
-        "norm_op_kwargs.affine false": not affine,
-        f"nonlin {activation}": values["activation"] is None,
-        **{f"norm_op_kwargs.{key}": True for key in norm_values},
-        **{f"nonlin_kwargs.{key}": True for key in activation_values},
-        **{f"{key} {value}": value is not None for key, value in given.items()},
+    if values["residual"] and values["activation_first"]:
+        given["nonlin_first"] = True
+    given.setdefault("norm_op_kwargs.affine", norm.startswith("BatchNorm"))
+    known = {
+        "conv_op": f"Conv{dimensions}",
+        "norm_op": norm if values["norm"] else "",
+        "norm_op_kwargs.affine": "True",
+        "nonlin": activation if values["activation"] else "",
+        "block": "BasicBlockD",
+        "stem_channels": str(features[0]),
     }
-    if found := next((what for what, is_found in refused.items() if is_found), None):
-        raise AutosegError(f"the network has {found}, which our U-Net does not have")
+    for key, value in given.items():
+        if value is not None and key not in NOT_USED and _last(value) != known.get(key):
+            raise AutosegError(f"the network has {key} {value}, which our U-Net does not have")
     return values
+
+
+def _last(value: Any) -> str:
+    """The last part of a dotted name."""
+    return str(value).rpartition(".")[2]
 
 
 def _for_each(value: Any, stages: int) -> list[Any]:
     return [value] * stages if isinstance(value, int) else list(value)
 
 
-def _axes_for_each(values: Any, stages: int, order: AxisOrder) -> list[list[int]]:
+def _axes(values: Any, stages: int, order: AxisOrder) -> list[list[int]]:
     axes = 2 if order.is_2d else 3
     return [order.to_ours(_for_each(value, axes)) for value in _for_each(values, stages)]
 
@@ -219,19 +217,16 @@ def architecture_of(configuration: Mapping[str, Any], is_2d: bool) -> dict[str, 
     blocks = list(configuration["n_conv_per_stage_encoder"])
     return {
         "network_class_name": f"{PACKAGE}.architectures.unet.{kind}",
-        "arch_kwargs": {
+        "arch_kwargs": FACTS["old_architecture"]
+        | {
             "n_stages": len(blocks),
             "features_per_stage": [min(first * 2**i, most) for i in range(len(blocks))],
-            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}",
+            "conv_op": f"Conv{dimensions}",
+            "norm_op": f"InstanceNorm{dimensions}",
             "kernel_sizes": configuration["conv_kernel_sizes"],
             "strides": configuration["pool_op_kernel_sizes"],
             BLOCKS.get(kind, "n_conv_per_stage"): blocks,
             "n_conv_per_stage_decoder": configuration["n_conv_per_stage_decoder"],
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
         },
     }
 
@@ -267,14 +262,10 @@ def plan_to_ours(
     order: AxisOrder,
 ) -> dict[str, Any]:
     """The values of our plan."""
-    architecture = architecture_of(configuration, order.is_2d)
+    network = network_to_ours(architecture_of(configuration, order.is_2d), order)
+    network["deep_supervision"] = state["trainer_name"] != ONE_HEAD_TRAINER
     if state["trainer_name"] == BATCH_NORM_TRAINER:
-        kind = "torch.nn.BatchNorm" + ("2d" if order.is_2d else "3d")
-        changed = {"norm_op": kind, "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
-        architecture = {
-            **architecture,
-            "arch_kwargs": {**architecture["arch_kwargs"], **changed},
-        }
+        network |= {"norm": "batch", "norm_epsilon": 1e-5, "norm_momentum": 0.1}
     channels = dataset["modality" if "modality" in dataset else "channel_names"]
     channels = [str(channels[key]) for key in sorted(channels, key=int)]
     name = state["configuration"]
@@ -282,9 +273,9 @@ def plan_to_ours(
     kind = "2d" if order.is_2d else "3d_lowres" if name == "3d_lowres" else kind
     patch = order.to_ours(configuration["patch_size"])
     mirror = sorted(order.places.index(axis + order.is_2d) for axis in state["mirror_axes"] or ())
-    resampling, labels, logits = _resampling(configuration)
-    changes_by = ", ".join((state["trainer_name"], str(plans.get("plans_name")), name))
-    given = {"source": f"nnU-Net: {changes_by}"}
+    resampling, logits = _resampling(configuration)
+    batch_dice = configuration.get("batch_dice", False)
+    given = {"source": f"nnU-Net: {state['trainer_name']}, {plans.get('plans_name')}, {name}"}
     guessed = {"source": "nnU-Net's default; a trainer's own values are not in its files"}
     return {
         "task": str(plans["dataset_name"]),
@@ -296,26 +287,19 @@ def plan_to_ours(
         "preprocessing": [
             {"step": "crop_to_nonzero"},
             *_normalisation(plans, configuration, len(channels)),
-            {"step": "resample", **resampling, "label_order": labels, "label_ties": "nearest"}
-            | {"rounding": "nearest_ratio", "clip": "plane"},
+            FACTS["resample"] | resampling,
         ],
         "sampling": {"patch_size": patch, "batch_size": configuration["batch_size"]},
         "augmentation": augmentation_values(kind, order.is_2d, patch, mirror),
-        "network": network_to_ours(architecture, order)
-        | {"deep_supervision": state["trainer_name"] != ONE_HEAD_TRAINER},
+        "network": network,
         "training": {
             "epochs": state["epochs"] or 1000,
-            "loss": {
-                "loss": "dice_cross_entropy",
-                "batch_dice": bool(configuration.get("batch_dice", False)),
-            },
+            "loss": {"loss": "dice_cross_entropy", "batch_dice": bool(batch_dice)},
             "precision": "nnunet",
         },
-        "inference": {
+        "inference": FACTS["inference"]
+        | {
             "overlap": [size // 2 for size in patch],
-            "tile_step": STEP,
-            "weighting": "nnunet",
-            "average": "logits_float16",
             "slide_axis": order.places.index(0),
             "anisotropy": logits,
             "mirror_axes": mirror,
@@ -384,10 +368,10 @@ def intensities_of(plans: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def _resampling(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], int, float | None]:
-    """Order and anisotropy of the image, order of label maps, and anisotropy of the logits."""
+def _resampling(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """Orders and anisotropy of the image and label maps, and anisotropy of the logits."""
     found = {}
-    for what, usual in (("data", 3), ("seg", 1), ("probabilities", 1)):
+    for what, orders in (("data", (0, 1, 3)), ("seg", (0, 1)), ("probabilities", (1,))):
         key = f"resampling_fn_{what}"
         if (name := configuration[key]) != "resample_data_or_seg_to_shape":
             raise AutosegError(f"{key} is {name}, not resample_data_or_seg_to_shape")
@@ -397,7 +381,6 @@ def _resampling(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], int, 
         forced = given.pop("force_separate_z", False)
         if forced is not None:
             limit = 0.5 if forced else None  # every ratio of spacings is above the one
-        orders = (0, 1, 3) if what == "data" else (0, 1) if what == "seg" else (usual,)
         if order not in orders or (order_z != 0 and limit is not None):
             raise AutosegError(f"{key}_kwargs has order {order} and order_z {order_z}")
         if given.pop("is_seg", what == "seg") != (what == "seg") or given:
@@ -406,5 +389,5 @@ def _resampling(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], int, 
     if found["seg"][1] != found["data"][1] and configuration.get("previous_stage"):
         raise AutosegError("resampling_fn_seg_kwargs separates other axes than those of data")
     image, anisotropy = found["data"]
-    resampling = {"image_order": image, "anisotropy": anisotropy}
-    return resampling, found["seg"][0], found["probabilities"][1]
+    orders_of = {"image_order": image, "label_order": found["seg"][0]}
+    return orders_of | {"anisotropy": anisotropy}, found["probabilities"][1]

@@ -21,15 +21,17 @@ from autoseg.export.networks import new_folder
 from autoseg.export.nnunet import (
     ACTIVATIONS,
     BLOCKS,
+    FACTS,
     HEADS,
+    LAYERS,
     LEAVES,
     NORMS,
     ONE_HEAD_TRAINER,
     PACKAGE,
     PLAIN,
-    READERS,
     RESIDUAL,
-    STEP,
+    STATISTICS,
+    VALUES,
     AxisOrder,
     layer_names,
 )
@@ -66,9 +68,11 @@ def export_nnunet(model: Model, out: Path) -> None:
     flipped = [axis for axis in plan.inference.mirror_axes if axis != exchanged]
     axes = tuple(sorted(order.places[axis] - order.is_2d for axis in flipped))
     trainer = "nnUNetTrainer" if plan.network.deep_supervision else ONE_HEAD_TRAINER
-    checkpoint: dict[str, Any] = {"optimizer_state": {}, "grad_scaler_state": None, "logging": {}}
-    checkpoint |= {"_best_ema": None, "current_epoch": plan.training.epochs}
-    checkpoint |= {"trainer_name": trainer, "inference_allowed_mirroring_axes": axes or None}
+    checkpoint = FACTS["checkpoint"] | {
+        "current_epoch": plan.training.epochs,
+        "trainer_name": trainer,
+        "inference_allowed_mirroring_axes": axes or None,
+    }
     init: dict[str, Any] = {"plans": plans, "configuration": plan.configuration}
     init |= {"dataset_json": dataset, "device": torch.device("cpu")}
     with new_folder(out) as folder:
@@ -80,7 +84,8 @@ def export_nnunet(model: Model, out: Path) -> None:
             torch.save(checkpoint, path)
         write_json(folder / PLANS, plans)
         write_json(folder / DATASET, dataset)
-        write_json(folder / "dataset_fingerprint.json", _data_fingerprint(plan, measured))
+        cases = _cases(plan, measured) | {INTENSITIES: plans[INTENSITIES]}
+        write_json(folder / "dataset_fingerprint.json", cases)
         plan.save(folder / PLAN)
         if measured is not None:
             measured.save(folder / FINGERPRINT)
@@ -94,7 +99,7 @@ def export_nnunet(model: Model, out: Path) -> None:
     options = "" if plan.inference.mirror else " --disable_tta"
     if (step := _tile_step(plan)) is None:
         say("nnU-Net cannot overlap tiles by inference.overlap; by half a patch, results differ")
-    elif step != STEP:
+    elif step != FACTS["inference"]["tile_step"]:
         options += f" -step_size {step:g}"
     command = f"nnUNetv2_predict_from_modelfolder -m {out} -i IN -o OUT"
     say(f"run: {command} -f {' '.join(model.folds)}{options}")
@@ -114,7 +119,8 @@ def _own_files(folder: Path) -> list[str]:
     return [PLAN, PLANS, DATASET, *(f"{path.parent.name}/{CHECKPOINT}" for path in checkpoints)]
 
 
-def _refusal(key: str, reason: str) -> AutosegError:
+def _refusal(key: str, about: str = "") -> AutosegError:
+    reason = FACTS["refused"][about or re.sub(r"\.\d+.*?(?=\.|$)", "", key)]
     return AutosegError(f"nnU-Net cannot express {key}: {reason}; nothing was exported")
 
 
@@ -126,7 +132,7 @@ def _axis_order(plan: Plan) -> AxisOrder:
     first = free[0] if is_2d else max((2, 1, 0), key=lambda axis: spacing[axis] or 1.0)
     layers = (*plan.network.kernels, *plan.network.strides, plan.sampling.patch_size)
     if is_2d and (len(free) == 2 or any(layer[first] != 1 for layer in layers)):
-        raise _refusal("target_spacing_mm", "null along an axis is for networks of slices only")
+        raise _refusal("target_spacing_mm")
     rest = [axis for axis in range(3) if axis != 2 - first]
     return AxisOrder((2 - first, rest[0], rest[1]), is_2d)
 
@@ -135,14 +141,9 @@ def _axis_order(plan: Plan) -> AxisOrder:
 
 
 def _plans(plan: Plan, order: AxisOrder, measured: Fingerprint | None) -> dict[str, Any]:
-    readers = {orientation: name for name, orientation in reversed(READERS.items())}
-    readers["RAS"] = "NibabelIOWithReorient"  # the only one that early versions have
+    readers = {None: "SimpleITKIO", "RAS": "NibabelIOWithReorient"}  # that early versions have
     if plan.orientation not in readers:
-        raise _refusal(
-            "orientation",
-            f"it is {plan.orientation}, but nnU-Net brings scans to RAS, or leaves them as they "
-            "are stored (null); plan with --set orientation=RAS and train again",
-        )
+        raise _refusal(f"orientation {plan.orientation}", "orientation")
     steps, resample = _steps(plan)
     schemes, masks, figures = zip(*map(_scheme, steps), strict=True)
     configuration = {
@@ -168,8 +169,7 @@ def _plans(plan: Plan, order: AxisOrder, measured: Fingerprint | None) -> dict[s
         "transpose_forward": list(order.transpose_forward),
         "transpose_backward": [order.transpose_forward.index(axis) for axis in range(3)],
         "configurations": {plan.configuration: configuration},
-        "experiment_planner_used": "ExperimentPlanner",
-        "label_manager": "LabelManager",
+        **FACTS["plans"],
         INTENSITIES: {
             str(channel): _intensities(measured, channel) | given
             for channel, given in enumerate(figures)
@@ -186,11 +186,11 @@ def _steps(plan: Plan) -> tuple[list[list[tuple[int, Step]]], Resample | None]:
     """The numbered steps that change the intensities of each channel, and the resampling."""
     steps = list(enumerate(plan.preprocessing))
     if not steps or not isinstance(steps.pop(0)[1], CropToNonzero):
-        raise _refusal("preprocessing", "its first step must be crop_to_nonzero")
+        raise _refusal("preprocessing")
     last = steps.pop()[1] if steps and isinstance(steps[-1][1], Resample) else None
     for index, step in steps:
         if isinstance(step, Resample | CropToNonzero):
-            raise _refusal(f"preprocessing.{index} ({step.step})", "it crops first, resamples last")
+            raise _refusal(f"preprocessing.{index}")
     numbers = range(len(plan.channels))
     own = [[s for s in steps if getattr(s[1], "channel", None) in (None, n)] for n in numbers]
     return own, last if isinstance(last, Resample) else None
@@ -211,18 +211,14 @@ def _scheme(steps: list[tuple[int, Step]]) -> tuple[str, bool, dict[str, Any]]:
             window = {"percentile_00_5": low, "percentile_99_5": high}
             return "CTNormalization", False, window | {"mean": z.mean, "std": z.std}
     names = ", ".join(f"preprocessing.{index} ({step.step})" for index, step in steps)
-    known = (
-        "z_score, rescale to [0, 1], clip and z_score with mean and std, or z_score by 0 and 255"
-    )
-    raise _refusal(names, f"the steps of a channel are one of: {known}")
+    raise _refusal(names, "scheme")
 
 
 def _resampling(plan: Plan, step: Resample | None) -> dict[str, Any]:
     if step is None or set(plan.target_spacing_mm) == {None}:
         functions: dict[str, Any] = dict.fromkeys(RESAMPLED, ("no_resampling_hack", {}))
     elif step.rounding == "down":
-        key = f"preprocessing.{plan.preprocessing.index(step)}.rounding"
-        raise _refusal(key, "sizes are rounded to the nearest")
+        raise _refusal(f"preprocessing.{plan.preprocessing.index(step)}.rounding")
     else:
         orders = (step.image_order, step.label_order, 1)
         limits = (step.anisotropy, step.anisotropy, plan.inference.anisotropy)
@@ -265,32 +261,33 @@ def _differences(plan: Plan) -> list[str]:
 
 def _architecture(network: Network, order: AxisOrder) -> dict[str, Any]:
     if network.down != "strided":
-        raise _refusal("network.down", "its networks have strided convolutions")
+        raise _refusal("network.down")
     if network.residual and network.activation_first:
-        raise _refusal("network.activation_first", "its residual networks normalise first")
+        raise _refusal("network.activation_first")
     kind, dimensions = RESIDUAL if network.residual else PLAIN, "2d" if order.is_2d else "3d"
     norm = next(theirs for theirs, ours in NORMS.items() if ours == network.norm)
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == network.activation)
-    norm_values: dict[str, Any] = {"eps": network.norm_epsilon, "affine": True}
-    norm_values |= {"momentum": network.norm_momentum} if network.norm == "batch" else {}
-    slope = {"negative_slope": network.negative_slope} if activation == "LeakyReLU" else {}
-    values = {
+    values = FACTS["new_architecture"] | {  # biases are of all or none, and ours upsamples with one
         "n_stages": len(network.features),
         "features_per_stage": list(network.features),
         "conv_op": f"torch.nn.Conv{dimensions}",
-        "kernel_sizes": [order.to_nnunet(kernel) for kernel in network.kernels],
-        "strides": [order.to_nnunet(stride) for stride in network.strides],
         BLOCKS[kind]: list(network.blocks_encoder),
         "n_conv_per_stage_decoder": list(reversed(network.blocks_decoder)),
-        "conv_bias": True,  # of all or none, but ours upsamples always with a bias
         "norm_op": f"torch.nn.{norm}{dimensions}",
-        "norm_op_kwargs": norm_values,
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
+        "norm_op_kwargs": {"affine": True},
         "nonlin": f"torch.nn.{activation}",
-        "nonlin_kwargs": {"inplace": not network.activation_first, **slope},
-        **({"nonlin_first": True} if network.activation_first else {}),
+        "nonlin_kwargs": {"inplace": not network.activation_first},
+        **{
+            theirs: [order.to_nnunet(of_stage) for of_stage in getattr(network, ours)]
+            for theirs, ours in LAYERS.items()
+        },
     }
+    for theirs, (ours, default) in VALUES.items():
+        if ours == "negative_slope" and network.activation != "leaky_relu":
+            continue
+        if theirs not in values and (value := getattr(network, ours)) != default:
+            nested, _, key = theirs.rpartition(".")
+            (values[nested] if nested else values)[key] = value
     return {
         "network_class_name": f"{PACKAGE}.architectures.unet.{kind}",
         "arch_kwargs": values,
@@ -304,9 +301,9 @@ def _architecture(network: Network, order: AxisOrder) -> dict[str, Any]:
 def _dataset(plan: Plan, measured: Fingerprint | None) -> dict[str, Any]:
     classes, order = plan.classes, plan.regions_class_order
     if order is None and classes.painted != tuple(range(len(classes.painted))):
-        raise _refusal("labels", f"its values are 0, 1, 2, ..., not {list(classes.painted)}")
+        raise _refusal("labels")
     if order and all(len(plan.labels[name]) == 1 for name in classes.output_names):
-        raise _refusal("regions_class_order", "at least one region must have several label values")
+        raise _refusal("regions_class_order")
     labels: dict[str, Any] = {"background": 0}
     for name, value in zip(classes.names[1:], classes.painted[1:], strict=True):
         labels[name] = list(plan.labels[name]) if order else value
@@ -330,20 +327,17 @@ def _fingerprint(files: ModelFiles) -> Fingerprint | None:
 
 def _intensities(measured: Fingerprint | None, channel: int) -> dict[str, float]:
     found = measured and measured.foreground[channel]
-    names = {"p00_5": "percentile_00_5", "p99_5": "percentile_99_5"}
-    return {names.get(key, key): value for key, value in vars(found).items()} if found else {}
+    return {theirs: getattr(found, ours) for ours, theirs in STATISTICS.items()} if found else {}
 
 
-def _data_fingerprint(plan: Plan, measured: Fingerprint | None) -> dict[str, Any]:
+def _cases(plan: Plan, measured: Fingerprint | None) -> dict[str, Any]:
     cases = list(measured.turned_to(plan.orientation).cases.values()) if measured else []
-    intensities = [_intensities(measured, channel) for channel in range(len(plan.channels))]
     return {
         "spacings": [case.spacing_mm[::-1] for case in cases],
         "shapes_after_crop": [case.shape_after_crop[::-1] for case in cases],
         "median_relative_size_after_cropping": (
             measured.relative_size_after_cropping if measured and cases else 1.0
         ),
-        INTENSITIES: {str(channel): found for channel, found in enumerate(intensities)},
     }
 
 

@@ -24,7 +24,9 @@ from autoseg.common.progress import listed, say
 from autoseg.export.model_zip import labels_of
 from autoseg.export.networks import new_folder
 from autoseg.export.nnunet import (
+    FACTS,
     READERS,
+    STATISTICS,
     AxisOrder,
     axis_order_of,
     configuration_of,
@@ -51,15 +53,9 @@ NEEDED = re.compile(
     rf"{PLANS}|{DATASET}|{FINGERPRINT}|{PLAN}|{CHECKSUMS}|fold_\w+/checkpoint_\w+\.pth"
     rf"|crossval_results_folds_\w+/{POSTPROCESSING}"
 )
-OTHER_NETWORKS = re.compile(r".*(Primus|Pretrained|MedNeXt|Mamba|SwinUNETR)", re.IGNORECASE)
+OTHER_NETWORKS = re.compile(f".*({'|'.join(FACTS['other_networks'])})", re.IGNORECASE)
 # nnU-Net's own trainers: any of these words, which change no network (but for BN).
-TRAINER_WORDS = (
-    r"\d+epochs?|1500ep|NoMirroring|onlyMirror01|DA5(Seg)?(ord0)?|DASegOrd0|NoDA|noDummy2DDA|LS01"
-    r"|(Dice)?CELoss|DiceLoss|noSmooth|(Dice)?Top[kK]10Loss|CosAnneal|warmup|BN|NoDeepSupervision"
-    r"|(Vanilla)?Adam|Adan|[13]en[134]|probabilisticOversampling|0[13][03]|BS8|Benchmark"
-    r"|noDataLoading"
-)
-KNOWN_TRAINER = re.compile(rf"nnUNet_?Trainer(_?({TRAINER_WORDS}))*")
+KNOWN_TRAINER = re.compile(f"nnUNet_?Trainer(_?({'|'.join(FACTS['trainer_words'])}))*")
 KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
 INVALID = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
 
@@ -186,9 +182,10 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     for fold in options.folds or source.folds:
         file = Path(f"fold_{fold}", options.checkpoint)
         if not re.fullmatch(r"\w+", fold) or not (source.folder / file).is_file():
+            there = source.folder.glob("fold_*/*.pth")
             raise AutosegError(
                 f"{source.name / file} is missing; choose -f, or --checkpoint; there: "
-                f"{', '.join(sorted(str(p.relative_to(source.folder)) for p in _files(source)))}"
+                f"{', '.join(sorted(str(p.relative_to(source.folder)) for p in there))}"
             )
         target = temporary / f"{source.folder.name}_{fold}.safetensors"
         digests[fold] = sha256_of(source.folder / file)
@@ -236,10 +233,6 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
         card=_card(source, plans, plan, states, digests),
         configuration=configuration,
     )
-
-
-def _files(source: _Source) -> Iterator[Path]:
-    return source.folder.glob("fold_*/*.pth")
 
 
 def _checked(
@@ -314,13 +307,11 @@ def _fingerprint(
     """Ours, or what nnU-Net's plans know of the training data: intensities, but no single cases."""
     if is_ours and (source.folder / FINGERPRINT).is_file():
         return source.json(FINGERPRINT)
-    keys = {"p00_5": "percentile_00_5", "p99_5": "percentile_99_5"}
-    keys |= {key: key for key in ("mean", "std", "min", "median", "max")}
     foreground: list[Any] = []
     for channel in range(len(plan.channels)):
         found = intensities_of(plans).get(str(channel), {})
         try:
-            values = {ours: float(found[theirs]) for ours, theirs in keys.items()}
+            values = {ours: float(found[theirs]) for ours, theirs in STATISTICS.items()}
             foreground.append(values if all(map(math.isfinite, values.values())) else None)
         except INVALID:
             foreground.append(None)
