@@ -174,10 +174,6 @@ class RunProcess:
         """Wait until the process has ended."""
         waited(self.has_ended, f"{self.order.run} to save its state; Ctrl-C kills it")
 
-    def kill(self) -> None:
-        """End the process at once."""
-        self.process.kill()
-
     @property
     def outcome(self) -> Outcome:
         """How the process ended: by its exit status and the record of its attempt."""
@@ -272,7 +268,7 @@ def _stop_all(processes: Sequence[RunProcess]) -> None:
             process.wait()
     except BaseException:
         for process in processes:
-            process.kill()
+            process.process.kill()
         raise
 
 

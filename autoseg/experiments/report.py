@@ -16,6 +16,7 @@ from matplotlib.text import Annotation
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.figures import COLOURS, save_forms, take_literally
+from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis, say
 from autoseg.evaluation.evaluate import gather
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
@@ -176,19 +177,8 @@ def _is_stale(folder: Path, exhibit: Exhibit) -> bool:
     return not picture.is_file() or picture.stat().st_mtime < max(f.stat().st_mtime for f in maps)
 
 
-BOXES = {  # heading -> place in Figure 2, and keys of the plan
-    "DATA SET": ((0, 1), "channels labels orientation"),
-    "PREPROCESSING": ((0, 0), "target_spacing_mm preprocessing"),
-    "DATA AUGMENTATION": ((1, 0), "augmentation"),
-    "PATCHES AND NETWORK": ((1, 1), "sampling network"),
-    "TRAINING": (
-        (2, 1),
-        "training.loss training.optimizer training.schedule training.epochs training.steps "
-        "training.early training.validation training.augment_validation training.keep",
-    ),
-    "INFERENCE": ((2, 0), "inference"),
-    "EVALUATION": ((3, 0), "splits.folds evaluation.merged"),
-}
+# Of Figure 2: heading -> place, and keys of the plan.
+BOXES: dict[str, Any] = read_json(Path(__file__).with_name("pipeline.json"))
 
 
 def draw_pipeline(plan: Plan) -> Figure:
@@ -198,7 +188,7 @@ def draw_pipeline(plan: Plan) -> Figure:
     axes.text(3, 1.4, f"{plan.splits.folds}-fold cross-validation", ha="center")
     values, before = rows(plan), None
     for (heading, (place, keys)), colour in zip(BOXES.items(), COLOURS, strict=True):
-        shown = [row for row in values if row.key.startswith(tuple(keys.split()))]
+        shown = [row for row in values if row.key.startswith(tuple(keys))]
         named = [("" if row.key[-1].isdecimal() else f"{row.name}: ") + row.value for row in shown]
         wrapped = [textwrap.fill(line, 50, subsequent_indent="   ") for line in named]
         before = _draw_box(axes, place, "\n".join([heading, *wrapped]), colour, before)

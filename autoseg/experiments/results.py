@@ -6,7 +6,6 @@ One row of the table is one class of one case, scored by one model, with all met
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from autoseg.common.files import read_json, write_json, write_text
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import Statistic
+from autoseg.evaluation.tables import rows_as_csv
 from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
 from autoseg.experiments.status import (
     SCORES,
@@ -98,11 +98,13 @@ def print_status(studies: Sequence[Study], workspace: Workspace, width: int | No
 def to_csv(rows: list[ResultRow]) -> str:
     """A table with the columns of all rows, in the order of their first appearance."""
     columns = list(dict.fromkeys([*FIRST, *(key for row in rows for key in row)]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return rows_as_csv([columns, *([row.get(name, "") for name in columns] for row in rows)])
+
+
+def _about(variant: Variant, run: StudyRun) -> ResultRow:
+    """What identifies a run in a study."""
+    numbers = {"k": variant.k, "seed": variant.seed, "fold": run.fold}
+    return {"plan": run.plan, "variant": variant.source.name, **numbers}
 
 
 def _rows(
@@ -111,21 +113,12 @@ def _rows(
     """The existing scores of a run: of its validation cases and of each test set."""
     if not is_trained(run, workspace):
         return
-    begin: ResultRow = {
-        "study": study.name,
-        "task": run.task,
-        "plan": run.plan,
-        "variant": variant.source.name,
-        "k": variant.k,
-        "seed": variant.seed,
-        "fold": run.fold,
-    }
+    begin = {"study": study.name, "task": run.task, **_about(variant, run)}
     yield from _scores(run.folder(workspace) / SUMMARY, begin | {"set": VALIDATION})
     for each in run.held_out:
         if is_scored(run, each, workspace):
-            yield from _scores(
-                test_folder(run, each, workspace) / SCORES, begin | {"set": each.name}
-            )
+            scores = test_folder(run, each, workspace) / SCORES
+            yield from _scores(scores, begin | {"set": each.name})
 
 
 def _scores(path: Path, begin: ResultRow) -> Iterator[ResultRow]:
@@ -145,12 +138,8 @@ def _scores(path: Path, begin: ResultRow) -> Iterator[ResultRow]:
 def _run_to_json(variant: Variant, status: Status, workspace: Workspace) -> ResultRow:
     run = status.run
     return {
-        "plan": run.plan,
+        **_about(variant, run),
         "plan_id": plan_id(workspace.preprocessed(run.task, run.plan)),
-        "variant": variant.source.name,
-        "k": variant.k,
-        "seed": variant.seed,
-        "fold": run.fold,
         "folder": run.folder(workspace).relative_to(workspace.root).as_posix(),
         "held_out": [each.name for each in run.held_out],
         "state": status.state,

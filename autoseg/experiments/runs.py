@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from autoseg.common.errors import PlanError
 from autoseg.common.locks import locked
@@ -53,11 +52,8 @@ class Variant:
     def options(self) -> PlanOptions:
         """The options for planning it."""
         given = self.source
-        varied: dict[str, Any] = {}
-        if self.k is not None:
-            varied["splits"] = {"folds": self.k}
-        if self.seed is not None:
-            varied["training"] = {"seed": self.seed}
+        numbers = {"splits": {"folds": self.k}, "training": {"seed": self.seed}}
+        varied = {key: of for key, of in numbers.items() if None not in of.values()}
         values = merge(merge(self.study.overrides, given.overrides), varied)
         layer = Layer(f"study {self.study.name}", values)
         return PlanOptions(
@@ -153,16 +149,12 @@ def joined(runs: Sequence[StudyRun]) -> list[StudyRun]:
         known = found.setdefault(run.key, run)
         if known.pretrained != run.pretrained:
             raise PlanError(f"{run} has two different pretrained models; rename one of the plans")
-        found[run.key] = replace(known, held_out=_joined_sets(known.held_out, run.held_out))
+        sets = {each.name: each for each in known.held_out}
+        for each in run.held_out:
+            if sets.setdefault(each.name, each) != each:
+                raise PlanError(f"two different test sets are named {each.name!r}; rename one")
+        found[run.key] = replace(known, held_out=tuple(sets.values()))
     return list(found.values())
-
-
-def _joined_sets(one: tuple[HeldOut, ...], other: tuple[HeldOut, ...]) -> tuple[HeldOut, ...]:
-    sets = {each.name: each for each in one}
-    for each in other:
-        if sets.setdefault(each.name, each) != each:
-            raise PlanError(f"two different test sets are named {each.name!r}; rename one of them")
-    return tuple(sets.values())
 
 
 def prepare_plans(
@@ -181,7 +173,7 @@ def prepare_plans(
         parent = workspace.preprocessed(study.task)
         with locked(parent / f".{variant.name}.lock", f"planning {variant.name}", wait=True):
             if (parent / variant.name / PLAN).is_file():
-                _check_plan(variant, workspace)
+                _check(variant, workspace, _existing_plan(variant, workspace))
                 continue
             if study.task not in surveyed:
                 folder = workspace.find_task_folder(study.task)
@@ -190,49 +182,41 @@ def prepare_plans(
                     workspace, folder, processes, study.skip_bad_cases, most
                 )
             plan = write_plan(workspace, surveyed[study.task], variant.options, processes, device)
-            _check_folds(variant, workspace, plan)
-            _check_classes(variant, plan)
+            _check(variant, workspace, plan)
             say(f"plan {plan.name} ({plan.id})")
 
 
-def _check_plan(variant: Variant, workspace: Workspace) -> None:
-    """Raise a PlanError unless the existing plan is the one that the study describes."""
+def _existing_plan(variant: Variant, workspace: Workspace) -> Plan:
+    """The plan in the workspace; a PlanError unless it is the one that the study describes."""
     folder = workspace.preprocessed(variant.study.task, variant.name)
     plan = load_plan(folder / PLAN)
-    if variant.options.seconds is None:  # a plan for a time budget depends on measurements
-        _compare(plan, variant, workspace, folder)
-    _check_folds(variant, workspace, plan)
-    _check_classes(variant, plan)
-
-
-def _compare(plan: Plan, variant: Variant, workspace: Workspace, folder: Path) -> None:
+    if variant.options.seconds is not None:  # a plan for a time budget depends on measurements
+        return plan
     task, _ = find_task(workspace.find_task_folder(variant.study.task))
     fingerprint = Fingerprint.load(folder / "fingerprint.json")
     surveyed = Surveyed(task, fingerprint, plan.skipped_cases)
     expected = compose(fingerprint, fitted(variant.options, surveyed))
-    if expected.id == plan.id:
-        return
-    raise PlanError(
-        f"{folder} differs from study {variant.study.name} in {differences(plan, expected)}; "
-        "rename the study's plan, or move that folder and its models away"
-    )
+    if expected.id != plan.id:
+        raise PlanError(
+            f"{folder} differs from study {variant.study.name} in {differences(plan, expected)}; "
+            "rename the study's plan, or move that folder and its models away"
+        )
+    return plan
 
 
-def _check_folds(variant: Variant, workspace: Workspace, plan: Plan) -> None:
-    file = workspace.preprocessed(plan.task, plan.name) / SPLITS_FILE
+def _check(variant: Variant, workspace: Workspace, plan: Plan) -> None:
+    """Raise a PlanError unless the plan has the folds and the classes of the study."""
+    study, file = variant.study, workspace.preprocessed(plan.task, plan.name) / SPLITS_FILE
     count = count_folds(file)
     if variant.k is not None and count != variant.k:
         raise PlanError(
-            f"{file} has {counted(count, 'fold')}, study {variant.study.name} needs {variant.k}: "
+            f"{file} has {counted(count, 'fold')}, study {study.name} needs {variant.k}: "
             f"a {SPLITS_FILE} of the task overrides k; move it out of {workspace.raw(plan.task)}"
         )
-
-
-def _check_classes(variant: Variant, plan: Plan) -> None:
-    for each in variant.study.held_out:
+    for each in study.held_out:
         if unknown := sorted(set(each.classes) - set(plan.labels)):
             raise PlanError(
-                f"study {variant.study.name}: held_out {each.name} scores {unknown[0]!r}, which "
+                f"study {study.name}: held_out {each.name} scores {unknown[0]!r}, which "
                 f"is not a class of {plan.task}; choose from {', '.join(list(plan.labels)[1:])}"
             )
 

@@ -61,46 +61,25 @@ def submit_studies(
             if str(run) not in jobs and not (is_finished(run, workspace) or held_by(run, workspace))
         ]
         if new:
-            numbers = submit_runs(new, study, workspace)
+            executor = _executor(study.slurm, workspace, study.name, study.name)
+            lines = [order.model_dump_json() for order in new]
+            with _refusals():
+                array = executor.map_array(RunJob(study.slurm.cpus), lines)
+            numbers = [str(job.job_id) for job in array]
             submitted += numbers
             jobs |= {str(order.run): job for order, job in zip(new, numbers, strict=True)}
         own = {str(run): jobs[str(run)] for run in runs if str(run) in jobs}
         write_json(workspace.study(study.name) / JOBS, own)
         gather(study, workspace)
-    if submitted:
-        submitted += submit_gathering(studies, workspace, sorted(set(jobs.values())))
-    return submitted
-
-
-def submit_runs(orders: Sequence[RunOrder], study: Study, workspace: Workspace) -> list[str]:
-    """Submit runs of a study as one job array; returns the job id of each run.
-
-    Raises:
-        AutosegError: submitit or Slurm is not installed.
-        RunError: Slurm refuses.
-    """
-    executor = _executor(study.slurm, workspace.study(study.name) / "slurm", study.name)
-    lines = [order.model_dump_json() for order in orders]
-    with _refusals():
-        jobs = executor.map_array(RunJob(study.slurm.cpus), lines)
-    return [job.job_id for job in jobs]
-
-
-def submit_gathering(
-    studies: Sequence[Study], workspace: Workspace, after: Sequence[str]
-) -> list[str]:
-    """Submit a job per study that gathers its results after the jobs `after`; returns their ids."""
-    arrays = sorted({number.partition("_")[0] for number in after})
-    numbers = []
-    for study in studies:
+    arrays = sorted({number.partition("_")[0] for number in jobs.values()})
+    for study in studies if submitted else ():
         settings = study.slurm.model_copy(update={"gpus": 0, "cpus": 1})
-        folder = workspace.study(study.name) / "slurm"
-        executor = _executor(settings, folder, f"{study.name}-gather")
+        executor = _executor(settings, workspace, study.name, f"{study.name}-gather")
         executor.update_parameters(slurm_dependency=f"afterany:{':'.join(arrays)}")
         with _refusals():
             job = executor.submit(gather_study, study.model_dump(mode="json"), str(workspace.root))
-        numbers.append(str(job.job_id))
-    return numbers
+        submitted.append(str(job.job_id))
+    return submitted
 
 
 class RunJob:
@@ -119,7 +98,10 @@ class RunJob:
         """
         order = RunOrder.model_validate_json(line).model_copy(update={"slurm_job": job_id()})
         outcome = self._run(order)
-        while outcome.state == "elsewhere" and _was_started_by_this_job(order):
+        folder = order.run.folder(Workspace(order.workspace))
+        while outcome.state == "elsewhere" and (
+            (record := read_record(folder)) and record.slurm_job == order.slurm_job
+        ):
             say(f"{order.run}: {outcome.reason}; trying again in {SECONDS_BETWEEN_TRIES:.0f} s")
             time.sleep(SECONDS_BETWEEN_TRIES)
             outcome = self._run(order)
@@ -146,11 +128,6 @@ class RunJob:
         if self.process is not None:
             self.process.stop()
             self.process.wait()
-
-
-def _was_started_by_this_job(order: RunOrder) -> bool:
-    record = read_record(order.run.folder(Workspace(order.workspace)))
-    return record is not None and record.slurm_job == order.slurm_job
 
 
 def gather_study(values: dict[str, Any], root: str) -> str:
@@ -196,8 +173,8 @@ def living_jobs() -> set[str]:
     return set(done.stdout.split())
 
 
-def _executor(settings: SlurmSettings, folder: Path, name: str) -> Any:
-    submitit = _submitit()
+def _executor(settings: SlurmSettings, workspace: Workspace, study: str, name: str) -> Any:
+    submitit, folder = _submitit(), workspace.study(study) / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=MOST_TIMEOUTS)
     given: dict[str, Any] = {
