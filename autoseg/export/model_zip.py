@@ -112,10 +112,8 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     fingerprint = Fingerprint.load((planned if source is None else folder) / FINGERPRINT)
     trained = {fold: _training(fold_folder(folder, fold)) for fold in folds}
     card = {
-        **_identity(plan),
+        **about_plan(plan),
         **read_statements(order.card, declared if isinstance(declared, dict) else {}),
-        "channels": list(plan.channels),
-        "classes": list(plan.labels)[1:],
         "trained_on": _data_figures(fingerprint),
         "dice": _dice_figures(combine(scores) if scores else None),
         "postprocessing": [f"keeps the largest component of {step.name}" for step in steps],
@@ -152,6 +150,12 @@ def _encoded(value: Any) -> bytes:
 
 def _identity(plan: Plan) -> dict[str, str]:
     return {"task": plan.task, "plan": plan.name, "plan_id": plan.id}
+
+
+def about_plan(plan: Plan) -> dict[str, Any]:
+    """What a card says of a plan."""
+    classes = list(plan.labels)[1:]
+    return {**_identity(plan), "channels": list(plan.channels), "classes": classes}
 
 
 def _network_files(model: ModelFiles, plan: Plan, folds: Sequence[str]) -> Files:

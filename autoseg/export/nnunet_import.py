@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import CHECKSUMS, read_json, sha256_of, write_json
 from autoseg.common.progress import listed, say
-from autoseg.export.model_zip import labels_of
+from autoseg.export.model_zip import about_plan, labels_of
 from autoseg.export.networks import new_folder
 from autoseg.export.nnunet import (
     FACTS,
     READERS,
     STATISTICS,
-    AxisOrder,
     axis_order_of,
     configuration_of,
     intensities_of,
@@ -178,7 +178,7 @@ class _Model:
 def _read_model(source: _Source, options: ImportOptions, name: str, temporary: Path) -> _Model:
     """Check and convert everything; nothing is written but temporary files."""
     plans, dataset = source.json(PLANS), source.json(DATASET)
-    weights, states, digests = {}, {}, {}
+    weights, states = {}, {}
     for fold in options.folds or source.folds:
         file = Path(f"fold_{fold}", options.checkpoint)
         if not re.fullmatch(r"\w+", fold) or not (source.folder / file).is_file():
@@ -188,12 +188,13 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
                 f"{', '.join(sorted(str(p.relative_to(source.folder)) for p in there))}"
             )
         target = temporary / f"{source.folder.name}_{fold}.safetensors"
-        digests[fold] = sha256_of(source.folder / file)
+        digest = sha256_of(source.folder / file)
         try:
             read_untrusted(source.folder / file, target)
         except CheckpointError as error:
             raise AutosegError(f"{source.name / file} {error}; nothing was imported") from None
-        weights[fold], states[fold] = load_checkpoint(target)
+        weights[fold], state = load_checkpoint(target)
+        states[fold] = state | {"sha256": digest}
         target.unlink()
     if not states:
         raise AutosegError(f"{source.name} has no trained fold")
@@ -224,31 +225,24 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
         values["previous_stage"] = f"{name}_{configuration['previous_stage']}"
     plan = own or make_plan(values, f"{source.name / PLANS}, as a plan of autoseg")
     for fold, tensors in weights.items():
-        weights[fold] = _checked(tensors, plan, order, source, first["trainer_name"], fold)
+        try:
+            weights[fold] = weights_to_ours(tensors, plan.network, order)
+            with torch.device("meta"):
+                network = build_network(plan)
+            load_weights(network, weights[fold], source.name / f"fold_{fold}", assign=True)
+        except AutosegError as error:
+            raise AutosegError(
+                f"{error}: trainer {first['trainer_name']} changes the network, or the files are "
+                "of different models"
+            ) from None
     return _Model(
         plan=plan,
         weights=weights,
         postprocessing=_postprocessing(source, list(weights), plan),
         fingerprint=_fingerprint(source, plans, plan, own is not None),
-        card=_card(source, plans, plan, states, digests),
+        card=_card(source, plans, plan, states),
         configuration=configuration,
     )
-
-
-def _checked(
-    tensors: Tensors, plan: Plan, order: AxisOrder, source: _Source, trainer: str, fold: str
-) -> Tensors:
-    """Our weights of a fold, which fit the plan's network."""
-    try:
-        found = weights_to_ours(tensors, plan.network, order)
-        with torch.device("meta"):
-            network = build_network(plan)
-        load_weights(network, found, source.name / f"fold_{fold}", assign=True)
-    except AutosegError as error:
-        raise AutosegError(
-            f"{error}: trainer {trainer} changes the network, or the files are of different models"
-        ) from None
-    return found
 
 
 def _check_known(plans: Mapping[str, Any], configuration: Mapping[str, Any], trainer: str) -> None:
@@ -283,9 +277,8 @@ def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[s
             if function != KEEP_LARGEST or set(given) != {"labels_or_regions"}:
                 raise AutosegError(f"{source.name / name} has {function}, which is unknown here")
             nested = given["labels_or_regions"]
-            nested = nested if isinstance(nested, list) else [nested]
-            parts = [part if isinstance(part, list) else [part] for part in nested]
-            values = sorted({int(value) for part in parts for value in part})
+            parts = nested if isinstance(nested, list) else [nested]
+            values = sorted({int(value) for value in np.hstack(parts)})
             names = [name for name, covered in plan.labels.items() if set(covered) <= set(values)]
             steps.append({"name": ", ".join(names) or str(values), "keep_largest": values})
     except INVALID as error:
@@ -312,36 +305,27 @@ def _fingerprint(
         found = intensities_of(plans).get(str(channel), {})
         try:
             values = {ours: float(found[theirs]) for ours, theirs in STATISTICS.items()}
-            foreground.append(values if all(map(math.isfinite, values.values())) else None)
         except INVALID:
-            foreground.append(None)
+            values = {}
+        foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
     return {
         "format": FORMAT,
         "task": plan.task,
         "channels": list(plan.channels),
-        "labels": {name: list(values) for name, values in plan.labels.items()},
-        "ignore_label": plan.ignore_label,
+        **{key: value for key, value in labels_of(plan).items() if key != "regions_class_order"},
         "foreground": foreground,
         "cases": {},
     }
 
 
 def _card(
-    source: _Source,
-    plans: Mapping[str, Any],
-    plan: Plan,
-    states: Mapping[str, Any],
-    digests: Mapping[str, str],
+    source: _Source, plans: Mapping[str, Any], plan: Plan, states: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Where the model comes from."""
     first = next(iter(states.values()))
-    checkpoints = {
-        fold: {"sha256": digests[fold], "epochs": state["epochs"]} for fold, state in states.items()
-    }
     return {
-        **{"task": plan.task, "plan": plan.name, "plan_id": plan.id, QUALIFICATION: NOT_STATED},
-        "channels": list(plan.channels),
-        "classes": list(plan.labels)[1:],
+        **about_plan(plan),
+        QUALIFICATION: NOT_STATED,
         "imported_with": {"autoseg": __version__, "torch": torch.__version__},
         "source": {
             "format": "nnU-Net v2",
@@ -350,7 +334,10 @@ def _card(
             "trainer": first["trainer_name"],
             "plans": str(plans.get("plans_name")),
             "configuration": first["configuration"],
-            "checkpoints": checkpoints,
+            "checkpoints": {
+                fold: {key: state[key] for key in ("sha256", "epochs")}
+                for fold, state in states.items()
+            },
         },
     }
 
