@@ -30,18 +30,8 @@ from autoseg.common.locks import locked
 from autoseg.common.progress import tolerate_output
 from autoseg.evaluation.evaluate import label_maps
 from autoseg.evaluation.scores import Summary
+from autoseg.experiments import status
 from autoseg.experiments.runs import StudyRun, held_out_classes, joined, runs_of
-from autoseg.experiments.status import (
-    LOCK,
-    TEST_SET,
-    described,
-    is_described,
-    is_finished,
-    is_scored,
-    is_trained,
-    recorded,
-    test_folder,
-)
 from autoseg.experiments.study import HeldOut, Study
 from autoseg.models.folder import fold_name
 from autoseg.networks.devices import describe, pick_device
@@ -145,17 +135,17 @@ def attempt(order: RunOrder) -> None:
     """
     run, workspace = order.run, Workspace(order.workspace)
     folder = run.folder(workspace)
-    with locked(folder / LOCK, str(run)):
-        if is_finished(run, workspace):
+    with locked(folder / status.LOCK, str(run)):
+        if status.is_finished(run, workspace):
             return
-        with recorded(folder, str(order.log), order.slurm_job) as update:
+        with status.recorded(folder, str(order.log), order.slurm_job) as update:
             device = _pick_device(order)
             update(device=describe(device), threads=torch.get_num_threads())
             _check_pretrained(run, folder)
-            if not is_trained(run, workspace):
+            if not status.is_trained(run, workspace):
                 _train(order, workspace, device)
             for test_set in run.held_out:
-                if not is_scored(run, test_set, workspace):
+                if not status.is_scored(run, test_set, workspace):
                     score_held_out(run, test_set, workspace, str(device), order.processes)
 
 
@@ -207,7 +197,7 @@ def score_held_out(
         DataError: a scan or a label map is missing or broken.
     """
     images, labels = _folder(workspace, test_set.images), _folder(workspace, test_set.labels)
-    folder = test_folder(run, test_set, workspace)
+    folder = status.test_folder(run, test_set, workspace)
     model = run.folder(workspace).parent
     predictor = Predictor(model, [str(run.fold)], device, postprocess=False, backend="torch")
     found = find_inputs(images, predictor.plan.channels, name_by="folder")
@@ -217,10 +207,10 @@ def score_held_out(
             f"{labels}: {len(missing)} scans of {images} have no label map ({missing[0]}, ...); "
             "add the label maps or remove these scans"
         )
-    description = described(run, test_set, workspace)
-    if not is_described(folder, description):  # of another plan, or of other scans
+    description = status.described(run, test_set, workspace)
+    if not status.is_described(folder, description):  # of another plan, or of other scans
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(folder / TEST_SET, description)
+        write_json(folder / status.TEST_SET, description)
     return predict_and_score(
         predictor,
         found.cases,

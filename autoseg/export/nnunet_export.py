@@ -17,24 +17,8 @@ from torch import Tensor
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import is_as_written, write_checksums, write_json
 from autoseg.common.progress import say
+from autoseg.export import nnunet
 from autoseg.export.networks import new_folder
-from autoseg.export.nnunet import (
-    ACTIVATIONS,
-    BLOCKS,
-    FACTS,
-    HEADS,
-    LAYERS,
-    LEAVES,
-    NORMS,
-    ONE_HEAD_TRAINER,
-    PACKAGE,
-    PLAIN,
-    RESIDUAL,
-    STATISTICS,
-    VALUES,
-    AxisOrder,
-    layer_names,
-)
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.checkpoint import Tensors
 from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, ModelFiles, fold_name
@@ -67,8 +51,8 @@ def export_nnunet(model: Model, out: Path) -> None:
     exchanged = plan.left_right if plan.mirrored_labels else None
     flipped = [axis for axis in plan.inference.mirror_axes if axis != exchanged]
     axes = tuple(sorted(order.places[axis] - order.is_2d for axis in flipped))
-    trainer = "nnUNetTrainer" if plan.network.deep_supervision else ONE_HEAD_TRAINER
-    checkpoint = FACTS["checkpoint"] | {
+    trainer = "nnUNetTrainer" if plan.network.deep_supervision else nnunet.ONE_HEAD_TRAINER
+    checkpoint = nnunet.FACTS["checkpoint"] | {
         "current_epoch": plan.training.epochs,
         "trainer_name": trainer,
         "inference_allowed_mirroring_axes": axes or None,
@@ -99,7 +83,7 @@ def export_nnunet(model: Model, out: Path) -> None:
     options = "" if plan.inference.mirror else " --disable_tta"
     if (step := _tile_step(plan)) is None:
         say("nnU-Net cannot overlap tiles by inference.overlap; by half a patch, results differ")
-    elif step != FACTS["inference"]["tile_step"]:
+    elif step != nnunet.FACTS["inference"]["tile_step"]:
         options += f" -step_size {step:g}"
     command = f"nnUNetv2_predict_from_modelfolder -m {out} -i IN -o OUT"
     say(f"run: {command} -f {' '.join(model.folds)}{options}")
@@ -120,11 +104,11 @@ def _own_files(folder: Path) -> list[str]:
 
 
 def _refusal(key: str, about: str = "") -> AutosegError:
-    reason = FACTS["refused"][about or re.sub(r"\.\d+.*?(?=\.|$)", "", key)]
+    reason = nnunet.FACTS["refused"][about or re.sub(r"\.\d+.*?(?=\.|$)", "", key)]
     return AutosegError(f"nnU-Net cannot express {key}: {reason}; nothing was exported")
 
 
-def _axis_order(plan: Plan) -> AxisOrder:
+def _axis_order(plan: Plan) -> nnunet.AxisOrder:
     """The coarsest axis first, as in nnU-Net's plans; its 2d networks lack that axis."""
     spacing = plan.target_spacing_mm if plan.resamples else (None,) * 3
     free = [axis for axis, mm in enumerate(spacing) if mm is None]
@@ -134,13 +118,13 @@ def _axis_order(plan: Plan) -> AxisOrder:
     if is_2d and (len(free) == 2 or any(layer[first] != 1 for layer in layers)):
         raise _refusal("target_spacing_mm")
     rest = [axis for axis in range(3) if axis != 2 - first]
-    return AxisOrder((2 - first, rest[0], rest[1]), is_2d)
+    return nnunet.AxisOrder((2 - first, rest[0], rest[1]), is_2d)
 
 
 # The plan.
 
 
-def _plans(plan: Plan, order: AxisOrder, measured: Fingerprint | None) -> dict[str, Any]:
+def _plans(plan: Plan, order: nnunet.AxisOrder, measured: Fingerprint | None) -> dict[str, Any]:
     readers = {None: "SimpleITKIO", "RAS": "NibabelIOWithReorient"}  # that early versions have
     if plan.orientation not in readers:
         raise _refusal(f"orientation {plan.orientation}", "orientation")
@@ -169,7 +153,7 @@ def _plans(plan: Plan, order: AxisOrder, measured: Fingerprint | None) -> dict[s
         "transpose_forward": list(order.transpose_forward),
         "transpose_backward": [order.transpose_forward.index(axis) for axis in range(3)],
         "configurations": {plan.configuration: configuration},
-        **FACTS["plans"],
+        **nnunet.FACTS["plans"],
         INTENSITIES: {
             str(channel): _intensities(measured, channel) | given
             for channel, given in enumerate(figures)
@@ -259,19 +243,21 @@ def _differences(plan: Plan) -> list[str]:
     return [key for key, differs in found.items() if differs]
 
 
-def _architecture(network: Network, order: AxisOrder) -> dict[str, Any]:
+def _architecture(network: Network, order: nnunet.AxisOrder) -> dict[str, Any]:
     if network.down != "strided":
         raise _refusal("network.down")
     if network.residual and network.activation_first:
         raise _refusal("network.activation_first")
-    kind, dimensions = RESIDUAL if network.residual else PLAIN, "2d" if order.is_2d else "3d"
-    norm = next(theirs for theirs, ours in NORMS.items() if ours == network.norm)
-    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == network.activation)
-    values = FACTS["new_architecture"] | {  # biases are of all or none, and ours upsamples with one
+    kind = nnunet.RESIDUAL if network.residual else nnunet.PLAIN
+    dimensions = "2d" if order.is_2d else "3d"
+    norm = {ours: theirs for theirs, ours in nnunet.NORMS.items()}[network.norm]
+    activation = {ours: theirs for theirs, ours in nnunet.ACTIVATIONS.items()}[network.activation]
+    # Biases are of all layers or of none, and ours upsamples always with one.
+    values = nnunet.FACTS["new_architecture"] | {
         "n_stages": len(network.features),
         "features_per_stage": list(network.features),
         "conv_op": f"torch.nn.Conv{dimensions}",
-        BLOCKS[kind]: list(network.blocks_encoder),
+        nnunet.BLOCKS[kind]: list(network.blocks_encoder),
         "n_conv_per_stage_decoder": list(reversed(network.blocks_decoder)),
         "norm_op": f"torch.nn.{norm}{dimensions}",
         "norm_op_kwargs": {"affine": True},
@@ -279,17 +265,17 @@ def _architecture(network: Network, order: AxisOrder) -> dict[str, Any]:
         "nonlin_kwargs": {"inplace": not network.activation_first},
         **{
             theirs: [order.to_nnunet(of_stage) for of_stage in getattr(network, ours)]
-            for theirs, ours in LAYERS.items()
+            for theirs, ours in nnunet.LAYERS.items()
         },
     }
-    for theirs, (ours, default) in VALUES.items():
+    for theirs, (ours, default) in nnunet.VALUES.items():
         if ours == "negative_slope" and network.activation != "leaky_relu":
             continue
         if theirs not in values and (value := getattr(network, ours)) != default:
             nested, _, key = theirs.rpartition(".")
             (values[nested] if nested else values)[key] = value
     return {
-        "network_class_name": f"{PACKAGE}.architectures.unet.{kind}",
+        "network_class_name": f"{nnunet.PACKAGE}.architectures.unet.{kind}",
         "arch_kwargs": values,
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
@@ -326,8 +312,9 @@ def _fingerprint(files: ModelFiles) -> Fingerprint | None:
 
 
 def _intensities(measured: Fingerprint | None, channel: int) -> dict[str, float]:
-    found = measured and measured.foreground[channel]
-    return {theirs: getattr(found, ours) for ours, theirs in STATISTICS.items()} if found else {}
+    if measured is None or (found := measured.foreground[channel]) is None:
+        return {}
+    return {theirs: getattr(found, ours) for ours, theirs in nnunet.STATISTICS.items()}
 
 
 def _cases(plan: Plan, measured: Fingerprint | None) -> dict[str, Any]:
@@ -344,11 +331,11 @@ def _cases(plan: Plan, measured: Fingerprint | None) -> dict[str, Any]:
 # The weights.
 
 
-def _weights(tensors: Mapping[str, Tensor], plan: Plan, order: AxisOrder) -> Tensors:
+def _weights(tensors: Mapping[str, Tensor], plan: Plan, order: nnunet.AxisOrder) -> Tensors:
     """The weights under nnU-Net's names, which has some of them several times."""
     network, found = plan.network, {}
-    for ours, theirs in layer_names(network).items():
-        for leaf in LEAVES:
+    for ours, theirs in nnunet.layer_names(network).items():
+        for leaf in nnunet.LEAVES:
             if (tensor := tensors.get(f"{ours}.{leaf}")) is not None:
                 found[f"{theirs}.{leaf}"] = order.weight_to_nnunet(tensor)
         if theirs.endswith(".conv") and ".skip." not in theirs:  # see `_architecture`
@@ -357,8 +344,8 @@ def _weights(tensors: Mapping[str, Tensor], plan: Plan, order: AxisOrder) -> Ten
     finest = len(network.features) - 2
     for stage in range(network.supervised, finest + 1):  # nnU-Net has a head at each stage
         kernel = torch.zeros(plan.classes.outputs, network.features[stage], 1, 1, 1)
-        found[f"{HEADS}{finest - stage}.weight"] = order.weight_to_nnunet(kernel)
-        found[f"{HEADS}{finest - stage}.bias"] = torch.zeros(plan.classes.outputs)
+        found[f"{nnunet.HEADS}{finest - stage}.weight"] = order.weight_to_nnunet(kernel)
+        found[f"{nnunet.HEADS}{finest - stage}.bias"] = torch.zeros(plan.classes.outputs)
     numbers = {"conv": 0, "norm": 2 if network.activation_first else 1}
     for name, tensor in list(found.items()):
         block, layer, leaf = name.rsplit(".", 2)

@@ -22,18 +22,9 @@ from autoseg import __version__
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import CHECKSUMS, read_json, sha256_of, write_json
 from autoseg.common.progress import listed, say
+from autoseg.export import nnunet
 from autoseg.export.model_zip import about_plan, labels_of
 from autoseg.export.networks import new_folder
-from autoseg.export.nnunet import (
-    FACTS,
-    READERS,
-    STATISTICS,
-    axis_order_of,
-    configuration_of,
-    intensities_of,
-    plan_to_ours,
-    weights_to_ours,
-)
 from autoseg.export.nnunet_export import exported_plan
 from autoseg.export.untrusted import CheckpointError, read_untrusted, without_network
 from autoseg.fingerprint.fingerprint import FORMAT
@@ -53,9 +44,9 @@ NEEDED = re.compile(
     rf"{PLANS}|{DATASET}|{FINGERPRINT}|{PLAN}|{CHECKSUMS}|fold_\w+/checkpoint_\w+\.pth"
     rf"|crossval_results_folds_\w+/{POSTPROCESSING}"
 )
-OTHER_NETWORKS = re.compile(f".*({'|'.join(FACTS['other_networks'])})", re.IGNORECASE)
+OTHER_NETWORKS = re.compile(f".*({'|'.join(nnunet.FACTS['other_networks'])})", re.IGNORECASE)
 # nnU-Net's own trainers: any of these words, which change no network (but for BN).
-KNOWN_TRAINER = re.compile(f"nnUNet_?Trainer(_?({'|'.join(FACTS['trainer_words'])}))*")
+KNOWN_TRAINER = re.compile(f"nnUNet_?Trainer(_?({'|'.join(nnunet.FACTS['trainer_words'])}))*")
 KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
 INVALID = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
 
@@ -210,10 +201,10 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
                 )
     own = exported_plan(source.folder) if options.checkpoint == CHECKPOINT else None
     try:
-        configuration = configuration_of(plans, first["configuration"])
+        configuration = nnunet.configuration_of(plans, first["configuration"])
         _check_known(plans, configuration, first["trainer_name"])
-        order = axis_order_of(plans, configuration)
-        values = {} if own else plan_to_ours(plans, configuration, dataset, first, order)
+        order = nnunet.axis_order_of(plans, configuration)
+        values = {} if own else nnunet.plan_to_ours(plans, configuration, dataset, first, order)
     except INVALID as error:
         raise AutosegError(
             f"{source.name}: {PLANS} or {DATASET} is not valid ({error!r})"
@@ -226,7 +217,7 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     plan = own or make_plan(values, f"{source.name / PLANS}, as a plan of autoseg")
     for fold, tensors in weights.items():
         try:
-            weights[fold] = weights_to_ours(tensors, plan.network, order)
+            weights[fold] = nnunet.weights_to_ours(tensors, plan.network, order)
             with torch.device("meta"):
                 network = build_network(plan)
             load_weights(network, weights[fold], source.name / f"fold_{fold}", assign=True)
@@ -256,7 +247,7 @@ def _check_known(plans: Mapping[str, Any], configuration: Mapping[str, Any], tra
         )
     for where, key, known in (
         (plans, "label_manager", ("LabelManager",)),
-        (plans, "image_reader_writer", tuple(READERS)),
+        (plans, "image_reader_writer", tuple(nnunet.READERS)),
         (configuration, "preprocessor_name", ("DefaultPreprocessor",)),
     ):
         if (value := where.get(key, known[0])) not in known:
@@ -302,9 +293,9 @@ def _fingerprint(
         return source.json(FINGERPRINT)
     foreground: list[Any] = []
     for channel in range(len(plan.channels)):
-        found = intensities_of(plans).get(str(channel), {})
+        found = nnunet.intensities_of(plans).get(str(channel), {})
         try:
-            values = {ours: float(found[theirs]) for ours, theirs in STATISTICS.items()}
+            values = {ours: float(found[theirs]) for ours, theirs in nnunet.STATISTICS.items()}
         except INVALID:
             values = {}
         foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
