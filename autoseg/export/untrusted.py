@@ -135,7 +135,7 @@ def checked_weights(weights: Any, file_bytes: int) -> dict[str, torch.Tensor]:
         raise CheckpointError("has network_weights that are not a table of tensors")
     found, total = {}, 0
     for name, tensor in weights.items():
-        if not isinstance(name, str) or not name.isascii() or len(name) > LONGEST_TEXT:
+        if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_TEXT:
             raise CheckpointError("has a weight without a plain name")
         if any(copy in name for copy in COPIES):
             continue
