@@ -235,10 +235,10 @@ def make(name: str, scans: list[Path], out: Path, work: Path) -> None:
         for file in label.glob("*.nii.gz"):
             end = "_tta.nii.gz" if mirror else ".nii.gz"
             file.rename(out / f"{name}_{file.name.removesuffix('.nii.gz')}{end}")
-    with zipfile.ZipFile(out / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(out / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted((work / name).rglob("*.*")):
             if path.is_file():
-                file.write(path, path.relative_to(work / name))
+                packed.write(path, path.relative_to(work / name))
     patch = (
         MODELS[name][0][chosen].get("patch_size")
         or MODELS[name][0][MODELS[name][0][chosen]["inherits_from"]]["patch_size"]

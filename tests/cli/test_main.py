@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import autoseg
-from autoseg.__main__ import COMMANDS, main
+from autoseg.__main__ import COMMANDS, MODULES, main
 
 PROJECT = Path(autoseg.__file__).parents[1] / "pyproject.toml"
 
@@ -77,7 +77,8 @@ def test_it_runs_as_a_module() -> None:
 
 def test_the_programs_are_installed_under_these_names() -> None:
     scripts = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["scripts"]
-    programs = {f"autoseg_{name}": f"autoseg.cli.{name}:main" for name in COMMANDS}
+    modules = {name: MODULES.get(name, name) for name in COMMANDS}
+    programs = {f"autoseg_{name}": f"autoseg.cli.{module}:main" for name, module in modules.items()}
     assert scripts == {"autoseg": "autoseg.__main__:main"} | programs
 
 

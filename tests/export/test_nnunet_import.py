@@ -132,7 +132,10 @@ NETWORK = (*BASE, "architecture", "arch_kwargs")
 def test_what_has_no_equal_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: Path, path: Any, value: Any, named: str
 ) -> None:
-    state = {"trainer_name": "nnUNetTrainer_250epochs", "configuration": "3d_fullres"}
+    state: dict[str, Any] = {
+        "trainer_name": "nnUNetTrainer_250epochs",
+        "configuration": "3d_fullres",
+    }
     state |= {"mirror_axes": [0, 2], "epochs": 250}
     weights = {"decoder.transpconvs.0.weight": torch.ones(1, 1, 1, 1, 1)}
     monkeypatch.setattr(

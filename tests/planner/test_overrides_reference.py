@@ -40,8 +40,16 @@ def test_preprocessing(plan: Plan) -> None:
             "label_ties": "nearest",
             "rounding": "down",
             "anisotropy": None,
+            "clip": "volume",
         },
-        {"step": "z_score", "mean": None, "std": None, "nonzero": False, "channel": None},
+        {
+            "step": "z_score",
+            "mean": None,
+            "std": None,
+            "nonzero": False,
+            "fill_holes": False,
+            "channel": None,
+        },
     ]
 
 

@@ -236,9 +236,9 @@ def test_only_a_few_planes_of_a_long_volume_are_in_memory(monkeypatch: pytest.Mo
     allocated: list[tuple[int, ...]] = []
     zeros = torch.zeros
 
-    def watched(*shape: int) -> Tensor:
+    def watched(*shape: int, dtype: torch.dtype) -> Tensor:
         allocated.append(shape)
-        return zeros(*shape)
+        return zeros(*shape, dtype=dtype)
 
     monkeypatch.setattr(torch, "zeros", watched)
     slabs_of(np.zeros((1, 40, 7, 8), np.float32), how((3, 2, 2)))
