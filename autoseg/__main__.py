@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": "score predictions, or summarise a cross-validation",
     "experiment": "train and test all models of a study, here or on a Slurm cluster",
     "pack": "pack a trained model into one zip file",
-    "export": "write the networks of a model as ONNX and OpenVINO files",
+    "export": "write a model for ONNX, OpenVINO, nnU-Net or MONAI",
     "import": "make a model of a trained model of nnU-Net",
 }
 MODULES = {"import": "import_model"}  # `import` is a word of Python

@@ -213,8 +213,8 @@ def write_plan(
         _use_splits(chosen, task, folder, workspace.models(task.name, plan.name))
     else:
         _split(task, plan, fingerprint, folder)
-        if other := other_nnunet_splits(task.folder, folder / SPLITS_FILE):
-            say(f"nnU-Net split the cases differently; to use its folds, add --splits {other}")
+        if theirs := other_nnunet_splits(task.folder, folder / SPLITS_FILE):
+            say(f"nnU-Net split the cases differently; to use its folds, add --splits {theirs}")
     fingerprint.save(folder / "fingerprint.json")
     for other in other_plans(fingerprint, options, plan):
         other.save(folder / "other_configurations" / f"{other.name}.json")
