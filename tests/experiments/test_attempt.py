@@ -46,7 +46,7 @@ def start() -> Iterator[Start]:
 
     yield begin
     for process in started:
-        process.kill()
+        process.process.kill()
         process.wait()
 
 
