@@ -106,11 +106,6 @@ def _losses(study: StudyScores, from_zero: bool = False) -> Figure:
     return draw_losses(logs, from_zero)
 
 
-def _dice(study: StudyScores) -> Figure:
-    """All validation cases of the last plan, as Figure 4A of Müller et al. 2021."""
-    return draw_box_plot(study.arms[-1].dice(VALIDATION, study.classes), study.colours)
-
-
 def _dice_of_plans(study: StudyScores) -> Figure:
     """A panel for each set, a group for each plan, as Figure 4B."""
     titles = {titled(study.head, arm.name): arm for arm in study.arms}
@@ -252,7 +247,9 @@ def _draw_box(
 FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
     "pipeline": lambda study: draw_pipeline(study.plan) if study.plan else None,
     "network": lambda study: draw_network(study.plan) if study.plan else None,
-    "dice": _dice,
+    "dice": lambda study: draw_box_plot(  # Figure 4A of Müller et al. 2021
+        study.arms[-1].dice(VALIDATION, study.classes), study.colours
+    ),
     "dice_of_plans": _dice_of_plans,
     "dice_of_folds": _dice_of_folds,
     "dice_on_test_sets": partial(_dice_of_folds, test_sets=True),

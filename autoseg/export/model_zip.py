@@ -24,7 +24,7 @@ from autoseg.dataset.splits import SPLITS_FILE as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
 from autoseg.evaluation.scores import Statistic, Summary, combine
 from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
-from autoseg.export.networks import filled
+from autoseg.export.networks import filled, identity
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.archive import ENDING, Content, write_archive
 from autoseg.models.folder import (
@@ -131,7 +131,7 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     files[CARD], files["card.md"] = _encoded(card), card_page(card).encode()
     files["labels.json"] = _encoded(labels_of(plan))
     with writing(out):
-        write_archive(out, {"autoseg": __version__, **_identity(plan), "folds": folds}, files)
+        write_archive(out, {"autoseg": __version__, **identity(plan), "folds": folds}, files)
     return sorted(files)
 
 
@@ -148,14 +148,10 @@ def _encoded(value: Any) -> bytes:
     return to_json(value).encode()
 
 
-def _identity(plan: Plan) -> dict[str, str]:
-    return {"task": plan.task, "plan": plan.name, "plan_id": plan.id}
-
-
 def about_plan(plan: Plan) -> dict[str, Any]:
     """What a card says of a plan."""
     classes = list(plan.labels)[1:]
-    return {**_identity(plan), "channels": list(plan.channels), "classes": classes}
+    return {**identity(plan), "channels": list(plan.channels), "classes": classes}
 
 
 def _network_files(model: ModelFiles, plan: Plan, folds: Sequence[str]) -> Files:

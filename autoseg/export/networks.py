@@ -64,7 +64,8 @@ def write_onnx(network: UNet, patch: Triple, path: Path) -> None:
     first = next(layer for layer in network.modules() if isinstance(layer, torch.nn.Conv3d))
     example = torch.zeros(2, first.in_channels, *patch)  # torch would keep a batch of 1 fixed
     batch = torch.export.Dim("batch", min=1)
-    with _quiet():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):  # about optional packages and its own code
         program = torch.onnx.export(
             network,
             (example,),
@@ -91,20 +92,6 @@ def run_onnx(path: Path, patches: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (logits,) = session.run([OUTPUT], {INPUT: patches.numpy()})
     return torch.from_numpy(logits)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's warnings about optional packages and its own code."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -242,12 +229,9 @@ def example_patch(plan: Plan, seed: int = 0) -> Tensor:
 
 def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Intensities before preprocessing, within the channel's window if it has one."""
-    windows = [
-        step.window
-        for step in plan.preprocessing
-        if isinstance(step, Clip) and step.channel in (None, channel)
-    ]
-    low, high = windows[0] if windows else USUAL_RANGE
+    clips = (step for step in plan.preprocessing if isinstance(step, Clip))
+    windows = (step.window for step in clips if step.channel in (None, channel))
+    low, high = next(windows, USUAL_RANGE)
     patch = plan.sampling.patch_size
     values = _widened(rng.uniform(0.1, 0.9, (4, 4, 4)), patch) + rng.normal(0, 0.05, patch)
     return np.asarray(low + (high - low) * values, np.float32)
@@ -255,30 +239,31 @@ def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> NDArray[np.fl
 
 def _widened(blocks: NDArray[Any], patch: Triple) -> NDArray[Any]:
     """Blocks (4, 4, 4), nearest neighbour resampled to a patch."""
-    x, y, z = (np.arange(size) * 4 // size for size in patch)
-    return blocks[np.ix_(x, y, z)]
+    return blocks[np.ix_(*(np.arange(size) * 4 // size for size in patch))]
+
+
+def identity(plan: Plan) -> dict[str, str]:
+    """What names a plan."""
+    return {"task": plan.task, "plan": plan.name, "plan_id": plan.id}
 
 
 def describe(model: Model) -> dict[str, Any]:
     """Input, preprocessing, output and origin of a model's networks, for programs."""
-    plan = model.plan
-    values = plan.model_dump(mode="json")
-    classes = list(zip(plan.classes.names, plan.classes.painted, strict=True))
-    channels = list(plan.channels)
+    plan, channels = model.plan, list(model.plan.channels)
+    values, classes = plan.model_dump(mode="json"), plan.classes
+    outputs = list(zip(classes.names, classes.painted, strict=True))[int(classes.are_regions) :]
+    patches = {"type": "float32", "axes": ["batch", "channel", "x", "y", "z"]}
     if plan.previous_stage is not None:  # a cascade takes one mask for each part
-        parts = (", ".join(map(str, part)) for part in plan.classes.parts[1:])
+        parts = (", ".join(map(str, part)) for part in classes.parts[1:])
         channels += [f"mask of label {part} by {plan.previous_stage}" for part in parts]
     return {
         "autoseg": __version__,
         "torch": torch.__version__,
-        "task": plan.task,
-        "plan": plan.name,
-        "plan_id": plan.id,
+        **identity(plan),
         "folds": list(model.folds),
         "input": {
             "name": INPUT,
-            "type": "float32",
-            "axes": ["batch", "channel", "x", "y", "z"],
+            **patches,
             "channels": channels,
             "patch_size": values["sampling"]["patch_size"],
             "spacing_mm": values["target_spacing_mm"],
@@ -287,13 +272,11 @@ def describe(model: Model) -> dict[str, Any]:
         "preprocessing": values["preprocessing"],
         "output": {
             "name": OUTPUT,
-            "type": "float32",
+            **patches,
             "axes": ["batch", "output", "x", "y", "z"],
-            "activation": "sigmoid" if plan.classes.are_regions else "softmax",
-            "outputs": [  # regions have no output of the background
-                {"class": name, "label": value}
-                for name, value in classes[int(plan.classes.are_regions) :]
-            ],
+            "activation": "sigmoid" if classes.are_regions else "softmax",
+            # Regions have no output of the background.
+            "outputs": [{"class": name, "label": value} for name, value in outputs],
         },
         "sliding_window": values["inference"],
     }
