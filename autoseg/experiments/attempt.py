@@ -77,12 +77,12 @@ def make_orders(
     The log of a run that belongs to several studies is in the folder of the first one.
     """
     pairs = [(study, run) for study in studies for run in runs_of(study, workspace)]
-    owners = {run.key: study.name for study, run in reversed(pairs)}
+    owners = {run: study.name for study, run in reversed(pairs)}
     return {
         run: RunOrder(
             workspace=workspace.root,
             run=run,
-            log=workspace.study(owners[run.key]) / "logs" / f"{run.plan}.{fold_name(run.fold)}.log",
+            log=workspace.study(owners[run]) / "logs" / f"{run.plan}.{fold_name(run.fold)}.log",
             device=device,
             processes=processes,
         )

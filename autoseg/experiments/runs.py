@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -73,6 +73,8 @@ class Variant:
 class StudyRun:
     """One model: a fold of a plan. Every study that contains this fold shares the run.
 
+    Runs are equal if they are of the same model, whatever is done with it.
+
     Attributes:
         task: name of the task.
         plan: name of the plan.
@@ -84,19 +86,11 @@ class StudyRun:
     task: str
     plan: str
     fold: int
-    held_out: tuple[HeldOut, ...] = ()
-    pretrained: str | None = None
+    held_out: tuple[HeldOut, ...] = field(default=(), compare=False)
+    pretrained: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.plan} fold {self.fold}"
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """Identifies the model in all studies of a workspace."""
-        return self.task, self.plan, self.fold
 
     def folder(self, workspace: Workspace) -> Path:
         """The folder of the model."""
@@ -144,16 +138,16 @@ def joined(runs: Sequence[StudyRun]) -> list[StudyRun]:
         PlanError: two studies give different test sets the same name, or different pretrained
             models to the same run.
     """
-    found: dict[tuple[str, str, int], StudyRun] = {}
+    found: dict[StudyRun, StudyRun] = {}
     for run in runs:
-        known = found.setdefault(run.key, run)
+        known = found.setdefault(run, run)
         if known.pretrained != run.pretrained:
             raise PlanError(f"{run} has two different pretrained models; rename one of the plans")
         sets = {each.name: each for each in known.held_out}
         for each in run.held_out:
             if sets.setdefault(each.name, each) != each:
                 raise PlanError(f"two different test sets are named {each.name!r}; rename one")
-        found[run.key] = replace(known, held_out=tuple(sets.values()))
+        found[run] = replace(known, held_out=tuple(sets.values()))
     return list(found.values())
 
 

@@ -53,8 +53,8 @@ def submit_studies(
     jobs = {run: job for run, job in known.items() if job in alive}
     submitted: list[str] = []
     for study in studies:
-        keys = {run.key for run in runs_of(study, workspace)}
-        runs = [run for run in orders if run.key in keys]
+        of_study = set(runs_of(study, workspace))
+        runs = [run for run in orders if run in of_study]
         new = [
             orders[run].model_copy(update={"processes": study.slurm.cpus})
             for run in runs
