@@ -17,16 +17,7 @@ import numpy as np
 from batchgenerators.augmentations.utils import interpolate_img
 from numpy.typing import NDArray
 
-from autoseg.augmentation.spline import (
-    REACH,
-    Floats,
-    along,
-    at_points,
-    line_operator,
-    nearest,
-    prefilter,
-    rows_at_points,
-)
+from autoseg.augmentation import spline
 from autoseg.common.arrays import Triple
 from autoseg.plan.augmentation import Spatial
 
@@ -101,12 +92,12 @@ class Warp:
     spec: Spatial
     size: Triple
     matrix: NDArray[np.float64]
-    field: Floats | None
+    field: spline.Floats | None
 
     @cached_property
     def box_size(self) -> Triple:
         """The voxels to read: the patch and a margin as wide as necessary, equal on both sides."""
-        reach = REACH[max(self.spec.image_order, self.spec.label_order)]
+        reach = spline.REACH[max(self.spec.image_order, self.spec.label_order)]
         sizes = list(self.size)
         for axis in range(3):
             if axis in self._coupled:
@@ -119,25 +110,25 @@ class Warp:
         x, y, z = sizes
         return x, y, z
 
-    def image(self, volume: Floats) -> Floats:
+    def image(self, volume: spline.Floats) -> spline.Floats:
         """Interpolate a channel: `box_size` in, `size` out."""
         order = self.spec.image_order
         for axis in self._uncoupled:
             if self.matrix[axis, axis] != 1:
                 positions = self._line_in(volume, axis)
-                operator = line_operator(positions, volume.shape[axis], order)
-                volume = along(operator, volume, axis)
+                operator = spline.line_operator(positions, volume.shape[axis], order)
+                volume = spline.along(operator, volume, axis)
         if not self._coupled:
             return volume
         if order == 0:
             return self._nearest_points(volume)
         if order == 3:
             for axis in self._coupled:
-                volume = along(prefilter(volume.shape[axis], order), volume, axis)
+                volume = spline.along(spline.prefilter(volume.shape[axis], order), volume, axis)
         points = self._points_in(volume)
         if not self._uncoupled:
-            return at_points(volume, points, order).reshape(self.size)
-        rows = rows_at_points(self._coupled_first(volume), points, order)
+            return spline.at_points(volume, points, order).reshape(self.size)
+        rows = spline.rows_at_points(self._coupled_first(volume), points, order)
         return self._in_order(rows)
 
     def label(self, volume: NDArray[Any]) -> NDArray[Any]:
@@ -146,7 +137,7 @@ class Warp:
             return self._by_argmax(volume)
         for axis in self._uncoupled:
             if self.matrix[axis, axis] != 1:
-                volume = volume.take(nearest(self._line_in(volume, axis)), axis=axis)
+                volume = volume.take(spline.nearest(self._line_in(volume, axis)), axis=axis)
         return self._nearest_points(volume) if self._coupled else volume
 
     @property
@@ -176,7 +167,7 @@ class Warp:
         return np.asarray(self._line(axis) + (volume.shape[axis] - 1) / 2)
 
     @cached_property
-    def _points(self) -> Floats:
+    def _points(self) -> spline.Floats:
         """Positions along the coupled axes, relative to the centre: (axes, n)."""
         axes = self._coupled
         sizes = [self.size[axis] for axis in axes]
@@ -192,7 +183,7 @@ class Warp:
                 out += factor * line
         return points.reshape(len(axes), -1)
 
-    def _points_in(self, volume: NDArray[Any]) -> Floats:
+    def _points_in(self, volume: NDArray[Any]) -> spline.Floats:
         centre = [(volume.shape[axis] - 1) / 2 for axis in self._coupled]
         return self._points + np.array(centre, np.float32)[:, None]
 
@@ -202,7 +193,7 @@ class Warp:
         at = np.zeros(self._points.shape[1], np.intp)
         for size, line in zip(sizes, self._points_in(volume), strict=True):
             at *= size
-            at += nearest(line)
+            at += spline.nearest(line)
         return self._in_order(table.reshape(-1, table.shape[-1]).take(at, axis=0))
 
     def _coupled_first(self, volume: NDArray[Any]) -> NDArray[Any]:
@@ -242,7 +233,7 @@ def _centred(size: int) -> NDArray[np.float64]:
 
 def displacement(
     shape: Sequence[int], alpha: float, sigma: float, rng: np.random.Generator
-) -> Floats:
+) -> spline.Floats:
     """Draw one component of a displacement field, in voxels, distributed as in batchgenerators.
 
     There it is uniform noise in [-1, 1], smoothed by a Gaussian and multiplied by alpha (Simard et
@@ -261,11 +252,11 @@ def displacement(
     field = rng.standard_normal(cells, dtype=np.float32)
     field *= alpha / np.sqrt(3)  # standard deviation of the uniform distribution on [-1, 1]
     for axis, operator in enumerate(operators):
-        field = along(operator, field, axis)
+        field = spline.along(operator, field, axis)
     return field
 
 
-def smoothing_operator(size: int, sigma: float) -> Floats:
+def smoothing_operator(size: int, sigma: float) -> spline.Floats:
     """Return the matrix (size, cells) that maps noise in cells to Gaussian-filtered voxels.
 
     Beyond the axis there is no noise, as in `scipy.ndimage.gaussian_filter(mode="constant")`. An

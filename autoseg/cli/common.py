@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
-from autoseg.common.errors import (
-    DENIED,
-    AutosegError,
-    InUse,
-    Stopped,
-    is_lack_of_memory,
-    stopped_by_signals,
-)
+from autoseg.common import errors
 from autoseg.common.machine import cores, limit_threads
 from autoseg.common.progress import say, tolerate_output
 
@@ -135,14 +128,14 @@ def run(
         return int(stop.code or 0)
     limit_threads()
     try:
-        with stopped_by_signals(how_to_continue):  # releases locks and ends workers
+        with errors.stopped_by_signals(how_to_continue):  # releases locks and ends workers
             return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         if arguments.debug:
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):
-            error = Stopped(f"stopped by Ctrl-C; {how_to_continue}", signal.SIGINT)
-        if isinstance(error, Stopped):
+            error = errors.Stopped(f"stopped by Ctrl-C; {how_to_continue}", signal.SIGINT)
+        if isinstance(error, errors.Stopped):
             _print_line(str(error))
             return error.status
         status, text = _describe(error, arguments.debug)
@@ -165,11 +158,11 @@ def _print_line(text: str) -> None:
 
 def _describe(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit status and message."""
-    if isinstance(error, AutosegError | InUse):
+    if isinstance(error, errors.AutosegError | errors.InUse):
         return BAD_INPUT, str(error)
     if isinstance(error, PermissionError):
-        return BAD_INPUT, f"{error.filename}: {DENIED}"
-    if is_lack_of_memory(error):
+        return BAD_INPUT, f"{error.filename}: {errors.DENIED}"
+    if errors.is_lack_of_memory(error):
         details = f" ({error})" if str(error) else ""
         return FAILED, f"not enough memory{details}; use fewer --processes, or close other programs"
     text = str(error) or type(error).__name__
@@ -199,12 +192,12 @@ def model_folder(arguments: argparse.Namespace) -> Path:
     """
     if arguments.model is not None:
         if arguments.task or arguments.plan:
-            raise AutosegError("-m already names a model; leave out -t and -p")
+            raise errors.AutosegError("-m already names a model; leave out -t and -p")
         return Path(arguments.model)
     workspace = find_workspace(arguments)
     trained = workspace.trained()
     if not trained:
-        raise AutosegError(
+        raise errors.AutosegError(
             f"{workspace.root / 'models'} has no trained model; run autoseg_train, or use -m MODEL"
         )
     task = workspace.find_task_name(arguments.task) if arguments.task else None
@@ -218,8 +211,10 @@ def model_folder(arguments: argparse.Namespace) -> Path:
     if not matches:
         given = {"-t": arguments.task, "-p": arguments.plan}
         options = " ".join(f"{option} {name}" for option, name in given.items() if name)
-        raise AutosegError(f"no trained model matches {options}; available: {_listed(trained)}")
-    raise AutosegError(f"several models are trained; choose one: {_listed(matches)}")
+        raise errors.AutosegError(
+            f"no trained model matches {options}; available: {_listed(trained)}"
+        )
+    raise errors.AutosegError(f"several models are trained; choose one: {_listed(matches)}")
 
 
 def _listed(models: Iterable[tuple[str, str]]) -> str:

@@ -22,14 +22,8 @@ from types import ModuleType
 import psutil
 from filelock import LeaseCompromise, OwnerRecord, SoftFileLease, Timeout
 
+from autoseg.common import files
 from autoseg.common.errors import AutosegError, InUse
-from autoseg.common.files import (
-    LONGEST_NAME,
-    cannot_write,
-    end_of_name,
-    guarded,
-    remove_leftovers,
-)
 from autoseg.common.progress import say
 
 fcntl: ModuleType | None
@@ -82,7 +76,7 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquire(lease, _marker(path), what, wait)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise files.cannot_write(path, error) from error
     token = lease.token
 
     def check() -> None:
@@ -94,7 +88,7 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
             )
 
     try:
-        with guarded(path.parent, check):
+        with files.guarded(path.parent, check):
             yield
     finally:
         lease.release()
@@ -106,7 +100,7 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
 def writing(out: Path) -> Iterator[None]:
     """Hold a lock for writing one file or folder, without what killed processes left of it."""
     with locked(out.with_name(f".{out.name}.lock"), str(out), wait=True):
-        remove_leftovers(out.parent, (out.name,))
+        files.remove_leftovers(out.parent, (out.name,))
         yield
 
 
@@ -122,7 +116,7 @@ def holder_of(path: Path) -> str | None:
 
 
 def _marker(path: Path) -> Path:
-    return path.with_name(end_of_name(path.name, LONGEST_NAME - SUFFIX_BYTES))
+    return path.with_name(files.end_of_name(path.name, files.LONGEST_NAME - SUFFIX_BYTES))
 
 
 def _acquire(lease: SoftFileLease, path: Path, what: str, wait: bool) -> int | None:

@@ -8,14 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autoseg.dataset import layouts
 from autoseg.dataset.declaration import Declaration, read_declaration
-from autoseg.dataset.layouts import (
-    Case,
-    declare_case_folders,
-    find_case_folders,
-    find_cases,
-    has_case_folders,
-)
 from autoseg.dataset.problems import Problem, raise_errors
 
 
@@ -31,7 +25,7 @@ class Task(Declaration):
 
     name: str
     folder: Path
-    cases: tuple[Case, ...]
+    cases: tuple[layouts.Case, ...]
 
     @property
     def declared_values(self) -> set[int]:
@@ -74,13 +68,13 @@ def find_task(
         DataError: `dataset.json` is invalid, or there is no case at all.
     """
     folder = Path(os.path.abspath(folder))  # unlike Path.resolve, this keeps the name of a link
-    if has_case_folders(folder):
-        declared, undeclared = declare_case_folders(folder, labels)
-        cases, problems = find_case_folders(folder, len(declared.channels))
+    if layouts.has_case_folders(folder):
+        declared, undeclared = layouts.declare_case_folders(folder, labels)
+        cases, problems = layouts.find_case_folders(folder, len(declared.channels))
         problems = [*undeclared, *problems]
     else:
         declared = read_declaration(folder)
-        cases, problems = find_cases(folder, declared)
+        cases, problems = layouts.find_cases(folder, declared)
     groups, unmatched = _groups(declared, cases, problems)
     known = vars(declared) | {"groups": groups}
     task = Task(**known, name=folder.name, folder=folder, cases=cases)
@@ -97,7 +91,7 @@ def without(task: Task, names: Collection[str]) -> Task:
 
 
 def _groups(
-    declared: Declaration, cases: Sequence[Case], problems: Sequence[Problem]
+    declared: Declaration, cases: Sequence[layouts.Case], problems: Sequence[Problem]
 ) -> tuple[dict[str, str], list[Problem]]:
     """Return case -> patient, and a problem for each entry of "groups" that matches no case."""
     names = [case.name for case in cases]

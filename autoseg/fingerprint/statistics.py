@@ -15,15 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from autoseg.common.arrays import (
-    CHUNK,
-    Box,
-    LabelMap,
-    bounding_box,
-    connected_components,
-    count_values,
-    union_of_boxes,
-)
+from autoseg.common import arrays
 
 SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
 SAMPLE_SIZE = 500
@@ -87,8 +79,8 @@ class RawValues:
     @property
     def mean_and_std(self) -> tuple[float, float]:
         """In double precision, without copying all values to double precision."""
-        starts = range(0, len(self), CHUNK)
-        chunks = [self.values[start : start + CHUNK] for start in starts]
+        starts = range(0, len(self), arrays.CHUNK)
+        chunks = [self.values[start : start + arrays.CHUNK] for start in starts]
         mean = sum(float(chunk.sum(dtype=np.float64)) for chunk in chunks) / len(self)
         squares = sum(float(np.square(chunk - np.float64(mean)).sum()) for chunk in chunks)
         return mean, (squares / len(self)) ** 0.5
@@ -117,10 +109,10 @@ def small_integers(values: NDArray[Any]) -> NDArray[Any] | None:
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     found = np.empty(len(values), np.int16)
     with np.errstate(invalid="ignore"):  # values that do not fit are changed
-        for start in range(0, len(values), CHUNK):
-            chunk = values[start : start + CHUNK]
-            found[start : start + CHUNK] = chunk
-            if not np.array_equal(found[start : start + CHUNK], chunk):
+        for start in range(0, len(values), arrays.CHUNK):
+            chunk = values[start : start + arrays.CHUNK]
+            found[start : start + arrays.CHUNK] = chunk
+            if not np.array_equal(found[start : start + arrays.CHUNK], chunk):
                 return None
     return found
 
@@ -129,7 +121,7 @@ def histogram(values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Hi
     """Return the histogram of flat integers of up to 16 bits, or of those in a mask."""
     bits = 8 * values.itemsize
     unsigned = values.view(f"u{values.itemsize}")
-    counts = count_values(unsigned, 1 << bits, mask)
+    counts = arrays.count_values(unsigned, 1 << bits, mask)
     first = 0
     if values.dtype.kind == "i":  # the upper half of the counts is that of negative integers
         first = -len(counts) // 2
@@ -192,7 +184,7 @@ class LabelStatistics:
 
 
 def measure_labels(
-    label: LabelMap, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
+    label: arrays.LabelMap, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
 ) -> dict[str, LabelStatistics]:
     """Measure every label except the background.
 
@@ -203,7 +195,7 @@ def measure_labels(
         labels: label name -> values that it covers; labels that cover 0 are omitted.
         spacing_mm: along x, y, z.
     """
-    around = bounding_box(label)
+    around = arrays.bounding_box(label)
     inside = label[around or np.s_[:1, :1, :1]]  # if all is background, one voxel is enough
     # Entry i is the box of the value i + 1, or None; .T: the memory order of a file
     boxes = [box and (box[2], box[1], box[0]) for box in find_objects(inside.T)]
@@ -211,7 +203,7 @@ def measure_labels(
         name: _measure(
             inside,
             values,
-            union_of_boxes(boxes[value - 1] for value in values if value <= len(boxes)),
+            arrays.union_of_boxes(boxes[value - 1] for value in values if value <= len(boxes)),
             spacing_mm,
         )
         for name, values in labels.items()
@@ -220,7 +212,10 @@ def measure_labels(
 
 
 def _measure(
-    label: LabelMap, values: Sequence[int], box: Box | None, spacing_mm: Sequence[float]
+    label: arrays.LabelMap,
+    values: Sequence[int],
+    box: arrays.Box | None,
+    spacing_mm: Sequence[float],
 ) -> LabelStatistics:
     if box is None:
         return LabelStatistics(0.0, 0, None)
@@ -229,6 +224,6 @@ def _measure(
     x, y, z = (size * mm for size, mm in zip(mask.shape, spacing_mm, strict=True))
     return LabelStatistics(
         volume_ml=rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000),
-        components=connected_components(mask)[1],
+        components=arrays.connected_components(mask)[1],
         extent_mm=(rounded(x), rounded(y), rounded(z)),
     )

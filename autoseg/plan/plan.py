@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from autoseg.common.arrays import Triple
 from autoseg.common.files import write_json
 from autoseg.common.progress import counted
+from autoseg.plan import sections
 from autoseg.plan.augmentation import Mirror, PreviousMorphology, PreviousRemoval, Transform
 from autoseg.plan.labels import (
     Classes,
@@ -30,37 +31,20 @@ from autoseg.plan.labels import (
     exchange,
     values_of,
 )
-from autoseg.plan.sections import (
-    FOR_ID,
-    MM,
-    VOXELS,
-    Axes,
-    Count,
-    LabelValue,
-    Network,
-    Orientation,
-    Positive,
-    Resample,
-    Section,
-    Seed,
-    Share,
-    Size3,
-    Step,
-    Training,
-    since,
-)
 
 FORMAT_VERSION = 1
 CASCADE = "3d_cascade_fullres"
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
 
 
-class Sampling(Section):
+class Sampling(sections.Section):
     """Which patches a batch consists of."""
 
-    patch_size: Size3 = Field(title="patch size (x, y, z)", json_schema_extra=VOXELS)
-    batch_size: Count = Field(title="batch size")
-    foreground_share: Share = Field(
+    patch_size: sections.Size3 = Field(
+        title="patch size (x, y, z)", json_schema_extra=sections.VOXELS
+    )
+    batch_size: sections.Count = Field(title="batch size")
+    foreground_share: sections.Share = Field(
         0.33,
         title="patches centred on the foreground",
         description="share of the patches of a batch that are centred on a foreground voxel",
@@ -72,7 +56,7 @@ class Sampling(Section):
     )
 
 
-class VolumeShare(Section):
+class VolumeShare(sections.Section):
     """A volume that predictions report as a share, e.g. infection / (lungs + infection)."""
 
     label: int
@@ -81,25 +65,25 @@ class VolumeShare(Section):
     )
 
 
-class Splits(Section):
+class Splits(sections.Section):
     """How the cases are split into folds (a `splits.json` of the user overrides it)."""
 
     folds: int = Field(5, ge=2, title="folds")
-    seed: Seed = Field(12345, title="random seed of the splits")
+    seed: sections.Seed = Field(12345, title="random seed of the splits")
 
 
-class Inference(Section):
+class Inference(sections.Section):
     """How a scan is predicted from patches."""
 
     overlap: Triple = Field(
-        title="overlap of neighbouring patches (x, y, z)", json_schema_extra=VOXELS
+        title="overlap of neighbouring patches (x, y, z)", json_schema_extra=sections.VOXELS
     )
     tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
         title="step between patches, share of the patch",
         description="null: the patch without the overlap; nnU-Net's step is 0.5, for which the "
         "overlap of odd patches would not be a whole number",
-        json_schema_extra=since("0.2.0"),
+        json_schema_extra=sections.since("0.2.0"),
     )
     weighting: Literal["gaussian", "uniform", "nnunet"] = Field(
         "gaussian",
@@ -111,27 +95,29 @@ class Inference(Section):
         title="what is averaged",
         description="over patches, mirrored patches and folds, and interpolated to the scan's "
         "grid; logits_float16: with all sums of patches and folds rounded, as in nnU-Net",
-        json_schema_extra=since("0.2.0"),
+        json_schema_extra=sections.since("0.2.0"),
     )
     slide_axis: Literal[0, 1, 2] | None = Field(
         None,
         title="axis of the outermost patches",
         description="the order in which patches are added decides how float16 rounds their sum; "
         "null: the axis that takes the least memory",
-        json_schema_extra=since("0.2.0"),
+        json_schema_extra=sections.since("0.2.0"),
     )
-    anisotropy: Positive | None = Field(
+    anisotropy: sections.Positive | None = Field(
         None,
         title="anisotropy of the interpolation",
         description="above this ratio of spacings the scan's planes across the coarse axis take "
         "the values of the nearest plane; null: they are interpolated",
-        json_schema_extra=since("0.2.0"),
+        json_schema_extra=sections.since("0.2.0"),
     )
-    mirror_axes: Axes = Field((), title="axes mirrored with --tta")
-    mirror: bool = Field(False, title="mirroring without --tta", json_schema_extra=since("0.2.0"))
+    mirror_axes: sections.Axes = Field((), title="axes mirrored with --tta")
+    mirror: bool = Field(
+        False, title="mirroring without --tta", json_schema_extra=sections.since("0.2.0")
+    )
 
 
-class Provenance(Section):
+class Provenance(sections.Section):
     """Why a value was chosen."""
 
     source: str = Field(description="a rule, reference plan, overrides file, --set, or time budget")
@@ -145,7 +131,7 @@ class Provenance(Section):
     )
 
 
-class Plan(Section):
+class Plan(sections.Section):
     """Everything that changes a result, for one configuration of one task.
 
     >>> import autoseg
@@ -162,12 +148,12 @@ class Plan(Section):
         None, title="previous stage", description="the plan whose segmentation a cascade refines"
     )
     channels: Annotated[tuple[str, ...], Field(min_length=1)] = Field(title="image channels")
-    labels: dict[str, Annotated[tuple[LabelValue, ...], Field(min_length=1)]] = Field(
+    labels: dict[str, Annotated[tuple[sections.LabelValue, ...], Field(min_length=1)]] = Field(
         title="classes and their label values",
         description="class name -> label values, background first",
     )
-    ignore_label: LabelValue | None = Field(None, title="ignored label value")
-    regions_class_order: tuple[LabelValue, ...] | None = Field(
+    ignore_label: sections.LabelValue | None = Field(None, title="ignored label value")
+    regions_class_order: tuple[sections.LabelValue, ...] | None = Field(
         None,
         title="painting order of the regions",
         description="the value that each class but the background paints; later ones overwrite",
@@ -178,31 +164,33 @@ class Plan(Section):
         description="cases with errors that planning and training leave out",
     )
     shares: tuple[VolumeShare, ...] = Field((), title="volume share")
-    orientation: Orientation | None = Field(
+    orientation: sections.Orientation | None = Field(
         None,
         title="orientation of the axes",
         description="sides of the patient towards which x, y, z run, such as RAS: scans are "
         "flipped to it before all steps, and sizes and spacings of the plan mean these axes; null: "
         "scans stay as they are stored",
-        json_schema_extra=since("0.2.0"),
+        json_schema_extra=sections.since("0.2.0"),
     )
-    mirrored_labels: tuple[tuple[LabelValue, LabelValue], ...] = Field(
+    mirrored_labels: tuple[tuple[sections.LabelValue, sections.LabelValue], ...] = Field(
         (),
         title="labels exchanged with left and right",
         description="pairs of label values of the left and the right side, which are exchanged "
         "when the left-right axis is mirrored, in training and with --tta",
-        json_schema_extra=since("0.2.0"),
+        json_schema_extra=sections.since("0.2.0"),
     )
-    target_spacing_mm: tuple[Positive | None, Positive | None, Positive | None] = Field(
+    target_spacing_mm: tuple[
+        sections.Positive | None, sections.Positive | None, sections.Positive | None
+    ] = Field(
         title="target spacing (x, y, z)",
         description="voxel size of the network's input; null: each scan's own along that axis",
-        json_schema_extra=MM,
+        json_schema_extra=sections.MM,
     )
-    preprocessing: tuple[Step, ...] = Field(title="preprocessing step")
+    preprocessing: tuple[sections.Step, ...] = Field(title="preprocessing step")
     sampling: Sampling
     augmentation: tuple[Transform, ...] = Field(title="augmentation")
-    network: Network
-    training: Training
+    network: sections.Network
+    training: sections.Training
     splits: Splits = Splits()
     inference: Inference
     evaluation: Evaluation = Evaluation()
@@ -210,7 +198,7 @@ class Plan(Section):
         default_factory=dict,
         title="codes of the classes",
         description="in DICOM segmentation objects; other classes are coded by their name",
-        json_schema_extra=since("0.2.0"),
+        json_schema_extra=sections.since("0.2.0"),
     )
     measured: dict[str, Any] = Field(
         default_factory=dict, description="the measurements behind a time budget"
@@ -334,7 +322,7 @@ class Plan(Section):
     @property
     def resamples(self) -> bool:
         """Whether the cases are resampled to the target spacing."""
-        return any(isinstance(step, Resample) for step in self.preprocessing)
+        return any(isinstance(step, sections.Resample) for step in self.preprocessing)
 
     def target_spacing_of(self, spacing_mm: Sequence[float]) -> tuple[float, float, float]:
         """The spacing to which a scan with this spacing is resampled."""
@@ -360,14 +348,14 @@ class Plan(Section):
         Keys added after version 0.1.0 count only if they differ from their default.
         """
         no_effect = {"provenance", "measured", "evaluation", "codes"}
-        return _digest(self.model_dump(mode="json", exclude=no_effect, context=FOR_ID))
+        return _digest(self.model_dump(mode="json", exclude=no_effect, context=sections.FOR_ID))
 
     @property
     def preprocessing_id(self) -> str:
         """Like `id`, but only for the values that affect a preprocessed case."""
         keys = {"channels", "labels", "ignore_label", "orientation"}
         keys |= {"target_spacing_mm", "preprocessing"}
-        values = self.model_dump(mode="json", include=keys, context=FOR_ID)
+        values = self.model_dump(mode="json", include=keys, context=sections.FOR_ID)
         return _digest(values | ({"regions": True} if self.classes.are_regions else {}))
 
     def to_json(self) -> dict[str, Any]:

@@ -34,16 +34,8 @@ from autoseg.common.arrays import Triple
 from autoseg.common.errors import PlanError
 from autoseg.dataset.checks import HOUNSFIELD
 from autoseg.fingerprint import Fingerprint
+from autoseg.plan import sections
 from autoseg.plan.plan import Plan
-from autoseg.plan.sections import (
-    Adam,
-    Clip,
-    CropToNonzero,
-    Network,
-    Optimizer,
-    Resample,
-    whole_sizes,
-)
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import Layer, value_at
 from autoseg.planner.rules import LOWRES_COVERAGE, coarsened
@@ -178,7 +170,7 @@ def with_own_rules(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Pl
             chosen["sampling.patch_size"] = list(patch)
     whole = provenance.get("preprocessing")
     for index, step in enumerate(plan.preprocessing):
-        if isinstance(step, Clip) and whole is not None and whole.rule_value:
+        if isinstance(step, sections.Clip) and whole is not None and whole.rule_value:
             key, entry = f"preprocessing.{index}.window", f"preprocessing.{index}"
             chosen[key] = foreground_window(fingerprint, step.channel or 0)
             window = next((rule["window"] for rule in whole.rule_value if "window" in rule), None)
@@ -195,14 +187,16 @@ def median_grid(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Spacing (mm) and median shape (voxels) of the cases after the plan's preprocessing."""
     shapes = fingerprint.shapes_after_crop
-    if not any(isinstance(step, CropToNonzero) for step in plan.preprocessing):
+    if not any(isinstance(step, sections.CropToNonzero) for step in plan.preprocessing):
         shapes = np.array([case.shape for case in fingerprint.cases.values()], dtype=np.int64)
-    resample = next((step for step in plan.preprocessing if isinstance(step, Resample)), None)
+    resample = next(
+        (step for step in plan.preprocessing if isinstance(step, sections.Resample)), None
+    )
     if resample is None:
         return fingerprint.median_spacing_mm, tuple(np.median(shapes, axis=0).tolist())
     spacings = fingerprint.spacings_mm
     targets = np.array([plan.target_spacing_of(spacing) for spacing in spacings.tolist()])
-    whole = whole_sizes(shapes * spacings / targets, resample.rounding)
+    whole = sections.whole_sizes(shapes * spacings / targets, resample.rounding)
     median_mm = plan.target_spacing_of(fingerprint.median_spacing_mm)
     return median_mm, tuple(np.median(whole, axis=0).tolist())
 
@@ -285,7 +279,7 @@ def training_memory(plan: Plan, patch_size: Triple | None = None) -> TrainingMem
     )
 
 
-def parameter_count(network: Network, channels: int, classes: int) -> int:
+def parameter_count(network: sections.Network, channels: int, classes: int) -> int:
     """The exact number of trainable parameters of the built network."""
     bias = int(network.convolution_bias)
     count = 0
@@ -299,14 +293,14 @@ def parameter_count(network: Network, channels: int, classes: int) -> int:
     return count + sum((width + 1) * classes for width in heads)
 
 
-def _states(optimizer: Optimizer) -> int:
+def _states(optimizer: sections.Optimizer) -> int:
     """Values that the optimiser stores per parameter."""
-    if isinstance(optimizer, Adam):
+    if isinstance(optimizer, sections.Adam):
         return 2
     return 1 if optimizer.momentum > 0 else 0
 
 
-def _convolutions(network: Network, channels: int) -> list[tuple[int, int, Triple]]:
+def _convolutions(network: sections.Network, channels: int) -> list[tuple[int, int, Triple]]:
     """Input maps, output maps and kernel of every convolution followed by a normalisation."""
     features, kernels = network.features, network.kernels
     found: list[tuple[int, int, Triple]] = []
@@ -325,7 +319,7 @@ def _convolutions(network: Network, channels: int) -> list[tuple[int, int, Tripl
     return found
 
 
-def _shortcuts(network: Network) -> list[tuple[int, int]]:
+def _shortcuts(network: sections.Network) -> list[tuple[int, int]]:
     """Input and output maps of the convolutions in shortcuts, where the width changes."""
     if not network.residual:
         return []
@@ -334,7 +328,7 @@ def _shortcuts(network: Network) -> list[tuple[int, int]]:
 
 
 def _activations(
-    network: Network, channels: int, classes: int, patch: Triple, value_bytes: int
+    network: sections.Network, channels: int, classes: int, patch: Triple, value_bytes: int
 ) -> int:
     """Bytes saved for the backward pass, for one patch."""
     voxels = prod(patch)
@@ -354,7 +348,7 @@ def _activations(
     return total
 
 
-def _entry_bytes(network: Network, stage: int, value_bytes: int) -> int:
+def _entry_bytes(network: sections.Network, stage: int, value_bytes: int) -> int:
     """Bytes per voxel saved on entering a stage, besides its convolutions."""
     inputs, width = network.features[stage - 1], network.features[stage]
     kept = 0

@@ -28,20 +28,9 @@ from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, read_image, read_label
 from autoseg.image.label_writer import write_label
 from autoseg.image.orientation import orientation_of
+from autoseg.prediction import output
 from autoseg.prediction.fit import Differences, differs_from, warn
 from autoseg.prediction.inputs import Inputs
-from autoseg.prediction.output import (
-    CAPTURE,
-    DEFAULT_FORMAT,
-    DICOM_SEG,
-    PREVIEW,
-    PROBABILITIES,
-    check_format,
-    draw_preview,
-    output_path,
-    volumes,
-    write_png,
-)
 from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.prediction.record import (
     CaseQueue,
@@ -143,7 +132,7 @@ def predict_cases(
     out: Path,
     overwrite: bool,
     previous: Mapping[str, Path] | None = None,
-    format: str = DEFAULT_FORMAT,
+    format: str = output.DEFAULT_FORMAT,
     refused: Mapping[str, str] | None = None,
     save_probabilities: bool = False,
     strict: bool = False,
@@ -168,18 +157,18 @@ def predict_cases(
     Raises:
         AutosegError: an output would replace a scan, or the predictions there are of another model.
     """
-    check_format(format, inputs)
+    output.check_format(format, inputs)
     if predictor.not_checked:
         say(f"not checked whether scans are like the training scans: {predictor.not_checked}")
     writer = None
-    if format == DICOM_SEG:
+    if format == output.DICOM_SEG:
         from autoseg.prediction.dicom_seg import SegWriter  # pydicom is slow to import
 
         writer = SegWriter.of(predictor.plan, predictor.qualification)
-    pictures = [PREVIEW, *([CAPTURE] if writer else [])] if preview else []
-    more = [*([PROBABILITIES] if save_probabilities else []), *pictures]
+    pictures = [output.PREVIEW, *([output.CAPTURE] if writer else [])] if preview else []
+    more = [*([output.PROBABILITIES] if save_probabilities else []), *pictures]
     outputs = {
-        name: (output_path(out, name, format).name, *(name + suffix for suffix in more))
+        name: (output.output_path(out, name, format).name, *(name + suffix for suffix in more))
         for name in inputs
     }
     _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})
@@ -318,7 +307,7 @@ class _Stages:
         return found
 
     def _segment(self, case: _Case) -> None:
-        save = self._path(case, PROBABILITIES)
+        save = self._path(case, output.PROBABILITIES)
         with case.timed("network"):
             case.label = self.predictor.segment(
                 case.prepared, save, lambda part: self.bar.tell(f"{case.name} {part:.0%}")
@@ -332,12 +321,12 @@ class _Stages:
         plan, folder, files = self.predictor.plan, self.queue.folder, self.queue.inputs[case.name]
         first, *more = self.queue.outputs[case.name]
         path = folder / first
-        if png := self._path(case, PREVIEW):
+        if png := self._path(case, output.PREVIEW):
             with case.timed("preview"):
-                self._draw(case, png, self._path(case, CAPTURE))
+                self._draw(case, png, self._path(case, output.CAPTURE))
         with replacing(path) as temporary:
             with case.timed("writing"):
-                found = volumes(label, geometry, plan)
+                found = output.volumes(label, geometry, plan)
                 with _named(path, temporary):
                     if self.writer is not None and case.source is not None:
                         self.writer.write(temporary, label, case.source, case.note)
@@ -375,8 +364,8 @@ class _Stages:
         assert case.label is not None
         assert case.geometry is not None
         scan = read_image(self.queue.inputs[case.name], own_type=True).array[0]
-        picture = draw_preview(scan, case.label, case.geometry, self.predictor.plan)
-        write_png(picture, png)
+        picture = output.draw_preview(scan, case.label, case.geometry, self.predictor.plan)
+        output.write_png(picture, png)
         if self.writer is not None and case.source is not None and capture is not None:
             self.writer.write_picture(capture, np.asarray(picture), case.source, case.note)
 

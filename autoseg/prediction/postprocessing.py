@@ -13,15 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from autoseg.common.arrays import (
-    Box,
-    LabelMap,
-    Mask,
-    bounding_box,
-    connected_components,
-    count_values,
-    members,
-)
+from autoseg.common import arrays
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json
 
@@ -51,7 +43,7 @@ class Postprocessing:
     plan_id: str
     steps: tuple[KeepLargest, ...]
 
-    def apply(self, label_map: LabelMap) -> None:
+    def apply(self, label_map: arrays.LabelMap) -> None:
         """Change a label map (x, y, z) in place; voxels only ever become background."""
         for step in self.steps:
             if islands := find_islands(label_map, step.keep_largest):
@@ -72,19 +64,21 @@ class Postprocessing:
         return dataclass_from_json(Postprocessing, found, where, advice, extra=None)
 
 
-def find_islands(label_map: LabelMap, values: tuple[int, ...]) -> tuple[Box, Mask] | None:
+def find_islands(
+    label_map: arrays.LabelMap, values: tuple[int, ...]
+) -> tuple[arrays.Box, arrays.Mask] | None:
     """Find the voxels of some values outside of their largest component (the first of equal ones).
 
     Returns:
         a box of the label map and the mask of the islands in it; None if there are none.
     """
-    inside = members(label_map, values)
-    box = bounding_box(inside)
+    inside = arrays.members(label_map, values)
+    box = arrays.bounding_box(inside)
     if box is None:
         return None
     inside = np.array(inside[box], order="C")  # the memory order decides between equal components
-    components, count = connected_components(inside)
+    components, count = arrays.connected_components(inside)
     if count == 1:
         return None
-    inside &= components != 1 + np.argmax(count_values(components, count + 1)[1:])
+    inside &= components != 1 + np.argmax(arrays.count_values(components, count + 1)[1:])
     return box, inside

@@ -12,31 +12,14 @@ from typing import Any
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import obstacle, printable
-from autoseg.image.dicom import (
-    UID,
-    VOLUMES,
-    Contents,
-    Other,
-    dicom_files,
-    find_series,
-    read_contents,
-)
-from autoseg.image.dicom_series import (
-    LARGEST_LOCALISER,
-    SAME_POSITION_MM,
-    Series,
-    Source,
-    check_stack,
-    continues,
-    joined,
-)
+from autoseg.image import dicom, dicom_series
 
 UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
 WITH_ENDING = re.compile(r".+\.[A-Za-z]\w*")  # unlike a UID
 NUMBERED = re.compile(r".+_\d{4}")
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*")
 COMPARISONS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
-Choice = Callable[[Series], bool]
+Choice = Callable[[dicom_series.Series], bool]
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,7 @@ class Scan:
 
     above: str
     stem: str
-    path: Source
+    path: dicom_series.Source
     is_case: bool = False
 
     @property
@@ -85,7 +68,7 @@ class _Found:
     """A series, where it lies, and why it is refused."""
 
     scan: Scan
-    series: Series
+    series: dicom_series.Series
     folder: Path
     problem: str | None = None
 
@@ -109,7 +92,7 @@ def find_studies(
     found: list[_Found] = []
     for folder in _walk(root, set(), studies):
         try:
-            contents = read_contents(dicom_files(folder))
+            contents = dicom.read_contents(dicom.dicom_files(folder))
         except DataError as error:
             studies.refused[_scan_in(folder, root).name] = str(error)
         else:
@@ -125,11 +108,11 @@ def scan_of_slice(file: Path, name_by: str) -> Scan:
     Raises:
         DataError: it belongs to none, or its slices do not form a volume.
     """
-    series = find_series(file)
+    series = dicom.find_series(file)
     if reason := series.why_no_volume:
         raise DataError(f"{file}: {reason}")
-    check_stack(series, str(file))
-    found = _found_in(read_contents(dicom_files(file.parent)), file.parent, file.parent)
+    dicom_series.check_stack(series, str(file))
+    found = _found_in(dicom.read_contents(dicom.dicom_files(file.parent)), file.parent, file.parent)
     named = _named(found, name_by, 1)
     return next(each.scan for each in named if each.series.first.file in series.files)
 
@@ -149,14 +132,14 @@ def _sort(found: Sequence[_Found], choice: Choice | None, studies: Studies) -> N
                 other.folder == each.folder or other.series.first.study == series.first.study
                 for other in volumes
             )
-            is_scan = series.first.modality in VOLUMES and not series.first.is_localiser
-            if not is_scan or (is_beside and len(series.slices) < LARGEST_LOCALISER):
+            is_scan = series.first.modality in dicom.VOLUMES and not series.first.is_localiser
+            if not is_scan or (is_beside and len(series.slices) < dicom_series.LARGEST_LOCALISER):
                 studies.passed_over[name] = reason
                 continue
             problem = f"{series}: {reason}"
         try:
             if problem is None:
-                check_stack(series, f"{series}, series {series.first.number}")
+                dicom_series.check_stack(series, f"{series}, series {series.first.number}")
         except DataError as error:
             problem = str(error)
         if problem is None:
@@ -190,7 +173,7 @@ def _scan_in(folder: Path, root: Path) -> Scan:
     return Scan("_".join(above), stem, folder)
 
 
-def _found_in(contents: Contents, folder: Path, root: Path) -> list[_Found]:
+def _found_in(contents: dicom.Contents, folder: Path, root: Path) -> list[_Found]:
     """Name the series of a folder: the only volume after the folder, others by their number."""
     scan = _scan_in(folder, root)
     volumes = contents.volumes
@@ -215,7 +198,7 @@ def _put_together(found: Sequence[_Found]) -> list[_Found]:
         parts[each.series.uids].append(each)
     whole = [each for some in parts.values() for each in _whole(some)]
     singles = {id(each.series): each for each in whole if len(each.series.slices) == 1}
-    for series in joined([each.series for each in singles.values()]):
+    for series in dicom_series.joined([each.series for each in singles.values()]):
         if id(series) not in singles:
             some = [each for each in singles.values() if each.series.first in series.slices]
             whole = [each for each in whole if each not in some]
@@ -233,16 +216,16 @@ def _whole(some: list[_Found]) -> list[_Found]:
         for part in some
         for each in part.series.slices
     }
-    series = Series.of(slices.values())
+    series = dicom_series.Series.of(slices.values())
     is_copy = len(series.slices) <= max(len(part.series.slices) for part in some)
     if len(some) == 1 or is_copy or series.why_no_volume:
         return some
     one = replace(some[0], scan=replace(some[0].scan, path=series), series=series)
     try:
-        check_stack(series, f"{series}: hold parts of one series")
+        dicom_series.check_stack(series, f"{series}: hold parts of one series")
     except DataError as error:
         offsets = series.offsets_mm
-        if (offsets[1:] - offsets[:-1]).min() < SAME_POSITION_MM:
+        if (offsets[1:] - offsets[:-1]).min() < dicom_series.SAME_POSITION_MM:
             return some
         return [replace(one, problem=str(error))]
     return [one]
@@ -256,7 +239,7 @@ def _with_lost_slices(found: list[_Found]) -> list[_Found]:
         for single in found
         if len(single.series.slices) == 1 and not single.series.first.is_localiser
         for volume in volumes
-        if continues(single.series.first, volume.series)
+        if dicom_series.continues(single.series.first, volume.series)
     ]
     for single, volume in lost:
         reason = (
@@ -295,9 +278,9 @@ def _named(found: Sequence[_Found], name_by: str, channels: int) -> list[_Found]
     return named
 
 
-def _sort_others(contents: Contents, root: Path, studies: Studies) -> None:
+def _sort_others(contents: dicom.Contents, root: Path, studies: Studies) -> None:
     """One line for all objects of a kind in a folder."""
-    alike: defaultdict[tuple[str, bool], list[Other]] = defaultdict(list)
+    alike: defaultdict[tuple[str, bool], list[dicom.Other]] = defaultdict(list)
     for other in contents.others:
         alike[other.reason, other.is_scan].append(other)
     for (reason, is_scan), others in alike.items():
@@ -313,7 +296,7 @@ def series_choice(text: str) -> Choice:
     Raises:
         AutosegError: it is neither.
     """
-    if UID.fullmatch(text.strip()):
+    if dicom.UID.fullmatch(text.strip()):
         return lambda series: series.first.series == text.strip()
     from autoseg.image.dicom_pixels import is_keyword, values_of  # pydicom is slow to import
 

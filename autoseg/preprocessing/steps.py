@@ -24,14 +24,7 @@ from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
-from autoseg.preprocessing.resample import (
-    axis_operator,
-    axis_orders,
-    most_shrinking_first,
-    resample_axis,
-    resample_label,
-    resampled_shape,
-)
+from autoseg.preprocessing import resample
 
 SLAB_VOXELS = 1 << 20
 
@@ -133,18 +126,18 @@ def resample_channel(
     """
     if channel.shape == shape:
         return channel
-    first, second, last = most_shrinking_first(channel.shape, shape)
+    first, second, last = resample.most_shrinking_first(channel.shape, shape)
     between = list(shape)
     between[last] = channel.shape[last]
     middle = np.empty_like(channel.stored, np.float32, channel.layout, shape=between)
     for where, slab in channel.slabs(last):
-        flat = resample_axis(slab, first, shape[first], orders[first])
-        middle[where] = resample_axis(flat, second, shape[second], orders[second])
-    values = resample_axis(middle, last, shape[last], orders[last])
+        flat = resample.resample_axis(slab, first, shape[first], orders[first])
+        middle[where] = resample.resample_axis(flat, second, shape[second], orders[second])
+    values = resample.resample_axis(middle, last, shape[last], orders[last])
     low, high = (np.asarray(end, np.float32) for end in channel.limits())
     if clip_planes and 0 in orders and max(orders) > 0:
         axis = list(orders).index(0)
-        nearest = axis_operator(channel.shape[axis], shape[axis], 0).argmax(axis=1)
+        nearest = resample.axis_operator(channel.shape[axis], shape[axis], 0).argmax(axis=1)
         others = [other for other in range(3) if other != axis]
         ends = channel.limits_of_planes(axis)[:, nearest]
         low, high = (np.expand_dims(end, others) for end in ends)
@@ -265,18 +258,18 @@ def _crop(case: _Case) -> _Case:
 def _resample(case: _Case, step: Resample, plan: Plan) -> _Case:
     spacing = case.spacing_mm
     target = plan.target_spacing_of(spacing)
-    shape = resampled_shape(case.channels[0].shape, spacing, target, step.rounding)
-    orders = axis_orders(step.image_order, spacing, target, step.anisotropy)
+    shape = resample.resampled_shape(case.channels[0].shape, spacing, target, step.rounding)
+    orders = resample.axis_orders(step.image_order, spacing, target, step.anisotropy)
     channels = tuple(
         resample_channel(channel, shape, orders, step.clip == "plane") for channel in case.channels
     )
     label = case.label
     if label is not None:
-        orders = axis_orders(step.label_order, spacing, target, step.anisotropy)
-        label = resample_label(label, shape, orders, step.label_ties)
+        orders = resample.axis_orders(step.label_order, spacing, target, step.anisotropy)
+        label = resample.resample_label(label, shape, orders, step.label_ties)
     nonzero = case.nonzero
     if nonzero is not None:
-        nonzero = resample_label(nonzero, shape, (0, 0, 0))
+        nonzero = resample.resample_label(nonzero, shape, (0, 0, 0))
     return replace(case, channels=channels, label=label, spacing_mm=target, nonzero=nonzero)
 
 

@@ -22,20 +22,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from autoseg.common import arrays
+from autoseg.common import arrays, files
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import (
-    CHECKSUMS,
-    checksum,
-    is_as_written,
-    read_json,
-    replacing,
-    temporary_for,
-    unfinished_in,
-    write_checksums,
-    write_json,
-)
 from autoseg.preprocessing.steps import Prepared
 
 LOCATIONS_PER_CLASS = 5000
@@ -68,11 +57,11 @@ class CaseStore:
         """
         folder = self.folder / name
         try:
-            record = read_json(folder / "case.json")
+            record = files.read_json(folder / "case.json")
         except AutosegError:
             return False
         return bool(
-            (folder / CHECKSUMS).exists()  # older versions wrote none
+            (folder / files.CHECKSUMS).exists()  # older versions wrote none
             and isinstance(record, dict)
             and record.get("preprocessing_id") == self.preprocessing_id
             and record.get("source") == [list(pair) for pair in source]
@@ -80,7 +69,7 @@ class CaseStore:
 
     def is_whole(self, name: str) -> bool:
         """Return whether the files of the case match their checksums; reads all bytes."""
-        return is_as_written(self.folder / name, CASE_FILES)
+        return files.is_as_written(self.folder / name, CASE_FILES)
 
     def write(
         self,
@@ -110,14 +99,14 @@ class CaseStore:
                 _compress(folder / "image.b2nd", case.image)
                 _compress(folder / "label.b2nd", case.label)
                 _save_voxels(folder / "foreground.safetensors", case.label, members)
-                write_json(folder / "case.json", record)
-                write_checksums(folder, CASE_FILES)
+                files.write_json(folder / "case.json", record)
+                files.write_checksums(folder, CASE_FILES)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
             raise self._cannot_store(name, error) from error
 
     def remove_leftovers(self) -> None:
         """Delete unfinished cases of killed processes; no process may be writing."""
-        for folder in unfinished_in(self.folder):
+        for folder in files.unfinished_in(self.folder):
             shutil.rmtree(folder, ignore_errors=True)
 
     def open(self, name: str) -> StoredCase:
@@ -146,7 +135,7 @@ class CaseStore:
 
     def grid_of(self, name: str) -> tuple[Triple, tuple[tuple[int, int], ...]]:
         """Return the shape of a stored case, and the box (start, stop) of its turned raw file."""
-        record = read_json(self.folder / name / "case.json")
+        record = files.read_json(self.folder / name / "case.json")
         x, y, z = record["shape"]
         return (x, y, z), tuple((start, stop) for start, stop in record["box"])
 
@@ -159,7 +148,9 @@ class CaseStore:
         """
         folder = self.folder / name
         try:
-            return bool(read_json(folder / "previous.json") == _previous_record(folder, source))
+            return bool(
+                files.read_json(folder / "previous.json") == _previous_record(folder, source)
+            )
         except (AutosegError, OSError):
             return False
 
@@ -170,11 +161,11 @@ class CaseStore:
         folder = self.folder / name
         (folder / "previous.json").unlink(missing_ok=True)
         try:
-            with replacing(folder / PREVIOUS) as temporary:
+            with files.replacing(folder / PREVIOUS) as temporary:
                 _compress(temporary, segmentation)
         except RuntimeError as error:  # raised by blosc2, for example on a full disk
             raise self._cannot_store(name, error) from error
-        write_json(folder / "previous.json", _previous_record(folder, source))
+        files.write_json(folder / "previous.json", _previous_record(folder, source))
 
     def _cannot_store(self, name: str, error: Exception) -> AutosegError:
         return AutosegError(
@@ -235,7 +226,7 @@ class StoredCase:
 
 
 def _previous_record(folder: Path, source: Sequence[int]) -> dict[str, Any]:
-    return {"source": list(source), "checksum": checksum(folder / PREVIOUS)}
+    return {"source": list(source), "checksum": files.checksum(folder / PREVIOUS)}
 
 
 def _damaged(folder: Path, error: Exception) -> AutosegError:
@@ -245,7 +236,7 @@ def _damaged(folder: Path, error: Exception) -> AutosegError:
 @contextmanager
 def _replacing_folder(target: Path) -> Iterator[Path]:
     """Yield an empty temporary folder, which replaces `target` if the block succeeds."""
-    temporary = temporary_for(target)
+    temporary = files.temporary_for(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -330,7 +321,7 @@ def _link(case: Path, target: Path) -> bool:
     """Link the files of a case, or copy them if the file system has no hard links."""
     try:
         with _replacing_folder(target) as folder:
-            for file in (*CASE_FILES, CHECKSUMS):
+            for file in (*CASE_FILES, files.CHECKSUMS):
                 try:
                     os.link(case / file, folder / file)
                 except OSError:

@@ -18,13 +18,7 @@ from autoseg.augmentation.on_device import finish
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
-from autoseg.models.checkpoint import (
-    Tensors,
-    load_optimizer,
-    optimizer_tensors,
-    with_prefix,
-    without_prefix,
-)
+from autoseg.models import checkpoint
 from autoseg.networks.devices import autocast, autocast_type, memory_format, to_device
 from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
@@ -127,27 +121,27 @@ class Learner:
             image = with_masks(image, previous, parts).to(memory_format=self.format)
         return image, label
 
-    def weights(self) -> Tensors:
+    def weights(self) -> checkpoint.Tensors:
         """The weights that prediction uses: the moving average if the plan has one."""
         network = self.network if self.average is None else self.average.module
         return dict(network.state_dict())
 
-    def tensors(self) -> Tensors:
+    def tensors(self) -> checkpoint.Tensors:
         """All tensors that a resumed run needs to continue bit by bit."""
-        found = with_prefix("network", self.network.state_dict())
-        found |= optimizer_tensors(self.optimizer)
-        found |= with_prefix("scaler", scaler_tensors(self.scaler))
+        found = checkpoint.with_prefix("network", self.network.state_dict())
+        found |= checkpoint.optimizer_tensors(self.optimizer)
+        found |= checkpoint.with_prefix("scaler", scaler_tensors(self.scaler))
         if self.average is not None:
-            found |= with_prefix("average", self.average.state_dict())
+            found |= checkpoint.with_prefix("average", self.average.state_dict())
         return found
 
-    def load_tensors(self, tensors: Tensors) -> None:
+    def load_tensors(self, tensors: checkpoint.Tensors) -> None:
         """The reverse of `tensors`."""
-        self.network.load_state_dict(without_prefix("network", tensors))
-        load_optimizer(self.optimizer, tensors)
-        load_scaler(self.scaler, without_prefix("scaler", tensors))
+        self.network.load_state_dict(checkpoint.without_prefix("network", tensors))
+        checkpoint.load_optimizer(self.optimizer, tensors)
+        load_scaler(self.scaler, checkpoint.without_prefix("scaler", tensors))
         if self.average is not None:
-            self.average.load_state_dict(without_prefix("average", tensors))
+            self.average.load_state_dict(checkpoint.without_prefix("average", tensors))
 
 
 class Validation:
@@ -211,13 +205,13 @@ def _compile_errors() -> Iterator[None]:
         ) from error
 
 
-def scaler_tensors(scaler: GradScaler) -> Tensors:
+def scaler_tensors(scaler: GradScaler) -> checkpoint.Tensors:
     """The scale of a float16 loss and the steps since its last change; empty without scaling."""
     state = scaler.state_dict()
     return {key: torch.tensor(state[key]) for key in ("scale", "_growth_tracker") if key in state}
 
 
-def load_scaler(scaler: GradScaler, tensors: Tensors) -> None:
+def load_scaler(scaler: GradScaler, tensors: checkpoint.Tensors) -> None:
     """The reverse of `scaler_tensors`."""
     if scaler.is_enabled():
         found = {key: tensor.item() for key, tensor in tensors.items()}

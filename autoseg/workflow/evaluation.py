@@ -10,30 +10,16 @@ from autoseg.common.files import is_there
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import join_names
 from autoseg.dataset.splits import SPLITS_FILE, count_folds
+from autoseg.evaluation import evaluate
 from autoseg.evaluation.comparison import SHOWN, compare
-from autoseg.evaluation.evaluate import (
-    CrossValidation,
-    choose_labels,
-    evaluate_folders,
-    fold_rows,
-    gather,
-)
 from autoseg.evaluation.figures.overlay import draw_examples
 from autoseg.evaluation.labels import parse_options
 from autoseg.evaluation.learn_postprocessing import update
+from autoseg.evaluation.report import files
 from autoseg.evaluation.report.contents import (
     cross_validation_report,
     folder_report,
     worst_exhibits,
-)
-from autoseg.evaluation.report.files import (
-    Report,
-    Tables,
-    Trained,
-    save_comparison,
-    write_cross_validation,
-    write_report,
-    write_tables,
 )
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import metric_rows, print_dice, print_rows
@@ -76,8 +62,8 @@ def score_folders(
     out = out or predicted
     names = different_names(predicted, against) if against else ("", "")
     options = parse_options(maps, merges, tolerance)
-    labels = choose_labels(reference, predicted, options, processes)
-    summary = evaluate_folders(reference, predicted, labels, processes)
+    labels = evaluate.choose_labels(reference, predicted, options, processes)
+    summary = evaluate.evaluate_folders(reference, predicted, labels, processes)
     _write_tables(out, summary)
     if images:
         for picture in draw_examples(summary, images, labels, out):
@@ -87,7 +73,7 @@ def score_folders(
     _write_report(out, report)
     refused = summary.refused
     if against:
-        other = evaluate_folders(reference, against, labels, processes)
+        other = evaluate.evaluate_folders(reference, against, labels, processes)
         _write_comparison(summary, other, names, out, labels.colours)
         refused = refused | other.refused
     return not refused
@@ -110,18 +96,18 @@ def evaluate_task(workspace: Workspace, given: str, plan: str | None, processes:
     folder, planned = workspace.models(task, plan), workspace.preprocessed(task, plan)
     splits = planned / SPLITS_FILE
     fold_count = count_folds(splits) if splits.is_file() else 0  # unknown in this workspace
-    validation = gather(folder, fold_count)
-    tables: Tables = {
-        "Dice of the folds": fold_rows(validation),
+    validation = evaluate.gather(folder, fold_count)
+    tables: files.Tables = {
+        "Dice of the folds": evaluate.fold_rows(validation),
         **_learn_postprocessing(folder, validation, fold_count, processes),
     }
     out = folder / "cross_validation"
     _write_tables(out, validation.combined, tables)
     if validation.missing:
         print(f"missing folds: {', '.join(map(str, validation.missing))}")
-    trained = Trained(folder, workspace.raw_folder(given))
+    trained = files.Trained(folder, workspace.raw_folder(given))
     exhibits = trained.exhibits(validation.combined)
-    for path in write_cross_validation(trained, validation, out, processes, exhibits):
+    for path in files.write_cross_validation(trained, validation, out, processes, exhibits):
         print(f"{path.parent.name}: {path}")
     report = cross_validation_report(
         trained, validation, exhibits, planned / "fingerprint.json", tables, processes
@@ -138,8 +124,8 @@ def compare_plans(workspace: Workspace, given: str, plans: Sequence[str]) -> Non
     task = workspace.find_task_name(given)
     a, b = (workspace.models(task, _find_plan(workspace, task, name)) for name in plans)
     names = different_names(a, b)
-    scores = gather(a).combined, gather(b).combined
-    _write_comparison(*scores, names, a / "cross_validation", Trained(a, None).colours)
+    scores = evaluate.gather(a).combined, evaluate.gather(b).combined
+    _write_comparison(*scores, names, a / "cross_validation", files.Trained(a, None).colours)
 
 
 def different_names(one: Path, other: Path) -> tuple[str, str]:
@@ -179,8 +165,8 @@ def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
 
 
 def _learn_postprocessing(
-    folder: Path, validation: CrossValidation, fold_count: int, processes: int
-) -> Tables:
+    folder: Path, validation: evaluate.CrossValidation, fold_count: int, processes: int
+) -> files.Tables:
     """A table of the candidates; empty if nothing can be learned, as before all folds are there."""
     try:
         learned = update(folder, validation, fold_count, processes)
@@ -190,9 +176,9 @@ def _learn_postprocessing(
     return {"Postprocessing (the scores elsewhere are without it)": learned.rows()}
 
 
-def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> None:
+def _write_tables(out: Path, summary: Summary, tables: files.Tables | None = None) -> None:
     """Write and print the tables, and print their paths."""
-    paths = write_tables(out, summary, tables or {})
+    paths = files.write_tables(out, summary, tables or {})
     for heading, rows in (tables or {}).items():
         print(f"{heading}:")
         print_rows(rows)
@@ -204,9 +190,9 @@ def _write_tables(out: Path, summary: Summary, tables: Tables | None = None) -> 
         print(f"{path.stem}: {path}")
 
 
-def _write_report(out: Path, report: Report) -> None:
+def _write_report(out: Path, report: files.Report) -> None:
     path = out / "report.html"
-    write_report(path, report)
+    files.write_report(path, report)
     print(f"report: {path}")
 
 
@@ -223,5 +209,5 @@ def _write_comparison(
     print()
     print_rows(table.rows)
     print(table.note)
-    for path in save_comparison(found, out, colours):
+    for path in files.save_comparison(found, out, colours):
         print(f"comparison: {path}")

@@ -19,14 +19,7 @@ from PIL import Image, ImageDraw
 from autoseg.common.figures import enlarged, outline, picture_uri, window_of
 from autoseg.common.files import replacing
 from autoseg.common.parallel import in_parallel
-from autoseg.evaluation.figures.views import (
-    Exhibit,
-    SliceMasks,
-    View,
-    fullest_slices,
-    read_view,
-    scroll_slices,
-)
+from autoseg.evaluation.figures import views
 
 PANEL_PIXELS = 192  # the longer side of one panel
 MOST_FRAMES = 32
@@ -94,7 +87,7 @@ class Palette:
         return bytes(np.rint(np.concatenate(rows)).astype(np.uint8))
 
 
-def draw_panels(view: View, k: int, pixels: int = PANEL_PIXELS) -> Image.Image:
+def draw_panels(view: views.View, k: int, pixels: int = PANEL_PIXELS) -> Image.Image:
     """Draw slice k as image | reference | prediction with captions.
 
     Args:
@@ -119,9 +112,9 @@ def draw_panels(view: View, k: int, pixels: int = PANEL_PIXELS) -> Image.Image:
     return picture
 
 
-def write_scroll(view: View, out: Path) -> None:
+def write_scroll(view: views.View, out: Path) -> None:
     """Write an animated PNG of at most `MOST_FRAMES` slices of a case."""
-    frames = [draw_panels(view, k) for k in scroll_slices(view, MOST_FRAMES)]
+    frames = [draw_panels(view, k) for k in views.scroll_slices(view, MOST_FRAMES)]
     with replacing(out) as temporary:
         frames[0].save(
             temporary,
@@ -140,7 +133,7 @@ def as_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _grey(view: View, k: int, palette: Palette, pixels: int) -> PaletteIndices:
+def _grey(view: views.View, k: int, palette: Palette, pixels: int) -> PaletteIndices:
     """The image as indices of the palette, at the size of a panel."""
     low, high = view.window
     cut = np.clip((view.cut(view.image, k).astype(np.float32) - low) / (high - low), 0, 1)
@@ -150,7 +143,7 @@ def _grey(view: View, k: int, palette: Palette, pixels: int) -> PaletteIndices:
     return np.asarray(np.rint(np.asarray(resized) * (palette.levels - 1)), np.uint8)
 
 
-def _size(view: View, pixels: int) -> tuple[int, int]:
+def _size(view: views.View, pixels: int) -> tuple[int, int]:
     """The number of rows and columns of a panel."""
     height = view.image.shape[view.down] * view.spacing_mm[view.down]
     width = view.image.shape[view.across] * view.spacing_mm[view.across]
@@ -159,7 +152,7 @@ def _size(view: View, pixels: int) -> tuple[int, int]:
 
 
 def _painted(
-    grey: PaletteIndices, masks: SliceMasks, view: View, palette: Palette
+    grey: PaletteIndices, masks: views.SliceMasks, view: views.View, palette: Palette
 ) -> PaletteIndices:
     """A panel with each class filled and outlined."""
     painted = grey.copy()
@@ -210,7 +203,7 @@ class CaseSlices:
 
 
 def draw_case_slices(
-    exhibits: Sequence[Exhibit],
+    exhibits: Sequence[views.Exhibit],
     processes: int,
     most_slices: int = MOST_SLICES,
     most_bytes: int = MOST_BYTES,
@@ -231,13 +224,13 @@ def draw_case_slices(
     return in_parallel(draw, exhibits, processes, "drawing slices for the report")
 
 
-def _draw(exhibit: Exhibit, most_slices: int, most_bytes: int) -> CaseSlices:
-    view = _close_up(read_view(exhibit))
-    fullest = fullest_slices(view, max(1, min(MOST_JUMPS, most_slices - 1)))
+def _draw(exhibit: views.Exhibit, most_slices: int, most_bytes: int) -> CaseSlices:
+    view = _close_up(views.read_view(exhibit))
+    fullest = views.fullest_slices(view, max(1, min(MOST_JUMPS, most_slices - 1)))
     differences = [_count_differences(view, k) for k in range(view.slices)]
     first = max(range(view.slices), key=lambda k: (differences[k], k in fullest))
     chosen = fullest.keys() | {first}
-    selected = set(scroll_slices(view, max(1, most_slices - len(chosen)))) | chosen
+    selected = set(views.scroll_slices(view, max(1, most_slices - len(chosen)))) | chosen
     pictures: dict[int, str] = {}
     size = (0, 0)
     for k in sorted(selected):
@@ -261,7 +254,7 @@ def _draw(exhibit: Exhibit, most_slices: int, most_bytes: int) -> CaseSlices:
     )
 
 
-def _close_up(view: View) -> View:
+def _close_up(view: views.View) -> views.View:
     """All slices, cropped to the extent of the classes with a margin."""
     box = [slice(None)] * 3
     for axis in {0, 1, 2} - {view.axis}:
@@ -276,7 +269,7 @@ def _close_up(view: View) -> View:
     return replace(cropped, window=window_of(cropped.image))
 
 
-def _count_differences(view: View, k: int) -> int:
+def _count_differences(view: views.View, k: int) -> int:
     """The number of pixels of slice k where reference and prediction differ."""
     reference, prediction = view.masks(k)
     return sum(int(np.count_nonzero(reference[name] != prediction[name])) for name in reference)

@@ -17,28 +17,7 @@ from autoseg.evaluation.figures.overlay import find_image
 from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, CaseSlices, draw_case_slices
 from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.labels import ScoredClasses
-from autoseg.evaluation.report.facts import (
-    Sortable,
-    case_table,
-    class_table,
-    data_rows,
-    fold_times,
-    intensity_rows,
-    label_rows,
-    prediction_times,
-    read_predictions,
-    text_table,
-    version_rows,
-    worst_first,
-)
-from autoseg.evaluation.report.files import (
-    Report,
-    Tables,
-    Trained,
-    decisions,
-    exhibits_of,
-    fold_groups,
-)
+from autoseg.evaluation.report import facts, files
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import POOLED_LESIONS, in_mm, lesion_rows, number
 from autoseg.fingerprint import Fingerprint
@@ -51,13 +30,13 @@ MODEL_KEYS = ("folds", "model_id", "plan", "plan_id", "task")  # of predictions.
 
 
 def cross_validation_report(
-    trained: Trained,
+    trained: files.Trained,
     validation: CrossValidation,
     exhibits: Sequence[Exhibit],
     fingerprint: Path,
-    tables: Tables,
+    tables: files.Tables,
     processes: int,
-) -> Report:
+) -> files.Report:
     """The report of a cross-validation.
 
     Args:
@@ -76,15 +55,17 @@ def cross_validation_report(
     slices = _draw_worst(summary, exhibits, processes)
     found = _read_fingerprint(fingerprint)
     trainings = {k: read_training(fold_folder(folder, k)) for k in validation.folds}
-    records = {k: read_predictions(fold_folder(folder, k) / VALIDATION) for k in validation.folds}
+    records = {
+        k: facts.read_predictions(fold_folder(folder, k) / VALIDATION) for k in validation.folds
+    }
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
     boxes = chart(
-        draw_grouped_boxes({folder.name: fold_groups(validation)}, trained.colours),
+        draw_grouped_boxes({folder.name: files.fold_groups(validation)}, trained.colours),
         "Dice of the folds",
         "Box plots of Dice for each fold and class",
     )
     missing = validation.missing
-    return Report(
+    return files.Report(
         title=f"Cross-validation of {folder.parent.name}",
         key_figures=_key_figures(summary) | {"folds": str(len(validation.folds))},
         facts={
@@ -100,18 +81,18 @@ def cross_validation_report(
             *_overfitting(trainings),
         ),
         tables={**tables, POOLED_LESIONS: lesion_rows(summary)},
-        classes=class_table(summary),
-        cases=case_table(summary, folds, _links(slices)),
+        classes=facts.class_table(summary),
+        cases=facts.case_table(summary, folds, _links(slices)),
         charts=(_dice_chart(summary, trained.colours), boxes),
         slices=tuple(slices),
         slices_note=_slices_note(len(slices), len(summary.cases), "overlays/ and scrolls/"),
         curves=tuple(_curves(trained, validation, trainings)),
-        data=tuple(data_rows(found)) if found else (),
+        data=tuple(facts.data_rows(found)) if found else (),
         data_tables=_data_tables(found) if found else (),
-        plan=tuple(decisions(plan)) if plan else (),
+        plan=tuple(files.decisions(plan)) if plan else (),
         plan_notes=citations(plan) if plan else {},
-        times=fold_times(trainings, records),
-        versions=tuple(version_rows(each for each in records.values() if each)),
+        times=facts.fold_times(trainings, records),
+        versions=tuple(facts.version_rows(each for each in records.values() if each)),
     )
 
 
@@ -122,7 +103,7 @@ def folder_report(
     exhibits: Sequence[Exhibit],
     labels: ScoredClasses,
     processes: int,
-) -> Report:
+) -> files.Report:
     """The report of a folder of predictions.
 
     Args:
@@ -138,9 +119,9 @@ def folder_report(
         RunError: a worker process was killed.
     """
     slices = _draw_worst(summary, exhibits, processes)
-    record = read_predictions(predicted)
+    record = facts.read_predictions(predicted)
     model = {key: record.head[key] for key in MODEL_KEYS if key in record.head} if record else {}
-    return Report(
+    return files.Report(
         title=f"Evaluation of {predicted.resolve().name}",
         key_figures=_key_figures(summary),
         facts={
@@ -151,24 +132,24 @@ def folder_report(
         },
         warnings=_missing_cases(summary),
         tables={POOLED_LESIONS: lesion_rows(summary)},
-        classes=class_table(summary),
-        cases=case_table(summary, links=_links(slices)),
+        classes=facts.class_table(summary),
+        cases=facts.case_table(summary, links=_links(slices)),
         charts=(_dice_chart(summary, labels.colours),),
         slices=tuple(slices),
         slices_note=_slices_note(len(slices), len(summary.cases), ""),
-        times=prediction_times(record) if record else None,
-        versions=tuple(version_rows([record])) if record else (),
+        times=facts.prediction_times(record) if record else None,
+        versions=tuple(facts.version_rows([record])) if record else (),
     )
 
 
 def worst_exhibits(summary: Summary, images: Path, labels: ScoredClasses) -> list[Exhibit]:
     """The files of the worst cases that have a scan in `images`; warns of those without one."""
-    worst = worst_first(summary.cases)[:MOST_CASES]
+    worst = facts.worst_first(summary.cases)[:MOST_CASES]
     scans = {}
     for case in worst:
         with suppress(DataError):
             scans[case.case] = find_image(images, case.case)
-    return exhibits_of(worst, scans, labels)
+    return files.exhibits_of(worst, scans, labels)
 
 
 def _joined(value: object) -> str:
@@ -213,7 +194,9 @@ def _overfitting(trainings: Mapping[int, Training | None]) -> Iterable[str]:
 
 def _draw_worst(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -> list[CaseSlices]:
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
-    worst = [by_case[case.case] for case in worst_first(summary.cases) if case.case in by_case]
+    worst = [
+        by_case[case.case] for case in facts.worst_first(summary.cases) if case.case in by_case
+    ]
     return draw_case_slices(worst[:MOST_CASES], processes)
 
 
@@ -237,7 +220,7 @@ def _dice_chart(summary: Summary, colours: Colours) -> Chart:
 
 
 def _curves(
-    trained: Trained, validation: CrossValidation, trainings: Mapping[int, Training | None]
+    trained: files.Trained, validation: CrossValidation, trainings: Mapping[int, Training | None]
 ) -> Iterable[Chart]:
     if logs := trained.logs(validation.folds):
         yield chart(
@@ -268,12 +251,12 @@ def _read_fingerprint(path: Path) -> Fingerprint | None:
         return None
 
 
-def _data_tables(fingerprint: Fingerprint) -> tuple[Sortable, ...]:
+def _data_tables(fingerprint: Fingerprint) -> tuple[facts.Sortable, ...]:
     return (
-        text_table("Labels", label_rows(fingerprint)),
-        text_table(
+        facts.text_table("Labels", facts.label_rows(fingerprint)),
+        facts.text_table(
             "Intensities of labelled voxels",
-            intensity_rows(fingerprint),
+            facts.intensity_rows(fingerprint),
             "Over all cases, with the same weight for each case.",
         ),
     )
