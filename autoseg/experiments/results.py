@@ -22,18 +22,8 @@ from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import Statistic
 from autoseg.evaluation.tables import rows_as_csv
+from autoseg.experiments import status
 from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
-from autoseg.experiments.status import (
-    SCORES,
-    Status,
-    in_short,
-    is_scored,
-    is_trained,
-    plan_id,
-    status_of,
-    table,
-    test_folder,
-)
 from autoseg.experiments.study import USUAL, Study
 from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
 from autoseg.plan.plan import Plan
@@ -46,7 +36,7 @@ FIRST = ("study", "task", "plan", "variant", "k", "seed", "fold", "set", "case",
 ResultRow = dict[str, Any]
 
 
-def gather(study: Study, workspace: Workspace) -> list[Status]:
+def gather(study: Study, workspace: Workspace) -> list[status.Status]:
     """Write the table of all existing scores and the status of each run; returns the status.
 
     Raises:
@@ -56,15 +46,15 @@ def gather(study: Study, workspace: Workspace) -> list[Status]:
     pairs = [(v, run) for v in variants(study) for run in runs_of_plan(v, workspace)]
     rows = [row for variant, run in pairs for row in _rows(study, variant, run, workspace)]
     write_text(folder / RESULTS, to_csv(rows))
-    statuses = [status_of(run, workspace, read_jobs(study, workspace)) for _, run in pairs]
+    statuses = [status.status_of(run, workspace, read_jobs(study, workspace)) for _, run in pairs]
     runs = [
-        _run_to_json(variant, status, workspace)
-        for (variant, _), status in zip(pairs, statuses, strict=True)
+        _run_to_json(variant, found, workspace)
+        for (variant, _), found in zip(pairs, statuses, strict=True)
     ]
     about = {
         "autoseg": __version__,
         "gathered": datetime.now(UTC).isoformat(timespec="seconds"),
-        "finished": all(status.state == "done" for status in statuses) and bool(statuses),
+        "finished": all(found.state == "done" for found in statuses) and bool(statuses),
         "study": study.model_dump(mode="json"),
         "runs": runs,
     }
@@ -86,9 +76,11 @@ def print_status(studies: Sequence[Study], workspace: Workspace, width: int | No
     for study in studies:
         jobs = read_jobs(study, workspace)
         of_plans = {each.name: runs_of_plan(each, workspace) for each in variants(study)}
-        statuses = [status_of(run, workspace, jobs) for runs in of_plans.values() for run in runs]
+        statuses = [
+            status.status_of(run, workspace, jobs) for runs in of_plans.values() for run in runs
+        ]
         if statuses:
-            console.print(table(statuses, f"{study.name}: {in_short(statuses)}"))
+            console.print(status.table(statuses, f"{study.name}: {status.in_short(statuses)}"))
         else:
             print(f"{study.name}: no runs yet")
         if unplanned := [name for name, runs in of_plans.items() if not runs]:
@@ -111,13 +103,13 @@ def _rows(
     study: Study, variant: Variant, run: StudyRun, workspace: Workspace
 ) -> Iterator[ResultRow]:
     """The existing scores of a run: of its validation cases and of each test set."""
-    if not is_trained(run, workspace):
+    if not status.is_trained(run, workspace):
         return
     begin = {"study": study.name, "task": run.task, **_about(variant, run)}
     yield from _scores(run.folder(workspace) / SUMMARY, begin | {"set": VALIDATION})
     for each in run.held_out:
-        if is_scored(run, each, workspace):
-            scores = test_folder(run, each, workspace) / SCORES
+        if status.is_scored(run, each, workspace):
+            scores = status.test_folder(run, each, workspace) / status.SCORES
             yield from _scores(scores, begin | {"set": each.name})
 
 
@@ -135,18 +127,18 @@ def _scores(path: Path, begin: ResultRow) -> Iterator[ResultRow]:
         ) from error
 
 
-def _run_to_json(variant: Variant, status: Status, workspace: Workspace) -> ResultRow:
-    run = status.run
+def _run_to_json(variant: Variant, found: status.Status, workspace: Workspace) -> ResultRow:
+    run = found.run
     return {
         **_about(variant, run),
-        "plan_id": plan_id(workspace.preprocessed(run.task, run.plan)),
+        "plan_id": status.plan_id(workspace.preprocessed(run.task, run.plan)),
         "folder": run.folder(workspace).relative_to(workspace.root).as_posix(),
         "held_out": [each.name for each in run.held_out],
-        "state": status.state,
-        "epochs": status.epochs,
-        "mean_dice": status.dice,
-        "job": status.job,
-        "attempt": None if status.record is None else asdict(status.record),
+        "state": found.state,
+        "epochs": found.epochs,
+        "mean_dice": found.dice,
+        "job": found.job,
+        "attempt": None if found.record is None else asdict(found.record),
     }
 
 

@@ -16,6 +16,7 @@ from autoseg.plan.labels import SegmentCode, check_mirrored
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
 from autoseg.plan.sections import is_orientation
+from autoseg.planner import rule_values
 from autoseg.planner.budget import Overhead, Timing, budget_layer, short_recipe
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import (
@@ -33,17 +34,6 @@ from autoseg.planner.patch_rule import (
     strides_without_patch,
     whole_case_layer,
     with_own_rules,
-)
-from autoseg.planner.rule_values import (
-    DECLARED,
-    EXCHANGED_SIDES,
-    FOLD_PER_PATIENT,
-    MOST_CASES,
-    SKIPPED,
-    Evidence,
-    PlanValues,
-    configurations,
-    rule_values,
 )
 from autoseg.planner.rules import Configuration, find_planner
 
@@ -118,13 +108,13 @@ def compose(
     orientation = _orientation(usual, options, reference)
     fingerprint = fingerprint.turned_to(orientation)
     values, evidence, name = _rules(fingerprint, options, reference)
-    values["orientation"], evidence["orientation"] = usual, (MOST_CASES, counted)
+    values["orientation"], evidence["orientation"] = usual, (rule_values.MOST_CASES, counted)
     pairs, names = pairs_of(values["labels"], options.mirrored_labels)
     if orientation is None and pairs:
         pairs, names = (), f"off for {names}: orientation is null"
     values["mirrored_labels"] = [list(pair) for pair in pairs]
     if names:
-        evidence["mirrored_labels"] = (EXCHANGED_SIDES, names)
+        evidence["mirrored_labels"] = (rule_values.EXCHANGED_SIDES, names)
     recipe = None
     if options.seconds is not None:
         recipe = short_recipe(make_plan(values, "the rules"), options.seconds)
@@ -159,7 +149,7 @@ def compose(
 def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[str]:
     """A short description of each configuration that the rules offer besides the plan's."""
     turned = fingerprint.turned_to(plan.orientation)
-    found = configurations(turned, options.planner, options.memory_gb)
+    found = rule_values.configurations(turned, options.planner, options.memory_gb)
     return [_describe(other) for name, other in found.items() if name != plan.configuration]
 
 
@@ -170,7 +160,7 @@ def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> l
     turned = fingerprint.turned_to(fingerprint.usual_orientation)
     return [
         compose(fingerprint, replace(by_rules, configuration=name))
-        for name in configurations(turned, options.planner, options.memory_gb)
+        for name in rule_values.configurations(turned, options.planner, options.memory_gb)
         if name != plan.configuration
     ]
 
@@ -199,12 +189,12 @@ def _orientation(usual: str, options: PlanOptions, reference: Reference | None) 
 
 def _rules(
     fingerprint: Fingerprint, options: PlanOptions, reference: Reference | None
-) -> tuple[PlanValues, Evidence, str]:
+) -> tuple[rule_values.PlanValues, rule_values.Evidence, str]:
     """The values of the rules alone, their evidence, and the name of the plan."""
-    available = configurations(fingerprint, options.planner, options.memory_gb)
+    available = rule_values.configurations(fingerprint, options.planner, options.memory_gb)
     recommended = next(iter(available))
     configuration = available[_choose(available, options.configuration, reference)]
-    values, evidence = rule_values(fingerprint, configuration)
+    values, evidence = rule_values.rule_values(fingerprint, configuration)
     if configuration.name == CASCADE:
         values["previous_stage"] = f"{options.name}-3d_lowres"
     values["regions_class_order"] = options.regions_class_order
@@ -212,13 +202,13 @@ def _rules(
         values["codes"] = {
             name: code.model_dump(mode="json") for name, code in options.codes.items()
         }
-        evidence["codes"] = (DECLARED, "")
+        evidence["codes"] = (rule_values.DECLARED, "")
     if options.skipped_cases:
         values["skipped_cases"] = options.skipped_cases
-        evidence["skipped_cases"] = (SKIPPED, "verification.json says why")
+        evidence["skipped_cases"] = (rule_values.SKIPPED, "verification.json says why")
     if options.patients is not None and options.patients < Splits().folds:
         values["splits"] = {"folds": max(FEWEST_FOLDS, options.patients)}
-        evidence["splits.folds"] = (FOLD_PER_PATIENT, f"{options.patients} in the task")
+        evidence["splits.folds"] = (rule_values.FOLD_PER_PATIENT, f"{options.patients} in the task")
     is_usual = configuration.name in (recommended, reference and reference.configuration)
     name = options.name
     if not (is_usual or options.keep_name):
@@ -256,7 +246,9 @@ def _why_not(available: Mapping[str, Configuration]) -> str:
     return f": a median case of {case} voxels is small enough for patches of {patch}"
 
 
-def _users_layers(options: PlanOptions, rules: PlanValues, lower: list[Layer]) -> list[Layer]:
+def _users_layers(
+    options: PlanOptions, rules: rule_values.PlanValues, lower: list[Layer]
+) -> list[Layer]:
     layers = []
     if options.overrides is not None:
         layers.append(read_layer(options.overrides, f"overrides {options.overrides.name}"))
