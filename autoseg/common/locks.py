@@ -2,8 +2,9 @@
 
 A lock file is a lease of filelock: it names its holder by host, boot, PID namespace, PID and start
 time, and its time of modification is a heartbeat. The holder also has the kernel's lock (flock) on
-the file: so processes of other containers on this machine, whose PIDs mean nothing here, and
-processes that are suspended are known to live. Other machines are judged by the heartbeat alone.
+the file, and says so in it: so processes of other containers on this machine, whose PIDs mean
+nothing here, and processes that are suspended are known to live, and to be dead once it is free.
+Other machines, and file systems without such locks, are judged by the heartbeat alone.
 A process that lost its lock while it was suspended writes nothing more (see `files.guarded`).
 """
 
@@ -33,7 +34,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed eith
     fcntl = None
 
 HEARTBEAT_SECONDS = 1.0
-SOON_SECONDS = 5.0  # without a heartbeat: dead, if the kernel says that nobody here holds the file
+SOON_SECONDS = 2.0  # without a heartbeat: dead, if the kernel's lock that it had is free
 LEASE_SECONDS = 25.0  # without a heartbeat: dead, whoever it was
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # of waiting before the user reads what for
@@ -41,6 +42,7 @@ SUFFIX_BYTES = 80  # that filelock appends to a name while it takes a lock over
 NAMESPACE = "?pidns-"  # follows the host name where filelock sees a container's PID namespace
 READABLE = 0o644  # by other users, whatever the umask: they read who holds the lock
 SINCE = re.compile(r"^since=(.+)$", re.MULTILINE)
+FLOCK = "flock={0.st_dev}:{0.st_ino}\n"  # of a file that the kernel has locked, as seen from here
 OF_0_1_0 = re.compile(r"(\d+) (\S+)")
 
 _DEAD: set[tuple[str, int, int | None]] = set()  # host, PID and start of holders found dead
@@ -50,8 +52,8 @@ _DEAD: set[tuple[str, int, int | None]] = set()  # host, PID and start of holder
 def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` for the block; if it is held, wait for it or name its holder.
 
-    A lock of a dead process is taken over: at once or after `SOON_SECONDS` if it ran on this
-    machine, after `LEASE_SECONDS` without a heartbeat otherwise. A call without `wait` ends as soon
+    A lock of a dead process is taken over: `SOON_SECONDS` after its last heartbeat or earlier if it
+    ran on this machine, after `LEASE_SECONDS` otherwise. A call without `wait` ends as soon
     as the holder is known to live. If another process takes the lock over within the block (this
     one was suspended, or could not reach the folder), files in the folder can no longer be written.
 
@@ -143,16 +145,17 @@ def _acquire(lease: SoftFileLease, path: Path, what: str, wait: bool) -> int | N
 
 
 def _hold(path: Path) -> int | None:
-    """Take the kernel's lock on our own lock file and write since when; None if it has no locks."""
+    """Take the kernel's lock on our own lock file, and write since when and whether we have it."""
     if fcntl is None:
         return None
     with suppress(OSError):
         file = os.open(path, os.O_RDWR | os.O_APPEND)
         end = time.monotonic() + QUIET_SECONDS
-        while _flock(file) is False and time.monotonic() < end:  # another process looks at it
-            time.sleep(POLL_SECONDS / 10)
+        while (is_locked := _flock(file)) is False and time.monotonic() < end:
+            time.sleep(POLL_SECONDS / 10)  # another process looks at it
+        said = time.strftime("since=%Y-%m-%d %H:%M:%S%z\n")
         with suppress(OSError):
-            os.write(file, time.strftime("since=%Y-%m-%d %H:%M:%S%z\n").encode())
+            os.write(file, (said + FLOCK.format(os.fstat(file)) * bool(is_locked)).encode())
         return file
     return None
 
@@ -201,7 +204,7 @@ class _Watch:
             found = os.lstat(self.path) if file is None else os.fstat(file)
             self._hear((found.st_ino, found.st_mtime_ns))
             self.holder = _read_holder(self.path)
-            self.state = self._judge(is_free, found.st_mtime)
+            self.state = self._judge(is_free, found)
             if self.state == "dead" and remove and os.lstat(self.path).st_ino == found.st_ino:
                 try:
                     self.path.unlink()  # we have the kernel's lock on it: no other process does so
@@ -217,15 +220,16 @@ class _Watch:
             self._has_beaten = self._seen is not None and seen[0] == self._seen[0]
             self._seen, self._since = seen, time.monotonic()
 
-    def _judge(self, is_free: bool | None, modified: float) -> str:
+    def _judge(self, is_free: bool | None, found: os.stat_result) -> str:
         silence, patience = time.monotonic() - self._since, LEASE_SECONDS
         holder, here = self.holder, _here()
         known = None if holder is None else (holder.hostname, holder.pid, holder.start)
         if is_free is False:
             return "alive"
         if holder is not None and here is not None and _boot(holder) == _boot(here) is not None:
-            silence = max(silence, time.time() - modified)  # by the same clock
-            patience = SOON_SECONDS if is_free else LEASE_SECONDS
+            silence = max(silence, time.time() - found.st_mtime)  # by the same clock
+            if is_free and FLOCK.format(found) in _text(self.path):
+                patience = SOON_SECONDS
             if holder.hostname == here.hostname and not psutil.pid_exists(holder.pid):
                 patience = 0.0
         if silence >= patience or (known in _DEAD and not self._has_beaten):
@@ -256,10 +260,16 @@ def _read_holder(path: Path) -> OwnerRecord | None:
     """The holder that a lock file names; those of 0.1.0 name the PID and host only."""
     if (holder := SoftFileLease(path).owner) is not None:
         return holder
-    with suppress(OSError, ValueError):
-        if found := OF_0_1_0.fullmatch(path.read_text(encoding="utf-8")):
-            return OwnerRecord(int(found[1]), found[2], "unknown")
+    if found := OF_0_1_0.fullmatch(_text(path)):
+        return OwnerRecord(int(found[1]), found[2], "unknown")
     return None
+
+
+def _text(path: Path) -> str:
+    """The content of a lock file; empty if it cannot be read."""
+    with suppress(OSError, ValueError):
+        return path.read_text(encoding="utf-8")
+    return ""
 
 
 def _name_of(holder: OwnerRecord | None, path: Path) -> str:
@@ -273,9 +283,8 @@ def _name_of(holder: OwnerRecord | None, path: Path) -> str:
     with suppress(OSError, KeyError, NotImplementedError, AttributeError):  # on Windows
         if path.stat().st_uid != os.getuid():
             name += f" of user {path.owner()}"
-    with suppress(OSError, ValueError):
-        if since := SINCE.search(path.read_text(encoding="utf-8")):
-            name += f" since {since[1]}"
+    if since := SINCE.search(_text(path)):
+        name += f" since {since[1]}"
     return name
 
 

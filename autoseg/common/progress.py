@@ -52,11 +52,11 @@ def tolerate_output() -> None:
     They may be missing or closed, or a full disk, or a terminal that is gone. Characters that they
     cannot show are replaced. Streams that a caller has put in their place stay as they are.
     """
-    for number in range(3):
+    for number in range(3):  # also for worker processes, which inherit them
         try:
             os.fstat(number)
         except OSError:  # closed: the next file that is opened would be written to as the terminal
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets this number
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):

@@ -140,7 +140,7 @@ def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:
 
 
 WRITER = """
-import os, sys
+import os, subprocess, sys
 from contextlib import suppress
 from autoseg.cli import common
 from autoseg.common.progress import progress, say
@@ -154,6 +154,8 @@ def command(arguments):
                 os.write(2, b"a library writes")
         with progress("counting", 1) as bar:
             bar.advance("± 0.3")
+        child = "import os; [os.fstat(number) for number in range(3)]"  # none is closed
+        subprocess.run([sys.executable, "-c", child], check=True)
         file.write("results")
     return 0
 

@@ -316,10 +316,39 @@ def test_a_dead_holder_of_this_boot_is_replaced_soon_whatever_its_host_is_called
     monkeypatch.setattr(locks, "LEASE_SECONDS", 60.0)
     lock = tmp_path / "lock"
     write_marker(lock, me, hostname=host.format(me=me.hostname))
+    _say_flocked(lock)
     started = time.monotonic()
     with locked(lock, "it"):
         assert time.monotonic() - started < 10
         assert owner(lock).pid == os.getpid()
+
+
+def _say_flocked(lock: Path, ino: int | None = None) -> None:
+    """What a holder adds that has the kernel's lock on the file."""
+    found = lock.stat()
+    with lock.open("a") as file:
+        file.write(f"flock={found.st_dev}:{ino or found.st_ino}\n")
+
+
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("flocked", [False, True])
+def test_a_kernel_lock_that_the_holder_never_had_says_nothing(
+    tmp_path: Path, me: OwnerRecord, flocked: bool
+) -> None:
+    """As through two mounts of one FUSE file system, which lock apart from each other."""
+    lock = tmp_path / "lock"
+    write_marker(lock, me, hostname=f"{me.hostname}?pidns-f0000abc")
+    if flocked:
+        _say_flocked(lock, ino=1)
+    started = time.monotonic()
+    with locked(lock, "it"):
+        assert time.monotonic() - started > 0.9 * locks.LEASE_SECONDS
+
+
+def test_a_holder_says_that_the_kernel_has_locked_its_file(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", "it"):
+        found = (tmp_path / "lock").stat()
+        assert f"flock={found.st_dev}:{found.st_ino}" in (tmp_path / "lock").read_text().split()
 
 
 @pytest.mark.usefixtures("short_lease")
