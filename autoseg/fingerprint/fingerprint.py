@@ -15,7 +15,15 @@ from autoseg.common.arrays import Triple, bounding_box, union_of_boxes
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
 from autoseg.dataset.checks import scale_of
-from autoseg.fingerprint import statistics
+from autoseg.fingerprint.statistics import (
+    IntensityStatistics,
+    LabelStatistics,
+    Quantiles,
+    intensities_of,
+    measure_labels,
+    sample_quantiles,
+    summarize,
+)
 from autoseg.image.appearance import body_of
 from autoseg.image.image import Image
 from autoseg.image.orientation import Turn, counted_codes, most_common, orientation_of
@@ -41,7 +49,7 @@ class Fingerprint:
     channels: tuple[str, ...]
     labels: dict[str, tuple[int, ...]]
     ignore_label: int | None
-    foreground: tuple[statistics.IntensityStatistics | None, ...]
+    foreground: tuple[IntensityStatistics | None, ...]
     cases: dict[str, CaseStatistics]
 
     @property
@@ -148,7 +156,7 @@ class CaseStatistics:
     shape_after_crop: Triple
     channels: tuple[ChannelStatistics, ...]
     voxels: dict[int, int]
-    labels: dict[str, statistics.LabelStatistics]
+    labels: dict[str, LabelStatistics]
     content: str
 
     def turned_to(self, orientation: str) -> CaseStatistics:
@@ -179,8 +187,8 @@ class ChannelStatistics:
     """
 
     scale: str
-    image: statistics.IntensityStatistics
-    foreground: statistics.IntensityStatistics | None
+    image: IntensityStatistics
+    foreground: IntensityStatistics | None
     body: tuple[float, ...] = ()
 
 
@@ -190,7 +198,7 @@ def measure(
     voxels: dict[int, int],
     labels: Mapping[str, Sequence[int]],
     ignore_label: int | None,
-) -> tuple[CaseStatistics, tuple[statistics.Quantiles, ...]]:
+) -> tuple[CaseStatistics, tuple[Quantiles, ...]]:
     """Measure one case.
 
     Args:
@@ -208,29 +216,29 @@ def measure(
         foreground &= label != ignore_label
     channels, samples = [], []
     for channel in image.array:
-        values, inside = statistics.intensities_of(channel, foreground)
-        samples.append(statistics.sample_quantiles(inside))
-        whole = statistics.summarize(values)
+        values, inside = intensities_of(channel, foreground)
+        samples.append(sample_quantiles(inside))
+        whole = summarize(values)
         channels.append(
             ChannelStatistics(
                 scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
                 image=whole,
-                foreground=statistics.summarize(inside) if len(inside) else None,
+                foreground=summarize(inside) if len(inside) else None,
                 body=body_of(channel),
             )
         )
     geometry = image.geometry
-    case = CaseStatistics(
+    statistics = CaseStatistics(
         shape=geometry.size,
         spacing_mm=geometry.spacing_mm,
         orientation=orientation_of(geometry),
         shape_after_crop=shape_of_content(image.array),
         channels=tuple(channels),
         voxels=voxels,
-        labels=statistics.measure_labels(label, labels, geometry.spacing_mm),
+        labels=measure_labels(label, labels, geometry.spacing_mm),
         content=content_of(image.array),
     )
-    return case, tuple(samples)
+    return statistics, tuple(samples)
 
 
 def content_of(array: NDArray[Any]) -> str:
