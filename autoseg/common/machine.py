@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-
-import psutil
+from typing import Any
 
 from autoseg.common.progress import say
 
@@ -58,15 +57,21 @@ def limit_threads() -> None:
             os.environ.setdefault(name, str(count))
 
 
+def _psutil() -> Any:
+    import psutil  # here: `--help` needs the cores only
+
+    return psutil
+
+
 def free_memory() -> int:
     """Bytes that are available to this process."""
     free = [limit - used for limit, used in _limits()]
-    return min([int(psutil.virtual_memory().available), *free])
+    return min([int(_psutil().virtual_memory().available), *free])
 
 
 def memory_limit() -> int | None:
     """The memory of its container in bytes; None without a limit below the machine's memory."""
-    total = psutil.virtual_memory().total
+    total = _psutil().virtual_memory().total
     return min((limit for limit, _ in _limits() if limit < total), default=None)
 
 
@@ -89,7 +94,7 @@ def fitting(wanted: int, each: int, what: str) -> int:
 def memory_of_this_process() -> int:
     """Bytes of memory that this process has had at its peak; elsewhere than on Linux, now."""
     peak = _read(PROC / "self/status").partition("VmHWM:")[2].split()
-    return int(peak[0]) * 1024 if peak else int(psutil.Process().memory_info().rss)
+    return int(peak[0]) * 1024 if peak else int(_psutil().Process().memory_info().rss)
 
 
 def _limits() -> Iterator[tuple[int, int]]:
