@@ -66,7 +66,7 @@ def test_no_process_is_started_when_all_runs_are_finished(
 def test_runs_get_the_number_of_threads_of_earlier_runs(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("autoseg.experiments.local.cores", lambda: 8)
     others = [StudyRun(RUN.task, RUN.plan, fold) for fold in range(3)]
     assert choose_threads(others, workspace, 2) == 4
     assert capsys.readouterr().err == ""
