@@ -34,7 +34,8 @@ except ImportError:  # Windows, where a file that is open cannot be removed eith
     fcntl = None
 
 HEARTBEAT_SECONDS = 1.0
-SOON_SECONDS = 2.0  # without a heartbeat: dead, if the kernel's lock that it had is free
+SURE_SECONDS = 2.0  # without a heartbeat: dead, if the kernel's lock that it had is free
+SOON_SECONDS = 5.0  # the same, if the file does not say that it had that lock
 LEASE_SECONDS = 25.0  # without a heartbeat: dead, whoever it was
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # of waiting before the user reads what for
@@ -52,7 +53,7 @@ _DEAD: set[tuple[str, int, int | None]] = set()  # host, PID and start of holder
 def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` for the block; if it is held, wait for it or name its holder.
 
-    A lock of a dead process is taken over: `SOON_SECONDS` after its last heartbeat or earlier if it
+    A lock of a dead process is taken over: `SURE_SECONDS` after its last heartbeat or earlier if it
     ran on this machine, after `LEASE_SECONDS` otherwise. A call without `wait` ends as soon
     as the holder is known to live. If another process takes the lock over within the block (this
     one was suspended, or could not reach the folder), files in the folder can no longer be written.
@@ -228,8 +229,9 @@ class _Watch:
             return "alive"
         if holder is not None and here is not None and _boot(holder) == _boot(here) is not None:
             silence = max(silence, time.time() - found.st_mtime)  # by the same clock
-            if is_free and FLOCK.format(found) in _text(self.path):
-                patience = SOON_SECONDS
+            if is_free:
+                had_it = FLOCK.format(found) in _text(self.path)
+                patience = SURE_SECONDS if had_it else SOON_SECONDS
             if holder.hostname == here.hostname and not psutil.pid_exists(holder.pid):
                 patience = 0.0
         if silence >= patience or (known in _DEAD and not self._has_beaten):

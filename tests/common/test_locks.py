@@ -23,7 +23,7 @@ from tests.making import dead_process
 
 TAKE = (
     "import sys; from pathlib import Path; from autoseg.common import locks\n"
-    "names = 'LEASE_SECONDS', 'SOON_SECONDS', 'HEARTBEAT_SECONDS'\n"
+    "names = 'LEASE_SECONDS', 'SOON_SECONDS', 'SURE_SECONDS', 'HEARTBEAT_SECONDS'\n"
     "vars(locks).update(zip(names, map(float, sys.argv[2:])))\n"
     "with locks.locked(Path(sys.argv[1]), 'the model'): print('taken', flush=True); input()\n"
 )
@@ -55,12 +55,13 @@ def me(tmp_path: Path) -> OwnerRecord:
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(locks, "SOON_SECONDS", 0.5)
+    monkeypatch.setattr(locks, "SURE_SECONDS", 0.2)
     monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(locks, "_DEAD", set())
 
 
 def command(lock: Path) -> list[str]:
-    seconds = (locks.LEASE_SECONDS, locks.SOON_SECONDS, locks.HEARTBEAT_SECONDS)
+    seconds = (locks.LEASE_SECONDS, locks.SOON_SECONDS, locks.SURE_SECONDS, locks.HEARTBEAT_SECONDS)
     return [sys.executable, "-c", TAKE, str(lock), *map(str, seconds)]
 
 
@@ -314,6 +315,7 @@ def test_a_dead_holder_of_this_boot_is_replaced_soon_whatever_its_host_is_called
 ) -> None:
     """A container that is started anew has another namespace, and often another host name."""
     monkeypatch.setattr(locks, "LEASE_SECONDS", 60.0)
+    monkeypatch.setattr(locks, "SOON_SECONDS", 60.0)
     lock = tmp_path / "lock"
     write_marker(lock, me, hostname=host.format(me=me.hostname))
     _say_flocked(lock)
@@ -342,7 +344,7 @@ def test_a_kernel_lock_that_the_holder_never_had_says_nothing(
         _say_flocked(lock, ino=1)
     started = time.monotonic()
     with locked(lock, "it"):
-        assert time.monotonic() - started > 0.9 * locks.LEASE_SECONDS
+        assert time.monotonic() - started > 0.9 * locks.SOON_SECONDS
 
 
 def test_a_holder_says_that_the_kernel_has_locked_its_file(tmp_path: Path) -> None:
