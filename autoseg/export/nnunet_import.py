@@ -39,9 +39,9 @@ from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import FORMAT_VERSION as POSTPROCESSING_FORMAT
 
 CHECKPOINT = "checkpoint_final.pth"
-PLANS, DATASET = "plans.json", "dataset.json"
+PLANS, DATASET, OLD_PLANS = "plans.json", "dataset.json", "plans.pkl"
 NEEDED = re.compile(
-    rf"{PLANS}|{DATASET}|{FINGERPRINT}|{PLAN}|{CHECKSUMS}|fold_\w+/checkpoint_\w+\.pth"
+    rf"{PLANS}|{DATASET}|{OLD_PLANS}|{FINGERPRINT}|{PLAN}|{CHECKSUMS}|fold_\w+/checkpoint_\w+\.pth"
     rf"|crossval_results_folds_\w+/{POSTPROCESSING}"
 )
 OTHER_NETWORKS = re.compile(f".*({'|'.join(nnunet.FACTS['other_networks'])})", re.IGNORECASE)
@@ -136,8 +136,10 @@ def _unpacked(source: Path) -> Iterator[Path]:
 
 def _find_model(folder: Path, options: ImportOptions) -> _Source:
     """The only model of this configuration in a folder, or up to two levels below."""
-    found = [path.parent for deep in ("", "*/", "*/*/") for path in folder.glob(f"{deep}{PLANS}")]
+    found = [path.parent for level in range(3) for path in folder.glob("*/" * level + PLANS)]
     found = [path for path in found if (path / DATASET).is_file() and any(path.glob("fold_*"))]
+    if not found and any(any(folder.glob("*/" * level + OLD_PLANS)) for level in range(5)):
+        raise AutosegError(f"{options.source} is of nnU-Net v1; only models of v2 can be imported")
     chosen = [
         path
         for path in found
@@ -188,7 +190,10 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
         states[fold] = state | {"sha256": digest}
         target.unlink()
     if not states:
-        raise AutosegError(f"{source.name} has no trained fold")
+        raise AutosegError(f"{source.name} has no trained fold (fold_*/{options.checkpoint})")
+    others = {path.name[5:] for path in source.folder.glob("fold_*")} - set(states)
+    if others and options.folds is None:
+        say(f"{source.name}: {listed('fold', sorted(others))} left out: no checkpoint, or `all`")
     if not without_network():
         say("the network could not be cut off while the checkpoints were read")
     first = next(iter(states.values()))
@@ -205,12 +210,12 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
         _check_known(plans, configuration, first["trainer_name"])
         order = nnunet.axis_order_of(plans, configuration)
         values = {} if own else nnunet.plan_to_ours(plans, configuration, dataset, first, order)
+    except AutosegError as error:  # before INVALID: it is a ValueError
+        raise AutosegError(f"{source.name}: {error}; it was not imported") from None
     except INVALID as error:
         raise AutosegError(
             f"{source.name}: {PLANS} or {DATASET} is not valid ({error!r})"
         ) from None
-    except AutosegError as error:
-        raise AutosegError(f"{source.name}: {error}; it was not imported") from None
     values["name"] = name
     if configuration.get("previous_stage"):
         values["previous_stage"] = f"{name}_{configuration['previous_stage']}"

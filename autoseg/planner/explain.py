@@ -90,7 +90,7 @@ def explain(plan: Plan) -> None:
     table = Table(
         title=f"Plan {plan.name} of {plan.task} (id {plan.id})", box=SIMPLE_HEAD, pad_edge=False
     )
-    for heading, ratio in (("what, and its key", 35), ("value", 28), ("why", 32), ("source", 19)):
+    for heading, ratio in (("what, and its key", 35), ("value", 27), ("why", 31), ("source", 21)):
         table.add_column(heading, overflow="fold", ratio=ratio)
     found = rows(plan)
     for group in GROUPS:

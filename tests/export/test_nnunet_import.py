@@ -145,8 +145,28 @@ def test_what_has_no_equal_is_refused_by_name(
     folder = changed(tmp_path, *path, value=value)
     with pytest.raises(AutosegError, match=re.escape(named)) as error:
         import_nnunet(ImportOptions(folder), tmp_path / "out")
-    assert "\n" not in str(error.value)
+    assert not re.search(r"\n|AutosegError", str(error.value))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_version_1_is_named(tmp_path: Path) -> None:
+    old = tmp_path / "nnUNetTrainerV2__nnUNetPlansv2.1"
+    (old / "fold_0").mkdir(parents=True)
+    (old / "plans.pkl").write_bytes(b"")
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as file:
+        file.write(old / "plans.pkl", f"nnUNet/3d_fullres/Task004/{old.name}/plans.pkl")
+    for source in (old, tmp_path, tmp_path / "old.zip"):
+        with pytest.raises(AutosegError, match="v1"):
+            import_nnunet(ImportOptions(source), tmp_path / "out")
+
+
+def test_folds_without_checkpoint_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = changed(tmp_path, "plans.json", "plans_name", value="own")
+    (folder / "fold_2").mkdir()
+    import_nnunet(ImportOptions(folder), tmp_path / "out")
+    assert re.search(r"fold 2 left out", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["../evil.json", "/tmp/evil.json", "a\\..\\evil.json"])
