@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -188,7 +190,11 @@ def small_group() -> Iterator[list[str]]:
     enter = "; ".join(f"echo $$ > {group}/cgroup.procs" for group in made)
     yield ["sh", "-c", f'{enter}; exec "$@"', "sh"]
     for group in made:
-        group.rmdir()
+        for _ in range(100):  # until the last killed process has left it
+            with suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.1)
 
 
 def test_a_real_group(small_group: list[str]) -> None:

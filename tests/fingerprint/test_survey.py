@@ -62,7 +62,7 @@ def test_golden_fingerprint_of_two_cases(tmp_path: Path) -> None:
     assert found.relative_size_after_cropping == 1.0
     assert found.voxel_shares == {"background": 8 / 48, "tumour": 40 / 48}
     assert [problem.kind for problem in problems] == [
-        *("too few cases", "intensity scale"),
+        *("too few cases", "rare label", "intensity scale"),
         *("constant scan", "constant scan"),
     ]
 
