@@ -48,11 +48,8 @@ class PlanError(AutosegError):
     """A plan has an unknown key or an invalid value, or belongs to other data."""
 
 
-class RunError(Exception):
-    """A run failed for another reason than invalid input (exit status 1).
-
-    It is no RuntimeError, so that code that describes an error of a library lets it pass.
-    """
+class RunError(RuntimeError):
+    """A run failed for another reason than invalid input (exit status 1)."""
 
 
 class InUse(RunError):  # noqa: N818

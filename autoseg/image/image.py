@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.errors import DataError, VoxelError, is_lack_of_memory
+from autoseg.common.errors import DataError, Stopped, VoxelError, is_lack_of_memory
 from autoseg.common.files import obstacle
 from autoseg.common.progress import note
 from autoseg.image.dicom import find_volume, is_dicom, read_series
@@ -271,6 +271,8 @@ def _must_exist(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
+    if isinstance(error, Stopped):  # a signal came, which is no fault of the file
+        raise error
     if is_lack_of_memory(error) or not _has_memory(SPARE_BYTES):
         return MemoryError(f"to read {path}")
     text = str(error)
