@@ -17,6 +17,7 @@ from torch import Tensor
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
+from autoseg.export.untrusted import COPIES
 from autoseg.models.checkpoint import Tensors
 from autoseg.plan.plan import CASCADE
 from autoseg.plan.sections import Network
@@ -44,8 +45,7 @@ READERS: dict[str, str | None] = FACTS["readers"]  # -> the orientation that the
 # Trainers that build another network than the plans say.
 BATCH_NORM_TRAINER, ONE_HEAD_TRAINER = "nnUNetTrainerBN", "nnUNetTrainerNoDeepSupervision"
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-# Our heads, and what nnU-Net stores twice, are not in `layer_names`.
-COPIES = ("decoder.encoder.", ".all_modules.")
+# Our heads, and what nnU-Net stores twice (`COPIES`), are not in `layer_names`.
 HEADS = "decoder.seg_layers."
 
 

@@ -110,6 +110,8 @@ def compose(
     values, evidence, name = _rules(fingerprint, options, reference)
     values["orientation"], evidence["orientation"] = usual, (rule_values.MOST_CASES, counted)
     pairs, names = pairs_of(values["labels"], options.mirrored_labels)
+    if options.mirrored_labels == {}:
+        names = "off: the task declares none, or its paired labels do not lie side by side"
     if orientation is None and pairs:
         pairs, names = (), f"off for {names}: orientation is null"
     values["mirrored_labels"] = [list(pair) for pair in pairs]

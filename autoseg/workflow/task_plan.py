@@ -206,7 +206,8 @@ def write_plan(
             f"axes: {orders}; set it to one of them"
         )
     sides = plan.provenance.get("mirrored_labels")
-    if plan.left_right in plan.mirrored_axes and sides and sides.source.startswith("rule"):
+    exchanged = plan.mirrored_labels and plan.left_right in plan.mirrored_axes
+    if exchanged and sides and sides.source.startswith("rule"):
         say(f"plan {plan.name}: labels exchanged by mirroring left and right: {sides.evidence}")
     folder = workspace.preprocessed(task.name, plan.name)
     if chosen is not None:

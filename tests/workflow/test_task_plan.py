@@ -46,6 +46,7 @@ def test_labels_of_both_sides_are_exchanged_only_if_they_lie_side_by_side(
     surveyed = survey_task(workspace, write_task(workspace, axis), 1)
     plan = write_plan(workspace, surveyed, PlanOptions(), 1, None)
     assert plan.mirrored_labels == (((1, 2),) if axis == 0 else ())
+    assert ("do not lie side by side" in plan.provenance["mirrored_labels"].evidence) == (axis != 0)
     assert ("left kidney and right kidney lie apart" in capsys.readouterr().err) == (axis != 0)
 
 
