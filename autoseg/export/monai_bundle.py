@@ -21,10 +21,11 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import say
 from autoseg.export.networks import new_folder
-from autoseg.models.folder import PLAN
+from autoseg.models.folder import PLAN, FolderFiles
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.prediction.model import Model
+from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.preprocessing.resample import axis_orders
 
 # The parts of a bundle that no plan changes, and the reasons of refusals.
@@ -55,6 +56,8 @@ def export_monai(model: Model, out: Path) -> None:
         write_json(folder / "configs" / "inference.json", inference)
         write_json(folder / "configs" / "metadata.json", _metadata(plan))
         plan.save(folder / PLAN)
+    if (model.files or FolderFiles(model.folder)).has(POSTPROCESSING):
+        say(f"{POSTPROCESSING} is not part of the bundle, which does not postprocess")
     say("MONAI places tiles in another way: where a scan is larger than a patch, voxels may differ")
     say(
         f"run: python -m monai.bundle run --config_file {out / 'configs' / 'inference.json'} "
@@ -129,6 +132,8 @@ def _preprocessing(plan: Plan, fixed: dict[str, Any]) -> Iterator[Transform]:
                 yield _transform(
                     "CropForegroundd", keys, source_key="every", select_fn="$lambda x: x != 0"
                 )
+            case Clip(scaled_scans="keep"):
+                raise _refusal(f"preprocessing.{index}.scaled_scans")
             case Clip(window=(low, high)):
                 limits = {"a_min": low, "a_max": high, "b_min": low, "b_max": high}
                 yield _transform("ScaleIntensityRanged", of, **limits, clip=True)

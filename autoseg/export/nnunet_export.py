@@ -191,7 +191,10 @@ def _scheme(steps: list[tuple[int, Step]]) -> tuple[str, bool, dict[str, Any]]:
             return "ZScoreNormalization", nonzero, {}
         case [ZScore(mean=0.0, std=255.0, nonzero=False)]:
             return "RGBTo01Normalization", False, {}
-        case [Clip(window=(low, high)), ZScore(mean=float(), std=float(), nonzero=False) as z]:
+        case [
+            Clip(window=(low, high), scaled_scans="clip"),
+            ZScore(mean=float(), std=float(), nonzero=False) as z,
+        ]:
             window = {"percentile_00_5": low, "percentile_99_5": high}
             return "CTNormalization", False, window | {"mean": z.mean, "std": z.std}
     names = ", ".join(f"preprocessing.{index} ({step.step})" for index, step in steps)

@@ -86,6 +86,7 @@ def test_the_transforms_are_the_plans_steps(tmp_path: Path) -> None:
     [
         (CASCADE, "previous_stage"),
         ({"target_spacing_mm": [1.0, 1.0, 5.0]}, "preprocessing.3.anisotropy"),
+        ({"preprocessing": [CLIP | {"scaled_scans": "keep"}]}, "preprocessing.0.scaled_scans"),
         (
             {"preprocessing": [CLIP, Z_SCORE | {"nonzero": True}]},
             "preprocessing.1.nonzero",

@@ -25,6 +25,8 @@ GOLDEN = Path(__file__).parents[1] / "data" / "nnunet"
 CPU = torch.device("cpu")
 CROP, RESAMPLE = {"step": "crop_to_nonzero"}, {"step": "resample"}
 Z_SCORE = {"step": "z_score"}
+FIXED = Z_SCORE | {"mean": 10.0, "std": 5.0}
+KEPT = {"step": "clip", "window": [-100.0, 200.0], "scaled_scans": "keep"}
 STEPS = {"preprocessing": [CROP, Z_SCORE, RESAMPLE]}
 
 
@@ -147,6 +149,7 @@ def test_axes_schemes_and_mirroring_are_nnunets(tmp_path: Path) -> None:
         ({"preprocessing": [CROP, RESAMPLE, Z_SCORE]}, "preprocessing.1"),
         ({"preprocessing": [CROP, {"step": "clip", "window": [0, 1]}, Z_SCORE]}, "preprocessing.1"),
         ({"preprocessing": [CROP, RESAMPLE | {"rounding": "down"}]}, "preprocessing.1.rounding"),
+        ({"preprocessing": [CROP, KEPT, FIXED, RESAMPLE]}, "preprocessing.1"),
         (
             {"preprocessing": [CROP, {"step": "rescale", "range": [0, 255]}, RESAMPLE]},
             "preprocessing.1",
