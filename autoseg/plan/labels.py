@@ -22,7 +22,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from autoseg.plan.sections import MM, LabelValue, Positive, Section
+from autoseg.plan.sections import LabelValue, Positive, Section
 
 ClassValues = Mapping[str, tuple[int, ...]]  # class name -> its label values
 
@@ -168,29 +168,16 @@ class Colour(Section):
     """The colour of some classes in figures."""
 
     labels: Annotated[tuple[LabelValue, ...], Field(min_length=1)]
-    colour: str = Field(pattern="^#[0-9A-Fa-f]{6}$", description="as in #D55E00")
+    colour: str = Field(pattern="^#[0-9A-Fa-f]{6}$")
 
 
 class Evaluation(Section):
     """How predictions are evaluated."""
 
-    tolerance_mm: Positive = Field(
-        DEFAULT_TOLERANCE_MM,
-        title="surface tolerance",
-        description="surfaces within this distance agree in the normalised surface Dice",
-        json_schema_extra=MM,
-    )
-    tolerances: tuple[Tolerance, ...] = Field(
-        (),
-        title="surface tolerance of some classes",
-        description="instead of tolerance_mm; if several match a class, the largest is used",
-    )
-    merged: tuple[Merged, ...] = Field((), title="classes reported together")
-    colours: tuple[Colour, ...] = Field(
-        (),
-        title="colour of some classes",
-        description="in figures; other classes get colours of the Okabe-Ito palette",
-    )
+    tolerance_mm: Positive = DEFAULT_TOLERANCE_MM
+    tolerances: tuple[Tolerance, ...] = ()
+    merged: tuple[Merged, ...] = ()
+    colours: tuple[Colour, ...] = ()
 
     def check(self, labels: ClassValues) -> None:
         """Raise a ValueError if a label belongs to no class, or a name is used twice."""
@@ -267,10 +254,10 @@ ABNORMAL: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
 class SegmentCode(Section):
     """The codes of a class, each as [value, coding scheme, meaning]."""
 
-    type: Code = Field(description='what it is, such as ["39607008", "SCT", "Lung"]')
-    category: Code = Field(ORGAN, description="the kind of thing that it is")
-    modifiers: tuple[Code, ...] = Field((), description='such as ["7771000", "SCT", "Left"]')
-    region: Code | None = Field(None, description="the organ that a lesion is in")
+    type: Code
+    category: Code = ORGAN
+    modifiers: tuple[Code, ...] = ()
+    region: Code | None = None
 
     @property
     def is_private(self) -> bool:

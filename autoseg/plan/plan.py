@@ -40,95 +40,51 @@ ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres
 class Sampling(sections.Section):
     """Which patches a batch consists of."""
 
-    patch_size: sections.Size3 = Field(
-        title="patch size (x, y, z)", json_schema_extra=sections.VOXELS
-    )
-    batch_size: sections.Count = Field(title="batch size")
-    foreground_share: sections.Share = Field(
-        0.33,
-        title="patches centred on the foreground",
-        description="share of the patches of a batch that are centred on a foreground voxel",
-    )
-    foreground_mode: Literal["last", "chance"] = Field(
-        "last",
-        title="choice of these patches",
-        description="last: the last patches of a batch; chance: each patch with this probability",
-    )
+    patch_size: sections.Size3
+    batch_size: sections.Count
+    foreground_share: sections.Share = 0.33
+    foreground_mode: Literal["last", "chance"] = "last"
 
 
 class VolumeShare(sections.Section):
     """A volume that predictions report as a share, e.g. infection / (lungs + infection)."""
 
     label: int
-    container: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
-        description="labels that together with `label` make up the reference volume"
-    )
+    container: Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class Splits(sections.Section):
     """How the cases are split into folds (a `splits.json` of the user overrides it)."""
 
-    folds: int = Field(5, ge=2, title="folds")
-    seed: sections.Seed = Field(12345, title="random seed of the splits")
+    folds: int = Field(5, ge=2)
+    seed: sections.Seed = 12345
 
 
 class Inference(sections.Section):
     """How a scan is predicted from patches."""
 
-    overlap: Triple = Field(
-        title="overlap of neighbouring patches (x, y, z)", json_schema_extra=sections.VOXELS
-    )
+    overlap: Triple
     tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None,
-        title="step between patches, share of the patch",
-        description="null: the patch without the overlap; nnU-Net's step is 0.5, for which the "
-        "overlap of odd patches would not be a whole number",
-        json_schema_extra=sections.since("0.2.0"),
+        None, json_schema_extra=sections.since("0.2.0")
     )
-    weighting: Literal["gaussian", "uniform", "nnunet"] = Field(
-        "gaussian",
-        title="weighting of a patch",
-        description="nnunet: its Gaussian, which is centred on a voxel and rounded to float16",
-    )
+    weighting: Literal["gaussian", "uniform", "nnunet"] = "gaussian"
     average: Literal["probabilities", "logits", "logits_float16"] = Field(
-        "probabilities",
-        title="what is averaged",
-        description="over patches, mirrored patches and folds, and interpolated to the scan's "
-        "grid; logits_float16: with all sums of patches and folds rounded, as in nnU-Net",
-        json_schema_extra=sections.since("0.2.0"),
+        "probabilities", json_schema_extra=sections.since("0.2.0")
     )
-    slide_axis: Literal[0, 1, 2] | None = Field(
-        None,
-        title="axis of the outermost patches",
-        description="the order in which patches are added decides how float16 rounds their sum; "
-        "null: the axis that takes the least memory",
-        json_schema_extra=sections.since("0.2.0"),
-    )
-    anisotropy: sections.Positive | None = Field(
-        None,
-        title="anisotropy of the interpolation",
-        description="above this ratio of spacings the scan's planes across the coarse axis take "
-        "the values of the nearest plane; null: they are interpolated",
-        json_schema_extra=sections.since("0.2.0"),
-    )
-    mirror_axes: sections.Axes = Field((), title="axes mirrored with --tta")
-    mirror: bool = Field(
-        False, title="mirroring without --tta", json_schema_extra=sections.since("0.2.0")
-    )
+    slide_axis: Literal[0, 1, 2] | None = Field(None, json_schema_extra=sections.since("0.2.0"))
+    anisotropy: sections.Positive | None = Field(None, json_schema_extra=sections.since("0.2.0"))
+    mirror_axes: sections.Axes = ()
+    mirror: bool = Field(False, json_schema_extra=sections.since("0.2.0"))
 
 
 class Provenance(sections.Section):
     """Why a value was chosen."""
 
-    source: str = Field(description="a rule, reference plan, overrides file, --set, or time budget")
-    evidence: str = Field(
-        "", description="the figures that were used, or where in a publication the value stands"
-    )
-    citation: str = Field("", description="the publication of a value of a reference plan")
-    rule_value: Any = Field(None, description="what the rules alone would choose, if replaced")
-    own_rule: Any = Field(
-        None, description="what our own rules would choose in place of a reference plan's value"
-    )
+    source: str
+    evidence: str = ""
+    citation: str = ""
+    rule_value: Any = None
+    own_rule: Any = None
 
 
 class Plan(sections.Section):
@@ -142,72 +98,37 @@ class Plan(sections.Section):
 
     format_version: Literal[1] = 1
     task: str
-    name: str = Field("default", pattern=r"^\w[\w.-]*$", description="a folder name")
-    configuration: ConfigurationName = Field("3d_fullres", title="configuration")
-    previous_stage: str | None = Field(
-        None, title="previous stage", description="the plan whose segmentation a cascade refines"
-    )
-    channels: Annotated[tuple[str, ...], Field(min_length=1)] = Field(title="image channels")
-    labels: dict[str, Annotated[tuple[sections.LabelValue, ...], Field(min_length=1)]] = Field(
-        title="classes and their label values",
-        description="class name -> label values, background first",
-    )
-    ignore_label: sections.LabelValue | None = Field(None, title="ignored label value")
-    regions_class_order: tuple[sections.LabelValue, ...] | None = Field(
-        None,
-        title="painting order of the regions",
-        description="the value that each class but the background paints; later ones overwrite",
-    )
-    skipped_cases: tuple[str, ...] = Field(
-        (),
-        title="skipped cases",
-        description="cases with errors that planning and training leave out",
-    )
-    shares: tuple[VolumeShare, ...] = Field((), title="volume share")
+    name: str = Field("default", pattern=r"^\w[\w.-]*$")
+    configuration: ConfigurationName = "3d_fullres"
+    previous_stage: str | None = None
+    channels: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: dict[str, Annotated[tuple[sections.LabelValue, ...], Field(min_length=1)]]
+    ignore_label: sections.LabelValue | None = None
+    regions_class_order: tuple[sections.LabelValue, ...] | None = None
+    skipped_cases: tuple[str, ...] = ()
+    shares: tuple[VolumeShare, ...] = ()
     orientation: sections.Orientation | None = Field(
-        None,
-        title="orientation of the axes",
-        description="sides of the patient towards which x, y, z run, such as RAS: scans are "
-        "flipped to it before all steps, and sizes and spacings of the plan mean these axes; null: "
-        "scans stay as they are stored",
-        json_schema_extra=sections.since("0.2.0"),
+        None, json_schema_extra=sections.since("0.2.0")
     )
     mirrored_labels: tuple[tuple[sections.LabelValue, sections.LabelValue], ...] = Field(
-        (),
-        title="labels exchanged with left and right",
-        description="pairs of label values of the left and the right side, which are exchanged "
-        "when the left-right axis is mirrored, in training and with --tta",
-        json_schema_extra=sections.since("0.2.0"),
+        (), json_schema_extra=sections.since("0.2.0")
     )
     target_spacing_mm: tuple[
         sections.Positive | None, sections.Positive | None, sections.Positive | None
-    ] = Field(
-        title="target spacing (x, y, z)",
-        description="voxel size of the network's input; null: each scan's own along that axis",
-        json_schema_extra=sections.MM,
-    )
-    preprocessing: tuple[sections.Step, ...] = Field(title="preprocessing step")
+    ]
+    preprocessing: tuple[sections.Step, ...]
     sampling: Sampling
-    augmentation: tuple[Transform, ...] = Field(title="augmentation")
+    augmentation: tuple[Transform, ...]
     network: sections.Network
     training: sections.Training
     splits: Splits = Splits()
     inference: Inference
     evaluation: Evaluation = Evaluation()
     codes: dict[str, SegmentCode] = Field(
-        default_factory=dict,
-        title="codes of the classes",
-        description="in DICOM segmentation objects; other classes are coded by their name",
-        json_schema_extra=sections.since("0.2.0"),
+        default_factory=dict, json_schema_extra=sections.since("0.2.0")
     )
-    measured: dict[str, Any] = Field(
-        default_factory=dict, description="the measurements behind a time budget"
-    )
-    provenance: dict[str, Provenance] = Field(
-        default_factory=dict,
-        description="dotted key, with the index of list entries -> why it has its value; a key "
-        "without an entry has that of the section around it",
-    )
+    measured: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Provenance] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
 from autoseg.plan.plan import FORMAT_VERSION, Plan
+from autoseg.plan.sections import FIELDS
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 LISTS_OF_KINDS = (("preprocessing",), ("augmentation",))
@@ -109,6 +110,10 @@ def plan_schema() -> dict[str, Any]:
     It does not cover checks across keys; `make_plan` does.
     """
     schema = Plan.model_json_schema()
+    for name, fields in FIELDS.items():
+        properties = (schema if name == "Plan" else schema["$defs"][name])["properties"]
+        for key, words in fields.items():
+            properties[key] = dict(sorted((properties[key] | words).items()))
     schema["description"] = schema["description"].partition("\n\n>>>")[0]  # without the doctest
     id_schema = {"type": "string", "description": "informative; recomputed when a plan is read"}
     schema["properties"] = {"id": id_schema, **schema["properties"]}

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic.fields import FieldInfo
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -18,14 +17,13 @@ from autoseg.common.progress import by_axis
 from autoseg.plan.labels import Colour, Merged, Tolerance
 from autoseg.plan.plan import Plan, Provenance, VolumeShare
 from autoseg.plan.sections import (
-    UNIT,
     Clip,
     CropToNonzero,
     Resample,
     Rescale,
     Section,
     ZScore,
-    extra,
+    about,
 )
 from autoseg.planner.overrides import closest, publication
 from autoseg.planner.rule_values import DECLARED, FOLD_PER_PATIENT, SKIPPED
@@ -50,6 +48,7 @@ SOURCES = {  # of rules that are not nnU-Net's
     SKIPPED: "--skip-bad-cases",
     FOLD_PER_PATIENT: "own rule",
 }
+Words = dict[str, str]  # title, unit and description of a field
 ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
 WIDTH = 120
 
@@ -128,10 +127,10 @@ def rows(plan: Plan) -> list[Explained]:
     ]
 
 
-def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
+def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Words, Any]]:
     """Key, field and value of everything below a section; lists of sections entry by entry."""
-    for name, field in type(section).model_fields.items():
-        key, value = f"{prefix}{name}", getattr(section, name)
+    for name, value in section:
+        key, field = f"{prefix}{name}", about(type(section), name)
         if isinstance(value, Section):
             yield from _leaves(value, f"{key}.")
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
@@ -141,7 +140,7 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, FieldInfo
             yield key, field, value
 
 
-def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
+def _row(plan: Plan, key: str, field: Words, value: Any) -> Explained:
     why, origin = _provenance(plan, key)
     is_rule = why.source.startswith(RULE)
     around, _, number = key.rpartition(".")
@@ -161,7 +160,7 @@ def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
     has_reason = key == origin or (key == f"{origin}.0" and why.evidence)
     return Explained(
         key=key,
-        name=f"{field.title} {int(number) + 1}" if number.isdecimal() else str(field.title),
+        name=f"{field['title']} {int(number) + 1}" if number.isdecimal() else field["title"],
         value=text,
         rule=why.source.removeprefix(RULE) if is_rule and has_reason else "",
         evidence="; ".join(filter(None, (evidence, *_parts(plan, key)))),
@@ -194,7 +193,7 @@ def _source(source: str) -> str:
     return source.removeprefix(REFERENCE)
 
 
-def _replaced(value: Any, key: str, origin: str, field: FieldInfo) -> str:
+def _replaced(value: Any, key: str, origin: str, field: Words) -> str:
     """The value of the rules; of a list of steps only their kinds, with its first entry."""
     if key not in (origin, f"{origin}.0"):
         return ""
@@ -203,15 +202,15 @@ def _replaced(value: Any, key: str, origin: str, field: FieldInfo) -> str:
     return "nothing" if value is None or key != origin else value_text(value, field)
 
 
-def value_text(value: Any, field: FieldInfo, channels: Sequence[str] = ()) -> str:
+def value_text(value: Any, field: Words, channels: Sequence[str] = ()) -> str:
     """A value with its unit.
 
     Args:
         value: of the plan, or as JSON.
-        field: the field of the plan that holds it.
+        field: title and unit of the field of the plan that holds it.
         channels: of the plan; intensities of CT channels have the unit HU.
     """
-    unit = extra(field).get(UNIT, "")
+    unit = field.get("unit", "")
     match value:
         case Section():
             return _section_text(value, channels)
@@ -274,22 +273,21 @@ def _step_text(step: Section, channels: Sequence[str]) -> str:
 
 def _transform_text(transform: Section) -> str:
     """Title and settings; settings with probability 0 are left out."""
-    fields = type(transform).model_fields
     settings = ", ".join(
-        _setting(name, getattr(transform, name), field)
-        for name, field in fields.items()
+        _setting(name, value, about(type(transform), name))
+        for name, value in transform
         if name != "transform"
         and getattr(transform, f"{name.rpartition('_')[0]}_probability", 1) != 0
     )
-    return f"{fields['transform'].title}: {settings}"
+    return f"{about(type(transform), 'transform')['title']}: {settings}"
 
 
-def _setting(name: str, value: Any, field: FieldInfo) -> str:
+def _setting(name: str, value: Any, field: Words) -> str:
     if name.endswith("degrees"):
         text = " ".join(f"{axis} {_range(turn)}°" for axis, turn in zip("xyz", value, strict=True))
     elif name.endswith("_order"):
         text = ORDERS[value]
-    elif isinstance(value, tuple) and UNIT not in extra(field):
+    elif isinstance(value, tuple) and "unit" not in field:
         text = _range(value)
     else:
         text = value_text(value, field)
