@@ -23,6 +23,7 @@ from autoseg.plan.labels import SegmentCode, check_codes
 DATASET_FILE = "dataset.json"
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
 MAX_SHOWN = 80  # characters of a value in an error message
+MUST: dict[str, str] = read_json(Path(__file__).with_name("declaration.json"))  # of each field
 
 LabelValues = dict[str, tuple[int, ...]]
 """Label name -> the values that it covers."""
@@ -136,7 +137,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-# What a `dataset.json` may contain; a description completes the sentence "FIELD must ...".
+# What a `dataset.json` may contain.
 
 
 def _labels_by_name(labels: Any) -> Any:
@@ -156,6 +157,8 @@ def _labels_by_name(labels: Any) -> Any:
 
 LabelValue = Annotated[int, Field(ge=0, le=HIGHEST_LABEL)]
 ChannelName = Annotated[str, Field(min_length=1)]
+LabelList = Annotated[list[LabelValue], Field(min_length=1)]
+Labels = Annotated[dict[str, LabelValue | LabelList], BeforeValidator(_labels_by_name)]
 
 
 class _TrainingEntry(BaseModel):
@@ -169,44 +172,18 @@ class _CaseFiles(BaseModel):
 
 
 class _Fields(BaseModel, strict=True):
-    channel_names: dict[str, ChannelName] = Field(
-        min_length=1,
-        description='map "0", "1", ... to names (also as "modality"), such as {"0": "CT"}',
-    )
-    labels: Annotated[
-        dict[str, LabelValue | Annotated[list[LabelValue], Field(min_length=1)]],
-        BeforeValidator(_labels_by_name),
-    ] = Field(
-        min_length=1,
-        description=f"map names to whole numbers from 0 to {HIGHEST_LABEL}, or to lists of "
-        'different ones, such as {"background": 0, "tumour": 1}',
-    )
+    channel_names: dict[str, ChannelName] = Field(min_length=1)
+    labels: Labels = Field(min_length=1)
     regions_class_order: Any = None
-    mirrored_labels: dict[str, str] | None = Field(
-        None,
-        description="map labels of one side to those of the other, such as "
-        '{"left lung": "right lung"}, or be {} if left and right are not to be exchanged',
-    )
-    groups: dict[str, str | int | list[str]] = Field(
-        {},
-        description="map each case to its patient, or each patient to a list of cases, or be "
-        '{"pattern": REGULAR_EXPRESSION}',
-    )
-    dataset: dict[str, _CaseFiles] = Field(
-        {}, description='map each case to {"images": [PATH, ...], "label": PATH}'
-    )
-    training: list[_TrainingEntry] = Field(
-        [], description='list the cases as [{"image": PATH, "label": PATH}, ...]'
-    )
+    mirrored_labels: dict[str, str] | None = None
+    groups: dict[str, str | int | list[str]] = {}
+    dataset: dict[str, _CaseFiles] = {}
+    training: list[_TrainingEntry] = []
     training_count: Any = Field(None, alias="numTraining")
-    codes: dict[str, SegmentCode] = Field(
-        {},
-        description='map labels to {"type": [VALUE, SCHEME, MEANING]}, optionally with "category", '
-        '"modifiers" (a list) and "region"',
-    )
-    licence: str | None = Field(None, description="be text")
-    license: str | None = Field(None, description="be text")
-    description: str | None = Field(None, description="be text")
+    codes: dict[str, SegmentCode] = {}
+    licence: str | None = None
+    license: str | None = None
+    description: str | None = None
 
 
 def _explain(error: ValidationError, content: dict[str, Any]) -> str:
@@ -215,7 +192,7 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
     field, *inner = first["loc"]
     if first["type"] == "value_error":
         return f'"{field}": {first["ctx"]["error"]}'
-    expected = f'"{field}" must {_Fields.model_fields[str(field)].description}'
+    expected = f'"{field}" must {MUST[str(field)]}'
     if field not in content:
         return f"{expected}; it is missing"
     found, where = content[field], str(field)
@@ -242,14 +219,11 @@ def _labels(declared: dict[str, int | list[int]]) -> tuple[LabelValues, int | No
     """Return the labels in the order of `Declaration.labels`, and the ignore label, if any."""
     labels: LabelValues = {}
     for name, covered in declared.items():
-        values = tuple(sorted(covered)) if isinstance(covered, list) else (covered,)
-        if len(set(values)) < len(values):
+        labels[name] = tuple(sorted(covered)) if isinstance(covered, list) else (covered,)
+        if len(set(labels[name])) < len(labels[name]):
             raise ValueError(f"label {name!r} has the same value twice: {shown(covered)}")
-        labels[name] = values
     ignored = labels.pop(IGNORE, None)
-    if ignored is not None and (
-        len(ignored) > 1 or any(ignored[0] in values for values in labels.values())
-    ):
+    if ignored and (len(ignored) > 1 or any(ignored[0] in values for values in labels.values())):
         raise ValueError(f"label {IGNORE!r} must have one value of its own; found {list(ignored)}")
     if (0,) not in labels.values() or ignored == (0,):
         raise ValueError('no label has the value 0; declare "background": 0')
@@ -349,14 +323,10 @@ def _listed(fields: _Fields, content: dict[str, Any]) -> tuple[ListedCase, ...] 
             for name, files in fields.dataset.items()
         )
     if "training" in content:
+        names = [stem_of(Path(entry.image)).removesuffix("_0000") for entry in fields.training]
         return tuple(
-            ListedCase(
-                stem_of(Path(entry.image)).removesuffix("_0000"),
-                (entry.image,),
-                entry.label,
-                expand=True,
-            )
-            for entry in fields.training
+            ListedCase(name, (entry.image,), entry.label, expand=True)
+            for name, entry in zip(names, fields.training, strict=True)
         )
     if "modality" in content and "channel_names" not in content:
         raise ValueError(

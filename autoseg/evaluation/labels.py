@@ -12,7 +12,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
-from autoseg.dataset.layouts import values_in
+from autoseg.dataset.task import values_in
 from autoseg.plan.labels import DEFAULT_TOLERANCE_MM, Evaluation, class_of
 from autoseg.plan.plan import Plan
 

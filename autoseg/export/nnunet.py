@@ -21,7 +21,7 @@ from autoseg.export.untrusted import COPIES
 from autoseg.models.checkpoint import Tensors
 from autoseg.plan.plan import CASCADE
 from autoseg.plan.sections import Network
-from autoseg.planner.rule_values import augmentation_values
+from autoseg.planner.rule_values import augmentation_values, normalisation
 
 PACKAGE = "dynamic_network_architectures"
 PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
@@ -341,24 +341,15 @@ def _normalisation(
     if not len(schemes) == len(masks) == channels:
         raise AutosegError(f"normalization_schemes has {len(schemes)} entries for {channels}")
     for channel, (scheme, masked) in enumerate(zip(schemes, masks, strict=True)):
-        step = {"channel": channel}
-        match scheme:
-            case "ZScoreNormalization":
-                yield {"step": "z_score", "nonzero": masked, "fill_holes": masked, **step}
-            case "CTNormalization":
-                found = intensities_of(plans)[str(channel)]
-                window = [float(found[key]) for key in ("percentile_00_5", "percentile_99_5")]
-                yield {"step": "clip", "window": window, **step}
-                std = max(float(found["std"]), 1e-8)
-                yield {"step": "z_score", "mean": float(found["mean"]), "std": std, **step}
-            case "RescaleTo01Normalization":
-                yield {"step": "rescale", **step}
-            case "RGBTo01Normalization":
-                yield {"step": "z_score", "mean": 0.0, "std": 255.0, **step}
-            case "NoNormalization":
-                pass
-            case _:
-                raise AutosegError(f"normalization_schemes has {scheme}")
+        figures: list[float] = []
+        if scheme == "CTNormalization":
+            found = intensities_of(plans)[str(channel)]
+            figures = [float(found[STATISTICS[key]]) for key in ("p00_5", "p99_5", "mean", "std")]
+            if not figures[0] < figures[1]:
+                raise AutosegError(f"the intensities of channel {channel} have no range to clip to")
+        if (steps := normalisation(channel, scheme, masked, masked, figures)) is None:
+            raise AutosegError(f"normalization_schemes has {scheme}")
+        yield from steps
 
 
 def intensities_of(plans: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from autoseg.common.files import dataclass_from_json, obstacle, read_json, to_js
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import noted
 from autoseg.dataset.checks import CaseFacts, check_case, check_task
-from autoseg.dataset.layouts import Case
 from autoseg.dataset.problems import Problem, errors_in, shown_path
-from autoseg.dataset.task import Task
+from autoseg.dataset.task import Case, Task
 from autoseg.fingerprint.fingerprint import FORMAT, CaseStatistics, Fingerprint, measure
 from autoseg.fingerprint.statistics import IntensityStatistics, Quantiles, rounded
 from autoseg.image.geometry import Geometry
@@ -118,12 +117,12 @@ def _noted(task: Task, case: Case, text: str) -> Problem:
     """A note about a file; without its path, so that those of many cases become one line."""
     file = next((f for f in (case.label, *case.images) if text.startswith(f"{f}: ")), None)
     shown = "" if file is None else shown_path(file, task.folder)
-    return Problem(case.name, shown, "reading", "warning", text.removeprefix(f"{file}: "))
+    return Problem.of("reading", case.name, shown, text=text.removeprefix(f"{file}: "))
 
 
 def _unreadable(task: Task, case: Case, path: Path, error: DataError) -> Problem:
     kind = "impossible values" if isinstance(error, VoxelError) else "unreadable"
-    return Problem(case.name, shown_path(path, task.folder), kind, "error", str(error))
+    return Problem.of(kind, case.name, shown_path(path, task.folder), text=str(error))
 
 
 def _check_and_measure(

@@ -309,11 +309,15 @@ def _meaning(name: str) -> str:
     return re.sub(r"[\\\x00-\x1f]", " ", name).strip()[:64] or "class"
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a name, such as `RightParotids`: `right`, `parotids`."""
+    spaced = re.sub(r"(?<=[a-z\u00df-\u00ff])(?=[A-Z])", " ", name)
+    return re.findall(r"[^\W_]+", spaced.casefold())
+
+
 def _words(name: str) -> list[str]:
-    """The words of a name, such as `RightParotids`, in one spelling: `right`, `parotids`."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    words = re.findall(r"[^\W_]+", spaced.lower())
-    return [word for each in words for word in SPELLINGS.get(each, each).split()]
+    """The words of a name in one spelling."""
+    return [word for each in words_of(name) for word in SPELLINGS.get(each, each).split()]
 
 
 def _read(words: Sequence[str]) -> SegmentCode | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,9 +9,10 @@ from itertools import chain
 from pathlib import Path
 
 from autoseg.common.errors import PlanError
+from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis
 from autoseg.fingerprint import Fingerprint
-from autoseg.plan.labels import SegmentCode, check_mirrored
+from autoseg.plan.labels import SegmentCode, check_mirrored, words_of
 from autoseg.plan.plan import CASCADE, Plan, Splits
 from autoseg.plan.reading import make_plan
 from autoseg.plan.sections import is_orientation
@@ -194,16 +194,14 @@ def _rules(
 ) -> tuple[rule_values.PlanValues, rule_values.Evidence, str]:
     """The values of the rules alone, their evidence, and the name of the plan."""
     available = rule_values.configurations(fingerprint, options.planner, options.memory_gb)
-    recommended = next(iter(available))
     configuration = available[_choose(available, options.configuration, reference)]
     values, evidence = rule_values.rule_values(fingerprint, configuration)
     if configuration.name == CASCADE:
         values["previous_stage"] = f"{options.name}-3d_lowres"
     values["regions_class_order"] = options.regions_class_order
     if options.codes:
-        values["codes"] = {
-            name: code.model_dump(mode="json") for name, code in options.codes.items()
-        }
+        codes = options.codes.items()
+        values["codes"] = {name: code.model_dump(mode="json") for name, code in codes}
         evidence["codes"] = (rule_values.DECLARED, "")
     if options.skipped_cases:
         values["skipped_cases"] = options.skipped_cases
@@ -211,10 +209,9 @@ def _rules(
     if options.patients is not None and options.patients < Splits().folds:
         values["splits"] = {"folds": max(FEWEST_FOLDS, options.patients)}
         evidence["splits.folds"] = (rule_values.FOLD_PER_PATIENT, f"{options.patients} in the task")
-    is_usual = configuration.name in (recommended, reference and reference.configuration)
-    name = options.name
-    if not (is_usual or options.keep_name):
-        name = f"{name}-{configuration.name}"
+    usual = (next(iter(available)), reference and reference.configuration)
+    has_name = configuration.name in usual or options.keep_name
+    name = options.name if has_name else f"{options.name}-{configuration.name}"
     return complete(values, "the rules"), evidence, name
 
 
@@ -234,18 +231,15 @@ def _choose(
         )
     chosen = requested or fixed or next(iter(available))
     if chosen not in available:
+        why = ", whose cases are single slices"
+        if (full := available.get("3d_fullres")) is not None:
+            patch, case = times(full.patch_size), times(full.median_shape)
+            why = f": a median case of {case} voxels is small enough for patches of {patch}"
         raise PlanError(
-            f"configuration {chosen!r} is not useful for these data{_why_not(available)}; "
+            f"configuration {chosen!r} is not useful for these data{why}; "
             f"available: {', '.join(available)}"
         )
     return chosen
-
-
-def _why_not(available: Mapping[str, Configuration]) -> str:
-    if (full := available.get("3d_fullres")) is None:
-        return ", whose cases are single slices"
-    patch, case = times(full.patch_size), times(full.median_shape)
-    return f": a median case of {case} voxels is small enough for patches of {patch}"
 
 
 def _users_layers(
@@ -267,14 +261,11 @@ def _users_layers(
 
 Pairs = tuple[tuple[int, int], ...]
 
-# Words for the left and the right side in names of labels.
-WORDS = json.loads(Path(__file__).with_name("sides.json").read_text("utf-8"))
+# Words for the left and the right side in names of labels; and organs whose two sides are no mirror
+# images of each other, as patterns: a mirrored right atrium is no left one.
+WORDS, unlike = read_json(Path(__file__).with_name("sides.json")).values()
+UNLIKE = re.compile("|".join(unlike))
 JOINED = 4  # words of at least so many letters may also be joined to others, as in `leftlung`
-# Organs whose two sides are no mirror images of each other: a mirrored right atrium is no left one.
-UNLIKE = re.compile(
-    r"atri(um|a|al)\b|auricle|appendage|coronary|myocardium|aort|hepat|liver|leber|foie|herz|heart"
-    r"|(?<!lateral )\bventricle|bundle branch",
-)
 
 
 def pairs_of(
@@ -306,7 +297,7 @@ def by_name(names: Sequence[str]) -> list[tuple[str, str]]:
     Organs that are no mirror images of each other, such as the ventricles of the heart, are left
     out. A name with several partners is left out as well.
     """
-    normal = {" ".join(_words(name)): name for name in names}
+    normal = {" ".join(words_of(name)): name for name in names}
     if len(normal) < len(names):
         normal = {name.casefold(): name for name in names}
     pairs = []
@@ -316,11 +307,6 @@ def by_name(names: Sequence[str]) -> list[tuple[str, str]]:
             pairs.append((name, partners.pop()))
     named = list(chain.from_iterable(pairs))
     return [pair for pair in pairs if all(named.count(name) == 1 for name in pair)]
-
-
-def _words(name: str) -> list[str]:
-    apart = re.sub(r"(?<=[a-z\u00df-\u00ff])(?=[A-Z])", " ", name)  # LeftLung
-    return re.findall(r"[^\W_]+", apart.casefold())
 
 
 def _mirrored(text: str) -> Iterator[str]:

@@ -7,47 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from autoseg.common.progress import by_axis
-from autoseg.plan.labels import Colour, Merged, Tolerance
-from autoseg.plan.plan import Plan, Provenance, VolumeShare
-from autoseg.plan.sections import (
-    Clip,
-    CropToNonzero,
-    Resample,
-    Rescale,
-    Section,
-    ZScore,
-    about,
-)
+from autoseg.plan.plan import Plan, Provenance
+from autoseg.plan.sections import Section, about
 from autoseg.planner.overrides import closest, publication
 from autoseg.planner.rule_values import DECLARED, FOLD_PER_PATIENT, SKIPPED
+from autoseg.planner.rules import TABLES
 
-HEADINGS = {  # top-level key of the plan -> heading; all other keys are below "data"
-    "target_spacing_mm": "preprocessing",
-    "preprocessing": "preprocessing",
-    "sampling": "patches",
-    "augmentation": "augmentation",
-    "network": "network",
-    "training": "training",
-    "splits": "cross-validation",
-    "inference": "prediction",
-    "evaluation": "evaluation",
-}
+HEADINGS: dict[str, str] = TABLES["headings"]  # of top-level keys; all others are below "data"
 GROUPS = ("data", *dict.fromkeys(HEADINGS.values()))
 HIDDEN = ("format_version", "provenance", "measured", "task", "name")
 DEFAULT = Provenance(source="default")
 RULE, REFERENCE = "rule: ", "reference plan "
-SOURCES = {  # of rules that are not nnU-Net's
-    DECLARED: "dataset.json",
-    SKIPPED: "--skip-bad-cases",
-    FOLD_PER_PATIENT: "own rule",
-}
+# Of rules that are not nnU-Net's.
+SOURCES = {DECLARED: "dataset.json", SKIPPED: "--skip-bad-cases", FOLD_PER_PATIENT: "own rule"}
 Words = dict[str, str]  # title, unit and description of a field
 ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
 WIDTH = 120
@@ -228,47 +209,15 @@ def value_text(value: Any, field: Words, channels: Sequence[str] = ()) -> str:
 
 def _section_text(section: Section, channels: Sequence[str]) -> str:
     """An entry of a list: a step, a transform, a volume share, or an entry of the evaluation."""
-    match section:
-        case CropToNonzero() | Clip() | Rescale() | Resample() | ZScore():
-            return _step_text(section, channels)
-        case VolumeShare(label=label, container=container):
-            return f"label {label} as a share of labels {_plain((label, *container))}"
-        case Tolerance(labels=labels, mm=mm):
-            return f"labels {_plain(labels)}: {mm:g} mm"
-        case Colour(labels=labels, colour=colour):
-            return f"labels {_plain(labels)}: {colour}"
-        case Merged(labels=labels, name=name):
-            return f"{name}: mean of labels {_plain(labels)}"
-        case _:
-            return _transform_text(section)
-
-
-def _step_text(step: Section, channels: Sequence[str]) -> str:
-    channel = getattr(step, "channel", None)
+    channel = getattr(section, "channel", None)
     names = channels if channel is None else [channels[channel]]
-    of = "" if channel is None or len(channels) == 1 else f" ({channels[channel]})"
-    unit = " HU" if all(name.casefold() == "ct" for name in names) else ""
-    match step:
-        case Clip(window=window, scaled_scans=scaled):
-            but = "" if scaled == "clip" else "; not of scans within 0 to 255"
-            return f"clip intensities to {_range(window)}{unit}{of}{but}"
-        case Rescale(range=limits, whole_numbers=rounded):
-            return f"rescale each case to {_range(limits)}{', rounded' if rounded else ''}{of}"
-        case Resample(image_order=image, label_order=label, rounding=rounding, anisotropy=ratio):
-            ties = "nearest voxel" if step.label_ties == "nearest" else "smallest value"
-            coarse = f"; nearest along an axis more than {ratio:g} x as coarse" if ratio else ""
-            return (
-                f"resample to the target spacing: image {ORDERS[image]}, labels {ORDERS[label]} "
-                f"(ties: {ties}), "
-                f"sizes rounded {'down' if rounding == 'down' else 'to nearest'}{coarse}"
-            )
-        case ZScore(mean=mean, std=std, nonzero=nonzero):
-            shift = "the case's mean" if mean is None else f"{mean:.6g}{unit}"
-            scale = "the case's standard deviation" if std is None else f"{std:.6g}{unit}"
-            where = ", both of the non-zero voxels" if nonzero else ""
-            return f"subtract {shift}, divide by {scale}{where}{of}"
-        case _:
-            return "crop to the voxels that are not zero in every channel"
+    text = TEMPLATE.render(
+        kind=type(section).__name__,
+        entry=section,
+        unit=" HU" if all(name.casefold() == "ct" for name in names) else "",
+        of="" if channel is None or len(channels) == 1 else f" ({channels[channel]})",
+    )
+    return text.strip() or _transform_text(section)
 
 
 def _transform_text(transform: Section) -> str:
@@ -321,3 +270,9 @@ def _is_vector(value: Any) -> bool:
         and len(value) == 3
         and all(each is None or isinstance(each, int | float) for each in value)
     )
+
+
+TEMPLATE = Environment(undefined=StrictUndefined).from_string(
+    Path(__file__).with_name("explain.j2").read_text("utf-8"),
+    {"range": _range, "plain": _plain, "orders": ORDERS},
+)

@@ -65,9 +65,7 @@ def strides_without_patch(layers: Sequence[Layer]) -> Any:
 
 def whole_case_layer(fingerprint: Fingerprint, strides: Any) -> Layer:
     """A patch that fits the strides, to validate a plan before its patch is chosen."""
-    factor = (
-        2 ** len(strides) if isinstance(strides, list) else 1
-    )  # invalid ones are reported later
+    factor = 2 ** len(strides) if isinstance(strides, list) else 1  # others are reported later
     sizes = fingerprint.shapes_after_crop.max(axis=0).tolist()
     return _layer([2 * factor * ceil(size / factor) for size in sizes], "")
 
@@ -189,10 +187,8 @@ def median_grid(
     shapes = fingerprint.shapes_after_crop
     if not any(isinstance(step, sections.CropToNonzero) for step in plan.preprocessing):
         shapes = np.array([case.shape for case in fingerprint.cases.values()], dtype=np.int64)
-    resample = next(
-        (step for step in plan.preprocessing if isinstance(step, sections.Resample)), None
-    )
-    if resample is None:
+    resampling = (step for step in plan.preprocessing if isinstance(step, sections.Resample))
+    if (resample := next(resampling, None)) is None:
         return fingerprint.median_spacing_mm, tuple(np.median(shapes, axis=0).tolist())
     spacings = fingerprint.spacings_mm
     targets = np.array([plan.target_spacing_of(spacing) for spacing in spacings.tolist()])
@@ -267,13 +263,15 @@ def training_memory(plan: Plan, patch_size: Triple | None = None) -> TrainingMem
     """
     patch = patch_size or plan.sampling.patch_size
     channels, classes = plan.input_channels, plan.classes.outputs
+    optimizer = plan.training.optimizer
+    states = 2 if isinstance(optimizer, sections.Adam) else int(optimizer.momentum > 0)
     weights = FLOAT * parameter_count(plan.network, channels, classes)
     value_bytes = HALF if plan.training.precision in ("bfloat16", "float16") else FLOAT
     per_patch = _activations(plan.network, channels, classes, patch, value_bytes)
     return TrainingMemory(
         parameters=weights + (weights // 2 if value_bytes == HALF else 0),  # autocast keeps copies
         gradients=weights,
-        optimizer=weights * _states(plan.training.optimizer),
+        optimizer=weights * states,
         average=0 if plan.training.average_decay is None else weights,
         activations=plan.sampling.batch_size * per_patch,
     )
@@ -285,19 +283,13 @@ def parameter_count(network: sections.Network, channels: int, classes: int) -> i
     count = 0
     for inputs, outputs, kernel in _convolutions(network, channels):
         count += (inputs * prod(kernel) + bias) * outputs + 2 * outputs
-    for inputs, outputs in _shortcuts(network):
-        count += inputs * outputs + 2 * outputs
+    for inputs, outputs in zip(network.features, network.features[1:], strict=False):
+        if network.residual and inputs != outputs:  # a shortcut where the width changes
+            count += inputs * outputs + 2 * outputs
     for stage, width in enumerate(network.features[:-1]):
         count += width * (network.features[stage + 1] * prod(network.strides[stage + 1]) + 1)
     heads = network.features[: network.supervised]
     return count + sum((width + 1) * classes for width in heads)
-
-
-def _states(optimizer: sections.Optimizer) -> int:
-    """Values that the optimiser stores per parameter."""
-    if isinstance(optimizer, sections.Adam):
-        return 2
-    return 1 if optimizer.momentum > 0 else 0
 
 
 def _convolutions(network: sections.Network, channels: int) -> list[tuple[int, int, Triple]]:
@@ -317,14 +309,6 @@ def _convolutions(network: sections.Network, channels: int) -> list[tuple[int, i
         found.append((2 * width, width, kernels[stage]))
         found += [(width, width, kernels[stage])] * (network.blocks_decoder[stage] - 1)
     return found
-
-
-def _shortcuts(network: sections.Network) -> list[tuple[int, int]]:
-    """Input and output maps of the convolutions in shortcuts, where the width changes."""
-    if not network.residual:
-        return []
-    pairs = zip(network.features, network.features[1:], strict=False)
-    return [(inputs, outputs) for inputs, outputs in pairs if inputs != outputs]
 
 
 def _activations(

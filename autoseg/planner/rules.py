@@ -14,11 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.errors import PlanError
+from autoseg.common.files import read_json
 from autoseg.planner.grid import (
     FIRST_FEATURES,
     MOST_FEATURES,
@@ -33,18 +36,14 @@ from autoseg.planner.grid import (
     times,
 )
 
+TABLES = read_json(Path(__file__).with_name("rules.json"))
 LARGEST_SIDE = {2: 2048, 3: 256}  # of the initial patch, before it is fitted to data and memory
 SMALLEST_BATCH = 2
 LOWRES_COVERAGE = 0.25  # if a patch covers less of the median case, a low resolution is planned
 LOWRES_STEP = 1.03
 LOWRES_GAIN = 2  # a low resolution must have at least this many times fewer voxels
 MASK_BELOW = 0.75  # of the median relative size after cropping to non-zero
-NORMALIZATIONS = {  # channel name in lower case -> nnU-Net's scheme
-    "ct": "CTNormalization",
-    "nonorm": "NoNormalization",
-    "rescale_to_0_1": "RescaleTo01Normalization",
-    "rgb_to_0_1": "RGBTo01Normalization",
-}
+NORMALIZATIONS: dict[str, str] = TABLES["normalizations"]  # channel in lower case -> scheme
 PER_CASE = "ZScoreNormalization"  # all other channels; the only scheme that can use the mask
 REFERENCE_BATCH = {2: 12, 3: 2}  # number of axes -> the batch size of a planner's references
 PLAIN_BLOCKS = 2
@@ -71,7 +70,7 @@ class Configuration:
         batch_dice: whether the Dice loss treats the batch as one volume.
         normalization: nnU-Net's name of each channel's scheme.
         use_mask: per channel, whether only the non-zero region is normalized.
-        evidence: attribute name -> the figures that the rule used.
+        evidence: name of an attribute -> the figures that the rule used.
     """
 
     name: str
@@ -241,8 +240,7 @@ def _smaller_patch(grid: Grid, topology: Topology) -> list[int] | None:
     Of equal axes, the last one in the planner's order is shrunk.
     """
     patch = list(topology.patch)
-    shrinkable = [axis for axis in range(len(patch)) if patch[axis] > 1]
-    if not shrinkable:
+    if not (shrinkable := [axis for axis, size in enumerate(patch) if size > 1]):
         return None
     axis = max(shrinkable, key=lambda axis: (patch[axis] / grid.median_shape[axis], axis))
     smaller = list(patch)
@@ -252,14 +250,9 @@ def _smaller_patch(grid: Grid, topology: Topology) -> list[int] | None:
 
 
 def _cost(topology: Topology, task: _Task) -> int:
-    planner = task.planner
-    return feature_map_voxels(
-        topology,
-        planner.encoder_blocks(topology.stages),
-        planner.decoder_blocks(topology.stages),
-        planner.residual,
-        task.figures.label_count,
-    )
+    planner, labels = task.planner, task.figures.label_count
+    blocks = planner.encoder_blocks(topology.stages), planner.decoder_blocks(topology.stages)
+    return feature_map_voxels(topology, *blocks, planner.residual, labels)
 
 
 def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
@@ -267,8 +260,7 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
 
     None if the result has too many voxels to be useful.
     """
-    low = full
-    steps = 0
+    low, steps = full, 0
     spacing = np.array(full.grid.spacing_mm)
     while math.prod(low.topology.patch) / low.grid.voxels < LOWRES_COVERAGE:
         spacing = coarsened(spacing)
@@ -278,9 +270,7 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
             f"covers {LOWRES_COVERAGE:.0%} of a median case"
         )
         low = _draft(coarser(full.grid, spacing, evidence), task)
-    if full.grid.voxels / low.grid.voxels < LOWRES_GAIN:
-        return None
-    return low
+    return low if full.grid.voxels / low.grid.voxels >= LOWRES_GAIN else None
 
 
 def coarsened(spacing: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -333,31 +323,14 @@ def _finished(name: str, draft: _Draft, task: _Task, low: _Draft | None) -> Conf
 def _evidence(draft: _Draft, task: _Task, low: _Draft | None) -> dict[str, str]:
     """The figures behind each value, in x, y, z order."""
     grid, topology = draft.grid, draft.topology
-    pooling = (
-        f"spacing {times(grid.ascending(grid.spacing_mm))} mm and patch "
-        f"{times(grid.ascending(topology.patch))}"
-    )
-    network = f"planner {task.planner.name}, {topology.stages} stages"
-    channels = f"channels {', '.join(task.figures.channels)}"
-    cropping = f"relative size after cropping {task.figures.relative_size_after_cropping:.3g}"
-    return {
-        "spacing_mm": grid.evidence,
-        "median_shape": f"median of {task.figures.cases} cases at the target spacing",
-        "patch_size": (
-            f"from {times(grid.ascending(draft.first_patch))}, which spacing and median shape "
-            f"{times(grid.ascending(grid.median_shape))} allow; {draft.cost / 1e6:.4g} million "
-            f"feature values for {task.figures.label_count} labels fit {task.memory_gb:g} GB"
-        ),
-        "features": f"{FIRST_FEATURES}, doubled up to {MOST_FEATURES[len(grid.axes)]}",
-        "strides": pooling,
-        "kernels": pooling,
-        "blocks_encoder": network,
-        "blocks_decoder": network,
-        "residual": f"planner {task.planner.name}",
-        "batch_dice": _batch_dice_evidence(draft, low),
-        "normalization": channels,
-        "use_mask": f"{channels}; {cropping}, the mask is used below {MASK_BELOW:g}",
-    }
+    sizes = (draft.first_patch, grid.median_shape, grid.spacing_mm, topology.patch)
+    first, median, spacing, patch = (times(grid.ascending(each)) for each in sizes)
+    figures: dict[str, Any] = {"grid": grid, "topology": topology, "task": task}
+    figures |= {"first": first, "median": median, "spacing": spacing, "patch": patch}
+    figures |= {"millions": draft.cost / 1e6, "channels": ", ".join(task.figures.channels)}
+    figures |= {"first_features": FIRST_FEATURES, "most_features": MOST_FEATURES[len(grid.axes)]}
+    found = {name: text.format(**figures) for name, text in TABLES["evidence"].items()}
+    return found | {"batch_dice": _batch_dice_evidence(draft, low)}
 
 
 def _batch_dice_evidence(draft: _Draft, low: _Draft | None) -> str:

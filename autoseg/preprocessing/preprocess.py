@@ -17,7 +17,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
-from autoseg.dataset.layouts import Case
+from autoseg.dataset.task import Case
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import files_of, read_geometry, read_image, read_label
 from autoseg.image.orientation import Turn

@@ -14,7 +14,7 @@ import torch
 from autoseg.augmentation.loader import batches
 from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.progress import counted, in_words, say
-from autoseg.dataset.layouts import Case
+from autoseg.dataset.task import Case
 from autoseg.networks.devices import describe
 from autoseg.plan.plan import Plan
 from autoseg.planner.budget import Timing

@@ -16,9 +16,8 @@ from autoseg.common.locks import locked
 from autoseg.common.machine import GB, free_memory
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import in_words, listed, say
-from autoseg.dataset.layouts import Case
 from autoseg.dataset.splits import SPLITS_FILE, Split, count_folds, load_or_make_splits, read_splits
-from autoseg.dataset.task import Task, read_task
+from autoseg.dataset.task import Case, Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary

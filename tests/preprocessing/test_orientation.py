@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from autoseg.dataset.layouts import Case
+from autoseg.dataset.task import Case
 from autoseg.image.image import read_label
 from autoseg.image.orientation import CODES
 from autoseg.preprocessing.preprocess import add_previous, preprocess

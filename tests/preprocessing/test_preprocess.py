@@ -8,8 +8,7 @@ import pytest
 
 from autoseg.common import parallel
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.dataset.layouts import Case
-from autoseg.dataset.task import read_task
+from autoseg.dataset.task import Case, read_task
 from autoseg.image.image import read_image, read_label
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess
