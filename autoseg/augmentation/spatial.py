@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from batchgenerators.augmentations.utils import interpolate_img
@@ -22,6 +22,7 @@ from autoseg.common.arrays import Triple
 from autoseg.plan.augmentation import Spatial
 
 CELLS_PER_SIGMA = 3
+Border = Literal["constant", "nearest"]
 
 
 def draw_warp(spec: Spatial, size: Triple, rng: np.random.Generator) -> Warp | None:

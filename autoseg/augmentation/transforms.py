@@ -25,8 +25,7 @@ from batchgenerators.transforms.color_transforms import (
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.augmentation.sampler import Border
-from autoseg.augmentation.spatial import Warp, draw_warp
+from autoseg.augmentation.spatial import Border, Warp, draw_warp
 from autoseg.augmentation.spline import along
 from autoseg.common.arrays import Mask, Triple, bounding_box, connected_components, count_values
 from autoseg.plan import augmentation as plans

@@ -13,9 +13,8 @@ from autoseg.common.progress import counted
 from autoseg.dataset.problems import Problem, join_names, shown_path
 from autoseg.dataset.splits import count_patients, find_splits, patients
 from autoseg.dataset.task import Case, Task
-from autoseg.image.geometry import Geometry
+from autoseg.image.geometry import Geometry, counted_codes, most_common
 from autoseg.image.image import Image
-from autoseg.image.orientation import counted_codes, most_common
 
 HOUNSFIELD, BYTES, UNIT, OTHER = "hounsfield", "0..255", "0..1", "other"  # intensity scales
 FAT_HU = -100.0  # every body part contains fat or air

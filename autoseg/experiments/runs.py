@@ -16,8 +16,8 @@ from autoseg.evaluation.labels import ScoredClasses
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import PLAN
-from autoseg.plan.plan import Plan, Splits
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
+from autoseg.plan.sections import Splits
 from autoseg.planner.budget import parse_seconds
 from autoseg.planner.compose import PlanOptions, compose
 from autoseg.planner.overrides import Layer, merge

@@ -45,8 +45,7 @@ from autoseg.models.folder import (
     weights_name,
 )
 from autoseg.models.log import Training, read_training
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.prediction.model import PREVIOUS, check_previous, choose_folds, read_weights
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import Postprocessing

@@ -22,8 +22,7 @@ from autoseg.export.networks import new_folder
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.checkpoint import Tensors
 from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, ModelFiles, fold_name
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.plan.sections import Clip, CropToNonzero, Network, Resample, Rescale, Step, ZScore
 from autoseg.prediction.model import Model, with_fingerprint
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING

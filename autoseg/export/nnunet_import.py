@@ -32,8 +32,7 @@ from autoseg.models.archive import extract, is_archive
 from autoseg.models.checkpoint import Tensors, load_checkpoint, load_weights, save_checkpoint
 from autoseg.models.folder import CARD, FINGERPRINT, NOT_STATED, PLAN, QUALIFICATION, weights_name
 from autoseg.networks.unet import build_network
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import make_plan
+from autoseg.plan.plan import Plan, make_plan
 from autoseg.prediction.model import save_previous
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import FORMAT_VERSION as POSTPROCESSING_FORMAT

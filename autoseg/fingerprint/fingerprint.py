@@ -24,9 +24,8 @@ from autoseg.fingerprint.statistics import (
     sample_quantiles,
     summarize,
 )
-from autoseg.image.appearance import body_of
-from autoseg.image.image import Image
-from autoseg.image.orientation import Turn, counted_codes, most_common, orientation_of
+from autoseg.image.geometry import Turn, counted_codes, most_common, orientation_of
+from autoseg.image.image import Image, body_of
 
 FORMAT = 3
 READABLE = (2, FORMAT)  # 2, of version 0.1.0, has no `body`
@@ -142,7 +141,7 @@ class CaseStatistics:
     Attributes:
         shape: voxels along x, y, z.
         spacing_mm: along x, y, z, exactly as in the header.
-        orientation: of the axes x, y, z as they are stored; see `autoseg.image.orientation`.
+        orientation: of the axes x, y, z as they are stored; see `autoseg.image.geometry`.
         shape_after_crop: shape of the bounding box of voxels that are nonzero in any channel.
         channels: intensities of each channel.
         voxels: label value -> number of voxels.

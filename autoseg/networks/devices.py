@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.machine import THREAD_LIMITS, cores
+from autoseg.common.parallel import THREAD_LIMITS, cores
 from autoseg.common.progress import note
 
 PROCESS = os.getpid()  # that imported this module: another one was forked from it

@@ -1,4 +1,7 @@
-"""Augmentation in a plan: the transforms of batchgenerators, in order, with probabilities."""
+"""The patches of a plan: how they are sampled, and the transforms of batchgenerators that they get.
+
+The transforms are in order, with probabilities.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from autoseg.plan import sections
+
+
+class Sampling(sections.Section):
+    """Which patches a batch consists of."""
+
+    patch_size: sections.Size3
+    batch_size: sections.Count
+    foreground_share: sections.Share = 0.33
+    foreground_mode: Literal["last", "chance"] = "last"
 
 
 class Spatial(sections.Section):

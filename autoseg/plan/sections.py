@@ -1,4 +1,4 @@
-"""The sections of a plan: preprocessing, network and training, and what all sections share.
+"""The sections of a plan, such as preprocessing, network and training, and what they share.
 
 `fields.json` has the title, unit and description of each field, which `--explain` and the JSON
 schema show; they are not written to a plan file and do not change a plan's id.
@@ -49,7 +49,7 @@ def _reaches_one(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 def is_orientation(code: Any) -> bool:
-    """Whether it is one of the 48 orientation codes; see `autoseg.image.orientation`."""
+    """Whether it is one of the 48 orientation codes; see `autoseg.image.geometry`."""
     return isinstance(code, str) and re.fullmatch(ORIENTATIONS, code) is not None
 
 
@@ -348,3 +348,30 @@ class Training(Section):
     def steps(self) -> int:
         """The number of training steps in all epochs."""
         return self.epochs * self.steps_per_epoch
+
+
+# Cross-validation and prediction.
+
+
+class Splits(Section):
+    """How the cases are split into folds (a `splits.json` of the user overrides it)."""
+
+    folds: int = Field(5, ge=2)
+    seed: Seed = 12345
+
+
+class Inference(Section):
+    """How a scan is predicted from patches."""
+
+    overlap: Triple
+    tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, json_schema_extra=since("0.2.0")
+    )
+    weighting: Literal["gaussian", "uniform", "nnunet"] = "gaussian"
+    average: Literal["probabilities", "logits", "logits_float16"] = Field(
+        "probabilities", json_schema_extra=since("0.2.0")
+    )
+    slide_axis: Literal[0, 1, 2] | None = Field(None, json_schema_extra=since("0.2.0"))
+    anisotropy: Positive | None = Field(None, json_schema_extra=since("0.2.0"))
+    mirror_axes: Axes = ()
+    mirror: bool = Field(False, json_schema_extra=since("0.2.0"))

@@ -13,9 +13,8 @@ from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.labels import SegmentCode, check_mirrored, words_of
-from autoseg.plan.plan import CASCADE, Plan, Splits
-from autoseg.plan.reading import make_plan
-from autoseg.plan.sections import is_orientation
+from autoseg.plan.plan import CASCADE, Plan, make_plan
+from autoseg.plan.sections import Splits, is_orientation
 from autoseg.planner import rule_values
 from autoseg.planner.budget import Overhead, Timing, budget_layer, short_recipe
 from autoseg.planner.grid import times

@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_text
-from autoseg.plan.plan import Plan, Provenance
-from autoseg.plan.reading import describe_error, make_plan
+from autoseg.plan.plan import Plan, Provenance, describe_error, make_plan
 from autoseg.planner.rule_values import Evidence, PlanValues
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")

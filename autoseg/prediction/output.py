@@ -20,8 +20,7 @@ from autoseg.common.figures import colours_of, enlarged, outline, window_of
 from autoseg.common.files import cannot_write, replacing
 from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
-from autoseg.image.geometry import Geometry
-from autoseg.image.orientation import LETTERS, SWAPS, Turn, orientation_of
+from autoseg.image.geometry import LETTERS, SWAPS, Geometry, Turn, orientation_of
 from autoseg.plan.labels import class_of, values_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.native_grid import PLANES_AT_ONCE

@@ -18,9 +18,8 @@ from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
 from autoseg.dataset.task import Case
-from autoseg.image.geometry import check_same_grid
+from autoseg.image.geometry import Turn, check_same_grid
 from autoseg.image.image import files_of, read_geometry, read_image, read_label
-from autoseg.image.orientation import Turn
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Resample
 from autoseg.preprocessing.resample import axis_orders, resample_label

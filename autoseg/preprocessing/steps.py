@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Box, Triple, bounding_box, fill_holes
-from autoseg.image.geometry import Geometry
+from autoseg.image.geometry import SWAPS, Geometry, Turn
 from autoseg.image.image import Image
 from autoseg.image.label_writer import HIGHEST_LABEL
-from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing import resample

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from autoseg.augmentation.loader import Batch, batches
+from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.augmentation.on_device import finish
-from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models import checkpoint

@@ -23,8 +23,7 @@ from autoseg.models.checkpoint import (
 )
 from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.models.log import Epoch
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import recipe_id
+from autoseg.plan.plan import Plan, recipe_id
 from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule, Training
 from autoseg.training.distributed import ALONE, Group
 from autoseg.training.learner import Learner

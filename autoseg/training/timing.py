@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from autoseg.augmentation.loader import batches
-from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.loader import PatchSampler, Position, batches
 from autoseg.common.progress import counted, in_words, say
 from autoseg.dataset.task import Case
 from autoseg.networks.devices import describe

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from autoseg.augmentation.loader import Batch, batches
-from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import save_checkpoint

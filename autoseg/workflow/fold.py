@@ -13,8 +13,7 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, remove_leftovers, write_json
 from autoseg.common.locks import locked
-from autoseg.common.machine import GB, free_memory
-from autoseg.common.parallel import in_parallel
+from autoseg.common.parallel import GB, free_memory, in_parallel
 from autoseg.common.progress import in_words, listed, say
 from autoseg.dataset.splits import SPLITS_FILE, Split, count_folds, load_or_make_splits, read_splits
 from autoseg.dataset.task import Case, Task, read_task
@@ -33,8 +32,7 @@ from autoseg.models.folder import (
     fold_name,
 )
 from autoseg.networks.unet import build_network
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import is_extension, load_plan
+from autoseg.plan.plan import Plan, is_extension, load_plan
 from autoseg.planner.patch_rule import training_memory
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs

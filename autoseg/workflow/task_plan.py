@@ -39,8 +39,8 @@ from autoseg.dataset.task import Task, find_task, without
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.image.image import read_label
 from autoseg.models.folder import PLAN, folds_in
-from autoseg.plan.plan import Plan, Splits
-from autoseg.plan.reading import differing_keys, load_plan
+from autoseg.plan.plan import Plan, differing_keys, load_plan
+from autoseg.plan.sections import Splits
 from autoseg.planner.budget import expected_overhead
 from autoseg.planner.compose import PlanOptions, compose, other_plans, pairs_of
 from autoseg.workflow.workspace import Workspace

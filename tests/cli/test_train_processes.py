@@ -15,7 +15,7 @@ import torch
 from autoseg.cli import plan, train
 from autoseg.dataset.task import read_task
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.store import CaseStore
 from autoseg.workflow.fold import find_split

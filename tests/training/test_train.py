@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.loader import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import load_checkpoint

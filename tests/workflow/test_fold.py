@@ -16,7 +16,7 @@ from autoseg.dataset.splits import Split
 from autoseg.dataset.task import read_task
 from autoseg.image.image import read_label
 from autoseg.models.folder import FINGERPRINT, FolderFiles
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.prediction.model import training_set_of
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.workflow.fold import FoldJob, count_patches, find_split, run_fold

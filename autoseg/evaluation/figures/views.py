@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import Box, members
 from autoseg.common.figures import Colours, colours_of, window_of
 from autoseg.evaluation.labels import ClassValues
-from autoseg.image.geometry import check_same_grid
+from autoseg.image.geometry import Turn, check_same_grid, orientation_of
 from autoseg.image.image import read_image, read_label
-from autoseg.image.orientation import Turn, orientation_of
 
 Array = NDArray[Any]
 SliceMasks = dict[str, NDArray[np.bool_]]  # class -> its mask in a slice, (rows, columns)

@@ -35,8 +35,7 @@ from autoseg.evaluation.tables import (
 )
 from autoseg.models.folder import PLAN, fold_folder
 from autoseg.models.log import Epoch, draw_losses, read_log
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
 
 if TYPE_CHECKING:
