@@ -347,7 +347,7 @@ def _normalisation(
             figures = [float(found[STATISTICS[key]]) for key in ("p00_5", "p99_5", "mean", "std")]
             if not figures[0] < figures[1]:
                 raise AutosegError(f"the intensities of channel {channel} have no range to clip to")
-        if (steps := normalisation(channel, scheme, masked, masked, figures)) is None:
+        if (steps := normalisation(channel, scheme, masked, True, figures)) is None:
             raise AutosegError(f"normalization_schemes has {scheme}")
         yield from steps
 

@@ -29,22 +29,12 @@ from pydicom.uid import (
 )
 
 from autoseg.common.errors import DataError
-from autoseg.image.dicom_series import GROUPS, Series, Slice
+from autoseg.image.dicom_series import TABLES, Series, Slice
 
 PIXELS = 0x7FE00010
 BITS = (8, 16, 32)
-FRAME_GROUPS = {
-    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
-    *("PixelValueTransformationSequence", "CTImageFrameTypeSequence", "MRImageFrameTypeSequence"),
-    *("PETFrameTypeSequence",),
-}
 LARGEST_SLICE = 1 << 26  # pixels of a compressed slice, whose length cannot be checked
 OWN_TYPES = ("u1", "i1", "i2", "u2")
-# What GDCM needs to decode pixels; other tags, such as a rescale slope, would change them.
-DECODING = (
-    *("SamplesPerPixel", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"),
-)
 
 
 def transfer_syntax(header: Dataset) -> UID:
@@ -89,10 +79,10 @@ def frame_header(header: Dataset, frame: int) -> Dataset:
     if not groups:
         return header
     flat = Dataset()
-    flat.update({e.tag: e for e in header if e.keyword not in GROUPS})
+    flat.update({e.tag: e for e in header if e.keyword not in TABLES["sequences"][1:]})
     for group in (*(header.get("SharedFunctionalGroupsSequence") or ()), groups[frame]):
         for element in group:
-            if element.VR == "SQ" and element.value and element.keyword in FRAME_GROUPS:
+            if element.VR == "SQ" and element.value and element.keyword in TABLES["frame_groups"]:
                 flat.update(element.value[0])
     flat.ImageType = flat.get("FrameType") or flat.get("ImageType")
     return flat
@@ -160,7 +150,7 @@ def read_pixels(series: Series) -> NDArray[Any]:
             if frame.shape != plane.shape:
                 raise ValueError(f"{frame.shape[1]} x {frame.shape[0]} pixels")
             if table is not None:
-                frame = _through(table, frame)
+                frame = np.asarray(apply_modality_lut(frame, table))
             elif each.scale != (1.0, 0.0):
                 frame = frame * each.scale[0] + each.scale[1]
             with np.errstate(over="ignore"):  # infinity is reported with the other voxels
@@ -215,9 +205,9 @@ def _stored(file: Path, has_table: bool) -> tuple[NDArray[Any], Dataset | None]:
 def _decoded(dataset: Dataset) -> NDArray[Any]:
     """Compressed pixels, decoded by GDCM from a file without the tags that would change them."""
     plain = Dataset()
-    for name in DECODING:
-        if name in dataset:
-            plain[name] = dataset[name]
+    # What GDCM needs to decode pixels; other tags, such as a rescale slope, would change them.
+    for name in (each for each in TABLES["decoding"] if each in dataset):
+        plain[name] = dataset[name]
     plain.PhotometricInterpretation = "MONOCHROME2"
     plain.SOPClassUID, plain.SOPInstanceUID = SecondaryCaptureImageStorage, UID("1.2.3")
     plain.file_meta = dataset.file_meta
@@ -227,8 +217,3 @@ def _decoded(dataset: Dataset) -> NDArray[Any]:
         path = str(Path(folder, "pixels"))
         plain.save_as(path, enforce_file_format=True)
         return sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO="GDCMImageIO"))
-
-
-def _through(table: Dataset, frame: NDArray[Any]) -> NDArray[Any]:
-    """Stored values, replaced by those of the Modality LUT Sequence."""
-    return np.asarray(apply_modality_lut(frame, table))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
+from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis, counted
 from autoseg.image.geometry import Geometry
 
@@ -20,7 +21,7 @@ SAME_POSITION_MM = 1e-3
 ROTATION_TOLERANCE = 1e-3  # of direction cosines
 LOCALISER_ANGLE = 30.0  # degrees between the planes of a localiser, usually 90
 DRIFT_TOLERANCE = 0.5  # pixels, over the whole stack
-GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # multi-frame
+TABLES = read_json(Path(__file__).with_name("dicom.json"))
 SCOUT_SHARE = 2  # a series is a volume with scouts if it has this many times as many other slices
 FEWEST_JOINED = 3  # series of one slice each that are put together
 LARGEST_LOCALISER = 20  # slices, of a series in several planes that is not marked as a localiser

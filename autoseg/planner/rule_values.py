@@ -159,7 +159,8 @@ def normalisation(
         case "RGBTo01Normalization":
             return [{"step": "z_score", "mean": 0.0, "std": 255.0, **of}]
         case "ZScoreNormalization":
-            return [{"step": "z_score", "nonzero": masked, "fill_holes": fill_holes, **of}]
+            holes = {"fill_holes": True} if masked and fill_holes else {}
+            return [{"step": "z_score", "nonzero": masked, **holes, **of}]
     return None
 
 
