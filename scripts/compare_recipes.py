@@ -130,7 +130,7 @@ def time_steps(task: Path, plans: dict[str, Values], threads: int | None) -> dic
     from autoseg.dataset.task import find_task
     from autoseg.networks.devices import pick_device
     from autoseg.plan.plan import make_plan
-    from autoseg.training.timing import Stopwatch
+    from autoseg.training.learner import Stopwatch
 
     found, _ = find_task(task)
     if threads:

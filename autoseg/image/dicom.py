@@ -30,6 +30,7 @@ DICOM_NAME = re.compile(r".*\.(dcm|dicom|ima)", re.IGNORECASE)
 FIRST_GROUPS, HIGHEST_FIRST_ELEMENT = (2, 8), 0x20  # of files without a preamble
 LONGEST_FIRST_VALUE = 256  # bytes
 TAGS: list[str] = TABLES["tags"]
+VOLUMES: list[str] = TABLES["volumes"]  # modalities whose images are scans
 LONGEST_SHOWN = 80  # characters of a value in a message
 DIRECTORY = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -240,7 +241,7 @@ def _other(file: Path, header: Dataset) -> Other | None:
         is_cut_off = kind in TABLES["slices"] or "ImagePositionPatient" in header
         return None if is_cut_off else Other(file, f"an object without an image ({modality})")
     series = str(header.SeriesInstanceUID) if kind in TABLES["slices"] else ""
-    is_scan = modality in TABLES["volumes"] and not kind.startswith(SECONDARY_CAPTURE)
+    is_scan = modality in VOLUMES and not kind.startswith(SECONDARY_CAPTURE)
     is_scan = is_scan and "LOCALIZER" not in (header.get("ImageType") or ())
     if int(header.get("SamplesPerPixel") or 1) > 1:
         return Other(file, "a colour image", series=series)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,7 @@ from autoseg.networks.devices import pick_device
 TIMEOUT = timedelta(days=7)  # the others wait while the leader preprocesses and predicts cases
 SIGNALS = (signal.SIGINT, *ENDING)
 STANDARD_ERROR = 2
+Shared = TypeVar("Shared")
 STOPPING = "\nstopping after this step to save it; press Ctrl-C again to stop immediately\n"
 
 
@@ -103,17 +104,12 @@ class Group:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def shared_text(self, text: str) -> str:
-        """The leader's text, in all processes."""
-        if not self.is_shared:
-            return text
-        coded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        length = torch.tensor(len(coded))
-        dist.broadcast(length, 0)
-        if not self.leads:
-            coded = torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(coded, 0)
-        return bytes(coded.numpy()).decode()
+    def shared(self, value: Shared) -> Shared:
+        """The leader's value, in all processes."""
+        values = [value]
+        if self.is_shared:
+            dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+        return values[0]
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -171,10 +167,9 @@ def leave() -> None:
 
 def forget_frames(error: BaseException) -> None:
     """Delete the local variables of the calls that raised this error, such as networks."""
-    chained: BaseException | None = error
-    while chained is not None:
-        traceback.clear_frames(chained.__traceback__)
-        chained = chained.__context__
+    traceback.clear_frames(error.__traceback__)
+    if error.__context__ is not None:
+        forget_frames(error.__context__)
 
 
 def _own_device(name: str | None, local_rank: int) -> torch.device:

@@ -1,11 +1,14 @@
-"""The network with its loss, optimiser and weight average: training steps and validation."""
+"""The network with its loss, optimiser and weight average: steps, validation, and their timing."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +20,20 @@ from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.augmentation.on_device import finish
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
+from autoseg.dataset.task import Case
 from autoseg.models import checkpoint
-from autoseg.networks.devices import autocast, autocast_type, memory_format, to_device
+from autoseg.networks.devices import autocast, autocast_type, describe, memory_format, to_device
 from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd
+from autoseg.planner.budget import Timing
+from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group, StopSignals, share_batch_norm
 from autoseg.training.losses import build_loss
 
+WARM_UP_STEPS, MOST_STEPS = 2, 7  # of a measurement
+ENOUGH_SECONDS = 8.0
 VALIDATION_STREAM = 1_000_000  # separates the random numbers of validation from those of training
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
@@ -248,3 +256,54 @@ def dice_of(counts: Tensor) -> list[float | None]:
         2 * tp / (2 * tp + fp + fn) if tp + fp + fn > 0 else None
         for tp, fp, fn in counts.double().T.tolist()
     ]
+
+
+class Stopwatch:
+    """Measures plans with equal preprocessing and patches on a few real cases.
+
+    Use as a context manager: the preprocessed cases are in a temporary folder.
+    """
+
+    def __init__(self, cases: Sequence[Case], device: torch.device, workers: int) -> None:
+        self.cases, self.device, self.workers = cases, device, workers
+        self.case_seconds = 0.0
+        self.folder = tempfile.TemporaryDirectory(prefix="autoseg-")
+
+    def __enter__(self) -> Stopwatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
+
+    def measure(self, plan: Plan) -> Timing:
+        """Time a few training steps and predictions of a plan, with its own workers."""
+        store = self._prepared(plan)
+        learner = Learner(plan, self.device)
+        names = [case.name for case in self.cases]
+        sampler = PatchSampler(store, names, plan.sampling, plan.training.steps_per_epoch)
+        start = Position(plan.training.seed, 0, 0, 0, 0)
+        with batches(sampler, plan, start, self.workers) as stream:
+            times: list[float] = []
+            while len(times) < MOST_STEPS and (len(times) < 2 or sum(times) < ENOUGH_SECONDS):
+                started = time.perf_counter()
+                loss, _ = learner.step(next(stream), 1e-4)
+                float(loss)  # waits for the device
+                times.append(time.perf_counter() - started)
+            batch = next(stream)
+        learner.validate(batch)
+        started = time.perf_counter()
+        float(learner.validate(batch)[0])
+        predicted = (time.perf_counter() - started) / plan.sampling.batch_size
+        settled = times[min(WARM_UP_STEPS, len(times) - 1) :]
+        step = sum(settled) / len(settled)
+        return Timing(step, predicted, self.case_seconds, describe(self.device))
+
+    def _prepared(self, plan: Plan) -> CaseStore:
+        elsewhere = "set TMPDIR to another folder"
+        store = CaseStore(Path(self.folder.name), plan.preprocessing_id, elsewhere)
+        if not self.case_seconds:
+            started = time.perf_counter()
+            for case in self.cases:
+                preprocess_case(plan, store, case)
+            self.case_seconds = (time.perf_counter() - started) / len(self.cases)
+        return store

@@ -168,17 +168,22 @@ def transfer(pretrained: Pretrained, plan: Plan, network: nn.Module) -> Transfer
     """
     start = network.state_dict()
     fitter = _Fitter(pretrained, plan, first_convolution(network))
-    tensors = dict(start)
-    not_loaded: dict[str, str] = {}
+    tensors, not_loaded = dict(start), dict[str, str]()
     for _, names in groupby(start, key=lambda name: name.rpartition(".")[0]):
         layer = {name: fitter.fitted(name, start[name]) for name in names}
-        if misfits := [name for name, tensor in layer.items() if tensor is None]:
-            reason = fitter.misfit(misfits[0], start[misfits[0]])
-            not_loaded |= dict.fromkeys(layer, reason)
+        fitting = {name: tensor for name, tensor in layer.items() if tensor is not None}
+        if misfit := next((name for name in layer if name not in fitting), None):
+            not_loaded |= dict.fromkeys(layer, fitter.misfit(misfit, start[misfit]))
         else:
-            tensors |= {name: tensor for name, tensor in layer.items() if tensor is not None}
+            tensors |= fitting
     loaded = tuple(name for name in start if name not in not_loaded)
-    _check_any(loaded, start, pretrained, plan)
+    if not any(start[name].ndim == 5 and not name.startswith(HEADS) for name in loaded):
+        plans = (pretrained.plan, plan)  # normalisation layers alone are useless
+        old, new = (f"{'-'.join(map(str, p.network.features))} feature maps" for p in plans)
+        raise AutosegError(
+            f"--pretrained: no convolution of {plans[0].task} {plans[0].name} ({old}) fits the "
+            f"network of {plan.task} {plan.name} ({new}); plan with equal network.* values"
+        )
     unused = tuple(name for name in pretrained.tensors if name not in loaded)
     return Transfer(tensors, loaded, not_loaded, unused, tuple(fitter.remarks(loaded)))
 
@@ -280,26 +285,12 @@ class _Fitter:
             remarks.append(f"first convolution adapted from {len(old)} to {channels}")
         elif self.first in loaded and old != new and sorted(old) == sorted(new):
             remarks.append("first convolution: channels reordered")
-        has_head = any(name.startswith(HEADS) for name in loaded)
-        return [*remarks, f"head: {self._classes_in_words() if has_head else 'new'}"]
-
-    def _classes_in_words(self) -> str:
-        names = self.plan.classes.names[1:]
-        loaded = [name for name in names if name in self._common_outputs()]
-        if len(loaded) == len(names):
-            return "all classes loaded"
-        new = [name for name in names if name not in loaded]
-        return f"{', '.join(loaded) or 'only background'} loaded, {', '.join(new)} new"
-
-
-def _check_any(loaded: Sequence[str], start: Tensors, pretrained: Pretrained, plan: Plan) -> None:
-    """Raise an AutosegError if no convolution fits: normalisation layers alone are useless."""
-    if any(start[name].ndim == 5 and not name.startswith(HEADS) for name in loaded):
-        return
-    old, new = (
-        f"{'-'.join(map(str, p.network.features))} feature maps" for p in (pretrained.plan, plan)
-    )
-    raise AutosegError(
-        f"--pretrained: no convolution of {pretrained.plan.task} {pretrained.plan.name} ({old}) "
-        f"fits the network of {plan.task} {plan.name} ({new}); plan with equal network.* values"
-    )
+        names, known = self.plan.classes.names[1:], self._common_outputs()
+        loaded_names = [name for name in names if name in known]
+        head = "all classes loaded"
+        if not any(name.startswith(HEADS) for name in loaded):
+            head = "new"
+        elif len(loaded_names) < len(names):
+            fresh = ", ".join(name for name in names if name not in known)
+            head = f"{', '.join(loaded_names) or 'only background'} loaded, {fresh} new"
+        return [*remarks, f"head: {head}"]

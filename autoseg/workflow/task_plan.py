@@ -270,7 +270,7 @@ def _compose(
 
     # torch, whose import takes seconds, is needed for measuring only.
     from autoseg.networks.devices import pick_device
-    from autoseg.training.timing import Stopwatch
+    from autoseg.training.learner import Stopwatch
 
     spread = max(1, len(task.cases) // TIMED_CASES)
     cases = task.cases[::spread][:TIMED_CASES]

@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 
 from autoseg.dataset.task import read_task
-from autoseg.training.timing import Stopwatch
+from autoseg.training.learner import Stopwatch
 from tests.dataset.making import HIPPOCAMPUS
 from tests.making import tiny_plan
 
