@@ -14,14 +14,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from batchgenerators.transforms.color_transforms import (
-    BrightnessMultiplicativeTransform,
-    ContrastAugmentationTransform,
-    GammaTransform,
-)
+from batchgenerators.transforms import color_transforms as batchgenerators
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -53,8 +49,7 @@ class Augmenter:
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
         """Draw the warps of the sample that `rng` belongs to, which decide what has to be read."""
-        size = self.patch_size
-        border: Border = "constant"
+        size, border = self.patch_size, cast("Border", "constant")
         steps: list[plans.Transform | Warp] = []
         for spec in reversed(self.specs):
             if not isinstance(spec, plans.Spatial):
@@ -120,10 +115,8 @@ def _apply(
 ) -> Sample:
     match step:
         case Warp():
-            return (
-                np.stack([step.image(channel) for channel in image]),
-                np.stack([step.label(label) for label in labels]),
-            )
+            image = np.stack([step.image(channel) for channel in image])
+            return image, np.stack([step.label(label) for label in labels])
         case plans.GaussianNoise():
             return add_noise(step, image, rng), labels
         case plans.GaussianBlur():
@@ -141,20 +134,17 @@ def _apply(
 def _of_batchgenerators(spec: plans.Transform) -> Any:
     match spec:
         case plans.Brightness():
-            return BrightnessMultiplicativeTransform(spec.factor, p_per_sample=spec.probability)
+            make, options = batchgenerators.BrightnessMultiplicativeTransform, {}
         case plans.Contrast():
-            return ContrastAugmentationTransform(
-                spec.factor, preserve_range=spec.preserve_range, p_per_sample=spec.probability
-            )
+            make = batchgenerators.ContrastAugmentationTransform
+            options = {"preserve_range": spec.preserve_range}
         case plans.Gamma():
-            return GammaTransform(
-                spec.gamma,
-                invert_image=spec.invert,
-                per_channel=True,
-                retain_stats=spec.retain_statistics,
-                p_per_sample=spec.probability,
-            )
-    raise AssertionError(spec)
+            make = batchgenerators.GammaTransform
+            options = {"invert_image": spec.invert, "retain_stats": spec.retain_statistics}
+            return make(spec.gamma, per_channel=True, p_per_sample=spec.probability, **options)
+        case _:
+            raise AssertionError(spec)
+    return make(spec.factor, p_per_sample=spec.probability, **options)
 
 
 # Mirroring.
@@ -253,14 +243,9 @@ def _per_channel(
     """Call the function with each selected channel and a number drawn for it."""
     if rng.random() >= spec.probability:
         return image
-    return np.stack(
-        [
-            function(channel, rng.uniform(*limits))
-            if rng.random() < spec.channel_probability
-            else channel
-            for channel in image
-        ]
-    )
+    chance = spec.channel_probability
+    changed = (function(c, rng.uniform(*limits)) if rng.random() < chance else c for c in image)
+    return np.stack(list(changed))
 
 
 def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:
@@ -336,8 +321,7 @@ def dilated(mask: Mask, radius: int) -> Mask:
 
     The outside of the patch is unknown: it neither dilates nor erodes the mask.
     """
-    box = bounding_box(mask)
-    if box is None:
+    if (box := bounding_box(mask)) is None:
         return mask
     box = tuple(slice(max(0, side.start - radius), side.stop + radius) for side in box)
     out = np.zeros_like(mask)

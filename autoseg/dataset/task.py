@@ -17,14 +17,8 @@ from autoseg.common.arrays import count_labels
 from autoseg.common.errors import DataError
 from autoseg.common.files import NO_SUCH_FILE, obstacle, read_json
 from autoseg.common.parallel import in_parallel
-from autoseg.dataset.declaration import (
-    DATASET_FILE,
-    Declaration,
-    LabelValues,
-    ListedCase,
-    declaration_of,
-    read_declaration,
-)
+from autoseg.dataset import declaration
+from autoseg.dataset.declaration import DATASET_FILE, Declaration, LabelValues, ListedCase
 from autoseg.dataset.problems import Problem, raise_errors, shown_path
 from autoseg.image.formats import ENDINGS, alike, composed, ending_of, stem_of
 from autoseg.image.image import read_label
@@ -107,7 +101,7 @@ def find_task(
         cases, problems = find_case_folders(folder, len(declared.channels))
         problems = [*undeclared, *problems]
     else:
-        declared = read_declaration(folder)
+        declared = declaration.read_declaration(folder)
         cases, problems = find_cases(folder, declared)
     groups, unmatched = _groups(declared, cases, problems)
     known = vars(declared) | {"groups": groups}
@@ -324,7 +318,7 @@ def declare_case_folders(
         names = ", ".join(repr(name) for name in found if name != "background")
         filled.append(f"the labels {names}, found in the label maps")
     problem = Problem.of("not declared", "", DATASET_FILE, found=" and ".join(filled))
-    return declaration_of(content, folder / DATASET_FILE), [problem] if filled else []
+    return declaration.declaration_of(content, folder / DATASET_FILE), [problem] if filled else []
 
 
 def find_case_folders(folder: Path, channels: int) -> tuple[tuple[Case, ...], list[Problem]]:

@@ -23,16 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg import __version__
+from autoseg.common import files
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import AutosegError, RunError, install_hint
-from autoseg.common.files import (
-    cannot_write,
-    check_guards,
-    sha256_of,
-    temporary_for,
-    write_json,
-    write_text,
-)
+from autoseg.common.files import sha256_of, write_json
 from autoseg.common.locks import writing
 from autoseg.common.progress import by_axis
 from autoseg.image.image import from_array
@@ -151,12 +145,12 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
                 logits, regions = format.run(path, patch), plan.classes.are_regions
                 difference = compare(logits, expected, regions, path.name)
                 differences[path.name] = {"largest_difference_of_logits": difference}
-        files = {
+        sums = {
             path.name: {"sha256": sha256_of(path), **differences.get(path.name, {})}
             for path in sorted(folder.iterdir())
         }
         facts = describe(model)
-        write_json(folder / "export.json", facts | {"files": files})
+        write_json(folder / "export.json", facts | {"files": sums})
         spacing = ["the scan's own" if mm is None else f"{mm:g}" for mm in plan.target_spacing_mm]
         page = filled(
             "README.md.j2",
@@ -167,7 +161,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
             values=plan.inference.average.partition("_")[0],
             by_axis=by_axis,
         )
-        write_text(folder / "README.md", page)
+        files.write_text(folder / "README.md", page)
 
 
 @contextmanager
@@ -176,14 +170,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     with writing(out):
         if out.exists():
             raise AutosegError(f"{out} is there already; choose another -o, or delete it")
-        temporary = temporary_for(out)
+        temporary = files.temporary_for(out)
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            check_guards(out)
+            files.check_guards(out)
             temporary.rename(out)
         except OSError as error:
-            raise cannot_write(out, error) from error
+            raise files.cannot_write(out, error) from error
         except AutosegError as error:  # names the temporary folder
             raise AutosegError(str(error).replace(str(temporary), str(out))) from error
         finally:

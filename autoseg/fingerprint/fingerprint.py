@@ -15,15 +15,8 @@ from autoseg.common.arrays import Triple, bounding_box, union_of_boxes
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
 from autoseg.dataset.checks import scale_of
-from autoseg.fingerprint.statistics import (
-    IntensityStatistics,
-    LabelStatistics,
-    Quantiles,
-    intensities_of,
-    measure_labels,
-    sample_quantiles,
-    summarize,
-)
+from autoseg.fingerprint import statistics
+from autoseg.fingerprint.statistics import IntensityStatistics, LabelStatistics, Quantiles
 from autoseg.image.geometry import Turn, counted_codes, most_common, orientation_of
 from autoseg.image.image import Image, body_of
 
@@ -215,29 +208,29 @@ def measure(
         foreground &= label != ignore_label
     channels, samples = [], []
     for channel in image.array:
-        values, inside = intensities_of(channel, foreground)
-        samples.append(sample_quantiles(inside))
-        whole = summarize(values)
+        values, inside = statistics.intensities_of(channel, foreground)
+        samples.append(statistics.sample_quantiles(inside))
+        whole = statistics.summarize(values)
         channels.append(
             ChannelStatistics(
                 scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
                 image=whole,
-                foreground=summarize(inside) if len(inside) else None,
+                foreground=statistics.summarize(inside) if len(inside) else None,
                 body=body_of(channel),
             )
         )
     geometry = image.geometry
-    statistics = CaseStatistics(
+    measured = CaseStatistics(
         shape=geometry.size,
         spacing_mm=geometry.spacing_mm,
         orientation=orientation_of(geometry),
         shape_after_crop=shape_of_content(image.array),
         channels=tuple(channels),
         voxels=voxels,
-        labels=measure_labels(label, labels, geometry.spacing_mm),
+        labels=statistics.measure_labels(label, labels, geometry.spacing_mm),
         content=content_of(image.array),
     )
-    return statistics, tuple(samples)
+    return measured, tuple(samples)
 
 
 def content_of(array: NDArray[Any]) -> str:

@@ -16,17 +16,11 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import Dataset, uid
 from pydicom.datadict import tag_for_keyword
 from pydicom.filereader import data_element_generator
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.uid import (
-    UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    SecondaryCaptureImageStorage,
-)
+from pydicom.uid import UID
 
 from autoseg.common.errors import DataError
 from autoseg.image.dicom_series import TABLES, Series, Slice
@@ -50,8 +44,8 @@ def transfer_syntax(header: Dataset) -> UID:
         raise ValueError("TransferSyntaxUID is missing")
     is_implicit, is_little = header.original_encoding
     if is_implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
 
 
 def pixel_bytes(header: Dataset, stream: BinaryIO) -> int | None:
@@ -209,9 +203,9 @@ def _decoded(dataset: Dataset) -> NDArray[Any]:
     for name in (each for each in TABLES["decoding"] if each in dataset):
         plain[name] = dataset[name]
     plain.PhotometricInterpretation = "MONOCHROME2"
-    plain.SOPClassUID, plain.SOPInstanceUID = SecondaryCaptureImageStorage, UID("1.2.3")
+    plain.SOPClassUID, plain.SOPInstanceUID = uid.SecondaryCaptureImageStorage, UID("1.2.3")
     plain.file_meta = dataset.file_meta
-    plain.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    plain.file_meta.MediaStorageSOPClassUID = uid.SecondaryCaptureImageStorage
     plain.file_meta.MediaStorageSOPInstanceUID = plain.SOPInstanceUID
     with tempfile.TemporaryDirectory(prefix="autoseg-") as folder:
         path = str(Path(folder, "pixels"))

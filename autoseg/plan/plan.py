@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted
-from autoseg.plan import sections
+from autoseg.plan import labels, sections
 from autoseg.plan.augmentation import (
     Mirror,
     PreviousMorphology,
@@ -28,18 +28,7 @@ from autoseg.plan.augmentation import (
     Sampling,
     Transform,
 )
-from autoseg.plan.labels import (
-    Classes,
-    Evaluation,
-    SegmentCode,
-    check_codes,
-    check_labels,
-    check_mirrored,
-    check_regions,
-    classes_of,
-    exchange,
-    values_of,
-)
+from autoseg.plan.labels import Classes, Evaluation, SegmentCode
 from autoseg.plan.sections import FIELDS
 
 FORMAT_VERSION = 1
@@ -159,20 +148,20 @@ class Plan(sections.Section):
                 )
 
     def _check_labels(self) -> None:
-        check_labels(self.labels, self.ignore_label)
-        check_regions(self.labels, self.regions_class_order)
-        check_codes(self.codes, self.labels)
+        labels.check_labels(self.labels, self.ignore_label)
+        labels.check_regions(self.labels, self.regions_class_order)
+        labels.check_codes(self.codes, self.labels)
         if self.regions_class_order and getattr(self.training.loss, "background", False):
             raise ValueError(
                 "training.loss.background is true, but regions have no background; set it to false"
             )
-        check_mirrored(self.labels, self.mirrored_labels)
+        labels.check_mirrored(self.labels, self.mirrored_labels)
         if self.mirrored_labels and self.orientation is None:
             raise ValueError(
                 "mirrored_labels is given, but orientation is null, so that the left-right axis is "
                 "not known; set orientation, or mirrored_labels to []"
             )
-        values = values_of(self.labels)
+        values = labels.values_of(self.labels)
         for share in self.shares:
             if share.label in share.container:
                 raise ValueError(f"shares: label {share.label} is in its own container; remove it")
@@ -209,13 +198,13 @@ class Plan(sections.Section):
     @property
     def exchanged_parts(self) -> tuple[int, ...]:
         """The part (see `Classes`) that each becomes if left and right are exchanged."""
-        return exchange(self.classes.parts, self.mirrored_labels)
+        return labels.exchange(self.classes.parts, self.mirrored_labels)
 
     @property
     def exchanged_outputs(self) -> tuple[int, ...]:
         """The output of the network that each becomes if left and right are exchanged."""
         sets = list(self.labels.values())
-        return exchange(sets[len(sets) - self.classes.outputs :], self.mirrored_labels)
+        return labels.exchange(sets[len(sets) - self.classes.outputs :], self.mirrored_labels)
 
     @property
     def resamples(self) -> bool:
@@ -231,7 +220,7 @@ class Plan(sections.Section):
     @property
     def classes(self) -> Classes:
         """What the network learns to distinguish."""
-        return classes_of(self.labels, self.regions_class_order)
+        return labels.classes_of(self.labels, self.regions_class_order)
 
     @property
     def input_channels(self) -> int:

@@ -13,17 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from autoseg.common.arrays import Triple
 from autoseg.common.files import read_json
@@ -98,9 +90,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @model_serializer(mode="wrap")
+    @pydantic.model_serializer(mode="wrap")
     def _for_id(
-        self, values_of: SerializerFunctionWrapHandler, info: SerializationInfo
+        self, values_of: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
     ) -> dict[str, Any]:
         """Leave out later keys (see `since`) at their default if the values are for an id."""
         values: dict[str, Any] = values_of(self)

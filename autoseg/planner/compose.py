@@ -15,25 +15,10 @@ from autoseg.fingerprint import Fingerprint
 from autoseg.plan.labels import SegmentCode, check_mirrored, words_of
 from autoseg.plan.plan import CASCADE, Plan, make_plan
 from autoseg.plan.sections import Splits, is_orientation
-from autoseg.planner import rule_values
+from autoseg.planner import overrides, patch_rule, rule_values
 from autoseg.planner.budget import Overhead, Timing, budget_layer, short_recipe
 from autoseg.planner.grid import times
-from autoseg.planner.overrides import (
-    Layer,
-    Reference,
-    complete,
-    find_reference,
-    merge,
-    read_layer,
-    set_layer,
-    stack,
-)
-from autoseg.planner.patch_rule import (
-    patch_layer,
-    strides_without_patch,
-    whole_case_layer,
-    with_own_rules,
-)
+from autoseg.planner.overrides import Layer, Reference, merge
 from autoseg.planner.rules import Configuration, find_planner
 
 FEWEST_FOLDS = 2
@@ -102,7 +87,7 @@ def compose(
     """
     reference = None
     if options.use_reference:
-        reference = find_reference(fingerprint.task, options.reference)
+        reference = overrides.find_reference(fingerprint.task, options.reference)
     usual, counted = fingerprint.usual_orientation, fingerprint.counted_orientations
     orientation = _orientation(usual, options, reference)
     fingerprint = fingerprint.turned_to(orientation)
@@ -124,16 +109,18 @@ def compose(
     users = _users_layers(options, values, lower)
 
     def build(*layers: Layer) -> Plan:
-        return stack(values, evidence, [*layers, *users], name)
+        return overrides.stack(values, evidence, [*layers, *users], name)
 
     memory_gb = options.memory_gb or (reference and reference.memory_gb)
     memory_gb = memory_gb or find_planner(options.planner).memory_gb
-    if (strides := strides_without_patch([*lower, *users])) is not None:
-        trial = build(whole_case_layer(fingerprint, strides), *lower)
-        lower = [patch_layer(trial, fingerprint, memory_gb), *lower]
+    if (strides := patch_rule.strides_without_patch([*lower, *users])) is not None:
+        trial = build(patch_rule.whole_case_layer(fingerprint, strides), *lower)
+        lower = [patch_rule.patch_layer(trial, fingerprint, memory_gb), *lower]
     plan = build(*lower)
     if options.seconds is None:
-        return plan if reference is None else with_own_rules(plan, fingerprint, memory_gb)
+        return (
+            plan if reference is None else patch_rule.with_own_rules(plan, fingerprint, memory_gb)
+        )
     if plan.previous_stage is not None:
         raise PlanError(
             f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "
@@ -211,7 +198,7 @@ def _rules(
     usual = (next(iter(available)), reference and reference.configuration)
     has_name = configuration.name in usual or options.keep_name
     name = options.name if has_name else f"{options.name}-{configuration.name}"
-    return complete(values, "the rules"), evidence, name
+    return overrides.complete(values, "the rules"), evidence, name
 
 
 def _choose(
@@ -246,13 +233,15 @@ def _users_layers(
 ) -> list[Layer]:
     layers = []
     if options.overrides is not None:
-        layers.append(read_layer(options.overrides, f"overrides {options.overrides.name}"))
+        layers.append(
+            overrides.read_layer(options.overrides, f"overrides {options.overrides.name}")
+        )
     layers += options.layers
     if options.settings:
         base = rules
         for layer in [*lower, *layers]:
             base = merge(base, layer.values)
-        layers.append(set_layer(options.settings, base))
+        layers.append(overrides.set_layer(options.settings, base))
     return layers
 
 

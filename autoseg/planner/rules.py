@@ -22,19 +22,8 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
-from autoseg.planner.grid import (
-    FIRST_FEATURES,
-    MOST_FEATURES,
-    DataFigures,
-    Grid,
-    Topology,
-    coarser,
-    feature_map_voxels,
-    full_grid,
-    in_plane,
-    pool_and_kernels,
-    times,
-)
+from autoseg.planner import grid as grids
+from autoseg.planner.grid import DataFigures, Grid, Topology, times
 
 TABLES = read_json(Path(__file__).with_name("rules.json"))
 LARGEST_SIDE = {2: 2048, 3: 256}  # of the initial patch, before it is fitted to data and memory
@@ -195,8 +184,8 @@ def decide(
     task = _Task(figures, chosen, chosen.memory_gb if memory_gb is None else memory_gb)
     if not 0 < task.memory_gb < math.inf:
         raise PlanError(f"memory of {memory_gb} GB is not valid; give a finite number above 0")
-    grid = full_grid(figures)
-    found = {"2d": _finished("2d", _draft(in_plane(grid), task), task, low=None)}
+    grid = grids.full_grid(figures)
+    found = {"2d": _finished("2d", _draft(grids.in_plane(grid), task), task, low=None)}
     if grid.median_shape[0] == 1:
         return found
     full = _draft(grid, task)
@@ -213,7 +202,7 @@ def _draft(grid: Grid, task: _Task) -> _Draft:
     """Find the largest patch that fits the data and the memory, and its network."""
     first = _first_patch(grid)
     limit = task.planner.limit(len(first), task.memory_gb)
-    topology = pool_and_kernels(grid.spacing_mm, first)
+    topology = grids.pool_and_kernels(grid.spacing_mm, first)
     while (cost := _cost(topology, task)) > limit:
         patch = _smaller_patch(grid, topology)
         if patch is None:
@@ -221,7 +210,7 @@ def _draft(grid: Grid, task: _Task) -> _Draft:
                 f"memory of {task.memory_gb:g} GB is too small for planner {task.planner.name!r}; "
                 "increase it, or choose a smaller planner"
             )
-        topology = pool_and_kernels(grid.spacing_mm, patch)
+        topology = grids.pool_and_kernels(grid.spacing_mm, patch)
     return _Draft(grid, first, topology, cost)
 
 
@@ -245,14 +234,14 @@ def _smaller_patch(grid: Grid, topology: Topology) -> list[int] | None:
     axis = max(shrinkable, key=lambda axis: (patch[axis] / grid.median_shape[axis], axis))
     smaller = list(patch)
     smaller[axis] -= topology.divisors[axis]
-    patch[axis] -= pool_and_kernels(grid.spacing_mm, smaller).divisors[axis]
+    patch[axis] -= grids.pool_and_kernels(grid.spacing_mm, smaller).divisors[axis]
     return patch
 
 
 def _cost(topology: Topology, task: _Task) -> int:
     planner, labels = task.planner, task.figures.label_count
     blocks = planner.encoder_blocks(topology.stages), planner.decoder_blocks(topology.stages)
-    return feature_map_voxels(topology, *blocks, planner.residual, labels)
+    return grids.feature_map_voxels(topology, *blocks, planner.residual, labels)
 
 
 def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
@@ -269,7 +258,7 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
             f"full resolution coarsened in {steps} steps of {LOWRES_STEP - 1:.0%} until a patch "
             f"covers {LOWRES_COVERAGE:.0%} of a median case"
         )
-        low = _draft(coarser(full.grid, spacing, evidence), task)
+        low = _draft(grids.coarser(full.grid, spacing, evidence), task)
     return low if full.grid.voxels / low.grid.voxels >= LOWRES_GAIN else None
 
 
@@ -328,7 +317,10 @@ def _evidence(draft: _Draft, task: _Task, low: _Draft | None) -> dict[str, str]:
     figures: dict[str, Any] = {"grid": grid, "topology": topology, "task": task}
     figures |= {"first": first, "median": median, "spacing": spacing, "patch": patch}
     figures |= {"millions": draft.cost / 1e6, "channels": ", ".join(task.figures.channels)}
-    figures |= {"first_features": FIRST_FEATURES, "most_features": MOST_FEATURES[len(grid.axes)]}
+    figures |= {
+        "first_features": grids.FIRST_FEATURES,
+        "most_features": grids.MOST_FEATURES[len(grid.axes)],
+    }
     found = {name: text.format(**figures) for name, text in TABLES["evidence"].items()}
     return found | {"batch_dice": _batch_dice_evidence(draft, low)}
 

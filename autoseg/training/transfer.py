@@ -24,18 +24,9 @@ from torch import Tensor, nn
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
 from autoseg.common.progress import counted, say
+from autoseg.models import folder as layout
 from autoseg.models.archive import is_archive
 from autoseg.models.checkpoint import Tensors, without_prefix
-from autoseg.models.folder import (
-    FINAL,
-    PLAN,
-    FolderFiles,
-    ModelFiles,
-    fold_name,
-    open_model,
-    plan_in,
-    weights_name,
-)
 from autoseg.plan.plan import Plan
 from autoseg.training.learner import Learner
 
@@ -66,33 +57,33 @@ def read_pretrained(path: Path) -> Pretrained:
         AutosegError: there is no trained model, or its plan is missing or another one.
     """
     files, name = _find_weights(path)
-    plan = plan_in(files)
+    plan = layout.plan_in(files)
     tensors, about = files.checkpoint(name)
     if about.get("plan_id", plan.id) != plan.id:
         raise AutosegError(
             f"--pretrained {path}: {Path(name).name} was trained by plan {about['plan_id']}, but "
-            f"{files.path(PLAN)} is {plan.id}; restore the plan that it was trained by"
+            f"{files.path(layout.PLAN)} is {plan.id}; restore the plan that it was trained by"
         )
     digest = files.sha256(name)
     source = {"task": plan.task, "plan": plan.name, "plan_id": plan.id, "sha256": digest}
     return Pretrained(_weights_in(tensors), plan, source)
 
 
-def _find_weights(path: Path) -> tuple[ModelFiles, str]:
+def _find_weights(path: Path) -> tuple[layout.ModelFiles, str]:
     """The model that a path refers to, and the name of the weights in it."""
     if is_archive(path) and path.exists():
-        return _fold_in(open_model(path), path)
+        return _fold_in(layout.open_model(path), path)
     if is_archive(path.parent) and path.parent.exists():  # model.zip/fold_0
-        name = f"{path.name}/{FINAL}"
-        packed = open_model(path.parent)
+        name = f"{path.name}/{layout.FINAL}"
+        packed = layout.open_model(path.parent)
         if packed.has(name):
             return packed, name
     elif path.is_file() and path.suffix == ".safetensors":
         return _beside_plan(path, path)
-    elif (path / FINAL).is_file():
-        return _beside_plan(path / FINAL, path)
-    elif FolderFiles(path).folds():
-        _, name = _fold_in(FolderFiles(path), path)
+    elif (path / layout.FINAL).is_file():
+        return _beside_plan(path / layout.FINAL, path)
+    elif layout.FolderFiles(path).folds():
+        _, name = _fold_in(layout.FolderFiles(path), path)
         return _beside_plan(path / name, path)
     raise AutosegError(
         f"--pretrained {path}: there is no trained model; give models/TASK/PLAN, a fold_K in "
@@ -100,25 +91,25 @@ def _find_weights(path: Path) -> tuple[ModelFiles, str]:
     )
 
 
-def _fold_in(files: ModelFiles, path: Path) -> tuple[ModelFiles, str]:
+def _fold_in(files: layout.ModelFiles, path: Path) -> tuple[layout.ModelFiles, str]:
     """The weights of the fold `all`, or of the only fold."""
     folds = files.folds()
     if len(folds) > 1 and "all" not in folds:
-        names = [fold_name(fold) for fold in folds]
+        names = [layout.fold_name(fold) for fold in folds]
         raise AutosegError(
             f"--pretrained {path} has the folds {', '.join(names)}; choose one: {path / names[0]}"
         )
     if not folds:
         raise AutosegError(f"--pretrained {path} contains no weights")
-    return files, weights_name("all" if "all" in folds else folds[0])
+    return files, layout.weights_name("all" if "all" in folds else folds[0])
 
 
-def _beside_plan(file: Path, path: Path) -> tuple[FolderFiles, str]:
+def _beside_plan(file: Path, path: Path) -> tuple[layout.FolderFiles, str]:
     """A file of weights, in the folder of its plan or one level below."""
-    folder = next((f for f in file.parents[:2] if (f / PLAN).is_file()), None)
+    folder = next((f for f in file.parents[:2] if (f / layout.PLAN).is_file()), None)
     if folder is None:
-        raise AutosegError(f"--pretrained {path}: there is no {PLAN} next to {file.name}")
-    return FolderFiles(folder), file.relative_to(folder).as_posix()
+        raise AutosegError(f"--pretrained {path}: there is no {layout.PLAN} next to {file.name}")
+    return layout.FolderFiles(folder), file.relative_to(folder).as_posix()
 
 
 def _weights_in(tensors: Tensors) -> Tensors:
