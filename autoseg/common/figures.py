@@ -81,14 +81,11 @@ def _colour(index: int) -> str:
 
 def save_figure(figure: Figure, out: Path) -> None:
     """Write a figure as PNG or SVG, atomically; the same figure gives the same bytes."""
-    from matplotlib import rc_context
-
     form = out.suffix.lower().removeprefix(".")
     if form not in ("png", "svg"):
         raise AutosegError(f"{out}: figures are written as .png or .svg, not as {out.suffix!r}")
-    metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}
-    with replacing(out) as temporary, rc_context({"svg.hashsalt": "autoseg"}):
-        figure.savefig(temporary, format=form, dpi=DOTS_PER_INCH, metadata=metadata)
+    with replacing(out) as temporary:
+        _draw(figure, temporary, form)
 
 
 def save_forms(figure: Figure, stem: Path) -> list[Path]:
@@ -173,7 +170,11 @@ def smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
     Returns:
         the curve; None for fewer than `FEWEST_POINTS`, or if all have the same x.
     """
-    known_x, values = _known(x, y)
+    positions = np.asarray(x, float)
+    known = np.array([np.nan if value is None else value for value in y], float)
+    order = np.argsort(positions, kind="stable")  # the finite points, ordered by x
+    order = order[np.isfinite(known[order])]
+    known_x, values = positions[order], known[order]
     if len(values) < FEWEST_POINTS or known_x[0] == known_x[-1]:
         return None
     at = np.linspace(known_x[0], known_x[-1], DRAWN_POINTS)
@@ -182,15 +183,6 @@ def smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
         return Curve(at, flat, flat, flat)
     mean, deviation = _regress(_warp(_binned(known_x), at), _binned(values), _warp(at, at))
     return Curve(at, mean, mean - BAND * deviation, mean + BAND * deviation)
-
-
-def _known(x: Sequence[float], y: Sequence[float | None]) -> tuple[Numbers, Numbers]:
-    """The finite points, ordered by x."""
-    positions = np.asarray(x, float)
-    values = np.array([np.nan if value is None else value for value in y], float)
-    finite = np.isfinite(values)
-    order = np.argsort(positions[finite], kind="stable")
-    return positions[finite][order], values[finite][order]
 
 
 def _binned(values: Numbers) -> Numbers:
@@ -249,11 +241,13 @@ class Chart:
 
 def chart(figure: Figure, title: str, alt: str, note: str = "") -> Chart:
     """Convert a figure for the page: a transparent SVG, or a PNG if that is too large."""
-    content, kind = _drawn(figure, "svg", {"Date": None}), "svg+xml"
-    if len(content) > LARGEST_SVG:
-        content, kind = _drawn(figure, "png", {"Software": None}), "png"
+    kind = "svg+xml"
+    _draw(figure, buffer := io.BytesIO(), "svg", transparent=True)
+    if len(buffer.getvalue()) > LARGEST_SVG:
+        kind = "png"
+        _draw(figure, buffer := io.BytesIO(), kind, transparent=True)
     width = round(figure.get_figwidth() * PIXELS_PER_INCH)
-    return Chart(title, alt, picture_uri(kind, content), width, note)
+    return Chart(title, alt, picture_uri(kind, buffer.getvalue()), width, note)
 
 
 def picture_uri(kind: str, content: bytes) -> str:
@@ -261,10 +255,10 @@ def picture_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _drawn(figure: Figure, form: str, metadata: dict[str, Any]) -> bytes:
+def _draw(figure: Figure, to: Path | io.BytesIO, form: str, transparent: bool = False) -> None:
     from matplotlib import rc_context
 
-    buffer = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}
     with rc_context({"svg.hashsalt": "autoseg"}):
-        figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH, metadata=metadata, transparent=True)
-    return buffer.getvalue()
+        options = {"dpi": DOTS_PER_INCH, "metadata": metadata, "transparent": transparent}
+        figure.savefig(to, format=form, **options)

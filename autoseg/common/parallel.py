@@ -36,9 +36,7 @@ LIMITS = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 KILLS = ("memory.events", "memory.oom_control")
@@ -218,10 +216,12 @@ def in_parallel(
         bar.advance()
         rest = items[1:]
         expected = (time.perf_counter() - started) * len(rest)
-        if processes > 1 and expected >= WORKER_START_SECONDS:
+        if expected < WORKER_START_SECONDS:
+            processes = 1
+        if processes > 1:
             each = memory_of_this_process()
             processes = fitting(min(processes, len(rest)), each, f"worker processes of {job!r}")
-        if processes > 1 and expected >= WORKER_START_SECONDS:
+        if processes > 1:
             return results + _in_workers(function, rest, processes, job, bar)
         for item in rest:
             results.append(function(item))

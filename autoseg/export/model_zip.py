@@ -93,13 +93,18 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     dataset = order.workspace.raw(order.task) / "dataset.json"
     declared = read_json(dataset) if dataset.is_file() else {}
     steps = () if postprocessing is None else postprocessing.steps
+    pooled = combine(scores) if scores else None
     fingerprint = Fingerprint.load((planned if source is None else folder) / layout.FINGERPRINT)
     trained = {fold: _training(layout.fold_folder(folder, fold)) for fold in folds}
     card = {
         **about_plan(plan),
         **read_statements(order.card, declared if isinstance(declared, dict) else {}),
         "trained_on": _data_figures(fingerprint),
-        "dice": _dice_figures(combine(scores) if scores else None),
+        "dice": pooled
+        and {
+            "mean": pooled.foreground_mean(),
+            **{label: asdict(pooled.statistic(label)) for label in pooled.labels},
+        },
         "postprocessing": [f"keeps the largest component of {step.name}" for step in steps],
         "training": {
             fold: time and {"epochs": time.epochs, "seconds": round(time.seconds, 1)}
@@ -291,8 +296,8 @@ def _data_figures(fingerprint: Fingerprint) -> dict[str, Any]:
     presence = fingerprint.presence.values()
     return {
         "cases": len(shapes),
-        "smallest_spacing_mm": [float(value) for value in spacings.min(axis=0)],
-        "largest_spacing_mm": [float(value) for value in spacings.max(axis=0)],
+        "smallest_spacing_mm": spacings.min(axis=0).tolist(),
+        "largest_spacing_mm": spacings.max(axis=0).tolist(),
         "smallest_size": [min(sizes) for sizes in zip(*shapes, strict=True)],
         "largest_size": [max(sizes) for sizes in zip(*shapes, strict=True)],
         "cases_with": {
@@ -307,12 +312,3 @@ def _figure_text(value: Any) -> str:
     if isinstance(value, list):
         return by_axis(value, "g")
     return str(value)
-
-
-def _dice_figures(scores: Summary | None) -> dict[str, Any] | None:
-    if scores is None:
-        return None
-    found: dict[str, Any] = {"mean": scores.foreground_mean()}
-    for label in scores.labels:
-        found[label] = asdict(scores.statistic(label))
-    return found

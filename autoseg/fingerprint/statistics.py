@@ -138,24 +138,17 @@ def summarize(values: Values) -> IntensityStatistics:
 
 def sample_quantiles(values: Values) -> Quantiles:
     """Return the quantiles at the centres of `SAMPLE_SIZE` equal intervals of [0, 1]."""
-    if not len(values):
-        return ()
-    return tuple(rounded(value) for value in quantiles(values, SAMPLE_FRACTIONS))
+    return tuple(map(rounded, quantiles(values, SAMPLE_FRACTIONS))) if len(values) else ()
 
 
 def quantiles(values: Values, fractions: Sequence[float]) -> list[float]:
     """Return quantiles with linear interpolation, as `numpy.quantile`."""
-    low, high, weight = _ranks(len(values), fractions)
-    ordered = values.at(np.concatenate([low, high]))
-    below, above = ordered[: len(low)], ordered[len(low) :]
-    return [float(value) for value in below + weight * (above - below)]
-
-
-def _ranks(count: int, fractions: Sequence[float]) -> tuple[Ranks, Ranks, Doubles]:
-    """Return the ranks below and above each fraction, and the weight of the one above."""
-    position = np.array(fractions) * (count - 1)
+    position = np.array(fractions) * (len(values) - 1)
     low = np.floor(position).astype(np.intp)
-    return low, np.minimum(low + 1, count - 1), position - low
+    ranks = np.concatenate([low, np.minimum(low + 1, len(values) - 1)])
+    below, above = np.split(values.at(ranks), 2)
+    found: list[float] = (below + (position - low) * (above - below)).tolist()
+    return found
 
 
 def rounded(value: float) -> float:

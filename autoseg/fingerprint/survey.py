@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -146,15 +147,11 @@ def _blocked(task: Task, case: Case) -> _CaseSurvey | None:
 def _recall(task: Task, case: Case, cache: Path | None) -> _CaseSurvey | None:
     """Return the cached survey of a case if its files and the declaration are unchanged."""
     path = None if cache is None else cache / f"{case.name}.json"
-    if path is None or not path.is_file():
-        return None
-    try:
-        values = read_json(path)
-        if not isinstance(values, dict) or values.pop("key", None) != _key(task, case):
-            return None
-        return dataclass_from_json(_CaseSurvey, values, path)
-    except AutosegError:  # damaged: the case is read again
-        return None
+    with suppress(AutosegError):  # missing or damaged: the case is read again
+        values = None if path is None else read_json(path)
+        if path and isinstance(values, dict) and values.pop("key", None) == _key(task, case):
+            return dataclass_from_json(_CaseSurvey, values, path)
+    return None
 
 
 def _key(task: Task, case: Case) -> str:
@@ -172,14 +169,8 @@ def _pool(task: Task, surveys: dict[str, _CaseSurvey]) -> Fingerprint:
         parts = [figures.channels[channel].foreground for figures in cases.values()]
         samples = [surveys[name].samples[channel] for name in cases]
         foreground.append(_mixture([part for part in parts if part is not None], samples))
-    return Fingerprint(
-        task=task.name,
-        channels=task.channels,
-        labels=task.labels,
-        ignore_label=task.ignore_label,
-        cases=cases,
-        foreground=tuple(foreground),
-    )
+    declared = (task.name, task.channels, task.labels, task.ignore_label)
+    return Fingerprint(*declared, foreground=tuple(foreground), cases=cases)
 
 
 def _mixture(

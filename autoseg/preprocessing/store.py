@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,9 @@ class CaseStore:
             name: name of the case.
             source: size and modification time of each raw file.
         """
-        folder = self.folder / name
-        try:
+        folder, record = self.folder / name, None
+        with suppress(AutosegError):
             record = files.read_json(folder / "case.json")
-        except AutosegError:
-            return False
         return bool(
             (folder / files.CHECKSUMS).exists()  # older versions wrote none
             and isinstance(record, dict)
@@ -113,25 +111,17 @@ class CaseStore:
         """Open a case for reading patches."""
         folder = self.folder / name
         try:
-            image = blosc2.open(str(folder / "image.b2nd"), mode="r")
-            label = blosc2.open(str(folder / "label.b2nd"), mode="r")
+            names = ["image.b2nd", "label.b2nd", *[PREVIOUS] * (folder / PREVIOUS).exists()]
+            opened = [blosc2.open(str(folder / each), mode="r") for each in names]
             voxels = load_file(folder / "foreground.safetensors")
-            previous = None
-            if (folder / PREVIOUS).exists():
-                previous = blosc2.open(str(folder / PREVIOUS), mode="r")
         except MemoryError:
             raise
         except Exception as error:  # blosc2 raises many kinds
             raise _damaged(folder, error) from error
         annotated = voxels.pop(ANNOTATED, None)
-        return StoredCase(
-            name=name,
-            image=StoredArray(image, folder),
-            label=StoredArray(label, folder),
-            foreground={int(key): at for key, at in voxels.items()},
-            annotated=annotated,
-            previous=None if previous is None else StoredArray(previous, folder),
-        )
+        foreground = {int(key): at for key, at in voxels.items()}
+        image, label, *previous = (StoredArray(array, folder) for array in opened)
+        return StoredCase(name, image, label, foreground, annotated, *previous)
 
     def grid_of(self, name: str) -> tuple[Triple, tuple[tuple[int, int], ...]]:
         """Return the shape of a stored case, and the box (start, stop) of its turned raw file."""
@@ -147,12 +137,10 @@ class CaseStore:
             source: size and modification time of the file of the segmentation.
         """
         folder = self.folder / name
-        try:
-            return bool(
-                files.read_json(folder / "previous.json") == _previous_record(folder, source)
-            )
-        except (AutosegError, OSError):
-            return False
+        with suppress(AutosegError, OSError):
+            stored = files.read_json(folder / "previous.json")
+            return bool(stored == _previous_record(folder, source))
+        return False
 
     def write_previous(
         self, name: str, segmentation: NDArray[np.int16], source: Sequence[int]
