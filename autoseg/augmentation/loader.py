@@ -32,7 +32,7 @@ from threadpoolctl import ThreadpoolController
 from autoseg.augmentation.on_device import postpone
 from autoseg.augmentation.spatial import Border
 from autoseg.augmentation.transforms import Augmenter, Sides
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Array, Floats, Triple
 from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled
 from autoseg.common.parallel import GB, cause_of_death, exit_with_parent, fitting
 from autoseg.common.progress import waited
@@ -80,7 +80,7 @@ class PatchSampler:
 
     def draw(
         self, at: Position, size: Triple, border: Border = "constant"
-    ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+    ) -> tuple[Floats, NDArray[np.int16]]:
         """Return the patch at a position, with `size` voxels.
 
         Beyond the case it is padded with zeros, or with the nearest voxel of the case if `border`
@@ -149,7 +149,7 @@ def _permutation(key: tuple[int, ...], count: int) -> NDArray[np.int64]:
     return np.random.default_rng(np.random.SeedSequence(key)).permutation(count)
 
 
-def _cut(array: StoredArray, box: Sequence[Sequence[int]], border: Border) -> NDArray[Any]:
+def _cut(array: StoredArray, box: Sequence[Sequence[int]], border: Border) -> Array:
     """Cut a box of the last three axes, padded where it exceeds the array."""
     mode = "edge" if border == "nearest" else "constant"
     return np.asarray(crop_and_pad_nd(array, box, pad_mode=mode))

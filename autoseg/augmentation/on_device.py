@@ -23,9 +23,9 @@ from torch.nn.functional import grid_sample
 
 from autoseg.augmentation import transforms
 from autoseg.augmentation.spatial import Warp, random_factor
-from autoseg.augmentation.spline import Floats, prefilter
+from autoseg.augmentation.spline import prefilter
 from autoseg.augmentation.transforms import Augmentation, Sides
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Floats, Triple
 from autoseg.networks.devices import to_device
 from autoseg.plan import augmentation as plans
 from autoseg.preprocessing.resample import axis_operator
@@ -40,12 +40,12 @@ class PostponedImage:
         operations: in order; their result has the patch size.
     """
 
-    image: NDArray[np.float32]
+    image: Floats
     operations: tuple[Operation, ...]
 
 
 def postpone(
-    augmentation: Augmentation, image: NDArray[np.float32], label: NDArray[np.int16]
+    augmentation: Augmentation, image: Floats, label: NDArray[np.int16]
 ) -> tuple[PostponedImage, NDArray[np.int16]]:
     """Augment the label, and return the image with the operations that remain.
 

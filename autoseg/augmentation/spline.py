@@ -18,9 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import embedding_bag, grid_sample
 
-from autoseg.common.arrays import without_tiny
-
-Floats = NDArray[np.float32]
+from autoseg.common.arrays import Doubles, Floats, without_tiny
 
 REACH = {0: 1, 1: 2, 3: 6}  # samples needed beyond a point; 6 away, the border has no influence
 FLOATS_AT_ONCE = 1 << 19  # in a chunk of points, so that it fits into the cache
@@ -41,7 +39,7 @@ def prefilter(size: int, order: int) -> Floats:
     return without_tiny(unit.astype(np.float32))
 
 
-def line_operator(positions: NDArray[np.float64], size: int, order: int) -> Floats:
+def line_operator(positions: Doubles, size: int, order: int) -> Floats:
     """Return the matrix (len(positions), size) that interpolates an axis at these positions.
 
     Args:

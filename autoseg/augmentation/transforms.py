@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from batchgenerators.transforms import color_transforms as batchgenerators
@@ -23,7 +23,15 @@ from scipy import ndimage
 
 from autoseg.augmentation.spatial import Border, Warp, draw_warp
 from autoseg.augmentation.spline import along
-from autoseg.common.arrays import Mask, Triple, bounding_box, connected_components, count_values
+from autoseg.common.arrays import (
+    Array,
+    Floats,
+    Mask,
+    Triple,
+    bounding_box,
+    connected_components,
+    count_values,
+)
 from autoseg.plan import augmentation as plans
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.resample import apply_operators, axis_operator
@@ -38,10 +46,7 @@ class Augmenter:
     """Draws the augmentation of each sample."""
 
     def __init__(
-        self,
-        specs: Sequence[plans.Transform],
-        patch_size: Triple,
-        sides: Sides | None = None,
+        self, specs: Sequence[plans.Transform], patch_size: Triple, sides: Sides | None = None
     ) -> None:
         self.specs = specs
         self.patch_size = patch_size
@@ -49,7 +54,8 @@ class Augmenter:
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
         """Draw the warps of the sample that `rng` belongs to, which decide what has to be read."""
-        size, border = self.patch_size, cast("Border", "constant")
+        size = self.patch_size
+        border: Border = "constant"
         steps: list[plans.Transform | Warp] = []
         for spec in reversed(self.specs):
             if not isinstance(spec, plans.Spatial):
@@ -215,13 +221,13 @@ def blur(spec: plans.GaussianBlur, image: ImageArray, rng: np.random.Generator) 
     return _per_channel(spec, spec.sigma, _gaussian_filter, image, rng)
 
 
-def _gaussian_filter(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+def _gaussian_filter(channel: Floats, sigma: float) -> Floats:
     for axis, size in enumerate(channel.shape):
         channel = along(blur_operator(size, sigma), channel, axis)
     return channel
 
 
-def blur_operator(size: int, sigma: float) -> NDArray[np.float32]:
+def blur_operator(size: int, sigma: float) -> Floats:
     """Return the matrix that `scipy.ndimage.gaussian_filter` applies to an axis."""
     return np.asarray(ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0), np.float32)
 
@@ -236,7 +242,7 @@ def lower_resolution(
 def _per_channel(
     spec: plans.GaussianBlur | plans.LowResolution,
     limits: tuple[float, float],
-    function: Callable[[NDArray[np.float32], float], NDArray[np.float32]],
+    function: Callable[[Floats, float], Floats],
     image: ImageArray,
     rng: np.random.Generator,
 ) -> ImageArray:
@@ -248,7 +254,7 @@ def _per_channel(
     return np.stack(list(changed))
 
 
-def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:
+def through_coarser_grid(channel: Floats, zoom: float) -> Floats:
     """Resample a channel (x, y, z) to `zoom` times as many voxels along each axis, and back.
 
     Equals scikit-image's `resize` with order 0, then with order 3. An axis of one voxel is kept.
@@ -272,10 +278,10 @@ Operator = Callable[[Mask, int], Mask]
 
 
 def corrupt_previous(
-    segmentation: NDArray[Any],
+    segmentation: Array,
     spec: plans.PreviousMorphology | plans.PreviousRemoval,
     rng: np.random.Generator,
-) -> NDArray[Any]:
+) -> Array:
     """Return the segmentation, modified with the probability of the transform."""
     if rng.random() >= spec.probability:
         return segmentation
@@ -285,8 +291,8 @@ def corrupt_previous(
 
 
 def _apply_morphology(
-    segmentation: NDArray[Any], spec: plans.PreviousMorphology, rng: np.random.Generator
-) -> NDArray[Any]:
+    segmentation: Array, spec: plans.PreviousMorphology, rng: np.random.Generator
+) -> Array:
     """Apply a random operator to each class; a growing class replaces the others."""
     out = segmentation.copy()
     for index in rng.permutation(_foreground(segmentation)):
@@ -299,8 +305,8 @@ def _apply_morphology(
 
 
 def _remove_components(
-    segmentation: NDArray[Any], spec: plans.PreviousRemoval, rng: np.random.Generator
-) -> NDArray[Any]:
+    segmentation: Array, spec: plans.PreviousRemoval, rng: np.random.Generator
+) -> Array:
     """Remove one component of each class, chosen uniformly from those that are small enough."""
     out = segmentation.copy()
     for index in _foreground(segmentation):
@@ -312,7 +318,7 @@ def _remove_components(
     return out
 
 
-def _foreground(segmentation: NDArray[Any]) -> NDArray[Any]:
+def _foreground(segmentation: Array) -> Array:
     return np.unique(segmentation[segmentation > 0])
 
 

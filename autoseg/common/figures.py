@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from autoseg.common.arrays import Mask
+from autoseg.common.arrays import Array, Mask
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import replacing
 
@@ -117,7 +117,7 @@ def take_literally(texts: Sequence[Text]) -> None:
 # Slices of scans.
 
 
-def window_of(image: NDArray[Any]) -> tuple[float, float]:
+def window_of(image: Array) -> tuple[float, float]:
     """The values to show as black and white: percentiles of the image, or of a sample of it."""
     values = image.ravel(order="K")
     low, high = np.percentile(values[:: max(1, values.size // WINDOW_VOXELS)], WINDOW_PERCENT)
@@ -258,7 +258,7 @@ def picture_uri(kind: str, content: bytes) -> str:
 def _draw(figure: Figure, to: Path | io.BytesIO, form: str, transparent: bool = False) -> None:
     from matplotlib import rc_context
 
-    metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}
+    metadata: dict[str, Any] = {"Date" if form == "svg" else "Software": None}
+    options: dict[str, Any] = {"metadata": metadata, "transparent": transparent}
     with rc_context({"svg.hashsalt": "autoseg"}):
-        options = {"dpi": DOTS_PER_INCH, "metadata": metadata, "transparent": transparent}
-        figure.savefig(to, format=form, **options)
+        figure.savefig(to, format=form, dpi=DOTS_PER_INCH, **options)

@@ -275,7 +275,7 @@ def parse_json(text: str, where: str) -> Any:
             raise AutosegError(f"{where} has the key {twice!r} twice; keep one of them")
         return keys
 
-    hooks = {"parse_float": finite, "parse_constant": finite}  # Python accepts NaN
+    hooks: dict[str, Any] = {"parse_float": finite, "parse_constant": finite}  # Python accepts NaN
     try:
         return json.loads(text, object_pairs_hook=unique, **hooks)
     except RecursionError as error:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Doubles, Mask
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted, say
@@ -304,7 +305,7 @@ def _lacks_some(tables: Sequence[Table]) -> bool:
     return bool((np.count_nonzero(counts, axis=0) < possible).any())
 
 
-def _gains(table: Table, other: Table) -> NDArray[np.float64]:
+def _gains(table: Table, other: Table) -> Doubles:
     """Return the classes that a fold gains minus those it loses: (its patients, the other's)."""
     count = table.sum(axis=0)
     gained = other @ (count == 0).astype(np.float64)
@@ -314,7 +315,7 @@ def _gains(table: Table, other: Table) -> NDArray[np.float64]:
 
 def _stays_even(
     totals: Sequence[int], here: int, there: int, shift: NDArray[np.int64], spread: int
-) -> NDArray[np.bool_]:
+) -> Mask:
     """Return whether fold sizes stay within `spread` of each other when `shift` cases move."""
     others = [total for fold, total in enumerate(totals) if fold not in (here, there)]
     after = np.stack([totals[here] + shift, totals[there] - shift])

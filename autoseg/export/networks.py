@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg import __version__
 from autoseg.common import files
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Array, Floats, Triple
 from autoseg.common.errors import AutosegError, RunError, install_hint
 from autoseg.common.files import sha256_of, write_json
 from autoseg.common.locks import writing
@@ -221,7 +220,7 @@ def example_patch(plan: Plan, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.concatenate([found, masks]))[None]
 
 
-def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> Floats:
     """Intensities before preprocessing, within the channel's window if it has one."""
     clips = (step for step in plan.preprocessing if isinstance(step, Clip))
     windows = (step.window for step in clips if step.channel in (None, channel))
@@ -231,7 +230,7 @@ def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> NDArray[np.fl
     return np.asarray(low + (high - low) * values, np.float32)
 
 
-def _widened(blocks: NDArray[Any], patch: Triple) -> NDArray[Any]:
+def _widened(blocks: Array, patch: Triple) -> Array:
     """Blocks (4, 4, 4), nearest neighbour resampled to a patch."""
     return blocks[np.ix_(*(np.arange(size) * 4 // size for size in patch))]
 

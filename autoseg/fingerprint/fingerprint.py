@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple, bounding_box, union_of_boxes
+from autoseg.common.arrays import Array, Doubles, LabelMap, Triple, bounding_box, union_of_boxes
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
 from autoseg.dataset.checks import scale_of
@@ -45,7 +45,7 @@ class Fingerprint:
     cases: dict[str, CaseStatistics]
 
     @property
-    def spacings_mm(self) -> NDArray[np.float64]:
+    def spacings_mm(self) -> Doubles:
         """Spacing of each case (x, y, z), shape (n, 3)."""
         return np.array([case.spacing_mm for case in self.cases.values()], dtype=np.float64)
 
@@ -186,7 +186,7 @@ class ChannelStatistics:
 
 def measure(
     image: Image,
-    label: NDArray[np.integer[Any]],
+    label: LabelMap,
     voxels: dict[int, int],
     labels: Mapping[str, Sequence[int]],
     ignore_label: int | None,
@@ -233,7 +233,7 @@ def measure(
     return measured, tuple(samples)
 
 
-def content_of(array: NDArray[Any]) -> str:
+def content_of(array: Array) -> str:
     """Return the SHA-256 of an image array (channel, x, y, z), as float32 (z, y, x, channel)."""
     digest = hashlib.sha256()
     for plane in array.T:
@@ -241,7 +241,7 @@ def content_of(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def shape_of_content(array: NDArray[Any]) -> Triple:
+def shape_of_content(array: Array) -> Triple:
     """Return the shape of the bounding box of voxels that are nonzero in any channel.
 
     An image without nonzero voxels keeps its shape.

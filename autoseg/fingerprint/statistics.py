@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from autoseg.common import arrays
+from autoseg.common.arrays import Array, Doubles, Mask
 
 SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
 SAMPLE_SIZE = 500
 SAMPLE_FRACTIONS = tuple((i + 0.5) / SAMPLE_SIZE for i in range(SAMPLE_SIZE))
-Doubles = NDArray[np.float64]
 Ranks = NDArray[np.intp]
 
 Quantiles = tuple[float, ...]
@@ -70,7 +69,7 @@ class Histogram:
 class RawValues:
     """The intensities of all voxels, and whether they are sorted."""
 
-    values: NDArray[Any]
+    values: Array
     is_sorted: bool = False
 
     def __len__(self) -> int:
@@ -94,7 +93,7 @@ class RawValues:
 Values = Histogram | RawValues
 
 
-def intensities_of(channel: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Values, Values]:
+def intensities_of(channel: Array, mask: Mask) -> tuple[Values, Values]:
     """Return all intensities of a channel (x, y, z), and those in a mask."""
     flat, flags = channel.T.reshape(-1), mask.T.reshape(-1)  # .T: the memory order of a file
     integers = small_integers(flat)
@@ -103,7 +102,7 @@ def intensities_of(channel: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Valu
     return histogram(integers), histogram(integers, flags)
 
 
-def small_integers(values: NDArray[Any]) -> NDArray[Any] | None:
+def small_integers(values: Array) -> Array | None:
     """Return the values as integers of up to 16 bits, or None if they are not."""
     if values.dtype.kind in "iu" and values.itemsize <= 2:
         return values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -117,7 +116,7 @@ def small_integers(values: NDArray[Any]) -> NDArray[Any] | None:
     return found
 
 
-def histogram(values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Histogram:
+def histogram(values: Array, mask: Mask | None = None) -> Histogram:
     """Return the histogram of flat integers of up to 16 bits, or of those in a mask."""
     bits = 8 * values.itemsize
     unsigned = values.view(f"u{values.itemsize}")

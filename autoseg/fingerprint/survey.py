@@ -8,12 +8,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import count_labels
+from autoseg.common.arrays import LabelMap, count_labels
 from autoseg.common.errors import AutosegError, DataError, VoxelError
 from autoseg.common.files import dataclass_from_json, obstacle, read_json, to_json, write_json
 from autoseg.common.parallel import in_parallel
@@ -98,7 +96,7 @@ def _read_case(task: Task, case: Case, cache: Path | None) -> _CaseSurvey:
 
 def _load(
     task: Task, case: Case
-) -> tuple[Image | None, tuple[NDArray[np.integer[Any]], Geometry] | None, list[Problem]]:
+) -> tuple[Image | None, tuple[LabelMap, Geometry] | None, list[Problem]]:
     image = label = None
     problems = []
     with noted() as notes:
@@ -127,7 +125,7 @@ def _unreadable(task: Task, case: Case, path: Path, error: DataError) -> Problem
 
 
 def _check_and_measure(
-    task: Task, case: Case, image: Image, label: NDArray[np.integer[Any]], label_geometry: Geometry
+    task: Task, case: Case, image: Image, label: LabelMap, label_geometry: Geometry
 ) -> _CaseSurvey:
     voxels = count_labels(label)
     problems = tuple(check_case(task, case, image, voxels, label_geometry))

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
+from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
 from autoseg.common.progress import counted, note
@@ -189,7 +188,7 @@ def find_volume(source: Path | Series) -> Series:
     return series
 
 
-def read_series(source: Path | Series) -> tuple[NDArray[Any], Geometry]:
+def read_series(source: Path | Series) -> tuple[Array, Geometry]:
     """Read a series, or the one that a path stands for, slices ordered by position.
 
     Returns:

@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from numpy.typing import NDArray
 from pydicom import Dataset, uid
 from pydicom.datadict import tag_for_keyword
 from pydicom.filereader import data_element_generator
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import UID
 
+from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError
 from autoseg.image.dicom_series import TABLES, Series, Slice
 
@@ -126,7 +126,7 @@ def check_pixels(header: Dataset, length: int | None) -> None:
         raise ValueError(f"{length} bytes of pixels, but {columns} x {rows} pixels take {needed}")
 
 
-def read_pixels(series: Series) -> NDArray[Any]:
+def read_pixels(series: Series) -> Array:
     """The intensities of a series, as an array (z, y, x): stored values x slope + intercept.
 
     Integers of up to 16 bits where all slices have whole slopes and intercepts, else float32.
@@ -174,7 +174,7 @@ def _type_of(series: Series) -> np.dtype[Any]:
     return np.dtype(np.float32)
 
 
-def _stored(file: Path, has_table: bool) -> tuple[NDArray[Any], Dataset | None]:
+def _stored(file: Path, has_table: bool) -> tuple[Array, Dataset | None]:
     """The stored values (frame, y, x) of a file, and its Modality LUT, if it has one."""
     with pydicom.config.disable_value_validation():
         dataset = pydicom.dcmread(file, force=True)
@@ -196,7 +196,7 @@ def _stored(file: Path, has_table: bool) -> tuple[NDArray[Any], Dataset | None]:
     return frames.reshape(-1, *frames.shape[-2:]), dataset if has_table else None
 
 
-def _decoded(dataset: Dataset) -> NDArray[Any]:
+def _decoded(dataset: Dataset) -> Array:
     """Compressed pixels, decoded by GDCM from a file without the tags that would change them."""
     plain = Dataset()
     # What GDCM needs to decode pixels; other tags, such as a rescale slope, would change them.

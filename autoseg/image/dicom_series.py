@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Doubles
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis, counted
@@ -76,9 +76,9 @@ class Slice:
     description: str = ""
 
     @cached_property
-    def normal(self) -> NDArray[np.float64]:
+    def normal(self) -> Doubles:
         """The direction in which slices are stacked."""
-        normal: NDArray[np.float64] = np.cross(self.orientation[:3], self.orientation[3:])
+        normal: Doubles = np.cross(self.orientation[:3], self.orientation[3:])
         return normal
 
 
@@ -169,10 +169,10 @@ class Series:
         return None
 
     @property
-    def offsets_mm(self) -> NDArray[np.float64]:
+    def offsets_mm(self) -> Doubles:
         """Positions of the slices along their normal."""
         positions = np.array([each.position_mm for each in self.slices], dtype=np.float64)
-        offsets: NDArray[np.float64] = positions @ self.first.normal
+        offsets: Doubles = positions @ self.first.normal
         return offsets
 
 
@@ -249,7 +249,7 @@ def _uneven(series: Series) -> str | None:
     )
 
 
-def _duplicates(series: Series, apart: NDArray[np.float64]) -> str:
+def _duplicates(series: Series, apart: Doubles) -> str:
     starts = np.flatnonzero(np.concatenate([[True], apart >= SAME_POSITION_MM]))
     counts = np.diff([*starts, len(series.slices)])
     if len(counts) > 1 and counts.min() == counts.max():

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Array, Doubles, Triple
 from autoseg.common.errors import DataError
 from autoseg.common.progress import by_axis, note
 
@@ -83,10 +82,10 @@ class Geometry:
         along = apart @ np.reshape(self.direction, (3, 3)) / self.spacing_mm
         return bool(np.abs(along).max() < SAME_VOXEL)
 
-    def _place(self, indices: NDArray[Any]) -> NDArray[np.float64]:
+    def _place(self, indices: Array) -> Doubles:
         """The positions of voxels (n, 3) in mm."""
         axes = np.reshape(self.direction, (3, 3)) * self.spacing_mm
-        places: NDArray[np.float64] = indices @ axes.T + self.origin_mm
+        places: Doubles = indices @ axes.T + self.origin_mm
         return places
 
 
@@ -260,12 +259,12 @@ class Turn:
         flips = [self.flips[axis] for axis in axes]
         return Turn((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
-    def array(self, values: NDArray[Any]) -> NDArray[Any]:
+    def array(self, values: Array) -> Array:
         """Turn the last three axes of an array; the result is a view of it."""
         first = values.ndim - 3
         order = (*range(first), *(first + axis for axis in self.axes))
         steps: Any = (..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))
-        turned: NDArray[Any] = values.transpose(order)[steps]
+        turned: Array = values.transpose(order)[steps]
         return turned
 
     def triple(self, values: Sequence[Any]) -> tuple[Any, Any, Any]:

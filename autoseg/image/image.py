@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import bounding_box
+from autoseg.common.arrays import Array, LabelMap, bounding_box
 from autoseg.common.errors import DataError, Stopped, VoxelError, is_lack_of_memory
 from autoseg.common.files import obstacle
 from autoseg.common.progress import note
@@ -57,7 +57,7 @@ class Image:
     (True, True)
     """
 
-    array: NDArray[Any]
+    array: Array
     geometry: Geometry
 
 
@@ -98,7 +98,7 @@ def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = 
     files = [path if isinstance(path, Series) else Path(path) for path in given]
     if not files:
         raise DataError("read_image: no file given; give one for each channel")
-    channels: list[NDArray[Any]] = []
+    channels: list[Array] = []
     geometry: Geometry | None = None
     for path in files:
         values, found = _read(path)
@@ -112,7 +112,7 @@ def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = 
     return Image(array, geometry)
 
 
-def _as_floats(values: NDArray[Any], what: Path | str, own_type: bool) -> NDArray[Any]:
+def _as_floats(values: Array, what: Path | str, own_type: bool) -> Array:
     """float32, or small integers unchanged; NaN and infinity are errors."""
     if not (own_type and values.dtype.kind in "iu" and values.itemsize <= 2):
         with np.errstate(over="ignore"):  # overflow becomes infinity, an error below
@@ -125,7 +125,7 @@ def _as_floats(values: NDArray[Any], what: Path | str, own_type: bool) -> NDArra
     return values
 
 
-def from_array(array: NDArray[Any], spacing_mm: Sequence[float], orientation: str = "LPS") -> Image:
+def from_array(array: Array, spacing_mm: Sequence[float], orientation: str = "LPS") -> Image:
     """Make a scan of an array (x, y, z) or (channel, x, y, z), axis-aligned and at the origin.
 
     Args:
@@ -158,7 +158,7 @@ def from_simpleitk(image: sitk.Image) -> Image:
     return Image(_as_floats(values, "the SimpleITK image", own_type=True), geometry)
 
 
-def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
+def read_label(path: File) -> tuple[LabelMap, Geometry]:
     """Read a label map with its grid.
 
     >>> import autoseg
@@ -190,7 +190,7 @@ def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
             f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to {HIGHEST_LABEL}"
         )
     values = values.astype(smallest_type(values.max()), copy=False)
-    return cast("NDArray[np.integer[Any]]", values), geometry
+    return cast("LabelMap", values), geometry
 
 
 def _rounded(values: NDArray[np.floating[Any]], path: Path) -> NDArray[np.floating[Any]]:
@@ -230,7 +230,7 @@ def read_geometry(path: Path) -> Geometry:
     return with_sform(path, geometry_of(reader, path))
 
 
-def _read(path: Source) -> tuple[NDArray[Any], Geometry]:
+def _read(path: Source) -> tuple[Array, Geometry]:
     """Read a file or a DICOM series as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
@@ -254,7 +254,7 @@ def _read(path: Source) -> tuple[NDArray[Any], Geometry]:
     return array, with_sform(path, geometry)
 
 
-def _unpack(image: sitk.Image, what: Path | str) -> tuple[NDArray[Any], Geometry]:
+def _unpack(image: sitk.Image, what: Path | str) -> tuple[Array, Geometry]:
     """An array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
@@ -358,7 +358,7 @@ def on_patient_axes(lengths: Lengths, orientation: str) -> Lengths:
     return Turn.between(orientation, PATIENT).triple(lengths)
 
 
-def body_of(channel: NDArray[Any]) -> tuple[float, ...]:
+def body_of(channel: Array) -> tuple[float, ...]:
     """Equally spaced quantiles of a channel (x, y, z) inside the body.
 
     Padding is outside of the body: the lowest value, and 0, where many voxels share it.
@@ -366,13 +366,13 @@ def body_of(channel: NDArray[Any]) -> tuple[float, ...]:
     return _body(_sample(channel[None])[0][0])
 
 
-def _sample(array: NDArray[Any]) -> tuple[NDArray[Any], tuple[int, ...]]:
+def _sample(array: Array) -> tuple[Array, tuple[int, ...]]:
     """A regular sample of an array (channel, x, y, z), and the strides along x, y, z."""
     strides = tuple(math.ceil(size / POINTS) for size in array.shape[1:])
     return array[(slice(None), *(slice(None, None, stride) for stride in strides))], strides
 
 
-def _body(sampled: NDArray[Any]) -> tuple[float, ...]:
+def _body(sampled: Array) -> tuple[float, ...]:
     values = np.sort(sampled, axis=None)
     for padding in (values[0], 0):
         start, stop = (

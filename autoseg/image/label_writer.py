@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.files import replacing
 from autoseg.image.formats import LONGEST_HEADER, ending_of
@@ -24,9 +24,7 @@ HIGHEST_LABEL = 65535
 VECTOR = re.compile(r"\(([^)]*)\)")
 
 
-def write_label(
-    path: File, label: NDArray[np.integer[Any]], geometry: Geometry, like: File | None = None
-) -> None:
+def write_label(path: File, label: LabelMap, geometry: Geometry, like: File | None = None) -> None:
     """Write a label map on its grid, compressed and atomically.
 
     The file has 8 bits per voxel, or 16 if its values need them.
@@ -66,7 +64,7 @@ def write_label(
             copy_grid(like, temporary)
 
 
-def to_simpleitk(label: NDArray[np.integer[Any]], geometry: Geometry) -> sitk.Image:
+def to_simpleitk(label: LabelMap, geometry: Geometry) -> sitk.Image:
     """A label map of shape (x, y, z) as a SimpleITK image on its grid."""
     import SimpleITK as sitk
 
@@ -83,9 +81,7 @@ def smallest_type(highest: int) -> type[np.uint8 | np.uint16]:
     return np.uint8 if highest < 256 else np.uint16
 
 
-def _storable(
-    label: NDArray[np.integer[Any]], geometry: Geometry, path: Path
-) -> NDArray[np.integer[Any]]:
+def _storable(label: LabelMap, geometry: Geometry, path: Path) -> LabelMap:
     """Check a label map, and convert it to the smallest type that holds it."""
     if ending_of(path) not in WRITABLE:
         raise DataError(f"{path}: label maps are written as {', '.join(WRITABLE)}")

@@ -15,12 +15,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from isal import igzip, isal_zlib
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.progress import by_axis, note
 from autoseg.image.formats import PACKED_AT_MOST, TABLES, TAKEN_AS_LPS, ending_of
@@ -226,7 +226,7 @@ def _scan(path: Path, layout: Layout) -> tuple[int, int]:
         return layout.start + end, bad
 
 
-def read_nifti(path: Path) -> tuple[NDArray[Any], Geometry] | None:
+def read_nifti(path: Path) -> tuple[Array, Geometry] | None:
     """Read a NIfTI file of unscaled numbers, directly into the array.
 
     ITK interprets the header only: its own reading of voxels takes up to twice as long, ignores
@@ -310,7 +310,7 @@ def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
     )
 
 
-def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> NDArray[Any]:
+def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> Array:
     damaged = DataError(f"{path}: cannot be read (is damaged or its end is missing); copy it anew")
     path = voxel_file(path)
     limit = path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1)
@@ -331,7 +331,7 @@ def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> NDArray[Any]:
     return np.moveaxis(native.T, -1, 0) if native.ndim == 4 else native.T[np.newaxis]
 
 
-def _fill(array: NDArray[Any], stream: BinaryIO) -> int:
+def _fill(array: Array, stream: BinaryIO) -> int:
     """Fill an array piece by piece, and return the bytes read; isal is slower in one go."""
     memory = array.reshape(-1).view(np.uint8).data
     at = 0
@@ -353,7 +353,7 @@ def read_header(path: Path) -> bytes:
         return stream.read(HEADER.itemsize)
 
 
-def write_on_grid_of(source: Path, label: NDArray[Any], path: Path) -> None:
+def write_on_grid_of(source: Path, label: Array, path: Path) -> None:
     """Write a label map (x, y, z) of 8 or 16 bits to `path`, on the grid of the file `source`.
 
     ITK converts directions to 32-bit quaternions when it writes NIfTI, which changes an oblique
@@ -370,7 +370,7 @@ def write_on_grid_of(source: Path, label: NDArray[Any], path: Path) -> None:
         stream.write(voxels.data)
 
 
-def as_stored(label: NDArray[Any]) -> NDArray[Any]:
+def as_stored(label: Array) -> Array:
     """A label map (x, y, z) as a file stores it: z, y, x, little-endian.
 
     Transposed plane by plane, which is five times faster because a plane fits into the cache.
@@ -384,7 +384,7 @@ def as_stored(label: NDArray[Any]) -> NDArray[Any]:
     return stored
 
 
-def label_header(source: bytes, label: NDArray[Any]) -> bytes:
+def label_header(source: bytes, label: Array) -> bytes:
     """The little-endian header of a label map on the grid of the header `source`."""
     given = np.frombuffer(source, HEADER)
     if given["sizeof_hdr"] != HEADER.itemsize:

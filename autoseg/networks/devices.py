@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Array
 from autoseg.common.errors import AutosegError
 from autoseg.common.parallel import THREAD_LIMITS, cores
 from autoseg.common.progress import note
@@ -114,7 +114,7 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+def to_device(array: Array, device: torch.device) -> torch.Tensor:
     """Copy an array to a device without waiting for the device."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":  # a copy of pageable memory would wait

@@ -17,7 +17,7 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Doubles, Triple
 from autoseg.common.files import read_json
 
 FOR_ID = {"purpose": "id"}  # serialisation context of the dump that an id is computed from
@@ -155,7 +155,7 @@ class Resample(Section):
     clip: Literal["volume", "plane"] = Field("volume", json_schema_extra=since("0.2.0"))
 
 
-def whole_sizes(exact: NDArray[np.float64], rounding: str) -> NDArray[np.int64]:
+def whole_sizes(exact: Doubles, rounding: str) -> NDArray[np.int64]:
     """Round sizes to whole voxels, at least one, as `Resample.rounding` says."""
     # The tolerance keeps integral sizes from being rounded down by floating-point error.
     whole = np.floor(exact + 1e-6) if rounding == "down" else np.rint(exact)

@@ -20,8 +20,9 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from autoseg.common.arrays import Doubles
 from autoseg.common.progress import by_axis
 
 ANISOTROPY_FACTOR = 3
@@ -55,12 +56,12 @@ class DataFigures:
         return len(self.spacings_zyx)
 
     @cached_property
-    def spacings_zyx(self) -> NDArray[np.float64]:
+    def spacings_zyx(self) -> Doubles:
         """Spacings in mm, (cases, 3)."""
         return _reversed_table(self.spacings_mm)
 
     @cached_property
-    def shapes_zyx(self) -> NDArray[np.float64]:
+    def shapes_zyx(self) -> Doubles:
         """Shapes in voxels, (cases, 3)."""
         return _reversed_table(self.shapes)
 
@@ -115,7 +116,7 @@ def in_plane(full: Grid) -> Grid:
     )
 
 
-def coarser(full: Grid, spacing_mm: NDArray[np.float64], evidence: str) -> Grid:
+def coarser(full: Grid, spacing_mm: Doubles, evidence: str) -> Grid:
     """The grid of `full` resampled to another spacing (in the planner's order)."""
     shape = np.divide(full.spacing_mm, spacing_mm) * full.median_shape
     return Grid(
@@ -127,7 +128,7 @@ def coarser(full: Grid, spacing_mm: NDArray[np.float64], evidence: str) -> Grid:
     )
 
 
-def _target_spacing_zyx(figures: DataFigures) -> tuple[NDArray[np.float64], str]:
+def _target_spacing_zyx(figures: DataFigures) -> tuple[Doubles, str]:
     target = np.percentile(figures.spacings_zyx, 50, axis=0)
     shape = np.percentile(figures.shapes_zyx, 50, axis=0)
     evidence = f"median spacing {times(target[::-1])} mm of {figures.cases} cases"
@@ -146,7 +147,7 @@ def _target_spacing_zyx(figures: DataFigures) -> tuple[NDArray[np.float64], str]
     return target, evidence
 
 
-def _reversed_table(values: ArrayLike) -> NDArray[np.float64]:
+def _reversed_table(values: ArrayLike) -> Doubles:
     table = np.asarray(values, dtype=np.float64)
     assert table.shape == (max(len(table), 1), 3), table.shape
     return table[:, ::-1]

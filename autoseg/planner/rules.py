@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Doubles
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
 from autoseg.planner import grid as grids
@@ -262,7 +262,7 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
     return low if full.grid.voxels / low.grid.voxels >= LOWRES_GAIN else None
 
 
-def coarsened(spacing: NDArray[np.float64]) -> NDArray[np.float64]:
+def coarsened(spacing: Doubles) -> Doubles:
     """One step: the axes less than half as coarse as the coarsest one, or else all."""
     fine = spacing.max() / spacing > 2
     return spacing * np.where(fine if fine.any() else True, LOWRES_STEP, 1)

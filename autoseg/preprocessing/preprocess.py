@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import LabelMap, Triple
 from autoseg.common.errors import DataError
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
@@ -113,7 +112,7 @@ def _source(case: Case) -> list[tuple[int, int]]:
 
 def prepare_previous(
     plan: Plan,
-    segmentation: NDArray[np.integer[Any]],
+    segmentation: LabelMap,
     spacing_mm: Sequence[float],
     box: Sequence[tuple[int, int]],
     shape: Triple,

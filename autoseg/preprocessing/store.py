@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from autoseg.common import arrays, files
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Array, Mask, Triple
 from autoseg.common.errors import AutosegError
 from autoseg.preprocessing.steps import Prepared
 
@@ -184,9 +184,9 @@ class StoredArray:
         dtype: np.dtype[Any] = self.data.dtype
         return dtype
 
-    def __getitem__(self, part: Any) -> NDArray[Any]:
+    def __getitem__(self, part: Any) -> Array:
         try:
-            values: NDArray[Any] = self.data[part]
+            values: Array = self.data[part]
         except (OSError, RuntimeError) as error:
             raise _damaged(self.folder, error) from error
         return values
@@ -235,7 +235,7 @@ def _replacing_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _compress(path: Path, array: NDArray[Any]) -> None:
+def _compress(path: Path, array: Array) -> None:
     """Write an array with LZ4 and byte shuffling, in blocks that suit patches."""
     blosc2.set_nthreads(1)
     blocks = _block_shape(array.shape, array.itemsize)
@@ -274,7 +274,7 @@ def _save_voxels(
     path.write_bytes(save({key: voxels for key, voxels in found.items() if len(voxels)}))
 
 
-def _spread(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _spread(mask: Mask) -> NDArray[np.int32]:
     """Return up to `LOCATIONS_PER_CLASS` evenly spaced voxels of a mask, (n, 3)."""
     at = np.flatnonzero(mask)
     keep = np.linspace(0, max(0, len(at) - 1), min(len(at), LOCATIONS_PER_CLASS)).astype(np.int64)

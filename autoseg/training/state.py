@@ -14,6 +14,7 @@ from torch import Tensor
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, say
 from autoseg.models import checkpoint
+from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.models.log import Epoch
 from autoseg.plan.plan import Plan, recipe_id
@@ -272,7 +273,7 @@ def save_run(run: Run, learner: Learner, state: State, so_far: EpochSoFar) -> No
     if run.group.leads:
         tensors = learner.tensors() | checkpoint.with_prefix(EPOCH, epoch)
         state = replace(state, seconds=state.seconds_used(run))
-        checkpoint.save_checkpoint(run.folder / LATEST, tensors, state.to_json())
+        save_checkpoint(run.folder / LATEST, tensors, state.to_json())
 
 
 def save_final(run: Run, learner: Learner, plan: Plan, state: State) -> None:
@@ -284,7 +285,7 @@ def save_final(run: Run, learner: Learner, plan: Plan, state: State) -> None:
     about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch, "threads": state.threads}
     if state.pretrained is not None:
         about["pretrained"] = state.pretrained
-    checkpoint.save_checkpoint(run.folder / FINAL, weights, about)
+    save_checkpoint(run.folder / FINAL, weights, about)
 
 
 def load_run(folder: Path, plan: Plan, learner: Learner) -> tuple[State, EpochSoFar]:
