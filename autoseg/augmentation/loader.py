@@ -125,19 +125,17 @@ class PatchSampler:
         shape, patch = case.label.shape, self.sampling.patch_size
         centre = [_random_centre(rng, n, p) for n, p in zip(shape, patch, strict=True)]
         voxels = case.annotated
-        if self._requires_foreground(at, rng) and case.foreground:
+        sampling = self.sampling
+        wanted = at.place >= round(sampling.batch_size * (1 - sampling.foreground_share))
+        if sampling.foreground_mode == "chance":
+            wanted = bool(rng.random() < sampling.foreground_share)
+        if wanted and case.foreground:
             classes = sorted(case.foreground)
             voxels = case.foreground[classes[rng.integers(len(classes))]]
         if voxels is None:
             return centre
         voxel = voxels[rng.integers(len(voxels))]
         return [_shifted_inside(int(v), n, p) for v, n, p in zip(voxel, shape, patch, strict=True)]
-
-    def _requires_foreground(self, at: Position, rng: np.random.Generator) -> bool:
-        share, size = self.sampling.foreground_share, self.sampling.batch_size
-        if self.sampling.foreground_mode == "chance":
-            return bool(rng.random() < share)
-        return at.place >= round(size * (1 - share))
 
 
 def _bytes_of(case: StoredCase) -> int:
@@ -281,9 +279,8 @@ class BatchLoader:
             image, label = postpone(drawn, *patch) if on_device else drawn(*patch)
             images.append(image)
             labels.append(label)
-        if on_device:
-            return {"postponed": images, "label": np.stack(labels)}
-        return {"data": np.stack(images), "label": np.stack(labels)}
+        made = {"postponed": images} if on_device else {"data": np.stack(images)}
+        return made | {"label": np.stack(labels)}
 
 
 def _failure(error: Exception, at: Position) -> str:
@@ -331,10 +328,8 @@ def worker_stream(loader: Any, workers: int) -> Iterator[Iterator[Any]]:
     """
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads mid-work
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-    processes = []
-    for number, (_, writer) in enumerate(pipes):
-        args = (loader, number, writer)
-        processes.append(context.Process(target=_work, args=args, daemon=True))
+    every_args = [(loader, number, writer) for number, (_, writer) in enumerate(pipes)]
+    processes = [context.Process(target=_work, args=args, daemon=True) for args in every_args]
 
     def end() -> None:
         atexit.unregister(end)

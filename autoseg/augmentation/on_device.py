@@ -305,10 +305,8 @@ def _points(warp: Warp, image: Tensor) -> list[Tensor]:
 
 def _linear(image: Tensor, points: list[Tensor]) -> Tensor:
     # grid_sample expects coordinates from -1 to 1, with the last axis first.
-    scaled = [
-        point * (2 / max(1, size - 1)) - 1
-        for point, size in zip(points, image.shape[1:], strict=True)
-    ]
+    pairs = zip(points, image.shape[1:], strict=True)
+    scaled = [point * (2 / max(1, size - 1)) - 1 for point, size in pairs]
     grid = torch.stack(scaled[::-1], dim=-1)
     return grid_sample(image[None], grid[None], padding_mode="border", align_corners=True)[0]
 
@@ -319,10 +317,8 @@ def _cubic(coefficients: Tensor, points: list[Tensor], axes: Sequence[int]) -> T
     Each covers two neighbouring samples (Sigg and Hadwiger, GPU Gems 2, 2005, chapter 20). Along
     the other axes the points coincide with samples.
     """
-    pairs = [
-        _weighted_pair(point) if axis in axes else [(None, point)]
-        for axis, point in enumerate(points)
-    ]
+    numbered = enumerate(points)
+    pairs = [_weighted_pair(point) if i in axes else [(None, point)] for i, point in numbered]
     values = torch.zeros((), device=coefficients.device)
     for choice in itertools.product(*pairs):
         part = _linear(coefficients, [point for _, point in choice])

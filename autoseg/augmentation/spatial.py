@@ -99,13 +99,10 @@ class Warp:
         """The voxels to read: the patch and a margin as wide as necessary, equal on both sides."""
         reach = spline.REACH[max(self.spec.image_order, self.spec.label_order)]
         sizes = list(self.size)
-        for axis in range(3):
-            if axis in self._coupled:
-                farthest = float(np.abs(self._points[self._coupled.index(axis)]).max())
-            elif self.matrix[axis, axis] != 1:
-                farthest = float(np.abs(self._line(axis)).max())
-            else:
-                continue
+        for axis in self.active:
+            is_coupled = axis in self._coupled
+            line = self._points[self._coupled.index(axis)] if is_coupled else self._line(axis)
+            farthest = float(np.abs(line).max())
             sizes[axis] += 2 * max(0, ceil(farthest + reach - (self.size[axis] - 1) / 2))
         x, y, z = sizes
         return x, y, z
@@ -143,9 +140,8 @@ class Warp:
     @property
     def active(self) -> tuple[int, ...]:
         """The axes along which positions differ from those of the patch."""
-        return tuple(
-            axis for axis in range(3) if axis in self._coupled or self.matrix[axis, axis] != 1
-        )
+        scaled = np.flatnonzero(self.matrix.diagonal() != 1).tolist()
+        return tuple(axis for axis in range(3) if axis in (*self._coupled, *scaled))
 
     @cached_property
     def _coupled(self) -> tuple[int, ...]:

@@ -65,8 +65,7 @@ def along(operator: Floats, volume: Floats, axis: int) -> Floats:
     if axis == 0:
         return (operator @ volume.reshape(x, y * z)).reshape(-1, y, z)
     if axis == 1:
-        product: Floats = np.matmul(operator, volume)
-        return product
+        return np.asarray(np.matmul(operator, volume))
     return (volume.reshape(x * y, z) @ operator.T).reshape(x, y, -1)
 
 
@@ -109,8 +108,7 @@ def _linear(volume: Floats, points: Floats) -> Floats:
         padding_mode="border",
         align_corners=True,
     )
-    values: Floats = found[0, 0, 0, 0].numpy()
-    return values
+    return np.asarray(found[0, 0, 0, 0].numpy())
 
 
 def rows_at_points(coefficients: Floats, points: Floats, order: int) -> Floats:

@@ -178,8 +178,7 @@ class Sides:
     def exchange(self, labels: NDArray[np.int16]) -> NDArray[np.int16]:
         """Give each voxel the class of the other side; ignored voxels stay ignored."""
         table = np.array([*self.parts, IGNORED], np.int16)
-        exchanged: NDArray[np.int16] = table[labels]  # IGNORED is -1, the last entry
-        return exchanged
+        return np.asarray(table[labels])  # IGNORED is -1, the last entry
 
 
 def flip_label(

@@ -91,11 +91,8 @@ def dicom_files(folder: Path) -> list[Path]:
     Raises:
         DataError: one that is named like the others is no file, or cannot be read.
     """
-    entries = [
-        entry
-        for entry in sorted(folder.iterdir())
-        if not entry.name.startswith(".") and not ending_of(entry)
-    ]
+    visible = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+    entries = [entry for entry in visible if not ending_of(entry)]
     reasons = {entry: reason for entry in entries if (reason := obstacle(entry))}
     files = [entry for entry in entries if entry not in reasons and entry.is_file()]
     found = {file for file in files if DICOM_NAME.fullmatch(file.name) or is_dicom(file)}
@@ -240,8 +237,8 @@ def _other(file: Path, header: Dataset) -> Other | None:
         is_cut_off = kind in TABLES["slices"] or "ImagePositionPatient" in header
         return None if is_cut_off else Other(file, f"an object without an image ({modality})")
     series = str(header.SeriesInstanceUID) if kind in TABLES["slices"] else ""
-    is_scan = modality in VOLUMES and not kind.startswith(SECONDARY_CAPTURE)
-    is_scan = is_scan and "LOCALIZER" not in (header.get("ImageType") or ())
+    is_localiser = "LOCALIZER" in (header.get("ImageType") or ())
+    is_scan = modality in VOLUMES and not (is_localiser or kind.startswith(SECONDARY_CAPTURE))
     if int(header.get("SamplesPerPixel") or 1) > 1:
         return Other(file, "a colour image", series=series)
     if header.get("PerFrameFunctionalGroupsSequence"):

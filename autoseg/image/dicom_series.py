@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,7 @@ class Slice:
     @cached_property
     def normal(self) -> Doubles:
         """The direction in which slices are stacked."""
-        normal: Doubles = np.cross(self.orientation[:3], self.orientation[3:])
-        return normal
+        return np.asarray(np.cross(self.orientation[:3], self.orientation[3:]))
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,8 @@ class Series:
         """Order the slices of a series, and separate scouts from a volume."""
         volume, scouts = list(slices), list[Slice]()
         if not all(each.is_localiser for each in volume):
-            normals, counts = np.unique(
-                np.round([each.normal for each in volume], 2), axis=0, return_counts=True
-            )
+            rounded = np.round([each.normal for each in volume], 2)
+            normals, counts = np.unique(rounded, axis=0, return_counts=True)
             main, least = normals[counts.argmax()], np.cos(np.radians(LOCALISER_ANGLE))
             belongs = [not s.is_localiser and abs(s.normal @ main) >= least for s in volume]
             count = sum(belongs)
@@ -113,8 +112,7 @@ class Series:
         return cls(tuple(volume), tuple(scouts))
 
     def __str__(self) -> str:
-        folders = sorted({str(each.file.parent) for each in self.slices})
-        return " and ".join(folders)
+        return " and ".join(sorted({str(each.file.parent) for each in self.slices}))
 
     @property
     def first(self) -> Slice:
@@ -172,8 +170,7 @@ class Series:
     def offsets_mm(self) -> Doubles:
         """Positions of the slices along their normal."""
         positions = np.array([each.position_mm for each in self.slices], dtype=np.float64)
-        offsets: Doubles = positions @ self.first.normal
-        return offsets
+        return np.asarray(positions @ self.first.normal)
 
 
 def check_stack(series: Series, where: str) -> None:
@@ -286,9 +283,9 @@ def _mixed(series: Series) -> str | None:
 def continues(single: Slice, volume: Series) -> bool:
     """Whether a slice with another SeriesInstanceUID lies at the next position of a volume."""
     first = volume.first
-    for name in ("study", "frame_of_reference", "size", "spacing_mm"):
-        if getattr(single, name) != getattr(first, name):
-            return False
+    alike = attrgetter("study", "frame_of_reference", "size", "spacing_mm")
+    if alike(single) != alike(first):
+        return False
     shift = np.subtract(single.position_mm, first.position_mm)
     along, step = float(shift @ first.normal), volume.geometry.spacing_mm[2]
     aside = float(np.linalg.norm(shift - along * first.normal))

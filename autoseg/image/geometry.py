@@ -159,11 +159,8 @@ def sheared(path: Path | str) -> DataError:
 
 # Of world axes as in DICOM and ITK, which grow to the left, to the back and upwards.
 LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
-CODES = tuple(
-    "".join(letters)
-    for order in itertools.permutations(LETTERS)
-    for letters in itertools.product(*order)
-)
+ORDERS = itertools.permutations(LETTERS)
+CODES = tuple("".join(letters) for order in ORDERS for letters in itertools.product(*order))
 
 
 def check_code(code: str) -> str:
@@ -196,15 +193,16 @@ def orientation_of(grid: Geometry) -> str:
 
 def most_common(codes: Iterable[str]) -> str:
     """The code that occurs most often; of equally frequent ones the first in `CODES`."""
-    counts = Counter(codes)
-    return min(counts, key=lambda code: (-counts[code], CODES.index(code)))
+    return next(iter(_by_frequency(codes)))
 
 
 def counted_codes(codes: Iterable[str]) -> str:
     """How often each code occurs, such as `3 RAS, 1 LPS`, the most frequent first."""
-    counts = Counter(codes)
-    order = sorted(counts, key=lambda code: (-counts[code], CODES.index(code)))
-    return ", ".join(f"{counts[code]} {code}" for code in order)
+    return ", ".join(f"{count} {code}" for code, count in _by_frequency(codes).items())
+
+
+def _by_frequency(codes: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(codes).items(), key=lambda pair: (-pair[1], CODES.index(pair[0]))))
 
 
 def direction_of(code: str) -> tuple[float, ...]:
@@ -248,9 +246,8 @@ class Turn:
 
     def then(self, other: Turn) -> Turn:
         """This turn followed by another one."""
-        x, y, z = (
-            own != flip for own, flip in zip(other.triple(self.flips), other.flips, strict=True)
-        )
+        pairs = zip(other.triple(self.flips), other.flips, strict=True)
+        x, y, z = (own != flip for own, flip in pairs)
         return Turn(other.triple(self.axes), (x, y, z))
 
     def inverse(self) -> Turn:
@@ -273,11 +270,9 @@ class Turn:
 
     def box(self, box: Sequence[tuple[int, int]], size: Sequence[int]) -> tuple[Any, ...]:
         """Turn a box, (start, stop) along each axis, of a grid of this size."""
+        axes = zip(self.flips, self.triple(box), self.triple(size), strict=True)
         return tuple(
-            (count - stop, count - start) if flip else (start, stop)
-            for flip, (start, stop), count in zip(
-                self.flips, self.triple(box), self.triple(size), strict=True
-            )
+            (n - stop, n - start) if flip else (start, stop) for flip, (start, stop), n in axes
         )
 
     def geometry(self, grid: Geometry) -> Geometry:

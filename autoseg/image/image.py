@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -294,11 +295,9 @@ def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
 
 
 def _has_memory(size: int) -> bool:
-    try:
-        bytearray(size)
-    except MemoryError:
-        return False
-    return True
+    with suppress(MemoryError):
+        return len(bytearray(size)) == size
+    return False
 
 
 # What a scan looks like in a few figures. The same figures of the training scans are in the
@@ -339,17 +338,15 @@ def appearance_of(image: Image) -> Appearance:
     orientation, spacing = orientation_of(image.geometry), image.geometry.spacing_mm
     sampled, strides = _sample(image.array)
     box = bounding_box((sampled != 0).any(axis=0)) or tuple(map(slice, sampled.shape[1:]))
-    x, y, z = (
-        min((side.stop - (side.start or 0)) * stride, size) * mm
-        for side, stride, size, mm in zip(box, strides, image.geometry.size, spacing, strict=True)
-    )
-    ranges = [np.quantile(values, RANGE_FRACTIONS).tolist() for values in sampled]
+    axes = zip(box, strides, image.geometry.size, spacing, strict=True)
+    x, y, z = (min((b.stop - (b.start or 0)) * stride, size) * mm for b, stride, size, mm in axes)
+    ranges = (np.quantile(values, RANGE_FRACTIONS).tolist() for values in sampled)
     return Appearance(
         orientation=orientation,
         spacing_mm=on_patient_axes(spacing, orientation),
         extent_mm=on_patient_axes((x, y, z), orientation),
         ranges=tuple((low, high) for low, high in ranges),
-        bodies=tuple(_body(values) for values in sampled),
+        bodies=tuple(map(_body, sampled)),
     )
 
 
@@ -375,11 +372,8 @@ def _sample(array: Array) -> tuple[Array, tuple[int, ...]]:
 def _body(sampled: Array) -> tuple[float, ...]:
     values = np.sort(sampled, axis=None)
     for padding in (values[0], 0):
-        start, stop = (
-            np.searchsorted(values, padding, "left"),
-            np.searchsorted(values, padding, "right"),
-        )
+        start = np.searchsorted(values, padding, "left")
+        stop = np.searchsorted(values, padding, "right")
         if PADDING_SHARE * sampled.size < stop - start < values.size:
             values = np.delete(values, slice(start, stop))
-    found = np.quantile(values, BODY_FRACTIONS)
-    return tuple(float(f"{value:.6g}") for value in found)
+    return tuple(float(f"{value:.6g}") for value in np.quantile(values, BODY_FRACTIONS))

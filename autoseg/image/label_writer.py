@@ -103,10 +103,8 @@ def copy_grid(source: Path, written: Path) -> None:
     Copying the lines of the scan's header keeps every bit.
     """
     grid = _grid_lines(_header(source))
-    content = written.read_bytes()
-    header, _, voxels = content.partition(b"\n\n")
-    lines = header.decode().splitlines()
-    kept = [grid.get(_field(line), line) for line in lines]
+    header, _, voxels = written.read_bytes().partition(b"\n\n")
+    kept = [grid.get(_field(line), line) for line in header.decode().splitlines()]
     written.write_bytes("\n".join(kept).encode() + b"\n\n" + voxels)
 
 
@@ -117,15 +115,11 @@ def _grid_lines(header: list[str]) -> dict[str, str]:
         return {}  # only spacings, which ITK writes unchanged
     found = {name: lines[name] for name in ("space",) if name in lines}
     for name in ("space directions", "space origin"):
-        vectors = VECTOR.findall(lines.get(name, ""))
-        if vectors:
-            found[name] = f"{name}: {' '.join(_in_space(vector) for vector in vectors[:3])}"
+        # The first three components of a vector: in some files the fourth is time.
+        inside = [",".join(each.split(",")[:3]) for each in VECTOR.findall(lines.get(name, ""))]
+        if inside:
+            found[name] = f"{name}: {' '.join(f'({each})' for each in inside[:3])}"
     return {name: line.removesuffix("-time") for name, line in found.items()}
-
-
-def _in_space(vector: str) -> str:
-    """The first three components of a vector: in some files the fourth is time."""
-    return f"({','.join(vector.split(',')[:3])})"
 
 
 def _field(line: str) -> str:

@@ -183,9 +183,8 @@ def find_overfitting(losses: Sequence[float], dice: Sequence[float | None]) -> O
         losses: training losses.
         dice: mean Dice of validation patches over the classes; None without validation.
     """
-    known = [
-        (n, loss, d) for n, (loss, d) in enumerate(zip(losses, dice, strict=True)) if d is not None
-    ]
+    all_epochs = zip(range(len(losses)), losses, dice, strict=True)
+    known = [(number, loss, d) for number, loss, d in all_epochs if d is not None]
     if len(known) < WINDOW + WAIT_EPOCHS:
         return None
     windows = [known[end - WINDOW : end] for end in range(WINDOW, len(known) + 1)]
@@ -240,11 +239,13 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
     """
     columns = min(MOST_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    size = (max(5.0, 4.2 * columns), 2.9 * rows + 0.7)
-    figure = new_figure(*size)
+    figure = new_figure(max(5.0, 4.2 * columns), 2.9 * rows + 0.7)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, (title, folds) in zip(grid, panels.items(), strict=False):
-        _draw_panel(axes, folds)
+        draw_curves(axes, [epoch for fold in folds for epoch in fold])
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+        tidy(axes)
         number = counted(len(folds), "fold") if folds else "missing"
         axes.set_title(f"{title} ({number})", fontsize=10, parse_math=False)
     for axes in grid[len(panels) :]:
@@ -257,13 +258,6 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
     marks, names = max(drawn, key=lambda found: len(found[0]))
     figure.legend(marks, names, loc="outside lower center", ncols=2, frameon=False, handlelength=3)
     return figure
-
-
-def _draw_panel(axes: Axes, folds: Sequence[Sequence[Epoch]]) -> None:
-    draw_curves(axes, [epoch for fold in folds for epoch in fold])
-    axes.set_xlabel("epoch")
-    axes.locator_params(axis="x", integer=True)
-    tidy(axes)
 
 
 def draw_curves(axes: Axes, epochs: Sequence[Epoch]) -> None:

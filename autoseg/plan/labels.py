@@ -301,12 +301,8 @@ def _by_name(name: str, task: str) -> SegmentCode:
     if code is not None:
         return code
     digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()  # the same in every task
-    return SegmentCode(type=(digest, PRIVATE_SCHEME, _meaning(name)), category=TISSUE)
-
-
-def _meaning(name: str) -> str:
-    """A class name without the characters that a code meaning cannot have."""
-    return re.sub(r"[\\\x00-\x1f]", " ", name).strip()[:64] or "class"
+    meaning = re.sub(r"[\\\x00-\x1f]", " ", name).strip()[:64] or "class"
+    return SegmentCode(type=(digest, PRIVATE_SCHEME, meaning), category=TISSUE)
 
 
 def words_of(name: str) -> list[str]:

@@ -99,7 +99,6 @@ class Plan(sections.Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self._check_patch()
-        self._check_mirroring()
         self._check_steps()
         self._check_labels()
         self.evaluation.check(self.labels)
@@ -128,7 +127,6 @@ class Plan(sections.Section):
                 "normalisation is undefined; increase sampling.patch_size or use fewer stages"
             )
 
-    def _check_mirroring(self) -> None:
         if untrained := set(self.inference.mirror_axes) - self.mirrored_axes:
             raise ValueError(
                 f"inference.mirror_axes has {sorted(untrained)}, but no mirror transform of the "

@@ -142,12 +142,8 @@ def _try(
         f"{times(sampling.patch_size)}: {timing.step_seconds:.2f} s per step, time for "
         f"{counted(steps, 'step')}"
     )
-    figures = {
-        "features": list(features),
-        "patch_size": list(sampling.patch_size),
-        "batch_size": sampling.batch_size,
-        "steps": steps,
-    }
+    figures: PlanValues = {"features": list(features), "patch_size": list(sampling.patch_size)}
+    figures |= {"batch_size": sampling.batch_size, "steps": steps}
     for name, value in asdict(timing).items():
         figures[name] = float(f"{value:.3g}") if isinstance(value, float) else value
     least = (spent + FEWEST_STEPS * timing.step_seconds) / AIM
@@ -156,9 +152,8 @@ def _try(
 
 def _choose(plan: Plan, attempt: Callable[[Choice], Trial]) -> tuple[Choice, Trial]:
     """Apply the rule that the module describes; slow choices are measured only if they may win."""
-    index = LIKELY_WIDTH
-    patch = plan.sampling.patch_size
-    choice = Choice(WIDTHS[index][0], patch, min(2, plan.sampling.batch_size))
+    index, sampling = LIKELY_WIDTH, plan.sampling
+    choice = Choice(WIDTHS[index][0], sampling.patch_size, min(2, sampling.batch_size))
     trial = attempt(choice)
     while trial.steps < STEPS_FOR_THE_PATCH and (smaller := _smaller(plan, choice.patch_size)):
         choice = replace(choice, patch_size=smaller)
@@ -195,9 +190,8 @@ def _network(plan: Plan, choice: Choice) -> PlanValues:
     if choice.patch_size == plan.sampling.patch_size:
         return {"features": _narrowed(features, choice.share)}
     topology = pool_and_kernels(plan.target_spacing_of(COARSE), choice.patch_size)
-    flat = [size == 1 for size in choice.patch_size]
     kernels = [
-        [1 if thin else width for thin, width in zip(flat, kernel, strict=True)]
+        [1 if size == 1 else width for size, width in zip(choice.patch_size, kernel, strict=True)]
         for kernel in topology.kernels
     ]
     stages = min(len(topology.strides), len(features))
@@ -282,10 +276,8 @@ def parse_seconds(text: str) -> float:
         PlanError: the text has another form, or is less than 20 seconds.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    seconds = 0.0
-    if found:
-        number, unit = found.groups()
-        seconds = float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    seconds = float(found[1]) * units[found[2]] if found else 0.0
     if not 20 <= seconds < inf:
         raise PlanError(f"--time-budget {text!r}: give at least 20s, as in 90s, 5m or 1.5h")
     return seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 
@@ -101,11 +102,10 @@ def compose(
     values["mirrored_labels"] = [list(pair) for pair in pairs]
     if names:
         evidence["mirrored_labels"] = (rule_values.EXCHANGED_SIDES, names)
-    recipe = None
-    if options.seconds is not None:
-        recipe = short_recipe(make_plan(values, "the rules"), options.seconds)
-    lower = [] if recipe is None else [recipe]
-    lower += [] if reference is None else reference.layers
+    lower = [] if reference is None else [*reference.layers]
+    if (seconds := options.seconds) is not None:
+        recipe = short_recipe(make_plan(values, "the rules"), seconds)
+        lower = lower if recipe is None else [recipe, *lower]
     users = _users_layers(options, values, lower)
 
     def build(*layers: Layer) -> Plan:
@@ -154,13 +154,11 @@ def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> l
 
 
 def _describe(configuration: Configuration) -> str:
+    about = f"{by_axis(configuration.spacing_mm, '.3g')} mm, patches of "
+    about += f"{times(configuration.patch_size)}, batch {configuration.batch_size}"
     if configuration.name == CASCADE:
-        return f"{CASCADE} (refines 3d_lowres, which is trained first)"
-    spacing = by_axis(configuration.spacing_mm, ".3g")
-    return (
-        f"{configuration.name} ({spacing} mm, patches of {times(configuration.patch_size)}, batch "
-        f"{configuration.batch_size})"
-    )
+        about = "refines 3d_lowres, which is trained first"
+    return f"{configuration.name} ({about})"
 
 
 def _orientation(usual: str, options: PlanOptions, reference: Reference | None) -> str | None:
@@ -238,9 +236,7 @@ def _users_layers(
         )
     layers += options.layers
     if options.settings:
-        base = rules
-        for layer in [*lower, *layers]:
-            base = merge(base, layer.values)
+        base = reduce(merge, (layer.values for layer in [*lower, *layers]), rules)
         layers.append(overrides.set_layer(options.settings, base))
     return layers
 
@@ -266,11 +262,8 @@ def pairs_of(
         declared: names on one side -> names on the other; None to find them.
     """
     names = by_name(list(labels)[1:]) if declared is None else list(declared.items())
-    pairs: list[tuple[int, int]] = []
-    for one, other in names:
-        for pair in zip(labels[one], labels[other], strict=False):
-            if pair[0] != pair[1] and pair not in pairs:
-                pairs.append(pair)
+    found = (p for one, other in names for p in zip(labels[one], labels[other], strict=False))
+    pairs = list(dict.fromkeys(pair for pair in found if pair[0] != pair[1]))
     evidence = ", ".join(f"{one} and {other}" for one, other in names)
     try:
         check_mirrored({name: tuple(values) for name, values in labels.items()}, pairs)

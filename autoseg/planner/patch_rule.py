@@ -100,19 +100,13 @@ def largest_patch(
     Raises:
         PlanError: even the smallest patch does not fit.
     """
-    factors = plan.network.reduction
+    factors, best = plan.network.reduction, None
     most = [max(1, floor(size / r)) for size, r in zip(median_shape, factors, strict=True)]
     steps = [spacing * r for spacing, r in zip(spacing_mm, factors, strict=True)]
-    lengths = sorted(
-        {k * step for step, n in zip(steps, most, strict=True) for k in range(1, n + 1)}
-    )
-    best = None
-    for length in lengths:  # mm
+    pairs = list(zip(steps, most, strict=True))
+    for length in sorted({k * step for step, n in pairs for k in range(1, n + 1)}):  # mm
         # The tolerance covers lengths that floating-point error puts just below a multiple.
-        counts = [
-            min(max(floor(length / step * (1 + 1e-9)), 1), n)
-            for step, n in zip(steps, most, strict=True)
-        ]
+        counts = [min(max(floor(length / step * (1 + 1e-9)), 1), n) for step, n in pairs]
         x, y, z = (k * r for k, r in zip(counts, factors, strict=True))
         if plan.network.norm == "instance" and prod(counts) == 1:
             continue
@@ -137,12 +131,12 @@ def spacing_and_patch(
     """
     spacing = np.array(fingerprint.median_spacing_mm)
     while True:
-        x, y, z = spacing.tolist()
-        tried = plan.model_copy(update={"target_spacing_mm": (x, y, z)})
+        target = tuple(spacing.tolist())
+        tried = plan.model_copy(update={"target_spacing_mm": target})
         _, shape = median_grid(tried, fingerprint)
-        patch = largest_patch(tried, (x, y, z), shape, memory_gb)
+        patch = largest_patch(tried, target, shape, memory_gb)
         if prod(patch) >= LOWRES_COVERAGE * prod(shape):
-            return (x, y, z), patch
+            return target, patch
         spacing = coarsened(spacing)
 
 
@@ -295,11 +289,9 @@ def parameter_count(network: sections.Network, channels: int, classes: int) -> i
 def _convolutions(network: sections.Network, channels: int) -> list[tuple[int, int, Triple]]:
     """Input maps, output maps and kernel of every convolution followed by a normalisation."""
     features, kernels = network.features, network.kernels
-    found: list[tuple[int, int, Triple]] = []
-    inputs = channels
-    if network.residual:
-        found.append((channels, features[0], kernels[0]))
-        inputs = features[0]
+    stem: list[tuple[int, int, Triple]] = [(channels, features[0], kernels[0])]
+    found = stem if network.residual else []
+    inputs = features[0] if network.residual else channels
     for stage, width in enumerate(features):
         count = network.blocks_encoder[stage] * (2 if network.residual else 1)
         found.append((inputs, width, kernels[stage]))

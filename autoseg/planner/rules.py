@@ -204,8 +204,7 @@ def _draft(grid: Grid, task: _Task) -> _Draft:
     limit = task.planner.limit(len(first), task.memory_gb)
     topology = grids.pool_and_kernels(grid.spacing_mm, first)
     while (cost := _cost(topology, task)) > limit:
-        patch = _smaller_patch(grid, topology)
-        if patch is None:
+        if (patch := _smaller_patch(grid, topology)) is None:
             raise PlanError(
                 f"memory of {task.memory_gb:g} GB is too small for planner {task.planner.name!r}; "
                 "increase it, or choose a smaller planner"
@@ -217,8 +216,7 @@ def _draft(grid: Grid, task: _Task) -> _Draft:
 def _first_patch(grid: Grid) -> tuple[float, ...]:
     """A patch of equal sides in mm, no larger than a median case."""
     density = 1 / np.array(grid.spacing_mm)
-    dimensions = len(density)
-    voxels = LARGEST_SIDE[dimensions] ** dimensions
+    voxels = LARGEST_SIDE[dimensions := len(density)] ** dimensions
     sides = np.rint(density * (voxels / np.prod(density)) ** (1 / dimensions))
     return tuple(np.minimum(np.maximum(sides, 1), grid.median_shape).tolist())
 

@@ -173,8 +173,7 @@ def forget_frames(error: BaseException) -> None:
 
 
 def _own_device(name: str | None, local_rank: int) -> torch.device:
-    first = pick_device(name)
-    if first.type == "cpu":
+    if (first := pick_device(name)).type == "cpu":
         return first
     if first.type != "cuda":
         raise AutosegError(f"--device {first} cannot be used by several processes; use cpu or cuda")

@@ -85,7 +85,11 @@ class Learner:
         image, label = self.to_device(batch)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss, dice = self._gradients(image, label)
+        with _compile_errors():
+            with autocast(self.device, self.dtype):
+                outputs = self.forward(image)
+            loss, dice = self.shared_loss(outputs, label)
+            self.scaler.scale(loss).backward()
         if self.plan.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
@@ -94,14 +98,6 @@ class Learner:
         if self.average is not None:
             self.average.update_parameters(self.network)
         return loss.detach(), dice
-
-    def _gradients(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        with _compile_errors():
-            with autocast(self.device, self.dtype):
-                outputs = self.forward(image)
-            loss, dice = self.shared_loss(outputs, label)
-            self.scaler.scale(loss).backward()
-        return loss, dice
 
     @torch.inference_mode()
     def validate(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -117,10 +113,8 @@ class Learner:
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The batch as tensors: network input (B, C, X, Y, Z) and label (B, X, Y, Z)."""
         label = to_device(batch["label"], self.device)
-        if "postponed" in batch:
-            image = finish(batch["postponed"], self.device)
-        else:
-            image = to_device(batch["data"], self.device)
+        image = to_device(batch["data"], self.device) if "data" in batch else None
+        image = finish(batch["postponed"], self.device) if image is None else image
         image = image.to(memory_format=self.format)
         if self.plan.previous_stage is not None:
             label, previous = label.unbind(1)
@@ -175,18 +169,15 @@ class Validation:
         """
         if not self.steps:
             return None, []
-        training = self.plan.training
+        training, found = self.plan.training, []
         augment = training.augment_validation
-        first = Position(
-            training.seed, VALIDATION_STREAM + self.fold, epoch if augment else 0, 0, 0
-        )
-        losses, counts = [], []
+        stream_of = VALIDATION_STREAM + self.fold
+        first = Position(training.seed, stream_of, epoch if augment else 0, 0, 0)
         with batches(self.sampler, self.plan, first, workers=0, augment=augment) as stream:
             for _ in range(self.steps):
                 stop.check_alone()
-                loss, count = learner.validate(next(stream))
-                losses.append(loss)
-                counts.append(count)
+                found.append(learner.validate(next(stream)))
+        losses, counts = zip(*found, strict=True)
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise RunError(

@@ -53,8 +53,7 @@ class Loss(nn.Module):
     def forward(  # noqa: D102
         self, outputs: Tensor | Sequence[Tensor], target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if isinstance(outputs, Tensor):
-            outputs = [outputs]
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         total, dice = self.single(outputs[0].float(), target)
         for level, output in enumerate(outputs[1:], start=1):
             loss, _ = self.single(output.float(), shrink(target, output.shape[2:]))
@@ -76,9 +75,7 @@ def shrink(target: Tensor, shape: Sequence[int]) -> Tensor:
 class DiceCrossEntropyLoss(nn.Module):
     """1 - mean soft Dice over the (foreground) classes or regions, plus cross-entropy."""
 
-    def __init__(
-        self, spec: DiceCrossEntropy, comparison: ClassComparison | RegionComparison
-    ) -> None:
+    def __init__(self, spec: DiceCrossEntropy, comparison: Comparison) -> None:
         super().__init__()
         self.spec, self.comparison = spec, comparison
 
@@ -102,9 +99,7 @@ class TverskyCrossEntropyLoss(nn.Module):
     With regions in place of classes, the background has no index.
     """
 
-    def __init__(
-        self, spec: TverskyCrossEntropy, comparison: ClassComparison | RegionComparison
-    ) -> None:
+    def __init__(self, spec: TverskyCrossEntropy, comparison: Comparison) -> None:
         super().__init__()
         self.spec, self.comparison = spec, comparison
 
@@ -125,7 +120,7 @@ def _over_samples(dice: Tensor) -> Tensor:
     return dice if dice.ndim == 1 else dice.mean(0)
 
 
-def build_comparison(classes: Classes, total: Total = alone) -> ClassComparison | RegionComparison:
+def build_comparison(classes: Classes, total: Total = alone) -> Comparison:
     """Softmax for exclusive classes, one sigmoid per region for regions."""
     return RegionComparison(classes, total) if classes.are_regions else ClassComparison(total)
 
@@ -219,3 +214,6 @@ def _mean(summed: Tensor, count: Tensor, total: Total) -> Tensor:
 def _and_background(inside: Tensor) -> Tensor:
     """The mask of the voxels in no region, followed by the masks of the regions."""
     return torch.cat([~inside.any(1, keepdim=True), inside], dim=1)
+
+
+Comparison = ClassComparison | RegionComparison

@@ -80,9 +80,8 @@ class PlateauState:
 
     def after_epoch(self, loss: float, spec: Plateau) -> PlateauState:
         """The state after an epoch with this training loss."""
-        state = self
-        if state.cooldown > 0:
-            state = replace(state, cooldown=state.cooldown - 1, waited=0)
+        cools = self.cooldown > 0
+        state = replace(self, cooldown=self.cooldown - 1, waited=0) if cools else self
         if loss < state.best - spec.min_delta:
             return replace(state, best=loss, waited=0)
         if state.cooldown > 0:
@@ -170,9 +169,8 @@ class State:
         values = values | {"plateau": dict(values["plateau"])}
         for part, key in ((values, "best_loss"), (values["plateau"], "best")):
             part[key] = math.inf if part[key] is None else part[key]
-        values["plateau"] = PlateauState(**values["plateau"])
-        values["history"] = [Epoch(**epoch) for epoch in values["history"]]
-        return State(**values)
+        history = [Epoch(**epoch) for epoch in values["history"]]
+        return State(**values | {"plateau": PlateauState(**values["plateau"]), "history": history})
 
 
 @dataclass
@@ -208,11 +206,9 @@ class EpochSoFar:
         """Losses (steps,), Dice (steps, classes) and seconds; empty before the first step."""
         if not self.losses:
             return {}
-        return {
-            "losses": torch.stack(self.losses),
-            "dice": torch.stack(self.dice),
-            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
-        }
+        seconds = torch.tensor(self.seconds, dtype=torch.float64)
+        lists = {"losses": torch.stack(self.losses), "dice": torch.stack(self.dice)}
+        return lists | {"seconds": seconds}
 
     @staticmethod
     def from_tensors(tensors: checkpoint.Tensors, device: torch.device) -> EpochSoFar:

@@ -106,18 +106,16 @@ def _fold_in(files: layout.ModelFiles, path: Path) -> tuple[layout.ModelFiles, s
 
 def _beside_plan(file: Path, path: Path) -> tuple[layout.FolderFiles, str]:
     """A file of weights, in the folder of its plan or one level below."""
-    folder = next((f for f in file.parents[:2] if (f / layout.PLAN).is_file()), None)
-    if folder is None:
+    above = (folder for folder in file.parents[:2] if (folder / layout.PLAN).is_file())
+    if (folder := next(above, None)) is None:
         raise AutosegError(f"--pretrained {path}: there is no {layout.PLAN} next to {file.name}")
     return layout.FolderFiles(folder), file.relative_to(folder).as_posix()
 
 
 def _weights_in(tensors: Tensors) -> Tensors:
     """The weights that prediction uses: a `latest.safetensors` contains other tensors as well."""
-    for prefix in ("average.module", "network"):
-        if found := without_prefix(prefix, tensors):
-            return found
-    return tensors
+    found = (without_prefix(prefix, tensors) for prefix in ("average.module", "network"))
+    return next(filter(None, found), tensors)
 
 
 @dataclass(frozen=True)
@@ -254,9 +252,8 @@ class _Fitter:
     def _common_outputs(self) -> list[str]:
         """Outputs of the same name and kind: a class differs from a region of the same name."""
         old, new = self.pretrained.plan.classes, self.plan.classes
-        if old.are_regions != new.are_regions:
-            return []
-        return [name for name in new.output_names if name in old.output_names]
+        names = new.output_names if old.are_regions == new.are_regions else ()
+        return [name for name in names if name in old.output_names]
 
     def misfit(self, name: str, mine: Tensor) -> str:
         """Why a tensor is not loaded."""
