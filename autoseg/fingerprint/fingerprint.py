@@ -15,8 +15,15 @@ from autoseg.common.arrays import Array, Doubles, LabelMap, Triple, bounding_box
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
 from autoseg.dataset.checks import scale_of
-from autoseg.fingerprint import statistics
-from autoseg.fingerprint.statistics import IntensityStatistics, LabelStatistics, Quantiles
+from autoseg.fingerprint.statistics import (
+    IntensityStatistics,
+    LabelStatistics,
+    Quantiles,
+    intensities_of,
+    measure_labels,
+    sample_quantiles,
+    summarize,
+)
 from autoseg.image.geometry import Turn, counted_codes, most_common, orientation_of
 from autoseg.image.image import Image, body_of
 
@@ -208,14 +215,14 @@ def measure(
         foreground &= label != ignore_label
     channels, samples = [], []
     for channel in image.array:
-        values, inside = statistics.intensities_of(channel, foreground)
-        samples.append(statistics.sample_quantiles(inside))
-        whole = statistics.summarize(values)
+        values, inside = intensities_of(channel, foreground)
+        samples.append(sample_quantiles(inside))
+        whole = summarize(values)
         channels.append(
             ChannelStatistics(
                 scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
                 image=whole,
-                foreground=statistics.summarize(inside) if len(inside) else None,
+                foreground=summarize(inside) if len(inside) else None,
                 body=body_of(channel),
             )
         )
@@ -227,7 +234,7 @@ def measure(
         shape_after_crop=shape_of_content(image.array),
         channels=tuple(channels),
         voxels=voxels,
-        labels=statistics.measure_labels(label, labels, geometry.spacing_mm),
+        labels=measure_labels(label, labels, geometry.spacing_mm),
         content=content_of(image.array),
     )
     return measured, tuple(samples)
