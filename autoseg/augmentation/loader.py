@@ -169,7 +169,8 @@ def _shifted_inside(voxel: int, size: int, patch: int) -> int:
 
 # A batch has "data" (B, C, X, Y, Z) float32 and "label" (B, X, Y, Z) int16. For a cascade the label
 # is (B, 2, X, Y, Z), where the second one is the segmentation of the previous stage. If images are
-# augmented on the device, "data" is replaced by "postponed", a list of PostponedImage.
+# augmented on the device, "data" is replaced by "postponed", a list of PostponedImage. If the plan
+# has partly annotated cases, "unannotated" (B, outputs) bool tells the outputs without annotation.
 Batch = dict[str, Any]
 Failure = dict[str, str]  # what a worker sends if it cannot make a batch
 
@@ -271,16 +272,25 @@ class BatchLoader:
         on_device = self.plan.training.augment_on == "device"
         places = range(sampling.batch_size) if self.places is None else self.places
         images: list[Any] = []
-        labels = []
+        labels: list[NDArray[np.int16]] = []
+        exchanged = augmenter.sides.exchanged if augmenter.sides else []
+        unannotated = np.zeros((len(places), self.plan.classes.outputs), bool)
         for place in places:
             here = replace(at, place=place)
+            exchanged.clear()
             drawn = augmenter.draw(here.rng().spawn(1)[0])
             patch = self.sampler.draw(here, drawn.box_size, drawn.border)
             image, label = postpone(drawn, *patch) if on_device else drawn(*patch)
             images.append(image)
             labels.append(label)
-        made = {"postponed": images} if on_device else {"data": np.stack(images)}
-        return made | {"label": np.stack(labels)}
+            missing = self.plan.unannotated_outputs(self.sampler.name_at(here))
+            if len(exchanged) % 2:
+                missing = [self.plan.exchanged_outputs[output] for output in missing]
+            unannotated[len(labels) - 1, missing] = True
+        batch: Batch = {"label": np.stack(labels)}
+        if self.plan.annotated:
+            batch["unannotated"] = unannotated
+        return batch | ({"postponed": images} if on_device else {"data": np.stack(images)})
 
 
 def _failure(error: Exception, at: Position) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -163,10 +163,12 @@ class Sides:
     Attributes:
         axis: 0, 1 or 2: from one side to the other.
         parts: the class index that each class index becomes on the other side.
+        exchanged: one entry for each exchange, of all samples.
     """
 
     axis: int
     parts: tuple[int, ...]
+    exchanged: list[bool] = field(default_factory=list, compare=False)
 
     @staticmethod
     def of(plan: Plan) -> Sides | None:
@@ -177,6 +179,7 @@ class Sides:
 
     def exchange(self, labels: NDArray[np.int16]) -> NDArray[np.int16]:
         """Give each voxel the class of the other side; ignored voxels stay ignored."""
+        self.exchanged.append(True)
         table = np.array([*self.parts, IGNORED], np.int16)
         return np.asarray(table[labels])  # IGNORED is -1, the last entry
 

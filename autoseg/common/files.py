@@ -75,6 +75,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, which replaces `target` if the block succeeds."""
+    temporary = temporary_for(target)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 _GUARDS: list[tuple[str, Callable[[], None]]] = []  # folders, and what must not raise there
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
@@ -21,6 +21,7 @@ from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.plan.labels import SegmentCode, check_codes
 
 DATASET_FILE = "dataset.json"
+PRESENT: tuple[str, ...] = ()  # of a case whose annotated labels are those in its label map
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
 MAX_SHOWN = 80  # characters of a value in an error message
 MUST: dict[str, str] = read_json(Path(__file__).with_name("declaration.json"))  # of each field
@@ -62,6 +63,8 @@ class Declaration:
         listed: the cases that are listed by name, or None if the folders define the cases.
         case_count: the declared number of training cases, if any.
         codes: label name -> its codes in DICOM segmentation objects.
+        annotated: case, or a pattern of case names such as `site_b_*` -> names of the labels that
+            were annotated in it; `PRESENT` means those that occur in its label map.
     """
 
     path: Path
@@ -77,6 +80,7 @@ class Declaration:
     licence: str | None
     description: str | None
     codes: dict[str, SegmentCode] = field(default_factory=dict)
+    annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_declaration(folder: Path) -> Declaration:
@@ -126,6 +130,7 @@ def declaration_of(content: Any, path: Path) -> Declaration:
             licence=fields.license if fields.licence is None else fields.licence,
             description=fields.description,
             codes=fields.codes,
+            annotated=_annotated(fields.annotated, labels),
         )
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
@@ -181,6 +186,7 @@ class _Fields(BaseModel, strict=True):
     training: list[_TrainingEntry] = []
     training_count: Any = Field(None, alias="numTraining")
     codes: dict[str, SegmentCode] = {}
+    annotated: dict[str, Annotated[list[str], Field(min_length=1)] | Literal["present"]] = {}
     licence: str | None = None
     license: str | None = None
     description: str | None = None
@@ -281,6 +287,23 @@ def _mirrored(pairs: dict[str, str] | None, labels: LabelValues) -> dict[str, st
                 f"{len(labels[pair[1]])}; pair labels with as many values"
             )
     return pairs
+
+
+def _annotated(
+    declared: dict[str, list[str] | Literal["present"]], labels: LabelValues
+) -> dict[str, tuple[str, ...]]:
+    foreground = [name for name, values in labels.items() if values != (0,)]
+    for case, names in declared.items():
+        for name in names if isinstance(names, list) else ():
+            if name not in foreground:
+                raise ValueError(
+                    f'"annotated": {name!r} of {case} is not a label; the labels are '
+                    f"{', '.join(foreground)}"
+                )
+    return {
+        composed(case): PRESENT if isinstance(names, str) else tuple(dict.fromkeys(names))
+        for case, names in declared.items()
+    }
 
 
 def _group_pattern(groups: dict[str, Any]) -> str | None:

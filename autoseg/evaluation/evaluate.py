@@ -120,7 +120,7 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
 
 def _evaluate_pair(pair: LabelMapPair, labels: ScoredClasses) -> CaseScores | DataError:
     try:
-        return evaluate_case(*pair, labels)
+        return evaluate_case(*pair, labels.of_case(stem_of(pair[0])))
     except DataError as error:
         return error
 
@@ -202,12 +202,12 @@ def _pair(
 def _warn_of_absent(cases: Sequence[CaseScores], labels: ScoredClasses) -> None:
     """A class that occurs in no file may be a mistake in the labels or in --map."""
     for name, values in labels.values.items():
-        found = [case.labels[name] for case in cases]
+        found = [case.labels[name] for case in cases if name in case.labels]
         for kind, present, expected in (
             ("reference", any(counts.n_ref for counts in found), values),
             ("predicted", any(counts.n_pred for counts in found), labels.predicted(name)),
         ):
-            if not present:
+            if found and not present:
                 label = " or ".join(map(str, expected))
                 say(f"warning: {name} (label {label}) occurs in no {kind} label map")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class ScoredClasses:
         merged: name of a merged row -> its classes.
         in_prediction: class -> its label values in the predictions, if they differ.
         colours: class -> `#RRGGBB` in figures, for the classes to which the plan assigns one.
+        annotated: partly annotated case -> its annotated classes; others are not scored there.
     """
 
     values: ClassValues
@@ -40,6 +41,17 @@ class ScoredClasses:
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     in_prediction: ClassValues = field(default_factory=dict)
     colours: dict[str, str] = field(default_factory=dict)
+    annotated: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def of_case(self, case: str) -> ScoredClasses:
+        """The classes to score in a case, and the merged rows that have all their classes."""
+        names = self.annotated.get(case)
+        if names is None:
+            return self
+        rows = {row: parts for row, parts in self.merged.items() if set(parts) <= set(names)}
+        return replace(
+            self, values={n: v for n, v in self.values.items() if n in names}, merged=rows
+        )
 
     @staticmethod
     def planned(
@@ -58,7 +70,8 @@ class ScoredClasses:
     def of_plan(plan: Plan) -> ScoredClasses:
         """All foreground classes of a plan."""
         foreground = dict(list(plan.labels.items())[1:])
-        return ScoredClasses.planned(foreground, plan.evaluation, plan.ignore_label)
+        scored = ScoredClasses.planned(foreground, plan.evaluation, plan.ignore_label)
+        return replace(scored, annotated=plan.annotated)
 
     def tolerance_of(self, name: str) -> float:
         """The surface tolerance of a class in mm."""

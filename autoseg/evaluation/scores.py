@@ -176,7 +176,7 @@ class Summary:
     """The scores of all cases of an evaluation.
 
     Attributes:
-        cases: the scored cases, all with the same classes.
+        cases: the scored cases; partly annotated ones lack some classes.
         missing: cases with a reference but without scores; they count in no mean.
         refused: why cases among `missing` that have a prediction were not scored.
         tolerance_mm: class -> surface tolerance of the NSD.
@@ -190,12 +190,18 @@ class Summary:
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, followed by those of the merged rows."""
-        return tuple(self.cases[0].labels) if self.cases else ()
+        rows = dict.fromkeys(row for case in self._largest_first for row in case.merged)
+        return (*self.classes, *rows)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, without the merged rows."""
-        return self.cases[0].classes if self.cases else ()
+        return tuple(dict.fromkeys(n for case in self._largest_first for n in case.classes))
+
+    @property
+    def _largest_first(self) -> list[CaseScores]:
+        """The cases, those with the most classes first: their order of the classes counts."""
+        return sorted(self.cases, key=lambda case: -len(case.labels))
 
     def values(self, label: str, metric: str = "Dice") -> list[float | None]:
         """One metric of one class in each case."""

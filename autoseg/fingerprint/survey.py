@@ -23,6 +23,7 @@ from autoseg.fingerprint.fingerprint import FORMAT, CaseStatistics, Fingerprint,
 from autoseg.fingerprint.statistics import IntensityStatistics, Quantiles, rounded
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, files_of, read_image, read_label
+from autoseg.plan.labels import annotated_part
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def _load(
             problems.append(_unreadable(task, case, case.images[0], error))
         try:
             label = read_label(case.label)
+            if names := task.annotated.get(case.name):
+                label = annotated_part(label[0], task.labels, names), label[1]
         except DataError as error:
             problems.append(_unreadable(task, case, case.label, error))
     problems += [_noted(task, case, text) for text in notes]
@@ -157,6 +160,8 @@ def _key(task: Task, case: Case) -> str:
     files = [file for path in (*case.images, case.label) for file in files_of(path)]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     declared = [FORMAT, task.channels, list(task.labels.items()), task.ignore_label]
+    if case.name in task.annotated:
+        declared.append(task.annotated[case.name])
     return hashlib.sha256(to_json([declared, stats]).encode()).hexdigest()
 
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, StringConstraints
 
 from autoseg.plan.sections import LabelValue, Positive, Section
@@ -145,6 +147,21 @@ def exchange(sets: Sequence[tuple[int, ...]], pairs: Sequence[tuple[int, int]]) 
 def values_of(labels: ClassValues) -> set[int]:
     """The values of all classes."""
     return {value for covered in labels.values() for value in covered}
+
+
+def annotated_part(
+    label: NDArray[np.integer[Any]], labels: ClassValues, annotated: Collection[str]
+) -> NDArray[np.integer[Any]]:
+    """The label map without the values that belong only to classes that were not annotated.
+
+    Args:
+        label: a label map of any shape.
+        labels: class name -> its values, background included.
+        annotated: names of the annotated classes.
+    """
+    kept = {n: v for n, v in labels.items() if n in annotated or 0 in v}
+    unknown = values_of(labels) - values_of(kept)
+    return np.where(np.isin(label, list(unknown)), label.dtype.type(0), label)
 
 
 DEFAULT_TOLERANCE_MM = 1.0

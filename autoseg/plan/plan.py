@@ -73,6 +73,9 @@ class Plan(sections.Section):
     regions_class_order: tuple[sections.LabelValue, ...] | None = None
     skipped_cases: tuple[str, ...] = ()
     shares: tuple[VolumeShare, ...] = ()
+    annotated: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        default_factory=dict, json_schema_extra=sections.since("0.2.0")
+    )
     orientation: sections.Orientation | None = Field(
         None, json_schema_extra=sections.since("0.2.0")
     )
@@ -154,6 +157,9 @@ class Plan(sections.Section):
                 "training.loss.background is true, but regions have no background; set it to false"
             )
         labels.check_mirrored(self.labels, self.mirrored_labels)
+        for case, names in self.annotated.items():
+            if strange := sorted(set(names) - set(self.classes.names[1:])):
+                raise ValueError(f"annotated: {strange[0]!r} of {case} is not a class")
         if self.mirrored_labels and self.orientation is None:
             raise ValueError(
                 "mirrored_labels is given, but orientation is null, so that the left-right axis is "
@@ -219,6 +225,11 @@ class Plan(sections.Section):
     def classes(self) -> Classes:
         """What the network learns to distinguish."""
         return labels.classes_of(self.labels, self.regions_class_order)
+
+    def unannotated_outputs(self, case: str) -> list[int]:
+        """The outputs of the network for the classes that were not annotated in a case."""
+        known = {self.classes.names[0], *self.annotated.get(case, self.classes.names)}
+        return [i for i, name in enumerate(self.classes.output_names) if name not in known]
 
     @property
     def input_channels(self) -> int:

@@ -44,6 +44,7 @@ class PlanOptions:
         regions_class_order: declared by the task, for overlapping labels.
         codes: of the classes, declared by the task.
         mirrored_labels: declared by the task: names of labels on one side -> on the other.
+        annotated: partly annotated case -> its annotated classes.
         skipped_cases: cases to leave out.
         patients: their number, if known; with fewer than five, each gets a fold.
     """
@@ -62,6 +63,7 @@ class PlanOptions:
     regions_class_order: tuple[int, ...] | None = None
     codes: Mapping[str, SegmentCode] = field(default_factory=dict)
     mirrored_labels: dict[str, str] | None = None
+    annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     skipped_cases: tuple[str, ...] = ()
     patients: int | None = None
 
@@ -143,7 +145,15 @@ def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: P
 
 def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[Plan]:
     """The rules' plans of the configurations besides the plan's."""
-    kept = ("name", "planner", "memory_gb", "regions_class_order", "skipped_cases", "patients")
+    kept = (
+        "name",
+        "planner",
+        "memory_gb",
+        "regions_class_order",
+        "annotated",
+        "skipped_cases",
+        "patients",
+    )
     by_rules = PlanOptions(**{key: getattr(options, key) for key in kept}, use_reference=False)
     turned = fingerprint.turned_to(fingerprint.usual_orientation)
     return [
@@ -187,6 +197,9 @@ def _rules(
         codes = options.codes.items()
         values["codes"] = {name: code.model_dump(mode="json") for name, code in codes}
         evidence["codes"] = (rule_values.DECLARED, "")
+    if options.annotated:
+        values["annotated"] = options.annotated
+        evidence["annotated"] = (rule_values.DECLARED, "")
     if options.skipped_cases:
         values["skipped_cases"] = options.skipped_cases
         evidence["skipped_cases"] = (rule_values.SKIPPED, "verification.json says why")

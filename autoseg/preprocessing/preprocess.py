@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from autoseg.common.progress import counted, say
 from autoseg.dataset.task import Case
 from autoseg.image.geometry import Turn, check_same_grid
 from autoseg.image.image import files_of, read_geometry, read_image, read_label
+from autoseg.plan.labels import annotated_part
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Resample
 from autoseg.preprocessing.resample import axis_orders, resample_label
@@ -48,7 +50,7 @@ def preprocess(
         DataError: a case cannot be read.
         RunError: a worker process was killed, usually because memory ran out.
     """
-    if not (missing := _missing(cases, store, processes)):
+    if not (missing := _missing(plan, cases, store, processes)):
         return 0
     with ExitStack() as locks:
         if plans is not None:  # plans with the same preprocessing wait for each other
@@ -56,15 +58,15 @@ def preprocess(
             locks.enter_context(locked(shared, "this preprocessing", wait=True))
         locks.enter_context(locked(store.folder / ".lock", "the case store", wait=True))
         store.remove_leftovers()
-        missing = _missing(missing, store, processes)  # another process may have stored them
+        missing = _missing(plan, missing, store, processes)  # another process may have stored them
         for case in missing:
-            if _is_stored(case, store):
+            if _is_stored(plan, case, store):
                 say(f"{store.folder / case.name} is damaged; preprocessing it again")
         if plans is not None:
             missing = [
                 case
                 for case in missing
-                if not link_from_others(store, plans, case.name, _source(case))
+                if not link_from_others(store, plans, case.name, _source(plan, case))
             ]
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)
@@ -74,7 +76,7 @@ def preprocess_case(plan: Plan, store: CaseStore, case: Case) -> None:
     """Read, preprocess and store one case, in one thread, so that the result is reproducible."""
     with threadpool_limits(limits=1, user_api="blas"):
         prepared = _prepare(plan, case)
-        store.write(case.name, prepared, _source(case), plan.classes.members)
+        store.write(case.name, prepared, _source(plan, case), plan.classes.members)
 
 
 def _prepare(plan: Plan, case: Case) -> Prepared:
@@ -86,25 +88,29 @@ def _prepare(plan: Plan, case: Case) -> Prepared:
             f"{case.images[0]}: has {counted(len(image.array), 'channel')}, the plan has "
             f"{len(plan.channels)}"
         )
+    if names := plan.annotated.get(case.name):
+        label = annotated_part(label, plan.labels, names)
     return prepare(plan, image, label)
 
 
-def _missing(cases: Sequence[Case], store: CaseStore, processes: int) -> list[Case]:
+def _missing(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: int) -> list[Case]:
     """Return the cases that are not stored, or whose files are damaged."""
-    stored = [case.name for case in cases if _is_stored(case, store)]
+    stored = [case.name for case in cases if _is_stored(plan, case, store)]
     intact = in_parallel(store.is_whole, stored, processes, "checking stored cases")
     usable = {name for name, is_intact in zip(stored, intact, strict=True) if is_intact}
     return [case for case in cases if case.name not in usable]
 
 
-def _is_stored(case: Case, store: CaseStore) -> bool:
-    return store.has(case.name, _source(case))
+def _is_stored(plan: Plan, case: Case, store: CaseStore) -> bool:
+    return store.has(case.name, _source(plan, case))
 
 
-def _source(case: Case) -> list[tuple[int, int]]:
-    """Return size and modification time of each raw file of a case."""
+def _source(plan: Plan, case: Case) -> list[tuple[int, int]]:
+    """Return size and modification time of each raw file of a case, and what was annotated."""
     files = [file for path in (*case.images, case.label) for file in files_of(path)]
-    return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
+    stats = [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
+    names = plan.annotated.get(case.name, ())
+    return stats + [(len(name), crc32(name.encode())) for name in names]
 
 
 # The segmentations of the previous stage of a cascade.

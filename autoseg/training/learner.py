@@ -82,13 +82,13 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        image, label = self.to_device(batch)
+        image, label, unannotated = self.to_device(batch)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         with _compile_errors():
             with autocast(self.device, self.dtype):
                 outputs = self.forward(image)
-            loss, dice = self.shared_loss(outputs, label)
+            loss, dice = self.shared_loss(outputs, label, unannotated)
             self.scaler.scale(loss).backward()
         if self.plan.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -102,16 +102,19 @@ class Learner:
     @torch.inference_mode()
     def validate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and hard counts (3, classes), with the weights that prediction uses."""
-        image, label = self.to_device(batch)
+        image, label, unannotated = self.to_device(batch)
         network = self.network if self.average is None else self.average.module
         network.eval()
         with autocast(self.device, self.dtype):
             logits = network(image)
-        loss, _ = self.loss(logits, label)
-        return loss, self.loss.hard_counts(logits, label)
+        loss, _ = self.loss(logits, label, unannotated)
+        return loss, self.loss.hard_counts(logits, label, unannotated)
 
-    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The batch as tensors: network input (B, C, X, Y, Z) and label (B, X, Y, Z)."""
+    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch as tensors: network input, label, and outputs without annotation, if any.
+
+        Their shapes are (B, C, X, Y, Z), (B, X, Y, Z) and (B, outputs).
+        """
         label = to_device(batch["label"], self.device)
         image = to_device(batch["data"], self.device) if "data" in batch else None
         image = finish(batch["postponed"], self.device) if image is None else image
@@ -120,7 +123,8 @@ class Learner:
             label, previous = label.unbind(1)
             parts = len(self.plan.classes.parts) - 1
             image = with_masks(image, previous, parts).to(memory_format=self.format)
-        return image, label
+        unannotated = batch.get("unannotated")
+        return image, label, None if unannotated is None else to_device(unannotated, self.device)
 
     def weights(self) -> checkpoint.Tensors:
         """The weights that prediction uses: the moving average if the plan has one."""

@@ -263,7 +263,8 @@ def predict_and_score(
 def _score(
     case: str, references: Mapping[str, Path], folder: Path, labels: ScoredClasses
 ) -> CaseScores:
-    return replace(evaluate_case(references[case], output_path(folder, case), labels), case=case)
+    scores = evaluate_case(references[case], output_path(folder, case), labels.of_case(case))
+    return replace(scores, case=case)
 
 
 def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:

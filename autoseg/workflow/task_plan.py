@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Mask
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import (
     Problem,
@@ -129,10 +129,37 @@ def fitted(options: PlanOptions, surveyed: Surveyed) -> PlanOptions:
         options,
         regions_class_order=surveyed.task.regions_class_order,
         codes=surveyed.task.codes,
+        annotated=_annotated(surveyed),
         mirrored_labels=_sides(surveyed.task),
         skipped_cases=surveyed.skipped,
         patients=len(_patients(surveyed.task)),
     )
+
+
+def _annotated(surveyed: Surveyed) -> dict[str, tuple[str, ...]]:
+    """Partly annotated case -> its annotated classes, in the order of the labels."""
+    task, presence = surveyed.task, surveyed.fingerprint.presence
+    names = [name for name, values in task.labels.items() if values != (0,)]
+    known = {case: task.annotated.get(case, names) or found for case, found in presence.items()}
+    for case, labels in known.items():
+        if not labels:
+            raise DataError(
+                f'{task.path}: "annotated" of {case} is "present", but its label map is empty; '
+                "list the labels that were annotated"
+            )
+    if never := set(names) - {name for labels in known.values() for name in labels}:
+        raise DataError(f"{task.path}: {min(never)!r} is annotated in no case; remove the label")
+    partly = {
+        case: tuple(name for name in names if name in labels)
+        for case, labels in known.items()
+        if not set(names) <= set(labels)
+    }
+    if partly:
+        say(
+            f"{len(partly)} of {counted(len(known), 'case')} are annotated for some classes only; "
+            "training and scores leave out their other classes"
+        )
+    return partly
 
 
 def _sides(task: Task) -> dict[str, str] | None:
