@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import Mask
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.progress import counted, listed, say
+from autoseg.dataset.merge import merge_tasks
 from autoseg.dataset.problems import (
     Problem,
     errors_by_case,
@@ -35,7 +38,8 @@ from autoseg.dataset.splits import (
     remake_splits,
     write_splits,
 )
-from autoseg.dataset.task import Task, find_task, without
+from autoseg.dataset.task import Task, find_task, read_task, without
+from autoseg.evaluation.tables import print_rows
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.image.image import read_label
 from autoseg.models.folder import PLAN, folds_in
@@ -100,6 +104,23 @@ def survey_task(
     return Surveyed(without(task, bad), fingerprint, bad)
 
 
+def merge(workspace: Workspace, tasks: Sequence[str], name: str, processes: int) -> None:
+    """Make one task of several, in `raw/`, and print a table of its labels.
+
+    Raises:
+        AutosegError: there are fewer than two tasks, they cannot be merged, or `name` exists.
+    """
+    if len(tasks) < 2:
+        raise AutosegError(
+            "--merge NAME: name at least two tasks, as in autoseg_plan A B --merge C"
+        )
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise AutosegError(f"--merge {name!r} is not a folder name; use letters, digits, _ . -")
+    found = [read_task(workspace.find_task_folder(task)) for task in tasks]
+    print_rows(merge_tasks(found, workspace.raw(name), processes))
+    say(f"{workspace.raw(name)}: {counted(sum(len(t.cases) for t in found), 'case')}")
+
+
 def _advice(fingerprint: Fingerprint, problems: list[Problem]) -> str:
     """What to do if some cases have errors and others have none."""
     if "" in errors_by_case(problems) or not fingerprint.cases:
@@ -149,17 +170,11 @@ def _annotated(surveyed: Surveyed) -> dict[str, tuple[str, ...]]:
             )
     if never := set(names) - {name for labels in known.values() for name in labels}:
         raise DataError(f"{task.path}: {min(never)!r} is annotated in no case; remove the label")
-    partly = {
+    return {
         case: tuple(name for name in names if name in labels)
         for case, labels in known.items()
         if not set(names) <= set(labels)
     }
-    if partly:
-        say(
-            f"{len(partly)} of {counted(len(known), 'case')} are annotated for some classes only; "
-            "training and scores leave out their other classes"
-        )
-    return partly
 
 
 def _sides(task: Task) -> dict[str, str] | None:
@@ -231,6 +246,11 @@ def write_plan(
         say(
             f"plan {plan.name}: orientation is null, but cases are stored in several orders of "
             f"axes: {orders}; set it to one of them"
+        )
+    if plan.annotated:
+        say(
+            f"plan {plan.name}: {len(plan.annotated)} of {counted(len(fingerprint.cases), 'case')} "
+            "are annotated for some classes only; training and scores leave out their others"
         )
     sides = plan.provenance.get("mirrored_labels")
     exchanged = plan.mirrored_labels and plan.left_right in plan.mirrored_axes
