@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, prod
 from pathlib import Path
@@ -84,7 +84,8 @@ def evaluate_folders(
     for name, reason in refused.items():
         say(f"refused {name}: {reason}")
     _warn_of_absent(cases, labels)
-    return Summary(tuple(cases), (*missing, *refused), tolerances(labels), refused)
+    summary = Summary(tuple(cases), (*missing, *refused), tolerances(labels), refused)
+    return replace(summary, failures=tuple(summary.never_predicted))
 
 
 def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredClasses) -> CaseScores:
@@ -227,7 +228,8 @@ class CrossValidation:
     @property
     def combined(self) -> Summary:
         """All validation cases in one summary."""
-        return combine(list(self.folds.values()))
+        failures = (f"fold {k}: {text}" for k, of in self.folds.items() for text in of.failures)
+        return replace(combine(list(self.folds.values())), failures=tuple(failures))
 
     @property
     def note(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
+from autoseg.common.progress import counted
 from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, Volumes
 from autoseg.evaluation.surface import Surface
 
@@ -180,12 +181,26 @@ class Summary:
         missing: cases with a reference but without scores; they count in no mean.
         refused: why cases among `missing` that have a prediction were not scored.
         tolerance_mm: class -> surface tolerance of the NSD.
+        failures: what went wrong in training or prediction, for the top of the report.
     """
 
     cases: tuple[CaseScores, ...]
     missing: tuple[str, ...] = ()
     tolerance_mm: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+
+    @property
+    def never_predicted(self) -> list[str]:
+        """A sentence for each class that was predicted in no case, although some have it."""
+        found = {
+            name: [c.labels[name] for c in self.cases if name in c.labels] for name in self.classes
+        }
+        return [
+            f"{name} was predicted in none of the {counted(len(of), 'case')}"
+            for name, of in found.items()
+            if any(counts.n_ref for counts in of) and not any(counts.n_pred for counts in of)
+        ]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -247,6 +262,7 @@ class Summary:
             "metric_per_case": [case.to_json() for case in self.cases],
             "missing": list(self.missing),
             "refused": self.refused,
+            "failures": list(self.failures),
         }
 
     @staticmethod
@@ -254,7 +270,8 @@ class Summary:
         """The reverse of `to_json`; the means are recomputed from the cases."""
         cases = tuple(CaseScores.from_json(case) for case in found["metric_per_case"])
         tolerances, refused = found.get("tolerance_mm", {}), found.get("refused", {})
-        return Summary(cases, tuple(found["missing"]), dict(tolerances), dict(refused))
+        failures = tuple(found.get("failures", ()))
+        return Summary(cases, tuple(found["missing"]), dict(tolerances), dict(refused), failures)
 
     def save(self, path: Path) -> None:
         """Write `summary.json`."""

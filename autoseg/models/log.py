@@ -31,6 +31,8 @@ ADVICE = (
     "more training cases help most; otherwise plan with another --name and fewer epochs, another "
     "patch size or stronger augmentation, and compare the scores"
 )
+ENOUGH_EPOCHS = 0.7  # of those that were planned
+LEAST_FALL, LEAST_DICE = 0.1, 0.1  # of the loss, as a share, and of the training patches
 CURVES = ("training", "validation")
 MOST_COLUMNS = 2  # four plans make 2 x 2 panels
 
@@ -144,6 +146,29 @@ def read_training(fold: Path) -> Training | None:
     known = {epoch: value for epoch, value in dice.items() if value is not None}
     seconds = sum(each.seconds for each in epochs)
     return Training(len(epochs), seconds, known, overfitting_of(epochs))
+
+
+def failures_of(epochs: Sequence[Epoch], planned: int) -> list[str]:
+    """What went wrong in a run: far fewer epochs than planned, or nothing was learned.
+
+    Args:
+        epochs: of the run.
+        planned: their number by the plan, without early stopping.
+    """
+    found = []
+    if len(epochs) < ENOUGH_EPOCHS * planned:
+        found.append(
+            f"planned {counted(planned, 'epoch')}, done {len(epochs)}: the time budget was used "
+            "up; plan again on an idle machine, or with a longer --time-budget"
+        )
+    first, last = epochs[0].training_loss, epochs[-1].training_loss
+    dice = mean_of_known(list(epochs[-1].training_dice.values())[1:]) or 0.0
+    if last > first - LEAST_FALL * abs(first) and dice < LEAST_DICE:
+        found.append(
+            f"the training loss hardly fell ({first:.3g} to {last:.3g}), and the Dice of training "
+            f"patches is {dice:.2f}: train longer, or look at the label maps"
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from autoseg.models.folder import (
     VALIDATION,
     fold_name,
 )
+from autoseg.models.log import failures_of
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan, is_extension, load_plan
 from autoseg.planner.patch_rule import training_memory
@@ -44,7 +45,7 @@ from autoseg.preprocessing.preprocess import add_previous, preprocess
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group
 from autoseg.training.monitor import check_tensorboard
-from autoseg.training.state import Run
+from autoseg.training.state import Run, State
 from autoseg.training.train import train
 from autoseg.training.transfer import read_pretrained, transfer
 from autoseg.workflow.task_plan import differences
@@ -130,8 +131,17 @@ def run_fold(job: FoldJob) -> Summary | None:
             add_previous(plan, store, used, previous, job.processes)
         validation = [cases[name] for name in split.validation]
         job.group.wait()
-        _train(plan, store, split, job)
+        state = _train(plan, store, split, job)
         summary = _validate(job, validation, previous) if validation else None
+        # Early stopping leaves epochs to do; a time budget reduces their number.
+        planned = plan.training.epochs if state.done == state.epochs else state.done
+        failures = failures_of(state.history, planned)
+        if summary is not None:
+            failures += summary.never_predicted
+            summary = replace(summary, failures=tuple(failures))
+            summary.save(job.folder / VALIDATION / "summary.json")
+        for failure in failures:
+            say(f"warning: fold {job.fold}: {failure}")
         say(f"fold {job.fold} took {in_words(time.monotonic() - job.started)}: {job.folder}")
         return summary
 
@@ -180,7 +190,7 @@ def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
     return splits[int(fold)]
 
 
-def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> None:
+def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> State:
     run = Run(
         folder=job.folder,
         fold=NUMBER_OF_ALL if job.fold == ALL else int(job.fold),
@@ -193,7 +203,7 @@ def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> None:
         pretrained=job.pretrained,
         tensorboard=job.tensorboard,
     )
-    train(plan, store, split, run)
+    return train(plan, store, split, run)
 
 
 def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
