@@ -8,7 +8,9 @@ Two dialects are understood, also mixed: that of the Medical Segmentation Decath
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -81,6 +83,20 @@ class Declaration:
     description: str | None
     codes: dict[str, SegmentCode] = field(default_factory=dict)
     annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def annotated_in(self, cases: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+        """Return partly annotated case -> labels, and the patterns that match no case.
+
+        A name counts more than a pattern, and an earlier pattern more than a later one.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        unmatched = []
+        for pattern in sorted(self.annotated, key=lambda pattern: pattern not in cases):
+            names = [name for name in cases if name == pattern or fnmatchcase(name, pattern)]
+            found = dict.fromkeys(names, self.annotated[pattern]) | found
+            if not names:
+                unmatched.append(pattern)
+        return found, unmatched
 
 
 def read_declaration(folder: Path) -> Declaration:

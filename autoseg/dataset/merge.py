@@ -14,8 +14,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import replacing_folder, write_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import DATASET_FILE, IGNORE
-from autoseg.dataset.layouts import LABELS, Case
-from autoseg.dataset.task import Task
+from autoseg.dataset.task import LABELS, Case, Task
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
 

@@ -10,7 +10,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +105,11 @@ def find_task(
         declared = declaration.read_declaration(folder)
         cases, problems = find_cases(folder, declared)
     groups, unmatched = _groups(declared, cases, problems)
-    annotated, unmatched_patterns = _annotated(declared, cases, problems)
-    unmatched += unmatched_patterns
+    names = {case.name for case in cases} | {problem.case for problem in problems}
+    annotated, strange = declared.annotated_in(sorted(names))
+    for pattern in strange:
+        message = f'"{pattern}" in "annotated" matches no case; correct it'
+        unmatched.append(Problem("", declared.path.name, "annotated", "error", message))
     known = vars(declared) | {"groups": groups, "annotated": annotated}
     task = Task(**known, name=folder.name, folder=folder, cases=cases)
     return task, [*problems, *unmatched]
@@ -137,28 +139,6 @@ def _groups(
         return groups, []
     found = {"pattern": declared.group_pattern, "name": names[0]}
     return groups, [Problem.of("groups, pattern", "", file, **found)]
-
-
-def _annotated(
-    declared: Declaration, cases: Sequence[layouts.Case], problems: Sequence[Problem]
-) -> tuple[dict[str, tuple[str, ...]], list[Problem]]:
-    """Return partly annotated case -> labels, and a problem for each pattern without a case.
-
-    A name counts more than a pattern, and an earlier pattern more than a later one.
-    """
-    names = sorted({case.name for case in cases} | {problem.case for problem in problems})
-    annotated: dict[str, tuple[str, ...]] = {}
-    unmatched = []
-    for pattern, labels in sorted(
-        declared.annotated.items(), key=lambda item: item[0] not in names
-    ):
-        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
-        for name in found:
-            annotated.setdefault(name, labels)
-        if not found:
-            message = f'"{pattern}" in "annotated" matches no case; correct it'
-            unmatched.append(Problem("", declared.path.name, "annotated", "error", message))
-    return annotated, unmatched
 
 
 def _groups_by_pattern(pattern: str, names: Sequence[str]) -> dict[str, str]:

@@ -15,12 +15,11 @@ from autoseg.common.files import read_json, remove_leftovers, write_json
 from autoseg.common.locks import locked
 from autoseg.common.parallel import GB, free_memory, in_parallel
 from autoseg.common.progress import in_words, listed, say
-from autoseg.dataset.splits import SPLITS_FILE, Split, count_folds, load_or_make_splits, read_splits
+from autoseg.dataset.splits import SPLITS_FILE, Split, count_folds, read_splits
 from autoseg.dataset.task import Case, Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import (
     BEST,
     EVERY_FOLD,
@@ -48,10 +47,9 @@ from autoseg.training.monitor import check_tensorboard
 from autoseg.training.state import Run, State
 from autoseg.training.train import train
 from autoseg.training.transfer import read_pretrained, transfer
-from autoseg.workflow.task_plan import differences
+from autoseg.workflow.task_plan import ALL, differences, find_split
 from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
-ALL = "all"
 NUMBER_OF_ALL = 999_999  # seeds the fold `all`; above every real fold number
 SHARED_KEYS = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
 
@@ -170,24 +168,6 @@ def _check_resources(plan: Plan, job: FoldJob) -> None:
         check_tensorboard()
     if job.pretrained is not None and not (job.resume and (job.folder / LATEST).exists()):
         transfer(read_pretrained(job.pretrained), plan, build_network(plan))
-
-
-def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
-    """The cases of a fold.
-
-    Raises:
-        AutosegError: there is no such fold.
-    """
-    names = [case.name for case in task.cases]
-    if fold == ALL:
-        return Split(tuple(names), ())
-    classes = Fingerprint.load(folder / FINGERPRINT).presence
-    splits = load_or_make_splits(
-        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
-    )
-    if not fold.isdecimal() or int(fold) >= len(splits):
-        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(splits) - 1}, or {ALL}")
-    return splits[int(fold)]
 
 
 def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> State:

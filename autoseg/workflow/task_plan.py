@@ -42,13 +42,14 @@ from autoseg.dataset.task import Task, find_task, read_task, without
 from autoseg.evaluation.tables import print_rows
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.image.image import read_label
-from autoseg.models.folder import PLAN, folds_in
+from autoseg.models.folder import FINGERPRINT, PLAN, folds_in
 from autoseg.plan.plan import Plan, differing_keys, load_plan
 from autoseg.plan.sections import Splits
 from autoseg.planner.budget import expected_overhead
 from autoseg.planner.compose import PlanOptions, compose, other_plans, pairs_of
 from autoseg.workflow.workspace import Workspace
 
+ALL = "all"  # the fold that trains on every case
 MOST_KEYS = 4  # that a message lists
 TIMED_CASES = 4  # that a time budget is measured with
 SIDED_CASES = 3  # whose left and right are looked at
@@ -299,6 +300,24 @@ def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> No
         )
         remake_splits(folder, before, SplitOptions(names, folds, seed, task.groups, classes))
     load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
+
+
+def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
+    """The cases of a fold.
+
+    Raises:
+        AutosegError: there is no such fold.
+    """
+    names = [case.name for case in task.cases]
+    if fold == ALL:
+        return Split(tuple(names), ())
+    classes = Fingerprint.load(folder / FINGERPRINT).presence
+    splits = load_or_make_splits(
+        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
+    )
+    if not fold.isdecimal() or int(fold) >= len(splits):
+        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(splits) - 1}, or {ALL}")
+    return splits[int(fold)]
 
 
 def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:

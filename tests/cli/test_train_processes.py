@@ -18,7 +18,7 @@ from autoseg.models.checkpoint import load_checkpoint
 from autoseg.plan.plan import load_plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.store import CaseStore
-from autoseg.workflow.fold import find_split
+from autoseg.workflow.task_plan import find_split
 from tests.cli.making import TINY, copy_hippocampus, settings
 from tests.one_thread import one_thread
 from tests.training.making import assert_same_run, log_of, start

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoseg.augmentation.loader import batches
-from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.loader import PatchSampler, Position, batches
 from autoseg.cli.plan import main as plan_task
 from autoseg.cli.train import main as train_task
 from autoseg.fingerprint import Fingerprint
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.preprocessing.store import CaseStore
 from tests.dataset.making import V2, declare, write_case
 from tests.making import store_case, tiny_plan
