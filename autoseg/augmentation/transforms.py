@@ -42,15 +42,13 @@ LabelArray = NDArray[np.int16]  # (label, x, y, z)
 Sample = tuple[ImageArray, LabelArray]
 
 
+@dataclass(frozen=True)
 class Augmenter:
     """Draws the augmentation of each sample."""
 
-    def __init__(
-        self, specs: Sequence[plans.Transform], patch_size: Triple, sides: Sides | None = None
-    ) -> None:
-        self.specs = specs
-        self.patch_size = patch_size
-        self.sides = sides
+    specs: Sequence[plans.Transform]
+    patch_size: Triple
+    sides: Sides | None = None
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
         """Draw the warps of the sample that `rng` belongs to, which decide what has to be read."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class CaseStore:
             "box": [list(pair) for pair in case.box],
         }
         try:
-            with _replacing_folder(self.folder / name) as folder:
+            with files.replacing_folder(self.folder / name) as folder:
                 _compress(folder / "image.b2nd", case.image)
                 _compress(folder / "label.b2nd", case.label)
                 _save_voxels(folder / "foreground.safetensors", case.label, members)
@@ -221,20 +221,6 @@ def _damaged(folder: Path, error: Exception) -> AutosegError:
     return AutosegError(f"{folder} is damaged ({error}); delete that folder and train again")
 
 
-@contextmanager
-def _replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder, which replaces `target` if the block succeeds."""
-    temporary = files.temporary_for(target)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _compress(path: Path, array: Array) -> None:
     """Write an array with LZ4 and byte shuffling, in blocks that suit patches."""
     blosc2.set_nthreads(1)
@@ -308,7 +294,7 @@ def link_from_others(store: CaseStore, plans: Path, name: str, source: Source) -
 def _link(case: Path, target: Path) -> bool:
     """Link the files of a case, or copy them if the file system has no hard links."""
     try:
-        with _replacing_folder(target) as folder:
+        with files.replacing_folder(target) as folder:
             for file in (*CASE_FILES, files.CHECKSUMS):
                 try:
                     os.link(case / file, folder / file)
