@@ -299,12 +299,6 @@ def _mixture(
     values = np.concatenate([np.array(sample) for sample in samples])
     # samples are the centres of equal intervals, which is Hazen's definition of a quantile
     low, median, high = np.quantile(values, (0.005, 0.5, 0.995), method="hazen")
-    return IntensityStatistics(
-        mean=rounded(mean),
-        std=rounded(float(variance) ** 0.5),
-        min=min(part.min for part in parts),
-        p00_5=rounded(low),
-        median=rounded(median),
-        p99_5=rounded(high),
-        max=max(part.max for part in parts),
-    )
+    least, most = min(part.min for part in parts), max(part.max for part in parts)
+    figures = (mean, float(variance) ** 0.5, least, low, median, high, most)
+    return IntensityStatistics(*map(rounded, figures))  # the fields have the same order

@@ -218,11 +218,9 @@ def _measure(
     inside = label[box]
     mask = inside == values[0] if len(values) == 1 else np.isin(inside, values)
     x, y, z = (size * mm for size, mm in zip(mask.shape, spacing_mm, strict=True))
-    return LabelStatistics(
-        volume_ml=rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000),
-        components=arrays.connected_components(mask)[1],
-        extent_mm=(rounded(x), rounded(y), rounded(z)),
-    )
+    volume_ml = rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000)
+    components = arrays.connected_components(mask)[1]
+    return LabelStatistics(volume_ml, components, (rounded(x), rounded(y), rounded(z)))
 
 
 @dataclass(frozen=True)
@@ -309,14 +307,9 @@ def measure(
         values, inside = intensities_of(channel, foreground)
         samples.append(sample_quantiles(inside))
         whole = summarize(values)
-        channels.append(
-            ChannelStatistics(
-                scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
-                image=whole,
-                foreground=summarize(inside) if len(inside) else None,
-                body=body_of(channel),
-            )
-        )
+        scale = scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max)
+        own = summarize(inside) if len(inside) else None
+        channels.append(ChannelStatistics(scale, whole, own, body_of(channel)))
     geometry = image.geometry
     measured = CaseStatistics(
         shape=geometry.size,
