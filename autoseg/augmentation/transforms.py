@@ -23,15 +23,8 @@ from scipy import ndimage
 
 from autoseg.augmentation.spatial import Border, Warp, draw_warp
 from autoseg.augmentation.spline import along
-from autoseg.common.arrays import (
-    Array,
-    Floats,
-    Mask,
-    Triple,
-    bounding_box,
-    connected_components,
-    count_values,
-)
+from autoseg.common import arrays
+from autoseg.common.arrays import Array, Floats, Mask, Triple
 from autoseg.plan import augmentation as plans
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.resample import apply_operators, axis_operator
@@ -42,15 +35,13 @@ LabelArray = NDArray[np.int16]  # (label, x, y, z)
 Sample = tuple[ImageArray, LabelArray]
 
 
+@dataclass(frozen=True)
 class Augmenter:
     """Draws the augmentation of each sample."""
 
-    def __init__(
-        self, specs: Sequence[plans.Transform], patch_size: Triple, sides: Sides | None = None
-    ) -> None:
-        self.specs = specs
-        self.patch_size = patch_size
-        self.sides = sides
+    specs: Sequence[plans.Transform]
+    patch_size: Triple
+    sides: Sides | None = None
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
         """Draw the warps of the sample that `rng` belongs to, which decide what has to be read."""
@@ -312,8 +303,8 @@ def _remove_components(
     """Remove one component of each class, chosen uniformly from those that are small enough."""
     out = segmentation.copy()
     for index in _foreground(segmentation):
-        components, count = connected_components(out == index)
-        sizes = count_values(components, count + 1)[1:]
+        components, count = arrays.connected_components(out == index)
+        sizes = arrays.count_values(components, count + 1)[1:]
         small = 1 + np.flatnonzero(sizes < spec.largest_share * out.size)
         if len(small):
             out[components == small[rng.integers(len(small))]] = 0
@@ -329,7 +320,7 @@ def dilated(mask: Mask, radius: int) -> Mask:
 
     The outside of the patch is unknown: it neither dilates nor erodes the mask.
     """
-    if (box := bounding_box(mask)) is None:
+    if (box := arrays.bounding_box(mask)) is None:
         return mask
     box = tuple(slice(max(0, side.start - radius), side.stop + radius) for side in box)
     out = np.zeros_like(mask)

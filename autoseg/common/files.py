@@ -76,15 +76,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder, which replaces `target` if the block succeeds."""
-    temporary = temporary_for(target)
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, which replaces `folder` if the block succeeds."""
+    temporary = temporary_for(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
+        check_guards(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

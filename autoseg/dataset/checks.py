@@ -85,11 +85,8 @@ def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> li
     """
     problems = _too_few_for_folds(task, folds)
     if facts:
-        problems += _absent_labels(task, facts)
-        problems += _duplicates(facts)
-        problems += _wrong_scales(task, facts)
-        problems += _mixed_orientations(facts)
-        problems += _spacing_outliers(facts)
+        problems += [*_absent_labels(task, facts), *_duplicates(facts), *_wrong_scales(task, facts)]
+        problems += [*_mixed_orientations(facts), *_spacing_outliers(facts)]
         problems += _constant_scans(task, facts)
     return problems
 

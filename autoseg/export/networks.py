@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -169,18 +168,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     with writing(out):
         if out.exists():
             raise AutosegError(f"{out} is there already; choose another -o, or delete it")
-        temporary = files.temporary_for(out)
         try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            files.check_guards(out)
-            temporary.rename(out)
+            with files.replacing_folder(out) as temporary:
+                yield temporary
         except OSError as error:
             raise files.cannot_write(out, error) from error
         except AutosegError as error:  # names the temporary folder
-            raise AutosegError(str(error).replace(str(temporary), str(out))) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            text = str(error).replace(str(files.temporary_for(out)), str(out))
+            raise AutosegError(text) from error
 
 
 def compare(got: Tensor, expected: Tensor, are_regions: bool, what: str) -> float:

@@ -226,14 +226,10 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
                 f"{error}: trainer {first['trainer_name']} changes the network, or the files are "
                 "of different models"
             ) from None
-    return _Model(
-        plan=plan,
-        weights=weights,
-        postprocessing=_postprocessing(source, list(weights), plan),
-        fingerprint=_fingerprint(source, plans, plan, own is not None),
-        card=_card(source, plans, plan, states),
-        configuration=configuration,
-    )
+    postprocessing = _postprocessing(source, list(weights), plan)
+    fingerprint = _fingerprint(source, plans, plan, own is not None)
+    card = _card(source, plans, plan, states)
+    return _Model(plan, weights, postprocessing, fingerprint, card, configuration)
 
 
 def _check_known(plans: Mapping[str, Any], configuration: Mapping[str, Any], trainer: str) -> None:

@@ -1,4 +1,4 @@
-"""Statistics of intensities (mean, standard deviation, quantiles) and of label maps.
+"""Statistics of a case: of its intensities (mean, standard deviation, quantiles) and its label map.
 
 Most scans contain 16-bit integers. A histogram of these gives the same quantiles as sorting, in a
 sixth of the time.
@@ -6,8 +6,9 @@ sixth of the time.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from autoseg.common import arrays
-from autoseg.common.arrays import Array, Doubles, Mask
+from autoseg.common.arrays import Array, Doubles, LabelMap, Mask, Triple
+from autoseg.dataset.checks import scale_of
+from autoseg.image.geometry import Turn, orientation_of
+from autoseg.image.image import Image, body_of
 
 SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
 SAMPLE_SIZE = 500
@@ -214,8 +218,125 @@ def _measure(
     inside = label[box]
     mask = inside == values[0] if len(values) == 1 else np.isin(inside, values)
     x, y, z = (size * mm for size, mm in zip(mask.shape, spacing_mm, strict=True))
-    return LabelStatistics(
-        volume_ml=rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000),
-        components=arrays.connected_components(mask)[1],
-        extent_mm=(rounded(x), rounded(y), rounded(z)),
+    volume_ml = rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000)
+    components = arrays.connected_components(mask)[1]
+    return LabelStatistics(volume_ml, components, (rounded(x), rounded(y), rounded(z)))
+
+
+@dataclass(frozen=True)
+class CaseStatistics:
+    """Properties of one case.
+
+    Attributes:
+        shape: voxels along x, y, z.
+        spacing_mm: along x, y, z, exactly as in the header.
+        orientation: of the axes x, y, z as they are stored; see `autoseg.image.geometry`.
+        shape_after_crop: shape of the bounding box of voxels that are nonzero in any channel.
+        channels: intensities of each channel.
+        voxels: label value -> number of voxels.
+        labels: label name -> volume, components and extent, without background.
+        content: SHA-256 of the image array (float32; z, y, x, channel).
+    """
+
+    shape: Triple
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    shape_after_crop: Triple
+    channels: tuple[ChannelStatistics, ...]
+    voxels: dict[int, int]
+    labels: dict[str, LabelStatistics]
+    content: str
+
+    def turned_to(self, orientation: str) -> CaseStatistics:
+        """The same case with its axes in another orientation."""
+        turn = Turn.between(self.orientation, orientation)
+        return replace(
+            self,
+            shape=turn.triple(self.shape),
+            spacing_mm=turn.triple(self.spacing_mm),
+            orientation=orientation,
+            shape_after_crop=turn.triple(self.shape_after_crop),
+            labels={
+                name: replace(found, extent_mm=found.extent_mm and turn.triple(found.extent_mm))
+                for name, found in self.labels.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """IntensityStatistics of one channel of a case.
+
+    Attributes:
+        scale: `hounsfield`, `0..255`, `0..1` or `other`.
+        image: of all voxels.
+        foreground: of the foreground voxels; None if the case has none.
+        body: quantiles inside the body, see `body_of`; empty in fingerprints of format 2.
+    """
+
+    scale: str
+    image: IntensityStatistics
+    foreground: IntensityStatistics | None
+    body: tuple[float, ...] = ()
+
+
+def measure(
+    image: Image,
+    label: LabelMap,
+    voxels: dict[int, int],
+    labels: Mapping[str, Sequence[int]],
+    ignore_label: int | None,
+) -> tuple[CaseStatistics, tuple[Quantiles, ...]]:
+    """Measure one case.
+
+    Args:
+        image: the scan.
+        label: the label map (x, y, z).
+        voxels: label value -> number of voxels, from `count_labels`.
+        labels: label name -> values that it covers, background included.
+        ignore_label: value above zero that is not foreground.
+
+    Returns:
+        the statistics, and for each channel 500 foreground quantiles (see `sample_quantiles`).
+    """
+    foreground = label > 0
+    if ignore_label is not None:
+        foreground &= label != ignore_label
+    channels, samples = [], []
+    for channel in image.array:
+        values, inside = intensities_of(channel, foreground)
+        samples.append(sample_quantiles(inside))
+        whole = summarize(values)
+        scale = scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max)
+        own = summarize(inside) if len(inside) else None
+        channels.append(ChannelStatistics(scale, whole, own, body_of(channel)))
+    geometry = image.geometry
+    measured = CaseStatistics(
+        shape=geometry.size,
+        spacing_mm=geometry.spacing_mm,
+        orientation=orientation_of(geometry),
+        shape_after_crop=shape_of_content(image.array),
+        channels=tuple(channels),
+        voxels=voxels,
+        labels=measure_labels(label, labels, geometry.spacing_mm),
+        content=content_of(image.array),
     )
+    return measured, tuple(samples)
+
+
+def content_of(array: Array) -> str:
+    """Return the SHA-256 of an image array (channel, x, y, z), as float32 (z, y, x, channel)."""
+    digest = hashlib.sha256()
+    for plane in array.T:
+        digest.update(np.ascontiguousarray(plane, np.float32).data)
+    return digest.hexdigest()
+
+
+def shape_of_content(array: Array) -> Triple:
+    """Return the shape of the bounding box of voxels that are nonzero in any channel.
+
+    An image without nonzero voxels keeps its shape.
+    """
+    box = arrays.union_of_boxes(arrays.bounding_box(channel) for channel in array)
+    x, y, z = array.shape[1:] if box is None else [side.stop - side.start for side in box]
+    return x, y, z

@@ -135,12 +135,8 @@ class Series:
         first, count = self.first, len(self.slices)
         apart = float(np.ptp(self.offsets_mm)) / (count - 1) if count > 1 else first.thickness_mm
         axes = np.stack([first.orientation[:3], first.orientation[3:], first.normal], axis=1)
-        return Geometry(
-            size=(*first.size, count),
-            spacing_mm=(first.spacing_mm[0], first.spacing_mm[1], apart or 1.0),
-            origin_mm=(first.position_mm[0], first.position_mm[1], first.position_mm[2]),
-            direction=tuple(axes.ravel().tolist()),
-        )
+        spacing_mm = (*first.spacing_mm, apart or 1.0)
+        return Geometry.of((*first.size, count), spacing_mm, first.position_mm, axes)
 
     def describe(self) -> str:
         """One line about the series, without the patient's name."""

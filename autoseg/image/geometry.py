@@ -54,6 +54,14 @@ class Geometry:
     origin_mm: tuple[float, float, float]
     direction: tuple[float, ...]
 
+    @staticmethod
+    def of(size: Sequence[int], spacing_mm: Any, origin_mm: Any, axes: Any) -> Geometry:
+        """A grid from sequences or arrays; `axes` has 3 x 3 direction cosines."""
+        x, y, z = map(int, size)
+        (dx, dy, dz), (left, back, up) = map(float, spacing_mm), map(float, origin_mm)
+        direction = tuple(np.asarray(axes, float).ravel().tolist())
+        return Geometry((x, y, z), (dx, dy, dz), (left, back, up), direction)
+
     def differences(
         self, other: Geometry, tolerance_mm: float = GEOMETRY_TOLERANCE_MM
     ) -> list[str]:
@@ -125,13 +133,8 @@ def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: Path | str) -> G
     direction = np.reshape(image.GetDirection(), (dimensions, dimensions))
     if dimensions not in (3, 4):
         raise DataError(f"{path}: has {dimensions} dimensions; a scan has 3 (or 4 with channels)")
-    sizes, spacing = image.GetSize()[:3], image.GetSpacing()[:3]
-    geometry = Geometry(
-        size=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        origin_mm=tuple(image.GetOrigin()[:3]),
-        direction=tuple(float(value) for value in direction[:3, :3].ravel()),
-    )
+    sizes, spacing, origin = image.GetSize(), image.GetSpacing(), image.GetOrigin()
+    geometry = Geometry.of(sizes[:3], spacing[:3], origin[:3], direction[:3, :3])
     check_geometry(geometry, path)
     return geometry
 
@@ -285,12 +288,7 @@ class Turn:
             if flip:  # the first voxel is the last one of the source
                 origin += direction[:, axis] * grid.spacing_mm[axis] * (grid.size[axis] - 1)
         turned = direction[:, list(self.axes)] * np.where(self.flips, -1.0, 1.0)
-        return Geometry(
-            size=self.triple(grid.size),
-            spacing_mm=self.triple(grid.spacing_mm),
-            origin_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
-            direction=tuple(float(value) for value in turned.ravel()),
-        )
+        return Geometry.of(self.triple(grid.size), self.triple(grid.spacing_mm), origin, turned)
 
 
 # These exchange x with one of the axes x, y, z.

@@ -143,10 +143,8 @@ def from_array(array: Array, spacing_mm: Sequence[float], orientation: str = "LP
     if len(spacing_mm) != 3 or not all(0 < spacing < np.inf for spacing in spacing_mm):
         raise DataError(f"spacing_mm is {tuple(spacing_mm)}; give three positive numbers (x, y, z)")
     values = _as_floats(array if array.ndim == 4 else array[np.newaxis], "the array", own_type=True)
-    x, y, z = values.shape[1:]
-    dx, dy, dz = (float(spacing) for spacing in spacing_mm)
     direction = direction_of(orientation)
-    return Image(values, Geometry((x, y, z), (dx, dy, dz), (0.0, 0.0, 0.0), direction))
+    return Image(values, Geometry.of(values.shape[1:], spacing_mm, (0, 0, 0), direction))
 
 
 def from_simpleitk(image: sitk.Image) -> Image:

@@ -281,8 +281,7 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
             f"{path}: its sform has a spacing of {by_axis(spacing, '.4g')} mm, pixdim "
             f"{by_axis(geometry.spacing_mm, '.4g')} mm; using the sform"
         )
-    (dx, dy, dz), (x, y, z) = spacing.tolist(), matrix[:, 3].tolist()
-    found = Geometry(geometry.size, (dx, dy, dz), (x, y, z), tuple(axes.ravel().tolist()))
+    found = Geometry.of(geometry.size, spacing, matrix[:, 3], axes)
     return found if geometry.differences(found, SFORM_TOLERANCE_MM) else geometry
 
 

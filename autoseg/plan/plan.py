@@ -20,14 +20,8 @@ from pydantic import Field, ValidationError, model_validator
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted
+from autoseg.plan import augmentation as patches
 from autoseg.plan import labels, sections
-from autoseg.plan.augmentation import (
-    Mirror,
-    PreviousMorphology,
-    PreviousRemoval,
-    Sampling,
-    Transform,
-)
 from autoseg.plan.labels import Classes, Evaluation, SegmentCode
 from autoseg.plan.sections import FIELDS
 
@@ -86,8 +80,8 @@ class Plan(sections.Section):
         sections.Positive | None, sections.Positive | None, sections.Positive | None
     ]
     preprocessing: tuple[sections.Step, ...]
-    sampling: Sampling
-    augmentation: tuple[Transform, ...]
+    sampling: patches.Sampling
+    augmentation: tuple[patches.Transform, ...]
     network: sections.Network
     training: sections.Training
     splits: sections.Splits = sections.Splits()
@@ -180,7 +174,7 @@ class Plan(sections.Section):
             )
         if self.previous_stage is None:
             for index, entry in enumerate(self.augmentation):
-                if isinstance(entry, PreviousMorphology | PreviousRemoval):
+                if isinstance(entry, patches.PreviousMorphology | patches.PreviousRemoval):
                     raise ValueError(
                         f"augmentation.{index}: {entry.transform} changes the segmentation of a "
                         f"previous stage, which only {CASCADE} has; remove it"
@@ -189,9 +183,8 @@ class Plan(sections.Section):
     @property
     def mirrored_axes(self) -> set[int]:
         """The axes that are mirrored in training."""
-        return {
-            axis for entry in self.augmentation if isinstance(entry, Mirror) for axis in entry.axes
-        }
+        mirrors = [entry for entry in self.augmentation if isinstance(entry, patches.Mirror)]
+        return {axis for entry in mirrors for axis in entry.axes}
 
     @property
     def left_right(self) -> int | None:

@@ -63,10 +63,9 @@ def preprocess(
             if _is_stored(plan, case, store):
                 say(f"{store.folder / case.name} is damaged; preprocessing it again")
         if plans is not None:
+            pairs = [(case, _source(plan, case)) for case in missing]
             missing = [
-                case
-                for case in missing
-                if not link_from_others(store, plans, case.name, _source(plan, case))
+                c for c, source in pairs if not link_from_others(store, plans, c.name, source)
             ]
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)
@@ -107,10 +106,15 @@ def _is_stored(plan: Plan, case: Case, store: CaseStore) -> bool:
 
 def _source(plan: Plan, case: Case) -> list[tuple[int, int]]:
     """Return size and modification time of each raw file of a case, and what was annotated."""
-    files = [file for path in (*case.images, case.label) for file in files_of(path)]
-    stats = [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
+    paths = (*case.images, case.label)
+    stats = [_size_and_time(file) for path in paths for file in files_of(path)]
     names = plan.annotated.get(case.name, ())
     return stats + [(len(name), crc32(name.encode())) for name in names]
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 # The segmentations of the previous stage of a cascade.
@@ -160,11 +164,9 @@ def add_previous(
         DataError: a label map is missing, unreadable, or not on its case's grid.
         RunError: a worker process was killed.
     """
-    missing = [
-        case for case in cases if not store.has_previous(case.name, _previous_source(files, case))
-    ]
-    job = "adding the previous stage"
-    in_parallel(partial(_add, plan, store, files), missing, processes, job)
+    sources = {case.name: _size_and_time(files[case.name]) for case in cases}
+    missing = [case for case in cases if not store.has_previous(case.name, sources[case.name])]
+    in_parallel(partial(_add, plan, store, files), missing, processes, "adding the previous stage")
 
 
 def _add(plan: Plan, store: CaseStore, files: Mapping[str, Path], case: Case) -> None:
@@ -175,9 +177,4 @@ def _add(plan: Plan, store: CaseStore, files: Mapping[str, Path], case: Case) ->
     (shape, box), turn = store.grid_of(case.name), Turn.of(geometry, plan.orientation)
     spacing_mm = turn.triple(geometry.spacing_mm)
     found = prepare_previous(plan, turn.array(segmentation), spacing_mm, box, shape)
-    store.write_previous(case.name, found, _previous_source(files, case))
-
-
-def _previous_source(files: Mapping[str, Path], case: Case) -> tuple[int, int]:
-    status = files[case.name].stat()
-    return status.st_size, status.st_mtime_ns
+    store.write_previous(case.name, found, _size_and_time(path))

@@ -35,10 +35,8 @@ def axis_operator(size: int, new_size: int, order: int) -> Floats:
         return np.eye(size, dtype=np.float32)
     from skimage.transform import resize  # here: half a second, not needed without resampling
 
-    unit = np.eye(size)
-    operator = resize(
-        unit, (new_size, size), order=order, mode="edge", anti_aliasing=False, clip=False
-    )
+    options = {"order": order, "mode": "edge", "anti_aliasing": False, "clip": False}
+    operator = resize(np.eye(size), (new_size, size), **options)
     return without_tiny(np.ascontiguousarray(operator, dtype=np.float32))
 
 
@@ -60,17 +58,13 @@ class Band:
 @lru_cache(maxsize=64)
 def axis_bands(size: int, new_size: int, order: int) -> tuple[Band, ...]:
     """Return the matrix of `axis_operator` in bands of consecutive rows."""
-    operator = axis_operator(size, new_size, order)
-    starts = range(0, new_size, BAND_ROWS)
-    return tuple(
-        _band(operator, slice(start, min(start + BAND_ROWS, new_size))) for start in starts
-    )
-
-
-def _band(operator: Floats, rows: slice) -> Band:
-    used = np.flatnonzero((np.abs(operator[rows]) > NEGLIGIBLE).any(axis=0))
-    columns = slice(int(used[0]), int(used[-1]) + 1)
-    return Band(rows, columns, np.ascontiguousarray(operator[rows, columns]))
+    operator, bands = axis_operator(size, new_size, order), []
+    for start in range(0, new_size, BAND_ROWS):
+        rows = slice(start, min(start + BAND_ROWS, new_size))
+        used = np.flatnonzero((np.abs(operator[rows]) > NEGLIGIBLE).any(axis=0))
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append(Band(rows, columns, np.ascontiguousarray(operator[rows, columns])))
+    return tuple(bands)
 
 
 def apply_operators(volume: Floats, shape: Triple, orders: Sequence[int]) -> Floats:

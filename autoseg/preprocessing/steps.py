@@ -17,16 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import (
-    Array,
-    Box,
-    Floats,
-    LabelMap,
-    Mask,
-    Triple,
-    bounding_box,
-    fill_holes,
-)
+from autoseg.common import arrays
+from autoseg.common.arrays import Array, Box, Floats, LabelMap, Mask, Triple
 from autoseg.image.geometry import SWAPS, Geometry, Turn
 from autoseg.image.image import Image
 from autoseg.image.label_writer import HIGHEST_LABEL
@@ -80,9 +72,8 @@ class Channel:
         size = self.shape[axis]
         planes = max(1, SLAB_VOXELS * size // self.stored.size)
         for start in range(0, size, planes):
-            box = tuple(
-                slice(start, start + planes) if i == axis else slice(None) for i in range(3)
-            )
+            part = slice(start, start + planes)
+            box = tuple(part if i == axis else slice(None) for i in range(3))
             yield box, self._apply(self.stored[box])
 
     def values(self, out: Floats | None = None) -> Floats:
@@ -206,7 +197,7 @@ def prepare(plan: Plan, image: Image, label: LabelMap | None = None) -> Prepared
     channels = tuple(Channel(values, layout=layout) for values in turn.array(image.array))
     nonzero = _any_nonzero(channels) if masked else None
     if nonzero is not None and any(step.fill_holes for step in masked):
-        nonzero = fill_holes(nonzero)
+        nonzero = arrays.fill_holes(nonzero)
     case = _Case(
         channels=channels,
         label=None if label is None else to_classes(plan, turn.array(label)),
@@ -247,18 +238,15 @@ def _any_nonzero(channels: tuple[Channel, ...]) -> Mask:
 
 
 def _crop(case: _Case) -> _Case:
-    box = bounding_box(_any_nonzero(case.channels))
+    box = arrays.bounding_box(_any_nonzero(case.channels))
     if box is None:  # a scan without nonzero voxels is kept
         return case
-    offsets = [start for start, _ in case.box]
+    pairs = zip(box, case.box, strict=True)
     return replace(
         case,
         channels=tuple(channel.crop(box) for channel in case.channels),
         label=None if case.label is None else case.label[box],
-        box=tuple(
-            (side.start + offset, side.stop + offset)
-            for side, offset in zip(box, offsets, strict=True)
-        ),
+        box=tuple((side.start + start, side.stop + start) for side, (start, _) in pairs),
         nonzero=None if case.nonzero is None else case.nonzero[box],
     )
 
@@ -268,10 +256,8 @@ def _resample(case: _Case, step: Resample, plan: Plan) -> _Case:
     target = plan.target_spacing_of(spacing)
     shape = resample.resampled_shape(case.channels[0].shape, spacing, target, step.rounding)
     orders = resample.axis_orders(step.image_order, spacing, target, step.anisotropy)
-    channels = tuple(
-        resample_channel(channel, shape, orders, step.clip == "plane") for channel in case.channels
-    )
-    label = case.label
+    by_plane, label = step.clip == "plane", case.label
+    channels = tuple(resample_channel(each, shape, orders, by_plane) for each in case.channels)
     if label is not None:
         orders = resample.axis_orders(step.label_order, spacing, target, step.anisotropy)
         label = resample.resample_label(label, shape, orders, step.label_ties)
@@ -327,11 +313,10 @@ def _z_score(channel: Channel, step: ZScore, nonzero: Mask | None) -> Channel:
 
 def _mean_and_std(channel: Channel, step: ZScore) -> tuple[float, float]:
     """Return mean and standard deviation: those of the plan, or else of the channel."""
-    mean, std = step.mean, step.std
-    if mean is None or std is None:
-        own_mean, own_std = channel.mean_and_std()
-        mean, std = (own_mean if mean is None else mean), (own_std if std is None else std)
-    return mean, std
+    if step.mean is not None and step.std is not None:
+        return step.mean, step.std
+    mean, std = channel.mean_and_std()
+    return mean if step.mean is None else step.mean, std if step.std is None else step.std
 
 
 def _standardize(mean: float, std: float, values: Floats) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -29,7 +28,7 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from autoseg.common.errors import ENDING, AutosegError, RunError, Stopped
+from autoseg.common.errors import ENDING, AutosegError, RunError, Stopped, signal_handled
 from autoseg.networks.devices import pick_device
 
 TIMEOUT = timedelta(days=7)  # the others wait while the leader preprocesses and predicts cases
@@ -254,17 +253,16 @@ class StopSignals:
     def __init__(self, group: Group = ALONE) -> None:
         self.group = group
         self.number = 0  # of the signal that was received
-        self._previous: dict[int, Any] = {}
+        self._handled = {number: ExitStack() for number in SIGNALS}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._previous[number] = signal.signal(number, self._request)
+        for number, stack in self._handled.items():
+            stack.enter_context(signal_handled(number, self._request))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore(*SIGNALS)
+        for stack in self._handled.values():
+            stack.close()
 
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.group.leads and not self.number:
@@ -272,12 +270,7 @@ class StopSignals:
             with suppress(OSError):  # the terminal is gone, or the disk of the log is full
                 os.write(STANDARD_ERROR, STOPPING.encode())
         self.number = number
-        self._restore(signal.SIGINT)
-
-    def _restore(self, *numbers: int) -> None:
-        for number in numbers:
-            if number in self._previous:
-                signal.signal(number, self._previous.pop(number))
+        self._handled[signal.SIGINT].close()
 
     @property
     def name(self) -> str:
