@@ -87,6 +87,11 @@ def memory_limit() -> int | None:
     return min((limit for limit, _ in _limits() if limit < total), default=None)
 
 
+def used_by_others(seconds: float = 0.3) -> float:
+    """The share of the machine's cores that is in use while this process waits some seconds."""
+    return float(_psutil().cpu_percent(seconds)) / 100
+
+
 def fitting(wanted: int, each: int, what: str) -> int:
     """As many processes as fit the free memory, at least one; fewer than `wanted` are told.
 

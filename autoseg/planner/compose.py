@@ -17,7 +17,7 @@ from autoseg.plan.labels import SegmentCode, check_mirrored, words_of
 from autoseg.plan.plan import CASCADE, Plan, make_plan
 from autoseg.plan.sections import Splits, is_orientation
 from autoseg.planner import overrides, patch_rule, rule_values
-from autoseg.planner.budget import Overhead, Timing, budget_layer, short_recipe
+from autoseg.planner.budget import Overhead, Timing, budget_layer, frozen_layer, short_recipe
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import Layer, Reference, merge
 from autoseg.planner.rules import Configuration, find_planner
@@ -41,6 +41,7 @@ class PlanOptions:
         layers: further plan values, above the overrides file and below `settings`.
         settings: `key=value` strings.
         seconds: time budget of one fold.
+        measured: plan with the same time budget, whose choices are used instead of measuring.
         regions_class_order: declared by the task, for overlapping labels.
         codes: of the classes, declared by the task.
         mirrored_labels: declared by the task: names of labels on one side -> on the other.
@@ -60,6 +61,7 @@ class PlanOptions:
     layers: tuple[Layer, ...] = ()
     settings: tuple[str, ...] = ()
     seconds: float | None = None
+    measured: Plan | None = None
     regions_class_order: tuple[int, ...] | None = None
     codes: Mapping[str, SegmentCode] = field(default_factory=dict)
     mirrored_labels: dict[str, str] | None = None
@@ -128,6 +130,8 @@ def compose(
             f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "
             "plan it without --time-budget, and --set training.epochs or training.seconds"
         )
+    if options.measured is not None:
+        return build(*lower, frozen_layer(options.measured))
     assert overhead is not None
     assert measure is not None
     budget = budget_layer(

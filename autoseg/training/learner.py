@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group, StopSignals, share_batch_norm
 from autoseg.training.losses import build_loss
 
-WARM_UP_STEPS, MOST_STEPS = 2, 7  # of a measurement
-ENOUGH_SECONDS = 8.0
+WARM_UP_STEPS = 2  # of a measurement
+ENOUGH_STEPS, ENOUGH_SECONDS = 5, 8.0  # after the warm-up; three times as many if they scatter
+SCATTER = 0.2  # of the middle half of the steps, as a share of their median
 VALIDATION_STREAM = 1_000_000  # separates the random numbers of validation from those of training
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
@@ -279,7 +281,7 @@ class Stopwatch:
         start = Position(plan.training.seed, 0, 0, 0, 0)
         with batches(sampler, plan, start, self.workers) as stream:
             times: list[float] = []
-            while len(times) < MOST_STEPS and (len(times) < 2 or sum(times) < ENOUGH_SECONDS):
+            while not is_settled(times):
                 started = time.perf_counter()
                 loss, _ = learner.step(next(stream), 1e-4)
                 float(loss)  # waits for the device
@@ -289,8 +291,7 @@ class Stopwatch:
         started = time.perf_counter()
         float(learner.validate(batch)[0])
         predicted = (time.perf_counter() - started) / plan.sampling.batch_size
-        settled = times[min(WARM_UP_STEPS, len(times) - 1) :]
-        step = sum(settled) / len(settled)
+        step = median(times[min(WARM_UP_STEPS, len(times) - 1) :])
         return Timing(step, predicted, self.case_seconds, describe(self.device))
 
     def _prepared(self, plan: Plan) -> CaseStore:
@@ -302,3 +303,14 @@ class Stopwatch:
                 preprocess_case(plan, store, case)
             self.case_seconds = (time.perf_counter() - started) / len(self.cases)
         return store
+
+
+def is_settled(times: Sequence[float]) -> bool:
+    """Whether the seconds of these steps are enough to know how long a step takes."""
+    settled, spent = times[WARM_UP_STEPS:], sum(times)
+    if len(times) < 2 or (len(settled) < ENOUGH_STEPS and spent < ENOUGH_SECONDS):
+        return False
+    if len(settled) < 2 or len(settled) >= 3 * ENOUGH_STEPS or spent >= 3 * ENOUGH_SECONDS:
+        return True
+    low, middle, high = quantiles(settled, n=4)
+    return high - low <= SCATTER * middle
