@@ -95,8 +95,10 @@ def _prepare(plan: Plan, case: Case) -> Prepared:
 def _missing(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: int) -> list[Case]:
     """Return the cases that are not stored, or whose files are damaged."""
     stored = [case.name for case in cases if _is_stored(plan, case, store)]
-    intact = in_parallel(store.is_whole, stored, processes, "checking stored cases")
-    usable = {name for name, is_intact in zip(stored, intact, strict=True) if is_intact}
+    touched = [name for name in stored if not store.is_unchanged(name)]
+    intact = in_parallel(store.is_whole, touched, processes, "checking stored cases")
+    damaged = {name for name, is_intact in zip(touched, intact, strict=True) if not is_intact}
+    usable = set(stored) - damaged
     return [case for case in cases if case.name not in usable]
 
 

@@ -32,6 +32,7 @@ BLOCK_BYTES = 128 * 1024
 ANNOTATED, PREVIOUS = "annotated", "previous.b2nd"
 Source = Sequence[Sequence[int]]  # size and modification time of each raw file
 CASE_FILES = ("image.b2nd", "label.b2nd", "foreground.safetensors", "case.json")
+STATS = "stats.json"  # size and time of these files
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class CaseStore:
         folder: with one folder per case.
         preprocessing_id: of the plan.
         elsewhere: advice in messages on how to use another folder.
+        verify: read all bytes of stored cases to find damage, also where size and time are right.
     """
 
     folder: Path
     preprocessing_id: str
     elsewhere: str = "choose another --workspace"
+    verify: bool = False
 
     def has(self, name: str, source: Source) -> bool:
         """Return whether the case was stored by the same preprocessing of the same files.
@@ -64,6 +67,14 @@ class CaseStore:
             and record.get("preprocessing_id") == self.preprocessing_id
             and record.get("source") == [list(pair) for pair in source]
         )
+
+    def is_unchanged(self, name: str) -> bool:
+        """Return whether size and time of the files are those of writing; reads no array."""
+        folder = self.folder / name
+        try:
+            return not self.verify and bool(files.read_json(folder / STATS) == _stats(folder))
+        except (AutosegError, OSError):  # older versions stored none
+            return False
 
     def is_whole(self, name: str) -> bool:
         """Return whether the files of the case match their checksums; reads all bytes."""
@@ -99,6 +110,7 @@ class CaseStore:
                 _save_voxels(folder / "foreground.safetensors", case.label, members)
                 files.write_json(folder / "case.json", record)
                 files.write_checksums(folder, CASE_FILES)
+                files.write_json(folder / STATS, _stats(folder))
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
             raise self._cannot_store(name, error) from error
 
@@ -213,6 +225,12 @@ class StoredCase:
     previous: StoredArray | None = None
 
 
+def _stats(folder: Path) -> dict[str, list[int]]:
+    """Size and modification time of the files of a case."""
+    stats = {name: (folder / name).stat() for name in CASE_FILES}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in stats.items()}
+
+
 def _previous_record(folder: Path, source: Sequence[int]) -> dict[str, Any]:
     return {"source": list(source), "checksum": files.checksum(folder / PREVIOUS)}
 
@@ -300,6 +318,7 @@ def _link(case: Path, target: Path) -> bool:
                     os.link(case / file, folder / file)
                 except OSError:
                     shutil.copyfile(case / file, folder / file)
+            files.write_json(folder / STATS, _stats(folder))
     except OSError:  # the case was removed, or the disk is full, which preprocessing will report
         return False
     return True

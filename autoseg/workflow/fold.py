@@ -68,6 +68,7 @@ class FoldJob:
         group: the processes that train the fold together; the first one does everything else.
         pretrained: trained model with the initial weights of a new run.
         tensorboard: whether to write event files for TensorBoard.
+        verify: read all bytes of the preprocessed cases, to find damage.
     """
 
     workspace: Workspace
@@ -81,6 +82,7 @@ class FoldJob:
     group: Group = ALONE
     pretrained: Path | None = None
     tensorboard: bool = False
+    verify: bool = False
 
     @property
     def folder(self) -> Path:
@@ -94,7 +96,7 @@ class FoldJob:
 
     def store(self, plan: Plan) -> CaseStore:
         """The preprocessed cases."""
-        return CaseStore(self.plan_folder / "cases", plan.preprocessing_id)
+        return CaseStore(self.plan_folder / "cases", plan.preprocessing_id, verify=self.verify)
 
 
 def run_fold(job: FoldJob) -> Summary | None:
