@@ -152,10 +152,12 @@ class ClassComparison(nn.Module):
         logits = with_background(logits, unannotated)
         log_probabilities = functional.log_softmax(logits, dim=1)
         known = target != IGNORED
-        reference = functional.one_hot(target.clamp_min(0).long(), logits.shape[1])
-        reference = reference.movedim(-1, 1).to(log_probabilities.dtype) * known[:, None]
-        entropy = _mean(-(reference * log_probabilities).sum(), known.sum(), self.total)
-        return log_probabilities.exp() * known[:, None], reference, entropy
+        index = target.clamp_min(0).long()[:, None]
+        counted = known[:, None].to(log_probabilities.dtype)
+        reference = torch.zeros_like(log_probabilities).scatter_(1, index, counted)
+        entropy = -(log_probabilities.gather(1, index) * counted).sum()
+        mean = _mean(entropy, known.sum(), self.total)
+        return log_probabilities.exp() * counted, reference, mean
 
     def per_class(self, dice: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         """The Dice of all classes, background first, from that of the outputs."""
