@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from autoseg.common.arrays import Triple
 from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import cannot_write
-from autoseg.networks.devices import autocast, autocast_type, memory_format
+from autoseg.networks.devices import autocast, autocast_type, place
 from autoseg.networks.unet import UNet
 from autoseg.plan.plan import Plan
 
@@ -90,8 +90,8 @@ class TorchNetwork:
     """A network in torch, in the precision and memory format that are fast on its device."""
 
     def __init__(self, network: nn.Module, device: torch.device, precision: torch.dtype) -> None:
-        self.device, self.precision, self.format = device, precision, memory_format(device)
-        self.network = network.to(memory_format=self.format)  # type: ignore[call-overload]
+        self.device, self.precision, self.network = device, precision, network
+        self.format = place(network, device)
 
     @torch.inference_mode()
     def __call__(self, patches: Tensor) -> Tensor:

@@ -23,7 +23,14 @@ from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.dataset.task import Case
 from autoseg.models import checkpoint
-from autoseg.networks.devices import autocast, autocast_type, describe, memory_format, to_device
+from autoseg.networks.devices import (
+    autocast,
+    autocast_type,
+    describe,
+    fast_convolutions,
+    place,
+    to_device,
+)
 from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd
@@ -57,11 +64,10 @@ class Learner:
         self.device = device
         self.group = group
         self.dtype = autocast_type(device, plan.training.precision)
-        self.format = memory_format(device)
         self.network = build_network(plan)
         if group.is_shared:
             share_batch_norm(self.network, group)
-        self.network.to(device, memory_format=self.format)  # type: ignore[call-overload]
+        self.format = place(self.network, device)
         # `network` itself is neither wrapped nor compiled, so that its weights keep their names.
         forward = torch.compile(self.network) if plan.training.compile else self.network
         assert isinstance(forward, nn.Module)
@@ -236,15 +242,17 @@ def build_optimizer(spec: Sgd | Adam, network: nn.Module) -> torch.optim.Optimiz
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the weights that soon forgets their initialisation."""
 
-    def update(average: TensorList, current: TensorList, count: Tensor | int) -> None:
+    def update(average: TensorList, current: TensorList, _: Tensor | int) -> None:
         if not average[0].is_floating_point():  # counters of batch normalisation
             torch._foreach_copy_(average, current)
             return
         # A warm-up: the decay grows with the number of steps.
-        warmup = (1 + float(count)) / (10 + float(count))
+        count = float(model.n_averaged)  # on the processor, so that nothing waits for the device
+        warmup = (1 + count) / (10 + count)
         torch._foreach_lerp_(average, current, 1 - min(decay, warmup))
 
-    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    model = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    return model
 
 
 def dice_of(counts: Tensor) -> list[float | None]:
@@ -279,7 +287,7 @@ class Stopwatch:
         names = [case.name for case in self.cases]
         sampler = PatchSampler(store, names, plan.sampling, plan.training.steps_per_epoch)
         start = Position(plan.training.seed, 0, 0, 0, 0)
-        with batches(sampler, plan, start, self.workers) as stream:
+        with fast_convolutions(self.device), batches(sampler, plan, start, self.workers) as stream:
             times: list[float] = []
             while not is_settled(times):
                 started = time.perf_counter()

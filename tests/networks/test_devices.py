@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from autoseg.common.errors import AutosegError
 from autoseg.networks.devices import (
@@ -12,9 +13,11 @@ from autoseg.networks.devices import (
     autocast_type,
     describe,
     fast_convolutions,
-    memory_format,
     pick_device,
+    place,
 )
+from autoseg.networks.unet import build_network
+from tests.making import tiny_plan
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -98,7 +101,7 @@ def test_a_torch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
-    [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+    [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
 )
 def test_precision_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
@@ -128,10 +131,20 @@ def test_convolutions_are_timed_within_the_block_and_on_cuda_only() -> None:
     assert torch.backends.cudnn.benchmark == before
 
 
-def test_layout_of_volumes() -> None:
-    assert memory_format(CPU) is torch.channels_last_3d
-    assert memory_format(CUDA) is torch.channels_last_3d
-    assert memory_format(torch.device("mps")) is torch.contiguous_format
+@pytest.mark.parametrize(
+    ("norm", "device", "layout", "in_place"),
+    [
+        ("batch", "cpu", torch.channels_last_3d, True),
+        ("instance", "cpu", torch.channels_last_3d, True),
+        ("batch", "meta", torch.contiguous_format, True),
+    ],
+)
+def test_layout_of_volumes(
+    norm: str, device: str, layout: torch.memory_format, in_place: bool
+) -> None:
+    network = build_network(tiny_plan(network={"norm": norm}))
+    assert place(network, torch.device(device)) is layout
+    assert {m.inplace for m in network.modules() if isinstance(m, nn.LeakyReLU)} == {in_place}
 
 
 def test_describes_the_processor() -> None:

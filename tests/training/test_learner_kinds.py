@@ -62,7 +62,7 @@ def test_a_cascade_sees_one_mask_for_each_part() -> None:
     label = np.minimum(nested(), 2)
     previous = np.roll(label, 1, axis=2)
     given = batch(np.stack([label, previous], axis=1), np.zeros(label.shape))
-    image, target = pupil.to_device(given)
+    image, target, _ = pupil.to_device(given)
     assert torch.equal(target, torch.from_numpy(label))
     assert image.shape == (2, 3, 8, 8, 8)
     for part in (1, 2):
