@@ -16,8 +16,7 @@ from autoseg.cli import common
 from autoseg.cli.train import main as train
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_image
-from autoseg.plan.plan import Plan
-from autoseg.plan.plan import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE
 from tests.cli.making import settings, write_ct
 from tests.dataset.making import touch, write_scan
