@@ -224,7 +224,7 @@ def read_geometry(path: Path) -> Geometry:
         return find_volume(path).geometry
     check_header(path)
     if is_picture(path):
-        return read_label(path)[1]
+        return _read(path, as_label=True)[1]
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
