@@ -20,7 +20,7 @@ from autoseg.dataset.task import IMAGE_STEM, LABEL_STEM
 from autoseg.image import formats
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
-from autoseg.prediction.output import DEFAULT_FORMAT, PNG
+from autoseg.prediction.output import DEFAULT_FORMAT, PICTURE
 from autoseg.prediction.output import ENDINGS as OUTPUTS
 from autoseg.prediction.studies import Choice, Scan, find_studies, scan_of_slice
 
@@ -63,10 +63,10 @@ class FoundInputs:
         """
         files = (file for each in self.cases.values() for file in each)
         flat = {isinstance(file, Path) and formats.is_picture(file) for file in files} == {True}
-        ends = {form: end for form, end in OUTPUTS.items() if flat or form != PNG}
+        ends = {form: end for form, end in OUTPUTS.items() if flat or form != PICTURE}
         found = [form for form, end in ends.items() if out.name.lower().endswith(end)]
         if out.is_dir() or not (found or formats.ending_of(out)):
-            return self, out, PNG if flat and format == DEFAULT_FORMAT else format
+            return self, out, PICTURE if flat and format == DEFAULT_FORMAT else format
         if not found or format not in (DEFAULT_FORMAT, *found):
             given = f", with --format {format} {ends[format]}" if format != DEFAULT_FORMAT else ""
             raise AutosegError(f"-o {out}: label maps end in {', '.join(ends.values())}{given}")
