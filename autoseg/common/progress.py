@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 SECONDS_BETWEEN_LINES = 10.0
 LONGEST_SILENCE_SECONDS = 80.0  # within a long step
 FEW_SECONDS = 10.0
-BEST = "best"  # the end of the note of a step that is the best so far
+BEST = "best"  # ends the note of the best step so far, as `training.monitor` writes it
 MOST_MEANT = 3  # names that a message suggests
 PATIENCE_SECONDS = 60.0  # before the user reads that something is waited for; doubles each time
 
