@@ -89,6 +89,8 @@ ANSWERS = [
     ("evaluate -g in/a.nii.gz -p in", "give two files or two folders"),
     ("evaluate Task001", f"run: autoseg_train {TASK} fold 0"),
     ("evaluate -g in -p in --labels tumour", "--labels tumour: give NAME=VALUE"),
+    ("experiment covid_sensitivty", "did you mean covid_sensitivity?"),
+    ("plan Task001 --reference COVID_no_augment", "did you mean Task001_COVID"),
     ("predict -i in", "-o out/"),
     ("predict -i in -o out", "-t Task003_Liver -p default, -t Task003_Liver -p long"),
     ("predict -i in -o out -t Task003 -p lang", "did you mean long?"),
