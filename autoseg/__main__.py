@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from autoseg import __version__
-from autoseg.cli.common import BAD_INPUT, Parser, declarations, parser
 from autoseg.common.progress import nearest, tolerate_output
 
-COMMANDS: dict[str, str] = declarations()["autoseg"]["commands"]
+DECLARED = json.loads((Path(__file__).parent / "cli/options.json").read_text("utf-8"))["autoseg"]
+COMMANDS: dict[str, str] = DECLARED["commands"]
 MODULES = {"import": "import_model"}  # `import` is a word of Python
 HELP, VERSION, COMPLETION = ("-h", "--help"), "--version", "--print-completion"
+BAD_INPUT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,13 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     table = "\n".join(f"  {name:<{width}}  {does}" for name, does in COMMANDS.items())
-    return str(declarations()["autoseg"]["help"]).replace("{table}", table)
+    return str(DECLARED["help"]).replace("{table}", table)
 
 
 def _print_completion(arguments: Sequence[str]) -> int:
     import shtab
 
-    together: ArgumentParser = Parser(prog="autoseg")
+    from autoseg.cli.common import Parser, parser  # argparse and others take a while
+
+    together: Any = Parser(prog="autoseg")
     together.add_argument(COMPLETION, choices=shtab.SUPPORTED_SHELLS)
     shell = together.parse_args([COMPLETION, *arguments]).print_completion
     commands = together.add_subparsers()

@@ -297,12 +297,11 @@ def listed(noun: str, names: Iterable[object]) -> str:
 
 def rendered(template: Path, **content: Any) -> str:
     """A template, such as what a notebook shows of an object."""
-    from jinja2 import ChainableUndefined, Environment  # slow to import, for notebooks only
+    import jinja2  # slow to import, for notebooks only
 
-    environment = Environment(
-        autoescape=".html" in template.name, trim_blocks=True, undefined=ChainableUndefined
-    )
-    return environment.from_string(template.read_text("utf-8")).render(content)
+    made = jinja2.Environment(trim_blocks=True, undefined=jinja2.ChainableUndefined)
+    made.autoescape = ".html" in template.name
+    return made.from_string(template.read_text("utf-8")).render(content)
 
 
 def nearest(given: str, names: Iterable[str]) -> str:
