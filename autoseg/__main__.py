@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from autoseg import __version__
+from autoseg.common.progress import nearest, tolerate_output
 
-COMMANDS = {
-    "plan": "check a raw task, measure it and write a plan for it",
-    "train": "train and validate folds of a planned task",
-    "predict": "segment scans with a trained model",
-    "evaluate": "score predictions, or summarise a cross-validation",
-    "experiment": "train and test all models of a study, here or on a Slurm cluster",
-    "pack": "pack a trained model into one zip file",
-    "export": "write a model for ONNX, OpenVINO, nnU-Net or MONAI",
-    "import": "make a model of a trained model of nnU-Net",
-}
+DECLARED = json.loads((Path(__file__).parent / "cli/options.json").read_text("utf-8"))["autoseg"]
+COMMANDS: dict[str, str] = DECLARED["commands"]
 MODULES = {"import": "import_model"}  # `import` is a word of Python
-HELP, VERSION = ("-h", "--help"), "--version"
+HELP, VERSION, COMPLETION = ("-h", "--help"), "--version", "--print-completion"
 BAD_INPUT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by the first argument; returns its exit status."""
+    tolerate_output()
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in HELP:
         print(_help())
@@ -33,8 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == VERSION:
         print(f"autoseg {__version__}")
         return 0
+    if name == COMPLETION:
+        return _print_completion(arguments)
     if name not in COMMANDS:
-        print(f"autoseg: error: {_unknown(name)}", file=sys.stderr)
+        kind = "option" if name.startswith("-") else "command"
+        meant = (
+            nearest(name.removeprefix("autoseg_"), COMMANDS) or f"; choose {', '.join(COMMANDS)}"
+        )
+        print(f"autoseg: error: unknown {kind} {name!r}{meant}", file=sys.stderr)
         return BAD_INPUT
     # Only the module of this command is imported, which keeps --help fast.
     module = import_module(f"autoseg.cli.{MODULES.get(name, name)}")
@@ -44,23 +46,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     table = "\n".join(f"  {name:<{width}}  {does}" for name, does in COMMANDS.items())
-    return (
-        "usage: autoseg COMMAND [options]\n\n"
-        "Plan, train and apply 3D segmentation models.\n\n"
-        f"commands:\n{table}\n\n"
-        "options:\n"
-        "  -h, --help  show this help message and exit\n"
-        "  --version   show the version and exit\n\n"
-        "`autoseg COMMAND --help` lists the options of a command. Each command also exists as a\n"
-        "program of its own: `autoseg_plan` is `autoseg plan`."
-    )
+    return str(DECLARED["help"]).replace("{table}", table)
 
 
-def _unknown(name: str) -> str:
-    kind = "option" if name.startswith("-") else "command"
-    nearest = get_close_matches(name.removeprefix("autoseg_"), COMMANDS, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
-    return f"unknown {kind} {name!r}; {hint}"
+def _print_completion(arguments: Sequence[str]) -> int:
+    import shtab
+
+    from autoseg.cli.common import Parser, parser  # argparse and others take a while
+
+    together: Any = Parser(prog="autoseg")
+    together.add_argument(COMPLETION, choices=shtab.SUPPORTED_SHELLS)
+    shell = together.parse_args([COMPLETION, *arguments]).print_completion
+    commands = together.add_subparsers()
+    for name, does in COMMANDS.items():
+        alone = parser(f"autoseg_{name}")
+        for action in alone._actions:
+            if action.type is Path or not action.option_strings:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        commands.add_parser(name, help=does, parents=[alone], add_help=False)
+        print(shtab.complete(alone, shell))
+    print(shtab.complete(together, shell))
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from autoseg import __version__
 from autoseg.common import errors
 from autoseg.common.parallel import cores, limit_threads
-from autoseg.common.progress import say, tolerate_output
+from autoseg.common.progress import nearest, say, tolerate_output
 
 if TYPE_CHECKING:
     from autoseg.workflow.workspace import Workspace
@@ -33,6 +34,39 @@ def at_least_one(text: str) -> int:
 TYPES = {"path": Path, "number": float, "count": at_least_one}  # in `options.json`
 
 
+class Parser(argparse.ArgumentParser):
+    """Words and options in any order; an error is one line, with the nearest known option."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments, or exit with a message."""
+        found, unknown = self.parse_known_intermixed_args(args, namespace)
+        for word in (each.partition("=")[0] for each in unknown if each.startswith("-")):
+            visible = (each for each in self._actions if each.help != argparse.SUPPRESS)
+            names = [name for action in visible for name in action.option_strings]
+            self.error(f"unknown option {word}{nearest(word, names)}; see {self.prog} --help")
+        if unknown:
+            self.error(f"unexpected {' '.join(unknown)!r}; see {self.prog} --help")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line, without the usage."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+
+
+def one_of(choices: Sequence[str], aliases: Mapping[str, str]) -> Callable[[str], str]:
+    """An argparse type: one of some names; another program's name for one is translated."""
+
+    def chosen(text: str) -> str:
+        if text in aliases:
+            say(f"{text} is called {aliases[text]} here")
+        elif text not in choices:
+            meant = nearest(text, choices)
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(choices)}{meant}")
+        return aliases.get(text, text)
+
+    return chosen
+
+
 def parser(name: str, description: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command with the options of every command.
 
@@ -42,9 +76,7 @@ def parser(name: str, description: str | None = None) -> argparse.ArgumentParser
         description: of a command that is not declared there.
     """
     declared = declarations().get(name, {"description": description, "options": {}})
-    made = argparse.ArgumentParser(
-        prog=name, description=declared["description"], allow_abbrev=False
-    )
+    made = Parser(prog=name, description=declared["description"], allow_abbrev=False)
     for option, instead in declared.get("nnunet", {}).items():
         made.add_argument(option, action=NnunetOption, const=instead, help=argparse.SUPPRESS)
     made.add_argument("--version", action="version", version=f"autoseg {__version__}")
@@ -68,6 +100,8 @@ def add_options(to: argparse.ArgumentParser, options: Mapping[str, dict[str, Any
         settings = {"help": argparse.SUPPRESS} | (declared or shared[names])
         if "type" in settings:
             settings["type"] = TYPES[settings["type"]]
+        if "choices" in settings:
+            settings["type"] = one_of(settings["choices"], settings.pop("aliases", {}))
         where: argparse._ActionsContainer = to
         if group := settings.pop("group", None):  # of which only one option may be given
             where = groups[group] = groups.get(group) or to.add_mutually_exclusive_group()
@@ -95,10 +129,29 @@ def find_workspace(arguments: argparse.Namespace) -> Workspace:
     return Workspace.find(arguments.workspace)
 
 
+def take_task(arguments: argparse.Namespace, more: str | None = "") -> str:
+    """The task of `-t`, or else the first word, which is removed.
+
+    Args:
+        arguments: of the command.
+        more: how to write what needs more words, which are an error; None: they are not.
+
+    Raises:
+        AutosegError: there is none, or words are left over.
+    """
+    if arguments.task is None and arguments.words:
+        arguments.task = arguments.words.pop(0)
+    if arguments.task is None:
+        known = ", ".join(find_workspace(arguments).tasks()) or "none"
+        raise errors.AutosegError(f"TASK is missing; the workspace's tasks: {known}")
+    if arguments.words and more is not None:
+        names = " ".join([arguments.task, *arguments.words])
+        raise errors.AutosegError(f"{names!r}: give one TASK{more}")
+    return str(arguments.task)
+
+
 def spawn_workers() -> None:
     """Start worker processes afresh: a fork would copy locks that torch's threads hold."""
-    import multiprocessing
-
     multiprocessing.set_start_method("spawn", force=True)
 
 
@@ -198,7 +251,7 @@ def model_folder(arguments: argparse.Namespace) -> Path:
     trained = workspace.trained()
     if not trained:
         raise errors.AutosegError(
-            f"{workspace.root / 'models'} has no trained model; run autoseg_train, or use -m MODEL"
+            f"{workspace.root / 'models'} has no trained model; run: autoseg_train TASK fold 0"
         )
     task = workspace.find_task_name(arguments.task) if arguments.task else None
     matches = [
@@ -211,8 +264,9 @@ def model_folder(arguments: argparse.Namespace) -> Path:
     if not matches:
         given = {"-t": arguments.task, "-p": arguments.plan}
         options = " ".join(f"{option} {name}" for option, name in given.items() if name)
+        meant = nearest(arguments.plan or "", [plan for of, plan in trained if task in (None, of)])
         raise errors.AutosegError(
-            f"no trained model matches {options}; available: {_listed(trained)}"
+            f"no trained model matches {options}; available: {_listed(trained)}{meant}"
         )
     raise errors.AutosegError(f"several models are trained; choose one: {_listed(matches)}")
 

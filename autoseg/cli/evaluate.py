@@ -24,6 +24,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             maps=arguments.map or (),
             merges=arguments.merge or (),
             tolerance=arguments.tolerance,
+            classes=arguments.labels,
             processes=arguments.processes,
         )
         return common.DONE if is_complete else common.BAD_INPUT
@@ -37,17 +38,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise an AutosegError if options do not go together."""
-    if arguments.more:
-        names = " ".join([arguments.task, *arguments.more])
-        raise AutosegError(f"{names!r}: give one TASK, or two folders as -g REFERENCE -p PREDICTED")
+    if arguments.words:
+        common.take_task(arguments, ", or two folders as -g REFERENCE -p PREDICTED")
+    if arguments.task is not None and arguments.predicted and not arguments.reference:
+        arguments.plan, arguments.predicted = arguments.plan or str(arguments.predicted), None
     if arguments.task is None:
         if not (arguments.reference and arguments.predicted):
             raise AutosegError("give either TASK, or both -g REFERENCE and -p PREDICTED")
         if arguments.plan or arguments.workspace or arguments.compare:
             raise AutosegError("--plan, --compare and --workspace need TASK, not -g and -p")
         return
-    if arguments.map or arguments.merge or arguments.tolerance:
-        raise AutosegError("--map, --merge and --tolerance need -g and -p, not TASK")
+    if arguments.map or arguments.merge or arguments.tolerance or arguments.labels:
+        raise AutosegError("--labels, --map, --merge and --tolerance need -g and -p, not TASK")
     folders = ("reference", "predicted", "images", "out", "against")
     if any(getattr(arguments, name) for name in folders):
         raise AutosegError("give either TASK or -g and -p (with -i, -o and --against), not both")

@@ -14,9 +14,7 @@ MODELS = ("nnunet", "monai-bundle")  # formats of whole models
 def _export(arguments: argparse.Namespace) -> int:
     import torch
 
-    from autoseg.export.monai_bundle import export_monai
-    from autoseg.export.networks import export_model
-    from autoseg.export.nnunet_export import export_nnunet
+    from autoseg.export import monai_bundle, networks, nnunet_export
     from autoseg.prediction.model import load_model
 
     formats = list(dict.fromkeys(arguments.format))
@@ -24,11 +22,11 @@ def _export(arguments: argparse.Namespace) -> int:
         raise AutosegError(f"--format {whole} writes a folder of its own; give it alone")
     model = load_model(common.model_folder(arguments), arguments.folds, torch.device("cpu"))
     if formats == ["nnunet"]:
-        export_nnunet(model, arguments.output)
+        nnunet_export.export_nnunet(model, arguments.output)
     elif formats == ["monai-bundle"]:
-        export_monai(model, arguments.output)
+        monai_bundle.export_monai(model, arguments.output)
     else:
-        export_model(model, arguments.output, formats)
+        networks.export_model(model, arguments.output, formats)
     print(arguments.output)
     return common.DONE
 

@@ -12,6 +12,7 @@ from autoseg.common.progress import say
 def _pack(arguments: argparse.Namespace) -> int:
     from autoseg.export.model_zip import PackOptions, pack
 
+    common.take_task(arguments)
     folder = common.model_folder(argparse.Namespace(model=None, **vars(arguments)))
     order = PackOptions(
         workspace=common.find_workspace(arguments),

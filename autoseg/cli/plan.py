@@ -23,7 +23,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     workspace = common.find_workspace(arguments)
     seconds = parse_seconds(arguments.time_budget) if arguments.time_budget else None
-    folder = workspace.find_task_folder(arguments.task)
+    folder = workspace.find_task_folder(common.take_task(arguments))
+    if arguments.device is not None and seconds is None:
+        from autoseg.workflow.api import describe_device  # needs torch, which is slow to import
+
+        describe_device(arguments.device)  # an error if there is none
+        say("--device is measured with --time-budget only; autoseg_train takes it again")
     skip = arguments.skip_bad_cases and not arguments.verify_only
     surveyed = survey_task(workspace, folder, arguments.processes, skip)
     if arguments.verify_only:

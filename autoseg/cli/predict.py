@@ -13,21 +13,23 @@ from autoseg.common.progress import say, shown
 
 if TYPE_CHECKING:
     from autoseg.prediction.predictor import Predictor
+    from autoseg.prediction.studies import Choice
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from autoseg.prediction.inputs import unpacked
+    from autoseg.prediction.studies import series_choice
 
     if arguments.output is None and not arguments.list_series:
-        raise AutosegError("-o OUT is missing: the folder for the label maps")
-    with unpacked(arguments.input) as path:
-        return (_list_series if arguments.list_series else _predict_in)(path, arguments)
-
-
-def _list_series(path: Path, arguments: argparse.Namespace) -> int:
-    from autoseg.prediction.studies import find_studies, series_choice
-
+        raise AutosegError("-o OUT is missing: the folder for the label maps, as in -o out/")
     choice = None if arguments.series is None else series_choice(arguments.series)
+    with unpacked(arguments.input) as path:
+        return (_list_series if arguments.list_series else _predict_in)(path, arguments, choice)
+
+
+def _list_series(path: Path, arguments: argparse.Namespace, choice: Choice | None) -> int:
+    from autoseg.prediction.studies import find_studies
+
     if not path.is_dir():
         raise DataError(f"{path}: not a folder or zip file with DICOM series")
     studies = find_studies(path, arguments.name_by, choice)
@@ -40,13 +42,10 @@ def _list_series(path: Path, arguments: argparse.Namespace) -> int:
     return common.DONE
 
 
-def _predict_in(path: Path, arguments: argparse.Namespace) -> int:
-    from autoseg.prediction.batch import predict_cases, show
-    from autoseg.prediction.inputs import find_inputs
+def _predict_in(path: Path, arguments: argparse.Namespace, choice: Choice | None) -> int:
+    from autoseg.prediction import batch, inputs
     from autoseg.prediction.predictor import Ensemble, Predictor
-    from autoseg.prediction.studies import series_choice
 
-    choice = None if arguments.series is None else series_choice(arguments.series)
     folders = common.model_folders(arguments)
     members = [
         Predictor(
@@ -69,24 +68,25 @@ def _predict_in(path: Path, arguments: argparse.Namespace) -> int:
                 "the training scans; scans are segmented as they are stored: check that they have "
                 "the axis order of the training scans, or give it with --orientation"
             )
-    found = find_inputs(path, predictor.plan.channels, arguments.name_by, choice)
+    found = inputs.find_inputs(path, predictor.plan.channels, arguments.name_by, choice)
     for name, line in found.listed.items():
         say(f"found {name}: {line}")
     for name, reason in found.passed_over.items():
         say(f"ignored {name}: {reason}")
-    outcome = predict_cases(
+    found, folder, format = found.for_output(arguments.output, arguments.format)
+    outcome = batch.predict_cases(
         predictor,
         found.cases,
-        arguments.output,
+        folder,
         arguments.overwrite,
-        format=arguments.format,
+        format=format,
         refused=found.refused,
         save_probabilities=arguments.save_probabilities,
         strict=arguments.strict,
         preview=arguments.preview,
         uids=found.uids,
     )
-    show(outcome)
+    batch.show(outcome)
     if arguments.debug:
         outcome.print_tracebacks()
     print(arguments.output)

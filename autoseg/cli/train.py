@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
@@ -14,30 +15,29 @@ from autoseg.common.errors import AutosegError, RunError, Stopped
 from autoseg.common.progress import listed
 
 if TYPE_CHECKING:
+    from autoseg.evaluation.scores import Summary
     from autoseg.workflow.fold import FoldJob
 
 CONTINUE = "finished work is kept; continue with --resume"
-CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 
 
 def _train(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
-    folds = _folds(arguments.folds)
+    given = common.take_task(arguments, more=None)
+    folds = _folds([*arguments.words, *(arguments.folds or ())])
     common.spawn_workers()
 
     from autoseg.evaluation.tables import print_dice
     from autoseg.training.distributed import joined
     from autoseg.workflow.fold import FoldJob, check_fold, run_fold
 
+    done: dict[Path, Summary | None] = {}
+
     def run(job: FoldJob) -> None:
-        summary = run_fold(job)
-        if summary is not None:
-            print_dice(summary)
-        if job.group.leads:
-            print(job.folder)
+        done[job.folder] = run_fold(job)
 
     workspace = common.find_workspace(arguments)
-    task = workspace.find_task_folder(arguments.task)
+    task = workspace.find_task_folder(given)
     plan = workspace.find_plan_name(task.name, arguments.plan)
     with joined(arguments.device) as (group, device):
         jobs = [
@@ -57,13 +57,19 @@ def _train(arguments: argparse.Namespace) -> int:
             )
             for fold in folds
         ]
-        if len(jobs) == 1 or group.is_shared:  # processes that share a fold fail together
-            for job in jobs:
-                run(job)
-        else:
-            for job in jobs:
-                check_fold(job)
-            _run_each(jobs, run)
+        try:
+            if len(jobs) == 1 or group.is_shared:  # processes that share a fold fail together
+                for job in jobs:
+                    run(job)
+            else:
+                for job in jobs:
+                    check_fold(job)
+                _run_each(jobs, run)
+        finally:  # one table of all folds, also if one has failed
+            if scored := [summary for summary in done.values() if summary is not None]:
+                print_dice(*scored)
+            for folder in done if group.leads else ():
+                print(folder)
     return common.DONE
 
 
@@ -84,12 +90,14 @@ def _run_each(jobs: Sequence[FoldJob], run: Callable[[FoldJob], None]) -> None:
 
 def _folds(words: Sequence[str]) -> list[str]:
     """The folds of `fold 0 1`, `0 1` or `fold all`."""
-    folds = list(words[1:]) if words[0] == "fold" else list(words)
+    folds = list(words[1:]) if words[:1] in (["fold"], ["folds"]) else list(words)
     bad = [fold for fold in folds if fold != "all" and not fold.isdecimal()]
     if bad or not folds:
-        found = " ".join(words)
-        more = "; choose a configuration by --plan NAME" if {*bad} & {*CONFIGURATIONS} else ""
-        raise AutosegError(f"folds {found!r}: write `fold 0`, `fold 0 1 2` or `fold all`{more}")
+        named = any(word.startswith(("2d", "3d_")) for word in bad)
+        more = "; choose a configuration by --plan NAME" if named else ""
+        raise AutosegError(
+            f"folds {' '.join(words)!r}: write `fold 0`, `fold 0 1 2` or `fold all`{more}"
+        )
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
 
 

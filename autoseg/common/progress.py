@@ -9,12 +9,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from difflib import get_close_matches
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 SECONDS_BETWEEN_LINES = 10.0
 LONGEST_SILENCE_SECONDS = 80.0  # within a long step
 FEW_SECONDS = 10.0
+BEST = "best"  # ends the note of the best step so far, as `training.monitor` writes it
+MOST_MEANT = 3  # names that a message suggests
 PATIENCE_SECONDS = 60.0  # before the user reads that something is waited for; doubles each time
 
 Found = TypeVar("Found")
@@ -78,6 +83,12 @@ def on_terminal() -> bool:
     return False
 
 
+def in_notebook() -> bool:
+    """Whether a notebook shows the output, with the widgets that redraw it."""
+    kernel = type(getattr(sys.modules.get("IPython"), "get_ipython", object)()).__name__
+    return kernel == "ZMQInteractiveShell" and find_spec("ipywidgets") is not None
+
+
 def waited(wait: Callable[[float], Found], what: str) -> Found:
     """Call `wait(seconds)` until it returns something true; say what for if that takes long."""
     seconds = PATIENCE_SECONDS
@@ -119,7 +130,7 @@ def noted(spoken: list[str] | None = None) -> Iterator[list[str]]:
         _NOTES.reset(token)
         if spoken is not None:
             for text in (each for each in notes if each not in spoken):
-                say(f"warning: {text}")
+                _say_once(f"warning: {text}")
                 spoken.append(text)
 
 
@@ -201,23 +212,24 @@ class _Lines:
 def progress(
     job: str, total: int, done: int = 0, every_seconds: float = SECONDS_BETWEEN_LINES
 ) -> Iterator[Progress]:
-    """Show the progress of a job: a bar on a terminal, log lines elsewhere.
+    """Show the progress of a job: a bar on a terminal and in a notebook, log lines elsewhere.
 
     Args:
         job: its name.
         total: number of steps.
         done: number of steps that were finished before.
-        every_seconds: least time between two log lines.
+        every_seconds: least time between two log lines; with 0, each step also keeps a line above
+            the bar.
     """
-    if not on_terminal() or total == 0:
+    if total == 0 or not (on_terminal() or in_notebook()):
         yield _Lines(job, total, done, every_seconds)
         return
-    with _bar(job, total, done) as bar:
+    with _bar(job, total, done, keeps=every_seconds == 0) as bar:
         yield bar
 
 
 @contextmanager
-def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
+def _bar(job: str, total: int, done: int, keeps: bool) -> Iterator[Progress]:
     # Imported here: commands without a terminal need no rich, which takes a while to import.
     from rich import console, live, progress, text
 
@@ -244,13 +256,18 @@ def _bar(job: str, total: int, done: int) -> Iterator[Progress]:
         return console.Group(bar, text.Text(note))
 
     task = bar.add_task(job, total=total, completed=done, end=None)
-    with live.Live(bar, console=console.Console(stderr=True), refresh_per_second=2) as shown:
+    screen = console.Console(stderr=True, highlight=False)
+    with live.Live(bar, console=screen, refresh_per_second=2) as shown:
 
         class Bar:
             def advance(self, note: str = "", total: int | None = None) -> None:
                 steps.advance(total)
                 end = time.monotonic() + steps.seconds_left()
                 bar.update(task, completed=steps.done, total=steps.total, end=end)
+                if keeps:
+                    style = "bold" if note.endswith(BEST) else ""
+                    screen.print(text.Text(f"{steps.done}/{steps.total}  {note}", style))
+                    note = ""
                 shown.update(with_note(note) if note else bar, refresh=True)
 
             def tell(self, note: str) -> None:
@@ -276,6 +293,31 @@ def listed(noun: str, names: Iterable[object]) -> str:
     """
     texts = [str(name) for name in names]
     return f"{noun if len(texts) == 1 else _plural(noun)} {', '.join(texts)}"
+
+
+def rendered(template: Path, **content: Any) -> str:
+    """A template, such as what a notebook shows of an object."""
+    import jinja2  # slow to import, for notebooks only
+
+    made = jinja2.Environment(trim_blocks=True, undefined=jinja2.ChainableUndefined)
+    made.autoescape = ".html" in template.name
+    return made.from_string(template.read_text("utf-8")).render(content)
+
+
+def nearest(given: str, names: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the known ones that may be meant, if any.
+
+    The part of a task's name behind its number counts as well.
+
+    >>> nearest("COVID", ["Task001_COVID", "Task002_Heart"]), nearest("zebra", ["plan", "train"])
+    ('; did you mean Task001_COVID?', '')
+    """
+    keys = {key.casefold(): name for name in names for key in (name, name.partition("_")[2]) if key}
+    text = given.casefold()
+    parts = [key for key in keys if len(text) > 1 and text in key]
+    close = parts or get_close_matches(text, keys, n=1)
+    found = list(dict.fromkeys(keys[key] for key in close))[:MOST_MEANT]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def by_axis(values: Iterable[object], form: str = "") -> str:

@@ -46,22 +46,27 @@ def errors_in(problems: Iterable[Problem]) -> list[Problem]:
     return [problem for problem in problems if problem.severity == "error"]
 
 
-def raise_errors(problems: Iterable[Problem], task: str, advice: str = "") -> None:
+def raise_errors(
+    problems: Iterable[Problem], task: str, advice: str = "", listed: bool = False
+) -> None:
     """Raise an exception if there are errors.
 
     Args:
         problems: errors and warnings.
         task: name of the task.
         advice: what to do about the errors; ends the message.
+        listed: several errors are printed already.
 
     Raises:
-        DataError: one line with the number of errors and the first ten of them.
+        DataError: one line with the number of errors and the first of them.
     """
     messages = [f"{p.case}: {p.message}" if p.case else p.message for p in errors_in(problems)]
     if not messages:
         return
     shown = messages[:MOST_NAMED]
-    if len(messages) > MOST_NAMED:
+    if listed and len(messages) > 1:
+        shown = ["listed above and in verification.json"]
+    elif len(messages) > MOST_NAMED:
         shown.append(f"and {len(messages) - MOST_NAMED} more")
     if advice:
         shown.append(advice)

@@ -20,7 +20,8 @@ from autoseg.common.parallel import in_parallel
 from autoseg.dataset import declaration
 from autoseg.dataset.declaration import DATASET_FILE, Declaration, LabelValues, ListedCase
 from autoseg.dataset.problems import Problem, raise_errors, shown_path
-from autoseg.image.formats import ENDINGS, alike, composed, ending_of, stem_of
+from autoseg.image import formats
+from autoseg.image.formats import alike, composed, ending_of, stem_of
 from autoseg.image.image import read_label
 
 IMAGES, LABELS = "imagesTr", "labelsTr"  # folders of the Decathlon and nnU-Net
@@ -168,7 +169,7 @@ def find_cases(folder: Path, declared: Declaration) -> tuple[tuple[Case, ...], l
         raise DataError(
             f"{declared.path}: no cases; expected {IMAGES}/CASE_0000.nii.gz and "
             f"{LABELS}/CASE.nii.gz beside it, or a folder per case with imaging.nii.gz and "
-            f"segmentation.nii.gz (endings: {', '.join(ENDINGS)})"
+            f"segmentation.nii.gz (endings: {', '.join(formats.READABLE)})"
         )
     for message in alike(case.name for case in cases):
         problems.append(Problem.of("names", text=message))
@@ -237,7 +238,7 @@ def _cases_in_folders(folder: Path, channels: int) -> tuple[list[Case], list[Pro
     cases = []
     used: set[str] = set()
     for name, label in labels.items():
-        stems = [name] if name in images else [f"{name}_{i:04d}" for i in range(channels)]
+        stems = _stems(name, images, channels)
         used.update(stems)
         missing = [stem for stem in stems if stem not in images]
         problems += [Problem.of("missing image", name, f"{IMAGES}/{stem}.*") for stem in missing]
@@ -250,10 +251,20 @@ def _cases_in_folders(folder: Path, channels: int) -> tuple[list[Case], list[Pro
 def _by_stem(folder: Path) -> dict[str, list[Path]]:
     """Return the scans in a folder by stem; a subfolder may be a DICOM series."""
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in _visible(folder):
-        if path.is_dir() or ending_of(path):
-            found[stem_of(path)].append(path)
+    entries = _visible(folder)
+    files = formats.images_among(entry for entry in entries if not entry.is_dir())
+    for path in [*filter(Path.is_dir, entries), *files]:
+        found[stem_of(path)].append(path)
     return dict(found)
+
+
+def _stems(name: str, images: Mapping[str, Sequence[Path]], channels: int) -> list[str]:
+    """The stems of a case's images: one for each channel, or one that holds all of them."""
+    first, *others = numbered = [f"{name}_{i:04d}" for i in range(channels)]
+    if name in images:
+        return [name]
+    is_alone = images.keys().isdisjoint(others)  # as the RGB pictures of nnU-Net
+    return [first] if is_alone and any(map(formats.is_picture, images.get(first, ()))) else numbered
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from autoseg.evaluation.metrics import Volumes, cut_masks, flat_axes, lesions, o
 from autoseg.evaluation.scores import CaseScores, Statistic, Summary, combine, merge
 from autoseg.evaluation.surface import surface
 from autoseg.evaluation.tables import Row, Table, number, rows_of_metrics, spread
-from autoseg.image.formats import ending_of, stem_of
+from autoseg.image.formats import images_among, is_picture, stem_of
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
 from autoseg.models.folder import SUMMARY, fold_folder, folds_in
@@ -41,6 +41,8 @@ def evaluate_folders(
     processes: int = 1,
 ) -> Summary:
     """Score each prediction of a folder against the reference of the same name in another.
+
+    Two single files are a pair, whatever their names.
 
     A reference without a prediction causes a warning and is listed in `Summary.missing`. A
     prediction without a reference causes a warning and is skipped, and so is a pair that cannot be
@@ -143,7 +145,7 @@ def choose_labels(
     declared = read_declarations(truth, predicted)
     if options.maps:
         return apply_options(options, mapped_labels(options, declared))
-    if values := declared.model or declared.reference:
+    if values := options.classes or declared.model or declared.reference:
         named = ScoredClasses.planned(values, declared.evaluation, declared.ignore)
         return apply_options(options, named)
     pairs, *_ = _pair(truth, predicted)
@@ -160,11 +162,10 @@ def label_maps(folder: Path) -> dict[str, Path]:
         DataError: the folder is missing or empty, or two files have the same case name.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        what = "a file; give two files or two folders" if folder.is_file() else "no such folder"
+        raise DataError(f"{folder}: {what}")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not ending_of(path):
-            continue
+    for path in images_among(p for p in sorted(folder.iterdir()) if not p.name.startswith(".")):
         other = found.setdefault(stem_of(path), path)
         if other != path:
             raise DataError(f"{folder}: {other.name} and {path.name} are the same case; keep one")
@@ -179,6 +180,8 @@ def _pair(
     """The files to compare, the cases without a prediction, those without a reference, and those
     with a file that cannot be read -> why.
     """
+    if reference.is_file() and predicted.is_file():  # whatever their names
+        return [(reference, predicted)], [], [], {}
     references, predictions = label_maps(reference), label_maps(predicted)
     refused = {
         case: reason
@@ -197,7 +200,10 @@ def _pair(
             f"({join_names(list(predictions))} / {join_names(list(references))}); rename them"
         )
     missing = [case for case in references if case not in predictions]
-    return pairs, missing, [case for case in predictions if case not in references], refused
+    extra = [case for case in predictions if case not in references]
+    if (predicted / "summary.json").is_file():  # pictures there may be our figures
+        extra = [case for case in extra if not is_picture(predictions[case])]
+    return pairs, missing, extra, refused
 
 
 def _warn_of_absent(cases: Sequence[CaseScores], labels: ScoredClasses) -> None:
@@ -253,7 +259,8 @@ def gather(folder: Path, fold_count: int = 0) -> CrossValidation:
     files = {k: fold_folder(folder, k) / SUMMARY for k in started}
     folds = {k: Summary.load(file) for k, file in files.items() if file.is_file()}
     if not folds:
-        raise DataError(f"{folder}: no {SUMMARY} yet; run: autoseg_train {folder.parent.name} 0")
+        run = f"run: autoseg_train {folder.parent.name} fold 0"
+        raise DataError(f"{folder}: no {SUMMARY} yet; {run}")
     missing = set(range(max(fold_count, max(started) + 1))) - folds.keys()
     return CrossValidation(folds, tuple(sorted(missing)))
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, read_json
 from autoseg.common.parallel import in_parallel
-from autoseg.dataset.declaration import read_declaration
+from autoseg.dataset.declaration import declaration_of, read_declaration
 from autoseg.dataset.task import values_in
 from autoseg.plan.labels import DEFAULT_TOLERANCE_MM, Evaluation, class_of
 from autoseg.plan.plan import Plan
@@ -107,12 +107,14 @@ class _ModelFile(BaseModel):
 
 
 def read_declarations(reference: Path, predicted: Path) -> Declarations:
-    """Read `dataset.json` and `labels.json` of two folders of label maps.
+    """Read `dataset.json` and `labels.json` of two folders of label maps, or of two files.
 
     Raises:
         AutosegError: a file is malformed.
     """
-    model = _read_model_file(predicted)
+    reference, predicted = (p.parent if p.is_file() else p for p in (reference, predicted))
+    paths = (predicted / "labels.json", predicted / "predictions.json")
+    model = _read_model_file(next(filter(Path.is_file, paths), None))
     values = _foreground(model.labels) or None
     if not (reference.parent / "dataset.json").is_file():
         return Declarations(None, values, None, model.evaluation)
@@ -122,9 +124,7 @@ def read_declarations(reference: Path, predicted: Path) -> Declarations:
     )
 
 
-def _read_model_file(predicted: Path) -> _ModelFile:
-    paths = (predicted / "labels.json", predicted / "predictions.json")
-    path = next((path for path in paths if path.is_file()), None)
+def _read_model_file(path: Path | None) -> _ModelFile:
     if path is None:
         return _ModelFile()
     advice = "predict again or delete the file"
@@ -147,9 +147,10 @@ def labels_in(
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """The options `--map`, `--merge` and `--tolerance`.
+    """The options `--labels`, `--map`, `--merge` and `--tolerance`.
 
     Attributes:
+        classes: class -> its values; None: those that files beside the label maps declare.
         maps: value in the predictions -> value in the reference. If there are any, only the mapped
             values are scored.
         merged: name of a row -> names or values of the classes whose mean it is.
@@ -157,6 +158,7 @@ class EvaluationOptions:
             all others.
     """
 
+    classes: ClassValues | None = None
     maps: dict[int, int] = field(default_factory=dict)
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     tolerances_mm: dict[str, float] = field(default_factory=dict)
@@ -166,7 +168,7 @@ DEFAULT_OPTIONS = EvaluationOptions()
 
 
 def parse_options(
-    maps: Sequence[str], merges: Sequence[str], tolerance: str | None
+    maps: Sequence[str], merges: Sequence[str], tolerance: str | None, classes: str | None = None
 ) -> EvaluationOptions:
     """Parse the options of the command line.
 
@@ -174,17 +176,21 @@ def parse_options(
         maps: such as `3:1`: 3 in the predictions is 1 in the reference.
         merges: such as `lungs=1,2` or `lungs=left lung,right lung`.
         tolerance: such as `1` or `lungs=1,infection=3`.
+        classes: such as `liver=1,all=1+2`, or the path of a `dataset.json` or `labels.json`.
 
     Raises:
         AutosegError: an option is malformed.
     """
+    if classes and maps:
+        raise AutosegError("--labels and --map both choose the classes; give one of them")
     pairs = [_parse_map(text) for text in maps]
     values = [value for value, _ in pairs]
     if repeated := [value for value in values if values.count(value) > 1]:
         raise AutosegError(f"--map: {repeated[0]} is mapped twice; map each value only once")
     merged = dict(_parse_merge(text) for text in merges)
     tolerances = _parse_tolerances(tolerance) if tolerance else {}
-    return EvaluationOptions(dict(pairs), merged, tolerances)
+    named = _parse_classes(classes) if classes else None
+    return EvaluationOptions(named, dict(pairs), merged, tolerances)
 
 
 def mapped_labels(options: EvaluationOptions, declared: Declarations) -> ScoredClasses:
@@ -258,6 +264,24 @@ def _parse_map(text: str) -> tuple[int, int]:
     if not (value.isdecimal() and target.isdecimal() and int(value) and int(target)):
         raise AutosegError(f"--map {text}: write PREDICTED:REFERENCE (labels from 1), as in 3:1")
     return int(value), int(target)
+
+
+def _parse_classes(text: str) -> ClassValues:
+    path = Path(text)
+    if path.is_file():
+        content = read_json(path)
+        is_task = "channel_names" in content or "modality" in content
+        found = declaration_of(content, path).labels if is_task else _read_model_file(path).labels
+    else:
+        entries = [entry.rpartition("=") for entry in text.split(",")]
+        values = {name.strip(): numbers.split("+") for name, _, numbers in entries}
+        good = all(name and all(map(str.isdecimal, of)) for name, of in values.items())
+        found = {name: tuple(map(int, of)) for name, of in values.items()} if good else {}
+    if not (found := dict(_foreground(found))):
+        raise AutosegError(
+            f"--labels {text}: give NAME=VALUE,..., as in liver=1,tumour=2, or a dataset.json"
+        )
+    return found
 
 
 def _parse_merge(text: str) -> tuple[str, tuple[str, ...]]:

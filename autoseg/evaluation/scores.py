@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
-from autoseg.common.progress import counted
+from autoseg.common.progress import counted, rendered
 from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, Volumes
 from autoseg.evaluation.surface import Surface
 
@@ -272,6 +272,11 @@ class Summary:
         tolerances, refused = found.get("tolerance_mm", {}), found.get("refused", {})
         failures = tuple(found.get("failures", ()))
         return Summary(cases, tuple(found["missing"]), dict(tolerances), dict(refused), failures)
+
+    def _repr_html_(self) -> str:
+        """Means over the cases, and a box plot of Dice with a dot for each case, for notebooks."""
+        template = Path(__file__).with_name("scores.html.j2")
+        return rendered(template, summary=self, quantiles=statistics.quantiles)
 
     def save(self, path: Path) -> None:
         """Write `summary.json`."""

@@ -164,9 +164,10 @@ def lesion_rows(summary: Summary) -> list[Row]:
     return rows
 
 
-def print_dice(summary: Summary) -> None:
-    """Print the Dice table on standard output."""
-    header, *rows = dice_rows(summary)
+def print_dice(*summaries: Summary) -> None:
+    """Print one Dice table on standard output."""
+    cases = tuple(case for summary in summaries for case in summary.cases)
+    header, *rows = dice_rows(replace(summaries[0], cases=cases))
     print_rows([("Dice", *header[1:]), *rows])
 
 

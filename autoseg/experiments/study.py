@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autoseg.common.errors import PlanError
+from autoseg.common.progress import nearest
 from autoseg.plan.plan import describe_error
 from autoseg.plan.sections import Count, Index, LabelValue, Positive, Seed
 from autoseg.planner.overrides import merge, plans_folder, read_layer, set_layer
@@ -241,7 +242,8 @@ def _find(given: str, beside: Path | None = None) -> Path:
     if path.is_file():
         return path
     complete = path.with_name(path.name + ENDING)
-    hint = f"; did you mean {complete}?" if complete.is_file() else ""
+    known = [str(complete)] if complete.is_file() else study_names()
+    hint = nearest(given, known)
     raise PlanError(f"study {given!r} does not exist; included: {', '.join(study_names())}{hint}")
 
 

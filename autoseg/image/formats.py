@@ -19,9 +19,12 @@ from autoseg.common.progress import by_axis, note
 
 TABLES = read_json(Path(__file__).with_name("formats.json"))
 # 3D Slicer names its segmentations CASE.seg.nrrd; it comes before .nrrd, as the longer ending.
-ENDINGS: tuple[str, ...] = tuple(TABLES["endings"])
+PICTURES, LOSSY = (tuple(TABLES[key]) for key in ("pictures", "lossy"))  # of one plane; refused
+ENDINGS: tuple[str, ...] = (*TABLES["endings"], *PICTURES, *LOSSY)
+PREVIEW = ".preview.png"  # a figure of `prediction.output`, no scan
 NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
 FREESURFER = (".mgz", ".mgh")  # recognised, so that they are refused by name
+READABLE = tuple(ending for ending in ENDINGS if ending not in (*FREESURFER, *LOSSY))
 LONGEST_HEADER = 1 << 20  # bytes
 PACKED_AT_MOST = 1032  # deflate compresses by at most this factor
 TAKEN_AS_LPS = "taken as LPS, as ITK does; write it with its orientation if that is wrong"
@@ -34,6 +37,17 @@ def ending_of(path: Path) -> str:
     """The image ending of a file name (`.nii.gz` is one ending), or ''."""
     name = path.name.lower()
     return next((ending for ending in ENDINGS if name.endswith(ending)), "")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether it has the ending of a two-dimensional picture, also of a kind that is not read."""
+    return ending_of(path) in (*PICTURES, *LOSSY)
+
+
+def images_among(paths: Iterable[Path]) -> list[Path]:
+    """The files with image endings; beside volumes, pictures are figures and not meant."""
+    found = [path for path in paths if ending_of(path) and not path.name.endswith(PREVIEW)]
+    return [path for path in found if not is_picture(path)] or found
 
 
 def stem_of(path: Path) -> str:
@@ -68,6 +82,9 @@ def check_header(path: Path) -> None:
     if ending in FREESURFER:
         advice = f"convert it: mri_convert {path.name} {stem_of(path)}.nii.gz"
         raise DataError(f"{path}: FreeSurfer volumes are not read; {advice}")
+    if ending in LOSSY:
+        advice = f"convert it without loss, to {stem_of(path)}.png (label maps from their source)"
+        raise DataError(f"{path}: JPEG and GIF files are not read, as they change values; {advice}")
     if ending not in (".mha", ".mhd", *NRRD) or not path.is_file():
         return
     check = _check_nrrd if ending in NRRD else _check_metaimage

@@ -23,7 +23,7 @@ from autoseg.common.files import obstacle
 from autoseg.common.progress import note
 from autoseg.image.dicom import find_volume, is_dicom, read_series
 from autoseg.image.dicom_series import Series, Source
-from autoseg.image.formats import ENDINGS, check_header, ending_of, stem_of
+from autoseg.image.formats import READABLE, check_header, ending_of, is_picture, stem_of
 from autoseg.image.geometry import (
     Geometry,
     Turn,
@@ -35,6 +35,7 @@ from autoseg.image.geometry import (
 )
 from autoseg.image.label_writer import HIGHEST_LABEL, File, smallest_type
 from autoseg.image.nifti import check_nifti, is_nifti, layout_of, read_nifti, with_sform
+from autoseg.image.raster import read_picture
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -77,7 +78,8 @@ def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = 
     """Read one scan; each path is one channel, and all must lie on the same grid.
 
     A path is an image file, a folder with one DICOM series, or one slice of a series. The fourth
-    dimension of a 4D file becomes channels.
+    dimension of a 4D file becomes channels, and so do the colours of a picture (PNG, TIFF, BMP),
+    which is one plane.
 
     >>> import autoseg
     >>> scan = autoseg.read_image("raw/Task004_Hippocampus/imagesTs/hippocampus_040.nii.gz")
@@ -175,9 +177,10 @@ def read_label(path: File) -> tuple[LabelMap, Geometry]:
             65535.
     """
     path = Path(path)
-    array, geometry = _read(path)
+    array, geometry = _read(path, as_label=True)
     if len(array) != 1:
         hint = "; export overlapping segments one by one" if ".seg." in path.name else ""
+        hint = "; write one value for each pixel instead of colours" if is_picture(path) else hint
         raise DataError(f"{path}: has {len(array)} channels; a label map has one{hint}")
     values = array[0]
     if not np.issubdtype(values.dtype, np.integer):
@@ -220,6 +223,8 @@ def read_geometry(path: Path) -> Geometry:
     if not _is_one_file(path):
         return find_volume(path).geometry
     check_header(path)
+    if is_picture(path):
+        return _read(path, as_label=True)[1]
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -229,7 +234,7 @@ def read_geometry(path: Path) -> Geometry:
     return with_sform(path, geometry_of(reader, path))
 
 
-def _read(path: Source) -> tuple[Array, Geometry]:
+def _read(path: Source, as_label: bool = False) -> tuple[Array, Geometry]:
     """Read a file or a DICOM series as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
@@ -238,6 +243,8 @@ def _read(path: Source) -> tuple[Array, Geometry]:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     _must_exist(path)
     check_header(path)
+    if is_picture(path):
+        return read_picture(path, as_label, lambda p: sitk.GetArrayFromImage(sitk.ReadImage(p)))
     try:
         if (found := read_nifti(path)) is not None:
             return found
@@ -276,7 +283,7 @@ def _must_exist(path: Path) -> None:
     if reason := obstacle(path):
         raise DataError(reason)
     if not path.is_dir() and not ending_of(path) and not is_dicom(path):
-        raise DataError(f"{path}: unknown file type; use one of {', '.join(ENDINGS)}, or DICOM")
+        raise DataError(f"{path}: unknown file type; use one of {', '.join(READABLE)}, or DICOM")
 
 
 def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:

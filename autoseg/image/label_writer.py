@@ -14,12 +14,13 @@ from autoseg.common.files import replacing
 from autoseg.image.formats import LONGEST_HEADER, ending_of
 from autoseg.image.geometry import Geometry
 from autoseg.image.nifti import is_nifti_1, write_on_grid_of
+from autoseg.image.raster import write_picture
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 File = Path | str
-WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+WRITABLE = (".png", ".nii.gz", ".nii", ".nrrd", ".mha")
 HIGHEST_LABEL = 65535
 VECTOR = re.compile(r"\(([^)]*)\)")
 
@@ -59,6 +60,9 @@ def write_label(path: File, label: LabelMap, geometry: Geometry, like: File | No
         if like and formats <= {".nii", ".nii.gz"} and is_nifti_1(like):
             write_on_grid_of(like, label, temporary)
             return
+        if ending_of(path) == ".png":
+            write_picture(temporary, label)
+            return
         sitk.WriteImage(to_simpleitk(label, geometry), str(temporary), useCompression=True)
         if like and formats == {".nrrd"}:
             copy_grid(like, temporary)
@@ -83,8 +87,10 @@ def smallest_type(highest: int) -> type[np.uint8 | np.uint16]:
 
 def _storable(label: LabelMap, geometry: Geometry, path: Path) -> LabelMap:
     """Check a label map, and convert it to the smallest type that holds it."""
-    if ending_of(path) not in WRITABLE:
-        raise DataError(f"{path}: label maps are written as {', '.join(WRITABLE)}")
+    fitting = WRITABLE if label.shape[2:] == (1,) else WRITABLE[1:]  # a PNG is one plane
+    if ending_of(path) not in fitting:
+        several = "" if fitting == WRITABLE else " of several planes"
+        raise DataError(f"{path}: label maps{several} are written as {', '.join(fitting)}")
     if label.shape != geometry.size:
         raise DataError(f"{path}: an array of {label.shape} does not fit a grid of {geometry.size}")
     low, high = label.min(), label.max()

@@ -15,8 +15,9 @@ from torch import nn
 from autoseg.common.arrays import Array
 from autoseg.common.errors import AutosegError
 from autoseg.common.parallel import THREAD_LIMITS, cores
-from autoseg.common.progress import note
+from autoseg.common.progress import nearest, note
 
+NO_CUDA = "this PyTorch is built without CUDA (install another: pytorch.org/get-started)"
 PROCESS = os.getpid()  # that imported this module: another one was forked from it
 
 
@@ -31,11 +32,14 @@ def pick_device(name: str | None) -> torch.device:
         available = [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu"]
     elif torch.backends.mps.is_available():
         available = ["mps", "cpu"]
-    name = "cuda:0" if name == "cuda" else name or available[0]
-    if name not in available:
-        raise AutosegError(f"--device {name} is not available; choose from {', '.join(available)}")
+    found = {None: available[0], "gpu": available[0], "cuda": "cuda:0"}.get(name, name)
+    if found not in available or (name == "gpu" and found == "cpu"):
+        why = nearest(name or "", (*available, "gpu", "cuda"))
+        if available == ["cpu"] and str(found).startswith(("cuda", "cpu")):
+            why = ": no card is found; check nvidia-smi" if torch.version.cuda else f": {NO_CUDA}"
+        raise AutosegError(f"--device {name} is not available{why}; choose {', '.join(available)}")
     limit_torch()
-    return torch.device(name)
+    return torch.device(found)
 
 
 def limit_torch() -> None:

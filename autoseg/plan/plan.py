@@ -19,13 +19,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json, write_json
-from autoseg.common.progress import counted
+from autoseg.common.progress import counted, rendered
 from autoseg.plan import augmentation as patches
 from autoseg.plan import labels, sections
 from autoseg.plan.labels import Classes, Evaluation, SegmentCode
 from autoseg.plan.sections import FIELDS
 
 FORMAT_VERSION = 1
+TABLE = Path(__file__).with_name("plan.html.j2")  # for notebooks
 CASCADE = "3d_cascade_fullres"
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
 
@@ -250,6 +251,11 @@ class Plan(sections.Section):
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values, preceded by its id."""
         return {"id": self.id, **self.model_dump(mode="json")}
+
+    def _repr_html_(self) -> str:
+        """Each value with its reason and source, as in `--explain`, for notebooks."""
+        values = self.model_dump(mode="json", exclude={"provenance", "measured"})
+        return rendered(TABLE, plan=self, values=values, provenance=self.provenance)
 
     def save(self, path: Path) -> None:
         """Write the plan, atomically."""

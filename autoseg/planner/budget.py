@@ -46,6 +46,11 @@ COARSE = (1e3, 1e3, 1e3)  # mm; placeholder for the spacing of axes that are not
 WIDTHS = ((0.25, 0), (0.5, 100), (0.75, 1000), (1.0, 3000))
 LIKELY_WIDTH = 1
 FEWEST_STEPS = 100  # for the budget to recommend if none fits
+TIME = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(s(?:ec(?:ond)?s?)?|m(?:in(?:ute)?s?)?|h(?:(?:ou)?rs?)?|d(?:ays?)?)"
+    r"(?![a-z])[\s,]*"
+)
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 PLENTY_OF_STEPS = 6_000  # with more steps, a larger batch is better
 
 
@@ -290,14 +295,16 @@ def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:
 
 
 def parse_seconds(text: str) -> float:
-    """Parse `90`, `90s`, `5m`, `1.5h` or `2d` to seconds.
+    """Parse `90`, `90s`, `5 minutes`, `1.5h`, `1h 30min` or `2d` to seconds.
 
     Raises:
         PlanError: the text has another form, or is less than 20 seconds.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-    seconds = float(found[1]) * units[found[2]] if found else 0.0
+    given = text.strip().lower()
+    given += "s" if re.fullmatch(r"[\d.]+", given) else ""
+    seconds = 0.0
+    if re.fullmatch(f"({TIME.pattern})+", given):
+        seconds = sum(float(number) * SECONDS[unit[0]] for number, unit in TIME.findall(given))
     if not 20 <= seconds < inf:
         raise PlanError(f"--time-budget {text!r}: give at least 20s, as in 90s, 5m or 1.5h")
     return seconds

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_text
+from autoseg.common.progress import nearest
 from autoseg.plan.plan import Plan, Provenance, describe_error, make_plan
 from autoseg.planner.rule_values import Evidence, PlanValues
 
@@ -292,7 +293,7 @@ def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
         by = f", which {above[-1]} extends," if above else ""
         raise PlanError(
             f"no reference plan {name!r}{by} in {plans_folder()}; "
-            f"available: {', '.join(reference_names()) or 'none'}"
+            f"available: {', '.join(reference_names()) or 'none'}{nearest(name, reference_names())}"
         )
     path = plans_folder() / f"{name}{SUFFIX}"
     source = f"reference plan {path.name}"

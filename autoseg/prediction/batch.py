@@ -24,6 +24,7 @@ from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, noted, progress, say, shown
 from autoseg.image.dicom import modality_of
 from autoseg.image.dicom_series import Series
+from autoseg.image.formats import PREVIEW
 from autoseg.image.geometry import Geometry, orientation_of
 from autoseg.image.image import Image, read_image, read_label
 from autoseg.image.label_writer import write_label
@@ -164,7 +165,7 @@ def predict_cases(
         from autoseg.prediction.dicom_seg import SegWriter  # pydicom is slow to import
 
         writer = SegWriter.of(predictor.plan, predictor.qualification)
-    pictures = [output.PREVIEW, *([output.CAPTURE] if writer else [])] if preview else []
+    pictures = [PREVIEW, *([output.CAPTURE] if writer else [])] if preview else []
     more = [*([output.PROBABILITIES] if save_probabilities else []), *pictures]
     outputs = {
         name: (output.output_path(out, name, format).name, *(name + suffix for suffix in more))
@@ -320,7 +321,7 @@ class _Stages:
         plan, folder, files = self.predictor.plan, self.queue.folder, self.queue.inputs[case.name]
         first, *more = self.queue.outputs[case.name]
         path = folder / first
-        if png := self._path(case, output.PREVIEW):
+        if png := self._path(case, PREVIEW):
             with case.timed("preview"):
                 self._draw(case, png, self._path(case, output.CAPTURE))
         with replacing(path) as temporary:

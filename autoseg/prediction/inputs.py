@@ -10,16 +10,18 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from autoseg.common.errors import DataError
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import obstacle
 from autoseg.common.progress import COPIES, note
 from autoseg.dataset.task import IMAGE_STEM, LABEL_STEM
+from autoseg.image import formats
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
-from autoseg.image.formats import ENDINGS, alike, composed, ending_of, stem_of
+from autoseg.prediction.output import DEFAULT_FORMAT, PICTURE
+from autoseg.prediction.output import ENDINGS as OUTPUTS
 from autoseg.prediction.studies import Choice, Scan, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -48,6 +50,32 @@ class FoundInputs:
     passed_over: dict[str, str]
     listed: dict[str, str] = field(default_factory=dict)
     uids: dict[str, str] = field(default_factory=dict)
+
+    def for_output(self, out: Path, format: str) -> tuple[FoundInputs, Path, str]:
+        """The inputs, the output folder and the format; a single scan may be given a file.
+
+        Args:
+            out: the folder, or a file such as `out/seg.nii.gz`, after which the case is named.
+            format: of the label maps in a folder; that of pictures is PNG instead of NIfTI.
+
+        Raises:
+            AutosegError: `out` is a file of another format, or there are several scans.
+        """
+        files = (file for each in self.cases.values() for file in each)
+        flat = {isinstance(file, Path) and formats.is_picture(file) for file in files} == {True}
+        ends = {form: end for form, end in OUTPUTS.items() if flat or form != PICTURE}
+        found = [form for form, end in ends.items() if out.name.lower().endswith(end)]
+        if out.is_dir() or not (found or formats.ending_of(out)):
+            return self, out, PICTURE if flat and format == DEFAULT_FORMAT else format
+        if not found or format not in (DEFAULT_FORMAT, *found):
+            given = f", with --format {format} {ends[format]}" if format != DEFAULT_FORMAT else ""
+            raise AutosegError(f"-o {out}: label maps end in {', '.join(ends.values())}{given}")
+        if (count := len(self.cases | self.refused)) > 1:
+            raise AutosegError(f"-o {out} is one file, for {count} scans; give a folder: -o out/")
+        name = out.name[: -len(ends[found[0]])]
+        cases = dict.fromkeys([name][: len(self.cases)], *self.cases.values())
+        uids = dict.fromkeys([name][: len(self.uids)], *self.uids.values())
+        return replace(self, cases=cases, uids=uids), out.parent, found[0]
 
 
 def find_inputs(
@@ -85,11 +113,18 @@ def find_inputs(
     found = FoundInputs(
         {}, refused | studies.refused, studies.passed_over, studies.listed, studies.uids
     )
-    scans = studies.scans + (_image_files(path) if choice is None else [])
+    files = _image_files(path) if choice is None else []
+    if studies.scans:  # pictures beside them are screenshots
+        files = [
+            scan
+            for scan in files
+            if isinstance(scan.path, Path) and not formats.is_picture(scan.path)
+        ]
+    scans = studies.scans + files
     if not scans and not found.refused:
         others = "; ".join(f"{name}: {reason}" for name, reason in found.passed_over.items())
         raise DataError(
-            f"{path}: holds no scan; supported are files ending in {', '.join(ENDINGS)}, and DICOM "
+            f"{path}: holds no scan; supported are {', '.join(formats.READABLE)} files and DICOM "
             f"series{'; skipped: ' if others else ''}{others}"
         )
     return _group(scans, channels, found)
@@ -147,16 +182,16 @@ def _image_files(path: Path) -> list[Scan]:
     """The image files at the top of a folder, and those of case folders."""
     folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
     files = [] if path in folders else _files_in(path)
-    scans = [Scan("", stem_of(file), file) for file in files]
+    scans = [Scan("", formats.stem_of(file), file) for file in files]
     return scans + [scan for folder in folders for scan in _imaging(folder)]
 
 
 def _single(path: Path, name_by: str) -> Scan:
-    if ending_of(path):
-        return Scan("", stem_of(path), path)
+    if formats.ending_of(path):
+        return Scan("", formats.stem_of(path), path)
     if is_dicom(path):
         return scan_of_slice(path, name_by)
-    raise DataError(f"{path}: not a scan; use {', '.join(ENDINGS)}, or a DICOM series")
+    raise DataError(f"{path}: not a scan; use {', '.join(formats.READABLE)}, or a DICOM series")
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -165,7 +200,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _files_in(folder: Path) -> list[Path]:
     """The image files, also those that cannot be read, such as links to nothing."""
-    return [entry for entry in _visible(folder) if ending_of(entry) and not entry.is_dir()]
+    return formats.images_among(entry for entry in _visible(folder) if not entry.is_dir())
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -174,9 +209,9 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _imaging(folder: Path) -> list[Scan]:
     """The channels of a case folder, `imaging` or `imaging_0000`, ..., under the folder's name."""
-    files = [file for file in _files_in(folder) if stem_of(file) != LABEL_STEM]
-    numbers = [IMAGING.match(stem_of(file)) for file in files]
-    name = composed(folder.resolve().name)
+    files = [file for file in _files_in(folder) if formats.stem_of(file) != LABEL_STEM]
+    numbers = [IMAGING.match(formats.stem_of(file)) for file in files]
+    name = formats.composed(folder.resolve().name)
     if not all(numbers):
         return []
     return [Scan("", name + (n[1] or ""), f) for n, f in zip(numbers, files, strict=True) if n]
@@ -188,7 +223,7 @@ def _folders_named_as_files(folder: Path) -> dict[str, str]:
         entry.name: f"{entry}: a folder without a DICOM series, although it is named like a file; "
         "put the scan itself there"
         for entry in _folders_in(folder)
-        if ending_of(entry) and not dicom_files(entry)
+        if formats.ending_of(entry) and not dicom_files(entry)
     }
 
 
@@ -223,7 +258,7 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
                 found.refused.setdefault(name, reason)
         if name not in found.refused:
             found.cases[name] = tuple(files[channel] for channel in sorted(files))
-    for message in alike(found.cases):
+    for message in formats.alike(found.cases):
         note(message)
     return found
 

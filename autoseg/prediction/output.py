@@ -25,11 +25,12 @@ from autoseg.plan.labels import class_of, values_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.native_grid import PLANES_AT_ONCE
 
-DEFAULT_FORMAT, DICOM_SEG = "nii.gz", "dicom-seg"
+DEFAULT_FORMAT, DICOM_SEG, PICTURE = "nii.gz", "dicom-seg", "picture"
 ENDINGS = {DEFAULT_FORMAT: ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", DICOM_SEG: ".dcm"}
-FORMATS = tuple(ENDINGS)
+FORMATS = tuple(ENDINGS)  # to choose from
+ENDINGS |= {PICTURE: ".png"}  # of pictures, without asking
 PROBABILITIES = ".probabilities.b2nd"
-PREVIEW, CAPTURE = ".preview.png", ".preview.dcm"
+CAPTURE = ".preview.dcm"
 
 
 def ending(format: str) -> str:

@@ -12,6 +12,7 @@ Between `prepare` and `label_map`, axes are those of the plan's orientation.
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import DataError
+from autoseg.common.figures import picture_uri
 from autoseg.image.geometry import SWAPS, Geometry, Turn
 from autoseg.image.image import Image, from_array, from_simpleitk
 from autoseg.image.label_writer import to_simpleitk
@@ -32,7 +34,7 @@ from autoseg.models.folder import RESEARCH
 from autoseg.plan.plan import Plan
 from autoseg.prediction.fit import Differences, warn
 from autoseg.prediction.native_grid import Planes, label_map
-from autoseg.prediction.output import probability_file
+from autoseg.prediction.output import draw_preview, probability_file
 from autoseg.prediction.postprocessing import Postprocessing
 from autoseg.preprocessing.steps import Prepared
 
@@ -58,6 +60,21 @@ class PreparedForEach:
     def turn(self) -> Turn:
         """From the scan's own grid to that one."""
         return self.each[0].turn
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A scan with its label map (x, y, z), which a notebook shows in three planes."""
+
+    image: Image
+    label: LabelMap
+    plan: Plan
+
+    def _repr_html_(self) -> str:
+        """Three planes through the largest class, as those of `--preview`."""
+        picture = draw_preview(self.image.array[0], self.label, self.image.geometry, self.plan)
+        picture.save(file := io.BytesIO(), format="png")
+        return f'<img alt="three planes" src="{picture_uri("png", file.getvalue())}">'
 
 
 Scan = TypeVar("Scan", Prepared, PreparedForEach)
@@ -137,6 +154,10 @@ class Segmenter(ABC, Generic[Scan]):
         image = from_simpleitk(scan)
         self._check(image, "the SimpleITK image")
         return to_simpleitk(self.segment(self.prepare(image, previous)), image.geometry)
+
+    def show(self, scan: Image, label: LabelMap | None = None) -> Prediction:
+        """A scan and its label map, which is predicted if it is not given, as a picture."""
+        return Prediction(scan, self.predict(scan) if label is None else label, self.plan)
 
     def _check(self, image: Image, what: str) -> None:
         warn(what, self.plan, self.check(image))

@@ -103,7 +103,9 @@ class Monitor:
             with _optional():
                 self._events.write(state.history[-1])
         if self._bar is not None:
-            self._bar.advance(state.history[-1].note(), state.epochs)
+            *earlier, last = (epoch.mean_dice or 0 for epoch in state.history)
+            mark = "  best" if last > max(earlier, default=0) else ""
+            self._bar.advance(state.history[-1].note() + mark, state.epochs)
 
     def finish(self, state: State) -> None:
         """Write log and picture again, as an interrupted run may lack them; report overfitting."""

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autoseg.common.parallel import check_guard
 from autoseg.evaluation.scores import Summary
-from autoseg.networks.devices import pick_device
+from autoseg.networks.devices import autocast_type, describe, pick_device
 from autoseg.plan.plan import Plan
 from autoseg.planner.compose import PlanOptions
 from autoseg.workflow.fold import FoldJob, run_fold
@@ -150,4 +152,17 @@ def train_fold(
             started=started,
             pretrained=None if pretrained is None else Path(pretrained),
         )
+    )
+
+
+def describe_device(name: str | None) -> str:
+    """A device by name, or the best one: what it is, and how it computes.
+
+    Raises:
+        AutosegError: there is no such device.
+    """
+    device = pick_device(name)
+    precision = str(autocast_type(device, "auto")).removeprefix("torch.")
+    return (
+        f"{device} ({describe(device)}), precision {precision}, threads {torch.get_num_threads()}"
     )

@@ -37,6 +37,7 @@ def score_folders(
     maps: Sequence[str] = (),
     merges: Sequence[str] = (),
     tolerance: str | None = None,
+    classes: str | None = None,
     processes: int = 1,
 ) -> bool:
     """Score a folder of predictions; write and print tables, pictures and a report.
@@ -52,6 +53,7 @@ def score_folders(
         maps: `P:R` for label P of the predictions that is label R of the references.
         merges: `NAME=A,B` for a row with the mean of several classes.
         tolerance: of the normalised surface Dice, as in `1` or `lungs=1,infection=3`.
+        classes: to score, as in `liver=1,tumour=2`, or a `dataset.json` or `labels.json`.
         processes: number of worker processes.
 
     Raises:
@@ -59,9 +61,9 @@ def score_folders(
     """
     if images is not None and not images.is_dir():
         raise DataError(f"-i {images}: no such folder; give the folder of the scans")
-    out = out or predicted
+    out = out or (predicted.parent if predicted.is_file() else predicted)
     names = different_names(predicted, against) if against else ("", "")
-    options = parse_options(maps, merges, tolerance)
+    options = parse_options(maps, merges, tolerance, classes)
     labels = evaluate.choose_labels(reference, predicted, options, processes)
     summary = evaluate.evaluate_folders(reference, predicted, labels, processes)
     _write_tables(out, summary)
@@ -150,18 +152,16 @@ def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
         for plan in folders_in(models)
         if any(is_there(models / plan / fold / SUMMARY) for fold in folders_in(models / plan))
     ]
-    if given in found:
-        return str(given)
     if not found:
-        raise AutosegError(f"{models} has no validated fold; run: autoseg_train {task} 0")
-    if given is not None:
+        raise AutosegError(f"{models} has no validated fold; run: autoseg_train {task} fold 0")
+    if given is not None and given not in found:
         raise AutosegError(
-            f"plan {given!r} has no validated fold; run: autoseg_train {task} 0 --plan {given} "
-            f"(with --resume if it was stopped), or choose one of {', '.join(found)}"
+            f"plan {given!r} has no validated fold; run: autoseg_train {task} fold 0 "
+            f"--plan {given} (with --resume if it was stopped), or choose one of {', '.join(found)}"
         )
-    if len(found) > 1:
+    if given is None and len(found) > 1:
         raise AutosegError(f"{task} has the plans {', '.join(found)}; choose with --plan NAME")
-    return found[0]
+    return given or found[0]
 
 
 def _learn_postprocessing(

@@ -90,16 +90,18 @@ def survey_task(
     task, problems = find_task(folder)
     workspace.remember_raw_folder(task.folder)
     plans = workspace.preprocessed(task.name)
-    fingerprint, found = survey(task, processes, plans / ".survey", folds)
-    problems = [*problems, *found]
+    fingerprint, more = survey(task, processes, plans / ".survey", folds)
+    problems = [*problems, *more]
     write_verification(plans / "verification.json", problems)
-    if problems:
-        print(problems_table(problems), file=sys.stderr)
-    cases, errors = counted(len(task.cases), "case"), len(errors_in(problems))
+    found = errors_in(problems)
+    alone = found if len(found) == 1 and not skip_bad_cases else []  # it ends the command
+    if shown := [problem for problem in problems if problem not in alone]:
+        print(problems_table(shown), file=sys.stderr)
+    cases, errors = counted(len(task.cases), "case"), len(found)
     warnings = counted(len(problems) - errors, "warning")
     say(f"{task.name}: {cases}, {counted(errors, 'error')}, {warnings}")
     if not skip_bad_cases:
-        raise_errors(problems, task.name, _advice(fingerprint, problems))
+        raise_errors(problems, task.name, _advice(fingerprint, problems), listed=True)
         return Surveyed(task, fingerprint)
     bad = _bad_cases(task, fingerprint, problems)
     return Surveyed(without(task, bad), fingerprint, bad)

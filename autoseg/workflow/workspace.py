@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import is_there, obstacle, read_json, write_json
-from autoseg.common.progress import note
-from autoseg.models.folder import PLAN, FolderFiles, fold_folder
+from autoseg.common.progress import nearest, note
+from autoseg.dataset.splits import SPLITS_FILE, count_folds
+from autoseg.models.folder import FINGERPRINT, PLAN, SUMMARY, FolderFiles, fold_folder, fold_name
 
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
 RAW_FOLDER = "raw_folder.json"  # in preprocessed/TASK: the folder of a task outside raw/
@@ -86,9 +88,17 @@ class Workspace:
         """The full name of a task that is raw, planned or trained in this workspace."""
         if _is_path(task):
             return _folder_at(task).name
+        return _resolve(task, self.tasks(), "task", self.root / "raw")
+
+    def tasks(self) -> list[str]:
+        """The names of all tasks that are raw, planned or trained."""
         parents = [self.root / parent for parent in ("raw", "preprocessed", "models")]
-        names = sorted({name for parent in parents for name in folders_in(parent)})
-        return _resolve(task, names, "task", self.root / "raw")
+        return sorted({name for parent in parents for name in folders_in(parent)})
+
+    def plans(self, task: str) -> list[str]:
+        """The names of a task's plans."""
+        folder = self.preprocessed(task)
+        return [name for name in folders_in(folder) if (folder / name / PLAN).is_file()]
 
     def remember_raw_folder(self, folder: Path) -> None:
         """Record the folder of a task outside `raw/`, so that its name can be used from now on.
@@ -113,8 +123,7 @@ class Workspace:
 
     def find_plan_name(self, task: str, plan: str | None) -> str:
         """The name of the plan to train: the given one, or the task's only plan."""
-        folder = self.preprocessed(task)
-        names = [name for name in folders_in(folder) if (folder / name / PLAN).is_file()]
+        folder, names = self.preprocessed(task), self.plans(task)
         if plan is not None:
             return _resolve(plan, names, "plan", folder)
         if not names:
@@ -122,6 +131,24 @@ class Workspace:
         if len(names) > 1:
             raise AutosegError(f"{task} has the plans {', '.join(names)}; choose with --plan NAME")
         return names[0]
+
+    def states(self, task: str) -> dict[str, tuple[Any, ...] | str]:
+        """Of each plan: its trained folds, those without scores, those that are missing, and
+        whether its model has a fingerprint; what is wrong if its files cannot be read.
+        """
+        found: dict[str, tuple[Any, ...] | str] = {}
+        for plan in sorted({*self.plans(task), *folders_in(self.models(task))}):
+            models, splits = FolderFiles(self.models(task, plan)), self.preprocessed(task, plan)
+            try:
+                folds = models.folds()
+                count = count_folds(splits / SPLITS_FILE) if is_there(splits / SPLITS_FILE) else 0
+                scored = ["all", *(k for k in folds if models.has(f"{fold_name(k)}/{SUMMARY}"))]
+                unscored = [fold for fold in folds if fold not in scored]
+                missing = [str(fold) for fold in range(count) if str(fold) not in folds]
+                found[plan] = folds, unscored, missing, models.has(FINGERPRINT)
+            except AutosegError as error:
+                found[plan] = str(error)
+        return found
 
     def trained(self) -> list[tuple[str, str]]:
         """(task, plan) of every model that has a finished fold."""
@@ -193,6 +220,10 @@ def _resolve(given: str, names: list[str], kind: str, folder: Path) -> str:
     if matches:
         raise AutosegError(f"{kind} {given!r} is ambiguous: {', '.join(matches)}; write more of it")
     available = f"available: {', '.join(names)}" if names else "the folder is empty"
-    if kind == "task":
+    if kind == "plan":
+        available += "" if names else f"; run: autoseg_plan {folder.name} --name {given}"
+    if meant := nearest(given, names):
+        available += meant
+    elif kind == "task":
         available += "; put the task's folder there, or give its path"
     raise AutosegError(f"{kind} {given!r} was not found in {folder}; {available}")

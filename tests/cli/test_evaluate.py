@@ -75,8 +75,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["-g", "x", "-p", "y", "--plan", "z"], "--plan, --compare and --workspace"),
         (["-g", "x", "-p", "y", "-i", "nowhere"], "-i nowhere: "),
         (["-g", "nowhere", "-p", "y"], "nowhere: no such folder"),
-        (["Task004", "--map", "3:1"], "--map, --merge and --tolerance"),
-        (["Task004", "--tolerance", "1"], "--map, --merge and --tolerance"),
+        (["Task004", "--map", "3:1"], "--labels, --map, --merge and --tolerance"),
+        (["Task004", "--tolerance", "1"], "--labels, --map, --merge and --tolerance"),
         (["-g", "x", "-p", "y", "--map", "3"], "--map 3"),
         (["-g", TRUTH, "-p", TRUTH, "--merge", "both=1,5"], "'5'"),
         (["-g", TRUTH, "-p", TRUTH, "--tolerance", "lungs=1"], "'lungs'"),
@@ -151,7 +151,7 @@ def test_a_task_with_several_plans(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Task001_X has the plans big, small; " in capsys.readouterr().err
     assert main(["Task001", "--plan", "other", *workspace]) == 2
     error = capsys.readouterr().err
-    assert "autoseg_train Task001_X 0 --plan other" in error
+    assert "autoseg_train Task001_X fold 0 --plan other" in error
     assert "big, small" in error
     assert main(["Task001", "--plan", "small", *workspace]) == 0
 
@@ -159,4 +159,4 @@ def test_a_task_with_several_plans(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_task_that_is_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "raw" / "Task001_X").mkdir(parents=True)
     assert main(["Task001", "--workspace", str(tmp_path)]) == 2
-    assert "autoseg_train Task001_X 0" in capsys.readouterr().err
+    assert "autoseg_train Task001_X fold 0" in capsys.readouterr().err

@@ -3,10 +3,22 @@ from __future__ import annotations
 import io
 import sys
 import time
+import types
 
 import pytest
 
-from autoseg.common.progress import by_axis, counted, in_fine_words, in_words, listed, progress, say
+from autoseg.common import progress as progress_module
+from autoseg.common.progress import (
+    by_axis,
+    counted,
+    in_fine_words,
+    in_notebook,
+    in_words,
+    listed,
+    nearest,
+    progress,
+    say,
+)
 
 
 class Clock:
@@ -171,6 +183,55 @@ def test_a_long_note_takes_no_room_from_the_bar_and_slow_steps_have_their_time_l
     assert "6/1000" in last.splitlines()[0]
     assert "4 days 3 h left" in last.splitlines()[0]
     assert note.split()[-1] in last  # the end of the note, on a line below
+
+
+def test_each_epoch_keeps_its_line_above_the_bar_and_the_best_one_is_bold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with progress("training", 3, every_seconds=0) as bar:
+        for note in ("loss 0.5  best", "loss 0.7", "loss 0.6"):
+            bar.advance(note)
+            bar.tell("step 3 of 20")
+    lines = [line.strip("\r") for line in terminal.getvalue().split("\n")]
+    kept = [line for line in lines if "loss" in line]
+    assert len(kept) == 3  # once each
+    assert [line.count("\x1b[1m") for line in kept] == [1, 0, 0]
+    with progress("reading", 2) as bar:  # names of cases do not stay
+        bar.advance("case_1")
+        bar.advance("case_2")
+    assert "1/2  case_1" not in terminal.getvalue()
+
+
+def test_a_notebook_gets_a_bar_where_it_has_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = type("ZMQInteractiveShell", (), {})()
+    module = types.ModuleType("IPython")
+    monkeypatch.setattr(module, "get_ipython", lambda: kernel, raising=False)
+    assert not in_notebook()
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setattr(progress_module, "find_spec", lambda name: name == "ipywidgets" or None)
+    assert in_notebook()
+    monkeypatch.setattr(progress_module, "find_spec", lambda name: None)
+    assert not in_notebook()
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "end"),
+    [
+        ("COVID", ["Task001_COVID", "Task002_Heart"], "; did you mean Task001_COVID?"),
+        ("hart", ["Task001_COVID", "Task002_Heart"], "; did you mean Task002_Heart?"),
+        ("heart", ["Task2_Heart", "Task3_HeartMR"], "; did you mean Task2_Heart or Task3_HeartMR?"),
+        ("--time-buget", ["--time-budget", "--debug"], "; did you mean --time-budget?"),
+        ("zebra", ["plan", "train"], ""),
+        ("", ["plan"], ""),
+    ],
+)
+def test_nearest_names(given: str, names: list[str], end: str) -> None:
+    assert nearest(given, names) == end
 
 
 def test_an_error_ends_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,11 +208,11 @@ def test_a_label_map_has_one_channel(tmp_path: Path) -> None:
 
 
 def test_missing_and_unknown_files_are_told(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
+    (tmp_path / "a.txt").touch()
     with pytest.raises(DataError, match=r"b\.nii: no such file"):
         read_image([tmp_path / "b.nii"])
     with pytest.raises(DataError, match=r"\.nii\.gz, \.nii"):
-        read_image([tmp_path / "a.png"])
+        read_image([tmp_path / "a.txt"])
     with pytest.raises(DataError, match="0 DICOM series"):
         read_image([tmp_path])
 

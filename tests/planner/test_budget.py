@@ -62,6 +62,9 @@ def plan_for(budget: float, seconds: float, overhead: Overhead = OVERHEAD) -> Pl
         ("2d", 172800.0),
         (" 20 ", 20.0),
         ("0.5m", 30.0),
+        ("5 minutes", 300.0),
+        ("1h 30min", 5400.0),
+        ("2 Hours, 5 min", 7500.0),
     ],
 )
 def test_seconds(text: str, seconds: float) -> None:
@@ -70,7 +73,22 @@ def test_seconds(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "m", "5 min", "5mm", "-5m", "1e3", ".5h", "1,5h", "19s", "0", "nan", "inf", "9" * 400],
+    [
+        "",
+        "m",
+        "5 minits",
+        "1h30",
+        "5mm",
+        "-5m",
+        "1e3",
+        ".5h",
+        "1,5h",
+        "19s",
+        "0",
+        "nan",
+        "inf",
+        "9" * 400,
+    ],
 )
 def test_bad_seconds(text: str) -> None:
     with pytest.raises(PlanError, match=r"^--time-budget .*20s"):
