@@ -12,6 +12,7 @@ from autoseg.common.progress import by_axis, counted, say
 if TYPE_CHECKING:
     from autoseg.plan.plan import Plan
 
+MERGE_HINT = ", or --merge NAME to make one task of several"
 MANY_STEPS = 20_000  # training steps that take hours on most CPUs
 
 
@@ -19,11 +20,15 @@ def _plan(arguments: argparse.Namespace) -> int:
     from autoseg.planner.budget import parse_seconds
     from autoseg.planner.compose import PlanOptions, other_configurations
     from autoseg.planner.explain import citations, explain
-    from autoseg.workflow.task_plan import fitted, survey_task, write_plan
+    from autoseg.workflow.task_plan import fitted, merge, survey_task, write_plan
 
     workspace = common.find_workspace(arguments)
     seconds = parse_seconds(arguments.time_budget) if arguments.time_budget else None
-    folder = workspace.find_task_folder(common.take_task(arguments))
+    if arguments.merge:
+        first = common.take_task(arguments, more=None)
+        merge(workspace, [first, *arguments.words], arguments.merge, arguments.processes)
+        arguments.task, arguments.words = str(workspace.raw(arguments.merge)), []
+    folder = workspace.find_task_folder(common.take_task(arguments, MERGE_HINT))
     if arguments.device is not None and seconds is None:
         from autoseg.workflow.api import describe_device  # needs torch, which is slow to import
 

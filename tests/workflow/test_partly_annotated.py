@@ -91,3 +91,21 @@ def test_annotation_changes_sides_with_the_labels(tmp_path: Path) -> None:
                 seen.add(int(value))
                 assert missing.tolist() == [False, value == 2, value == 1]
     assert seen == {1, 2}
+
+
+def test_one_task_of_two_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "raw"
+    write_task(raw / "Task001_Lungs")
+    write_task(raw / "Task002_Left", labels={"background": 0, "left lung": 1, "other": 2})
+    words = ["Task001", "Task002", "--workspace", str(tmp_path), "--processes", "1"]
+    assert plan_task([*words, "--merge", "../x"]) == plan_task(words) == 2
+    assert plan_task(["Task001", "--merge", "Task003_Both", *words[2:]]) == 2
+    assert {path.name for path in raw.iterdir()} == {"Task001_Lungs", "Task002_Left"}
+    assert plan_task([*words, "--merge", "Task003_Both"]) == 0
+    assert "other" in capsys.readouterr().out
+    plan = load_plan(tmp_path / "preprocessed" / "Task003_Both" / "default" / "plan.json")
+    assert list(plan.labels) == ["background", "left lung", "right lung", "other"]
+    assert set(plan.annotated) == {
+        f"{t}_{c}" for t in ("Task001_Lungs", "Task002_Left") for c in "abcdef"
+    }
+    assert plan_task([*words, "--merge", "Task003_Both"]) == 2  # it exists
