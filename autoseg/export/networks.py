@@ -24,7 +24,7 @@ from autoseg import __version__
 from autoseg.common import files
 from autoseg.common.arrays import Array, Floats, Triple
 from autoseg.common.errors import AutosegError, RunError, install_hint
-from autoseg.common.files import sha256_of, write_json
+from autoseg.common.files import sha256_of, write_json, write_text
 from autoseg.common.locks import writing
 from autoseg.common.progress import by_axis
 from autoseg.image.image import from_array
@@ -159,7 +159,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
             values=plan.inference.average.partition("_")[0],
             by_axis=by_axis,
         )
-        files.write_text(folder / "README.md", page)
+        write_text(folder / "README.md", page)
 
 
 @contextmanager
