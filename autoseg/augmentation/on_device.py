@@ -75,11 +75,9 @@ def _apply_to_label(
 ) -> NDArray[np.int16]:
     if isinstance(operation, Warp):
         return operation.label(label)
-    return (
-        transforms.flip_label(label, operation.axes, sides)
-        if isinstance(operation, Flip)
-        else label
-    )
+    if isinstance(operation, Flip):
+        return transforms.flip_label(label, operation.axes, sides)
+    return label
 
 
 # Operations on an image, with everything drawn: plain numbers and matrices.
@@ -159,9 +157,8 @@ def draw_operation(
             return ApplyOperators(tuple(None if s is None else _blur(size, s) for s in sigmas))
         case plans.LowResolution():
             zooms = _draw_some(spec.channel_probability, spec.zoom, channels, rng)
-            return ApplyOperators(
-                tuple(None if z is None else _coarse_grid(size, z) for z in zooms)
-            )
+            grids = (None if zoom is None else _coarse_grid(size, zoom) for zoom in zooms)
+            return ApplyOperators(tuple(grids))
     raise AssertionError(spec)
 
 

@@ -167,9 +167,8 @@ class Warp:
         """Positions along the coupled axes, relative to the centre: (axes, n)."""
         axes = self._coupled
         sizes = [self.size[axis] for axis in axes]
-        lines = np.meshgrid(
-            *[_centred(n).astype(np.float32) for n in sizes], indexing="ij", sparse=True
-        )
+        centred = [_centred(size).astype(np.float32) for size in sizes]
+        lines = np.meshgrid(*centred, indexing="ij", sparse=True)
         points = np.zeros((len(axes), *sizes), np.float32)
         for row, out in zip(axes, points, strict=True):
             for column, line in zip(axes, lines, strict=True):

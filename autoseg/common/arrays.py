@@ -74,10 +74,8 @@ def union_of_boxes(boxes: Iterable[Box | None]) -> Box | None:
     nonempty = [box for box in boxes if box is not None]
     if not nonempty:
         return None
-    return tuple(
-        slice(min(side.start for side in sides), max(side.stop for side in sides))
-        for sides in zip(*nonempty, strict=True)
-    )
+    axes = zip(*nonempty, strict=True)
+    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in axes)
 
 
 def connected_components(mask: Mask) -> tuple[NDArray[np.integer[Any]], int]:
@@ -87,9 +85,8 @@ def connected_components(mask: Mask) -> tuple[NDArray[np.integer[Any]], int]:
     """
     # As bytes: cc3d 4.1.1 allocates too little for thin Boolean masks and raises "maximum length
     # exception".
-    components, count = cc3d.connected_components(
-        mask.view(np.uint8), connectivity=26, return_N=True
-    )
+    flags = mask.view(np.uint8)
+    components, count = cc3d.connected_components(flags, connectivity=26, return_N=True)
     return components, int(count)
 
 

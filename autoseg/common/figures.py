@@ -126,10 +126,8 @@ def window_of(image: Array) -> tuple[float, float]:
 
 def enlarged(mask: Mask, shape: tuple[int, ...]) -> Mask:
     """A mask (rows, columns) at another size, by the nearest pixel."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int)
-        for new, old in zip(shape, mask.shape, strict=True)
-    )
+    sizes = zip(shape, mask.shape, strict=True)
+    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in sizes)
     return mask[np.ix_(rows, columns)]
 
 

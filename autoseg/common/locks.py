@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
+from typing import Any
 
 import psutil
 from filelock import LeaseCompromise, OwnerRecord, SoftFileLease, Timeout
@@ -41,6 +42,7 @@ POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # of waiting before the user reads what for
 SUFFIX_BYTES = 80  # that filelock appends to a name while it takes a lock over
 NAMESPACE = "?pidns-"  # follows the host name where filelock sees a container's PID namespace
+OPENING = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not on Windows
 READABLE = 0o644  # by other users, whatever the umask: they read who holds the lock
 SINCE = re.compile(r"^since=(.+)$", re.MULTILINE)
 FLOCK = "flock={0.st_dev}:{0.st_ino}\n"  # of a file that the kernel has locked, as seen from here
@@ -67,13 +69,9 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         AutosegError: the folder is not writable.
         InUse: another living process holds the lock, and `wait` is false.
     """
+    times: Any = {"lease_duration": LEASE_SECONDS, "heartbeat_interval": HEARTBEAT_SECONDS}
     lease = SoftFileLease(
-        _marker(path),
-        lease_duration=LEASE_SECONDS,
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        on_compromise=_say_lost,
-        thread_local=False,
-        mode=READABLE,
+        _marker(path), on_compromise=_say_lost, thread_local=False, mode=READABLE, **times
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,9 +245,7 @@ def _opened(path: Path) -> Iterator[int | None]:
     file = None
     for flags in (os.O_RDWR, os.O_RDONLY) if fcntl is not None else ():
         with suppress(PermissionError):
-            file = os.open(
-                path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-            )
+            file = os.open(path, flags | OPENING)
             break
     try:
         yield file

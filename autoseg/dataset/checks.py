@@ -141,11 +141,8 @@ def _duplicates(facts: Mapping[str, CaseFacts]) -> list[Problem]:
     same: defaultdict[str, list[str]] = defaultdict(list)
     for name, case in facts.items():
         same[case.content].append(name)
-    return [
-        Problem.of("duplicate image", names[0], others=", ".join(names[1:]))
-        for names in same.values()
-        if len(names) > 1
-    ]
+    copies = [names for names in same.values() if len(names) > 1]
+    return [Problem.of("duplicate image", n[0], others=", ".join(n[1:])) for n in copies]
 
 
 def _wrong_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:

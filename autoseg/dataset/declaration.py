@@ -357,16 +357,12 @@ def _listed(fields: _Fields, content: dict[str, Any]) -> tuple[ListedCase, ...] 
         for name in fields.dataset:
             if not name or name.startswith(".") or "/" in name or "\\" in name:
                 raise ValueError(f'"dataset": case {name!r} is not a valid file name; rename it')
-        return tuple(
-            ListedCase(name, tuple(files.images), files.label, expand=False)
-            for name, files in fields.dataset.items()
-        )
+        files = fields.dataset.items()
+        return tuple(ListedCase(n, tuple(f.images), f.label, expand=False) for n, f in files)
     if "training" in content:
         names = [stem_of(Path(entry.image)).removesuffix("_0000") for entry in fields.training]
-        return tuple(
-            ListedCase(name, (entry.image,), entry.label, expand=True)
-            for name, entry in zip(names, fields.training, strict=True)
-        )
+        pairs = zip(names, fields.training, strict=True)
+        return tuple(ListedCase(n, (entry.image,), entry.label, expand=True) for n, entry in pairs)
     if "modality" in content and "channel_names" not in content:
         raise ValueError(
             '"training" is missing; list the cases as '

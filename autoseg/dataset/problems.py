@@ -103,9 +103,8 @@ def problems_table(problems: Sequence[Problem]) -> str:
         cases.setdefault((p.severity, p.kind, p.message), {})[p.case or "(all)"] = None
     rows = [(key[0], join_names([*names], 3), *key[1:]) for key, names in cases.items()]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows
-    )
+    lines = ([*(row[i].ljust(widths[i]) for i in range(3)), row[3]] for row in rows)
+    return "\n".join(map("  ".join, lines))
 
 
 def write_verification(path: Path, problems: Iterable[Problem]) -> None:

@@ -118,11 +118,9 @@ def find_task(
 
 def without(task: Task, names: Collection[str]) -> Task:
     """Return the task without these cases; unknown names are ignored."""
-    return replace(
-        task,
-        cases=tuple(case for case in task.cases if case.name not in names),
-        groups={case: patient for case, patient in task.groups.items() if case not in names},
-    )
+    cases = tuple(case for case in task.cases if case.name not in names)
+    groups = {case: patient for case, patient in task.groups.items() if case not in names}
+    return replace(task, cases=cases, groups=groups)
 
 
 def _groups(
@@ -145,11 +143,7 @@ def _groups(
 def _groups_by_pattern(pattern: str, names: Sequence[str]) -> dict[str, str]:
     """Return as each patient the first group of the match, or else the whole match."""
     matches = {name: re.search(pattern, name) for name in names}
-    return {
-        name: (match[1] if match.re.groups else None) or match[0]
-        for name, match in matches.items()
-        if match
-    }
+    return {name: (m[1] if m.re.groups else None) or m[0] for name, m in matches.items() if m}
 
 
 # The layouts of the Decathlon and nnU-Net.

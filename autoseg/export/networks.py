@@ -57,16 +57,10 @@ def write_onnx(network: UNet, patch: Triple, path: Path) -> None:
     example = torch.zeros(2, first.in_channels, *patch)  # torch would keep a batch of 1 fixed
     batch = torch.export.Dim("batch", min=1)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    names |= {"dynamic_shapes": ({0: batch},)}
     with warnings.catch_warnings(action="ignore"):  # about optional packages and its own code
-        program = torch.onnx.export(
-            network,
-            (example,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: batch},),
-            dynamo=True,
-            verbose=False,
-        )
+        program = torch.onnx.export(network, (example,), dynamo=True, verbose=False, **names)
         assert program is not None
         proto = program.model_proto
     for node in proto.graph.node:
@@ -143,10 +137,10 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
                 logits, regions = format.run(path, patch), plan.classes.are_regions
                 difference = compare(logits, expected, regions, path.name)
                 differences[path.name] = {"largest_difference_of_logits": difference}
-        sums = {
-            path.name: {"sha256": sha256_of(path), **differences.get(path.name, {})}
-            for path in sorted(folder.iterdir())
+        sums: dict[str, Any] = {
+            path.name: {"sha256": sha256_of(path)} for path in sorted(folder.iterdir())
         }
+        sums = {name: found | differences.get(name, {}) for name, found in sums.items()}
         facts = describe(model)
         write_json(folder / "export.json", facts | {"files": sums})
         spacing = ["the scan's own" if mm is None else f"{mm:g}" for mm in plan.target_spacing_mm]
@@ -272,11 +266,7 @@ def describe(model: Model) -> dict[str, Any]:
 
 def filled(template: str, **content: Any) -> str:
     """A text by one of the templates of this room."""
-    environment = Environment(  # of plain text
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    plain_text: Any = dict.fromkeys(("trim_blocks", "lstrip_blocks", "keep_trailing_newline"), True)
+    environment = Environment(loader=loader, undefined=StrictUndefined, **plain_text)
     return environment.get_template(template).render(content)

@@ -194,14 +194,10 @@ def survey(
 
 
 def _facts(case: CaseStatistics, orientation: str) -> CaseFacts:
-    return CaseFacts(
-        voxels=case.voxels,
-        content=case.content,
-        orientation=case.orientation,
-        spacing_mm=case.turned_to(orientation).spacing_mm,
-        scales=tuple(channel.scale for channel in case.channels),
-        ranges=tuple((channel.image.min, channel.image.max) for channel in case.channels),
-    )
+    spacing_mm = case.turned_to(orientation).spacing_mm
+    scales = tuple(channel.scale for channel in case.channels)
+    ranges = tuple((channel.image.min, channel.image.max) for channel in case.channels)
+    return CaseFacts(case.voxels, case.content, case.orientation, spacing_mm, scales, ranges)
 
 
 def _read_case(task: Task, case: Case, cache: Path | None) -> _CaseSurvey:

@@ -61,9 +61,8 @@ def pixel_bytes(header: Dataset, stream: BinaryIO) -> int | None:
 def read_header(file: Path, tags: Sequence[str] | None = None) -> tuple[Dataset, int | None]:
     """The header of a file, with or without a preamble, and what `pixel_bytes` says."""
     with pydicom.config.disable_value_validation(), file.open("rb") as stream:
-        header = pydicom.dcmread(
-            stream, stop_before_pixels=True, specific_tags=list(tags) if tags else None, force=True
-        )
+        options: Any = {"specific_tags": list(tags) if tags else None}
+        header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, **options)
         return header, pixel_bytes(header, stream)
 
 

@@ -275,7 +275,7 @@ class Turn:
         """Turn a box, (start, stop) along each axis, of a grid of this size."""
         axes = zip(self.flips, self.triple(box), self.triple(size), strict=True)
         return tuple(
-            (n - stop, n - start) if flip else (start, stop) for flip, (start, stop), n in axes
+            (n - end, n - start) if flip else (start, end) for flip, (start, end), n in axes
         )
 
     def geometry(self, grid: Geometry) -> Geometry:

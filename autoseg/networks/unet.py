@@ -60,9 +60,8 @@ class ConvBlock(nn.Sequential):
     def __init__(
         self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
     ) -> None:
-        super().__init__(
-            _convolution(plan, inputs, outputs, kernel, stride), *_after(plan, outputs)
-        )
+        layers = _after(plan, outputs)
+        super().__init__(_convolution(plan, inputs, outputs, kernel, stride), *layers)
 
 
 class ResidualBlock(nn.Module):
@@ -73,9 +72,8 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.first = ConvBlock(plan, inputs, outputs, kernel, stride)
-        self.second = nn.Sequential(
-            _convolution(plan, outputs, outputs, kernel), _normalisation(plan, outputs)
-        )
+        norm = _normalisation(plan, outputs)
+        self.second = nn.Sequential(_convolution(plan, outputs, outputs, kernel), norm)
         self.shortcut = nn.Sequential()
         if stride != (1, 1, 1):
             self.shortcut.append(nn.AvgPool3d(stride, stride, ceil_mode=True))

@@ -21,16 +21,15 @@ class Sampling(sections.Section):
     foreground_mode: Literal["last", "chance"] = "last"
 
 
+Turns = tuple[sections.Range, sections.Range, sections.Range]  # about x, y, z
+
+
 class Spatial(sections.Section):
     """Rotate, scale and deform about the patch centre, each with its own probability."""
 
     transform: Literal["spatial"] = "spatial"
     rotation_probability: sections.Share = 0.2
-    rotation_degrees: tuple[sections.Range, sections.Range, sections.Range] = (
-        (-30, 30),
-        (-30, 30),
-        (-30, 30),
-    )
+    rotation_degrees: Turns = ((-30, 30), (-30, 30), (-30, 30))
     scaling_probability: sections.Share = 0.2
     scaling: sections.FactorRange = (0.7, 1.4)
     elastic_probability: sections.Share = 0.0

@@ -63,17 +63,13 @@ def classes_of(labels: ClassValues, regions_class_order: Sequence[int] | None) -
     """The classes of checked labels, background first."""
     background, *rest = labels.values()
     if regions_class_order is None:
-        members = tuple((index,) for index in range(1, len(labels)))
         painted = [covered[0] for covered in labels.values()]
-        return Classes(tuple(labels), (background, *rest), members, tuple(painted), False)
+        alone = tuple((index,) for index in range(1, len(labels)))
+        return Classes(tuple(labels), (background, *rest), alone, tuple(painted), False)
     values = sorted({value for covered in rest for value in covered})
-    return Classes(
-        names=tuple(labels),
-        parts=(background, *((value,) for value in values)),
-        members=tuple(tuple(1 + values.index(value) for value in covered) for covered in rest),
-        painted=(background[0], *regions_class_order),
-        are_regions=True,
-    )
+    parts = (background, *((value,) for value in values))
+    members = tuple(tuple(1 + values.index(value) for value in covered) for covered in rest)
+    return Classes(tuple(labels), parts, members, (background[0], *regions_class_order), True)
 
 
 def check_labels(labels: ClassValues, ignore_label: int | None) -> None:
@@ -208,13 +204,11 @@ class Evaluation(Section):
 
     def tolerance_of(self, labels: ClassValues) -> dict[str, float]:
         """Class -> tolerance in mm."""
-        return {
-            name: max(
-                (entry.mm for entry in self.tolerances if set(entry.labels) & set(covered)),
-                default=self.tolerance_mm,
-            )
-            for name, covered in labels.items()
-        }
+        found = {}
+        for name, covered in labels.items():
+            own = (entry.mm for entry in self.tolerances if set(entry.labels) & set(covered))
+            found[name] = max(own, default=self.tolerance_mm)
+        return found
 
     def colours_of(self, labels: ClassValues) -> dict[str, str]:
         """Class or merged row -> colour, for those that have one.

@@ -69,17 +69,11 @@ class Plan(sections.Section):
     skipped_cases: tuple[str, ...] = ()
     shares: tuple[VolumeShare, ...] = ()
     annotated: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
-        default_factory=dict, json_schema_extra=sections.since("0.2.0")
+        default_factory=dict, json_schema_extra=sections.SINCE_0_2
     )
-    orientation: sections.Orientation | None = Field(
-        None, json_schema_extra=sections.since("0.2.0")
-    )
-    mirrored_labels: tuple[tuple[sections.LabelValue, sections.LabelValue], ...] = Field(
-        (), json_schema_extra=sections.since("0.2.0")
-    )
-    target_spacing_mm: tuple[
-        sections.Positive | None, sections.Positive | None, sections.Positive | None
-    ]
+    orientation: sections.Orientation | None = Field(None, json_schema_extra=sections.SINCE_0_2)
+    mirrored_labels: tuple[sections.Pair, ...] = Field((), json_schema_extra=sections.SINCE_0_2)
+    target_spacing_mm: sections.Spacing
     preprocessing: tuple[sections.Step, ...]
     sampling: patches.Sampling
     augmentation: tuple[patches.Transform, ...]
@@ -89,7 +83,7 @@ class Plan(sections.Section):
     inference: sections.Inference
     evaluation: Evaluation = Evaluation()
     codes: dict[str, SegmentCode] = Field(
-        default_factory=dict, json_schema_extra=sections.since("0.2.0")
+        default_factory=dict, json_schema_extra=sections.SINCE_0_2
     )
     measured: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Provenance] = Field(default_factory=dict)
@@ -351,9 +345,8 @@ def _without_kind(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
 def _all_keys() -> list[str]:
     """The keys of all sections."""
     schema = Plan.model_json_schema()
-    return sorted(
-        {key for part in (schema, *schema["$defs"].values()) for key in part["properties"]}
-    )
+    parts = (schema, *schema["$defs"].values())
+    return sorted({key for part in parts for key in part["properties"]})
 
 
 def plan_schema() -> dict[str, Any]:
@@ -402,8 +395,5 @@ def _differing(one: Any, other: Any, key: str) -> list[str]:
     if one.keys() == other.keys() and list(one) != list(other):
         return [key]  # the order of the labels decides the class indices
     start = f"{key}." if key else ""
-    return [
-        found
-        for name in {**one, **other}
-        for found in _differing(one.get(name), other.get(name), f"{start}{name}")
-    ]
+    pairs = [(one.get(name), other.get(name), f"{start}{name}") for name in {**one, **other}]
+    return [found for pair in pairs for found in _differing(*pair)]

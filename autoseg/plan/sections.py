@@ -73,16 +73,21 @@ FactorRange = Annotated[PositiveRange, AfterValidator(_reaches_one)]
 NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_is_ascending)]
 CountRange = Annotated[tuple[Count, Count], AfterValidator(_is_ascending)]
 Size3 = tuple[Count, Count, Count]
+Spacing = tuple[Positive | None, Positive | None, Positive | None]
+Pair = tuple[LabelValue, LabelValue]
 Axes = tuple[Literal[0, 1, 2], ...]
 
 
 def since(version: str) -> dict[str, Any]:
-    """Mark a key added after version 0.1.0: `Field(..., json_schema_extra=since("0.2.0"))`.
+    """Mark a key added after version 0.1.0: `Field(..., json_schema_extra=SINCE_0_2)`.
 
     Its default must reproduce the behaviour before the key existed, and must never change: a plan
     with the default keeps the id of a plan without the key.
     """
     return {SINCE: version}
+
+
+SINCE_0_2 = since("0.2.0")
 
 
 class Section(BaseModel):
@@ -125,7 +130,7 @@ class Clip(Section):
     step: Literal["clip"] = "clip"
     window: Range
     channel: Index | None = None
-    scaled_scans: Literal["clip", "keep"] = Field("clip", json_schema_extra=since("0.2.0"))
+    scaled_scans: Literal["clip", "keep"] = Field("clip", json_schema_extra=SINCE_0_2)
 
     @model_validator(mode="after")
     def _is_open(self) -> Self:
@@ -149,10 +154,10 @@ class Resample(Section):
     step: Literal["resample"] = "resample"
     image_order: Literal[0, 1, 3] = 3
     label_order: Literal[0, 1] = 1
-    label_ties: Literal["smallest", "nearest"] = Field("smallest", json_schema_extra=since("0.2.0"))
+    label_ties: Literal["smallest", "nearest"] = Field("smallest", json_schema_extra=SINCE_0_2)
     rounding: Literal["nearest", "down", "nearest_ratio"] = "nearest"
     anisotropy: Positive | None = 3.0
-    clip: Literal["volume", "plane"] = Field("volume", json_schema_extra=since("0.2.0"))
+    clip: Literal["volume", "plane"] = Field("volume", json_schema_extra=SINCE_0_2)
 
 
 def whole_sizes(exact: Doubles, rounding: str) -> NDArray[np.int64]:
@@ -173,7 +178,7 @@ class ZScore(Section):
     mean: float | None = None
     std: Positive | None = None
     nonzero: bool = False
-    fill_holes: bool = Field(False, json_schema_extra=since("0.2.0"))
+    fill_holes: bool = Field(False, json_schema_extra=SINCE_0_2)
     channel: Index | None = None
 
 
@@ -203,7 +208,7 @@ class Network(Section):
     norm_momentum: Share = 0.1
     norm_epsilon: Positive = 1e-5
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
-    negative_slope: float = Field(0.01, json_schema_extra=since("0.2.0"))
+    negative_slope: float = Field(0.01, json_schema_extra=SINCE_0_2)
     activation_first: bool = False
     convolution_bias: bool = True
     initialisation: Literal["he", "glorot"] = "he"
@@ -356,14 +361,12 @@ class Inference(Section):
     """How a scan is predicted from patches."""
 
     overlap: Triple
-    tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, json_schema_extra=since("0.2.0")
-    )
+    tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(None, json_schema_extra=SINCE_0_2)
     weighting: Literal["gaussian", "uniform", "nnunet"] = "gaussian"
     average: Literal["probabilities", "logits", "logits_float16"] = Field(
-        "probabilities", json_schema_extra=since("0.2.0")
+        "probabilities", json_schema_extra=SINCE_0_2
     )
-    slide_axis: Literal[0, 1, 2] | None = Field(None, json_schema_extra=since("0.2.0"))
-    anisotropy: Positive | None = Field(None, json_schema_extra=since("0.2.0"))
+    slide_axis: Literal[0, 1, 2] | None = Field(None, json_schema_extra=SINCE_0_2)
+    anisotropy: Positive | None = Field(None, json_schema_extra=SINCE_0_2)
     mirror_axes: Axes = ()
-    mirror: bool = Field(False, json_schema_extra=since("0.2.0"))
+    mirror: bool = Field(False, json_schema_extra=SINCE_0_2)

@@ -285,12 +285,8 @@ def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:
     scale = [np.divide(mm, plan.target_spacing_of(mm)) for mm in fingerprint.spacings_mm.tolist()]
     shapes = np.maximum(1, np.rint(fingerprint.shapes_after_crop * scale)).astype(int)
     patch, overlap = plan.sampling.patch_size, plan.inference.overlap
-    patches = sum(
-        prod(
-            ceil(max(0, n - p) / (p - o)) + 1 for n, p, o in zip(shape, patch, overlap, strict=True)
-        )
-        for shape in shapes.tolist()
-    )
+    cases = (zip(shape, patch, overlap, strict=True) for shape in shapes.tolist())
+    patches = sum(prod(ceil(max(0, n - p) / (p - o)) + 1 for n, p, o in each) for each in cases)
     return Overhead(len(shapes), round(patches / plan.splits.folds))
 
 

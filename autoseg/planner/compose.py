@@ -121,7 +121,7 @@ def compose(
         trial = build(patch_rule.whole_case_layer(fingerprint, strides), *lower)
         lower = [patch_rule.patch_layer(trial, fingerprint, memory_gb), *lower]
     plan = build(*lower)
-    if options.seconds is None:
+    if seconds is None:
         return (
             plan if reference is None else patch_rule.with_own_rules(plan, fingerprint, memory_gb)
         )
@@ -134,9 +134,7 @@ def compose(
         return build(*lower, frozen_layer(options.measured))
     assert overhead is not None
     assert measure is not None
-    budget = budget_layer(
-        options.seconds, plan, overhead, lambda layer: build(*lower, layer), measure
-    )
+    budget = budget_layer(seconds, plan, overhead, lambda each: build(*lower, each), measure)
     return build(*lower, budget)
 
 
@@ -160,11 +158,9 @@ def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> l
     )
     by_rules = PlanOptions(**{key: getattr(options, key) for key in kept}, use_reference=False)
     turned = fingerprint.turned_to(fingerprint.usual_orientation)
-    return [
-        compose(fingerprint, replace(by_rules, configuration=name))
-        for name in rule_values.configurations(turned, options.planner, options.memory_gb)
-        if name != plan.configuration
-    ]
+    found = rule_values.configurations(turned, options.planner, options.memory_gb)
+    others = [name for name in found if name != plan.configuration]
+    return [compose(fingerprint, replace(by_rules, configuration=name)) for name in others]
 
 
 def _describe(configuration: Configuration) -> str:
@@ -247,10 +243,8 @@ def _users_layers(
     options: PlanOptions, rules: rule_values.PlanValues, lower: list[Layer]
 ) -> list[Layer]:
     layers = []
-    if options.overrides is not None:
-        layers.append(
-            overrides.read_layer(options.overrides, f"overrides {options.overrides.name}")
-        )
+    if (path := options.overrides) is not None:
+        layers.append(overrides.read_layer(path, f"overrides {path.name}"))
     layers += options.layers
     if options.settings:
         base = reduce(merge, (layer.values for layer in [*lower, *layers]), rules)

@@ -67,9 +67,8 @@ class Explained:
 
 def explain(plan: Plan) -> None:
     """Print the plan as a table on standard output."""
-    table = Table(
-        title=f"Plan {plan.name} of {plan.task} (id {plan.id})", box=SIMPLE_HEAD, pad_edge=False
-    )
+    title = f"Plan {plan.name} of {plan.task} (id {plan.id})"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for heading, ratio in (("what, and its key", 35), ("value", 27), ("why", 31), ("source", 21)):
         table.add_column(heading, overflow="fold", ratio=ratio)
     found = rows(plan)
@@ -101,11 +100,8 @@ def group_of(key: str) -> str:
 
 def rows(plan: Plan) -> list[Explained]:
     """One row per value, in the order of the plan."""
-    return [
-        _row(plan, key, field, value)
-        for key, field, value in _leaves(plan)
-        if key.split(".")[0] not in HIDDEN
-    ]
+    leaves = (leaf for leaf in _leaves(plan) if leaf[0].split(".")[0] not in HIDDEN)
+    return [_row(plan, *leaf) for leaf in leaves]
 
 
 def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Words, Any]]:

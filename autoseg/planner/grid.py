@@ -97,13 +97,8 @@ def full_grid(figures: DataFigures) -> Grid:
     median_shape = np.maximum(np.median(resampled, axis=0), 1)
     worst = int(np.argmax(target))
     order = [worst, *(axis for axis in range(3) if axis != worst)]  # nnU-Net's `transpose_forward`
-    return Grid(
-        axes=tuple(2 - axis for axis in order),
-        spacing_mm=tuple(target[order].tolist()),
-        median_shape=tuple(median_shape[order].tolist()),
-        voxels=float(np.prod(median_shape)),
-        evidence=evidence,
-    )
+    sizes = (tuple(target[order].tolist()), tuple(median_shape[order].tolist()))
+    return Grid(tuple(2 - axis for axis in order), *sizes, float(np.prod(median_shape)), evidence)
 
 
 def in_plane(full: Grid) -> Grid:

@@ -76,10 +76,8 @@ def stack(rules: PlanValues, evidence: Evidence, layers: Sequence[Layer], name: 
         PlanError: a layer has an unknown key, an invalid value, or does not fit the others.
     """
     merged = copy.deepcopy(rules)
-    provenance = {
-        key: Provenance(source=f"rule: {rule}", evidence=figures)
-        for key, (rule, figures) in evidence.items()
-    }
+    given = evidence.items()
+    provenance = {k: Provenance(source=f"rule: {rule}", evidence=why) for k, (rule, why) in given}
     for layer in layers:
         for key, owner in NOT_IN_LAYERS.items():
             if key in layer.values:

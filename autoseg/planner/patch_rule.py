@@ -192,10 +192,8 @@ def median_grid(
 
 
 def _layer(patch: Sequence[int], evidence: str) -> Layer:
-    values = {
-        "sampling": {"patch_size": list(patch)},
-        "inference": {"overlap": [size // 2 for size in patch]},
-    }
+    overlap = [size // 2 for size in patch]
+    values = {"sampling": {"patch_size": list(patch)}, "inference": {"overlap": overlap}}
     return Layer(SOURCE, values, evidence)
 
 

@@ -87,15 +87,10 @@ def rule_values(
     return values, _evidence(configuration)
 
 
-def _figures(fingerprint: Fingerprint) -> DataFigures:
-    ignored = 0 if fingerprint.ignore_label is None else 1
-    return DataFigures(
-        spacings_mm=fingerprint.spacings_mm,
-        shapes=fingerprint.shapes_after_crop,
-        channels=fingerprint.channels,
-        label_count=len(fingerprint.labels) + ignored,
-        relative_size_after_cropping=fingerprint.relative_size_after_cropping,
-    )
+def _figures(of: Fingerprint) -> DataFigures:
+    labels = len(of.labels) + (of.ignore_label is not None)
+    sizes = (of.spacings_mm, of.shapes_after_crop)
+    return DataFigures(*sizes, of.channels, labels, of.relative_size_after_cropping)
 
 
 def _with_two_stages(configuration: Configuration) -> Configuration:

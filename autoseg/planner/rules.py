@@ -315,10 +315,8 @@ def _evidence(draft: _Draft, task: _Task, low: _Draft | None) -> dict[str, str]:
     figures: dict[str, Any] = {"grid": grid, "topology": topology, "task": task}
     figures |= {"first": first, "median": median, "spacing": spacing, "patch": patch}
     figures |= {"millions": draft.cost / 1e6, "channels": ", ".join(task.figures.channels)}
-    figures |= {
-        "first_features": grids.FIRST_FEATURES,
-        "most_features": grids.MOST_FEATURES[len(grid.axes)],
-    }
+    most = grids.MOST_FEATURES[len(grid.axes)]
+    figures |= {"first_features": grids.FIRST_FEATURES, "most_features": most}
     found = {name: text.format(**figures) for name, text in TABLES["evidence"].items()}
     return found | {"batch_dice": _batch_dice_evidence(draft, low)}
 

@@ -64,9 +64,7 @@ def preprocess(
                 say(f"{store.folder / case.name} is damaged; preprocessing it again")
         if plans is not None:
             pairs = [(case, _source(plan, case)) for case in missing]
-            missing = [
-                c for c, source in pairs if not link_from_others(store, plans, c.name, source)
-            ]
+            missing = [c for c, files in pairs if not link_from_others(store, plans, c.name, files)]
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)
 

@@ -198,13 +198,9 @@ def prepare(plan: Plan, image: Image, label: LabelMap | None = None) -> Prepared
     nonzero = _any_nonzero(channels) if masked else None
     if nonzero is not None and any(step.fill_holes for step in masked):
         nonzero = arrays.fill_holes(nonzero)
-    case = _Case(
-        channels=channels,
-        label=None if label is None else to_classes(plan, turn.array(label)),
-        box=tuple((0, size) for size in geometry.size),
-        spacing_mm=geometry.spacing_mm,
-        nonzero=nonzero,
-    )
+    classes = None if label is None else to_classes(plan, turn.array(label))
+    box = tuple((0, size) for size in geometry.size)
+    case = _Case(channels, classes, box, geometry.spacing_mm, nonzero)
     for step in plan.preprocessing:
         match step:
             case CropToNonzero():

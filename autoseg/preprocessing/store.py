@@ -244,14 +244,9 @@ def _compress(path: Path, array: Array) -> None:
     blosc2.set_nthreads(1)
     blocks = _block_shape(array.shape, array.itemsize)
     chunks = [min(size, 4 * block) for size, block in zip(array.shape, blocks, strict=True)]
-    blosc2.asarray(
-        np.ascontiguousarray(array),
-        urlpath=str(path),
-        mode="w",
-        chunks=tuple(chunks),
-        blocks=blocks,
-        cparams={"codec": blosc2.Codec.LZ4, "clevel": 9, "nthreads": 1},
-    )
+    how: Any = {"cparams": {"codec": blosc2.Codec.LZ4, "clevel": 9, "nthreads": 1}, "mode": "w"}
+    how |= {"chunks": tuple(chunks), "blocks": blocks}
+    blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), **how)
 
 
 def _block_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
@@ -268,10 +263,8 @@ def _save_voxels(
     """Save some voxels of each class and, if others are ignored, of all annotated ones."""
     if members is None:
         members = [(value,) for value in range(1, int(label.max()) + 1)]
-    found = {
-        str(number): _spread(arrays.members(label, values))
-        for number, values in enumerate(members, start=1)
-    }
+    numbered = enumerate(members, start=1)
+    found = {str(n): _spread(arrays.members(label, values)) for n, values in numbered}
     if label.min() < 0:
         found[ANNOTATED] = _spread(label >= 0)
     # Not save_file, which makes files that only their owner can read.

@@ -257,10 +257,8 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
 
 def dice_of(counts: Tensor) -> list[float | None]:
     """Dice per class from (3, classes) counts; None for a class without any voxel."""
-    return [
-        2 * tp / (2 * tp + fp + fn) if tp + fp + fn > 0 else None
-        for tp, fp, fn in counts.double().T.tolist()
-    ]
+    rows = counts.double().T.tolist()
+    return [2 * tp / (2 * tp + fp + fn) if tp + fp + fn > 0 else None for tp, fp, fn in rows]
 
 
 class Stopwatch:
