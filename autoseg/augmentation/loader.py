@@ -32,7 +32,7 @@ from threadpoolctl import ThreadpoolController
 from autoseg.augmentation.on_device import postpone
 from autoseg.augmentation.spatial import Border
 from autoseg.augmentation.transforms import Augmenter, Sides
-from autoseg.common.arrays import Array, Floats, Triple
+from autoseg.common.arrays import Array, ClassMap, Floats, Triple
 from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled
 from autoseg.common.parallel import GB, cause_of_death, exit_with_parent, fitting
 from autoseg.common.progress import waited
@@ -80,7 +80,7 @@ class PatchSampler:
 
     def draw(
         self, at: Position, size: Triple, border: Border = "constant"
-    ) -> tuple[Floats, NDArray[np.int16]]:
+    ) -> tuple[Floats, ClassMap]:
         """Return the patch at a position, with `size` voxels.
 
         Beyond the case it is padded with zeros, or with the nearest voxel of the case if `border`
@@ -272,7 +272,7 @@ class BatchLoader:
         on_device = self.plan.training.augment_on == "device"
         places = range(sampling.batch_size) if self.places is None else self.places
         images: list[Any] = []
-        labels: list[NDArray[np.int16]] = []
+        labels: list[ClassMap] = []
         exchanged = augmenter.sides.exchanged if augmenter.sides else []
         unannotated = np.zeros((len(places), self.plan.classes.outputs), bool)
         for place in places:

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from autoseg.augmentation import transforms
-from autoseg.augmentation.spatial import Warp, random_factor
+from autoseg.augmentation.spatial import Rng, Warp, random_factor
 from autoseg.augmentation.spline import prefilter
 from autoseg.augmentation.transforms import Augmentation, Sides
-from autoseg.common.arrays import Floats, Triple
+from autoseg.common.arrays import ClassMap, Floats, Triple
 from autoseg.networks.devices import to_device
 from autoseg.plan import augmentation as plans
 from autoseg.preprocessing.resample import axis_operator
@@ -45,8 +45,8 @@ class PostponedImage:
 
 
 def postpone(
-    augmentation: Augmentation, image: Floats, label: NDArray[np.int16]
-) -> tuple[PostponedImage, NDArray[np.int16]]:
+    augmentation: Augmentation, image: Floats, label: ClassMap
+) -> tuple[PostponedImage, ClassMap]:
     """Augment the label, and return the image with the operations that remain.
 
     Args:
@@ -70,9 +70,7 @@ def postpone(
     return PostponedImage(image, tuple(replace(one) for one in operations)), stacked
 
 
-def _apply_to_label(
-    operation: Operation, label: NDArray[np.int16], sides: Sides | None
-) -> NDArray[np.int16]:
+def _apply_to_label(operation: Operation, label: ClassMap, sides: Sides | None) -> ClassMap:
     if isinstance(operation, Warp):
         return operation.label(label)
     if isinstance(operation, Flip):
@@ -127,7 +125,7 @@ Operation = Warp | Flip | AddNoise | AdjustIntensity | ApplyOperators
 
 
 def draw_operation(
-    spec: plans.Transform | Warp, channels: int, size: Triple, rng: np.random.Generator
+    spec: plans.Transform | Warp, channels: int, size: Triple, rng: Rng
 ) -> Operation | None:
     """Draw what a transform does to one image; None if it is not applied.
 
@@ -163,7 +161,7 @@ def draw_operation(
 
 
 def _draw_some(
-    probability: float, limits: tuple[float, float], channels: int, rng: np.random.Generator
+    probability: float, limits: tuple[float, float], channels: int, rng: Rng
 ) -> list[float | None]:
     """Draw a number for each selected channel."""
     return [rng.uniform(*limits) if rng.random() < probability else None for _ in range(channels)]

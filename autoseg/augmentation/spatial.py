@@ -22,9 +22,10 @@ from autoseg.plan.augmentation import Spatial
 
 CELLS_PER_SIGMA = 3
 Border = Literal["constant", "nearest"]
+Rng = np.random.Generator
 
 
-def draw_warp(spec: Spatial, size: Triple, rng: np.random.Generator) -> Warp | None:
+def draw_warp(spec: Spatial, size: Triple, rng: Rng) -> Warp | None:
     """Draw what the transform of the plan does to one patch; None if it is not applied.
 
     The distributions are those of batchgenerators with `random_crop=False`.
@@ -52,7 +53,7 @@ def draw_warp(spec: Spatial, size: Triple, rng: np.random.Generator) -> Warp | N
     return Warp(spec, size, matrix, field) if rotated or scaled or field is not None else None
 
 
-def random_factor(limits: tuple[float, float], rng: np.random.Generator) -> float:
+def random_factor(limits: tuple[float, float], rng: Rng) -> float:
     """Draw a factor as batchgenerators does: below 1 and above 1 with equal probability."""
     low, high = limits
     if low < 1 and rng.random() < 0.5:
@@ -224,9 +225,7 @@ def _centred(size: int) -> Doubles:
 # Elastic deformation: smooth random displacements, drawn on a coarse grid.
 
 
-def displacement(
-    shape: Sequence[int], alpha: float, sigma: float, rng: np.random.Generator
-) -> Floats:
+def displacement(shape: Sequence[int], alpha: float, sigma: float, rng: Rng) -> Floats:
     """Draw one component of a displacement field, in voxels, distributed as in batchgenerators.
 
     There it is uniform noise in [-1, 1], smoothed by a Gaussian and multiplied by alpha (Simard et

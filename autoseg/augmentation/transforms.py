@@ -21,17 +21,17 @@ from batchgenerators.transforms import color_transforms as batchgenerators
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.augmentation.spatial import Border, Warp, draw_warp
+from autoseg.augmentation.spatial import Border, Rng, Warp, draw_warp
 from autoseg.augmentation.spline import along
 from autoseg.common import arrays
-from autoseg.common.arrays import Array, Floats, Mask, Triple
+from autoseg.common.arrays import Array, ClassMap, Floats, Mask, Triple
 from autoseg.plan import augmentation as plans
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.resample import apply_operators, axis_operator
 from autoseg.preprocessing.steps import IGNORED
 
 ImageArray = NDArray[np.float32]  # (channel, x, y, z)
-LabelArray = NDArray[np.int16]  # (label, x, y, z)
+LabelArray = ClassMap  # (label, x, y, z)
 Sample = tuple[ImageArray, LabelArray]
 
 
@@ -43,7 +43,7 @@ class Augmenter:
     patch_size: Triple
     sides: Sides | None = None
 
-    def draw(self, rng: np.random.Generator) -> Augmentation:
+    def draw(self, rng: Rng) -> Augmentation:
         """Draw the warps of the sample that `rng` belongs to, which decide what has to be read."""
         size = self.patch_size
         border: Border = "constant"
@@ -72,10 +72,10 @@ class Augmentation:
     box_size: Triple
     border: Border
     steps: tuple[plans.Transform | Warp, ...]
-    rng: np.random.Generator
+    rng: Rng
     sides: Sides | None = None
 
-    def __call__(self, image: ImageArray, label: NDArray[np.int16]) -> Sample:
+    def __call__(self, image: ImageArray, label: ClassMap) -> Sample:
         """Augment what was read, and return image and label of the patch size.
 
         Args:
@@ -91,7 +91,7 @@ class Augmentation:
 
 
 @contextmanager
-def seeded(rng: np.random.Generator) -> Iterator[None]:
+def seeded(rng: Rng) -> Iterator[None]:
     """Seed the global generators of NumPy and Python from `rng` for the block."""
     before, before_python = np.random.get_state(), random.getstate()
     np.random.seed(rng.integers(2**32, size=4, dtype=np.uint32))
@@ -107,7 +107,7 @@ def _apply(
     step: plans.Transform | Warp,
     image: ImageArray,
     labels: LabelArray,
-    rng: np.random.Generator,
+    rng: Rng,
     sides: Sides | None,
 ) -> Sample:
     match step:
@@ -168,16 +168,14 @@ class Sides:
             return None
         return Sides(plan.left_right, plan.exchanged_parts)
 
-    def exchange(self, labels: NDArray[np.int16]) -> NDArray[np.int16]:
+    def exchange(self, labels: ClassMap) -> ClassMap:
         """Give each voxel the class of the other side; ignored voxels stay ignored."""
         self.exchanged.append(True)
         table = np.array([*self.parts, IGNORED], np.int16)
         return np.asarray(table[labels])  # IGNORED is -1, the last entry
 
 
-def flip_label(
-    label: NDArray[np.int16], axes: Sequence[int], sides: Sides | None
-) -> NDArray[np.int16]:
+def flip_label(label: ClassMap, axes: Sequence[int], sides: Sides | None) -> ClassMap:
     """Flip the last three axes of labels, and exchange those of left and right."""
     flipped = np.flip(label, tuple(label.ndim - 3 + axis for axis in axes))
     return sides.exchange(flipped) if sides is not None and sides.axis in axes else flipped
@@ -199,7 +197,7 @@ def mirror(
 # Noise, blur and low resolution.
 
 
-def add_noise(spec: plans.GaussianNoise, image: ImageArray, rng: np.random.Generator) -> ImageArray:
+def add_noise(spec: plans.GaussianNoise, image: ImageArray, rng: Rng) -> ImageArray:
     """Add Gaussian noise; as in batchgenerators, `variance` is its standard deviation."""
     if rng.random() >= spec.probability:
         return image
@@ -209,7 +207,7 @@ def add_noise(spec: plans.GaussianNoise, image: ImageArray, rng: np.random.Gener
     return noise
 
 
-def blur(spec: plans.GaussianBlur, image: ImageArray, rng: np.random.Generator) -> ImageArray:
+def blur(spec: plans.GaussianBlur, image: ImageArray, rng: Rng) -> ImageArray:
     """Blur each selected channel with a Gaussian of its own sigma."""
     return _per_channel(spec, spec.sigma, _gaussian_filter, image, rng)
 
@@ -225,9 +223,7 @@ def blur_operator(size: int, sigma: float) -> Floats:
     return np.asarray(ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0), np.float32)
 
 
-def lower_resolution(
-    spec: plans.LowResolution, image: ImageArray, rng: np.random.Generator
-) -> ImageArray:
+def lower_resolution(spec: plans.LowResolution, image: ImageArray, rng: Rng) -> ImageArray:
     """Simulate a scan of lower resolution, in each selected channel with a zoom of its own."""
     return _per_channel(spec, spec.zoom, through_coarser_grid, image, rng)
 
@@ -237,7 +233,7 @@ def _per_channel(
     limits: tuple[float, float],
     function: Callable[[Floats, float], Floats],
     image: ImageArray,
-    rng: np.random.Generator,
+    rng: Rng,
 ) -> ImageArray:
     """Call the function with each selected channel and a number drawn for it."""
     if rng.random() >= spec.probability:
@@ -271,9 +267,7 @@ Operator = Callable[[Mask, int], Mask]
 
 
 def corrupt_previous(
-    segmentation: Array,
-    spec: plans.PreviousMorphology | plans.PreviousRemoval,
-    rng: np.random.Generator,
+    segmentation: Array, spec: plans.PreviousMorphology | plans.PreviousRemoval, rng: Rng
 ) -> Array:
     """Return the segmentation, modified with the probability of the transform."""
     if rng.random() >= spec.probability:
@@ -283,9 +277,7 @@ def corrupt_previous(
     return _remove_components(segmentation, spec, rng)
 
 
-def _apply_morphology(
-    segmentation: Array, spec: plans.PreviousMorphology, rng: np.random.Generator
-) -> Array:
+def _apply_morphology(segmentation: Array, spec: plans.PreviousMorphology, rng: Rng) -> Array:
     """Apply a random operator to each class; a growing class replaces the others."""
     out = segmentation.copy()
     for index in rng.permutation(_foreground(segmentation)):
@@ -297,9 +289,7 @@ def _apply_morphology(
     return out
 
 
-def _remove_components(
-    segmentation: Array, spec: plans.PreviousRemoval, rng: np.random.Generator
-) -> Array:
+def _remove_components(segmentation: Array, spec: plans.PreviousRemoval, rng: Rng) -> Array:
     """Remove one component of each class, chosen uniformly from those that are small enough."""
     out = segmentation.copy()
     for index in _foreground(segmentation):

@@ -14,6 +14,7 @@ Triple = tuple[int, int, int]  # one integer for each of x, y, z: a shape, a pat
 Box = tuple[slice, ...]  # one slice for each axis
 Mask = NDArray[np.bool_]
 Array = NDArray[Any]
+ClassMap = NDArray[np.int16]  # indices of parts, see `plan.labels.Classes`
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 LabelMap = NDArray[np.integer[Any]]

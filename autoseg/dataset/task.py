@@ -28,6 +28,7 @@ IMAGES, LABELS = "imagesTr", "labelsTr"  # folders of the Decathlon and nnU-Net
 IMAGE_STEM, LABEL_STEM = "imaging", "segmentation"  # files in a case folder (MIScnn)
 CHANNEL_NUMBER = re.compile(r"_(\d{4})$")
 UNNAMED_CHANNEL = "image"
+Labels = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ class Task(Declaration):
         return values if self.ignore_label is None else values | {self.ignore_label}
 
 
-def read_task(
-    folder: Path, labels: Mapping[str, Sequence[int]] | None = None, skip: Collection[str] = ()
-) -> Task:
+def read_task(folder: Path, labels: Labels | None = None, skip: Collection[str] = ()) -> Task:
     """Read a task and require that its files are complete.
 
     Args:
@@ -83,9 +82,7 @@ def read_task(
     return without(task, skip)
 
 
-def find_task(
-    folder: Path, labels: Mapping[str, Sequence[int]] | None = None
-) -> tuple[Task, list[Problem]]:
+def find_task(folder: Path, labels: Labels | None = None) -> tuple[Task, list[Problem]]:
     """Read a task with its complete cases, and the problems of the others.
 
     Args:
@@ -305,7 +302,7 @@ def has_case_folders(folder: Path) -> bool:
 
 
 def declare_case_folders(
-    folder: Path, labels: Mapping[str, Sequence[int]] | None = None
+    folder: Path, labels: Labels | None = None
 ) -> tuple[Declaration, list[Problem]]:
     """Return the task's declaration with missing fields filled in, and a warning if there were any.
 

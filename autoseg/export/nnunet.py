@@ -38,6 +38,7 @@ BATCH_NORM_TRAINER, ONE_HEAD_TRAINER = "nnUNetTrainerBN", "nnUNetTrainerNoDeepSu
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # Our heads, and what nnU-Net stores twice (`COPIES`), are not in `layer_names`.
 HEADS = "decoder.seg_layers."
+Values = Mapping[str, Any]  # of nnU-Net's files
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def weights_to_ours(weights: Mapping[str, Tensor], network: Network, order: Axis
 # The network: nnU-Net's `architecture` and our `network`.
 
 
-def network_to_ours(architecture: Mapping[str, Any], order: AxisOrder) -> dict[str, Any]:
+def network_to_ours(architecture: Values, order: AxisOrder) -> dict[str, Any]:
     """The values of our `network` for an `architecture` of nnU-Net's plans.
 
     Raises:
@@ -196,7 +197,7 @@ def _axes(values: Any, stages: int, order: AxisOrder) -> list[list[int]]:
     return [order.to_ours(_for_each(value, axes)) for value in _for_each(values, stages)]
 
 
-def architecture_of(configuration: Mapping[str, Any], is_2d: bool) -> dict[str, Any]:
+def architecture_of(configuration: Values, is_2d: bool) -> dict[str, Any]:
     """The `architecture` of a configuration; plans of nnU-Net before 2.4 state it in other keys."""
     if "architecture" in configuration:
         return dict(configuration["architecture"])
@@ -222,9 +223,7 @@ def architecture_of(configuration: Mapping[str, Any], is_2d: bool) -> dict[str, 
 # The plan.
 
 
-def configuration_of(
-    plans: Mapping[str, Any], name: str, heirs: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def configuration_of(plans: Values, name: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """A configuration of nnU-Net's plans with what it inherits; `heirs` inherit from it."""
     if name in heirs:
         raise AutosegError(f"the configurations {', '.join(heirs)} inherit from each other")
@@ -234,7 +233,7 @@ def configuration_of(
     return configuration_of(plans, parent, (*heirs, name)) | own
 
 
-def axis_order_of(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> AxisOrder:
+def axis_order_of(plans: Values, configuration: Values) -> AxisOrder:
     """The axes of a configuration."""
     forward = plans.get("transpose_forward", [0, 1, 2])
     if sorted(forward) != [0, 1, 2]:
@@ -243,11 +242,7 @@ def axis_order_of(plans: Mapping[str, Any], configuration: Mapping[str, Any]) ->
 
 
 def plan_to_ours(
-    plans: Mapping[str, Any],
-    configuration: Mapping[str, Any],
-    dataset: Mapping[str, Any],
-    state: Mapping[str, Any],
-    order: AxisOrder,
+    plans: Values, configuration: Values, dataset: Values, state: Values, order: AxisOrder
 ) -> dict[str, Any]:
     """The values of our plan."""
     network = network_to_ours(architecture_of(configuration, order.is_2d), order)
@@ -298,7 +293,7 @@ def plan_to_ours(
     }
 
 
-def _labels(dataset: Mapping[str, Any]) -> dict[str, Any]:
+def _labels(dataset: Values) -> dict[str, Any]:
     """Our `labels`, `ignore_label` and `regions_class_order`."""
     sets = {
         name: [int(value) for value in (found if isinstance(found, list) else [found])]
@@ -321,9 +316,7 @@ def _labels(dataset: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _normalisation(
-    plans: Mapping[str, Any], configuration: Mapping[str, Any], channels: int
-) -> Iterator[dict[str, Any]]:
+def _normalisation(plans: Values, configuration: Values, channels: int) -> Iterator[dict[str, Any]]:
     """The steps for each channel's scheme."""
     schemes, masks = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
     if not len(schemes) == len(masks) == channels:
@@ -340,13 +333,13 @@ def _normalisation(
         yield from steps
 
 
-def intensities_of(plans: Mapping[str, Any]) -> dict[str, Any]:
+def intensities_of(plans: Values) -> dict[str, Any]:
     """Channel number -> statistics of the foreground."""
     found = plans.get("foreground_intensity_properties_by_modality", {})
     return dict(plans.get("foreground_intensity_properties_per_channel", found))
 
 
-def _resampling(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
+def _resampling(configuration: Values) -> tuple[dict[str, Any], float | None]:
     """Orders and anisotropy of the image and label maps, and anisotropy of the logits."""
     found = {}
     for what, orders in FACTS["resampling_orders"].items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,7 +232,7 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     return _Model(plan, weights, postprocessing, fingerprint, card, configuration)
 
 
-def _check_known(plans: Mapping[str, Any], configuration: Mapping[str, Any], trainer: str) -> None:
+def _check_known(plans: nnunet.Values, configuration: nnunet.Values, trainer: str) -> None:
     """Raise an AutosegError for parts of nnU-Net that have no equal here."""
     if OTHER_NETWORKS.match(trainer):
         raise AutosegError(f"trainer {trainer} builds another network than the plans say")
@@ -282,7 +282,7 @@ def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[s
 
 
 def _fingerprint(
-    source: _Source, plans: Mapping[str, Any], plan: Plan, is_ours: bool
+    source: _Source, plans: nnunet.Values, plan: Plan, is_ours: bool
 ) -> dict[str, Any]:
     """Ours, or what nnU-Net's plans know of the training data: intensities, but no single cases."""
     if is_ours and (source.folder / FINGERPRINT).is_file():
@@ -306,7 +306,7 @@ def _fingerprint(
 
 
 def _card(
-    source: _Source, plans: Mapping[str, Any], plan: Plan, states: Mapping[str, Any]
+    source: _Source, plans: nnunet.Values, plan: Plan, states: nnunet.Values
 ) -> dict[str, Any]:
     """Where the model comes from."""
     first = next(iter(states.values()))

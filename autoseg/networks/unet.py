@@ -14,6 +14,7 @@ from autoseg.common.arrays import Triple
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Network
 
+ONE = (1, 1, 1)  # a stride
 SMALLEST_AXIS = 3  # voxels that bfloat16 convolutions compute correctly
 
 
@@ -58,7 +59,7 @@ class ConvBlock(nn.Sequential):
     """Convolution, normalisation and activation, or activation before normalisation."""
 
     def __init__(
-        self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
+        self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = ONE
     ) -> None:
         layers = _after(plan, outputs)
         super().__init__(_convolution(plan, inputs, outputs, kernel, stride), *layers)
@@ -68,7 +69,7 @@ class ResidualBlock(nn.Module):
     """Two convolutions with a shortcut connection."""
 
     def __init__(
-        self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
+        self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = ONE
     ) -> None:
         super().__init__()
         self.first = ConvBlock(plan, inputs, outputs, kernel, stride)
@@ -148,7 +149,7 @@ class UNet(nn.Module):
 
 
 def _convolution(
-    plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)
+    plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = ONE
 ) -> nn.Conv3d:
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return Convolution(inputs, outputs, kernel, stride, padding, bias=plan.convolution_bias)

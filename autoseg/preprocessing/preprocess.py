@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 from zlib import crc32
 
-import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from autoseg.common.arrays import LabelMap, Triple
+from autoseg.common.arrays import ClassMap, LabelMap, Triple
 from autoseg.common.errors import DataError
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
@@ -126,7 +124,7 @@ def prepare_previous(
     spacing_mm: Sequence[float],
     box: Sequence[tuple[int, int]],
     shape: Triple,
-) -> NDArray[np.int16]:
+) -> ClassMap:
     """Preprocess a segmentation like a label map.
 
     Args:

@@ -15,10 +15,9 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autoseg.common import arrays
-from autoseg.common.arrays import Array, Box, Floats, LabelMap, Mask, Triple
+from autoseg.common.arrays import Array, Box, ClassMap, Floats, LabelMap, Mask, Triple
 from autoseg.image.geometry import SWAPS, Geometry, Turn
 from autoseg.image.image import Image
 from autoseg.image.label_writer import HIGHEST_LABEL
@@ -161,7 +160,7 @@ class Prepared:
     """
 
     image: Floats
-    label: NDArray[np.int16] | None
+    label: ClassMap | None
     geometry: Geometry
     box: tuple[tuple[int, int], ...]
     spacing_mm: tuple[float, float, float]
@@ -182,7 +181,7 @@ class _Case:
     """
 
     channels: tuple[Channel, ...]
-    label: NDArray[np.int16] | None
+    label: ClassMap | None
     box: tuple[tuple[int, int], ...]
     spacing_mm: tuple[float, float, float]
     nonzero: Mask | None
@@ -215,14 +214,14 @@ def prepare(plan: Plan, image: Image, label: LabelMap | None = None) -> Prepared
     return Prepared(out, case.label, geometry, case.box, case.spacing_mm, turn)
 
 
-def to_classes(plan: Plan, label: LabelMap) -> NDArray[np.int16]:
+def to_classes(plan: Plan, label: LabelMap) -> ClassMap:
     """Replace label values by indices of `Plan.classes.parts`: classes, or values of regions."""
     table = np.zeros(HIGHEST_LABEL + 1, np.int16)
     for index, values in enumerate(plan.classes.parts):
         table[list(values)] = index
     if plan.ignore_label is not None:
         table[plan.ignore_label] = IGNORED
-    classes: NDArray[np.int16] = table[label]
+    classes: ClassMap = table[label]
     return classes if plan.orientation is None else np.asfortranarray(classes)
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from autoseg.common import arrays, files
-from autoseg.common.arrays import Array, Mask, Triple
+from autoseg.common.arrays import Array, ClassMap, Mask, Triple
 from autoseg.common.errors import AutosegError
 from autoseg.preprocessing.steps import Prepared
 
@@ -154,9 +154,7 @@ class CaseStore:
             return bool(stored == _previous_record(folder, source))
         return False
 
-    def write_previous(
-        self, name: str, segmentation: NDArray[np.int16], source: Sequence[int]
-    ) -> None:
+    def write_previous(self, name: str, segmentation: ClassMap, source: Sequence[int]) -> None:
         """Add a segmentation of the previous stage (x, y, z), on the grid of the stored label."""
         folder = self.folder / name
         (folder / "previous.json").unlink(missing_ok=True)
@@ -257,9 +255,7 @@ def _block_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(block)
 
 
-def _save_voxels(
-    path: Path, label: NDArray[np.int16], members: Sequence[Sequence[int]] | None
-) -> None:
+def _save_voxels(path: Path, label: ClassMap, members: Sequence[Sequence[int]] | None) -> None:
     """Save some voxels of each class and, if others are ignored, of all annotated ones."""
     if members is None:
         members = [(value,) for value in range(1, int(label.max()) + 1)]

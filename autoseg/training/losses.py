@@ -53,10 +53,7 @@ class Loss(nn.Module):
         self.single = single
 
     def forward(  # noqa: D102
-        self,
-        outputs: Tensor | Sequence[Tensor],
-        target: Tensor,
-        unannotated: Tensor | None = None,
+        self, outputs: Tensor | Sequence[Tensor], target: Tensor, unannotated: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         total, dice = self.single(outputs[0].float(), target, unannotated)
