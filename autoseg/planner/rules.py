@@ -317,6 +317,7 @@ def _evidence(draft: _Draft, task: _Task, low: _Draft | None) -> dict[str, str]:
     figures |= {"millions": draft.cost / 1e6, "channels": ", ".join(task.figures.channels)}
     most = grids.MOST_FEATURES[len(grid.axes)]
     figures |= {"first_features": grids.FIRST_FEATURES, "most_features": most}
+    figures["mask_below"] = MASK_BELOW
     found = {name: text.format(**figures) for name, text in TABLES["evidence"].items()}
     return found | {"batch_dice": _batch_dice_evidence(draft, low)}
 
