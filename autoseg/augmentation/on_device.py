@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from autoseg.augmentation import transforms
 from autoseg.augmentation.spatial import Rng, Warp, random_factor
-from autoseg.augmentation.spline import prefilter
+from autoseg.augmentation.spline import linear, prefilter
 from autoseg.augmentation.transforms import Augmentation, Sides
 from autoseg.common.arrays import ClassMap, Floats, Triple
 from autoseg.networks.devices import to_device
@@ -57,7 +56,7 @@ def postpone(
     labels = list(label.reshape(-1, *label.shape[-3:]))
     operations: list[Operation] = []
     for step in augmentation.steps:
-        if isinstance(step, plans.PreviousMorphology | plans.PreviousRemoval):
+        if isinstance(step, plans.Previous):
             labels[1] = transforms.corrupt_previous(labels[1], step, augmentation.rng)
             continue
         x, y, z = labels[0].shape
@@ -267,7 +266,7 @@ def _warp(image: Tensor, warp: Warp) -> Tensor:
         x, y, z = [(point + 0.5).long() for point in points]
         return image[:, x, y, z]
     if order == 1:
-        return _linear(image, points)
+        return linear(image, points)
     for axis in warp.active:
         operator = to_device(prefilter(image.shape[1 + axis], order), image.device)
         image = _along(operator, image, 1 + axis)
@@ -298,14 +297,6 @@ def _points(warp: Warp, image: Tensor) -> list[Tensor]:
     return points
 
 
-def _linear(image: Tensor, points: list[Tensor]) -> Tensor:
-    # grid_sample expects coordinates from -1 to 1, with the last axis first.
-    pairs = zip(points, image.shape[1:], strict=True)
-    scaled = [point * (2 / max(1, size - 1)) - 1 for point, size in pairs]
-    grid = torch.stack(scaled[::-1], dim=-1)
-    return grid_sample(image[None], grid[None], padding_mode="border", align_corners=True)[0]
-
-
 def _cubic(coefficients: Tensor, points: list[Tensor], axes: Sequence[int]) -> Tensor:
     """Evaluate the cubic spline as a weighted sum of linear interpolations, two along each axis.
 
@@ -316,7 +307,7 @@ def _cubic(coefficients: Tensor, points: list[Tensor], axes: Sequence[int]) -> T
     pairs = [_weighted_pair(point) if i in axes else [(None, point)] for i, point in numbered]
     values = torch.zeros((), device=coefficients.device)
     for choice in itertools.product(*pairs):
-        part = _linear(coefficients, [point for _, point in choice])
+        part = linear(coefficients, [point for _, point in choice])
         for weight, _ in choice:
             part = part if weight is None else part * weight
         values = values + part

@@ -8,7 +8,7 @@ of order 3 by an embedding bag, the 8 samples of order 1 by `grid_sample`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -86,7 +86,9 @@ def at_points(coefficients: Floats, points: Floats, order: int) -> Floats:
         values, (n,).
     """
     if order == 1:
-        return _linear(coefficients, points)
+        image = torch.from_numpy(np.ascontiguousarray(coefficients))[None]
+        at = torch.from_numpy(points)[:, None, None]
+        return np.asarray(linear(image, list(at))[0, 0, 0].numpy())
     windows = _windows(coefficients, order + 1)
     values = np.empty(points.shape[1], np.float32)
     for where, part in _chunks(points, (order + 1) * (order + 3)):
@@ -96,19 +98,13 @@ def at_points(coefficients: Floats, points: Floats, order: int) -> Floats:
     return values
 
 
-def _linear(volume: Floats, points: Floats) -> Floats:
+def linear(image: Tensor, points: Sequence[Tensor]) -> Tensor:
+    """Interpolate an image (C, X, Y, Z) at positions along x, y and z: (*size) each."""
     # grid_sample expects coordinates from -1 to 1, with the last axis first.
-    grid = np.empty((points.shape[1], 3), np.float32)
-    for axis, size in enumerate(volume.shape):
-        np.multiply(points[axis], 2 / max(1, size - 1), out=grid[:, 2 - axis])
-    grid -= 1
-    found = grid_sample(
-        torch.from_numpy(np.ascontiguousarray(volume))[None, None],
-        torch.from_numpy(grid)[None, None, None],
-        padding_mode="border",
-        align_corners=True,
-    )
-    return np.asarray(found[0, 0, 0, 0].numpy())
+    pairs = zip(points, image.shape[1:], strict=True)
+    scaled = [point * (2 / max(1, size - 1)) - 1 for point, size in pairs]
+    grid = torch.stack(scaled[::-1], dim=-1)
+    return grid_sample(image[None], grid[None], padding_mode="border", align_corners=True)[0]
 
 
 def rows_at_points(coefficients: Floats, points: Floats, order: int) -> Floats:

@@ -266,9 +266,7 @@ def coarse_indices(shape: Sequence[int], zoom: float) -> list[NDArray[np.intp]]:
 Operator = Callable[[Mask, int], Mask]
 
 
-def corrupt_previous(
-    segmentation: Array, spec: plans.PreviousMorphology | plans.PreviousRemoval, rng: Rng
-) -> Array:
+def corrupt_previous(segmentation: Array, spec: plans.Previous, rng: Rng) -> Array:
     """Return the segmentation, modified with the probability of the transform."""
     if rng.random() >= spec.probability:
         return segmentation

@@ -201,7 +201,9 @@ class _Watch:
         with _opened(self.path) as file:
             is_free = None if file is None else _flock(file)
             found = os.lstat(self.path) if file is None else os.fstat(file)
-            self._hear((found.st_ino, found.st_mtime_ns))
+            if (seen := (found.st_ino, found.st_mtime_ns)) != self._seen:
+                self._has_beaten = self._seen is not None and seen[0] == self._seen[0]
+                self._seen, self._since = seen, time.monotonic()
             self.holder = _read_holder(self.path)
             self.state = self._judge(is_free, found)
             if self.state == "dead" and remove and os.lstat(self.path).st_ino == found.st_ino:
@@ -213,11 +215,6 @@ class _Watch:
                         "removed by this user; ask its owner to delete it"
                     ) from error
         return self.state
-
-    def _hear(self, seen: tuple[int, int]) -> None:
-        if seen != self._seen:
-            self._has_beaten = self._seen is not None and seen[0] == self._seen[0]
-            self._seen, self._since = seen, time.monotonic()
 
     def _judge(self, is_free: bool | None, found: os.stat_result) -> str:
         silence, patience = time.monotonic() - self._since, LEASE_SECONDS

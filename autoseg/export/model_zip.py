@@ -225,15 +225,8 @@ def _training(fold: Path) -> Training | None:
 
 def card_page(card: Mapping[str, Any]) -> str:
     """The card for people."""
-    model: list[Row] = [
-        ("what", "value"),
-        ("task", card["task"]),
-        ("plan", f"{card['plan']} ({card['plan_id']})"),
-        ("channels", ", ".join(card["channels"])),
-        ("classes", ", ".join(card["classes"])),
-    ]
     keys = ("format", "name", "trainer", "plans", "configuration") if "source" in card else ()
-    model += [(f"imported: {key}", str(card["source"][key])) for key in keys]
+    imported: list[Row] = [(f"imported: {key}", str(card["source"][key])) for key in keys]
     data = [(key.replace("_", " "), _figure_text(v)) for key, v in card["trained_on"].items()]
     unknown = (layout.NOT_STATED, layout.NOT_STATED)
     times = [
@@ -249,7 +242,7 @@ def card_page(card: Mapping[str, Any]) -> str:
         "card.md.j2",
         card=card,
         statements=STATEMENTS,
-        model=model,
+        imported=imported,
         data=[("what", "value"), *data],
         times=[("fold", "epochs", "time"), *times],
         dice=[("class", "mean ± std", "median", "cases"), *dice],

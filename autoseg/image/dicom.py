@@ -284,7 +284,6 @@ def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
         file=file,
         series=str(header.SeriesInstanceUID),
         number=None if number in (None, "") else int(number),
-        instance=str(header.get("SOPInstanceUID", "")),
         size=(int(header.Columns), int(header.Rows)),
         spacing_mm=(column_mm, row_mm),
         position_mm=_floats(header.ImagePositionPatient, 3),
@@ -296,11 +295,8 @@ def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
         has_table=bool(header.get("ModalityLUTSequence")),
         is_rescaled="RescaleSlope" in header or "ModalityLUTSequence" in header,
         thickness_mm=_number(header, "SliceThickness", 0.0),
-        study=str(header.get("StudyInstanceUID") or ""),
-        frame_of_reference=str(header.get("FrameOfReferenceUID") or ""),
-        modality=str(header.get("Modality") or ""),
         patient="" if patient.casefold() == name.casefold() else patient,
-        description=str(header.get("SeriesDescription") or ""),
+        **{name: str(header.get(tag) or "") for name, tag in TABLES["texts"].items()},
     )
 
 

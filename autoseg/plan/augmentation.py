@@ -117,16 +117,6 @@ class PreviousRemoval(sections.Section):
     largest_share: sections.Share = 0.15
 
 
-Transform = Annotated[
-    Spatial
-    | Mirror
-    | GaussianNoise
-    | GaussianBlur
-    | Brightness
-    | Contrast
-    | LowResolution
-    | Gamma
-    | PreviousMorphology
-    | PreviousRemoval,
-    Field(discriminator="transform"),
-]
+Intensity = GaussianNoise | GaussianBlur | Brightness | Contrast | LowResolution | Gamma
+Previous = PreviousMorphology | PreviousRemoval
+Transform = Annotated[Spatial | Mirror | Intensity | Previous, Field(discriminator="transform")]

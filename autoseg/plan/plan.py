@@ -169,7 +169,7 @@ class Plan(sections.Section):
             )
         if self.previous_stage is None:
             for index, entry in enumerate(self.augmentation):
-                if isinstance(entry, patches.PreviousMorphology | patches.PreviousRemoval):
+                if isinstance(entry, patches.Previous):
                     raise ValueError(
                         f"augmentation.{index}: {entry.transform} changes the segmentation of a "
                         f"previous stage, which only {CASCADE} has; remove it"

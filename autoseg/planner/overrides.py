@@ -23,18 +23,13 @@ from autoseg.common.files import read_text
 from autoseg.common.progress import nearest
 from autoseg.plan.plan import Plan, Provenance, describe_error, make_plan
 from autoseg.planner.rule_values import Evidence, PlanValues
+from autoseg.planner.rules import TABLES
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
 NOT_MERGED = ("labels", "measured")  # objects with free keys: replaced as a whole
 EXAMPLES = {"--set": "sampling.batch_size=4", "--slurm": "gpus=1"}
 MISSING = object()
-NOT_IN_LAYERS = {  # key -> what sets it
-    "name": "--name",
-    "provenance": "the planner",
-    "configuration": "--config",
-    "previous_stage": "--config",
-    "skipped_cases": "--skip-bad-cases",
-}
+NOT_IN_LAYERS: dict[str, str] = TABLES["not_in_layers"]  # key -> what sets it
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,11 @@ def configurations(
     Raises:
         PlanError: the planner is unknown, or the memory is too small for any patch.
     """
-    found = decide(_figures(fingerprint), planner, memory_gb)
+    sizes = (fingerprint.spacings_mm, fingerprint.shapes_after_crop)
+    labels = len(fingerprint.labels) + (fingerprint.ignore_label is not None)
+    relative_size = fingerprint.relative_size_after_cropping
+    figures = DataFigures(*sizes, fingerprint.channels, labels, relative_size)
+    found = decide(figures, planner, memory_gb)
     recommended = "3d_fullres" if "3d_fullres" in found else "2d"
     return {recommended: found[recommended]} | found
 
@@ -85,12 +89,6 @@ def rule_values(
         "inference": {"overlap": [size // 2 for size in patch], "mirror_axes": mirrored},
     }
     return values, _evidence(configuration)
-
-
-def _figures(of: Fingerprint) -> DataFigures:
-    labels = len(of.labels) + (of.ignore_label is not None)
-    sizes = (of.spacings_mm, of.shapes_after_crop)
-    return DataFigures(*sizes, of.channels, labels, of.relative_size_after_cropping)
 
 
 def _with_two_stages(configuration: Configuration) -> Configuration:
