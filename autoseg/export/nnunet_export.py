@@ -319,12 +319,11 @@ def _intensities(measured: Fingerprint | None, channel: int) -> dict[str, float]
 
 def _cases(plan: Plan, measured: Fingerprint | None) -> dict[str, Any]:
     cases = list(measured.turned_to(plan.orientation).cases.values()) if measured else []
+    size = measured.relative_size_after_cropping if measured and cases else 1.0
     return {
         "spacings": [case.spacing_mm[::-1] for case in cases],
         "shapes_after_crop": [case.shape_after_crop[::-1] for case in cases],
-        "median_relative_size_after_cropping": (
-            measured.relative_size_after_cropping if measured and cases else 1.0
-        ),
+        "median_relative_size_after_cropping": size,
     }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from autoseg.common import arrays
-from autoseg.common.arrays import Array, Doubles, LabelMap, Mask, Triple
+from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple
 from autoseg.dataset.checks import scale_of
 from autoseg.image.geometry import Turn, orientation_of
 from autoseg.image.image import Image, body_of
@@ -180,7 +180,7 @@ class LabelStatistics:
 
 
 def measure_labels(
-    label: arrays.LabelMap, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
+    label: LabelMap, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
 ) -> dict[str, LabelStatistics]:
     """Measure every label except the background.
 
@@ -208,10 +208,7 @@ def measure_labels(
 
 
 def _measure(
-    label: arrays.LabelMap,
-    values: Sequence[int],
-    box: arrays.Box | None,
-    spacing_mm: Sequence[float],
+    label: LabelMap, values: Sequence[int], box: Box | None, spacing_mm: Sequence[float]
 ) -> LabelStatistics:
     if box is None:
         return LabelStatistics(0.0, 0, None)

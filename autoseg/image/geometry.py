@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 
+File = Path | str
 GEOMETRY_TOLERANCE_MM = 1e-2
 PLAUSIBLE_SPACING_MM = (1e-6, 1e4)
 DIRECTION_TOLERANCE = 1e-3  # for products of direction vectors
@@ -99,9 +100,9 @@ class Geometry:
 
 def check_same_grid(
     found: Geometry,
-    path: Path | str,
+    path: File,
     expected: Geometry,
-    reference: Path | str,
+    reference: File,
     advice: str = "resample it onto that grid",
 ) -> None:
     """Check that two files lie on the same voxel grid; a difference below 5 % of a voxel is noted.
@@ -122,7 +123,7 @@ def check_same_grid(
     )
 
 
-def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: Path | str) -> Geometry:
+def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: File) -> Geometry:
     """The grid of a SimpleITK image, or of a reader that has read its header.
 
     Raises:
@@ -139,7 +140,7 @@ def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: Path | str) -> G
     return geometry
 
 
-def check_geometry(geometry: Geometry, path: Path | str) -> None:
+def check_geometry(geometry: Geometry, path: File) -> None:
     """Check that a spacing is plausible, and that the axes are perpendicular.
 
     Raises:
@@ -152,7 +153,7 @@ def check_geometry(geometry: Geometry, path: Path | str) -> None:
         raise sheared(path)
 
 
-def sheared(path: Path | str) -> DataError:
+def sheared(path: File) -> DataError:
     """The error for axes that are not perpendicular to each other."""
     return DataError(
         f"{path}: its direction matrix is sheared (not orthonormal), which ITK "

@@ -25,6 +25,7 @@ from autoseg.image.dicom import find_volume, is_dicom, read_series
 from autoseg.image.dicom_series import Series, Source
 from autoseg.image.formats import READABLE, check_header, ending_of, is_picture, stem_of
 from autoseg.image.geometry import (
+    File,
     Geometry,
     Turn,
     check_same_grid,
@@ -33,7 +34,7 @@ from autoseg.image.geometry import (
     orientation_of,
     sheared,
 )
-from autoseg.image.label_writer import HIGHEST_LABEL, File, smallest_type
+from autoseg.image.label_writer import HIGHEST_LABEL, smallest_type
 from autoseg.image.nifti import check_nifti, is_nifti, layout_of, read_nifti, with_sform
 from autoseg.image.raster import read_picture
 
@@ -115,7 +116,7 @@ def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = 
     return Image(array, geometry)
 
 
-def _as_floats(values: Array, what: Path | str, own_type: bool) -> Array:
+def _as_floats(values: Array, what: File, own_type: bool) -> Array:
     """float32, or small integers unchanged; NaN and infinity are errors."""
     if not (own_type and values.dtype.kind in "iu" and values.itemsize <= 2):
         with np.errstate(over="ignore"):  # overflow becomes infinity, an error below
@@ -260,7 +261,7 @@ def _read(path: Source, as_label: bool = False) -> tuple[Array, Geometry]:
     return array, with_sform(path, geometry)
 
 
-def _unpack(image: sitk.Image, what: Path | str) -> tuple[Array, Geometry]:
+def _unpack(image: sitk.Image, what: File) -> tuple[Array, Geometry]:
     """An array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 

@@ -12,14 +12,13 @@ from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.files import replacing
 from autoseg.image.formats import LONGEST_HEADER, ending_of
-from autoseg.image.geometry import Geometry
+from autoseg.image.geometry import File, Geometry
 from autoseg.image.nifti import is_nifti_1, write_on_grid_of
 from autoseg.image.raster import write_picture
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-File = Path | str
 WRITABLE = (".png", ".nii.gz", ".nii", ".nrrd", ".mha")
 HIGHEST_LABEL = 65535
 VECTOR = re.compile(r"\(([^)]*)\)")

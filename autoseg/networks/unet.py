@@ -5,8 +5,6 @@ Shapes: B batch, C channels, X, Y, Z voxels; stage s has features[s] feature map
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +59,8 @@ class ConvBlock(nn.Sequential):
     def __init__(
         self, plan: Network, inputs: int, outputs: int, kernel: Triple, stride: Triple = ONE
     ) -> None:
-        layers = _after(plan, outputs)
+        layers = [_normalisation(plan, outputs), _activation(plan)]
+        layers = layers[::-1] if plan.activation_first else layers
         super().__init__(_convolution(plan, inputs, outputs, kernel, stride), *layers)
 
 
@@ -167,11 +166,6 @@ def _activation(plan: Network) -> nn.Module:
     if plan.activation == "relu":
         return nn.ReLU(in_place)
     return nn.LeakyReLU(plan.negative_slope, in_place)
-
-
-def _after(plan: Network, features: int) -> Sequence[nn.Module]:
-    layers = [_normalisation(plan, features), _activation(plan)]
-    return layers[::-1] if plan.activation_first else layers
 
 
 def _initialise(network: nn.Module, plan: Network) -> None:

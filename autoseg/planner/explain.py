@@ -120,6 +120,7 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Words, An
 def _row(plan: Plan, key: str, field: Words, value: Any) -> Explained:
     why, origin = _provenance(plan, key)
     is_rule = why.source.startswith(RULE)
+    source = SOURCES.get(why.source.removeprefix(RULE), "nnU-Net's rules")
     around, _, number = key.rpartition(".")
     text = value_text(value, field, plan.channels)
     # What the rules alone would choose is known of a list, not of its entries.
@@ -141,7 +142,7 @@ def _row(plan: Plan, key: str, field: Words, value: Any) -> Explained:
         value=text,
         rule=why.source.removeprefix(RULE) if is_rule and has_reason else "",
         evidence="; ".join(filter(None, (evidence, *_parts(plan, key)))),
-        source=_source(why.source),
+        source=source if is_rule else why.source.removeprefix(REFERENCE),
         replaced=replaced,
     )
 
@@ -162,12 +163,6 @@ def _provenance(plan: Plan, key: str) -> tuple[Provenance, str]:
     """The provenance of a key, or of the closest section around it, and the key of that."""
     origin = closest(key, plan.provenance)
     return (DEFAULT, key) if origin is None else (plan.provenance[origin], origin)
-
-
-def _source(source: str) -> str:
-    if source.startswith(RULE):
-        return SOURCES.get(source.removeprefix(RULE), "nnU-Net's rules")
-    return source.removeprefix(REFERENCE)
 
 
 def _replaced(value: Any, key: str, origin: str, field: Words) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import Array, Doubles, Floats, Triple, without_tiny
 from autoseg.plan.sections import whole_sizes
 
+Lengths = Sequence[float]
 BAND_ROWS = 32
 NEGLIGIBLE = 1e-9  # weight of an old voxel
 LABEL_SLAB_VOXELS = 1 << 18  # old or new ones, whichever are more
@@ -130,10 +131,7 @@ def is_reversed(volume: Array) -> bool:
 
 
 def resampled_shape(
-    shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    new_spacing_mm: Sequence[float],
-    rounding: str,
+    shape: Sequence[int], spacing_mm: Lengths, new_spacing_mm: Lengths, rounding: str
 ) -> Triple:
     """Return the number of voxels that preserves the extent in mm, at least one along each axis."""
     if rounding == "nearest_ratio":
@@ -145,10 +143,7 @@ def resampled_shape(
 
 
 def axis_orders(
-    order: int,
-    spacing_mm: Sequence[float],
-    new_spacing_mm: Sequence[float],
-    anisotropy: float | None,
+    order: int, spacing_mm: Lengths, new_spacing_mm: Lengths, anisotropy: float | None
 ) -> Triple:
     """Return the spline order along each axis: 0 along a single coarse axis, `order` elsewhere.
 

@@ -31,6 +31,7 @@ LOCATIONS_PER_CLASS = 5000
 BLOCK_BYTES = 128 * 1024
 ANNOTATED, PREVIOUS = "annotated", "previous.b2nd"
 Source = Sequence[Sequence[int]]  # size and modification time of each raw file
+Members = Sequence[Sequence[int]]  # the label values of each class
 CASE_FILES = ("image.b2nd", "label.b2nd", "foreground.safetensors", "case.json")
 STATS = "stats.json"  # size and time of these files
 
@@ -81,11 +82,7 @@ class CaseStore:
         return files.is_as_written(self.folder / name, CASE_FILES)
 
     def write(
-        self,
-        name: str,
-        case: Prepared,
-        source: Source,
-        members: Sequence[Sequence[int]] | None = None,
+        self, name: str, case: Prepared, source: Source, members: Members | None = None
     ) -> None:
         """Compress and store a case, replacing an older version.
 
@@ -255,7 +252,7 @@ def _block_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(block)
 
 
-def _save_voxels(path: Path, label: ClassMap, members: Sequence[Sequence[int]] | None) -> None:
+def _save_voxels(path: Path, label: ClassMap, members: Members | None) -> None:
     """Save some voxels of each class and, if others are ignored, of all annotated ones."""
     if members is None:
         members = [(value,) for value in range(1, int(label.max()) + 1)]
