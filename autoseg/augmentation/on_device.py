@@ -60,8 +60,7 @@ def postpone(
             labels[1] = transforms.corrupt_previous(labels[1], step, augmentation.rng)
             continue
         x, y, z = labels[0].shape
-        operation = draw_operation(step, len(image), (x, y, z), augmentation.rng)
-        if operation is not None:
+        if (operation := draw_operation(step, len(image), (x, y, z), augmentation.rng)) is not None:
             operations.append(operation)
             labels = [_apply_to_label(operation, one, augmentation.sides) for one in labels]
     stacked = np.stack(labels) if label.ndim == 4 else np.ascontiguousarray(labels[0])

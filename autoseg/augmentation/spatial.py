@@ -42,13 +42,11 @@ def draw_warp(spec: Spatial, size: Triple, rng: Rng) -> Warp | None:
         field = np.zeros((3, *size), np.float32)
         for axis in wide:
             field[axis] = displacement(size, alpha, sigma, rng)
-    rotated = rng.random() < spec.rotation_probability
-    if rotated:
+    if rotated := rng.random() < spec.rotation_probability:
         angles = np.deg2rad([rng.uniform(*limits) for limits in spec.rotation_degrees])
         angles[[not {0, 1, 2} - {axis} <= set(wide) for axis in range(3)]] = 0
         matrix = rotation(*angles)
-    scaled = rng.random() < spec.scaling_probability
-    if scaled:
+    if scaled := rng.random() < spec.scaling_probability:
         matrix[wide] *= random_factor(spec.scaling, rng)
     return Warp(spec, size, matrix, field) if rotated or scaled or field is not None else None
 

@@ -40,8 +40,7 @@ def bounding_box(array: Array) -> Box | None:
     """
     axes = np.argsort(np.abs(array.strides))[::-1]
     planes = array.transpose(axes)
-    first = next((i for i, plane in enumerate(planes) if plane.any()), None)
-    if first is None:
+    if (first := next((i for i, plane in enumerate(planes) if plane.any()), None)) is None:
         return None
     last = next(i for i in reversed(range(len(planes))) if planes[i].any())
     inner = [np.zeros(size, np.bool_) for size in planes.shape[1:]]
@@ -66,14 +65,12 @@ def fill_holes(mask: Mask) -> Mask:
     for edge in edges:
         is_hole[np.unique(edge)] = False
     is_hole[0] = True  # the mask itself
-    filled: Mask = is_hole[outside]
-    return filled
+    return np.asarray(is_hole[outside])
 
 
 def union_of_boxes(boxes: Iterable[Box | None]) -> Box | None:
     """The smallest box that contains all boxes; None stands for an empty box."""
-    nonempty = [box for box in boxes if box is not None]
-    if not nonempty:
+    if not (nonempty := [box for box in boxes if box is not None]):
         return None
     axes = zip(*nonempty, strict=True)
     return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in axes)

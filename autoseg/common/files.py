@@ -120,8 +120,7 @@ def temporary_for(path: Path) -> Path:
 
 def is_temporary(name: str, of: str) -> bool:
     """Whether `name` is the temporary name of the file `of`, in any process."""
-    found = TEMPORARY.fullmatch(name)
-    if found is None:
+    if (found := TEMPORARY.fullmatch(name)) is None:
         return False
     most_bytes = LONGEST_NAME - len(found[1])
     once = end_of_name(of, most_bytes)

@@ -197,8 +197,7 @@ def _names(fold: Any, key: str, where: str) -> list[str]:
     names = fold.get(key) if isinstance(fold, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f'{where}: "{key}" must be a list of case names')
-    names = [composed(name) for name in names]
-    if not names:
+    if not (names := [composed(name) for name in names]):
         raise DataError(f'{where}: "{key}" is empty; it needs at least one case')
     if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise DataError(f'{where}: "{key}" lists {join_names(repeated, MOST_NAMED)} twice')

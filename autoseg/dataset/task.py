@@ -348,8 +348,7 @@ def _labels_in_maps(folder: Path) -> LabelValues:
         DataError: no map has a value above 0.
     """
     maps = [file for path in _subfolders(folder) for file in _by_stem(path).get(LABEL_STEM, [])]
-    values = set().union(*in_parallel(values_in, maps, 1, "finding labels")) - {0}
-    if not values:
+    if not (values := set().union(*in_parallel(values_in, maps, 1, "finding labels")) - {0}):
         raise DataError(
             f"{folder}: no readable label map has a value above 0; "
             f"correct the maps, or declare the labels in {DATASET_FILE}"

@@ -80,8 +80,7 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
         files |= _planning_files(planned, folder, plan)
     else:  # imported: nothing was planned here
         files[layout.FINGERPRINT] = folder / layout.FINGERPRINT
-    postprocessing = _postprocessing(folder, plan, source is not None)
-    if postprocessing is not None:
+    if (postprocessing := _postprocessing(folder, plan, source is not None)) is not None:
         files[POSTPROCESSING] = folder / POSTPROCESSING
     scores = []
     for fold in folds:

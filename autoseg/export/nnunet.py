@@ -349,8 +349,7 @@ def _resampling(configuration: Values) -> tuple[dict[str, Any], float | None]:
         given = dict(configuration[f"{key}_kwargs"])
         order, order_z = given.pop("order", 3), given.pop("order_z", 0)
         limit = given.pop("separate_z_anisotropy_threshold", 3.0)
-        forced = given.pop("force_separate_z", False)
-        if forced is not None:
+        if (forced := given.pop("force_separate_z", False)) is not None:
             limit = 0.5 if forced else None  # every ratio of spacings is above the one
         if order not in orders or (order_z != 0 and limit is not None):
             raise AutosegError(f"{key}_kwargs has order {order} and order_z {order_z}")

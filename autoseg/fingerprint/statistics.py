@@ -100,8 +100,7 @@ Values = Histogram | RawValues
 def intensities_of(channel: Array, mask: Mask) -> tuple[Values, Values]:
     """Return all intensities of a channel (x, y, z), and those in a mask."""
     flat, flags = channel.T.reshape(-1), mask.T.reshape(-1)  # .T: the memory order of a file
-    integers = small_integers(flat)
-    if integers is None:
+    if (integers := small_integers(flat)) is None:
         return RawValues(flat), RawValues(np.sort(flat[flags]), is_sorted=True)
     return histogram(integers), histogram(integers, flags)
 

@@ -153,8 +153,7 @@ def find_series(path: Path | Series) -> Series:
             )
         return found[0]
     contents = read_contents(dicom_files(path.parent))
-    names = [each for each in contents.series if path in each.files]
-    if not names:
+    if not (names := [each for each in contents.series if path in each.files]):
         reason = next((other.reason for other in contents.others if other.file == path), "hidden")
         raise DataError(f"{path}: not a slice of a scan ({reason})")
     return names[0]
@@ -266,8 +265,7 @@ def _slices(file: Path, header: Dataset, length: int | None) -> list[Slice]:
     if not UID.fullmatch(_kind(header)):
         raise ValueError(f"SOPClassUID is {_kind(header)[:LONGEST_SHOWN]!r}, which is not a UID")
     check_pixels(header, length)
-    groups = header.get("PerFrameFunctionalGroupsSequence")
-    if not groups:
+    if not (groups := header.get("PerFrameFunctionalGroupsSequence")):
         return [_slice(file, header)]
     if len(groups) != int(header.get("NumberOfFrames") or 1):
         raise ValueError(f"{len(groups)} frames are described, but NumberOfFrames differs")

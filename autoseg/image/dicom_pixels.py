@@ -68,8 +68,7 @@ def read_header(file: Path, tags: Sequence[str] | None = None) -> tuple[Dataset,
 
 def frame_header(header: Dataset, frame: int) -> Dataset:
     """The header of one frame: the tags of its functional groups among the others."""
-    groups = header.get("PerFrameFunctionalGroupsSequence")
-    if not groups:
+    if not (groups := header.get("PerFrameFunctionalGroupsSequence")):
         return header
     flat = Dataset()
     flat.update({e.tag: e for e in header if e.keyword not in TABLES["sequences"][1:]})

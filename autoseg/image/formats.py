@@ -102,12 +102,10 @@ def _check_metaimage(path: Path) -> None:
     sizes = _sizes(fields, "NDims", "DimSize")
     for key in ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"):
         _check_numbers(key, fields.get(key), len(sizes))
-    matrix = next((fields[key] for key in METAIMAGE_AXES if key in fields), None)
-    if matrix is None:
+    if (matrix := next((fields[key] for key in METAIMAGE_AXES if key in fields), None)) is None:
         note(f"{path}: states no orientation (TransformMatrix is missing); {TAKEN_AS_LPS}")
     _check_numbers("TransformMatrix", matrix, len(sizes) ** 2)
-    voxel_bytes = TABLES["metaimage_bytes"].get(fields["ElementType"])
-    if voxel_bytes is None:
+    if (voxel_bytes := TABLES["metaimage_bytes"].get(fields["ElementType"])) is None:
         raise ValueError(f"ElementType {fields['ElementType']} is not a voxel type")
     channels = fields.get("ElementNumberOfChannels", "1")
     if not channels.isdecimal() or int(channels) < 1:
@@ -136,8 +134,7 @@ def _check_nrrd(path: Path) -> None:
     for key in ("spacings", "space origin"):
         numbers = fields.get(key, "").replace("none", " ").replace("NaN", " ")
         _check_numbers(key, numbers, 0)
-    data_file = fields.get("data file", fields.get("datafile"))
-    if data_file is not None:
+    if (data_file := fields.get("data file", fields.get("datafile"))) is not None:
         _check_data_file(path, data_file)
         return
     packed = fields["encoding"].lower() not in ("raw", "hex", "txt", "text", "ascii")

@@ -94,8 +94,7 @@ class Geometry:
     def _place(self, indices: Array) -> Doubles:
         """The positions of voxels (n, 3) in mm."""
         axes = np.reshape(self.direction, (3, 3)) * self.spacing_mm
-        places: Doubles = indices @ axes.T + self.origin_mm
-        return places
+        return np.asarray(indices @ axes.T + self.origin_mm)
 
 
 def check_same_grid(
@@ -265,8 +264,7 @@ class Turn:
         first = values.ndim - 3
         order = (*range(first), *(first + axis for axis in self.axes))
         steps: Any = (..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))
-        turned: Array = values.transpose(order)[steps]
-        return turned
+        return np.asarray(values.transpose(order)[steps])
 
     def triple(self, values: Sequence[Any]) -> tuple[Any, Any, Any]:
         """Exchange three values along the axes, such as sizes or spacings."""

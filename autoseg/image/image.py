@@ -99,8 +99,7 @@ def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = 
             different grids; a VoxelError for NaN or infinity.
     """
     given = [paths] if isinstance(paths, str | Path | Series) else paths
-    files = [path if isinstance(path, Series) else Path(path) for path in given]
-    if not files:
+    if not (files := [path if isinstance(path, Series) else Path(path) for path in given]):
         raise DataError("read_image: no file given; give one for each channel")
     channels: list[Array] = []
     geometry: Geometry | None = None

@@ -139,8 +139,7 @@ def read_training(fold: Path) -> Training | None:
     Raises:
         DataError: the log is damaged.
     """
-    epochs = read_log(fold)
-    if epochs is None:
+    if (epochs := read_log(fold)) is None:
         return None
     dice = {each.epoch + 1: each.mean_dice for each in epochs}
     known = {epoch: value for epoch, value in dice.items() if value is not None}
@@ -305,8 +304,7 @@ def draw_curve(
 ) -> None:
     """Faint points and the smoothed curve; a line through the points if there are too few."""
     points = [math.nan if value is None else value for value in y]  # NaN leaves a gap
-    curve = smooth(x, y)
-    if curve is None:
+    if (curve := smooth(x, y)) is None:
         axes.plot(x, points, color=colour, linestyle=style, marker="o", markersize=3, label=name)
         return
     size = 4 if len(x) > 100 else 7

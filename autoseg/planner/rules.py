@@ -189,8 +189,7 @@ def decide(
     if grid.median_shape[0] == 1:
         return found
     full = _draft(grid, task)
-    low = _low_resolution(full, task)
-    if low is not None:
+    if (low := _low_resolution(full, task)) is not None:
         found["3d_lowres"] = _finished("3d_lowres", low, task, low)
     found["3d_fullres"] = _finished("3d_fullres", full, task, low)
     if low is not None:

@@ -256,8 +256,7 @@ def _resample(case: _Case, step: Resample, plan: Plan) -> _Case:
     if label is not None:
         orders = resample.axis_orders(step.label_order, spacing, target, step.anisotropy)
         label = resample.resample_label(label, shape, orders, step.label_ties)
-    nonzero = case.nonzero
-    if nonzero is not None:
+    if (nonzero := case.nonzero) is not None:
         nonzero = resample.resample_label(nonzero, shape, (0, 0, 0))
     return replace(case, channels=channels, label=label, spacing_mm=target, nonzero=nonzero)
 

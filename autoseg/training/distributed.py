@@ -133,8 +133,7 @@ def joined(device_name: str | None) -> Iterator[tuple[Group, torch.device]]:
         yield ALONE, pick_device(device_name)
         return
     device = _own_device(device_name, int(os.environ["LOCAL_RANK"]))
-    cuda = device.type == "cuda"
-    if cuda:
+    if cuda := device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:

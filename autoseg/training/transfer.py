@@ -221,8 +221,7 @@ class _Fitter:
 
     def fitted(self, name: str, mine: Tensor) -> Tensor | None:
         """The pretrained tensor in the shape of the new network's `mine`; None if it cannot fit."""
-        theirs = self.pretrained.tensors.get(name)
-        if theirs is None:
+        if (theirs := self.pretrained.tensors.get(name)) is None:
             return None
         if name.startswith(HEADS):
             return self._head(mine, theirs)
@@ -257,8 +256,7 @@ class _Fitter:
 
     def misfit(self, name: str, mine: Tensor) -> str:
         """Why a tensor is not loaded."""
-        theirs = self.pretrained.tensors.get(name)
-        if theirs is None:
+        if (theirs := self.pretrained.tensors.get(name)) is None:
             return f"{name} is not in the pretrained model"
         if name.startswith(HEADS) and not self._common_outputs():
             return "no class of the same name"
