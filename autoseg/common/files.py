@@ -360,8 +360,7 @@ def write_checksums(folder: Path, names: Sequence[str]) -> None:
 
 def is_as_written(folder: Path, names: Sequence[str]) -> bool:
     """Whether the files still have their stored checksums."""
-    try:
+    with suppress(AutosegError, OSError):
         stored = read_json(folder / CHECKSUMS)
         return bool(stored == {name: checksum(folder / name) for name in names})
-    except (AutosegError, OSError):
-        return False
+    return False

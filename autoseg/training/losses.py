@@ -19,6 +19,9 @@ from autoseg.plan.sections import DiceCrossEntropy, TverskyCrossEntropy
 from autoseg.preprocessing.steps import IGNORED
 
 SPACE = (2, 3, 4)
+Flags = Tensor | None  # (B, outputs), see `Learner.to_device`
+LossAndDice = tuple[Tensor, Tensor]  # the Dice of each class
+Compared = tuple[Tensor, Tensor, Tensor]  # probabilities, reference and cross-entropy
 NEVER = -1e4  # the logit of a class that is impossible; finite in all precisions
 Total = Callable[[Tensor], Tensor]  # the sum over the processes that share a batch
 
@@ -53,7 +56,7 @@ class Loss(nn.Module):
         self.single = single
 
     def forward(  # noqa: D102
-        self, outputs: Tensor | Sequence[Tensor], target: Tensor, unannotated: Tensor | None = None
+        self, outputs: Tensor | Sequence[Tensor], target: Tensor, unannotated: Flags = None
     ) -> tuple[Tensor, Tensor]:
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         total, dice = self.single(outputs[0].float(), target, unannotated)
@@ -63,9 +66,7 @@ class Loss(nn.Module):
         weights = sum(1 / 2**level for level in range(len(outputs)))
         return total / weights, self.single.comparison.per_class(dice, outputs[0], target)
 
-    def hard_counts(
-        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
-    ) -> Tensor:
+    def hard_counts(self, logits: Tensor, target: Tensor, unannotated: Flags = None) -> Tensor:
         """True positives, false positives and false negatives of each class: (3, classes)."""
         return self.single.comparison.hard_counts(logits, target, unannotated)
 
@@ -83,9 +84,7 @@ class DiceCrossEntropyLoss(nn.Module):
         super().__init__()
         self.spec, self.comparison = spec, comparison
 
-    def forward(  # noqa: D102
-        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, logits: Tensor, target: Tensor, unannotated: Flags = None) -> LossAndDice:  # noqa: D102
         probabilities, reference, entropy = self.comparison(logits, target, unannotated)
         space = (0, *SPACE) if self.spec.batch_dice else SPACE
         both = (probabilities * reference).sum(space)
@@ -109,9 +108,7 @@ class TverskyCrossEntropyLoss(nn.Module):
         super().__init__()
         self.spec, self.comparison = spec, comparison
 
-    def forward(  # noqa: D102
-        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, logits: Tensor, target: Tensor, unannotated: Flags = None) -> LossAndDice:  # noqa: D102
         probabilities, reference, entropy = self.comparison(logits, target, unannotated)
         found = (probabilities * reference).sum(SPACE)
         missed = ((1 - probabilities) * reference).sum(SPACE)
@@ -142,9 +139,7 @@ class ClassComparison(nn.Module):
         super().__init__()
         self.total = total
 
-    def forward(
-        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, logits: Tensor, target: Tensor, unannotated: Flags = None) -> Compared:
         """Softmax and one-hot reference, both zero where ignored, and the mean cross-entropy."""
         logits = with_background(logits, unannotated)
         log_probabilities = functional.log_softmax(logits, dim=1)
@@ -160,9 +155,7 @@ class ClassComparison(nn.Module):
         """The Dice of all classes, background first, from that of the outputs."""
         return dice
 
-    def hard_counts(
-        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
-    ) -> Tensor:
+    def hard_counts(self, logits: Tensor, target: Tensor, unannotated: Flags = None) -> Tensor:
         """True positives, false positives and false negatives of each class: (3, N)."""
         known = target != IGNORED
         predicted = with_background(logits, unannotated).argmax(1)[known]
@@ -188,9 +181,7 @@ class RegionComparison(nn.Module):
             table[list(parts), region] = True
         self.register_buffer("table", table, persistent=False)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, logits: Tensor, target: Tensor, unannotated: Flags = None) -> Compared:
         """Sigmoid and reference, both zero where unknown, and the mean binary cross-entropy.
 
         A voxel is unknown where it is ignored, and in the regions that were not annotated.
@@ -210,9 +201,7 @@ class RegionComparison(nn.Module):
         both, either = (outside * reference).sum(), outside.sum() + reference.sum()
         return torch.cat([(2 * both / either.clamp_min(1e-8))[None], dice])
 
-    def hard_counts(
-        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
-    ) -> Tensor:
+    def hard_counts(self, logits: Tensor, target: Tensor, unannotated: Flags = None) -> Tensor:
         """True positives, false positives and false negatives of each class: (3, 1 + N)."""
         inside = _known(target, unannotated)
         ignored = (target == IGNORED)[:, None]
