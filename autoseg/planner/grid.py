@@ -26,6 +26,7 @@ from autoseg.common.arrays import Doubles
 from autoseg.common.progress import by_axis
 
 Number = TypeVar("Number", int, float)
+Lengths = Sequence[float]
 ANISOTROPY_FACTOR = 3
 FINE_PERCENTILE = 10  # of the spacings of an anisotropic axis
 FIRST_FEATURES = 32
@@ -185,9 +186,7 @@ class Topology:
         return tuple(math.prod(self.patch) // reduction for reduction in reductions)
 
 
-def pool_and_kernels(
-    spacing: Sequence[float], patch: Sequence[float], min_feature_map: int = 4
-) -> Topology:
+def pool_and_kernels(spacing: Lengths, patch: Lengths, min_feature_map: int = 4) -> Topology:
     """Choose the strides and kernels of a U-Net for a patch, and pad the patch to fit them.
 
     Each further stage halves the axes that have at least `2 * min_feature_map` voxels and whose
@@ -252,16 +251,14 @@ def feature_map_voxels(
     return encoder + decoder + label_count * topology.voxels[0]
 
 
-def _halved_axes(
-    size: Sequence[float], spacing: Sequence[float], min_feature_map: int
-) -> list[int]:
+def _halved_axes(size: Lengths, spacing: Lengths, min_feature_map: int) -> list[int]:
     """The axes that the next stage halves; none if there is no further stage."""
     long = [axis for axis in range(len(size)) if size[axis] >= 2 * min_feature_map]
     halved = _comparable(long, spacing)
     return [] if len(halved) == 1 and size[halved[0]] < 3 * min_feature_map else halved
 
 
-def _comparable(axes: Sequence[int], spacing: Sequence[float]) -> list[int]:
+def _comparable(axes: Sequence[int], spacing: Lengths) -> list[int]:
     """The axes whose spacing is less than twice the finest one among them."""
     finest = min((spacing[axis] for axis in axes), default=0.0)
     return [axis for axis in axes if spacing[axis] / finest < COMPARABLE_SPACING]

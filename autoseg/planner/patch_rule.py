@@ -44,6 +44,7 @@ from autoseg.planner.rules import LOWRES_COVERAGE, coarsened
 # and a card may be shared, for example with a display. 0.45 to 0.53 reproduce the one published
 # choice that the rule can be compared with: 160 x 160 x 80 on 24 GB (Müller et al. 2021).
 USABLE_SHARE = 0.5
+Lengths = tuple[float, ...]
 SOURCE = "own rule: largest patch for a given network"
 FLOAT, HALF, INDEX = 4, 2, 8  # bytes
 GB = 2**30  # as for graphics cards
@@ -123,7 +124,7 @@ def largest_patch(
 
 def spacing_and_patch(
     plan: Plan, fingerprint: Fingerprint, memory_gb: float
-) -> tuple[tuple[float, ...], Triple]:
+) -> tuple[Lengths, Triple]:
     """Apply our rules for spacing and patch to the plan's network.
 
     Raises:
@@ -174,9 +175,7 @@ def with_own_rules(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Pl
     return plan.model_copy(update={"provenance": provenance})
 
 
-def median_grid(
-    plan: Plan, fingerprint: Fingerprint
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def median_grid(plan: Plan, fingerprint: Fingerprint) -> tuple[Lengths, Lengths]:
     """Spacing (mm) and median shape (voxels) of the cases after the plan's preprocessing."""
     shapes = fingerprint.shapes_after_crop
     if not any(isinstance(step, sections.CropToNonzero) for step in plan.preprocessing):
