@@ -5,7 +5,6 @@ Classes differ in colour and, for black-and-white print, in line style or hatch.
 
 from __future__ import annotations
 
-import base64
 import colorsys
 import io
 import itertools
@@ -42,11 +41,9 @@ FEWEST_POINTS = 5  # for smoothing
 MOST_POINTS = 100  # the time of a fit grows with the cube
 DRAWN_POINTS = 200
 BAND = 1.959964  # standard deviations on either side of a 95 % interval
-LARGEST_SVG = 150_000  # bytes; a larger figure becomes a PNG
-PIXELS_PER_INCH = 96  # of a web page
 WINDOW_PERCENT = (1, 99)
 WINDOW_VOXELS = 1_000_000  # a sample of this size is enough to find the window
-FORMS = (".svg", ".png")  # for print and for slides
+FORMS = (".svg", ".pdf", ".png")  # for the web, print and slides
 
 Colours = Mapping[str, str]  # class -> #RRGGBB
 Numbers = NDArray[np.float64]
@@ -80,19 +77,29 @@ def _colour(index: int) -> str:
 
 
 def save_figure(figure: Figure, out: Path) -> None:
-    """Write a figure as PNG or SVG, atomically; the same figure gives the same bytes."""
+    """Write a figure as SVG, PDF or PNG, atomically; the same figure gives the same bytes."""
+    if out.suffix.lower() not in FORMS:
+        raise AutosegError(f"{out}: figures are written as {', '.join(FORMS)}, not {out.suffix!r}")
+    content = rendered(figure, out.suffix.lower().removeprefix("."))
+    with replacing(out) as temporary:
+        temporary.write_bytes(content)
+
+
+def rendered(figure: Figure, form: str, transparent: bool = False) -> bytes:
+    """A figure as the content of a file: `svg`, `pdf`, `png` or `webp`."""
     from matplotlib import rc_context
 
-    form = out.suffix.lower().removeprefix(".")
-    if form not in ("png", "svg"):
-        raise AutosegError(f"{out}: figures are written as .png or .svg, not as {out.suffix!r}")
-    metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}
-    with replacing(out) as temporary, rc_context({"svg.hashsalt": "autoseg"}):
-        figure.savefig(temporary, format=form, dpi=DOTS_PER_INCH, metadata=metadata)
+    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
+    options: dict[str, Any] = {"metadata": metadata[form]} if form in metadata else {}
+    buffer = io.BytesIO()
+    # Type 42 fonts, which publishers ask for, are embedded in a PDF as text.
+    with rc_context({"svg.hashsalt": "autoseg", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH, transparent=transparent, **options)
+    return buffer.getvalue()
 
 
 def save_forms(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as SVG and as PNG, and return both paths."""
+    """Write a figure as SVG, PDF and PNG, and return the paths."""
     paths = [stem.with_name(stem.name + form) for form in FORMS]
     for path in paths:
         save_figure(figure, path)
@@ -226,45 +233,3 @@ def _regress(x: Numbers, y: Numbers, at: Numbers) -> tuple[Numbers, Numbers]:
         mean, deviation = process.predict(at[:, None], return_std=True)
     noise = process.kernel_.k2.noise_level * np.var(y)
     return mean, np.sqrt(np.maximum(deviation**2 - noise, 0))
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure in the report's page.
-
-    Attributes:
-        title: the heading above it.
-        alt: alternative text.
-        data: the image as a data URI.
-        width: in pixels of the page.
-        note: a sentence below it.
-    """
-
-    title: str
-    alt: str
-    data: str
-    width: int
-    note: str = ""
-
-
-def chart(figure: Figure, title: str, alt: str, note: str = "") -> Chart:
-    """Convert a figure for the page: a transparent SVG, or a PNG if that is too large."""
-    content, kind = _drawn(figure, "svg", {"Date": None}), "svg+xml"
-    if len(content) > LARGEST_SVG:
-        content, kind = _drawn(figure, "png", {"Software": None}), "png"
-    width = round(figure.get_figwidth() * PIXELS_PER_INCH)
-    return Chart(title, alt, picture_uri(kind, content), width, note)
-
-
-def picture_uri(kind: str, content: bytes) -> str:
-    """An image (`png`, `webp`, `svg+xml`) as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _drawn(figure: Figure, form: str, metadata: dict[str, Any]) -> bytes:
-    from matplotlib import rc_context
-
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "autoseg"}):
-        figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH, metadata=metadata, transparent=True)
-    return buffer.getvalue()

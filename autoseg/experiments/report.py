@@ -21,7 +21,6 @@ from autoseg.common.progress import by_axis, say
 from autoseg.evaluation.evaluate import gather
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
-from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.report import files
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import write_table
@@ -31,6 +30,7 @@ from autoseg.experiments.results import RESULTS, StudyScores, read_scores
 from autoseg.experiments.runs import held_out_classes
 from autoseg.experiments.status import HELD_OUT, SCORES
 from autoseg.experiments.study import HeldOut, Study
+from autoseg.image.view import Exhibit
 from autoseg.models.folder import SUMMARY, VALIDATION
 from autoseg.models.log import draw_losses, read_log
 from autoseg.plan.plan import Plan
@@ -168,7 +168,7 @@ def _write_pictures(study: StudyScores, out: Path, processes: int) -> list[Path]
 
 def _is_stale(folder: Path, exhibit: Exhibit) -> bool:
     picture = folder / f"{exhibit.case}.png"
-    maps = (exhibit.prediction, exhibit.reference)
+    maps = [path for path in (exhibit.prediction, exhibit.reference) if path is not None]
     return not picture.is_file() or picture.stat().st_mtime < max(f.stat().st_mtime for f in maps)
 
 

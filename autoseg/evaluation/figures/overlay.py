@@ -1,159 +1,122 @@
-"""Figures for a paper with image | reference | prediction of one or several cases."""
+"""Figures of scored cases: image, contours and errors of one case, of several, and as animation."""
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib import get_data_path
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from autoseg.common.errors import DataError
-from autoseg.common.figures import line, save_figure, take_literally
-from autoseg.evaluation.figures.views import Exhibit, SliceMasks, View, fullest_slices, read_view
+from autoseg.common.figures import enlarged, outline, save_figure
+from autoseg.common.files import replacing
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.image.formats import ending_of, stem_of
+from autoseg.image.picture import ERROR_COLOURS, Panel, draw_rows, draw_view, kinds_of
+from autoseg.image.view import REFERENCE, Exhibit, Plane, View, main_axis, read_view
 
-SIDES = (("R", "L"), ("A", "P"), ("I", "S"))  # where the patient axes x, y, z start and end
-PANEL_INCHES = 3.0
-MOST_ROWS = 4
-CHARACTERS_PER_INCH = 14  # of the caption of a row
-TITLE_CHARACTERS_PER_INCH = 11
-MOST_NAMED_CLASSES = 3  # of more classes, only the number is given
-CaptionedSlice = tuple[View, int, str]  # a case, one of its slices, and the caption of its row
+Pixels = NDArray[np.uint8]  # (rows, columns, RGB)
+
+PANEL_PIXELS = 360  # the longer side of a panel of an animation
+MOST_FRAMES = 32
+FRAME_MS = 120
+GAP = 6  # pixels between panels
+CAPTION, FONT = 22, 15  # pixels above the panels
+DASH = 5  # pixels
 
 
 def overlay(exhibit: Exhibit, out: Path) -> None:
-    """Draw image | reference | prediction of one case, with a row for each of a few slices.
-
-    The slices are those with most voxels of a class; they are axial unless another axis has a much
-    larger spacing. They follow the radiological convention: seen from the feet or from the front,
-    with the patient's right on the left.
+    """Draw image, contours and errors of one case in three planes (see `draw_view`).
 
     Args:
         exhibit: the case.
-        out: a `.png` or `.svg` file.
+        out: a `.svg`, `.pdf` or `.png` file.
 
     Raises:
         DataError: a file cannot be read, or the grids differ.
         AutosegError: `out` has another ending.
     """
-    save_figure(draw_overlay(read_view(exhibit)), out)
-
-
-def draw_overlay(view: View) -> Figure:
-    """The figure of `overlay`."""
-    chosen = fullest_slices(view, MOST_ROWS)
-    rows = [(view, k, f"slice {k + 1} of {view.slices}{_most(of)}") for k, of in chosen.items()]
-    return _draw(rows, view.exhibit.title)
+    save_figure(draw_view(read_view(exhibit), exhibit.title), out)
 
 
 def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
-    """One row for each case: the slice with most voxels of its smallest class."""
-    rows = []
+    """One row for each case: image, contours and errors in the plane of the slices."""
+    rows, heads = [], []
     for exhibit in exhibits:
         view = read_view(exhibit)
-        k = next(iter(fullest_slices(view, 1)))
-        name = _wrap_classes(exhibit.title, int(CHARACTERS_PER_INCH * _height(view)))
-        rows.append((_single_slice(view, k), 0, f"{name}\nslice {k + 1} of {view.slices}"))
-    return _draw(rows, title)
+        axis = main_axis(view)
+        k = view.fullest()[axis]
+        one = view.crop(tuple(slice(k, k + 1) if a == axis else slice(None) for a in range(3)))
+        rows.append([Panel(Plane(one, axis, 0), kind) for kind in kinds_of(view)])
+        name = f"slice {k + 1} of {view.image.shape[axis]}"
+        heads.append(f"{exhibit.title or exhibit.case} ({name})")
+    return draw_rows(rows, heads, title)
 
 
-def _wrap_classes(title: str, width: int) -> str:
-    """Wrap a title after colons and commas only, so that no number is separated from its class."""
-    unbreakable = re.sub(r"(?<![:,]) ", "\N{NO-BREAK SPACE}", title)
-    return textwrap.fill(unbreakable, width).replace("\N{NO-BREAK SPACE}", " ")
+def write_scroll(view: View, out: Path) -> None:
+    """Write an animated PNG of at most `MOST_FRAMES` slices of a case."""
+    axis = main_axis(view)
+    last = view.image.shape[axis] - 1
+    slices = np.unique(np.rint(np.linspace(0, last, min(MOST_FRAMES, last + 1))).astype(int))
+    frames = [_frame(Plane(view, axis, int(k))) for k in slices]
+    with replacing(out) as temporary:
+        frames[0].save(
+            temporary,
+            format="PNG",
+            save_all=True,
+            append_images=frames[1:],
+            duration=FRAME_MS,
+            loop=0,  # endless
+        )
 
 
-def _single_slice(view: View, k: int) -> View:
-    """A view of a single slice, so that only one full scan is in memory at a time."""
-    box = tuple(slice(k, k + 1) if axis == view.axis else slice(None) for axis in range(3))
-    return view.crop(box, copy=True)
+def _frame(plane: Plane) -> Image.Image:
+    """Image, contours and errors of a plane, with the patient's sides."""
+    scale = PANEL_PIXELS / max(plane.size_mm)
+    columns, rows = (max(1, round(scale * mm)) for mm in plane.size_mm)
+    low, high = plane.view.window
+    grey = np.clip((plane.cut(plane.view.image).astype(np.float32) - low) / (high - low), 0, 1)
+    resized = Image.fromarray(grey * 255).resize((columns, rows), Image.Resampling.BICUBIC)
+    image = np.repeat(np.clip(np.asarray(resized), 0, 255).astype(np.uint8)[..., None], 3, 2)
+    contours, errors = image.copy(), image.copy()
+    dashes = np.add.outer(np.arange(rows), np.arange(columns)) // DASH % 2 == 0
+    for which in plane.view.maps:
+        for name, mask in plane.masks(which).items():
+            edge = outline(enlarged(mask, (rows, columns)))
+            contours[edge & (dashes | (which == REFERENCE))] = _rgb(plane.view.colours[name])
+    for name, mask in plane.errors().items():
+        errors[enlarged(mask, (rows, columns))] = _rgb(ERROR_COLOURS[name])
+    width = 3 * (columns + GAP) - GAP
+    picture = Image.new("RGB", (width, rows + CAPTION))
+    drawing = ImageDraw.Draw(picture)
+    font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT)
+    name = f"{plane.k + 1} of {plane.view.image.shape[plane.axis]}"
+    left, right, top, bottom = plane.sides
+    for i, (panel, caption) in enumerate(
+        ((image, name), (contours, "contours"), (errors, "errors"))
+    ):
+        x = i * (columns + GAP)
+        picture.paste(Image.fromarray(panel), (x, CAPTION))
+        drawing.text((x + 2, 2), caption, fill="white", font=font)
+        middle = CAPTION + rows // 2
+        for place, letter, anchor in (
+            ((x + 3, middle), left, "lm"),
+            ((x + columns - 3, middle), right, "rm"),
+            ((x + columns // 2, CAPTION + 3), top, "mt"),
+            ((x + columns // 2, CAPTION + rows - 3), bottom, "mb"),
+        ):
+            drawing.text(place, letter, "white", font, anchor, stroke_width=1, stroke_fill="black")
+    return picture.quantize(256, dither=Image.Dither.NONE)
 
 
-def _most(classes: tuple[str, ...]) -> str:
-    if not classes:
-        return ""
-    few = len(classes) <= MOST_NAMED_CLASSES
-    return f"\nmost {', '.join(classes) if few else f'{len(classes)} classes'}"
-
-
-def _draw(rows: Sequence[CaptionedSlice], title: str) -> Figure:
-    heights = [_height(view) for view, _, _ in rows]
-    size = (3 * PANEL_INCHES + 0.5, sum(heights) + 0.1 * len(rows) + 1.1)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
-    for axes, (view, k, caption) in zip(grid, rows, strict=True):
-        _draw_row(list(axes), view, k)
-        axes[0].set_ylabel(caption, fontsize=9, parse_math=False)
-    for axes, name in zip(grid[0], ("image", "reference", "prediction"), strict=True):
-        axes.set_title(name)
-    _add_legend(figure, [view for view, _, _ in rows])
-    # wrap=True would ignore parse_math.
-    width = int(TITLE_CHARACTERS_PER_INCH * size[0])
-    figure.suptitle(textwrap.fill(title, width), parse_math=False)
-    return figure
-
-
-def _height(view: View) -> float:
-    """The height of a row in inches."""
-    shape = view.image.shape
-    height = PANEL_INCHES * view.aspect * shape[view.down] / shape[view.across]
-    return float(np.clip(height, PANEL_INCHES / 3, PANEL_INCHES * 2))
-
-
-def _draw_row(row: Sequence[Axes], view: View, k: int) -> None:
-    low, high = view.window
-    for axes, masks in zip(row, (None, *view.masks(k)), strict=True):
-        cut = view.cut(view.image, k)
-        axes.imshow(cut, cmap="gray", vmin=low, vmax=high, aspect=view.aspect)
-        if masks is not None:
-            _draw_classes(axes, masks, view.colours)
-        axes.set(xticks=[], yticks=[])
-    _label_sides(row[0], view)
-
-
-def _draw_classes(axes: Axes, masks: SliceMasks, colours: dict[str, str]) -> None:
-    """Fill each class of a slice and draw its outline."""
-    for i, (name, inside) in enumerate(masks.items()):
-        if not inside.any():
-            continue
-        fill = np.zeros((*inside.shape, 4))
-        fill[inside] = to_rgba(colours[name], 0.35)
-        axes.imshow(fill, aspect=axes.get_aspect())
-        if not inside.all() and min(inside.shape) > 1:
-            axes.contour(inside, [0.5], colors=[colours[name]], linestyles=line(i), linewidths=1.3)
-
-
-def _add_legend(figure: Figure, views: Sequence[View]) -> None:
-    colours = {name: of for view in views for name, of in view.colours.items()}
-    marks = [
-        Patch(facecolor=f"{of}59", edgecolor=of, linestyle=line(i), linewidth=1.3)
-        for i, of in enumerate(colours.values())
-    ]
-    legend = figure.legend(
-        marks, list(colours), loc="outside lower center", ncols=5, frameon=False, handlelength=3
-    )
-    take_literally(legend.get_texts())
-
-
-def _label_sides(axes: Axes, view: View) -> None:
-    """Mark the sides of the patient with letters."""
-    top, bottom = SIDES[view.down] if view.down == 1 else SIDES[view.down][::-1]
-    left, right = SIDES[view.across]
-    places = ((0.04, 0.5, left), (0.96, 0.5, right), (0.5, 0.96, top), (0.5, 0.04, bottom))
-    box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 1.5}
-    style: dict[str, Any] = {"color": "white", "fontsize": 8, "ha": "center", "va": "center"}
-    for x, y, letter in places:
-        axes.text(x, y, letter, transform=axes.transAxes, bbox=box, **style)
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
 
 
 def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Path) -> list[Path]:
@@ -178,7 +141,7 @@ def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Pa
     return paths
 
 
-def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
+def exhibit(case: CaseScores, image: Path, labels: ScoredClasses, channel: str = "") -> Exhibit:
     """The files of a scored case and its scan."""
     return Exhibit(
         case=case.case,
@@ -189,6 +152,8 @@ def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
         title=dice_text(case),
         in_prediction={name: labels.predicted(name) for name in labels.values},
         colours=labels.colours,
+        ignore=labels.ignore,
+        channel=channel,
     )
 
 

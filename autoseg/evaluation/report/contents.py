@@ -8,24 +8,27 @@ from pathlib import Path
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.figures import Chart, Colours, chart
+from autoseg.common.figures import Colours
+from autoseg.common.pages import Chart, chart
+from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import join_names
 from autoseg.evaluation.evaluate import CrossValidation
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
 from autoseg.evaluation.figures.overlay import find_image
-from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, CaseSlices, draw_case_slices
-from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report import facts, files
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import POOLED_LESIONS, in_mm, lesion_rows, number
 from autoseg.fingerprint import Fingerprint
+from autoseg.image.picture import draw_view
+from autoseg.image.view import Exhibit, read_view
 from autoseg.models.folder import VALIDATION, fold_folder
 from autoseg.models.log import ADVICE, Training, draw_dice, draw_losses, read_training
 from autoseg.planner.explain import citations
 
 MOST_KEY_CLASSES = 4
+MOST_CASES = 12  # with pictures in the page
 MODEL_KEYS = ("folds", "model_id", "plan", "plan_id", "task")  # of predictions.json
 
 
@@ -52,7 +55,7 @@ def cross_validation_report(
         RunError: a worker process was killed.
     """
     summary, folder, plan = validation.combined, trained.folder, trained.plan
-    slices = _draw_worst(summary, exhibits, processes)
+    pictures = _draw_worst(summary, exhibits, processes)
     found = _read_fingerprint(fingerprint)
     trainings = {k: read_training(fold_folder(folder, k)) for k in validation.folds}
     records = {
@@ -82,10 +85,10 @@ def cross_validation_report(
         ),
         tables={**tables, POOLED_LESIONS: lesion_rows(summary)},
         classes=facts.class_table(summary),
-        cases=facts.case_table(summary, folds, _links(slices)),
+        cases=facts.case_table(summary, folds, _links(pictures)),
         charts=(_dice_chart(summary, trained.colours), boxes),
-        slices=tuple(slices),
-        slices_note=_slices_note(len(slices), len(summary.cases), "overlays/ and scrolls/"),
+        pictures=pictures,
+        pictures_note=_pictures_note(len(pictures), len(summary.cases), "overlays/ and scrolls/"),
         curves=tuple(_curves(trained, validation, trainings)),
         data=tuple(facts.data_rows(found)) if found else (),
         data_tables=_data_tables(found) if found else (),
@@ -118,7 +121,7 @@ def folder_report(
         DataError: a scan or a label map is damaged.
         RunError: a worker process was killed.
     """
-    slices = _draw_worst(summary, exhibits, processes)
+    pictures = _draw_worst(summary, exhibits, processes)
     record = facts.read_predictions(predicted)
     model = {key: record.head[key] for key in MODEL_KEYS if key in record.head} if record else {}
     return files.Report(
@@ -133,10 +136,10 @@ def folder_report(
         warnings=_missing_cases(summary),
         tables={POOLED_LESIONS: lesion_rows(summary)},
         classes=facts.class_table(summary),
-        cases=facts.case_table(summary, links=_links(slices)),
+        cases=facts.case_table(summary, links=_links(pictures)),
         charts=(_dice_chart(summary, labels.colours),),
-        slices=tuple(slices),
-        slices_note=_slices_note(len(slices), len(summary.cases), ""),
+        pictures=pictures,
+        pictures_note=_pictures_note(len(pictures), len(summary.cases), ""),
         times=facts.prediction_times(record) if record else None,
         versions=tuple(facts.version_rows([record])) if record else (),
     )
@@ -192,26 +195,31 @@ def _overfitting(trainings: Mapping[int, Training | None]) -> Iterable[str]:
             yield f"Fold {fold}: {training.overfitting}; {ADVICE}."
 
 
-def _draw_worst(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -> list[CaseSlices]:
+def _draw_worst(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -> dict[str, Chart]:
+    """Case -> its picture, the worst first."""
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
-    worst = [
-        by_case[case.case] for case in facts.worst_first(summary.cases) if case.case in by_case
-    ]
-    return draw_case_slices(worst[:MOST_CASES], processes)
+    names = [case.case for case in facts.worst_first(summary.cases) if case.case in by_case]
+    worst = [by_case[name] for name in names[:MOST_CASES]]
+    drawn = in_parallel(_draw_case, worst, processes, "drawing cases for the report")
+    return dict(zip(names, drawn, strict=False))
 
 
-def _links(slices: Sequence[CaseSlices]) -> dict[str, str]:
+def _draw_case(exhibit: Exhibit) -> Chart:
+    alt = f"{exhibit.case}: three planes with image, contours and errors"
+    return chart(draw_view(read_view(exhibit)), exhibit.title or exhibit.case, alt, form="webp")
+
+
+def _links(pictures: Iterable[str]) -> dict[str, str]:
     """Case -> its anchor in the page, as numbered by the template."""
-    return {of.case: f"#case-{index}" for index, of in enumerate(slices, 1)}
+    return {case: f"#case-{index}" for index, case in enumerate(pictures, 1)}
 
 
-def _slices_note(shown: int, total: int, folders: str) -> str:
+def _pictures_note(shown: int, total: int, folders: str) -> str:
     cases, rest = f"All {total} cases", ""
     if shown < total:
         cases = f"{shown} of {total} cases: those with the lowest mean Dice that have a scan"
         rest = f"; all cases are in {folders} beside this page" if folders else ""
-    limits = f"the page shows at most {MOST_CASES} cases with {MOST_SLICES} slices each"
-    return f"{cases}, the worst first; {limits}{rest}."
+    return f"{cases}, the worst first{rest}."
 
 
 def _dice_chart(summary: Summary, colours: Colours) -> Chart:

@@ -6,20 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from autoseg.common.figures import Chart, Colours, save_figure, save_forms
+from autoseg.common.figures import Colours, save_figure, save_forms
 from autoseg.common.files import write_text
+from autoseg.common.pages import Chart, write_page
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
 from autoseg.evaluation.evaluate import CrossValidation, tables
 from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, draw_grouped_boxes
-from autoseg.evaluation.figures.overlay import draw_cases, draw_overlay, exhibit, worst_to_best
-from autoseg.evaluation.figures.slices import CaseSlices, write_scroll
-from autoseg.evaluation.figures.views import Exhibit, read_view
+from autoseg.evaluation.figures.overlay import draw_cases, exhibit, worst_to_best, write_scroll
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.facts import Fact, Sortable
 from autoseg.evaluation.scores import CaseScores, Summary
@@ -33,6 +30,8 @@ from autoseg.evaluation.tables import (
     rows_as_markdown,
     write_table,
 )
+from autoseg.image.picture import draw_view
+from autoseg.image.view import Exhibit, read_view
 from autoseg.models.folder import PLAN, fold_folder
 from autoseg.models.log import Epoch, draw_losses, read_log
 from autoseg.plan.plan import Plan
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from autoseg.evaluation.comparison import Comparison
 
 TABLES, FIGURES, OVERLAYS, SCROLLS = "tables", "figures", "overlays", "scrolls"
+TEMPLATES = Path(__file__).parent / "templates"
 Tables = Mapping[str, Sequence[Row]]  # heading -> header and rows
 
 
@@ -85,8 +85,8 @@ class Report:
         warnings: sentences on what is missing.
         tables: heading -> header and rows of tables in a fixed order.
         charts: figures of the scores.
-        slices: pictures of cases, the worst first.
-        slices_note: which cases are shown.
+        pictures: case -> its picture, the worst first.
+        pictures_note: which cases are shown.
         curves: figures of the training.
         data: facts about the images.
         data_tables: tables of labels and intensities.
@@ -104,8 +104,8 @@ class Report:
     warnings: tuple[str, ...] = ()
     tables: Tables = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
-    slices: tuple[CaseSlices, ...] = ()
-    slices_note: str = ""
+    pictures: Mapping[str, Chart] = field(default_factory=dict)
+    pictures_note: str = ""
     curves: tuple[Chart, ...] = ()
     data: tuple[Fact, ...] = ()
     data_tables: tuple[Sortable, ...] = ()
@@ -143,19 +143,7 @@ def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
 
 def write_report(out: Path, report: Report) -> None:
     """Write one self-contained HTML page; equal reports give equal bytes."""
-    write_page(out, "report.html.j2", report=report)
-
-
-def write_page(out: Path, template: str, **content: Any) -> None:
-    """Write a page from one of the templates."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    write_text(out, environment.get_template(template).render(content))
+    write_page(out, TEMPLATES / "report.html.j2", title=report.title, report=report)
 
 
 @dataclass(frozen=True)
@@ -279,7 +267,7 @@ def draw_gallery(exhibits: Sequence[Exhibit], out: Path, processes: int) -> None
 
 def _draw(exhibit: Exhibit, out: Path) -> None:
     view = read_view(exhibit)
-    save_figure(draw_overlay(view), out / OVERLAYS / f"{exhibit.case}.png")
+    save_figure(draw_view(view, exhibit.title), out / OVERLAYS / f"{exhibit.case}.png")
     write_scroll(view, out / SCROLLS / f"{exhibit.case}.png")
 
 

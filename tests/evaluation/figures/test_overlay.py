@@ -9,8 +9,8 @@ from matplotlib.image import imread
 from autoseg.common.errors import DataError
 from autoseg.common.figures import COLOURS
 from autoseg.evaluation.figures.overlay import draw_cases, find_image, overlay, worst_to_best
-from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.scores import Summary
+from autoseg.image.view import Exhibit
 from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases, write
 
 LABELS: dict[str, tuple[int, ...]] = {"Anterior": (1,), "Posterior": (2,)}

@@ -59,27 +59,6 @@ for (const choices of document.querySelectorAll(".choices")) {
   filter();
 }
 
-for (const view of document.querySelectorAll(".case")) {
-  const pictures = [...view.querySelectorAll(".pictures img")];
-  const slider = view.querySelector("input[type=range]");
-  const output = view.querySelector("output");
-  const of = output.textContent.split(" of ")[1];
-  const show = () => {
-    const index = Number(slider.value);
-    pictures.forEach((picture, i) => { picture.hidden = i !== index; });
-    output.textContent = `${pictures[index].dataset.number} of ${of}`;
-    slider.setAttribute("aria-valuetext", `slice ${output.textContent}`);
-  };
-  slider.addEventListener("input", show);
-  for (const button of view.querySelectorAll("button[data-place]")) {
-    button.addEventListener("click", () => {
-      slider.value = button.dataset.place;
-      show();
-    });
-  }
-  show();
-}
-
 /* Collapsed sections are printed, too. */
 let opened = [];
 addEventListener("beforeprint", () => {
