@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.common.figures import LARGEST_SVG, chart
+from autoseg.common.pages import LARGEST_SVG, chart
 from autoseg.evaluation.figures.boxes import draw_box_plot
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.contents import folder_report
