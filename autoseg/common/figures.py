@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from autoseg.common.arrays import Mask
@@ -96,6 +97,11 @@ def rendered(figure: Figure, form: str, transparent: bool = False) -> bytes:
     with rc_context({"svg.hashsalt": "autoseg", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH, transparent=transparent, **options)
     return buffer.getvalue()
+
+
+def pixels_of(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as (rows, columns, RGB)."""
+    return np.asarray(Image.open(io.BytesIO(rendered(figure, "png"))).convert("RGB"))
 
 
 def save_forms(figure: Figure, stem: Path) -> list[Path]:
