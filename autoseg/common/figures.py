@@ -1,6 +1,6 @@
 """What all figures share: colours, line styles, hatches, smoothed curves, and files.
 
-Classes differ in colour and, for black-and-white print, in line style or hatch.
+Classes differ in colour and, for black-and-white print, in line style, marker or place.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 # Those that are dark enough for thin lines on white.
 DARK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LINES: tuple[Line, ...] = ("solid", "dashed", "dotted", "dashdot")
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++")
+MARKERS = "osD^vP*"
 DOTS_PER_INCH = 150
-FEWEST_POINTS = 5  # for smoothing
+FEWEST_POINTS = 8  # for smoothing; a curve through fewer invents bumps
 MOST_POINTS = 100  # the time of a fit grows with the cube
 DRAWN_POINTS = 200
 BAND = 1.959964  # standard deviations on either side of a 95 % interval
 WINDOW_PERCENT = (1, 99)
 WINDOW_VOXELS = 1_000_000  # a sample of this size is enough to find the window
+BELOW = 0.5  # inches for an axis with its name
 FORMS = (".svg", ".pdf", ".png")  # for the web, print and slides
 
 Colours = Mapping[str, str]  # class -> #RRGGBB
@@ -55,9 +56,9 @@ def line(index: int) -> Line:
     return LINES[index % len(LINES)]
 
 
-def hatch(index: int) -> str:
-    """The hatch of the class with this index."""
-    return HATCHES[index % len(HATCHES)]
+def markers_of(names: Iterable[str]) -> dict[str, str]:
+    """The marker of each class."""
+    return dict(zip(names, itertools.cycle(MARKERS), strict=False))
 
 
 def colours_of(names: Iterable[str], given: Colours) -> dict[str, str]:
@@ -112,14 +113,53 @@ def save_forms(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
+def new_grid(
+    count: int,
+    most_columns: int,
+    size: tuple[float, float],
+    left: float,
+    gap: float = 0.3,
+    above: float = 0.3,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels of a fixed size in inches, line by line.
+
+    Args:
+        count: the number of panels.
+        most_columns: of a line.
+        size: width and height of a panel.
+        left: room at the left edge.
+        gap: room between columns.
+        above: room above a panel; below is room for an axis with its name.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(most_columns, count)
+    rows = -(-count // columns)
+    width = left + columns * (size[0] + gap)
+    height = rows * (size[1] + above + BELOW)
+    figure = Figure(figsize=(width, height))
+    places = {
+        "left": left / width,
+        "right": 1 - gap / width,
+        "bottom": BELOW / height,
+        "top": 1 - above / height,
+        "wspace": gap / size[0],
+        "hspace": (above + BELOW) / size[1],
+    }
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=places).ravel().tolist()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
+
+
 def jitter(count: int, width: float) -> NDArray[np.floating[Any]]:
     """Offsets around 0 that spread the dots of a box or bar, so that few are hidden."""
     return (np.arange(count) * 0.618 % 1 - 0.5) * width
 
 
-def tidy(axes: Axes) -> None:
-    """Keep only the lines that help to read values."""
-    axes.grid(axis="y", alpha=0.3)
+def tidy(axes: Axes, values: Literal["x", "y"] = "y") -> None:
+    """Keep only the lines that help to read the values along one axis."""
+    axes.grid(axis=values, alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -154,9 +154,9 @@ def rows_of_metrics(
 
 
 def lesion_rows(summary: Summary) -> list[Row]:
-    """The lesions of all cases pooled: a header, then one row for each class."""
+    """The lesions of all cases pooled: a header, then one row for each class that has lesions."""
     rows: list[Row] = [("class", "lesions", "found", "missed", "false", "recall", "precision")]
-    for label in summary.labels:
+    for label in filter(summary.has_lesions, summary.labels):
         of = summary.lesions(label)
         counts = map(str, (of.reference, of.found, of.missed, of.false))
         ratios = (METRICS[name].of(of) for name in ("LesionRecall", "LesionPrecision"))

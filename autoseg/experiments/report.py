@@ -19,7 +19,7 @@ from autoseg.common.figures import COLOURS, save_forms, take_literally
 from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis, say
 from autoseg.evaluation.evaluate import gather
-from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.figures.charts import draw_groups
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
 from autoseg.evaluation.report import files
 from autoseg.evaluation.scores import Summary
@@ -113,7 +113,7 @@ def _dice_of_plans(study: StudyScores) -> Figure:
         where: {title: arm.dice(where, study.classes_of(where)) for title, arm in titles.items()}
         for where in study.sets
     }
-    return draw_grouped_boxes(panels, study.colours, bars=True)
+    return draw_groups(panels, study.colours)
 
 
 def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None:
@@ -126,7 +126,7 @@ def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None
         for where in sets
         for arm in study.arms
     }
-    return draw_grouped_boxes(panels, study.colours) if panels else None
+    return draw_groups(panels, study.colours) if panels else None
 
 
 def _examples(study: StudyScores) -> Figure | None:
@@ -247,8 +247,8 @@ def _draw_box(
 FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
     "pipeline": lambda study: draw_pipeline(study.plan) if study.plan else None,
     "network": lambda study: draw_network(study.plan) if study.plan else None,
-    "dice": lambda study: draw_box_plot(  # Figure 4A of Müller et al. 2021
-        study.arms[-1].dice(VALIDATION, study.classes), study.colours
+    "dice": lambda study: draw_groups(  # Figure 4A of Müller et al. 2021
+        {"": {"all folds": study.arms[-1].dice(VALIDATION, study.classes)}}, study.colours
     ),
     "dice_of_plans": _dice_of_plans,
     "dice_of_folds": _dice_of_folds,

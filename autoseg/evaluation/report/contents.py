@@ -14,7 +14,7 @@ from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import join_names
 from autoseg.evaluation.evaluate import CrossValidation
-from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.figures.charts import SURFACE, draw_groups, draw_scores, draw_volumes
 from autoseg.evaluation.figures.overlay import find_image
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report import facts, files
@@ -63,7 +63,7 @@ def cross_validation_report(
     }
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
     boxes = chart(
-        draw_grouped_boxes({folder.name: files.fold_groups(validation)}, trained.colours),
+        draw_groups({folder.name: files.fold_groups(validation)}, trained.colours),
         "Dice of the folds",
         "Box plots of Dice for each fold and class",
     )
@@ -86,7 +86,7 @@ def cross_validation_report(
         tables={**tables, POOLED_LESIONS: lesion_rows(summary)},
         classes=facts.class_table(summary),
         cases=facts.case_table(summary, folds, _links(pictures)),
-        charts=(_dice_chart(summary, trained.colours), boxes),
+        charts=(*_charts(summary, trained.colours), boxes),
         pictures=pictures,
         pictures_note=_pictures_note(len(pictures), len(summary.cases), "overlays/ and scrolls/"),
         curves=tuple(_curves(trained, validation, trainings)),
@@ -137,7 +137,7 @@ def folder_report(
         tables={POOLED_LESIONS: lesion_rows(summary)},
         classes=facts.class_table(summary),
         cases=facts.case_table(summary, links=_links(pictures)),
-        charts=(_dice_chart(summary, labels.colours),),
+        charts=_charts(summary, labels.colours),
         pictures=pictures,
         pictures_note=_pictures_note(len(pictures), len(summary.cases), ""),
         times=facts.prediction_times(record) if record else None,
@@ -222,9 +222,15 @@ def _pictures_note(shown: int, total: int, folders: str) -> str:
     return f"{cases}, the worst first{rest}."
 
 
-def _dice_chart(summary: Summary, colours: Colours) -> Chart:
-    figure = draw_box_plot(summary.dice, colours)
-    return chart(figure, "Dice by class", "Box plot of Dice for each class, a dot for each case")
+def _charts(summary: Summary, colours: Colours) -> tuple[Chart, ...]:
+    drawn = {
+        "Dice": draw_scores(summary, colours=colours),
+        "Surface distances": draw_scores(summary, SURFACE, colours),
+        "Agreement of volumes (Bland-Altman)": draw_volumes(summary, colours),
+    }
+    return tuple(
+        chart(of, name, f"{name} of each class, a point a case") for name, of in drawn.items()
+    )
 
 
 def _curves(

@@ -15,7 +15,13 @@ from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
 from autoseg.evaluation.evaluate import CrossValidation, tables
-from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, draw_grouped_boxes
+from autoseg.evaluation.figures.charts import (
+    SURFACE,
+    draw_differences,
+    draw_groups,
+    draw_scores,
+    draw_volumes,
+)
 from autoseg.evaluation.figures.overlay import draw_cases, exhibit, worst_to_best, write_scroll
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.facts import Fact, Sortable
@@ -137,7 +143,7 @@ def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
     summary.save(paths[0])
     write_text(paths[1], "\n".join(texts))
     write_text(paths[2], as_csv(summary))
-    save_figure(draw_box_plot(summary.dice), paths[3])
+    save_figure(draw_scores(summary), paths[3])
     return paths
 
 
@@ -280,8 +286,11 @@ def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list
 
 def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> list[Path]:
     name, colours = trained.folder.name, trained.colours
-    paths = save_forms(draw_box_plot(validation.combined.dice, colours), out / "dice")
-    boxes = draw_grouped_boxes({name: fold_groups(validation)}, colours)
+    combined = validation.combined
+    paths = save_forms(draw_scores(combined, colours=colours), out / "dice")
+    paths += save_forms(draw_scores(combined, SURFACE, colours), out / "surface")
+    paths += save_forms(draw_volumes(combined, colours), out / "volumes")
+    boxes = draw_groups({name: fold_groups(validation)}, colours)
     paths += save_forms(boxes, out / "dice_of_folds")
     if logs := trained.logs(validation.folds):
         paths += save_forms(draw_losses({name: logs}), out / "loss")
