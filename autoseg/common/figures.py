@@ -44,7 +44,7 @@ DRAWN_POINTS = 200
 BAND = 1.959964  # standard deviations on either side of a 95 % interval
 WINDOW_PERCENT = (1, 99)
 WINDOW_VOXELS = 1_000_000  # a sample of this size is enough to find the window
-BELOW = 0.5  # inches for an axis with its name
+BELOW, RIGHT = 0.5, 0.5  # inches for an axis with its name, and at the right edge
 FORMS = (".svg", ".pdf", ".png")  # for the web, print and slides
 
 Colours = Mapping[str, str]  # class -> #RRGGBB
@@ -135,12 +135,12 @@ def new_grid(
 
     columns = min(most_columns, count)
     rows = -(-count // columns)
-    width = left + columns * (size[0] + gap)
+    width = left + columns * (size[0] + gap) - gap + RIGHT
     height = rows * (size[1] + above + BELOW)
     figure = Figure(figsize=(width, height))
     places = {
         "left": left / width,
-        "right": 1 - gap / width,
+        "right": 1 - RIGHT / width,
         "bottom": BELOW / height,
         "top": 1 - above / height,
         "wspace": gap / size[0],

@@ -32,6 +32,7 @@ LATEX = {
     MINUS: r"$-$",
     **{special: f"\\{special}" for special in "&%$#_{}"},
 }
+MOST_IN_A_LINE = 7  # classes
 PAGE_CHARACTERS = 130  # width of a LaTeX page at the smallest readable size
 NEGATIVE = re.compile(r"-(?=\d)")
 POOLED_LESIONS = "Lesions (connected components of a class), all cases pooled"
@@ -95,9 +96,14 @@ def in_mm(distances: Mapping[str, float]) -> str:
 
 
 def dice_text(case: CaseScores) -> str:
-    """A case and its Dice by class, in one line."""
-    dice = ", ".join(f"{label} {number(case.value(label, 'Dice'))}" for label in case.labels)
-    return f"{case.case}: Dice {dice}"
+    """A case and its Dice by class, in one line; of many classes the mean and the worst."""
+    dice = {label: case.value(label, "Dice") for label in case.labels}
+    text = f"{case.case}: Dice "
+    if len(dice) > MOST_IN_A_LINE:
+        text += f"{number(case.mean())} (mean of {len(case.classes)} classes), worst: "
+        known = sorted((value, label) for label, value in dice.items() if value is not None)
+        dice = {label: value for value, label in known[:3]}
+    return text + ", ".join(f"{label} {number(value)}" for label, value in dice.items())
 
 
 def dice_rows(summary: Summary) -> list[Row]:

@@ -136,9 +136,9 @@ def _draw_rows(
         for marker, chosen in (("o", shown == values), (">", shown != values)):
             axes.plot(shown[chosen], places[chosen], marker, color=faces[name], markersize=4, **rim)
         if penalties:
-            axes.plot(high, row - 0.12, "X", color="black", markersize=6)
+            axes.plot(high, row - 0.33, "X", color="black", markersize=6)
             text = "1 penalty " if penalties == 1 else f"{penalties} penalties "
-            axes.text(high - (high - low) / 50, row - 0.12, text, fontsize=7.5, **FLUSH_RIGHT)
+            axes.text(high - (high - low) / 50, row - 0.33, text, fontsize=7.5, **FLUSH_RIGHT)
         if values:
             _draw_box(axes, row + 0.27, shown)
     axes.set_yticks(range(len(names)), names if named else [""] * len(names), fontsize=9)
@@ -192,7 +192,7 @@ def draw_volumes(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
 
     widest = sorted(points, key=width, reverse=True)[:MOST_PANELS]
     chosen = [label for label in points if label in widest]
-    figure, grid = new_grid(max(1, len(chosen)), MOST_COLUMNS, (2.3, 1.8), 0.75, 1.1, 0.55)
+    figure, grid = new_grid(max(1, len(chosen)), MOST_COLUMNS, (2.3, 1.8), 0.75, 1.1, 0.62)
     for axes, label in zip(grid, chosen, strict=False):
         mean, difference = points[label]
         axes.plot(mean, difference, "o", color=faces[label], markeredgecolor="0.25", markersize=4.5)
@@ -208,9 +208,8 @@ def draw_volumes(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
         axes.margins(x=0.08, y=0.2)
         axes.tick_params(labelsize=8)
         tidy(axes)
-    grid[0].text(
-        -0.28, 1.09, f"prediction {MINUS} reference (ml)", fontsize=8.5, transform=grid[0].transAxes
-    )
+    name, over = f"prediction {MINUS} reference (ml)", grid[0].transAxes
+    grid[0].text(-0.25, 1.22, name, fontsize=8.5, transform=over)
     return figure
 
 
