@@ -24,7 +24,8 @@ NAMES = (
     *("google-chrome", "google-chrome-stable"),
 )
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--headless", "--no-sandbox", "--disable-dev-shm-usage"),
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),  # WebGL without a graphics card
     *("--remote-debugging-pipe", "--no-first-run", "--disable-extensions", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update"),
 )
@@ -154,7 +155,9 @@ class Browser:
                 self.complaints.append(str(about["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if about["type"] in WARNINGS:
                 self.complaints.append(str(about["args"]))
-            case "Log.entryAdded" if about["entry"]["level"] in WARNINGS:
+            case "Log.entryAdded" if (
+                about["entry"]["level"] in WARNINGS and about["entry"]["source"] != "rendering"
+            ):  # software WebGL is slow, which the browser says
                 self.complaints.append(str(about["entry"]))
             case "Network.requestWillBeSent" if not about["request"]["url"].startswith("data:"):
                 self.requests.append(about["request"]["url"])

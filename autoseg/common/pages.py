@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
+SIZE = "(size of this page)"  # in a template; the size is written in its place
 LARGEST_SVG = 150_000  # bytes; a larger figure becomes a PNG
 KINDS = {"svg": "svg+xml"}  # of MIME, if not the form's own name
 PIXELS_PER_INCH = 96  # of a web page
@@ -32,14 +33,26 @@ def write_page(out: Path, template: Path, **content: Any) -> None:
         template: a template, which may include those of its folder and of `TEMPLATES`.
         content: what the template names; `title` is needed by the base.
     """
+    text = fill(template, **content)
+    write_text(out, text.replace(SIZE, f"{len(text.encode()) / 1e6:.1f} MB"))
+
+
+def fill(template: Path, **content: Any) -> str:
+    """The text of a template; only that of a page (`.html.j2`) is escaped."""
     environment = Environment(
-        autoescape=True,
+        autoescape=".html" in template.suffixes,
         undefined=StrictUndefined,
         loader=FileSystemLoader([template.parent, TEMPLATES]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    write_text(out, environment.get_template(template.name).render(content))
+    environment.globals["library"] = _library
+    return environment.get_template(template.name).render(content)
+
+
+def _library() -> str:
+    """NiiVue, the library of the viewer, compressed as text."""
+    return base64.b64encode((TEMPLATES / "niivue.umd.js.gz").read_bytes()).decode("ascii")
 
 
 @dataclass(frozen=True)

@@ -185,12 +185,14 @@ class Summary:
         missing: cases with a reference but without scores; they count in no mean.
         refused: why cases among `missing` that have a prediction were not scored.
         tolerance_mm: class -> surface tolerance of the NSD.
+        failures: what failed, one sentence each.
     """
 
     cases: tuple[CaseScores, ...]
     missing: tuple[str, ...] = ()
     tolerance_mm: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -251,14 +253,15 @@ class Summary:
             "metric_per_case": [case.to_json() for case in self.cases],
             "missing": list(self.missing),
             "refused": self.refused,
-        }
+        } | ({"failures": list(self.failures)} if self.failures else {})
 
     @staticmethod
     def from_json(found: Json) -> Summary:
         """The reverse of `to_json`; the means are recomputed from the cases."""
         cases = tuple(CaseScores.from_json(case) for case in found["metric_per_case"])
         tolerances, refused = found.get("tolerance_mm", {}), found.get("refused", {})
-        return Summary(cases, tuple(found["missing"]), dict(tolerances), dict(refused))
+        failures = tuple(found.get("failures", ()))
+        return Summary(cases, tuple(found["missing"]), dict(tolerances), dict(refused), failures)
 
     def save(self, path: Path) -> None:
         """Write `summary.json`."""
@@ -311,4 +314,6 @@ def combine(summaries: Sequence[Summary]) -> Summary:
             "the folds come from different splits; train them again"
         )
     missing = {name for summary in summaries for name in summary.missing} - counts.keys()
-    return Summary(tuple(cases), tuple(sorted(missing)), tolerances[0] if tolerances else {})
+    failures = tuple(dict.fromkeys(each for summary in summaries for each in summary.failures))
+    tolerance = tolerances[0] if tolerances else {}
+    return Summary(tuple(cases), tuple(sorted(missing)), tolerance, failures=failures)

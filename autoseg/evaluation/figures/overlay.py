@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import get_data_path
@@ -29,6 +32,7 @@ FRAME_MS = 120
 GAP = 6  # pixels between panels
 CAPTION, FONT = 22, 15  # pixels above the panels
 DASH = 5  # pixels
+MOST_BYTES = 6_000_000  # of a case in the viewer
 
 
 def overlay(exhibit: Exhibit, out: Path) -> None:
@@ -119,6 +123,54 @@ def _rgb(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour[1:]))
 
 
+def volume_of(exhibit: Exhibit, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """A case for the viewer of a page: its layers as bytes, compressed, and what they mean.
+
+    The image has 256 steps over its values. Every second voxel (third, ...) along each axis is
+    taken if the layers would be larger than `most_bytes`, which the note says.
+    """
+    view = read_view(exhibit)
+    low, high = np.percentile(view.image, (0.1, 99.9))
+    low, high = min(float(low), view.window[0]), max(float(high), view.window[1])
+    table = {name: 1 + i for i, name in enumerate(exhibit.labels)}
+    at, step, layers = view.fullest(), 0, {"image": " " * (most_bytes + 1)}
+    while sum(map(len, layers.values())) > most_bytes:
+        step += 1
+        part = (slice(None, None, step),) * 3
+        grey = np.clip((view.image[part].astype(np.float32) - low) / (high - low), 0, 1)
+        small = {"image": np.rint(255 * grey)}
+        for which, label_map in view.maps.items():
+            small[which] = np.zeros(grey.shape)
+            # A region is within larger ones: the smallest is seen.
+            for name, values in sorted(view.classes_of(which).items(), key=lambda of: -len(of[1])):
+                small[which][np.isin(label_map[part], values)] = table[name]
+        if len(view.maps) > 1:
+            planes = [Plane(view, 2, k).errors() for k in range(0, view.image.shape[2], step)]
+            codes = [sum(i * mask for i, mask in enumerate(of.values(), 1)) for of in planes]
+            small["difference"] = np.stack(codes).T[part[:2]]
+        layers = {name: _packed(array) for name, array in small.items()}
+    return {
+        "case": exhibit.case,
+        "title": exhibit.title or exhibit.case,
+        "size": small["image"].shape,
+        "spacing": [mm * step for mm in view.spacing_mm],
+        "at": [k // step for k in at],
+        "low": low,
+        "high": high,
+        "window": [float(f"{value:.4g}") for value in view.window],
+        "classes": list(view.colours.items()),
+        "errors": list(ERROR_COLOURS.items()),
+        "layers": layers,
+        "note": f"Only every {step}. voxel along each axis is in the page." if step > 1 else "",
+    }
+
+
+def _packed(array: NDArray[Any]) -> str:
+    """Bytes (x, y, z), x fastest, compressed as text."""
+    content = array.T.astype(np.uint8).tobytes()
+    return b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
+
+
 def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Path) -> list[Path]:
     """Draw the worst, the median and the best case as `overlay_CASE.png` into `out`.
 
@@ -164,13 +216,13 @@ def worst_to_best(summary: Summary, count: int = 3) -> list[CaseScores]:
 
     Args:
         summary: the scores.
-        count: at least two; fewer if there are fewer cases.
+        count: of cases; fewer if there are fewer.
     """
     scored = [(dice, case) for case in summary.cases if (dice := case.mean()) is not None]
     if not scored:
         return []
     scored.sort(key=lambda pair: pair[0])
-    indices = {i * (len(scored) - 1) // (count - 1) for i in range(count)}
+    indices = {i * (len(scored) - 1) // max(1, count - 1) for i in range(count)}
     return [scored[index][1] for index in sorted(indices)]
 
 

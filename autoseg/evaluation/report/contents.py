@@ -5,30 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.figures import Colours
-from autoseg.common.pages import Chart, chart
+from autoseg.common.pages import SIZE, Chart, chart, fill
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import join_names
 from autoseg.evaluation.evaluate import CrossValidation
 from autoseg.evaluation.figures.charts import SURFACE, draw_groups, draw_scores, draw_volumes
-from autoseg.evaluation.figures.overlay import find_image
+from autoseg.evaluation.figures.overlay import find_image, volume_of, worst_to_best
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report import facts, files
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import POOLED_LESIONS, in_mm, lesion_rows, number
+from autoseg.evaluation.tables import in_mm, number
 from autoseg.fingerprint import Fingerprint
 from autoseg.image.picture import draw_view
 from autoseg.image.view import Exhibit, read_view
 from autoseg.models.folder import VALIDATION, fold_folder
 from autoseg.models.log import ADVICE, Training, draw_dice, draw_losses, read_training
+from autoseg.plan.plan import Plan
 from autoseg.planner.explain import citations
 
 MOST_KEY_CLASSES = 4
-MOST_CASES = 12  # with pictures in the page
+MOST_CASES = 8  # with pictures in the page
+VOLUMES = 3  # cases in the viewer
 MODEL_KEYS = ("folds", "model_id", "plan", "plan_id", "task")  # of predictions.json
 
 
@@ -39,6 +42,7 @@ def cross_validation_report(
     fingerprint: Path,
     tables: files.Tables,
     processes: int,
+    volumes: int = VOLUMES,
 ) -> files.Report:
     """The report of a cross-validation.
 
@@ -48,7 +52,8 @@ def cross_validation_report(
         exhibits: the cases that can be drawn.
         fingerprint: the file of the fingerprint; left out of the report if it is missing.
         tables: further tables.
-        processes: worker processes that draw slices; the report does not depend on it.
+        processes: worker processes that draw cases; the report does not depend on it.
+        volumes: the number of cases in the viewer, evenly from the worst to the best.
 
     Raises:
         DataError: a log, a scan or a label map is damaged.
@@ -83,17 +88,22 @@ def cross_validation_report(
             *_missing_cases(summary),
             *_overfitting(trainings),
         ),
-        tables={**tables, POOLED_LESIONS: lesion_rows(summary)},
+        tables=tables | files.lesion_tables(summary),
         classes=facts.class_table(summary),
         cases=facts.case_table(summary, folds, _links(pictures)),
         charts=(*_charts(summary, trained.colours), boxes),
         pictures=pictures,
+        pictures_title="Cases" if len(pictures) == len(summary.cases) else "Worst cases",
         pictures_note=_pictures_note(len(pictures), len(summary.cases), "overlays/ and scrolls/"),
         curves=tuple(_curves(trained, validation, trainings)),
         data=tuple(facts.data_rows(found)) if found else (),
         data_tables=_data_tables(found) if found else (),
         plan=tuple(files.decisions(plan)) if plan else (),
         plan_notes=citations(plan) if plan else {},
+        volumes=_volumes(summary, exhibits, volumes, processes),
+        failures=summary.failures,
+        penalties=facts.penalties(summary),
+        methods=_methods(plan, validation) if plan else "",
         times=facts.fold_times(trainings, records),
         versions=tuple(facts.version_rows(each for each in records.values() if each)),
     )
@@ -106,6 +116,7 @@ def folder_report(
     exhibits: Sequence[Exhibit],
     labels: ScoredClasses,
     processes: int,
+    volumes: int = VOLUMES,
 ) -> files.Report:
     """The report of a folder of predictions.
 
@@ -115,7 +126,8 @@ def folder_report(
         summary: the scores.
         exhibits: the cases with scans.
         labels: the classes, with their colours.
-        processes: worker processes that draw slices; the report does not depend on it.
+        processes: worker processes that draw cases; the report does not depend on it.
+        volumes: the number of cases in the viewer, evenly from the worst to the best.
 
     Raises:
         DataError: a scan or a label map is damaged.
@@ -134,25 +146,28 @@ def folder_report(
             **_facts(summary),
         },
         warnings=_missing_cases(summary),
-        tables={POOLED_LESIONS: lesion_rows(summary)},
+        tables=files.lesion_tables(summary),
         classes=facts.class_table(summary),
         cases=facts.case_table(summary, links=_links(pictures)),
         charts=_charts(summary, labels.colours),
         pictures=pictures,
+        pictures_title="Cases" if len(pictures) == len(summary.cases) else "Worst cases",
         pictures_note=_pictures_note(len(pictures), len(summary.cases), ""),
+        volumes=_volumes(summary, exhibits, volumes, processes),
+        failures=summary.failures,
+        penalties=facts.penalties(summary),
         times=facts.prediction_times(record) if record else None,
         versions=tuple(facts.version_rows([record])) if record else (),
     )
 
 
-def worst_exhibits(summary: Summary, images: Path, labels: ScoredClasses) -> list[Exhibit]:
-    """The files of the worst cases that have a scan in `images`; warns of those without one."""
-    worst = facts.worst_first(summary.cases)[:MOST_CASES]
+def find_exhibits(summary: Summary, images: Path, labels: ScoredClasses) -> list[Exhibit]:
+    """The files of the cases that have a scan in `images`; warns of those without one."""
     scans = {}
-    for case in worst:
+    for case in summary.cases:
         with suppress(DataError):
             scans[case.case] = find_image(images, case.case)
-    return files.exhibits_of(worst, scans, labels)
+    return files.exhibits_of(summary.cases, scans, labels)
 
 
 def _joined(value: object) -> str:
@@ -179,6 +194,7 @@ def _facts(summary: Summary) -> dict[str, str]:
         "missing cases": str(len(summary.missing)),
         "foreground mean Dice": number(summary.foreground_mean()),
         "created by": f"autoseg {__version__}",
+        "size of this page": SIZE,
     }
 
 
@@ -207,6 +223,29 @@ def _draw_worst(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -
 def _draw_case(exhibit: Exhibit) -> Chart:
     alt = f"{exhibit.case}: three planes with image, contours and errors"
     return chart(draw_view(read_view(exhibit)), exhibit.title or exhibit.case, alt, form="webp")
+
+
+def _volumes(
+    summary: Summary, exhibits: Sequence[Exhibit], count: int, processes: int
+) -> list[dict[str, Any]]:
+    """Cases for the viewer, from the worst to the best."""
+    by_case = {each.case: each for each in exhibits}
+    cases = Summary(tuple(case for case in summary.cases if case.case in by_case))
+    chosen = [by_case[case.case] for case in worst_to_best(cases, count)]
+    return list(in_parallel(volume_of, chosen, processes, "packing cases for the viewer"))
+
+
+def _methods(plan: Plan, validation: CrossValidation) -> str:
+    """A paragraph for a paper."""
+    summary = validation.combined
+    about = {
+        "plan": plan,
+        "version": __version__,
+        "folds": len(validation.folds),
+        "cases": len(summary.cases),
+        "tolerance": in_mm(summary.tolerance_mm),
+    }
+    return " ".join(fill(files.TEMPLATES / "methods.txt.j2", **about).split())
 
 
 def _links(pictures: Iterable[str]) -> dict[str, str]:

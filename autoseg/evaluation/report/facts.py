@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
-from autoseg.common.progress import by_axis, in_fine_words, say
+from autoseg.common.progress import by_axis, counted, in_fine_words, say
+from autoseg.evaluation.comparison import bootstrap_interval
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import DASH, Row, metric_name, number, spread
@@ -24,6 +25,10 @@ from autoseg.models.log import Training
 Fact = tuple[str, str]  # name, value
 SortOrder = Literal["ascending", "descending"]
 
+SHOWN = ("Dice", "HD95_mm", "NSD", "VolumeDifference_ml")  # before the reader chooses
+LESIONS = ("LesionRecall", "LesionPrecision")
+RESAMPLES = 1999  # there may be a thousand intervals on a page
+PENALTY = " †"
 MOST_ROWS = 3000  # of the table of cases; browsers scroll longer tables slowly
 ALL = "mean of the classes"
 VOLUME_COLUMNS = ("reference (ml)", "prediction (ml)")
@@ -43,12 +48,14 @@ class Cell:
         value: the number to sort by; None if there is none, or if the text is sorted by.
         link: an anchor in the page.
         share: the share of the cell's width to fill as a bar; None: no bar.
+        more: a second, smaller line.
     """
 
     text: str
     value: float | None = None
     link: str = ""
     share: float | None = None
+    more: str = ""
 
 
 UNKNOWN = Cell(DASH)
@@ -62,11 +69,13 @@ class Column:
         name: the displayed text.
         first: the order after the first click, which brings the worst to the top.
         is_text: whether cells are sorted by their text instead of their value.
+        shown: whether the column is there before the reader chooses; None: it always is.
     """
 
     name: str
     first: SortOrder = "ascending"
     is_text: bool = False
+    shown: bool | None = None
 
     @property
     def parts(self) -> list[str]:
@@ -104,17 +113,49 @@ class Sortable:
 
 
 def class_table(summary: Summary) -> Sortable:
-    """Classes x metrics: mean ± std over the cases, and in brackets the number of cases."""
+    """Classes x metrics: mean ± std over the cases, and below its confidence interval and n."""
     lines, metrics = [], measured(summary)
     for label in summary.labels:
         cells = [Cell(label)]
         for metric in metrics:
             of = summary.statistic(label, metric)
-            text = f"{spread(of, 3)} ({of.n})" if of.n else DASH
-            cells.append(Cell(text, of.mean, share=of.mean if metric == "Dice" else None))
+            if not of.n or (metric in LESIONS and not summary.has_lesions(label)):
+                cells.append(UNKNOWN)
+                continue
+            known = [value for value in summary.values(label, metric) if value is not None]
+            interval = bootstrap_interval(known, RESAMPLES)
+            text = "" if interval is None else " to ".join(number(v, 3) for v in interval) + ", "
+            is_penalised = any(_penalised(case, label, metric) for case in summary.cases)
+            share = of.mean if metric == "Dice" else None
+            mean = spread(of, 3) + PENALTY * is_penalised
+            cells.append(Cell(mean, of.mean, share=share, more=f"{text}n = {of.n}"))
         lines.append(Line(tuple(cells)))
     columns = (Column("class", is_text=True), *map(_metric_column, metrics))
-    return Sortable("Mean ± std over the cases (n)", columns, tuple(lines))
+    return Sortable(
+        "Mean ± std; below: 95 % confidence interval of the mean", columns, tuple(lines)
+    )
+
+
+def _penalised(case: CaseScores, label: str, metric: str) -> bool:
+    return METRICS[metric].unit == "mm" and case.penalised(label)
+
+
+def penalties(summary: Summary) -> str:
+    """A sentence on the distances of missing classes; empty if there are none."""
+    found = [
+        (case.value(label, "HD95_mm") or 0.0, label, case.case)
+        for case in summary.cases
+        for label in case.classes
+        if case.surfaces and case.penalised(label)
+    ]
+    if not found:
+        return ""
+    largest, label, case = max(found)
+    return (
+        f"{PENALTY.strip()} with {counted(len(found), 'penalty', 'penalties')}: where a class is "
+        "in only one of reference and prediction, its distances count as the diagonal of the image "
+        f"(up to {largest:.0f} mm: {label} of {case})."
+    )
 
 
 def case_table(
@@ -148,7 +189,8 @@ def case_table(
             lines.append(Line((*head, *scores), group))
     columns = [Column(name, is_text=True) for name in (("case", "fold") if folds else ("case",))]
     sorted_by = len(columns)
-    columns += [*map(_metric_column, metrics), *map(Column, VOLUME_COLUMNS)]
+    columns += map(_metric_column, metrics)
+    columns += [Column(name, shown=False) for name in VOLUME_COLUMNS]
     note = ""
     if len(shown) < len(names):
         note = f"The {len(shown)} worst of {len(names)} cases; table.csv beside this page has all."
@@ -159,7 +201,13 @@ def case_table(
 def measured(summary: Summary) -> list[str]:
     """The metrics that are defined for any case; old summaries lack some."""
     labels = summary.labels
-    return [m for m in METRICS if any(summary.statistic(label, m).n for label in labels)]
+    with_lesions = any(map(summary.has_lesions, labels))
+    return [
+        metric
+        for metric in METRICS
+        if (with_lesions or metric not in LESIONS)
+        and any(summary.statistic(label, metric).n for label in labels)
+    ]
 
 
 def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:
@@ -174,7 +222,8 @@ def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:
 
 def _metric_column(metric: str) -> Column:
     lower = METRICS[metric].better == "lower"
-    return Column(metric_name(metric), "descending" if lower else "ascending")
+    first: SortOrder = "descending" if lower else "ascending"
+    return Column(metric_name(metric), first, shown=metric in SHOWN)
 
 
 def _scores(case: CaseScores, group: str, metrics: Iterable[str]) -> list[Cell]:
@@ -182,7 +231,10 @@ def _scores(case: CaseScores, group: str, metrics: Iterable[str]) -> list[Cell]:
     cells = []
     for metric in metrics:
         value = case.mean(metric) if group == ALL else case.value(group, metric)
-        cells.append(Cell(number(value), value, share=value if metric == "Dice" else None))
+        groups = case.classes if group == ALL else (group,)
+        is_penalised = any(_penalised(case, label, metric) for label in groups)
+        text = number(value, 3) + PENALTY * is_penalised
+        cells.append(Cell(text, value, share=value if metric == "Dice" else None))
     if group == ALL:  # volumes of overlapping regions cannot be summed
         return cells + [UNKNOWN] * len(VOLUME_COLUMNS)
     volume = case.volume_ml[group]

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoseg.common.figures import Colours, save_figure, save_forms
 from autoseg.common.files import write_text
-from autoseg.common.pages import Chart, write_page
+from autoseg.common.pages import SIZE, Chart, write_page
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
@@ -47,9 +47,10 @@ from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
 if TYPE_CHECKING:
     from autoseg.evaluation.comparison import Comparison
 
+METHODS, BIBTEX = "methods.txt", "references.bib"
 TABLES, FIGURES, OVERLAYS, SCROLLS = "tables", "figures", "overlays", "scrolls"
 TEMPLATES = Path(__file__).parent / "templates"
-Tables = Mapping[str, Sequence[Row]]  # heading -> header and rows
+Tables = dict[str, Sequence[Row]]  # heading -> header and rows
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,12 @@ class Report:
         tables: heading -> header and rows of tables in a fixed order.
         charts: figures of the scores.
         pictures: case -> its picture, the worst first.
+        pictures_title: heading of the pictures.
         pictures_note: which cases are shown.
+        penalties: a sentence on the distances of missing classes.
+        volumes: cases for the viewer (see `volume_of`).
+        failures: names and reasons of what failed, from the summary.
+        methods: a paragraph for a paper; empty without a plan.
         curves: figures of the training.
         data: facts about the images.
         data_tables: tables of labels and intensities.
@@ -111,7 +117,12 @@ class Report:
     tables: Tables = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
     pictures: Mapping[str, Chart] = field(default_factory=dict)
+    pictures_title: str = "Worst cases"
     pictures_note: str = ""
+    penalties: str = ""
+    volumes: Sequence[Mapping[str, Any]] = ()
+    failures: tuple[str, ...] = ()
+    methods: str = ""
     curves: tuple[Chart, ...] = ()
     data: tuple[Fact, ...] = ()
     data_tables: tuple[Sortable, ...] = ()
@@ -136,7 +147,7 @@ def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
     sections = {
         **tables,
         "Mean of every metric": metric_rows(summary),
-        POOLED_LESIONS: lesion_rows(summary),
+        **lesion_tables(summary),
         "Dice": dice_rows(summary),
     }
     texts = (f"## {name}\n\n{rows_as_markdown(found)}" for name, found in sections.items())
@@ -147,9 +158,30 @@ def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
     return paths
 
 
+def lesion_tables(summary: Summary) -> dict[str, Sequence[Row]]:
+    """The table of lesions, if any class has some."""
+    found = lesion_rows(summary)
+    return {POOLED_LESIONS: found} if len(found) > 1 else {}
+
+
 def write_report(out: Path, report: Report) -> None:
-    """Write one self-contained HTML page; equal reports give equal bytes."""
-    write_page(out, TEMPLATES / "report.html.j2", title=report.title, report=report)
+    """Write one self-contained HTML page, and beside it the paragraph for a paper.
+
+    Equal reports give equal bytes.
+    """
+    references = (TEMPLATES / BIBTEX).read_text(encoding="utf-8")
+    cited = [each for each in references.split("\n\n") if _key_of(each) in report.methods]
+    bibtex = "\n\n".join(cited).strip() + "\n"
+    page = TEMPLATES / "report.html.j2"
+    write_page(out, page, title=report.title, report=report, bibtex=bibtex, size=SIZE)
+    if report.methods:
+        write_text(out.with_name(METHODS), report.methods + "\n")
+        write_text(out.with_name(BIBTEX), bibtex)
+
+
+def _key_of(entry: str) -> str:
+    """The key of a BibTeX entry."""
+    return entry.partition("{")[2].partition(",")[0]
 
 
 @dataclass(frozen=True)
