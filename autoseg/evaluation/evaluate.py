@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, prod
 from pathlib import Path
@@ -141,15 +141,15 @@ def choose_labels(
     """
     declared = read_declarations(truth, predicted)
     if options.maps:
-        return apply_options(options, mapped_labels(options, declared))
-    if values := declared.model or declared.reference:
-        named = ScoredClasses.planned(values, declared.evaluation, declared.ignore)
-        return apply_options(options, named)
-    pairs, *_ = _pair(truth, predicted)
-    found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)
-    if not found.values:
-        raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
-    return apply_options(options, found)
+        found = mapped_labels(options, declared)
+    elif values := declared.model or declared.reference:
+        found = ScoredClasses.planned(values, declared.evaluation, declared.ignore)
+    else:
+        pairs, *_ = _pair(truth, predicted)
+        found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)
+        if not found.values:
+            raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
+    return replace(apply_options(options, found), channel=declared.channel)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:

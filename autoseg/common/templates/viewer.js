@@ -57,7 +57,7 @@ async function startNiivue(canvas, about, layers) {
   const options = {
     backColor: [0, 0, 0, 1], isRadiologicalConvention: true, logLevel: "error", loadingText: "",
     dragAndDropEnabled: false, multiplanarShowRender: SHOW_RENDER.NEVER, sagittalNoseLeft: true,
-    crosshairWidth: 0.15, crosshairColor: [1, 1, 1, 0.6], fontColor: [1, 1, 1, 1],
+    crosshairWidth: 0.3, crosshairColor: [1, 1, 1, 0.6], fontColor: [1, 1, 1, 1],
   };
   const viewer = new Niivue(options);
   await viewer.attachToCanvas(canvas);
@@ -73,6 +73,9 @@ async function startNiivue(canvas, about, layers) {
     viewer.addVolume(volume);
   }
   viewer.setSliceType(viewer.sliceTypeMultiplanar);
+  const place = about.at.map((k, axis) =>
+    (axis < 2 ? -1 : 1) * about.spacing[axis] * (k - (about.size[axis] - 1) / 2));
+  viewer.scene.crosshairPos = viewer.mm2frac(place);
   const names = Object.keys(layers);
   return {
     show(opacities, [low, high]) {

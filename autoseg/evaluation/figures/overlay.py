@@ -193,7 +193,7 @@ def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Pa
     return paths
 
 
-def exhibit(case: CaseScores, image: Path, labels: ScoredClasses, channel: str = "") -> Exhibit:
+def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
     """The files of a scored case and its scan."""
     return Exhibit(
         case=case.case,
@@ -205,7 +205,7 @@ def exhibit(case: CaseScores, image: Path, labels: ScoredClasses, channel: str =
         in_prediction={name: labels.predicted(name) for name in labels.values},
         colours=labels.colours,
         ignore=labels.ignore,
-        channel=channel,
+        channel=labels.channel,
     )
 
 

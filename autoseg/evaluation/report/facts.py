@@ -152,9 +152,9 @@ def penalties(summary: Summary) -> str:
         return ""
     largest, label, case = max(found)
     return (
-        f"{PENALTY.strip()} with {counted(len(found), 'penalty', 'penalties')}: where a class is "
-        "in only one of reference and prediction, its distances count as the diagonal of the image "
-        f"(up to {largest:.0f} mm: {label} of {case})."
+        f"{PENALTY.strip()}: where a class is in only one of reference and prediction, its "
+        f"distances count as the diagonal of the image, {counted(len(found), 'time')} here, up to "
+        f"{largest:.0f} mm ({label} of {case})."
     )
 
 
