@@ -11,8 +11,8 @@ import pytest
 from autoseg.evaluation.evaluate import CrossValidation, fold_rows, gather
 from autoseg.evaluation.report.contents import (
     cross_validation_report,
+    find_exhibits,
     folder_report,
-    worst_exhibits,
 )
 from autoseg.evaluation.report.files import Report, Trained, decisions
 from autoseg.evaluation.scores import Summary
@@ -45,11 +45,9 @@ def test_a_cross_validation(models: Path) -> None:
     assert report.key_figures["folds"] == "2"
     (warning,) = report.warnings
     assert warning.endswith(": folds 2, 3")
-    assert [slices.case for slices in report.slices] == [
-        *("hippocampus_008", "hippocampus_003", "hippocampus_017")
-    ]
-    assert report.slices_note.startswith("All 3 cases, the worst first; ")
-    assert "at most 12 cases" in report.slices_note
+    worst_first = ["hippocampus_008", "hippocampus_003", "hippocampus_017"]
+    assert list(report.pictures) == [volume["case"] for volume in report.volumes] == worst_first
+    assert report.pictures_note.startswith("All 3 cases, the worst first")
     assert [chart.title for chart in report.curves] == ["Loss", "Dice during training"]
     assert dict(report.data)["cases"] == "2"
     assert dict(report.versions)["autoseg"] == "1.2.3"
@@ -74,7 +72,7 @@ def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture
     found = gather(models)
     trained = Trained(empty, None)
     report = cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
-    assert (report.slices, report.curves, report.data, report.versions) == ((), (), (), ())
+    assert (report.pictures, report.curves, report.data, report.versions) == ({}, (), (), ())
     assert report.warnings == ()
     (empty / FINGERPRINT).write_text("{}")
     cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
@@ -84,19 +82,18 @@ def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture
 def test_only_some_cases_are_drawn(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.evaluation.report.contents.MOST_CASES", 2)
     report = report_of(models)
-    assert [slices.case for slices in report.slices] == ["hippocampus_008", "hippocampus_003"]
-    assert report.slices_note.startswith("2 of 3 cases: ")
-    assert "at most 2 cases with 24 slices" in report.slices_note
-    assert "overlays/ and scrolls/" in report.slices_note
+    assert list(report.pictures) == ["hippocampus_008", "hippocampus_003"]
+    assert report.pictures_note.startswith("2 of 3 cases: ")
+    assert "overlays/ and scrolls/" in report.pictures_note
 
 
 def test_folders_with_scans(models: Path) -> None:
     predicted = models / "fold_0" / "validation"
     summary = gather(models).folds[0]
-    exhibits = worst_exhibits(summary, HIPPOCAMPUS / "imagesTr", LABELS)
+    exhibits = find_exhibits(summary, HIPPOCAMPUS / "imagesTr", LABELS)
     truth = HIPPOCAMPUS / "labelsTr"
     report = folder_report(truth, predicted, summary, exhibits, LABELS, 1)
-    assert [slices.case for slices in report.slices] == ["hippocampus_008", "hippocampus_003"]
+    assert list(report.pictures) == ["hippocampus_008", "hippocampus_003"]
     assert report.facts["reference"] == str(truth)
     assert report.facts["predicted by plan"] == "p"
     assert report.times is not None
@@ -107,7 +104,7 @@ def test_folders_with_scans(models: Path) -> None:
 def test_scans_that_are_not_there_are_reported(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert worst_exhibits(gather(models).combined, tmp_path, LABELS) == []
+    assert find_exhibits(gather(models).combined, tmp_path, LABELS) == []
     assert "3 of 3 cases" in capsys.readouterr().err
 
 

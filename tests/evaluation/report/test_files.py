@@ -44,8 +44,8 @@ def test_every_table_figure_and_case(models: Path, tmp_path: Path) -> None:
         ),
         *(
             f"figures/{n}.{e}"
-            for n in ("dice", "dice_of_folds", "loss", "examples")
-            for e in ("svg", "png")
+            for n in ("dice", "surface", "volumes", "dice_of_folds", "loss", "examples")
+            for e in ("svg", "pdf", "png")
         ),
     }
     assert {path.relative_to(tmp_path).as_posix() for path in paths} == names
@@ -77,7 +77,7 @@ def test_without_the_raw_task_or_the_plan(
     paths = write_cross_validation(Trained(models, None), gather(models), tmp_path, 1)
     assert "no case is drawn" in capsys.readouterr().err
     assert not (tmp_path / "overlays").exists()
-    assert len(paths) == 9 + 6
+    assert len(paths) == 9 + 15
     assert Trained(models.parent, HIPPOCAMPUS).colours == {}
 
 

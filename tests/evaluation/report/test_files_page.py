@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.pages import LARGEST_SVG, chart
-from autoseg.evaluation.figures.boxes import draw_box_plot
+from autoseg.evaluation.figures.charts import draw_scores
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.contents import folder_report
 from autoseg.evaluation.report.facts import case_table, class_table
@@ -90,11 +90,9 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_large_figures_become_png() -> None:
     small = Summary(tuple(case(f"c{i}", x=(i, 1, 1, 1)) for i in range(3)))
     large = Summary(tuple(case(f"c{i}", x=(i, 1, 1, 1)) for i in range(3000)))
-    kinds = [
-        chart(draw_box_plot(each.dice), "t", "a").data.split(";")[0] for each in (small, large)
-    ]
+    kinds = [chart(draw_scores(each), "t", "a").data.split(";")[0] for each in (small, large)]
     assert kinds == ["data:image/svg+xml", "data:image/png"]
-    assert len(chart(draw_box_plot(large.dice), "t", "a").data) < LARGEST_SVG
+    assert len(chart(draw_scores(large), "t", "a").data) < LARGEST_SVG
 
 
 @pytest.mark.parametrize("folder", ["", "new/folder"])
