@@ -27,6 +27,7 @@ THREAD_LIMITS = (
     "OPENBLAS_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+RAPL = Path("/sys/class/powercap")  # counters of energy, on Linux
 KILLS = ("memory.events", "memory.oom_control")
 
 
@@ -146,3 +147,20 @@ def why_killed() -> str:
     if limit is not None and _kills() > KILLS_BEFORE:
         return f"by the kernel, as the container's memory limit of {limit / GB:.3g} GB was reached"
     return "most often because memory ran out"
+
+
+def peak_memory_gb() -> float | None:
+    """The largest memory of this process so far; None where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError):  # there is no such file but on Linux
+        kilobytes = (PROC / "self/status").read_text().split("VmHWM:")[1].split()[0]
+        return int(kilobytes) * 1024 / 1e9
+    return None
+
+
+def energy_kwh() -> float | None:
+    """What the processors of this machine have used (RAPL); None where they do not tell."""
+    try:
+        found = [int(path.read_text()) for path in RAPL.glob("intel-rapl:?/energy_uj")]
+    except (OSError, ValueError):  # often only root may read it
+        return None
+    return sum(found) / 3.6e12 if found else None

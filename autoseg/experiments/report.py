@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,28 +17,40 @@ from matplotlib.text import Annotation
 from autoseg.common.errors import AutosegError
 from autoseg.common.figures import COLOURS, save_forms, take_literally
 from autoseg.common.files import read_json
+from autoseg.common.pages import chart, write_page
 from autoseg.common.progress import by_axis, say
+from autoseg.evaluation.comparison import SHOWN, Comparison, compare, holm
 from autoseg.evaluation.evaluate import gather
 from autoseg.evaluation.figures.charts import draw_groups
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
 from autoseg.evaluation.report import files
-from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import write_table
+from autoseg.evaluation.report.facts import (
+    Cell,
+    Column,
+    Line,
+    Sortable,
+    class_table,
+    text_table,
+)
+from autoseg.evaluation.scores import Summary, combine
+from autoseg.evaluation.tables import DASH, Row, metric_name, number, write_table
 from autoseg.experiments import paper
 from autoseg.experiments.paper import PICTURES, titled, write_index
-from autoseg.experiments.results import RESULTS, StudyScores, read_scores
+from autoseg.experiments.results import RESULTS, Arm, StudyScores, read_scores
 from autoseg.experiments.runs import held_out_classes
-from autoseg.experiments.status import HELD_OUT, SCORES
+from autoseg.experiments.status import HELD_OUT, SCORES, read_record
 from autoseg.experiments.study import HeldOut, Study
 from autoseg.image.view import Exhibit
-from autoseg.models.folder import SUMMARY, VALIDATION
+from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
 from autoseg.models.log import draw_losses, read_log
 from autoseg.plan.plan import Plan
+from autoseg.plan.reading import load_plan
 from autoseg.planner.explain import rows
 from autoseg.prediction.inputs import find_inputs
 from autoseg.workflow.workspace import Workspace
 
 EXAMPLES = 4  # cases of Figure 6
+REPORT = "report.html"
 
 
 def report_studies(
@@ -57,13 +69,13 @@ def report_studies(
             say(f"warning: no tables and figures for {study.name}: {error}")
             errors.append(error)
     for folder in reported:  # when the figures of all of them exist
-        for path in write_index(folder):
+        for path in (*write_index(folder), *write_report(folder)):
             print(path)
     return errors
 
 
 def report_study(folder: Path, processes: int = 1) -> list[Path]:
-    """Write `tables/`, `figures/` and `index.html` into a study's folder.
+    """Write `tables/`, `figures/`, `index.html` and `report.html` into a study's folder.
 
     For an unfinished study they name what is missing. Pictures of cases need the raw task.
 
@@ -77,7 +89,8 @@ def report_study(folder: Path, processes: int = 1) -> list[Path]:
     Raises:
         DataError: a file of the study, a log, a scan or a label map is damaged.
     """
-    return [*write_elements(folder, processes), *write_index(folder)]
+    elements = write_elements(folder, processes)
+    return [*elements, *write_index(folder), *write_report(folder)]
 
 
 def write_elements(folder: Path, processes: int) -> list[Path]:
@@ -89,7 +102,8 @@ def write_elements(folder: Path, processes: int) -> list[Path]:
     for name, element in study.report.items():
         if element in paper.TABLES:
             table = paper.TABLES[element](study, printed.get(name, {}))
-            named = replace(table, title=f"{folder.name}: {table.title}")
+            when = f" ({study.gathered})" if study.gathered else ""
+            named = replace(table, title=f"{folder.name}{when}: {table.title}")
             paths += write_table(folder / files.TABLES / name, named)
         elif element == PICTURES:
             paths += _write_pictures(study, folder / name, processes)
@@ -257,3 +271,145 @@ FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
     "loss_from_zero": partial(_losses, from_zero=True),
     "examples": _examples,
 }
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write `report.html`: the arms side by side, their differences, plans, curves and cost."""
+    study = read_scores(folder)
+    if not study.is_scored:
+        return []
+    summaries = {arm.name: found for arm in study.arms if (found := _summary(study, arm))}
+    plans = {name: _plan(study, name) for name in study.folders}
+    first, *others = study.arms
+    pairs = [
+        compare(summaries[other.name], summaries[first.name], (other.name, first.name))
+        for other in others
+        if other.name in summaries and first.name in summaries
+    ]
+    arms = []
+    for arm in study.arms:
+        changed = _plan_differences(plans[first.name], plans[arm.name])
+        asked = _asked(study, arm) | _asked(study, first)
+        extra = [text for key, text in changed.items() if not any(map(key.startswith, asked))]
+        has_plan = None not in (plans[first.name], plans[arm.name])
+        about = {"differences": list(changed.values()), "extra": extra, "has_plan": has_plan}
+        arms.append({"name": titled(study.head, arm.name), **about})
+    dice = {arm.name: arm.dice(VALIDATION, study.classes) for arm in study.arms}
+    groups = {titled(study.head, name): of for name, of in dice.items()}
+    boxes = draw_groups({"": groups}, study.colours)
+    write_page(
+        folder / REPORT,
+        Path(__file__).parent / "templates" / "report.html.j2",
+        title=study.study.get("title") or folder.name,
+        task=study.study["task"],
+        date=study.gathered,
+        done=sum(arm.done(VALIDATION) for arm in study.arms),
+        runs=sum(len(arm.folds) for arm in study.arms),
+        arms=arms,
+        scores=_side_by_side(summaries),
+        charts=[chart(boxes, "Dice", "Dice of each class and arm, a point for each case")],
+        differences=_difference_tables(pairs),
+        no_differences="There is nothing to compare: fewer than two arms have scores of cases.",
+        curves=[chart(_losses(study), "Loss", "Training and validation loss of each arm")],
+        cost=_cost(study),
+    )
+    return [folder / REPORT]
+
+
+def _summary(study: StudyScores, arm: Arm) -> Summary | None:
+    """The validation scores of the folds of an arm, as far as they are there."""
+    paths = [study.folders[arm.name][fold] / SUMMARY for fold in arm.folds]
+    found = [Summary.load(path) for path in paths if path.is_file()]
+    return combine(found) if found else None
+
+
+def _plan(study: StudyScores, name: str) -> Plan | None:
+    path = next(iter(study.folders[name].values())).parent / PLAN
+    return load_plan(path) if path.is_file() else None
+
+
+def _plan_differences(one: Plan | None, other: Plan | None) -> dict[str, str]:
+    """Key -> the difference of two plans in words."""
+    if one is None or other is None:
+        return {}
+    before, after = ({row.key: row for row in rows(plan)} for plan in (one, other))
+    found = {}
+    for key in before | after:
+        values = [of[key].value if key in of else "none" for of in (before, after)]
+        if values[0] != values[1]:
+            name = (after.get(key) or before[key]).name
+            found[key] = f"{name} ({key}): {values[1]} instead of {values[0]}"
+    return found
+
+
+def _asked(study: StudyScores, arm: Arm) -> set[str]:
+    """The keys that the study sets for an arm: of its plan, k and seed."""
+    entries = {entry["name"]: entry for entry in study.study.get("plans", ())}
+    overrides = entries.get(study.variants.get(arm.name, ""), {}).get("overrides", {})
+    return {"splits.folds", "training.seed", *_keys(overrides)}
+
+
+def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _side_by_side(summaries: Mapping[str, Summary]) -> Sortable:
+    """The scores of each class, a row for each arm."""
+    tables = {name: class_table(of) for name, of in summaries.items()}
+    first = next(iter(tables.values()), None)
+    if first is None:
+        return Sortable("Scores", (), ())
+    lines = [
+        Line((line.cells[0], Cell(name), *line.cells[1:]))
+        for i in range(max(len(table.lines) for table in tables.values()))
+        for name, table in tables.items()
+        if table.columns == first.columns
+        for line in table.lines[i : i + 1]
+    ]
+    columns = (first.columns[0], Column("arm", is_text=True), *first.columns[1:])
+    return replace(first, columns=columns, lines=tuple(lines))
+
+
+def _difference_tables(pairs: Sequence[Comparison]) -> list[Sortable]:
+    """A table for each metric with the differences of all arms, corrected together."""
+    tables = []
+    for metric in SHOWN:
+        every = [(pair, each) for pair in pairs for each in pair.of(metric)]
+        corrected = holm([each for _, each in every])
+        lines = [("arm", "class", "n", "difference", "95 % CI", "p", "p (Holm)", "better", "note")]
+        for (pair, _), each in zip(every, corrected, strict=True):
+            _, label, n, _, _, _, mean, interval, p, p_holm, better, note = each.row()
+            name = {"A": pair.a, "B": pair.b}.get(better, "")
+            lines.append((pair.a, label, n, mean, interval, p, p_holm, name, note))
+        if every:
+            tables.append(text_table(metric_name(metric), lines))
+    return tables
+
+
+def _cost(study: StudyScores) -> Sortable:
+    """Time, memory and energy of the runs of each arm."""
+    units = ("training (h)", "whole runs (h)", "memory (GB)", "energy (kWh)")
+    lines: list[Row] = [("arm", "models", *units, "device")]
+    for name, runs in study.folders.items():
+        logs = [log for log in map(read_log, runs.values()) if log]
+        records = [record for record in map(read_record, runs.values()) if record]
+        memory = [record.memory_gb for record in records if record.memory_gb]
+        energy = [record.energy_kwh for record in records if record.energy_kwh is not None]
+        seconds = [epoch.seconds for log in logs for epoch in log]
+        lines.append(
+            (
+                titled(study.head, name),
+                str(len(logs)),
+                number(sum(seconds) / 3600 if seconds else None, 3),
+                number(sum(r.seconds for r in records) / 3600 if records else None, 3),
+                number(max(memory, default=None), 2),
+                number(sum(energy) if energy else None, 4),
+                ", ".join(dict.fromkeys(record.device for record in records)) or DASH,
+            )
+        )
+    return text_table("Cost of the arms", lines)

@@ -22,7 +22,7 @@ from autoseg.image.view import ERRORS, PREDICTION, REFERENCE, Plane, View
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # name -> the axis across the plane
 STYLES = {REFERENCE: "solid", PREDICTION: (0, (3, 1.5))}
 # Their lightness differs, too: they can be told apart in grey.
-ERROR_COLOURS = dict(zip(ERRORS, ("#FF3B30", "#34E0F0", "#B34DFF"), strict=True))
+ERROR_COLOURS = dict(zip(ERRORS, ("#FF3B30", "#34E0F0", "#7A28D6"), strict=True))
 
 THIN = 0.12  # planes flatter than this share of their length are left out
 INCHES = 9.0  # width of a figure

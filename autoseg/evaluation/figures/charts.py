@@ -39,7 +39,7 @@ PANEL_INCHES, ROW_INCHES = 3.4, 0.36
 STEPS = 20  # an axis of a ratio starts at a multiple of 1 / STEPS
 WIDE = 3.0  # an axis of distances ends at this many times their 90th percentile
 CHARACTER_INCHES = 0.077  # of a name
-FLUSH_RIGHT = {"ha": "right", "va": "center"}
+FLUSH_RIGHT: dict[str, Any] = {"ha": "right", "va": "center"}
 LIMITS = 1.96  # standard deviations around the mean that hold 95 % of the differences
 
 
