@@ -3,8 +3,7 @@ from .evaluation.evaluate import evaluate_folders
 from .image.geometry import Geometry
 from .image.image import Image, read_image, read_label
 from .image.label_writer import write_label
-from .plan.plan import Plan
-from .plan.reading import load_plan
+from .plan.plan import Plan, load_plan
 from .prediction.dicom_seg import write_dicom_seg
 from .prediction.predictor import Predictor
 from .workflow.api import plan_task, train_fold

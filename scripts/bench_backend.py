@@ -22,8 +22,7 @@ from torch import Tensor
 
 from autoseg.networks.devices import describe
 from autoseg.networks.unet import UNet, build_network
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import make_plan
+from autoseg.plan.plan import Plan, make_plan
 from autoseg.planner.overrides import merge, read_reference
 from autoseg.prediction.backends import AUTO, TORCH, Run, choose_backend
 from autoseg.prediction.model import load_model

@@ -41,8 +41,7 @@ from autoseg.dataset.task import Task, read_task
 from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.folder import FINAL
 from autoseg.networks.unet import build_network
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 
 PLAIN = Path(__file__).with_name("plain_prediction.py")
 UNTRAINED = """

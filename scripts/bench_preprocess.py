@@ -26,8 +26,7 @@ from side_by_side import (
 )
 
 from autoseg.dataset.task import Task, read_task
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.store import CaseStore
 

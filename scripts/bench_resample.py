@@ -37,7 +37,7 @@ from side_by_side import (
 
 from autoseg.image.image import from_array
 from autoseg.plan.labels import Classes
-from autoseg.plan.reading import make_plan
+from autoseg.plan.plan import make_plan
 from autoseg.prediction.model import Model
 from autoseg.prediction.native_grid import Placement, label_map, native_planes
 from autoseg.prediction.predictor import Predictor

@@ -36,8 +36,7 @@ from side_by_side import (
 
 from autoseg.augmentation.loader import Batch
 from autoseg.networks.devices import describe, fast_convolutions, pick_device
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan, make_plan
+from autoseg.plan.plan import Plan, load_plan, make_plan
 from autoseg.training.learner import Learner
 
 OURS = "_step"  # as this script calls itself to be measured

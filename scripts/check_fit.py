@@ -19,8 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.common.errors import DataError
-from autoseg.dataset.layouts import Case
-from autoseg.dataset.task import Task, find_task
+from autoseg.dataset.task import Case, Task, find_task
 from autoseg.fingerprint import survey
 from autoseg.image.image import Image, read_image
 from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles

@@ -57,7 +57,7 @@ def plan_recipes(
     threads: int | None,
 ) -> list[Entry]:
     """Plan the first recipe for the budget, derive the others, and give all the same time."""
-    from autoseg.plan.reading import load_plan
+    from autoseg.plan.plan import load_plan
     from autoseg.workflow.workspace import Workspace
 
     places = Workspace(workspace)
@@ -106,7 +106,7 @@ def give_equal_time(plans: dict[str, Values], seconds: dict[str, float]) -> None
 
 def save(values: Values, folder: Path, first: Path) -> None:
     """The plan, with the fingerprint and the splits of the first one."""
-    from autoseg.plan.reading import make_plan
+    from autoseg.plan.plan import make_plan
 
     folder.mkdir(parents=True, exist_ok=True)
     for beside in ("fingerprint.json", "splits.json"):
@@ -129,8 +129,8 @@ def time_steps(task: Path, plans: dict[str, Values], threads: int | None) -> dic
 
     from autoseg.dataset.task import find_task
     from autoseg.networks.devices import pick_device
-    from autoseg.plan.reading import make_plan
-    from autoseg.training.timing import Stopwatch
+    from autoseg.plan.plan import make_plan
+    from autoseg.training.learner import Stopwatch
 
     found, _ = find_task(task)
     if threads:

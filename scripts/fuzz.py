@@ -50,7 +50,7 @@ def written(name: str, content: bytes) -> Path:
 
 def read_plan(content: bytes) -> None:
     """A plan file; writing and reading it again gives the same plan."""
-    from autoseg.plan.reading import load_plan, parse_plan
+    from autoseg.plan.plan import load_plan, parse_plan
 
     plan = load_plan(written(PLAN, content))
     again = parse_plan(json.loads(json.dumps(plan.to_json(), allow_nan=False)), PLAN)
@@ -126,7 +126,7 @@ def fitted(files: dict[str, bytes]) -> dict[str, bytes]:
     """The files with the plan's id in all weights, and a manifest that lists what is there."""
     import hashlib
 
-    from autoseg.plan.reading import parse_plan
+    from autoseg.plan.plan import parse_plan
 
     with suppress(ValueError, KeyError, RecursionError):
         plan_id = parse_plan(json.loads(files[PLAN]), PLAN).id

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoseg.common.files import write_json
-from autoseg.plan.reading import plan_schema
+from autoseg.plan.plan import plan_schema
 
 PATH = Path(__file__).resolve().parent.parent / "plans" / "schema.json"
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autoseg.image.geometry import Geometry
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import make_plan
+from autoseg.plan.plan import Plan, make_plan
 from autoseg.planner.overrides import merge
 from autoseg.preprocessing.steps import Prepared
 from autoseg.preprocessing.store import CaseStore

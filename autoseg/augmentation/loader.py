@@ -1,4 +1,7 @@
-"""The stream of training batches, made by worker processes or in this process."""
+"""Patch sampling, and the stream of batches, made by worker processes or in this process.
+
+(seed, fold, epoch, batch, place) alone determines the patch.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,152 @@ from typing import Any
 import blosc2
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from autoseg.augmentation.on_device import postpone
-from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.spatial import Border
 from autoseg.augmentation.transforms import Augmenter, Sides
+from autoseg.common.arrays import Array, Floats, Triple
 from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled
-from autoseg.common.machine import GB, fitting
-from autoseg.common.parallel import cause_of_death, exit_with_parent
+from autoseg.common.parallel import GB, cause_of_death, exit_with_parent, fitting
 from autoseg.common.progress import waited
+from autoseg.plan.augmentation import Sampling
 from autoseg.plan.plan import Plan
+from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
+
+OPEN_BYTES = 128 << 20  # of open cases in one process
+CASE_BYTES = 1 << 20  # of an open case without the voxels of its classes
+
+
+@dataclass(frozen=True)
+class Position:
+    """The position of a sample in a training run."""
+
+    seed: int
+    fold: int
+    epoch: int
+    batch: int
+    place: int  # index in the batch
+
+    def rng(self) -> np.random.Generator:
+        """Return a new random generator that depends on the position only."""
+        key = (self.seed, self.fold, self.epoch, self.batch, self.place)
+        return np.random.default_rng(np.random.SeedSequence(key))
+
+
+class PatchSampler:
+    """Draws patches from a case store.
+
+    Cases are visited in a shuffled order, each once before any is visited again.
+    """
+
+    def __init__(
+        self, store: CaseStore, cases: Sequence[str], sampling: Sampling, steps_per_epoch: int
+    ) -> None:
+        self.store = store
+        self.cases = sorted(cases)
+        self.sampling = sampling
+        self.steps_per_epoch = steps_per_epoch
+        self._open: dict[str, StoredCase] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # open files cannot be sent to a worker process
+
+    def draw(
+        self, at: Position, size: Triple, border: Border = "constant"
+    ) -> tuple[Floats, NDArray[np.int16]]:
+        """Return the patch at a position, with `size` voxels.
+
+        Beyond the case it is padded with zeros, or with the nearest voxel of the case if `border`
+        is "nearest".
+
+        Returns:
+            image (channel, *size) and label (*size); for a cascade label (2, *size), where the
+            second one is the segmentation of the previous stage.
+        """
+        rng = at.rng()
+        case = self._case(at)
+        centre = self._centre(case, at, rng)
+        box = [[c - s // 2, c - s // 2 + s] for c, s in zip(centre, size, strict=True)]
+        image, label = _cut(case.image, box, border), _cut(case.label, box, border)
+        if case.previous is not None:
+            label = np.stack([label, _cut(case.previous, box, border)])
+        return image, label
+
+    def name_at(self, at: Position) -> str:
+        """Return the case that the patch at a position is drawn from."""
+        batches = at.epoch * self.steps_per_epoch + at.batch
+        round_, index = divmod(batches * self.sampling.batch_size + at.place, len(self.cases))
+        key = (at.seed, at.fold, round_)
+        return self.cases[int(_permutation(key, len(self.cases))[index])]
+
+    def _case(self, at: Position) -> StoredCase:
+        """Return the open case; those used longest ago are closed beyond `OPEN_BYTES`."""
+        name = self.name_at(at)
+        case = self._open.pop(name, None) or self.store.open(name)
+        self._open[name] = case  # last, as the one used most recently
+        while len(self._open) > 1 and sum(map(_bytes_of, self._open.values())) > OPEN_BYTES:
+            del self._open[next(iter(self._open))]
+        return case
+
+    def _centre(self, case: StoredCase, at: Position, rng: np.random.Generator) -> list[int]:
+        """Return a foreground voxel if the plan requires one, else a random voxel.
+
+        A foreground voxel belongs to a class that is drawn uniformly from the classes of the case.
+        If the case has an ignore label, random voxels are drawn from the annotated ones. The patch
+        around the voxel is shifted to lie within the case.
+        """
+        shape, patch = case.label.shape, self.sampling.patch_size
+        centre = [_random_centre(rng, n, p) for n, p in zip(shape, patch, strict=True)]
+        voxels = case.annotated
+        sampling = self.sampling
+        wanted = at.place >= round(sampling.batch_size * (1 - sampling.foreground_share))
+        if sampling.foreground_mode == "chance":
+            wanted = bool(rng.random() < sampling.foreground_share)
+        if wanted and case.foreground:
+            classes = sorted(case.foreground)
+            voxels = case.foreground[classes[rng.integers(len(classes))]]
+        if voxels is None:
+            return centre
+        voxel = voxels[rng.integers(len(voxels))]
+        return [_shifted_inside(int(v), n, p) for v, n, p in zip(voxel, shape, patch, strict=True)]
+
+
+def _bytes_of(case: StoredCase) -> int:
+    return CASE_BYTES + sum(voxels.nbytes for voxels in case.foreground.values())
+
+
+@lru_cache(maxsize=8)
+def _permutation(key: tuple[int, ...], count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(np.random.SeedSequence(key)).permutation(count)
+
+
+def _cut(array: StoredArray, box: Sequence[Sequence[int]], border: Border) -> Array:
+    """Cut a box of the last three axes, padded where it exceeds the array."""
+    mode = "edge" if border == "nearest" else "constant"
+    return np.asarray(crop_and_pad_nd(array, box, pad_mode=mode))
+
+
+def _random_centre(rng: np.random.Generator, size: int, patch: int) -> int:
+    """Return a random centre whose patch lies within the axis, or the middle of a shorter axis."""
+    if size <= patch:
+        return size // 2
+    return int(rng.integers(patch // 2, size - (patch - patch // 2) + 1))
+
+
+def _shifted_inside(voxel: int, size: int, patch: int) -> int:
+    """Return the centre nearest to `voxel` whose patch lies within the axis."""
+    if size <= patch:
+        return size // 2
+    return min(max(voxel, patch // 2), size - (patch - patch // 2))
+
 
 # A batch has "data" (B, C, X, Y, Z) float32 and "label" (B, X, Y, Z) int16. For a cascade the label
 # is (B, 2, X, Y, Z), where the second one is the segmentation of the previous stage. If images are
-# augmented on the device, "data" is replaced by "postponed", a list of PostponedImage.
+# augmented on the device, "data" is replaced by "postponed", a list of PostponedImage. If the plan
+# has partly annotated cases, "unannotated" (B, outputs) bool tells the outputs without annotation.
 Batch = dict[str, Any]
 Failure = dict[str, str]  # what a worker sends if it cannot make a batch
 
@@ -137,17 +272,25 @@ class BatchLoader:
         on_device = self.plan.training.augment_on == "device"
         places = range(sampling.batch_size) if self.places is None else self.places
         images: list[Any] = []
-        labels = []
+        labels: list[NDArray[np.int16]] = []
+        exchanged = augmenter.sides.exchanged if augmenter.sides else []
+        unannotated = np.zeros((len(places), self.plan.classes.outputs), bool)
         for place in places:
             here = replace(at, place=place)
+            exchanged.clear()
             drawn = augmenter.draw(here.rng().spawn(1)[0])
             patch = self.sampler.draw(here, drawn.box_size, drawn.border)
             image, label = postpone(drawn, *patch) if on_device else drawn(*patch)
             images.append(image)
             labels.append(label)
-        if on_device:
-            return {"postponed": images, "label": np.stack(labels)}
-        return {"data": np.stack(images), "label": np.stack(labels)}
+            missing = self.plan.unannotated_outputs(self.sampler.name_at(here))
+            if len(exchanged) % 2:
+                missing = [self.plan.exchanged_outputs[output] for output in missing]
+            unannotated[len(labels) - 1, missing] = True
+        batch: Batch = {"label": np.stack(labels)}
+        if self.plan.annotated:
+            batch["unannotated"] = unannotated
+        return batch | ({"postponed": images} if on_device else {"data": np.stack(images)})
 
 
 def _failure(error: Exception, at: Position) -> str:
@@ -195,10 +338,8 @@ def worker_stream(loader: Any, workers: int) -> Iterator[Iterator[Any]]:
     """
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads mid-work
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-    processes = []
-    for number, (_, writer) in enumerate(pipes):
-        args = (loader, number, writer)
-        processes.append(context.Process(target=_work, args=args, daemon=True))
+    every_args = [(loader, number, writer) for number, (_, writer) in enumerate(pipes)]
+    processes = [context.Process(target=_work, args=args, daemon=True) for args in every_args]
 
     def end() -> None:
         atexit.unregister(end)

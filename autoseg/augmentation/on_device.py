@@ -11,8 +11,9 @@ distribution. The draws of a sample come in another order, so that samples diffe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -20,17 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from autoseg.augmentation import transforms
 from autoseg.augmentation.spatial import Warp, random_factor
-from autoseg.augmentation.spline import Floats, prefilter
-from autoseg.augmentation.transforms import (
-    Augmentation,
-    Sides,
-    blur_operator,
-    coarse_indices,
-    corrupt_previous,
-    flip_label,
-)
-from autoseg.common.arrays import Triple
+from autoseg.augmentation.spline import prefilter
+from autoseg.augmentation.transforms import Augmentation, Sides
+from autoseg.common.arrays import Floats, Triple
 from autoseg.networks.devices import to_device
 from autoseg.plan import augmentation as plans
 from autoseg.preprocessing.resample import axis_operator
@@ -45,12 +40,12 @@ class PostponedImage:
         operations: in order; their result has the patch size.
     """
 
-    image: NDArray[np.float32]
+    image: Floats
     operations: tuple[Operation, ...]
 
 
 def postpone(
-    augmentation: Augmentation, image: NDArray[np.float32], label: NDArray[np.int16]
+    augmentation: Augmentation, image: Floats, label: NDArray[np.int16]
 ) -> tuple[PostponedImage, NDArray[np.int16]]:
     """Augment the label, and return the image with the operations that remain.
 
@@ -63,7 +58,7 @@ def postpone(
     operations: list[Operation] = []
     for step in augmentation.steps:
         if isinstance(step, plans.PreviousMorphology | plans.PreviousRemoval):
-            labels[1] = corrupt_previous(labels[1], step, augmentation.rng)
+            labels[1] = transforms.corrupt_previous(labels[1], step, augmentation.rng)
             continue
         x, y, z = labels[0].shape
         operation = draw_operation(step, len(image), (x, y, z), augmentation.rng)
@@ -80,12 +75,16 @@ def _apply_to_label(
 ) -> NDArray[np.int16]:
     if isinstance(operation, Warp):
         return operation.label(label)
-    return flip_label(label, operation.axes, sides) if isinstance(operation, Flip) else label
+    return (
+        transforms.flip_label(label, operation.axes, sides)
+        if isinstance(operation, Flip)
+        else label
+    )
 
 
 # Operations on an image, with everything drawn: plain numbers and matrices.
 
-Operators = tuple[Floats, Floats, Floats]  # matrices (new size, size) of x, y, z
+Operators = tuple[Floats, ...]  # matrices (new size, size) of x, y, z
 
 
 @dataclass(frozen=True)
@@ -154,15 +153,15 @@ def draw_operation(
             return AdjustIntensity(spec, tuple(rng.uniform(*spec.factor) for _ in range(channels)))
         case plans.Contrast() | plans.Gamma():
             limits = spec.factor if isinstance(spec, plans.Contrast) else spec.gamma
-            factors = tuple(random_factor(limits, rng) for _ in range(channels))
-            return AdjustIntensity(spec, factors)
+            return AdjustIntensity(spec, tuple(random_factor(limits, rng) for _ in range(channels)))
         case plans.GaussianBlur():
             sigmas = _draw_some(spec.channel_probability, spec.sigma, channels, rng)
             return ApplyOperators(tuple(None if s is None else _blur(size, s) for s in sigmas))
         case plans.LowResolution():
             zooms = _draw_some(spec.channel_probability, spec.zoom, channels, rng)
-            each = tuple(None if zoom is None else _coarse_grid(size, zoom) for zoom in zooms)
-            return ApplyOperators(each)
+            return ApplyOperators(
+                tuple(None if z is None else _coarse_grid(size, z) for z in zooms)
+            )
     raise AssertionError(spec)
 
 
@@ -174,17 +173,13 @@ def _draw_some(
 
 
 def _blur(size: Triple, sigma: float) -> Operators:
-    return _for_axes(lambda axis: blur_operator(size[axis], sigma))
+    return tuple(transforms.blur_operator(length, sigma) for length in size)
 
 
 def _coarse_grid(size: Triple, zoom: float) -> CoarseGrid:
-    nearest = coarse_indices(size, zoom)
-    back = _for_axes(lambda axis: axis_operator(len(nearest[axis]), size[axis], 3))
-    return CoarseGrid(tuple(nearest), back)
-
-
-def _for_axes(operator: Callable[[int], Floats]) -> Operators:
-    return operator(0), operator(1), operator(2)
+    nearest = transforms.coarse_indices(size, zoom)
+    pairs = zip(nearest, size, strict=True)
+    return CoarseGrid(tuple(nearest), tuple(axis_operator(len(at), n, 3) for at, n in pairs))
 
 
 # The operations on the device.
@@ -193,13 +188,9 @@ def _for_axes(operator: Callable[[int], Floats]) -> Operators:
 @torch.no_grad()
 def finish(samples: Sequence[PostponedImage], device: torch.device) -> Tensor:
     """Move images to the device and augment them there: (B, C, X, Y, Z)."""
-    images = []
-    for sample in samples:
-        image = to_device(sample.image, device)
-        for operation in sample.operations:
-            image = apply(image, operation)
-        images.append(image)
-    return torch.stack(images)
+    images = (to_device(sample.image, device) for sample in samples)
+    pairs = zip(images, samples, strict=True)
+    return torch.stack([reduce(apply, sample.operations, image) for image, sample in pairs])
 
 
 def apply(image: Tensor, operation: Operation) -> Tensor:
@@ -314,10 +305,8 @@ def _points(warp: Warp, image: Tensor) -> list[Tensor]:
 
 def _linear(image: Tensor, points: list[Tensor]) -> Tensor:
     # grid_sample expects coordinates from -1 to 1, with the last axis first.
-    scaled = [
-        point * (2 / max(1, size - 1)) - 1
-        for point, size in zip(points, image.shape[1:], strict=True)
-    ]
+    pairs = zip(points, image.shape[1:], strict=True)
+    scaled = [point * (2 / max(1, size - 1)) - 1 for point, size in pairs]
     grid = torch.stack(scaled[::-1], dim=-1)
     return grid_sample(image[None], grid[None], padding_mode="border", align_corners=True)[0]
 
@@ -328,10 +317,8 @@ def _cubic(coefficients: Tensor, points: list[Tensor], axes: Sequence[int]) -> T
     Each covers two neighbouring samples (Sigg and Hadwiger, GPU Gems 2, 2005, chapter 20). Along
     the other axes the points coincide with samples.
     """
-    pairs = [
-        _weighted_pair(point) if axis in axes else [(None, point)]
-        for axis, point in enumerate(points)
-    ]
+    numbered = enumerate(points)
+    pairs = [_weighted_pair(point) if i in axes else [(None, point)] for i, point in numbered]
     values = torch.zeros((), device=coefficients.device)
     for choice in itertools.product(*pairs):
         part = _linear(coefficients, [point for _, point in choice])

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from batchgenerators.augmentations.utils import interpolate_img
-from numpy.typing import NDArray
 
 from autoseg.augmentation import spline
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Array, Doubles, Floats, Triple
 from autoseg.plan.augmentation import Spatial
 
 CELLS_PER_SIGMA = 3
+Border = Literal["constant", "nearest"]
 
 
 def draw_warp(spec: Spatial, size: Triple, rng: np.random.Generator) -> Warp | None:
@@ -60,7 +60,7 @@ def random_factor(limits: tuple[float, float], rng: np.random.Generator) -> floa
     return rng.uniform(max(low, 1), high)
 
 
-def rotation(x: float, y: float, z: float) -> NDArray[np.float64]:
+def rotation(x: float, y: float, z: float) -> Doubles:
     """Return the matrix of rotations about x, y and z (radians), in the order of batchgenerators.
 
     It rotates the sampling positions, so that the content of the patch rotates the other way.
@@ -70,7 +70,7 @@ def rotation(x: float, y: float, z: float) -> NDArray[np.float64]:
         [[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]],
         [[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]],
     ]
-    matrix: NDArray[np.float64] = np.linalg.multi_dot([np.array(one, float) for one in rotations]).T
+    matrix: Doubles = np.linalg.multi_dot([np.array(one, float) for one in rotations]).T
     return matrix.copy()
 
 
@@ -91,26 +91,23 @@ class Warp:
 
     spec: Spatial
     size: Triple
-    matrix: NDArray[np.float64]
-    field: spline.Floats | None
+    matrix: Doubles
+    field: Floats | None
 
     @cached_property
     def box_size(self) -> Triple:
         """The voxels to read: the patch and a margin as wide as necessary, equal on both sides."""
         reach = spline.REACH[max(self.spec.image_order, self.spec.label_order)]
         sizes = list(self.size)
-        for axis in range(3):
-            if axis in self._coupled:
-                farthest = float(np.abs(self._points[self._coupled.index(axis)]).max())
-            elif self.matrix[axis, axis] != 1:
-                farthest = float(np.abs(self._line(axis)).max())
-            else:
-                continue
+        for axis in self.active:
+            is_coupled = axis in self._coupled
+            line = self._points[self._coupled.index(axis)] if is_coupled else self._line(axis)
+            farthest = float(np.abs(line).max())
             sizes[axis] += 2 * max(0, ceil(farthest + reach - (self.size[axis] - 1) / 2))
         x, y, z = sizes
         return x, y, z
 
-    def image(self, volume: spline.Floats) -> spline.Floats:
+    def image(self, volume: Floats) -> Floats:
         """Interpolate a channel: `box_size` in, `size` out."""
         order = self.spec.image_order
         for axis in self._uncoupled:
@@ -131,7 +128,7 @@ class Warp:
         rows = spline.rows_at_points(self._coupled_first(volume), points, order)
         return self._in_order(rows)
 
-    def label(self, volume: NDArray[Any]) -> NDArray[Any]:
+    def label(self, volume: Array) -> Array:
         """Interpolate a label map: `box_size` in, `size` out."""
         if self.spec.label_order > 0:
             return self._by_argmax(volume)
@@ -143,9 +140,8 @@ class Warp:
     @property
     def active(self) -> tuple[int, ...]:
         """The axes along which positions differ from those of the patch."""
-        return tuple(
-            axis for axis in range(3) if axis in self._coupled or self.matrix[axis, axis] != 1
-        )
+        scaled = np.flatnonzero(self.matrix.diagonal() != 1).tolist()
+        return tuple(axis for axis in range(3) if axis in (*self._coupled, *scaled))
 
     @cached_property
     def _coupled(self) -> tuple[int, ...]:
@@ -159,15 +155,15 @@ class Warp:
     def _uncoupled(self) -> tuple[int, ...]:
         return tuple(axis for axis in range(3) if axis not in self._coupled)
 
-    def _line(self, axis: int) -> NDArray[np.float64]:
+    def _line(self, axis: int) -> Doubles:
         """Positions along an uncoupled axis, relative to the centre."""
         return _centred(self.size[axis]) * float(self.matrix[axis, axis])
 
-    def _line_in(self, volume: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    def _line_in(self, volume: Array, axis: int) -> Doubles:
         return np.asarray(self._line(axis) + (volume.shape[axis] - 1) / 2)
 
     @cached_property
-    def _points(self) -> spline.Floats:
+    def _points(self) -> Floats:
         """Positions along the coupled axes, relative to the centre: (axes, n)."""
         axes = self._coupled
         sizes = [self.size[axis] for axis in axes]
@@ -183,11 +179,11 @@ class Warp:
                 out += factor * line
         return points.reshape(len(axes), -1)
 
-    def _points_in(self, volume: NDArray[Any]) -> spline.Floats:
+    def _points_in(self, volume: Array) -> Floats:
         centre = [(volume.shape[axis] - 1) / 2 for axis in self._coupled]
         return self._points + np.array(centre, np.float32)[:, None]
 
-    def _nearest_points(self, volume: NDArray[Any]) -> NDArray[Any]:
+    def _nearest_points(self, volume: Array) -> Array:
         table = self._coupled_first(volume)
         sizes = table.shape[:-1]
         at = np.zeros(self._points.shape[1], np.intp)
@@ -196,18 +192,18 @@ class Warp:
             at += spline.nearest(line)
         return self._in_order(table.reshape(-1, table.shape[-1]).take(at, axis=0))
 
-    def _coupled_first(self, volume: NDArray[Any]) -> NDArray[Any]:
+    def _coupled_first(self, volume: Array) -> Array:
         """Move the coupled axes to the front and merge the others: (*coupled, others)."""
         ordered = volume.transpose(*self._coupled, *self._uncoupled)
         return ordered.reshape(*ordered.shape[: len(self._coupled)], -1)
 
-    def _in_order(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def _in_order(self, rows: Array) -> Array:
         """Undo `_coupled_first` for the patch: (points, others) in, (x, y, z) out."""
         axes = (*self._coupled, *self._uncoupled)
         ordered = rows.reshape([self.size[axis] for axis in axes])
         return np.ascontiguousarray(ordered.transpose(np.argsort(axes)))
 
-    def _by_argmax(self, volume: NDArray[Any]) -> NDArray[Any]:
+    def _by_argmax(self, volume: Array) -> Array:
         """Interpolate each label by batchgenerators, and choose the largest."""
         at = np.empty((3, *self.size))
         for axis in self._uncoupled:
@@ -217,13 +213,11 @@ class Warp:
         if self._coupled:
             for axis, points in zip(self._coupled, self._points_in(volume), strict=True):
                 at[axis] = points.reshape(shape)
-        warped: NDArray[Any] = interpolate_img(
-            volume, at, self.spec.label_order, "constant", is_seg=True
-        )
+        warped: Array = interpolate_img(volume, at, self.spec.label_order, "constant", is_seg=True)
         return warped
 
 
-def _centred(size: int) -> NDArray[np.float64]:
+def _centred(size: int) -> Doubles:
     """Return the voxel positions of an axis relative to its middle."""
     return np.arange(size, dtype=np.float64) - (size - 1) / 2
 
@@ -233,7 +227,7 @@ def _centred(size: int) -> NDArray[np.float64]:
 
 def displacement(
     shape: Sequence[int], alpha: float, sigma: float, rng: np.random.Generator
-) -> spline.Floats:
+) -> Floats:
     """Draw one component of a displacement field, in voxels, distributed as in batchgenerators.
 
     There it is uniform noise in [-1, 1], smoothed by a Gaussian and multiplied by alpha (Simard et
@@ -256,7 +250,7 @@ def displacement(
     return field
 
 
-def smoothing_operator(size: int, sigma: float) -> spline.Floats:
+def smoothing_operator(size: int, sigma: float) -> Floats:
     """Return the matrix (size, cells) that maps noise in cells to Gaussian-filtered voxels.
 
     Beyond the axis there is no noise, as in `scipy.ndimage.gaussian_filter(mode="constant")`. An
@@ -273,5 +267,5 @@ def smoothing_operator(size: int, sigma: float) -> spline.Floats:
     return np.asarray(np.sqrt(width) * kernel, np.float32)
 
 
-def _gaussian(distance: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+def _gaussian(distance: Doubles, sigma: float) -> Doubles:
     return np.asarray(np.exp(-0.5 * (distance / sigma) ** 2))

@@ -18,9 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import embedding_bag, grid_sample
 
-from autoseg.common.arrays import without_tiny
-
-Floats = NDArray[np.float32]
+from autoseg.common.arrays import Doubles, Floats, without_tiny
 
 REACH = {0: 1, 1: 2, 3: 6}  # samples needed beyond a point; 6 away, the border has no influence
 FLOATS_AT_ONCE = 1 << 19  # in a chunk of points, so that it fits into the cache
@@ -41,7 +39,7 @@ def prefilter(size: int, order: int) -> Floats:
     return without_tiny(unit.astype(np.float32))
 
 
-def line_operator(positions: NDArray[np.float64], size: int, order: int) -> Floats:
+def line_operator(positions: Doubles, size: int, order: int) -> Floats:
     """Return the matrix (len(positions), size) that interpolates an axis at these positions.
 
     Args:
@@ -67,8 +65,7 @@ def along(operator: Floats, volume: Floats, axis: int) -> Floats:
     if axis == 0:
         return (operator @ volume.reshape(x, y * z)).reshape(-1, y, z)
     if axis == 1:
-        product: Floats = np.matmul(operator, volume)
-        return product
+        return np.asarray(np.matmul(operator, volume))
     return (volume.reshape(x * y, z) @ operator.T).reshape(x, y, -1)
 
 
@@ -111,8 +108,7 @@ def _linear(volume: Floats, points: Floats) -> Floats:
         padding_mode="border",
         align_corners=True,
     )
-    values: Floats = found[0, 0, 0, 0].numpy()
-    return values
+    return np.asarray(found[0, 0, 0, 0].numpy())
 
 
 def rows_at_points(coefficients: Floats, points: Floats, order: int) -> Floats:

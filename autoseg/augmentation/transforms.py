@@ -13,22 +13,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from batchgenerators.transforms.color_transforms import (
-    BrightnessMultiplicativeTransform,
-    ContrastAugmentationTransform,
-    GammaTransform,
-)
+from batchgenerators.transforms import color_transforms as batchgenerators
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from autoseg.augmentation.sampler import Border
-from autoseg.augmentation.spatial import Warp, draw_warp
+from autoseg.augmentation.spatial import Border, Warp, draw_warp
 from autoseg.augmentation.spline import along
-from autoseg.common.arrays import Mask, Triple, bounding_box, connected_components, count_values
+from autoseg.common import arrays
+from autoseg.common.arrays import Array, Floats, Mask, Triple
 from autoseg.plan import augmentation as plans
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.resample import apply_operators, axis_operator
@@ -39,18 +35,13 @@ LabelArray = NDArray[np.int16]  # (label, x, y, z)
 Sample = tuple[ImageArray, LabelArray]
 
 
+@dataclass(frozen=True)
 class Augmenter:
     """Draws the augmentation of each sample."""
 
-    def __init__(
-        self,
-        specs: Sequence[plans.Transform],
-        patch_size: Triple,
-        sides: Sides | None = None,
-    ) -> None:
-        self.specs = specs
-        self.patch_size = patch_size
-        self.sides = sides
+    specs: Sequence[plans.Transform]
+    patch_size: Triple
+    sides: Sides | None = None
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
         """Draw the warps of the sample that `rng` belongs to, which decide what has to be read."""
@@ -121,10 +112,8 @@ def _apply(
 ) -> Sample:
     match step:
         case Warp():
-            return (
-                np.stack([step.image(channel) for channel in image]),
-                np.stack([step.label(label) for label in labels]),
-            )
+            image = np.stack([step.image(channel) for channel in image])
+            return image, np.stack([step.label(label) for label in labels])
         case plans.GaussianNoise():
             return add_noise(step, image, rng), labels
         case plans.GaussianBlur():
@@ -142,20 +131,17 @@ def _apply(
 def _of_batchgenerators(spec: plans.Transform) -> Any:
     match spec:
         case plans.Brightness():
-            return BrightnessMultiplicativeTransform(spec.factor, p_per_sample=spec.probability)
+            make, options = batchgenerators.BrightnessMultiplicativeTransform, {}
         case plans.Contrast():
-            return ContrastAugmentationTransform(
-                spec.factor, preserve_range=spec.preserve_range, p_per_sample=spec.probability
-            )
+            make = batchgenerators.ContrastAugmentationTransform
+            options = {"preserve_range": spec.preserve_range}
         case plans.Gamma():
-            return GammaTransform(
-                spec.gamma,
-                invert_image=spec.invert,
-                per_channel=True,
-                retain_stats=spec.retain_statistics,
-                p_per_sample=spec.probability,
-            )
-    raise AssertionError(spec)
+            make = batchgenerators.GammaTransform
+            options = {"invert_image": spec.invert, "retain_stats": spec.retain_statistics}
+            return make(spec.gamma, per_channel=True, p_per_sample=spec.probability, **options)
+        case _:
+            raise AssertionError(spec)
+    return make(spec.factor, p_per_sample=spec.probability, **options)
 
 
 # Mirroring.
@@ -168,10 +154,12 @@ class Sides:
     Attributes:
         axis: 0, 1 or 2: from one side to the other.
         parts: the class index that each class index becomes on the other side.
+        exchanged: one entry for each exchange, of all samples.
     """
 
     axis: int
     parts: tuple[int, ...]
+    exchanged: list[bool] = field(default_factory=list, compare=False)
 
     @staticmethod
     def of(plan: Plan) -> Sides | None:
@@ -182,9 +170,9 @@ class Sides:
 
     def exchange(self, labels: NDArray[np.int16]) -> NDArray[np.int16]:
         """Give each voxel the class of the other side; ignored voxels stay ignored."""
+        self.exchanged.append(True)
         table = np.array([*self.parts, IGNORED], np.int16)
-        exchanged: NDArray[np.int16] = table[labels]  # IGNORED is -1, the last entry
-        return exchanged
+        return np.asarray(table[labels])  # IGNORED is -1, the last entry
 
 
 def flip_label(
@@ -226,13 +214,13 @@ def blur(spec: plans.GaussianBlur, image: ImageArray, rng: np.random.Generator) 
     return _per_channel(spec, spec.sigma, _gaussian_filter, image, rng)
 
 
-def _gaussian_filter(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+def _gaussian_filter(channel: Floats, sigma: float) -> Floats:
     for axis, size in enumerate(channel.shape):
         channel = along(blur_operator(size, sigma), channel, axis)
     return channel
 
 
-def blur_operator(size: int, sigma: float) -> NDArray[np.float32]:
+def blur_operator(size: int, sigma: float) -> Floats:
     """Return the matrix that `scipy.ndimage.gaussian_filter` applies to an axis."""
     return np.asarray(ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0), np.float32)
 
@@ -247,24 +235,19 @@ def lower_resolution(
 def _per_channel(
     spec: plans.GaussianBlur | plans.LowResolution,
     limits: tuple[float, float],
-    function: Callable[[NDArray[np.float32], float], NDArray[np.float32]],
+    function: Callable[[Floats, float], Floats],
     image: ImageArray,
     rng: np.random.Generator,
 ) -> ImageArray:
     """Call the function with each selected channel and a number drawn for it."""
     if rng.random() >= spec.probability:
         return image
-    return np.stack(
-        [
-            function(channel, rng.uniform(*limits))
-            if rng.random() < spec.channel_probability
-            else channel
-            for channel in image
-        ]
-    )
+    chance = spec.channel_probability
+    changed = (function(c, rng.uniform(*limits)) if rng.random() < chance else c for c in image)
+    return np.stack(list(changed))
 
 
-def through_coarser_grid(channel: NDArray[np.float32], zoom: float) -> NDArray[np.float32]:
+def through_coarser_grid(channel: Floats, zoom: float) -> Floats:
     """Resample a channel (x, y, z) to `zoom` times as many voxels along each axis, and back.
 
     Equals scikit-image's `resize` with order 0, then with order 3. An axis of one voxel is kept.
@@ -288,10 +271,10 @@ Operator = Callable[[Mask, int], Mask]
 
 
 def corrupt_previous(
-    segmentation: NDArray[Any],
+    segmentation: Array,
     spec: plans.PreviousMorphology | plans.PreviousRemoval,
     rng: np.random.Generator,
-) -> NDArray[Any]:
+) -> Array:
     """Return the segmentation, modified with the probability of the transform."""
     if rng.random() >= spec.probability:
         return segmentation
@@ -301,8 +284,8 @@ def corrupt_previous(
 
 
 def _apply_morphology(
-    segmentation: NDArray[Any], spec: plans.PreviousMorphology, rng: np.random.Generator
-) -> NDArray[Any]:
+    segmentation: Array, spec: plans.PreviousMorphology, rng: np.random.Generator
+) -> Array:
     """Apply a random operator to each class; a growing class replaces the others."""
     out = segmentation.copy()
     for index in rng.permutation(_foreground(segmentation)):
@@ -315,20 +298,20 @@ def _apply_morphology(
 
 
 def _remove_components(
-    segmentation: NDArray[Any], spec: plans.PreviousRemoval, rng: np.random.Generator
-) -> NDArray[Any]:
+    segmentation: Array, spec: plans.PreviousRemoval, rng: np.random.Generator
+) -> Array:
     """Remove one component of each class, chosen uniformly from those that are small enough."""
     out = segmentation.copy()
     for index in _foreground(segmentation):
-        components, count = connected_components(out == index)
-        sizes = count_values(components, count + 1)[1:]
+        components, count = arrays.connected_components(out == index)
+        sizes = arrays.count_values(components, count + 1)[1:]
         small = 1 + np.flatnonzero(sizes < spec.largest_share * out.size)
         if len(small):
             out[components == small[rng.integers(len(small))]] = 0
     return out
 
 
-def _foreground(segmentation: NDArray[Any]) -> NDArray[Any]:
+def _foreground(segmentation: Array) -> Array:
     return np.unique(segmentation[segmentation > 0])
 
 
@@ -337,8 +320,7 @@ def dilated(mask: Mask, radius: int) -> Mask:
 
     The outside of the patch is unknown: it neither dilates nor erodes the mask.
     """
-    box = bounding_box(mask)
-    if box is None:
+    if (box := arrays.bounding_box(mask)) is None:
         return mask
     box = tuple(slice(max(0, side.start - radius), side.stop + radius) for side in box)
     out = np.zeros_like(mask)

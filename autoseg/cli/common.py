@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg import __version__
 from autoseg.common import errors
-from autoseg.common.machine import cores, limit_threads
+from autoseg.common.parallel import cores, limit_threads
 from autoseg.common.progress import say, tolerate_output
 
 if TYPE_CHECKING:

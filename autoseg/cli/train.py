@@ -53,6 +53,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 group=group,
                 pretrained=arguments.pretrained,
                 tensorboard=arguments.tensorboard,
+                verify=arguments.verify,
             )
             for fold in folds
         ]

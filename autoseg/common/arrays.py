@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 Triple = tuple[int, int, int]  # one integer for each of x, y, z: a shape, a patch size, a stride
 Box = tuple[slice, ...]  # one slice for each axis
 Mask = NDArray[np.bool_]
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 LabelMap = NDArray[np.integer[Any]]
 
 CHUNK = 1 << 20  # voxels
@@ -29,7 +32,7 @@ def members(label_map: LabelMap, values: Sequence[int]) -> Mask:
     return inside
 
 
-def bounding_box(array: NDArray[Any]) -> Box | None:
+def bounding_box(array: Array) -> Box | None:
     """The smallest box that contains all nonzero elements, or None if there are none.
 
     Planes are scanned in memory order, and only until the box is known: most CTs fill their grid.
@@ -136,7 +139,7 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def without_tiny(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+def without_tiny(weights: Floats) -> Floats:
     """Set weights below `TINY` to zero, in place.
 
     The weights of a cubic spline decay exponentially with the distance, down to denormal numbers,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from autoseg.common.arrays import Mask
+from autoseg.common.arrays import Array, Mask
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import replacing
 
@@ -173,7 +173,7 @@ def take_literally(texts: Sequence[Text]) -> None:
 # Slices of scans.
 
 
-def window_of(image: NDArray[Any]) -> tuple[float, float]:
+def window_of(image: Array) -> tuple[float, float]:
     """The values to show as black and white: percentiles of the image, or of a sample of it."""
     values = image.ravel(order="K")
     low, high = np.percentile(values[:: max(1, values.size // WINDOW_VOXELS)], WINDOW_PERCENT)
@@ -226,7 +226,11 @@ def smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
     Returns:
         the curve; None for fewer than `FEWEST_POINTS`, or if all have the same x.
     """
-    known_x, values = _known(x, y)
+    positions = np.asarray(x, float)
+    known = np.array([np.nan if value is None else value for value in y], float)
+    order = np.argsort(positions, kind="stable")  # the finite points, ordered by x
+    order = order[np.isfinite(known[order])]
+    known_x, values = positions[order], known[order]
     if len(values) < FEWEST_POINTS or known_x[0] == known_x[-1]:
         return None
     at = np.linspace(known_x[0], known_x[-1], DRAWN_POINTS)
@@ -235,15 +239,6 @@ def smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
         return Curve(at, flat, flat, flat)
     mean, deviation = _regress(_warp(_binned(known_x), at), _binned(values), _warp(at, at))
     return Curve(at, mean, mean - BAND * deviation, mean + BAND * deviation)
-
-
-def _known(x: Sequence[float], y: Sequence[float | None]) -> tuple[Numbers, Numbers]:
-    """The finite points, ordered by x."""
-    positions = np.asarray(x, float)
-    values = np.array([np.nan if value is None else value for value in y], float)
-    finite = np.isfinite(values)
-    order = np.argsort(positions[finite], kind="stable")
-    return positions[finite][order], values[finite][order]
 
 
 def _binned(values: Numbers) -> Numbers:

@@ -75,6 +75,21 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, which replaces `folder` if the block succeeds."""
+    temporary = temporary_for(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        check_guards(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 _GUARDS: list[tuple[str, Callable[[], None]]] = []  # folders, and what must not raise there
 
 
@@ -263,13 +278,21 @@ def read_json(path: Path) -> Any:
 
 def parse_json(text: str, where: str) -> Any:
     """Parse strict JSON; messages begin with `where`."""
+
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise AutosegError(f"{where} contains the number {text[:20]}, which is not finite")
+        return number
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(keys := dict(pairs)) < len(names := [name for name, _ in pairs]):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise AutosegError(f"{where} has the key {twice!r} twice; keep one of them")
+        return keys
+
+    hooks: dict[str, Any] = {"parse_float": finite, "parse_constant": finite}  # Python accepts NaN
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_unique_keys(where),
-            parse_float=_finite(where),
-            parse_constant=_finite(where),
-        )
+        return json.loads(text, object_pairs_hook=unique, **hooks)
     except RecursionError as error:
         raise AutosegError(f"{where} is nested too deeply") from error
     except json.JSONDecodeError as error:
@@ -280,30 +303,6 @@ def parse_json(text: str, where: str) -> Any:
         raise
     except ValueError as error:  # an integer with thousands of digits
         raise AutosegError(f"{where} is not valid JSON: {error}") from error
-
-
-def _finite(where: str) -> Callable[[str], float]:
-    """A parser of numbers that refuses NaN and infinity, which Python accepts."""
-
-    def read(text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise AutosegError(f"{where} contains the number {text[:20]}, which is not finite")
-        return number
-
-    return read
-
-
-def _unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = dict(pairs)
-        if len(keys) < len(pairs):
-            names = [name for name, _ in pairs]
-            duplicate = next(name for name in names if names.count(name) > 1)
-            raise AutosegError(f"{where} has the key {duplicate!r} twice; keep one of them")
-        return keys
-
-    return build
 
 
 # Dataclasses and JSON: `write_json(path, asdict(made))` writes one.

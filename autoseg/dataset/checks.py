@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoseg.common.progress import counted
-from autoseg.dataset.layouts import Case
 from autoseg.dataset.problems import Problem, join_names, shown_path
 from autoseg.dataset.splits import count_patients, find_splits, patients
-from autoseg.dataset.task import Task
-from autoseg.image.geometry import Geometry
+from autoseg.dataset.task import Case, Task
+from autoseg.image.geometry import Geometry, counted_codes, most_common
 from autoseg.image.image import Image
-from autoseg.image.orientation import counted_codes, most_common
 
 HOUNSFIELD, BYTES, UNIT, OTHER = "hounsfield", "0..255", "0..1", "other"  # intensity scales
 FAT_HU = -100.0  # every body part contains fat or air
@@ -24,11 +22,6 @@ LARGEST_HU = 4096.0  # 12 bits; metal and padding exceed it, but not in 0.5 % of
 
 SPACING_FACTOR = 3.0  # from the median, beyond which a spacing is an outlier
 SCALE_NAMES = {HOUNSFIELD: "Hounsfield units", OTHER: "another scale"}
-CT_UNITS = "Hounsfield units (air -1000, water 0)"
-MIXED_SCALES_ADVICE = (
-    f"convert all to {CT_UNITS}, or plan steps that map each to one range, such as clip and rescale"
-)
-WRONG_SCALE_ADVICE = "convert the cases, or make sure that new scans use this scale, too"
 
 
 def check_case(
@@ -45,28 +38,19 @@ def check_case(
     """
     label_file = shown_path(case.label, task.folder)
     problems = []
-    if len(image.array) != len(task.channels):
-        image_file = shown_path(case.images[0], task.folder)
-        message = f"{counted(len(image.array), 'channel')}; dataset.json has {len(task.channels)}"
-        problems.append(Problem(case.name, image_file, "channels", "error", message))
+    if len(image.array) != (declared := len(task.channels)):
+        file, found = shown_path(case.images[0], task.folder), counted(len(image.array), "channel")
+        problems.append(Problem.of("channels", case.name, file, found=found, declared=declared))
     if differences := image.geometry.differences(label_geometry):
-        found = ", ".join(differences)
         kind = "shape" if image.geometry.size != label_geometry.size else "geometry"
-        if image.geometry.nearly(label_geometry):
-            message = f"image and label map differ by less than 5 % of a voxel: {found}"
-            problems.append(Problem(case.name, label_file, kind, "warning", message))
-        else:
-            message = (
-                f"image and label map are not on the same grid: {found}; export them on one grid"
-            )
-            problems.append(Problem(case.name, label_file, kind, "error", message))
+        kind = "geometry, nearly" if image.geometry.nearly(label_geometry) else kind
+        found = ", ".join(differences)
+        problems.append(Problem.of(kind, case.name, label_file, found=found))
     if undeclared := sorted(set(voxels) - task.declared_values):
         found = ", ".join(f"{value} in {counted(voxels[value], 'voxel')}" for value in undeclared)
-        message = f"undeclared labels: {found}; declare them in dataset.json or correct them"
-        problems.append(Problem(case.name, label_file, "undeclared label", "error", message))
+        problems.append(Problem.of("undeclared label", case.name, label_file, found=found))
     if not set(voxels) - {0, task.ignore_label}:
-        message = "the label map contains only background; check whether this is intended"
-        problems.append(Problem(case.name, label_file, "empty label map", "warning", message))
+        problems.append(Problem.of("empty label map", case.name, label_file))
     return problems
 
 
@@ -101,11 +85,8 @@ def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> li
     """
     problems = _too_few_for_folds(task, folds)
     if facts:
-        problems += _absent_labels(task, facts)
-        problems += _duplicates(facts)
-        problems += _wrong_scales(task, facts)
-        problems += _mixed_orientations(facts)
-        problems += _spacing_outliers(facts)
+        problems += [*_absent_labels(task, facts), *_duplicates(facts), *_wrong_scales(task, facts)]
+        problems += [*_mixed_orientations(facts), *_spacing_outliers(facts)]
         problems += _constant_scans(task, facts)
     return problems
 
@@ -136,23 +117,13 @@ def is_ct_name(channel: str) -> bool:
     return re.search(r"(^|[^a-z])cta?($|[^a-z])", channel.casefold()) is not None
 
 
-def _warning(kind: str, message: str, case: str = "") -> Problem:
-    return Problem(case, "", kind, "warning", message)
-
-
 def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
     names = [case.name for case in task.cases]
     available = len(patients(names, task.groups))
     if available >= folds or find_splits(task.folder) is not None:
         return []
-    advice = (
-        f"the rules plan leave-one-out; a reference plan or a study with {folds} folds needs "
-        "another splits.folds, or a splits.json"
-    )
-    if available < 2:
-        advice = "cross-validation is impossible, only `fold all` can be trained"
-    message = f"{count_patients(names, task.groups)} for {folds} folds: {advice}"
-    return [_warning("too few cases", message)]
+    kind = "too few cases" if available > 1 else "too few cases, one"
+    return [Problem.of(kind, found=count_patients(names, task.groups), folds=folds)]
 
 
 def _absent_labels(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
@@ -160,13 +131,9 @@ def _absent_labels(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
     for name, values in task.labels.items():
         having = [case for case, found in facts.items() if found.voxels.keys() & set(values)]
         if not having:
-            problems.append(_warning("absent label", f"no usable case has the label {name!r}"))
+            problems.append(Problem.of("absent label", name=name))
         elif len(having) == 1 < len(facts):
-            message = (
-                f"only this case has the label {name!r}: the fold that validates it never trains "
-                "the label; add cases, or train `fold all`"
-            )
-            problems.append(_warning("rare label", message, having[0]))
+            problems.append(Problem.of("rare label", having[0], name=name))
     return problems
 
 
@@ -175,12 +142,7 @@ def _duplicates(facts: Mapping[str, CaseFacts]) -> list[Problem]:
     for name, case in facts.items():
         same[case.content].append(name)
     return [
-        _warning(
-            "duplicate image",
-            f"same image as {', '.join(names[1:])}; keep one, or group them in dataset.json, "
-            "because copies in both training and validation bias the result",
-            names[0],
-        )
+        Problem.of("duplicate image", names[0], others=", ".join(names[1:]))
         for names in same.values()
         if len(names) > 1
     ]
@@ -190,21 +152,17 @@ def _wrong_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
     """Return a problem for each CT channel that is not in Hounsfield units in every case."""
     problems = []
     for index, channel in enumerate(task.channels):
-        cases_by_scale: defaultdict[str, list[str]] = defaultdict(list)
+        by_scale: defaultdict[str, list[str]] = defaultdict(list)
         for name, case in facts.items():
-            cases_by_scale[case.scales[index]].append(name)
-        if not is_ct_name(channel) or not set(cases_by_scale) - {HOUNSFIELD}:
+            by_scale[case.scales[index]].append(name)
+        if not is_ct_name(channel) or not set(by_scale) - {HOUNSFIELD}:
             continue
         found = " and ".join(
             f"{SCALE_NAMES.get(scale, scale)} ({_range(facts, names, index)}: {join_names(names)})"
-            for scale, names in sorted(
-                cases_by_scale.items(), key=lambda item: item[0] != HOUNSFIELD
-            )
+            for scale, names in sorted(by_scale.items(), key=lambda item: item[0] != HOUNSFIELD)
         )
-        message = f"channel {channel!r} is in {found} instead of {CT_UNITS}; {WRONG_SCALE_ADVICE}"
-        if len(cases_by_scale) > 1:
-            message = f"channel {channel!r} has mixed scales: {found}; {MIXED_SCALES_ADVICE}"
-        problems.append(_warning("intensity scale", message))
+        kind = "intensity scale, mixed" if len(by_scale) > 1 else "intensity scale"
+        problems.append(Problem.of(kind, channel=channel, found=found))
     return problems
 
 
@@ -218,25 +176,15 @@ def _mixed_orientations(facts: Mapping[str, CaseFacts]) -> list[Problem]:
     codes = [case.orientation for case in facts.values()]
     usual = most_common(codes)
     others = [name for name, case in facts.items() if case.orientation != usual]
-    if not others:
-        return []
-    message = (
-        f"the cases are stored in several orientations: {counted_codes(codes)}; plans flip and "
-        f"exchange the axes of the others to {usual} (orientation of the plan): "
-        f"{join_names(others)}"
-    )
-    return [_warning("mixed orientation", message)]
+    counts, names = counted_codes(codes), join_names(others)
+    problem = Problem.of("mixed orientation", counts=counts, usual=usual, names=names)
+    return [problem] if others else []
 
 
 def _constant_scans(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
     """Return a problem for each channel of a case that holds one value everywhere."""
     return [
-        _warning(
-            "constant scan",
-            f"channel {channel!r} has the value {low:g} in every voxel: there is no image in it; "
-            "export the scan again, or remove the case",
-            name,
-        )
+        Problem.of("constant scan", name, channel=channel, value=low)
         for name, case in facts.items()
         for channel, (low, high) in zip(task.channels, case.ranges, strict=True)
         if low == high
@@ -255,9 +203,5 @@ def _spacing_outliers(facts: Mapping[str, CaseFacts]) -> list[Problem]:
                 f"{case.spacing_mm[axis]:.4g} mm along {'xyz'[axis]} (median {median[axis]:.4g} mm)"
                 for axis in outlying
             )
-            message = (
-                f"spacing {found} differs by a factor of more than {SPACING_FACTOR:g}; "
-                "check whether this is intended"
-            )
-            problems.append(_warning("spacing outlier", message, name))
+            problems.append(Problem.of("spacing outlier", name, found=found, factor=SPACING_FACTOR))
     return problems

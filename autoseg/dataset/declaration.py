@@ -8,9 +8,11 @@ Two dialects are understood, also mixed: that of the Medical Segmentation Decath
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
@@ -21,8 +23,10 @@ from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.plan.labels import SegmentCode, check_codes
 
 DATASET_FILE = "dataset.json"
+PRESENT: tuple[str, ...] = ()  # of a case whose annotated labels are those in its label map
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
 MAX_SHOWN = 80  # characters of a value in an error message
+MUST: dict[str, str] = read_json(Path(__file__).with_name("declaration.json"))  # of each field
 
 LabelValues = dict[str, tuple[int, ...]]
 """Label name -> the values that it covers."""
@@ -61,6 +65,8 @@ class Declaration:
         listed: the cases that are listed by name, or None if the folders define the cases.
         case_count: the declared number of training cases, if any.
         codes: label name -> its codes in DICOM segmentation objects.
+        annotated: case, or a pattern of case names such as `site_b_*` -> names of the labels that
+            were annotated in it; `PRESENT` means those that occur in its label map.
     """
 
     path: Path
@@ -76,6 +82,21 @@ class Declaration:
     licence: str | None
     description: str | None
     codes: dict[str, SegmentCode] = field(default_factory=dict)
+    annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def annotated_in(self, cases: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+        """Return partly annotated case -> labels, and the patterns that match no case.
+
+        A name counts more than a pattern, and an earlier pattern more than a later one.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        unmatched = []
+        for pattern in sorted(self.annotated, key=lambda pattern: pattern not in cases):
+            names = [name for name in cases if name == pattern or fnmatchcase(name, pattern)]
+            found = dict.fromkeys(names, self.annotated[pattern]) | found
+            if not names:
+                unmatched.append(pattern)
+        return found, unmatched
 
 
 def read_declaration(folder: Path) -> Declaration:
@@ -125,6 +146,7 @@ def declaration_of(content: Any, path: Path) -> Declaration:
             licence=fields.license if fields.licence is None else fields.licence,
             description=fields.description,
             codes=fields.codes,
+            annotated=_annotated(fields.annotated, labels),
         )
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
@@ -136,7 +158,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-# What a `dataset.json` may contain; a description completes the sentence "FIELD must ...".
+# What a `dataset.json` may contain.
 
 
 def _labels_by_name(labels: Any) -> Any:
@@ -156,6 +178,8 @@ def _labels_by_name(labels: Any) -> Any:
 
 LabelValue = Annotated[int, Field(ge=0, le=HIGHEST_LABEL)]
 ChannelName = Annotated[str, Field(min_length=1)]
+LabelList = Annotated[list[LabelValue], Field(min_length=1)]
+Labels = Annotated[dict[str, LabelValue | LabelList], BeforeValidator(_labels_by_name)]
 
 
 class _TrainingEntry(BaseModel):
@@ -169,44 +193,19 @@ class _CaseFiles(BaseModel):
 
 
 class _Fields(BaseModel, strict=True):
-    channel_names: dict[str, ChannelName] = Field(
-        min_length=1,
-        description='map "0", "1", ... to names (also as "modality"), such as {"0": "CT"}',
-    )
-    labels: Annotated[
-        dict[str, LabelValue | Annotated[list[LabelValue], Field(min_length=1)]],
-        BeforeValidator(_labels_by_name),
-    ] = Field(
-        min_length=1,
-        description=f"map names to whole numbers from 0 to {HIGHEST_LABEL}, or to lists of "
-        'different ones, such as {"background": 0, "tumour": 1}',
-    )
+    channel_names: dict[str, ChannelName] = Field(min_length=1)
+    labels: Labels = Field(min_length=1)
     regions_class_order: Any = None
-    mirrored_labels: dict[str, str] | None = Field(
-        None,
-        description="map labels of one side to those of the other, such as "
-        '{"left lung": "right lung"}, or be {} if left and right are not to be exchanged',
-    )
-    groups: dict[str, str | int | list[str]] = Field(
-        {},
-        description="map each case to its patient, or each patient to a list of cases, or be "
-        '{"pattern": REGULAR_EXPRESSION}',
-    )
-    dataset: dict[str, _CaseFiles] = Field(
-        {}, description='map each case to {"images": [PATH, ...], "label": PATH}'
-    )
-    training: list[_TrainingEntry] = Field(
-        [], description='list the cases as [{"image": PATH, "label": PATH}, ...]'
-    )
+    mirrored_labels: dict[str, str] | None = None
+    groups: dict[str, str | int | list[str]] = {}
+    dataset: dict[str, _CaseFiles] = {}
+    training: list[_TrainingEntry] = []
     training_count: Any = Field(None, alias="numTraining")
-    codes: dict[str, SegmentCode] = Field(
-        {},
-        description='map labels to {"type": [VALUE, SCHEME, MEANING]}, optionally with "category", '
-        '"modifiers" (a list) and "region"',
-    )
-    licence: str | None = Field(None, description="be text")
-    license: str | None = Field(None, description="be text")
-    description: str | None = Field(None, description="be text")
+    codes: dict[str, SegmentCode] = {}
+    annotated: dict[str, Annotated[list[str], Field(min_length=1)] | Literal["present"]] = {}
+    licence: str | None = None
+    license: str | None = None
+    description: str | None = None
 
 
 def _explain(error: ValidationError, content: dict[str, Any]) -> str:
@@ -215,7 +214,7 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
     field, *inner = first["loc"]
     if first["type"] == "value_error":
         return f'"{field}": {first["ctx"]["error"]}'
-    expected = f'"{field}" must {_Fields.model_fields[str(field)].description}'
+    expected = f'"{field}" must {MUST[str(field)]}'
     if field not in content:
         return f"{expected}; it is missing"
     found, where = content[field], str(field)
@@ -242,14 +241,11 @@ def _labels(declared: dict[str, int | list[int]]) -> tuple[LabelValues, int | No
     """Return the labels in the order of `Declaration.labels`, and the ignore label, if any."""
     labels: LabelValues = {}
     for name, covered in declared.items():
-        values = tuple(sorted(covered)) if isinstance(covered, list) else (covered,)
-        if len(set(values)) < len(values):
+        labels[name] = tuple(sorted(covered)) if isinstance(covered, list) else (covered,)
+        if len(set(labels[name])) < len(labels[name]):
             raise ValueError(f"label {name!r} has the same value twice: {shown(covered)}")
-        labels[name] = values
     ignored = labels.pop(IGNORE, None)
-    if ignored is not None and (
-        len(ignored) > 1 or any(ignored[0] in values for values in labels.values())
-    ):
+    if ignored and (len(ignored) > 1 or any(ignored[0] in values for values in labels.values())):
         raise ValueError(f"label {IGNORE!r} must have one value of its own; found {list(ignored)}")
     if (0,) not in labels.values() or ignored == (0,):
         raise ValueError('no label has the value 0; declare "background": 0')
@@ -309,6 +305,23 @@ def _mirrored(pairs: dict[str, str] | None, labels: LabelValues) -> dict[str, st
     return pairs
 
 
+def _annotated(
+    declared: dict[str, list[str] | Literal["present"]], labels: LabelValues
+) -> dict[str, tuple[str, ...]]:
+    foreground = [name for name, values in labels.items() if values != (0,)]
+    for case, names in declared.items():
+        for name in names if isinstance(names, list) else ():
+            if name not in foreground:
+                raise ValueError(
+                    f'"annotated": {name!r} of {case} is not a label; the labels are '
+                    f"{', '.join(foreground)}"
+                )
+    return {
+        composed(case): PRESENT if isinstance(names, str) else tuple(dict.fromkeys(names))
+        for case, names in declared.items()
+    }
+
+
 def _group_pattern(groups: dict[str, Any]) -> str | None:
     pattern = groups.get("pattern")
     if len(groups) != 1 or not isinstance(pattern, str):  # a list is the cases of one patient
@@ -349,14 +362,10 @@ def _listed(fields: _Fields, content: dict[str, Any]) -> tuple[ListedCase, ...] 
             for name, files in fields.dataset.items()
         )
     if "training" in content:
+        names = [stem_of(Path(entry.image)).removesuffix("_0000") for entry in fields.training]
         return tuple(
-            ListedCase(
-                stem_of(Path(entry.image)).removesuffix("_0000"),
-                (entry.image,),
-                entry.label,
-                expand=True,
-            )
-            for entry in fields.training
+            ListedCase(name, (entry.image,), entry.label, expand=True)
+            for name, entry in zip(names, fields.training, strict=True)
         )
     if "modality" in content and "channel_names" not in content:
         raise ValueError(

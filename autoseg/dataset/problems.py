@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from autoseg.common.errors import DataError
-from autoseg.common.files import printable, write_json
+from autoseg.common.files import printable, read_json, write_json
 from autoseg.common.progress import counted
 
 MOST_NAMED = 10
+KINDS: dict[str, Any] = read_json(Path(__file__).with_name("problems.json"))  # -> severity, text
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Problem:
     kind: str
     severity: Literal["error", "warning"]
     message: str
+
+    @staticmethod
+    def of(kind: str, case: str = "", file: str = "", **found: Any) -> Problem:
+        """A problem of `problems.json`; what follows a comma in the kind selects the message."""
+        severity, text = KINDS[kind]
+        message = text.format(file=file, **found)
+        return Problem(case, file, kind.partition(",")[0], severity, message)
 
 
 def errors_in(problems: Iterable[Problem]) -> list[Problem]:

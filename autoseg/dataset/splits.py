@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Doubles, Mask
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted, say
@@ -81,18 +82,16 @@ def make_splits(
     order = np.arange(len(units))
     np.random.RandomState(seed).shuffle(order)  # a stream that NumPy guarantees never to change
     shuffled = [units[i] for i in order]
-    if groups:
-        assigned = _assign_largest_first(shuffled, folds)
-    else:
-        assigned = [[units[i] for i in part] for part in np.array_split(order, folds)]
+    assigned = [[units[i] for i in part] for part in np.array_split(order, folds)]
+    if groups:  # each patient, largest first, to the fold with the fewest cases
+        assigned = [[] for _ in range(folds)]
+        for unit in sorted(shuffled, key=len, reverse=True):
+            min(assigned, key=lambda fold: sum(map(len, fold))).append(unit)
     if classes:
         assigned = stratified(assigned, classes)
     validation = [sorted(case for unit in fold for case in unit) for fold in assigned]
     everything = {case for unit in units for case in unit}
-    return tuple(
-        Split(train=tuple(sorted(everything - set(fold))), validation=tuple(fold))
-        for fold in validation
-    )
+    return tuple(Split(tuple(sorted(everything - set(v))), tuple(v)) for v in validation)
 
 
 def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[Patient]:
@@ -106,14 +105,6 @@ def patients(cases: Iterable[str], groups: Mapping[str, str]) -> list[Patient]:
 def count_patients(cases: Iterable[str], groups: Mapping[str, str]) -> str:
     """Return the number of patients as text; without groups they are called cases."""
     return counted(len(patients(cases, groups)), "patient" if groups else "case")
-
-
-def _assign_largest_first(units: Sequence[Patient], folds: int) -> list[list[Patient]]:
-    """Assign each patient, largest first, to the fold with the fewest cases."""
-    assigned: list[list[Patient]] = [[] for _ in range(folds)]
-    for unit in sorted(units, key=len, reverse=True):
-        min(assigned, key=lambda fold: sum(map(len, fold))).append(unit)
-    return assigned
 
 
 def load_or_make_splits(
@@ -169,11 +160,8 @@ def read_splits(path: Path, cases: Iterable[str]) -> tuple[Split, ...]:
         AutosegError: the file is missing or not JSON.
         DataError: it has no folds, an unknown case, a case twice in a fold, or an empty list.
     """
-    folds = _read_folds(path)
-    known = set(cases)
-    return tuple(
-        _split_of(fold, known, f"{path}: fold {number}") for number, fold in enumerate(folds)
-    )
+    folds, known = enumerate(_read_folds(path)), set(cases)
+    return tuple(_split_of(fold, known, f"{path}: fold {number}") for number, fold in folds)
 
 
 def count_folds(path: Path) -> int:
@@ -219,8 +207,7 @@ def _names(fold: Any, key: str, where: str) -> list[str]:
 
 def write_splits(path: Path, splits: Iterable[Split]) -> None:
     """Write splits in nnU-Net's format, atomically."""
-    folds = [{"train": list(split.train), "val": list(split.validation)} for split in splits]
-    write_json(path, folds)
+    write_json(path, [{"train": split.train, "val": split.validation} for split in splits])
 
 
 @dataclass(frozen=True)
@@ -318,7 +305,7 @@ def _lacks_some(tables: Sequence[Table]) -> bool:
     return bool((np.count_nonzero(counts, axis=0) < possible).any())
 
 
-def _gains(table: Table, other: Table) -> NDArray[np.float64]:
+def _gains(table: Table, other: Table) -> Doubles:
     """Return the classes that a fold gains minus those it loses: (its patients, the other's)."""
     count = table.sum(axis=0)
     gained = other @ (count == 0).astype(np.float64)
@@ -328,7 +315,7 @@ def _gains(table: Table, other: Table) -> NDArray[np.float64]:
 
 def _stays_even(
     totals: Sequence[int], here: int, there: int, shift: NDArray[np.int64], spread: int
-) -> NDArray[np.bool_]:
+) -> Mask:
     """Return whether fold sizes stay within `spread` of each other when `shift` cases move."""
     others = [total for fold, total in enumerate(totals) if fold not in (here, there)]
     after = np.stack([totals[here] + shift, totals[there] - shift])

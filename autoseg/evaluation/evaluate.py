@@ -84,7 +84,8 @@ def evaluate_folders(
     for name, reason in refused.items():
         say(f"refused {name}: {reason}")
     _warn_of_absent(cases, labels)
-    return Summary(tuple(cases), (*missing, *refused), tolerances(labels), refused)
+    summary = Summary(tuple(cases), (*missing, *refused), tolerances(labels), refused)
+    return replace(summary, failures=tuple(summary.never_predicted))
 
 
 def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredClasses) -> CaseScores:
@@ -120,7 +121,7 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
 
 def _evaluate_pair(pair: LabelMapPair, labels: ScoredClasses) -> CaseScores | DataError:
     try:
-        return evaluate_case(*pair, labels)
+        return evaluate_case(*pair, labels.of_case(stem_of(pair[0])))
     except DataError as error:
         return error
 
@@ -202,12 +203,12 @@ def _pair(
 def _warn_of_absent(cases: Sequence[CaseScores], labels: ScoredClasses) -> None:
     """A class that occurs in no file may be a mistake in the labels or in --map."""
     for name, values in labels.values.items():
-        found = [case.labels[name] for case in cases]
+        found = [case.labels[name] for case in cases if name in case.labels]
         for kind, present, expected in (
             ("reference", any(counts.n_ref for counts in found), values),
             ("predicted", any(counts.n_pred for counts in found), labels.predicted(name)),
         ):
-            if not present:
+            if found and not present:
                 label = " or ".join(map(str, expected))
                 say(f"warning: {name} (label {label}) occurs in no {kind} label map")
 
@@ -227,7 +228,8 @@ class CrossValidation:
     @property
     def combined(self) -> Summary:
         """All validation cases in one summary."""
-        return combine(list(self.folds.values()))
+        failures = (f"fold {k}: {text}" for k, of in self.folds.items() for text in of.failures)
+        return replace(combine(list(self.folds.values())), failures=tuple(failures))
 
     @property
     def note(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import read_declaration
-from autoseg.dataset.layouts import values_in
+from autoseg.dataset.task import values_in
 from autoseg.plan.labels import DEFAULT_TOLERANCE_MM, Evaluation, class_of
 from autoseg.plan.plan import Plan
 
@@ -33,6 +33,7 @@ class ScoredClasses:
         in_prediction: class -> its label values in the predictions, if they differ.
         colours: class -> `#RRGGBB` in figures, for the classes to which the plan assigns one.
         channel: what the scans are, such as `CT`, which decides how they are shown.
+        annotated: partly annotated case -> its annotated classes; others are not scored there.
     """
 
     values: ClassValues
@@ -42,6 +43,17 @@ class ScoredClasses:
     in_prediction: ClassValues = field(default_factory=dict)
     colours: dict[str, str] = field(default_factory=dict)
     channel: str = ""
+    annotated: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def of_case(self, case: str) -> ScoredClasses:
+        """The classes to score in a case, and the merged rows that have all their classes."""
+        names = self.annotated.get(case)
+        if names is None:
+            return self
+        rows = {row: parts for row, parts in self.merged.items() if set(parts) <= set(names)}
+        return replace(
+            self, values={n: v for n, v in self.values.items() if n in names}, merged=rows
+        )
 
     @staticmethod
     def planned(
@@ -60,8 +72,8 @@ class ScoredClasses:
     def of_plan(plan: Plan) -> ScoredClasses:
         """All foreground classes of a plan."""
         foreground = dict(list(plan.labels.items())[1:])
-        found = ScoredClasses.planned(foreground, plan.evaluation, plan.ignore_label)
-        return replace(found, channel=plan.channels[0])
+        scored = ScoredClasses.planned(foreground, plan.evaluation, plan.ignore_label)
+        return replace(scored, annotated=plan.annotated, channel=plan.channels[0])
 
     def tolerance_of(self, name: str) -> float:
         """The surface tolerance of a class in mm."""

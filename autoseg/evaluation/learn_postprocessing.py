@@ -28,8 +28,7 @@ from autoseg.evaluation.tables import Row, number
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
 from autoseg.models.folder import PLAN, SUMMARY, VALIDATION, fold_folder
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.prediction.postprocessing import FILE_NAME, FORMAT_VERSION, KeepLargest, Postprocessing
 
 ALL_FOREGROUND = "all foreground"

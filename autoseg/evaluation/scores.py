@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
+from autoseg.common.progress import counted
 from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, Volumes
 from autoseg.evaluation.surface import Surface
 
@@ -181,11 +182,11 @@ class Summary:
     """The scores of all cases of an evaluation.
 
     Attributes:
-        cases: the scored cases, all with the same classes.
+        cases: the scored cases; partly annotated ones lack some classes.
         missing: cases with a reference but without scores; they count in no mean.
         refused: why cases among `missing` that have a prediction were not scored.
         tolerance_mm: class -> surface tolerance of the NSD.
-        failures: what failed, one sentence each.
+        failures: what went wrong in training or prediction, for the top of the report.
     """
 
     cases: tuple[CaseScores, ...]
@@ -195,14 +196,32 @@ class Summary:
     failures: tuple[str, ...] = ()
 
     @property
+    def never_predicted(self) -> list[str]:
+        """A sentence for each class that was predicted in no case, although some have it."""
+        found = {
+            name: [c.labels[name] for c in self.cases if name in c.labels] for name in self.classes
+        }
+        return [
+            f"{name} was predicted in none of the {counted(len(of), 'case')}"
+            for name, of in found.items()
+            if any(counts.n_ref for counts in of) and not any(counts.n_pred for counts in of)
+        ]
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, followed by those of the merged rows."""
-        return tuple(self.cases[0].labels) if self.cases else ()
+        rows = dict.fromkeys(row for case in self._largest_first for row in case.merged)
+        return (*self.classes, *rows)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, without the merged rows."""
-        return self.cases[0].classes if self.cases else ()
+        return tuple(dict.fromkeys(n for case in self._largest_first for n in case.classes))
+
+    @property
+    def _largest_first(self) -> list[CaseScores]:
+        """The cases, those with the most classes first: their order of the classes counts."""
+        return sorted(self.cases, key=lambda case: -len(case.labels))
 
     def values(self, label: str, metric: str = "Dice") -> list[float | None]:
         """One metric of one class in each case."""
@@ -253,7 +272,8 @@ class Summary:
             "metric_per_case": [case.to_json() for case in self.cases],
             "missing": list(self.missing),
             "refused": self.refused,
-        } | ({"failures": list(self.failures)} if self.failures else {})
+            "failures": list(self.failures),
+        }
 
     @staticmethod
     def from_json(found: Json) -> Summary:
@@ -314,6 +334,4 @@ def combine(summaries: Sequence[Summary]) -> Summary:
             "the folds come from different splits; train them again"
         )
     missing = {name for summary in summaries for name in summary.missing} - counts.keys()
-    failures = tuple(dict.fromkeys(each for summary in summaries for each in summary.failures))
-    tolerance = tolerances[0] if tolerances else {}
-    return Summary(tuple(cases), tuple(sorted(missing)), tolerance, failures=failures)
+    return Summary(tuple(cases), tuple(sorted(missing)), tolerances[0] if tolerances else {})

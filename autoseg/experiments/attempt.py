@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from autoseg.common.errors import AutosegError, InUse, Stopped, stopped_by_signals
 from autoseg.common.files import write_json
 from autoseg.common.locks import locked
-from autoseg.common.machine import energy_kwh, peak_memory_gb
+from autoseg.common.parallel import energy_kwh, peak_memory_gb
 from autoseg.common.progress import tolerate_output
 from autoseg.evaluation.evaluate import label_maps
 from autoseg.evaluation.scores import Summary

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 
 from autoseg.common.errors import ENDING, signal_name
-from autoseg.common.machine import THREAD_LIMITS, cores, why_killed
+from autoseg.common.parallel import THREAD_LIMITS, cores, why_killed
 from autoseg.common.progress import counted, say, waited
 from autoseg.experiments.attempt import IN_USE, RunOrder, make_orders
 from autoseg.experiments.results import gather

@@ -43,8 +43,7 @@ from autoseg.experiments.study import HeldOut, Study
 from autoseg.image.view import Exhibit
 from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
 from autoseg.models.log import draw_losses, read_log
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.planner.explain import rows
 from autoseg.prediction.inputs import find_inputs
 from autoseg.workflow.workspace import Workspace

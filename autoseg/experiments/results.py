@@ -26,8 +26,7 @@ from autoseg.experiments import status
 from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
 from autoseg.experiments.study import USUAL, Study
 from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.workflow.workspace import Workspace
 
 RESULTS, STUDY, JOBS = "results.csv", "study.json", "jobs.json"

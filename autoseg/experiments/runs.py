@@ -16,8 +16,8 @@ from autoseg.evaluation.labels import ScoredClasses
 from autoseg.experiments.study import HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import PLAN
-from autoseg.plan.plan import Plan, Splits
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
+from autoseg.plan.sections import Splits
 from autoseg.planner.budget import parse_seconds
 from autoseg.planner.compose import PlanOptions, compose
 from autoseg.planner.overrides import Layer, merge
@@ -67,6 +67,13 @@ class Variant:
             layers=(layer,) if values else (),
             seconds=None if given.time_budget is None else parse_seconds(given.time_budget),
         )
+
+    @property
+    def measured_with(self) -> tuple[str, ...]:
+        """Plans with the same key share what a time budget decides: patch, width and schedule."""
+        given = self.source
+        kinds = (given.configuration, given.planner, given.memory_gb, given.rules_only)
+        return tuple(map(str, (self.study.task, given.time_budget, given.reference, *kinds)))
 
 
 @dataclass(frozen=True)
@@ -161,13 +168,17 @@ def prepare_plans(
         AutosegError: the data have errors.
     """
     surveyed: dict[str, Surveyed] = {}
+    measured: dict[tuple[str, ...], Plan] = {}
     planned = [variant for study in studies for variant in variants(study)]
     for variant in planned:
         study = variant.study
         parent = workspace.preprocessed(study.task)
         with locked(parent / f".{variant.name}.lock", f"planning {variant.name}", wait=True):
             if (parent / variant.name / PLAN).is_file():
-                _check(variant, workspace, _existing_plan(variant, workspace))
+                plan = _existing_plan(variant, workspace)
+                _check(variant, workspace, plan)
+                if "decided" in plan.measured:  # since 0.2.0
+                    measured.setdefault(variant.measured_with, plan)
                 continue
             if study.task not in surveyed:
                 folder = workspace.find_task_folder(study.task)
@@ -175,7 +186,11 @@ def prepare_plans(
                 surveyed[study.task] = survey_task(
                     workspace, folder, processes, study.skip_bad_cases, most
                 )
-            plan = write_plan(workspace, surveyed[study.task], variant.options, processes, device)
+            options, like = variant.options, measured.get(variant.measured_with)
+            if options.seconds is not None and like is not None:
+                options = replace(options, measured=like)
+            plan = write_plan(workspace, surveyed[study.task], options, processes, device)
+            measured.setdefault(variant.measured_with, plan)
             _check(variant, workspace, plan)
             say(f"plan {plan.name} ({plan.id})")
 

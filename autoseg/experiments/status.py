@@ -26,7 +26,7 @@ from autoseg.experiments.runs import StudyRun
 from autoseg.experiments.study import HeldOut
 from autoseg.models.folder import FINAL, PLAN, SUMMARY
 from autoseg.models.log import count_epochs
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
 RECORD, SCORES, TEST_SET = "run.json", "summary.json", "test_set.json"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autoseg.common.errors import PlanError
-from autoseg.plan.reading import describe_error
+from autoseg.plan.plan import describe_error
 from autoseg.plan.sections import Count, Index, LabelValue, Positive, Seed
 from autoseg.planner.overrides import merge, plans_folder, read_layer, set_layer
 

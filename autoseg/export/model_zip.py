@@ -26,27 +26,10 @@ from autoseg.evaluation.scores import Statistic, Summary, combine
 from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
 from autoseg.export.networks import filled, identity
 from autoseg.fingerprint import Fingerprint
+from autoseg.models import folder as layout
 from autoseg.models.archive import ENDING, Content, write_archive
-from autoseg.models.folder import (
-    CARD,
-    FINGERPRINT,
-    NOT_STATED,
-    PLAN,
-    PREVIOUS_FOLDER,
-    QUALIFICATION,
-    QUALIFICATIONS,
-    SUMMARY,
-    FolderFiles,
-    ModelFiles,
-    fold_folder,
-    fold_name,
-    open_model,
-    plan_in,
-    weights_name,
-)
 from autoseg.models.log import Training, read_training
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.prediction.model import PREVIOUS, check_previous, choose_folds, read_weights
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import Postprocessing
@@ -88,34 +71,40 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
         raise AutosegError(f"{out} is there already; choose another -o, or use --overwrite")
     folder = order.workspace.models(order.task, order.plan)
     planned = order.workspace.preprocessed(order.task, order.plan)
-    model = open_model(folder)
-    plan = plan_in(model)
+    model = layout.open_model(folder)
+    plan = layout.plan_in(model)
     folds = sorted(set(choose_folds(model, folder, plan, order.folds)))
     files = _network_files(model, plan, folds) | _previous_stage(folder, plan)
-    source = read_json(folder / CARD)["source"] if (folder / CARD).is_file() else None
+    source = read_json(folder / layout.CARD)["source"] if (folder / layout.CARD).is_file() else None
     if source is None:
         files |= _planning_files(planned, folder, plan)
     else:  # imported: nothing was planned here
-        files[FINGERPRINT] = folder / FINGERPRINT
+        files[layout.FINGERPRINT] = folder / layout.FINGERPRINT
     postprocessing = _postprocessing(folder, plan, source is not None)
     if postprocessing is not None:
         files[POSTPROCESSING] = folder / POSTPROCESSING
     scores = []
     for fold in folds:
-        path = fold_folder(folder, fold) / SUMMARY
+        path = layout.fold_folder(folder, fold) / layout.SUMMARY
         if path.is_file():
             scores.append(Summary.load(path))
-            files[f"{fold_name(fold)}/{SUMMARY}"] = _encoded(_without_paths(read_json(path)))
+            name = f"{layout.fold_name(fold)}/{layout.SUMMARY}"
+            files[name] = _encoded(_without_paths(read_json(path)))
     dataset = order.workspace.raw(order.task) / "dataset.json"
     declared = read_json(dataset) if dataset.is_file() else {}
     steps = () if postprocessing is None else postprocessing.steps
-    fingerprint = Fingerprint.load((planned if source is None else folder) / FINGERPRINT)
-    trained = {fold: _training(fold_folder(folder, fold)) for fold in folds}
+    pooled = combine(scores) if scores else None
+    fingerprint = Fingerprint.load((planned if source is None else folder) / layout.FINGERPRINT)
+    trained = {fold: _training(layout.fold_folder(folder, fold)) for fold in folds}
     card = {
         **about_plan(plan),
         **read_statements(order.card, declared if isinstance(declared, dict) else {}),
         "trained_on": _data_figures(fingerprint),
-        "dice": _dice_figures(combine(scores) if scores else None),
+        "dice": pooled
+        and {
+            "mean": pooled.foreground_mean(),
+            **{label: asdict(pooled.statistic(label)) for label in pooled.labels},
+        },
         "postprocessing": [f"keeps the largest component of {step.name}" for step in steps],
         "training": {
             fold: time and {"epochs": time.epochs, "seconds": round(time.seconds, 1)}
@@ -128,7 +117,7 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
             "Python": platform.python_version(),
         },
     }
-    files[CARD], files["card.md"] = _encoded(card), card_page(card).encode()
+    files[layout.CARD], files["card.md"] = _encoded(card), card_page(card).encode()
     files["labels.json"] = _encoded(labels_of(plan))
     with writing(out):
         write_archive(out, {"autoseg": __version__, **identity(plan), "folds": folds}, files)
@@ -154,11 +143,11 @@ def about_plan(plan: Plan) -> dict[str, Any]:
     return {**identity(plan), "channels": list(plan.channels), "classes": classes}
 
 
-def _network_files(model: ModelFiles, plan: Plan, folds: Sequence[str]) -> Files:
+def _network_files(model: layout.ModelFiles, plan: Plan, folds: Sequence[str]) -> Files:
     """The plan and the weights that were trained by it."""
     for fold in folds:
         read_weights(model, fold, plan)  # raises an error if they are damaged or of another plan
-    names = [PLAN, *(weights_name(fold) for fold in folds)]
+    names = [layout.PLAN, *(layout.weights_name(fold) for fold in folds)]
     return {name: model.path(name) for name in names}
 
 
@@ -166,28 +155,28 @@ def _previous_stage(folder: Path, plan: Plan) -> Files:
     """All folds of the model that a cascade refines: a prediction needs them."""
     if plan.previous_stage is None:
         return {}
-    previous = FolderFiles(folder).previous(plan.previous_stage).folder
-    model = open_model(previous)
-    previous_plan = plan_in(model)
+    previous = layout.FolderFiles(folder).previous(plan.previous_stage).folder
+    model = layout.open_model(previous)
+    previous_plan = layout.plan_in(model)
     check_previous(folder, previous_plan)
     folds = choose_folds(model, previous, previous_plan, None)
     found = _network_files(model, previous_plan, folds)
-    below = {f"{PREVIOUS_FOLDER}/{name}": content for name, content in found.items()}
+    below = {f"{layout.PREVIOUS_FOLDER}/{name}": content for name, content in found.items()}
     return {PREVIOUS: folder / PREVIOUS, **below}
 
 
 def _planning_files(planned: Path, folder: Path, plan: Plan) -> Files:
     """What the plan was made from."""
-    for name in (PLAN, FINGERPRINT, SPLITS):
+    for name in (layout.PLAN, layout.FINGERPRINT, SPLITS):
         if not (planned / name).is_file():
             raise AutosegError(f"{planned / name} is missing; restore it: {folder} depends on it")
-    now = load_plan(planned / PLAN)
+    now = load_plan(planned / layout.PLAN)
     if now.id != plan.id:
         raise AutosegError(
-            f"{planned / PLAN} is plan {now.id}, but the models in {folder} are of plan {plan.id}; "
-            "restore the plan that they were trained by"
+            f"{planned / layout.PLAN} is plan {now.id}, but the models in {folder} are of plan "
+            f"{plan.id}; restore the plan that they were trained by"
         )
-    return {name: planned / name for name in (FINGERPRINT, SPLITS)}
+    return {name: planned / name for name in (layout.FINGERPRINT, SPLITS)}
 
 
 def _without_paths(summary: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +200,7 @@ def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing 
     folds = about.get("folds", [])
     if imported and found.plan_id == plan.id:
         return found
-    complete = all((fold_folder(folder, fold) / SUMMARY).is_file() for fold in folds)
+    complete = all((layout.fold_folder(folder, fold) / layout.SUMMARY).is_file() for fold in folds)
     if found.plan_id != plan.id or not complete or about.get("source") != source_of(folder, folds):
         raise AutosegError(
             f"{path} was learned from other scores than those of the folds; learn it again with "
@@ -246,8 +235,9 @@ def card_page(card: Mapping[str, Any]) -> str:
     keys = ("format", "name", "trainer", "plans", "configuration") if "source" in card else ()
     model += [(f"imported: {key}", str(card["source"][key])) for key in keys]
     data = [(key.replace("_", " "), _figure_text(v)) for key, v in card["trained_on"].items()]
+    unknown = (layout.NOT_STATED, layout.NOT_STATED)
     times = [
-        (fold, str(of["epochs"]), in_words(of["seconds"])) if of else (fold, *[NOT_STATED] * 2)
+        (fold, *((str(of["epochs"]), in_words(of["seconds"])) if of else unknown))
         for fold, of in card["training"].items()
     ]
     dice = [
@@ -286,27 +276,28 @@ def read_statements(path: Path | None, declared: Mapping[str, Any]) -> dict[str,
             raise AutosegError(f"{path} has the unknown key {key!r}; choose from {keys}")
         if not isinstance(text, str) or not text.strip():
             raise AutosegError(f"{path}: {key} must be a text; remove it if it is unknown")
-        if key == QUALIFICATION and text not in QUALIFICATIONS:
-            raise AutosegError(f"{path}: {key} is {text!r}; choose {', '.join(QUALIFICATIONS)}")
+        if key == layout.QUALIFICATION and text not in layout.QUALIFICATIONS:
+            known = ", ".join(layout.QUALIFICATIONS)
+            raise AutosegError(f"{path}: {key} is {text!r}; choose {known}")
     found = {}
     for key, (_, *names) in STATEMENTS.items():
         texts = [stated.get(key), *(declared.get(name) for name in names)]
-        known = (text for text in texts if isinstance(text, str) and text.strip())
-        found[key] = next(known, NOT_STATED)
+        given = (text for text in texts if isinstance(text, str) and text.strip())
+        found[key] = next(given, layout.NOT_STATED)
     return found
 
 
 def _data_figures(fingerprint: Fingerprint) -> dict[str, Any]:
     """The ranges of sizes and spacings (x, y, z) of the training cases."""
     if not fingerprint.cases:
-        return {"cases": NOT_STATED}
+        return {"cases": layout.NOT_STATED}
     spacings = fingerprint.spacings_mm
     shapes = [case.shape for case in fingerprint.cases.values()]
     presence = fingerprint.presence.values()
     return {
         "cases": len(shapes),
-        "smallest_spacing_mm": [float(value) for value in spacings.min(axis=0)],
-        "largest_spacing_mm": [float(value) for value in spacings.max(axis=0)],
+        "smallest_spacing_mm": spacings.min(axis=0).tolist(),
+        "largest_spacing_mm": spacings.max(axis=0).tolist(),
         "smallest_size": [min(sizes) for sizes in zip(*shapes, strict=True)],
         "largest_size": [max(sizes) for sizes in zip(*shapes, strict=True)],
         "cases_with": {
@@ -321,12 +312,3 @@ def _figure_text(value: Any) -> str:
     if isinstance(value, list):
         return by_axis(value, "g")
     return str(value)
-
-
-def _dice_figures(scores: Summary | None) -> dict[str, Any] | None:
-    if scores is None:
-        return None
-    found: dict[str, Any] = {"mean": scores.foreground_mean()}
-    for label in scores.labels:
-        found[label] = asdict(scores.statistic(label))
-    return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,20 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg import __version__
-from autoseg.common.arrays import Triple
+from autoseg.common import files
+from autoseg.common.arrays import Array, Floats, Triple
 from autoseg.common.errors import AutosegError, RunError, install_hint
-from autoseg.common.files import (
-    cannot_write,
-    check_guards,
-    sha256_of,
-    temporary_for,
-    write_json,
-    write_text,
-)
+from autoseg.common.files import sha256_of, write_json
 from autoseg.common.locks import writing
 from autoseg.common.progress import by_axis
 from autoseg.image.image import from_array
@@ -151,12 +143,12 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
                 logits, regions = format.run(path, patch), plan.classes.are_regions
                 difference = compare(logits, expected, regions, path.name)
                 differences[path.name] = {"largest_difference_of_logits": difference}
-        files = {
+        sums = {
             path.name: {"sha256": sha256_of(path), **differences.get(path.name, {})}
             for path in sorted(folder.iterdir())
         }
         facts = describe(model)
-        write_json(folder / "export.json", facts | {"files": files})
+        write_json(folder / "export.json", facts | {"files": sums})
         spacing = ["the scan's own" if mm is None else f"{mm:g}" for mm in plan.target_spacing_mm]
         page = filled(
             "README.md.j2",
@@ -167,7 +159,7 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
             values=plan.inference.average.partition("_")[0],
             by_axis=by_axis,
         )
-        write_text(folder / "README.md", page)
+        files.write_text(folder / "README.md", page)
 
 
 @contextmanager
@@ -176,18 +168,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     with writing(out):
         if out.exists():
             raise AutosegError(f"{out} is there already; choose another -o, or delete it")
-        temporary = temporary_for(out)
         try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            check_guards(out)
-            temporary.rename(out)
+            with files.replacing_folder(out) as temporary:
+                yield temporary
         except OSError as error:
-            raise cannot_write(out, error) from error
+            raise files.cannot_write(out, error) from error
         except AutosegError as error:  # names the temporary folder
-            raise AutosegError(str(error).replace(str(temporary), str(out))) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            text = str(error).replace(str(files.temporary_for(out)), str(out))
+            raise AutosegError(text) from error
 
 
 def compare(got: Tensor, expected: Tensor, are_regions: bool, what: str) -> float:
@@ -227,7 +215,7 @@ def example_patch(plan: Plan, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.concatenate([found, masks]))[None]
 
 
-def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> Floats:
     """Intensities before preprocessing, within the channel's window if it has one."""
     clips = (step for step in plan.preprocessing if isinstance(step, Clip))
     windows = (step.window for step in clips if step.channel in (None, channel))
@@ -237,7 +225,7 @@ def _blocks(plan: Plan, channel: int, rng: np.random.Generator) -> NDArray[np.fl
     return np.asarray(low + (high - low) * values, np.float32)
 
 
-def _widened(blocks: NDArray[Any], patch: Triple) -> NDArray[Any]:
+def _widened(blocks: Array, patch: Triple) -> Array:
     """Blocks (4, 4, 4), nearest neighbour resampled to a patch."""
     return blocks[np.ix_(*(np.arange(size) * 4 // size for size in patch))]
 

@@ -21,25 +21,16 @@ from autoseg.export.untrusted import COPIES
 from autoseg.models.checkpoint import Tensors
 from autoseg.plan.plan import CASCADE
 from autoseg.plan.sections import Network
-from autoseg.planner.rule_values import augmentation_values
+from autoseg.planner.rule_values import augmentation_values, normalisation
 
-PACKAGE = "dynamic_network_architectures"
-PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
-BLOCKS = {PLAIN: "n_conv_per_stage", RESIDUAL: "n_blocks_per_stage"}
-NORMS = {"InstanceNorm": "instance", "BatchNorm": "batch"}
-ACTIVATIONS = {"LeakyReLU": "leaky_relu", "ReLU": "relu"}
-# Of `arch_kwargs` -> of our network, and the default.
-LAYERS = {"kernel_sizes": "kernels", "strides": "strides"}
-VALUES: dict[str, tuple[str, Any]] = {
-    "norm_op_kwargs.eps": ("norm_epsilon", 1e-5),
-    "norm_op_kwargs.momentum": ("norm_momentum", 0.1),
-    "nonlin_kwargs.negative_slope": ("negative_slope", 0.01),
-    "nonlin_first": ("activation_first", False),
-    "conv_bias": ("convolution_bias", False),
-}
-NOT_USED = ("dropout_op", "dropout_op_kwargs", "deep_supervision", "nonlin_kwargs.inplace")
 # Names in nnU-Net's files that stand for behaviour of ours, and what its files always have.
 FACTS: dict[str, Any] = read_json(Path(__file__).with_name("nnunet.json"))
+PACKAGE = "dynamic_network_architectures"
+BLOCKS: dict[str, str] = FACTS["blocks"]  # network -> its key for the blocks of the encoder
+PLAIN, RESIDUAL = BLOCKS
+# Of `arch_kwargs` -> of our network, and the default.
+LAYERS = {"kernel_sizes": "kernels", "strides": "strides"}
+VALUES: dict[str, tuple[str, Any]] = FACTS["values"]
 STATISTICS: dict[str, str] = FACTS["statistics"]  # of intensities; our name -> nnU-Net's
 READERS: dict[str, str | None] = FACTS["readers"]  # -> the orientation that they bring scans to
 # Trainers that build another network than the plans say.
@@ -135,11 +126,9 @@ def weights_to_ours(weights: Mapping[str, Tensor], network: Network, order: Axis
         for leaf in LEAVES:
             if (name := f"{theirs}.{leaf}") in weights:
                 taken.add(name)
-                if name.endswith(".conv.bias") and not (
-                    network.convolution_bias or weights[name].any()
-                ):
-                    continue  # zeros of an export
-                found[f"{ours}.{leaf}"] = order.weight_to_ours(weights[name])
+                is_bias = name.endswith(".conv.bias")
+                if not is_bias or network.convolution_bias or weights[name].any():  # no zeros
+                    found[f"{ours}.{leaf}"] = order.weight_to_ours(weights[name])
         if ours.startswith("up.") and f"{ours}.weight" in found:  # ours always has a bias
             found.setdefault(f"{ours}.bias", torch.zeros(found[f"{ours}.weight"].shape[1]))
     for name in weights.keys() - taken:
@@ -171,8 +160,8 @@ def network_to_ours(architecture: Mapping[str, Any], order: AxisOrder) -> dict[s
         "blocks_encoder": _for_each(given.pop(BLOCKS[kind]), stages),
         "blocks_decoder": _for_each(given.pop("n_conv_per_stage_decoder"), stages - 1)[::-1],
         "residual": kind == RESIDUAL,
-        "norm": NORMS.get(norm.removesuffix(dimensions)),
-        "activation": ACTIVATIONS.get(activation),
+        "norm": FACTS["norms"].get(norm.removesuffix(dimensions)),
+        "activation": FACTS["activations"].get(activation),
         **{ours: _axes(given.pop(theirs), stages, order) for theirs, ours in LAYERS.items()},
         **{ours: given.pop(theirs, default) for theirs, (ours, default) in VALUES.items()},
     }
@@ -188,7 +177,7 @@ def network_to_ours(architecture: Mapping[str, Any], order: AxisOrder) -> dict[s
         "stem_channels": str(features[0]),
     }
     for key, value in given.items():
-        if value is not None and key not in NOT_USED and _last(value) != known.get(key):
+        if value is not None and key not in FACTS["not_used"] and _last(value) != known.get(key):
             raise AutosegError(f"the network has {key} {value}, which our U-Net does not have")
     return values
 
@@ -210,8 +199,7 @@ def _axes(values: Any, stages: int, order: AxisOrder) -> list[list[int]]:
 def architecture_of(configuration: Mapping[str, Any], is_2d: bool) -> dict[str, Any]:
     """The `architecture` of a configuration; plans of nnU-Net before 2.4 state it in other keys."""
     if "architecture" in configuration:
-        found: dict[str, Any] = configuration["architecture"]
-        return found
+        return dict(configuration["architecture"])
     kind, dimensions = configuration["UNet_class_name"], "2d" if is_2d else "3d"
     first, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
     blocks = list(configuration["n_conv_per_stage_encoder"])
@@ -341,37 +329,27 @@ def _normalisation(
     if not len(schemes) == len(masks) == channels:
         raise AutosegError(f"normalization_schemes has {len(schemes)} entries for {channels}")
     for channel, (scheme, masked) in enumerate(zip(schemes, masks, strict=True)):
-        step = {"channel": channel}
-        match scheme:
-            case "ZScoreNormalization":
-                yield {"step": "z_score", "nonzero": masked, "fill_holes": masked, **step}
-            case "CTNormalization":
-                found = intensities_of(plans)[str(channel)]
-                window = [float(found[key]) for key in ("percentile_00_5", "percentile_99_5")]
-                yield {"step": "clip", "window": window, **step}
-                std = max(float(found["std"]), 1e-8)
-                yield {"step": "z_score", "mean": float(found["mean"]), "std": std, **step}
-            case "RescaleTo01Normalization":
-                yield {"step": "rescale", **step}
-            case "RGBTo01Normalization":
-                yield {"step": "z_score", "mean": 0.0, "std": 255.0, **step}
-            case "NoNormalization":
-                pass
-            case _:
-                raise AutosegError(f"normalization_schemes has {scheme}")
+        figures: list[float] = []
+        if scheme == "CTNormalization":
+            found = intensities_of(plans)[str(channel)]
+            figures = [float(found[STATISTICS[key]]) for key in ("p00_5", "p99_5", "mean", "std")]
+            if not figures[0] < figures[1]:
+                raise AutosegError(f"the intensities of channel {channel} have no range to clip to")
+        if (steps := normalisation(channel, scheme, masked, True, figures)) is None:
+            raise AutosegError(f"normalization_schemes has {scheme}")
+        yield from steps
 
 
 def intensities_of(plans: Mapping[str, Any]) -> dict[str, Any]:
     """Channel number -> statistics of the foreground."""
-    key = "foreground_intensity_properties_per_channel"
-    found = plans.get(key, plans.get("foreground_intensity_properties_by_modality", {}))
-    return dict(found)
+    found = plans.get("foreground_intensity_properties_by_modality", {})
+    return dict(plans.get("foreground_intensity_properties_per_channel", found))
 
 
 def _resampling(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
     """Orders and anisotropy of the image and label maps, and anisotropy of the logits."""
     found = {}
-    for what, orders in (("data", (0, 1, 3)), ("seg", (0, 1)), ("probabilities", (1,))):
+    for what, orders in FACTS["resampling_orders"].items():
         key = f"resampling_fn_{what}"
         if (name := configuration[key]) != "resample_data_or_seg_to_shape":
             raise AutosegError(f"{key} is {name}, not resample_data_or_seg_to_shape")

@@ -21,9 +21,8 @@ from autoseg.export import nnunet
 from autoseg.export.networks import new_folder
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.checkpoint import Tensors
-from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, ModelFiles, fold_name
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, fold_name
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.plan.sections import Clip, CropToNonzero, Network, Resample, Rescale, Step, ZScore
 from autoseg.prediction.model import Model, with_fingerprint
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
@@ -46,7 +45,10 @@ def export_nnunet(model: Model, out: Path) -> None:
     """
     plan, files = model.plan, model.files or FolderFiles(model.folder)
     order = _axis_order(plan)
-    measured = _fingerprint(files)
+    found = with_fingerprint(files)
+    measured = None
+    if found is not None:
+        measured = Fingerprint.parse(found.json(FINGERPRINT), found.path(FINGERPRINT))
     plans, dataset = _plans(plan, order, measured), _dataset(plan, measured)
     exchanged = plan.left_right if plan.mirrored_labels else None
     flipped = [axis for axis in plan.inference.mirror_axes if axis != exchanged]
@@ -253,8 +255,9 @@ def _architecture(network: Network, order: nnunet.AxisOrder) -> dict[str, Any]:
         raise _refusal("network.activation_first")
     kind = nnunet.RESIDUAL if network.residual else nnunet.PLAIN
     dimensions = "2d" if order.is_2d else "3d"
-    norm = {ours: theirs for theirs, ours in nnunet.NORMS.items()}[network.norm]
-    activation = {ours: theirs for theirs, ours in nnunet.ACTIVATIONS.items()}[network.activation]
+    known = nnunet.FACTS["norms"] | nnunet.FACTS["activations"]
+    theirs_of = {ours: theirs for theirs, ours in known.items()}
+    norm, activation = theirs_of[network.norm], theirs_of[network.activation]
     # Biases are of all layers or of none, and ours upsamples always with one.
     values = nnunet.FACTS["new_architecture"] | {
         "n_stages": len(network.features),
@@ -306,12 +309,6 @@ def _dataset(plan: Plan, measured: Fingerprint | None) -> dict[str, Any]:
         "numTraining": len(measured.cases) if measured else 0,
         "file_ending": ".nii.gz",
     }
-
-
-def _fingerprint(files: ModelFiles) -> Fingerprint | None:
-    if (found := with_fingerprint(files)) is None:
-        return None
-    return Fingerprint.parse(found.json(FINGERPRINT), found.path(FINGERPRINT))
 
 
 def _intensities(measured: Fingerprint | None, channel: int) -> dict[str, float]:

@@ -32,8 +32,7 @@ from autoseg.models.archive import extract, is_archive
 from autoseg.models.checkpoint import Tensors, load_checkpoint, load_weights, save_checkpoint
 from autoseg.models.folder import CARD, FINGERPRINT, NOT_STATED, PLAN, QUALIFICATION, weights_name
 from autoseg.networks.unet import build_network
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import make_plan
+from autoseg.plan.plan import Plan, make_plan
 from autoseg.prediction.model import save_previous
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import FORMAT_VERSION as POSTPROCESSING_FORMAT
@@ -140,13 +139,10 @@ def _find_model(folder: Path, options: ImportOptions) -> _Source:
     found = [path for path in found if (path / DATASET).is_file() and any(path.glob("fold_*"))]
     if not found and any(any(folder.glob("*/" * level + OLD_PLANS)) for level in range(5)):
         raise AutosegError(f"{options.source} is of nnU-Net v1; only models of v2 can be imported")
-    chosen = [
-        path
-        for path in found
-        if options.configuration in (None, path.name.rpartition("__")[2], path.name)
-    ]
-    names = ", ".join(path.name for path in sorted(found)) or "none"
+    wanted = options.configuration
+    chosen = [p for p in found if wanted in (None, p.name.rpartition("__")[2], p.name)]
     if len(chosen) != 1:
+        names = ", ".join(path.name for path in sorted(found)) or "none"
         text = "several models match" if chosen else "there is no such model of nnU-Net v2"
         raise AutosegError(
             f"{options.source}: {text}; give TRAINER__PLANS__CONFIG or choose with -c; "
@@ -175,10 +171,10 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     for fold in options.folds or source.folds:
         file = Path(f"fold_{fold}", options.checkpoint)
         if not re.fullmatch(r"\w+", fold) or not (source.folder / file).is_file():
-            there = source.folder.glob("fold_*/*.pth")
+            found = source.folder.glob("fold_*/*.pth")
+            there = ", ".join(sorted(str(path.relative_to(source.folder)) for path in found))
             raise AutosegError(
-                f"{source.name / file} is missing; choose -f, or --checkpoint; there: "
-                f"{', '.join(sorted(str(p.relative_to(source.folder)) for p in there))}"
+                f"{source.name / file} is missing; choose -f, or --checkpoint; there: {there}"
             )
         target = temporary / f"{source.folder.name}_{fold}.safetensors"
         digest = sha256_of(source.folder / file)
@@ -213,9 +209,8 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     except AutosegError as error:  # before INVALID: it is a ValueError
         raise AutosegError(f"{source.name}: {error}; it was not imported") from None
     except INVALID as error:
-        raise AutosegError(
-            f"{source.name}: {PLANS} or {DATASET} is not valid ({error!r})"
-        ) from None
+        text = f"{source.name}: {PLANS} or {DATASET} is not valid ({error!r})"
+        raise AutosegError(text) from None
     values["name"] = name
     if configuration.get("previous_stage"):
         values["previous_stage"] = f"{name}_{configuration['previous_stage']}"
@@ -231,14 +226,10 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
                 f"{error}: trainer {first['trainer_name']} changes the network, or the files are "
                 "of different models"
             ) from None
-    return _Model(
-        plan=plan,
-        weights=weights,
-        postprocessing=_postprocessing(source, list(weights), plan),
-        fingerprint=_fingerprint(source, plans, plan, own is not None),
-        card=_card(source, plans, plan, states),
-        configuration=configuration,
-    )
+    postprocessing = _postprocessing(source, list(weights), plan)
+    fingerprint = _fingerprint(source, plans, plan, own is not None)
+    card = _card(source, plans, plan, states)
+    return _Model(plan, weights, postprocessing, fingerprint, card, configuration)
 
 
 def _check_known(plans: Mapping[str, Any], configuration: Mapping[str, Any], trainer: str) -> None:

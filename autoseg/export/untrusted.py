@@ -96,19 +96,15 @@ def limit_resources(file_bytes: int) -> None:
     """Limit memory, time, written files and processes, where the system can."""
     if sys.platform == "win32":
         return
-    used = 0
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        used = int(statm.read_text().split()[0]) * resource.getpagesize()
-        limits = {resource.RLIMIT_AS: used + MEMORY_BYTES + 6 * file_bytes}
-    else:
-        limits = {}
-    limits |= {
+    limits = {
         resource.RLIMIT_CPU: TIME_LIMIT_SECONDS,
         resource.RLIMIT_FSIZE: MEMORY_BYTES + 2 * file_bytes,
         resource.RLIMIT_NPROC: 0,
         resource.RLIMIT_CORE: 0,
     }
+    if (statm := Path("/proc/self/statm")).exists():
+        used = int(statm.read_text().split()[0]) * resource.getpagesize()
+        limits[resource.RLIMIT_AS] = used + MEMORY_BYTES + 6 * file_bytes
     for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)

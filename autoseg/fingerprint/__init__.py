@@ -3,7 +3,6 @@
 This room knows the raw data. It knows nothing of plans and of how the fingerprint is used.
 """
 
-from autoseg.fingerprint.fingerprint import Fingerprint
-from autoseg.fingerprint.survey import survey
+from autoseg.fingerprint.fingerprint import Fingerprint, survey
 
 __all__ = ["Fingerprint", "survey"]

@@ -1,32 +1,39 @@
-"""The fingerprint of a data set: shapes, spacings, intensities and labels of all cases."""
+"""The fingerprint of a data set: shapes, spacings, intensities and labels of all cases.
+
+It is measured in one pass over the data set: each case is read once, checked and measured.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple, bounding_box, union_of_boxes
-from autoseg.common.errors import DataError
-from autoseg.common.files import dataclass_from_json, read_json, write_json
-from autoseg.dataset.checks import scale_of
+from autoseg.common.arrays import Doubles, LabelMap, count_labels
+from autoseg.common.errors import AutosegError, DataError, VoxelError
+from autoseg.common.files import dataclass_from_json, obstacle, read_json, to_json, write_json
+from autoseg.common.parallel import in_parallel
+from autoseg.common.progress import noted
+from autoseg.dataset.checks import CaseFacts, check_case, check_task
+from autoseg.dataset.problems import Problem, errors_in, shown_path
+from autoseg.dataset.task import Case, Task
 from autoseg.fingerprint.statistics import (
+    CaseStatistics,
     IntensityStatistics,
-    LabelStatistics,
     Quantiles,
-    intensities_of,
-    measure_labels,
-    sample_quantiles,
-    summarize,
+    measure,
+    rounded,
 )
-from autoseg.image.appearance import body_of
-from autoseg.image.image import Image
-from autoseg.image.orientation import Turn, counted_codes, most_common, orientation_of
+from autoseg.image.geometry import Geometry, counted_codes, most_common
+from autoseg.image.image import Image, files_of, read_image, read_label
+from autoseg.plan.labels import annotated_part
 
 FORMAT = 3
 READABLE = (2, FORMAT)  # 2, of version 0.1.0, has no `body`
@@ -53,7 +60,7 @@ class Fingerprint:
     cases: dict[str, CaseStatistics]
 
     @property
-    def spacings_mm(self) -> NDArray[np.float64]:
+    def spacings_mm(self) -> Doubles:
         """Spacing of each case (x, y, z), shape (n, 3)."""
         return np.array([case.spacing_mm for case in self.cases.values()], dtype=np.float64)
 
@@ -136,124 +143,167 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class CaseStatistics:
-    """Properties of one case.
+class _CaseSurvey:
+    """The result of reading a case; figures only if the case has no error."""
 
-    Attributes:
-        shape: voxels along x, y, z.
-        spacing_mm: along x, y, z, exactly as in the header.
-        orientation: of the axes x, y, z as they are stored; see `autoseg.image.orientation`.
-        shape_after_crop: shape of the bounding box of voxels that are nonzero in any channel.
-        channels: intensities of each channel.
-        voxels: label value -> number of voxels.
-        labels: label name -> volume, components and extent, without background.
-        content: SHA-256 of the image array (float32; z, y, x, channel).
-    """
-
-    shape: Triple
-    spacing_mm: tuple[float, float, float]
-    orientation: str
-    shape_after_crop: Triple
-    channels: tuple[ChannelStatistics, ...]
-    voxels: dict[int, int]
-    labels: dict[str, LabelStatistics]
-    content: str
-
-    def turned_to(self, orientation: str) -> CaseStatistics:
-        """The same case with its axes in another orientation."""
-        turn = Turn.between(self.orientation, orientation)
-        return replace(
-            self,
-            shape=turn.triple(self.shape),
-            spacing_mm=turn.triple(self.spacing_mm),
-            orientation=orientation,
-            shape_after_crop=turn.triple(self.shape_after_crop),
-            labels={
-                name: replace(found, extent_mm=found.extent_mm and turn.triple(found.extent_mm))
-                for name, found in self.labels.items()
-            },
-        )
+    problems: tuple[Problem, ...]
+    figures: CaseStatistics | None = None
+    samples: tuple[Quantiles, ...] = ()
 
 
-@dataclass(frozen=True)
-class ChannelStatistics:
-    """IntensityStatistics of one channel of a case.
+def survey(
+    task: Task, processes: int, cache: Path | None = None, folds: int = 5
+) -> tuple[Fingerprint, list[Problem]]:
+    """Read each case once, check it and measure it.
 
-    Attributes:
-        scale: `hounsfield`, `0..255`, `0..1` or `other`.
-        image: of all voxels.
-        foreground: of the foreground voxels; None if the case has none.
-        body: quantiles inside the body, see `body_of`; empty in fingerprints of format 2.
-    """
+    A case with an error (unreadable, image and label map on different grids, undeclared labels,
+    wrong number of channels) is reported among the problems and is not in the fingerprint. To
+    continue without such cases use `without(task, errors_by_case(problems))`.
 
-    scale: str
-    image: IntensityStatistics
-    foreground: IntensityStatistics | None
-    body: tuple[float, ...] = ()
-
-
-def measure(
-    image: Image,
-    label: NDArray[np.integer[Any]],
-    voxels: dict[int, int],
-    labels: Mapping[str, Sequence[int]],
-    ignore_label: int | None,
-) -> tuple[CaseStatistics, tuple[Quantiles, ...]]:
-    """Measure one case.
+    Memory does not grow with the data set: each process holds one case at a time (at most about 5
+    bytes per voxel, and 3 for each further channel, if intensities are stored in 16 bits, else 13
+    and 5), and keeps about 500 numbers per channel of it.
 
     Args:
-        image: the scan.
-        label: the label map (x, y, z).
-        voxels: label value -> number of voxels, from `count_labels`.
-        labels: label name -> values that it covers, background included.
-        ignore_label: value above zero that is not foreground.
+        task: the data set.
+        processes: number of cases that are read at a time; the result does not depend on it.
+        cache: folder with one JSON file per case, so that only new and changed cases are read.
+        folds: number of folds of the cross-validation; fewer cases are a warning.
 
-    Returns:
-        the statistics, and for each channel 500 foreground quantiles (see `sample_quantiles`).
+    Raises:
+        RunError: a worker process was killed, usually because memory ran out.
     """
-    foreground = label > 0
-    if ignore_label is not None:
-        foreground &= label != ignore_label
-    channels, samples = [], []
-    for channel in image.array:
-        values, inside = intensities_of(channel, foreground)
-        samples.append(sample_quantiles(inside))
-        whole = summarize(values)
-        channels.append(
-            ChannelStatistics(
-                scale=scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max),
-                image=whole,
-                foreground=summarize(inside) if len(inside) else None,
-                body=body_of(channel),
-            )
-        )
-    geometry = image.geometry
-    statistics = CaseStatistics(
-        shape=geometry.size,
-        spacing_mm=geometry.spacing_mm,
-        orientation=orientation_of(geometry),
-        shape_after_crop=shape_of_content(image.array),
-        channels=tuple(channels),
-        voxels=voxels,
-        labels=measure_labels(label, labels, geometry.spacing_mm),
-        content=content_of(image.array),
+    found = {case.name: _blocked(task, case) or _recall(task, case, cache) for case in task.cases}
+    new = [case for case in task.cases if found[case.name] is None]
+    # without the list of cases, which would be sent to a worker with each case
+    work = partial(_read_case, replace(task, cases=(), groups={}, listed=None), cache=cache)
+    for case, result in zip(new, in_parallel(work, new, processes, "survey"), strict=True):
+        found[case.name] = result
+    surveys = {name: result for name, result in found.items() if result is not None}
+    fingerprint = _pool(task, surveys)
+    problems = [problem for result in surveys.values() for problem in result.problems]
+    usual = fingerprint.usual_orientation if fingerprint.cases else ""
+    facts = {name: _facts(case, usual) for name, case in fingerprint.cases.items()}
+    return fingerprint, problems + check_task(task, facts, folds)
+
+
+def _facts(case: CaseStatistics, orientation: str) -> CaseFacts:
+    return CaseFacts(
+        voxels=case.voxels,
+        content=case.content,
+        orientation=case.orientation,
+        spacing_mm=case.turned_to(orientation).spacing_mm,
+        scales=tuple(channel.scale for channel in case.channels),
+        ranges=tuple((channel.image.min, channel.image.max) for channel in case.channels),
     )
-    return statistics, tuple(samples)
 
 
-def content_of(array: NDArray[Any]) -> str:
-    """Return the SHA-256 of an image array (channel, x, y, z), as float32 (z, y, x, channel)."""
-    digest = hashlib.sha256()
-    for plane in array.T:
-        digest.update(np.ascontiguousarray(plane, np.float32).data)
-    return digest.hexdigest()
+def _read_case(task: Task, case: Case, cache: Path | None) -> _CaseSurvey:
+    """Read, check and measure one case, and cache the result."""
+    key = _key(task, case)  # before reading: if a file changes meanwhile, it is read again
+    image, label, problems = _load(task, case)
+    if image is None or label is None:  # not cached: the disk or network may work next time
+        return _CaseSurvey(tuple(problems))
+    result = _check_and_measure(task, case, image, *label)
+    result = replace(result, problems=(*problems, *result.problems))
+    if cache is not None:
+        write_json(cache / f"{case.name}.json", {"key": key} | asdict(result))
+    return result
 
 
-def shape_of_content(array: NDArray[Any]) -> Triple:
-    """Return the shape of the bounding box of voxels that are nonzero in any channel.
+def _load(
+    task: Task, case: Case
+) -> tuple[Image | None, tuple[LabelMap, Geometry] | None, list[Problem]]:
+    image = label = None
+    problems = []
+    with noted() as notes:
+        try:
+            image = read_image(case.images, own_type=True)
+        except DataError as error:
+            problems.append(_unreadable(task, case, case.images[0], error))
+        try:
+            label = read_label(case.label)
+            if names := task.annotated.get(case.name):
+                label = annotated_part(label[0], task.labels, names), label[1]
+        except DataError as error:
+            problems.append(_unreadable(task, case, case.label, error))
+    problems += [_noted(task, case, text) for text in notes]
+    return image, label, problems
 
-    An image without nonzero voxels keeps its shape.
-    """
-    box = union_of_boxes(bounding_box(channel) for channel in array)
-    x, y, z = array.shape[1:] if box is None else [side.stop - side.start for side in box]
-    return x, y, z
+
+def _noted(task: Task, case: Case, text: str) -> Problem:
+    """A note about a file; without its path, so that those of many cases become one line."""
+    file = next((f for f in (case.label, *case.images) if text.startswith(f"{f}: ")), None)
+    shown = "" if file is None else shown_path(file, task.folder)
+    return Problem.of("reading", case.name, shown, text=text.removeprefix(f"{file}: "))
+
+
+def _unreadable(task: Task, case: Case, path: Path, error: DataError) -> Problem:
+    kind = "impossible values" if isinstance(error, VoxelError) else "unreadable"
+    return Problem.of(kind, case.name, shown_path(path, task.folder), text=str(error))
+
+
+def _check_and_measure(
+    task: Task, case: Case, image: Image, label: LabelMap, label_geometry: Geometry
+) -> _CaseSurvey:
+    voxels = count_labels(label)
+    problems = tuple(check_case(task, case, image, voxels, label_geometry))
+    if errors_in(problems):
+        return _CaseSurvey(problems)
+    figures, samples = measure(image, label, voxels, task.labels, task.ignore_label)
+    return _CaseSurvey(problems, figures, samples)
+
+
+def _blocked(task: Task, case: Case) -> _CaseSurvey | None:
+    """The problems of a case with a file that cannot be opened, such as a link to nothing."""
+    found = [(path, reason) for path in (*case.images, case.label) if (reason := obstacle(path))]
+    problems = [_unreadable(task, case, path, DataError(reason)) for path, reason in found]
+    return _CaseSurvey(tuple(problems)) if problems else None
+
+
+def _recall(task: Task, case: Case, cache: Path | None) -> _CaseSurvey | None:
+    """Return the cached survey of a case if its files and the declaration are unchanged."""
+    path = None if cache is None else cache / f"{case.name}.json"
+    with suppress(AutosegError):  # missing or damaged: the case is read again
+        values = None if path is None else read_json(path)
+        if path and isinstance(values, dict) and values.pop("key", None) == _key(task, case):
+            return dataclass_from_json(_CaseSurvey, values, path)
+    return None
+
+
+def _key(task: Task, case: Case) -> str:
+    """Return a hash of the files of a case (path, size, time) and of the declaration."""
+    files = [file for path in (*case.images, case.label) for file in files_of(path)]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    declared = [FORMAT, task.channels, list(task.labels.items()), task.ignore_label]
+    if case.name in task.annotated:
+        declared.append(task.annotated[case.name])
+    return hashlib.sha256(to_json([declared, stats]).encode()).hexdigest()
+
+
+def _pool(task: Task, surveys: dict[str, _CaseSurvey]) -> Fingerprint:
+    cases = {name: case.figures for name, case in surveys.items() if case.figures is not None}
+    foreground = []
+    for channel in range(len(task.channels)):
+        parts = [figures.channels[channel].foreground for figures in cases.values()]
+        samples = [surveys[name].samples[channel] for name in cases]
+        foreground.append(_mixture([part for part in parts if part is not None], samples))
+    declared = (task.name, task.channels, task.labels, task.ignore_label)
+    return Fingerprint(*declared, foreground=tuple(foreground), cases=cases)
+
+
+def _mixture(
+    parts: Sequence[IntensityStatistics], samples: Sequence[Quantiles]
+) -> IntensityStatistics | None:
+    """Pool the foreground of several cases with equal weights."""
+    if not parts:
+        return None
+    means = np.array([part.mean for part in parts])
+    mean = float(means.mean())
+    variance = np.mean([part.std**2 for part in parts]) + np.mean((means - mean) ** 2)
+    values = np.concatenate([np.array(sample) for sample in samples])
+    # samples are the centres of equal intervals, which is Hazen's definition of a quantile
+    low, median, high = np.quantile(values, (0.005, 0.5, 0.995), method="hazen")
+    least, most = min(part.min for part in parts), max(part.max for part in parts)
+    figures = (mean, float(variance) ** 0.5, least, low, median, high, most)
+    return IntensityStatistics(*map(rounded, figures))  # the fields have the same order

@@ -1,4 +1,4 @@
-"""Statistics of intensities (mean, standard deviation, quantiles) and of label maps.
+"""Statistics of a case: of its intensities (mean, standard deviation, quantiles) and its label map.
 
 Most scans contain 16-bit integers. A histogram of these gives the same quantiles as sorting, in a
 sixth of the time.
@@ -6,21 +6,24 @@ sixth of the time.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from autoseg.common import arrays
+from autoseg.common.arrays import Array, Doubles, LabelMap, Mask, Triple
+from autoseg.dataset.checks import scale_of
+from autoseg.image.geometry import Turn, orientation_of
+from autoseg.image.image import Image, body_of
 
 SUMMARY_FRACTIONS = (0.0, 0.005, 0.5, 0.995, 1.0)
 SAMPLE_SIZE = 500
 SAMPLE_FRACTIONS = tuple((i + 0.5) / SAMPLE_SIZE for i in range(SAMPLE_SIZE))
-Doubles = NDArray[np.float64]
 Ranks = NDArray[np.intp]
 
 Quantiles = tuple[float, ...]
@@ -70,7 +73,7 @@ class Histogram:
 class RawValues:
     """The intensities of all voxels, and whether they are sorted."""
 
-    values: NDArray[Any]
+    values: Array
     is_sorted: bool = False
 
     def __len__(self) -> int:
@@ -94,7 +97,7 @@ class RawValues:
 Values = Histogram | RawValues
 
 
-def intensities_of(channel: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Values, Values]:
+def intensities_of(channel: Array, mask: Mask) -> tuple[Values, Values]:
     """Return all intensities of a channel (x, y, z), and those in a mask."""
     flat, flags = channel.T.reshape(-1), mask.T.reshape(-1)  # .T: the memory order of a file
     integers = small_integers(flat)
@@ -103,7 +106,7 @@ def intensities_of(channel: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[Valu
     return histogram(integers), histogram(integers, flags)
 
 
-def small_integers(values: NDArray[Any]) -> NDArray[Any] | None:
+def small_integers(values: Array) -> Array | None:
     """Return the values as integers of up to 16 bits, or None if they are not."""
     if values.dtype.kind in "iu" and values.itemsize <= 2:
         return values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -117,7 +120,7 @@ def small_integers(values: NDArray[Any]) -> NDArray[Any] | None:
     return found
 
 
-def histogram(values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Histogram:
+def histogram(values: Array, mask: Mask | None = None) -> Histogram:
     """Return the histogram of flat integers of up to 16 bits, or of those in a mask."""
     bits = 8 * values.itemsize
     unsigned = values.view(f"u{values.itemsize}")
@@ -138,24 +141,17 @@ def summarize(values: Values) -> IntensityStatistics:
 
 def sample_quantiles(values: Values) -> Quantiles:
     """Return the quantiles at the centres of `SAMPLE_SIZE` equal intervals of [0, 1]."""
-    if not len(values):
-        return ()
-    return tuple(rounded(value) for value in quantiles(values, SAMPLE_FRACTIONS))
+    return tuple(map(rounded, quantiles(values, SAMPLE_FRACTIONS))) if len(values) else ()
 
 
 def quantiles(values: Values, fractions: Sequence[float]) -> list[float]:
     """Return quantiles with linear interpolation, as `numpy.quantile`."""
-    low, high, weight = _ranks(len(values), fractions)
-    ordered = values.at(np.concatenate([low, high]))
-    below, above = ordered[: len(low)], ordered[len(low) :]
-    return [float(value) for value in below + weight * (above - below)]
-
-
-def _ranks(count: int, fractions: Sequence[float]) -> tuple[Ranks, Ranks, Doubles]:
-    """Return the ranks below and above each fraction, and the weight of the one above."""
-    position = np.array(fractions) * (count - 1)
+    position = np.array(fractions) * (len(values) - 1)
     low = np.floor(position).astype(np.intp)
-    return low, np.minimum(low + 1, count - 1), position - low
+    ranks = np.concatenate([low, np.minimum(low + 1, len(values) - 1)])
+    below, above = np.split(values.at(ranks), 2)
+    found: list[float] = (below + (position - low) * (above - below)).tolist()
+    return found
 
 
 def rounded(value: float) -> float:
@@ -222,8 +218,125 @@ def _measure(
     inside = label[box]
     mask = inside == values[0] if len(values) == 1 else np.isin(inside, values)
     x, y, z = (size * mm for size, mm in zip(mask.shape, spacing_mm, strict=True))
-    return LabelStatistics(
-        volume_ml=rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000),
-        components=arrays.connected_components(mask)[1],
-        extent_mm=(rounded(x), rounded(y), rounded(z)),
+    volume_ml = rounded(np.count_nonzero(mask) * prod(spacing_mm) / 1000)
+    components = arrays.connected_components(mask)[1]
+    return LabelStatistics(volume_ml, components, (rounded(x), rounded(y), rounded(z)))
+
+
+@dataclass(frozen=True)
+class CaseStatistics:
+    """Properties of one case.
+
+    Attributes:
+        shape: voxels along x, y, z.
+        spacing_mm: along x, y, z, exactly as in the header.
+        orientation: of the axes x, y, z as they are stored; see `autoseg.image.geometry`.
+        shape_after_crop: shape of the bounding box of voxels that are nonzero in any channel.
+        channels: intensities of each channel.
+        voxels: label value -> number of voxels.
+        labels: label name -> volume, components and extent, without background.
+        content: SHA-256 of the image array (float32; z, y, x, channel).
+    """
+
+    shape: Triple
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    shape_after_crop: Triple
+    channels: tuple[ChannelStatistics, ...]
+    voxels: dict[int, int]
+    labels: dict[str, LabelStatistics]
+    content: str
+
+    def turned_to(self, orientation: str) -> CaseStatistics:
+        """The same case with its axes in another orientation."""
+        turn = Turn.between(self.orientation, orientation)
+        return replace(
+            self,
+            shape=turn.triple(self.shape),
+            spacing_mm=turn.triple(self.spacing_mm),
+            orientation=orientation,
+            shape_after_crop=turn.triple(self.shape_after_crop),
+            labels={
+                name: replace(found, extent_mm=found.extent_mm and turn.triple(found.extent_mm))
+                for name, found in self.labels.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """IntensityStatistics of one channel of a case.
+
+    Attributes:
+        scale: `hounsfield`, `0..255`, `0..1` or `other`.
+        image: of all voxels.
+        foreground: of the foreground voxels; None if the case has none.
+        body: quantiles inside the body, see `body_of`; empty in fingerprints of format 2.
+    """
+
+    scale: str
+    image: IntensityStatistics
+    foreground: IntensityStatistics | None
+    body: tuple[float, ...] = ()
+
+
+def measure(
+    image: Image,
+    label: LabelMap,
+    voxels: dict[int, int],
+    labels: Mapping[str, Sequence[int]],
+    ignore_label: int | None,
+) -> tuple[CaseStatistics, tuple[Quantiles, ...]]:
+    """Measure one case.
+
+    Args:
+        image: the scan.
+        label: the label map (x, y, z).
+        voxels: label value -> number of voxels, from `count_labels`.
+        labels: label name -> values that it covers, background included.
+        ignore_label: value above zero that is not foreground.
+
+    Returns:
+        the statistics, and for each channel 500 foreground quantiles (see `sample_quantiles`).
+    """
+    foreground = label > 0
+    if ignore_label is not None:
+        foreground &= label != ignore_label
+    channels, samples = [], []
+    for channel in image.array:
+        values, inside = intensities_of(channel, foreground)
+        samples.append(sample_quantiles(inside))
+        whole = summarize(values)
+        scale = scale_of(whole.min, whole.p00_5, whole.p99_5, whole.max)
+        own = summarize(inside) if len(inside) else None
+        channels.append(ChannelStatistics(scale, whole, own, body_of(channel)))
+    geometry = image.geometry
+    measured = CaseStatistics(
+        shape=geometry.size,
+        spacing_mm=geometry.spacing_mm,
+        orientation=orientation_of(geometry),
+        shape_after_crop=shape_of_content(image.array),
+        channels=tuple(channels),
+        voxels=voxels,
+        labels=measure_labels(label, labels, geometry.spacing_mm),
+        content=content_of(image.array),
     )
+    return measured, tuple(samples)
+
+
+def content_of(array: Array) -> str:
+    """Return the SHA-256 of an image array (channel, x, y, z), as float32 (z, y, x, channel)."""
+    digest = hashlib.sha256()
+    for plane in array.T:
+        digest.update(np.ascontiguousarray(plane, np.float32).data)
+    return digest.hexdigest()
+
+
+def shape_of_content(array: Array) -> Triple:
+    """Return the shape of the bounding box of voxels that are nonzero in any channel.
+
+    An image without nonzero voxels keeps its shape.
+    """
+    box = arrays.union_of_boxes(arrays.bounding_box(channel) for channel in array)
+    x, y, z = array.shape[1:] if box is None else [side.stop - side.start for side in box]
+    return x, y, z

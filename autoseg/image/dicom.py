@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
+from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
 from autoseg.common.progress import counted, note
-from autoseg.image.dicom_series import GROUPS, Series, Slice, check_stack, joined
+from autoseg.image.dicom_series import TABLES, Series, Slice, check_stack, joined
 from autoseg.image.formats import ending_of
 from autoseg.image.geometry import Geometry, check_geometry
 
@@ -29,36 +28,12 @@ MARK_AT = 128
 DICOM_NAME = re.compile(r".*\.(dcm|dicom|ima)", re.IGNORECASE)
 FIRST_GROUPS, HIGHEST_FIRST_ELEMENT = (2, 8), 0x20  # of files without a preamble
 LONGEST_FIRST_VALUE = 256  # bytes
-POSITION_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-TAGS = [
-    *POSITION_TAGS,
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"),
-    *("Modality", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "StudyInstanceUID", "FrameOfReferenceUID"),
-    "SliceThickness",
-]
-SEQUENCES = ("ModalityLUTSequence", *GROUPS)
-NAMES = ("PatientID", "PatientName", "SeriesDescription")
-NEEDED = ("SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
+TAGS: list[str] = TABLES["tags"]
+VOLUMES: list[str] = TABLES["volumes"]  # modalities whose images are scans
 LONGEST_SHOWN = 80  # characters of a value in a message
 DIRECTORY = "1.2.840.10008.1.3.10"
-STORAGE = "1.2.840.10008.5.1.4.1.1."
-SECONDARY_CAPTURE = f"{STORAGE}7"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
-SLICES = {f"{STORAGE}{kind}" for kind in ("2", "4", "128")}  # CT, MR, PET
-VOLUMES = ("CT", "MR", "PT", "NM")  # modalities whose images are scans
-OBJECTS = {
-    "SR": "a structured report",
-    "KO": "a selection of key images",
-    "PR": "a presentation state",
-    "SEG": "a segmentation",
-    "RTSTRUCT": "contours",
-    "RTDOSE": "a dose",
-    "RTPLAN": "a treatment plan",
-    "REG": "a registration",
-    "DOC": "a document",
-}
 
 
 @dataclass(frozen=True)
@@ -116,11 +91,8 @@ def dicom_files(folder: Path) -> list[Path]:
     Raises:
         DataError: one that is named like the others is no file, or cannot be read.
     """
-    entries = [
-        entry
-        for entry in sorted(folder.iterdir())
-        if not entry.name.startswith(".") and not ending_of(entry)
-    ]
+    visible = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+    entries = [entry for entry in visible if not ending_of(entry)]
     reasons = {entry: reason for entry in entries if (reason := obstacle(entry))}
     files = [entry for entry in entries if entry not in reasons and entry.is_file()]
     found = {file for file in files if DICOM_NAME.fullmatch(file.name) or is_dicom(file)}
@@ -213,7 +185,7 @@ def find_volume(source: Path | Series) -> Series:
     return series
 
 
-def read_series(source: Path | Series) -> tuple[NDArray[Any], Geometry]:
+def read_series(source: Path | Series) -> tuple[Array, Geometry]:
     """Read a series, or the one that a path stands for, slices ordered by position.
 
     Returns:
@@ -242,7 +214,7 @@ def _read_header(file: Path) -> list[Slice] | Other:
     try:
         if not is_dicom(file):
             raise ValueError("it does not begin like one")
-        header, length = read_header(file, [*TAGS, *SEQUENCES, *NAMES])
+        header, length = read_header(file, [*TAGS, *TABLES["sequences"], *TABLES["names"]])
         return _other(file, header) or _slices(file, header, length)
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -259,14 +231,14 @@ def _other(file: Path, header: Dataset) -> Other | None:
     if "SeriesInstanceUID" not in header:
         return None
     modality = str(header.get("Modality", ""))
-    if modality in OBJECTS:
-        return Other(file, OBJECTS[modality])
+    if modality in TABLES["objects"]:
+        return Other(file, TABLES["objects"][modality])
     if "Rows" not in header:
-        is_cut_off = kind in SLICES or "ImagePositionPatient" in header
+        is_cut_off = kind in TABLES["slices"] or "ImagePositionPatient" in header
         return None if is_cut_off else Other(file, f"an object without an image ({modality})")
-    series = str(header.SeriesInstanceUID) if kind in SLICES else ""
-    is_scan = modality in VOLUMES and not kind.startswith(SECONDARY_CAPTURE)
-    is_scan = is_scan and "LOCALIZER" not in (header.get("ImageType") or ())
+    series = str(header.SeriesInstanceUID) if kind in TABLES["slices"] else ""
+    is_localiser = "LOCALIZER" in (header.get("ImageType") or ())
+    is_scan = modality in VOLUMES and not (is_localiser or kind.startswith(SECONDARY_CAPTURE))
     if int(header.get("SamplesPerPixel") or 1) > 1:
         return Other(file, "a colour image", series=series)
     if header.get("PerFrameFunctionalGroupsSequence"):
@@ -274,7 +246,7 @@ def _other(file: Path, header: Dataset) -> Other | None:
     if int(header.get("NumberOfFrames") or 1) > 1:
         reason = "a multi-frame object without positions" if is_scan else "a film of several frames"
         return Other(file, reason, is_scan=is_scan, series=series)
-    if not all(header.get(name) for name in POSITION_TAGS):
+    if not all(header.get(name) for name in TABLES["position_tags"]):
         reason = "an image without a position in the patient"
         return Other(file, reason, is_scan=is_scan, series=series)
     return None
@@ -289,7 +261,7 @@ def _slices(file: Path, header: Dataset, length: int | None) -> list[Slice]:
     """The slice of a file, or those of an enhanced multi-frame object."""
     from autoseg.image.dicom_pixels import check_pixels, frame_header
 
-    if missing := [name for name in NEEDED if header.get(name) in (None, "")]:
+    if missing := [name for name in TABLES["needed"] if header.get(name) in (None, "")]:
         raise ValueError(f"{missing[0]} is missing")
     if not UID.fullmatch(_kind(header)):
         raise ValueError(f"SOPClassUID is {_kind(header)[:LONGEST_SHOWN]!r}, which is not a UID")
@@ -307,7 +279,7 @@ def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
     number, bits = header.get("SeriesNumber"), header.get("BitsStored") or header.BitsAllocated
     if (slope := _number(header, "RescaleSlope", 1.0)) == 0:
         raise ValueError("RescaleSlope is 0")
-    patient, name = (str(header.get(key) or "").strip() for key in NAMES[:2])
+    patient, name = (str(header.get(key) or "").strip() for key in TABLES["names"][:2])
     return Slice(
         file=file,
         series=str(header.SeriesInstanceUID),

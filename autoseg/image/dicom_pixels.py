@@ -15,36 +15,20 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import Dataset, uid
 from pydicom.datadict import tag_for_keyword
 from pydicom.filereader import data_element_generator
 from pydicom.pixels.processing import apply_modality_lut
-from pydicom.uid import (
-    UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    SecondaryCaptureImageStorage,
-)
+from pydicom.uid import UID
 
+from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError
-from autoseg.image.dicom_series import GROUPS, Series, Slice
+from autoseg.image.dicom_series import TABLES, Series, Slice
 
 PIXELS = 0x7FE00010
 BITS = (8, 16, 32)
-FRAME_GROUPS = {
-    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
-    *("PixelValueTransformationSequence", "CTImageFrameTypeSequence", "MRImageFrameTypeSequence"),
-    *("PETFrameTypeSequence",),
-}
 LARGEST_SLICE = 1 << 26  # pixels of a compressed slice, whose length cannot be checked
 OWN_TYPES = ("u1", "i1", "i2", "u2")
-# What GDCM needs to decode pixels; other tags, such as a rescale slope, would change them.
-DECODING = (
-    *("SamplesPerPixel", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"),
-)
 
 
 def transfer_syntax(header: Dataset) -> UID:
@@ -60,8 +44,8 @@ def transfer_syntax(header: Dataset) -> UID:
         raise ValueError("TransferSyntaxUID is missing")
     is_implicit, is_little = header.original_encoding
     if is_implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
 
 
 def pixel_bytes(header: Dataset, stream: BinaryIO) -> int | None:
@@ -89,10 +73,10 @@ def frame_header(header: Dataset, frame: int) -> Dataset:
     if not groups:
         return header
     flat = Dataset()
-    flat.update({e.tag: e for e in header if e.keyword not in GROUPS})
+    flat.update({e.tag: e for e in header if e.keyword not in TABLES["sequences"][1:]})
     for group in (*(header.get("SharedFunctionalGroupsSequence") or ()), groups[frame]):
         for element in group:
-            if element.VR == "SQ" and element.value and element.keyword in FRAME_GROUPS:
+            if element.VR == "SQ" and element.value and element.keyword in TABLES["frame_groups"]:
                 flat.update(element.value[0])
     flat.ImageType = flat.get("FrameType") or flat.get("ImageType")
     return flat
@@ -142,7 +126,7 @@ def check_pixels(header: Dataset, length: int | None) -> None:
         raise ValueError(f"{length} bytes of pixels, but {columns} x {rows} pixels take {needed}")
 
 
-def read_pixels(series: Series) -> NDArray[Any]:
+def read_pixels(series: Series) -> Array:
     """The intensities of a series, as an array (z, y, x): stored values x slope + intercept.
 
     Integers of up to 16 bits where all slices have whole slopes and intercepts, else float32.
@@ -160,7 +144,7 @@ def read_pixels(series: Series) -> NDArray[Any]:
             if frame.shape != plane.shape:
                 raise ValueError(f"{frame.shape[1]} x {frame.shape[0]} pixels")
             if table is not None:
-                frame = _through(table, frame)
+                frame = np.asarray(apply_modality_lut(frame, table))
             elif each.scale != (1.0, 0.0):
                 frame = frame * each.scale[0] + each.scale[1]
             with np.errstate(over="ignore"):  # infinity is reported with the other voxels
@@ -190,7 +174,7 @@ def _type_of(series: Series) -> np.dtype[Any]:
     return np.dtype(np.float32)
 
 
-def _stored(file: Path, has_table: bool) -> tuple[NDArray[Any], Dataset | None]:
+def _stored(file: Path, has_table: bool) -> tuple[Array, Dataset | None]:
     """The stored values (frame, y, x) of a file, and its Modality LUT, if it has one."""
     with pydicom.config.disable_value_validation():
         dataset = pydicom.dcmread(file, force=True)
@@ -212,23 +196,18 @@ def _stored(file: Path, has_table: bool) -> tuple[NDArray[Any], Dataset | None]:
     return frames.reshape(-1, *frames.shape[-2:]), dataset if has_table else None
 
 
-def _decoded(dataset: Dataset) -> NDArray[Any]:
+def _decoded(dataset: Dataset) -> Array:
     """Compressed pixels, decoded by GDCM from a file without the tags that would change them."""
     plain = Dataset()
-    for name in DECODING:
-        if name in dataset:
-            plain[name] = dataset[name]
+    # What GDCM needs to decode pixels; other tags, such as a rescale slope, would change them.
+    for name in (each for each in TABLES["decoding"] if each in dataset):
+        plain[name] = dataset[name]
     plain.PhotometricInterpretation = "MONOCHROME2"
-    plain.SOPClassUID, plain.SOPInstanceUID = SecondaryCaptureImageStorage, UID("1.2.3")
+    plain.SOPClassUID, plain.SOPInstanceUID = uid.SecondaryCaptureImageStorage, UID("1.2.3")
     plain.file_meta = dataset.file_meta
-    plain.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    plain.file_meta.MediaStorageSOPClassUID = uid.SecondaryCaptureImageStorage
     plain.file_meta.MediaStorageSOPInstanceUID = plain.SOPInstanceUID
     with tempfile.TemporaryDirectory(prefix="autoseg-") as folder:
         path = str(Path(folder, "pixels"))
         plain.save_as(path, enforce_file_format=True)
         return sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO="GDCMImageIO"))
-
-
-def _through(table: Dataset, frame: NDArray[Any]) -> NDArray[Any]:
-    """Stored values, replaced by those of the Modality LUT Sequence."""
-    return np.asarray(apply_modality_lut(frame, table))

@@ -6,12 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Doubles
 from autoseg.common.errors import DataError
+from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis, counted
 from autoseg.image.geometry import Geometry
 
@@ -20,7 +22,7 @@ SAME_POSITION_MM = 1e-3
 ROTATION_TOLERANCE = 1e-3  # of direction cosines
 LOCALISER_ANGLE = 30.0  # degrees between the planes of a localiser, usually 90
 DRIFT_TOLERANCE = 0.5  # pixels, over the whole stack
-GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # multi-frame
+TABLES = read_json(Path(__file__).with_name("dicom.json"))
 SCOUT_SHARE = 2  # a series is a volume with scouts if it has this many times as many other slices
 FEWEST_JOINED = 3  # series of one slice each that are put together
 LARGEST_LOCALISER = 20  # slices, of a series in several planes that is not marked as a localiser
@@ -75,10 +77,9 @@ class Slice:
     description: str = ""
 
     @cached_property
-    def normal(self) -> NDArray[np.float64]:
+    def normal(self) -> Doubles:
         """The direction in which slices are stacked."""
-        normal: NDArray[np.float64] = np.cross(self.orientation[:3], self.orientation[3:])
-        return normal
+        return np.asarray(np.cross(self.orientation[:3], self.orientation[3:]))
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,8 @@ class Series:
         """Order the slices of a series, and separate scouts from a volume."""
         volume, scouts = list(slices), list[Slice]()
         if not all(each.is_localiser for each in volume):
-            normals, counts = np.unique(
-                np.round([each.normal for each in volume], 2), axis=0, return_counts=True
-            )
+            rounded = np.round([each.normal for each in volume], 2)
+            normals, counts = np.unique(rounded, axis=0, return_counts=True)
             main, least = normals[counts.argmax()], np.cos(np.radians(LOCALISER_ANGLE))
             belongs = [not s.is_localiser and abs(s.normal @ main) >= least for s in volume]
             count = sum(belongs)
@@ -112,8 +112,7 @@ class Series:
         return cls(tuple(volume), tuple(scouts))
 
     def __str__(self) -> str:
-        folders = sorted({str(each.file.parent) for each in self.slices})
-        return " and ".join(folders)
+        return " and ".join(sorted({str(each.file.parent) for each in self.slices}))
 
     @property
     def first(self) -> Slice:
@@ -136,12 +135,8 @@ class Series:
         first, count = self.first, len(self.slices)
         apart = float(np.ptp(self.offsets_mm)) / (count - 1) if count > 1 else first.thickness_mm
         axes = np.stack([first.orientation[:3], first.orientation[3:], first.normal], axis=1)
-        return Geometry(
-            size=(*first.size, count),
-            spacing_mm=(first.spacing_mm[0], first.spacing_mm[1], apart or 1.0),
-            origin_mm=(first.position_mm[0], first.position_mm[1], first.position_mm[2]),
-            direction=tuple(axes.ravel().tolist()),
-        )
+        spacing_mm = (*first.spacing_mm, apart or 1.0)
+        return Geometry.of((*first.size, count), spacing_mm, first.position_mm, axes)
 
     def describe(self) -> str:
         """One line about the series, without the patient's name."""
@@ -168,11 +163,10 @@ class Series:
         return None
 
     @property
-    def offsets_mm(self) -> NDArray[np.float64]:
+    def offsets_mm(self) -> Doubles:
         """Positions of the slices along their normal."""
         positions = np.array([each.position_mm for each in self.slices], dtype=np.float64)
-        offsets: NDArray[np.float64] = positions @ self.first.normal
-        return offsets
+        return np.asarray(positions @ self.first.normal)
 
 
 def check_stack(series: Series, where: str) -> None:
@@ -248,7 +242,7 @@ def _uneven(series: Series) -> str | None:
     )
 
 
-def _duplicates(series: Series, apart: NDArray[np.float64]) -> str:
+def _duplicates(series: Series, apart: Doubles) -> str:
     starts = np.flatnonzero(np.concatenate([[True], apart >= SAME_POSITION_MM]))
     counts = np.diff([*starts, len(series.slices)])
     if len(counts) > 1 and counts.min() == counts.max():
@@ -285,9 +279,9 @@ def _mixed(series: Series) -> str | None:
 def continues(single: Slice, volume: Series) -> bool:
     """Whether a slice with another SeriesInstanceUID lies at the next position of a volume."""
     first = volume.first
-    for name in ("study", "frame_of_reference", "size", "spacing_mm"):
-        if getattr(single, name) != getattr(first, name):
-            return False
+    alike = attrgetter("study", "frame_of_reference", "size", "spacing_mm")
+    if alike(single) != alike(first):
+        return False
     shift = np.subtract(single.position_mm, first.position_mm)
     along, step = float(shift @ first.normal), volume.geometry.spacing_mm[2]
     aside = float(np.linalg.norm(shift - along * first.normal))

@@ -14,18 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from autoseg.common.errors import DataError
-from autoseg.common.files import obstacle, printable
+from autoseg.common.files import obstacle, printable, read_json
 from autoseg.common.progress import by_axis, note
 
+TABLES = read_json(Path(__file__).with_name("formats.json"))
 # 3D Slicer names its segmentations CASE.seg.nrrd; it comes before .nrrd, as the longer ending.
-ENDINGS = (
-    *(".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd"),
-    *(".nhdr", ".hdr", ".mgz", ".mgh"),
-)
-NRRD_SPACES = (
-    *("left-posterior-superior", "right-anterior-superior", "left-anterior-superior"),
-    *("lps", "ras", "las"),
-)
+ENDINGS: tuple[str, ...] = tuple(TABLES["endings"])
 NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
 FREESURFER = (".mgz", ".mgh")  # recognised, so that they are refused by name
 LONGEST_HEADER = 1 << 20  # bytes
@@ -33,12 +27,6 @@ PACKED_AT_MOST = 1032  # deflate compresses by at most this factor
 TAKEN_AS_LPS = "taken as LPS, as ITK does; write it with its orientation if that is wrong"
 NUMBER = re.compile(r"[^\s(),]+")
 METAIMAGE_AXES = ("TransformMatrix", "Orientation", "Rotation")
-METAIMAGE_BYTES = {
-    **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
-    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
-    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_LONG", "MET_ULONG", "MET_FLOAT"), 4),
-    **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
-}
 Fields = dict[str, str]
 
 
@@ -101,7 +89,7 @@ def _check_metaimage(path: Path) -> None:
     if matrix is None:
         note(f"{path}: states no orientation (TransformMatrix is missing); {TAKEN_AS_LPS}")
     _check_numbers("TransformMatrix", matrix, len(sizes) ** 2)
-    voxel_bytes = METAIMAGE_BYTES.get(fields["ElementType"])
+    voxel_bytes = TABLES["metaimage_bytes"].get(fields["ElementType"])
     if voxel_bytes is None:
         raise ValueError(f"ElementType {fields['ElementType']} is not a voxel type")
     channels = fields.get("ElementNumberOfChannels", "1")
@@ -125,7 +113,7 @@ def _check_nrrd(path: Path) -> None:
             raise ValueError(f"space directions has {len(vectors)} spatial axes; a scan has 3")
         _check_numbers("space directions", " ".join(vectors), 3 * len(vectors))
     space, axes = (fields.get(key, "missing") for key in ("space", "space directions"))
-    if space.lower() not in NRRD_SPACES or axes == "missing":
+    if space.lower() not in TABLES["nrrd_spaces"] or axes == "missing":
         found = f"space is {space}, space directions {axes}"
         note(f"{path}: states no orientation ({found}); {TAKEN_AS_LPS}")
     for key in ("spacings", "space origin"):

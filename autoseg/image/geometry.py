@@ -1,20 +1,29 @@
-"""Voxel grids: size, spacing, origin and direction, and whether two grids are the same."""
+"""Voxel grids, whether two of them are the same, and turning them from one axis order to another.
+
+A code such as `RAS` names for each of the axes x, y, z the side of the patient towards which its
+index grows: right or left, anterior or posterior, superior or inferior (the convention of NIfTI
+tools). Turning flips and exchanges axes; nothing is interpolated. The axes of an oblique grid count
+as the anatomical axes nearest to them.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Array, Doubles, Triple
 from autoseg.common.errors import DataError
 from autoseg.common.progress import by_axis, note
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
+
 
 GEOMETRY_TOLERANCE_MM = 1e-2
 PLAUSIBLE_SPACING_MM = (1e-6, 1e4)
@@ -45,6 +54,14 @@ class Geometry:
     origin_mm: tuple[float, float, float]
     direction: tuple[float, ...]
 
+    @staticmethod
+    def of(size: Sequence[int], spacing_mm: Any, origin_mm: Any, axes: Any) -> Geometry:
+        """A grid from sequences or arrays; `axes` has 3 x 3 direction cosines."""
+        x, y, z = map(int, size)
+        (dx, dy, dz), (left, back, up) = map(float, spacing_mm), map(float, origin_mm)
+        direction = tuple(np.asarray(axes, float).ravel().tolist())
+        return Geometry((x, y, z), (dx, dy, dz), (left, back, up), direction)
+
     def differences(
         self, other: Geometry, tolerance_mm: float = GEOMETRY_TOLERANCE_MM
     ) -> list[str]:
@@ -73,10 +90,10 @@ class Geometry:
         along = apart @ np.reshape(self.direction, (3, 3)) / self.spacing_mm
         return bool(np.abs(along).max() < SAME_VOXEL)
 
-    def _place(self, indices: NDArray[Any]) -> NDArray[np.float64]:
+    def _place(self, indices: Array) -> Doubles:
         """The positions of voxels (n, 3) in mm."""
         axes = np.reshape(self.direction, (3, 3)) * self.spacing_mm
-        places: NDArray[np.float64] = indices @ axes.T + self.origin_mm
+        places: Doubles = indices @ axes.T + self.origin_mm
         return places
 
 
@@ -116,13 +133,8 @@ def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: Path | str) -> G
     direction = np.reshape(image.GetDirection(), (dimensions, dimensions))
     if dimensions not in (3, 4):
         raise DataError(f"{path}: has {dimensions} dimensions; a scan has 3 (or 4 with channels)")
-    sizes, spacing = image.GetSize()[:3], image.GetSpacing()[:3]
-    geometry = Geometry(
-        size=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        origin_mm=tuple(image.GetOrigin()[:3]),
-        direction=tuple(float(value) for value in direction[:3, :3].ravel()),
-    )
+    sizes, spacing, origin = image.GetSize(), image.GetSpacing(), image.GetOrigin()
+    geometry = Geometry.of(sizes[:3], spacing[:3], origin[:3], direction[:3, :3])
     check_geometry(geometry, path)
     return geometry
 
@@ -146,3 +158,138 @@ def sheared(path: Path | str) -> DataError:
         f"{path}: its direction matrix is sheared (not orthonormal), which ITK "
         "refuses; write a rigid sform/qform, or resample it onto an orthonormal grid"
     )
+
+
+# Of world axes as in DICOM and ITK, which grow to the left, to the back and upwards.
+LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
+ORDERS = itertools.permutations(LETTERS)
+CODES = tuple("".join(letters) for order in ORDERS for letters in itertools.product(*order))
+
+
+def check_code(code: str) -> str:
+    """Return a code in capitals.
+
+    Raises:
+        DataError: it is not one of the 48 orientation codes.
+    """
+    if code.upper() not in CODES:
+        raise DataError(
+            f"orientation {code!r}: not an orientation; give one letter of R/L, A/P and S/I for "
+            "each of the axes x, y, z, for example RAS or LPS"
+        )
+    return code.upper()
+
+
+def orientation_of(grid: Geometry) -> str:
+    """The code of a grid, for example `LPS` for an ordinary axial DICOM series.
+
+    As in ITK, the axes of an oblique grid are named in the order of their largest cosines.
+    """
+    direction = np.reshape(grid.direction, (3, 3))  # column: where an index axis points
+    strength, letters = np.abs(direction), ["", "", ""]
+    for _ in range(3):
+        world, axis = np.unravel_index(np.argmax(strength), (3, 3))
+        letters[axis] = LETTERS[world][int(direction[world, axis] > 0)]
+        strength[world, :] = strength[:, axis] = -1.0
+    return "".join(letters)
+
+
+def most_common(codes: Iterable[str]) -> str:
+    """The code that occurs most often; of equally frequent ones the first in `CODES`."""
+    return next(iter(_by_frequency(codes)))
+
+
+def counted_codes(codes: Iterable[str]) -> str:
+    """How often each code occurs, such as `3 RAS, 1 LPS`, the most frequent first."""
+    return ", ".join(f"{count} {code}" for code, count in _by_frequency(codes).items())
+
+
+def _by_frequency(codes: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(codes).items(), key=lambda pair: (-pair[1], CODES.index(pair[0]))))
+
+
+def direction_of(code: str) -> tuple[float, ...]:
+    """The direction matrix of an axis-aligned grid, row by row, as in `Geometry`."""
+    direction = np.zeros((3, 3))
+    for axis, letter in enumerate(code):
+        world = next(world for world, pair in enumerate(LETTERS) if letter in pair)
+        direction[world, axis] = 1.0 if letter == LETTERS[world][1] else -1.0
+    return tuple(float(value) for value in direction.ravel())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Brings the axes of a grid into another order.
+
+    Attributes:
+        axes: for each axis of the result, the axis of the source.
+        flips: for each axis of the result, whether it runs the other way.
+    """
+
+    axes: tuple[int, int, int] = (0, 1, 2)
+    flips: tuple[bool, bool, bool] = (False, False, False)
+
+    @classmethod
+    def between(cls, source: str, target: str) -> Turn:
+        """The turn from one orientation code to another."""
+        pairs = [next(pair for pair in LETTERS if letter in pair) for letter in source]
+        axes = [next(i for i, pair in enumerate(pairs) if letter in pair) for letter in target]
+        flips = [source[axis] != letter for axis, letter in zip(axes, target, strict=True)]
+        return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+    @classmethod
+    def of(cls, grid: Geometry, target: str | None) -> Turn:
+        """The turn that brings a grid to an orientation; None leaves it as it is."""
+        return cls() if target is None else cls.between(orientation_of(grid), target)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is turned."""
+        return self == Turn()
+
+    def then(self, other: Turn) -> Turn:
+        """This turn followed by another one."""
+        pairs = zip(other.triple(self.flips), other.flips, strict=True)
+        x, y, z = (own != flip for own, flip in pairs)
+        return Turn(other.triple(self.axes), (x, y, z))
+
+    def inverse(self) -> Turn:
+        """The way back."""
+        axes = [self.axes.index(axis) for axis in range(3)]
+        flips = [self.flips[axis] for axis in axes]
+        return Turn((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+    def array(self, values: Array) -> Array:
+        """Turn the last three axes of an array; the result is a view of it."""
+        first = values.ndim - 3
+        order = (*range(first), *(first + axis for axis in self.axes))
+        steps: Any = (..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))
+        turned: Array = values.transpose(order)[steps]
+        return turned
+
+    def triple(self, values: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """Exchange three values along the axes, such as sizes or spacings."""
+        return values[self.axes[0]], values[self.axes[1]], values[self.axes[2]]
+
+    def box(self, box: Sequence[tuple[int, int]], size: Sequence[int]) -> tuple[Any, ...]:
+        """Turn a box, (start, stop) along each axis, of a grid of this size."""
+        axes = zip(self.flips, self.triple(box), self.triple(size), strict=True)
+        return tuple(
+            (n - stop, n - start) if flip else (start, stop) for flip, (start, stop), n in axes
+        )
+
+    def geometry(self, grid: Geometry) -> Geometry:
+        """The turned grid: its voxels lie in the same places of the patient."""
+        if self.is_identity:
+            return grid
+        direction = np.reshape(grid.direction, (3, 3))
+        origin = np.array(grid.origin_mm, float)
+        for axis, flip in zip(self.axes, self.flips, strict=True):
+            if flip:  # the first voxel is the last one of the source
+                origin += direction[:, axis] * grid.spacing_mm[axis] * (grid.size[axis] - 1)
+        turned = direction[:, list(self.axes)] * np.where(self.flips, -1.0, 1.0)
+        return Geometry.of(self.triple(grid.size), self.triple(grid.spacing_mm), origin, turned)
+
+
+# These exchange x with one of the axes x, y, z.
+SWAPS = (Turn(), Turn((1, 0, 2)), Turn((2, 1, 0)))

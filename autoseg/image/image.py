@@ -1,4 +1,4 @@
-"""Read scans and label maps as arrays in x, y, z order.
+"""Read scans and label maps as arrays in x, y, z order, and measure what a scan looks like.
 
 SimpleITK's sizes and spacings are in x, y, z order, too, but its NumPy arrays are z, y, x: only
 readers and writers transpose them.
@@ -6,8 +6,10 @@ readers and writers transpose them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,19 +17,28 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import Array, LabelMap, bounding_box
 from autoseg.common.errors import DataError, Stopped, VoxelError, is_lack_of_memory
 from autoseg.common.files import obstacle
 from autoseg.common.progress import note
 from autoseg.image.dicom import find_volume, is_dicom, read_series
 from autoseg.image.dicom_series import Series, Source
 from autoseg.image.formats import ENDINGS, check_header, ending_of, stem_of
-from autoseg.image.geometry import Geometry, check_same_grid, geometry_of, sheared
+from autoseg.image.geometry import (
+    Geometry,
+    Turn,
+    check_same_grid,
+    direction_of,
+    geometry_of,
+    orientation_of,
+    sheared,
+)
 from autoseg.image.label_writer import HIGHEST_LABEL, File, smallest_type
 from autoseg.image.nifti import check_nifti, is_nifti, layout_of, read_nifti, with_sform
-from autoseg.image.orientation import direction_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
+
 
 LABEL_TOLERANCE = 1e-3  # from a whole number
 SPARE_BYTES = 16 * 2**20  # with less free memory, ITK reports intact files as damaged
@@ -47,7 +58,7 @@ class Image:
     (True, True)
     """
 
-    array: NDArray[Any]
+    array: Array
     geometry: Geometry
 
 
@@ -88,7 +99,7 @@ def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = 
     files = [path if isinstance(path, Series) else Path(path) for path in given]
     if not files:
         raise DataError("read_image: no file given; give one for each channel")
-    channels: list[NDArray[Any]] = []
+    channels: list[Array] = []
     geometry: Geometry | None = None
     for path in files:
         values, found = _read(path)
@@ -102,7 +113,7 @@ def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = 
     return Image(array, geometry)
 
 
-def _as_floats(values: NDArray[Any], what: Path | str, own_type: bool) -> NDArray[Any]:
+def _as_floats(values: Array, what: Path | str, own_type: bool) -> Array:
     """float32, or small integers unchanged; NaN and infinity are errors."""
     if not (own_type and values.dtype.kind in "iu" and values.itemsize <= 2):
         with np.errstate(over="ignore"):  # overflow becomes infinity, an error below
@@ -115,7 +126,7 @@ def _as_floats(values: NDArray[Any], what: Path | str, own_type: bool) -> NDArra
     return values
 
 
-def from_array(array: NDArray[Any], spacing_mm: Sequence[float], orientation: str = "LPS") -> Image:
+def from_array(array: Array, spacing_mm: Sequence[float], orientation: str = "LPS") -> Image:
     """Make a scan of an array (x, y, z) or (channel, x, y, z), axis-aligned and at the origin.
 
     Args:
@@ -132,10 +143,8 @@ def from_array(array: NDArray[Any], spacing_mm: Sequence[float], orientation: st
     if len(spacing_mm) != 3 or not all(0 < spacing < np.inf for spacing in spacing_mm):
         raise DataError(f"spacing_mm is {tuple(spacing_mm)}; give three positive numbers (x, y, z)")
     values = _as_floats(array if array.ndim == 4 else array[np.newaxis], "the array", own_type=True)
-    x, y, z = values.shape[1:]
-    dx, dy, dz = (float(spacing) for spacing in spacing_mm)
     direction = direction_of(orientation)
-    return Image(values, Geometry((x, y, z), (dx, dy, dz), (0.0, 0.0, 0.0), direction))
+    return Image(values, Geometry.of(values.shape[1:], spacing_mm, (0, 0, 0), direction))
 
 
 def from_simpleitk(image: sitk.Image) -> Image:
@@ -148,7 +157,7 @@ def from_simpleitk(image: sitk.Image) -> Image:
     return Image(_as_floats(values, "the SimpleITK image", own_type=True), geometry)
 
 
-def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
+def read_label(path: File) -> tuple[LabelMap, Geometry]:
     """Read a label map with its grid.
 
     >>> import autoseg
@@ -180,7 +189,7 @@ def read_label(path: File) -> tuple[NDArray[np.integer[Any]], Geometry]:
             f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to {HIGHEST_LABEL}"
         )
     values = values.astype(smallest_type(values.max()), copy=False)
-    return cast("NDArray[np.integer[Any]]", values), geometry
+    return cast("LabelMap", values), geometry
 
 
 def _rounded(values: NDArray[np.floating[Any]], path: Path) -> NDArray[np.floating[Any]]:
@@ -220,7 +229,7 @@ def read_geometry(path: Path) -> Geometry:
     return with_sform(path, geometry_of(reader, path))
 
 
-def _read(path: Source) -> tuple[NDArray[Any], Geometry]:
+def _read(path: Source) -> tuple[Array, Geometry]:
     """Read a file or a DICOM series as an array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
@@ -244,7 +253,7 @@ def _read(path: Source) -> tuple[NDArray[Any], Geometry]:
     return array, with_sform(path, geometry)
 
 
-def _unpack(image: sitk.Image, what: Path | str) -> tuple[NDArray[Any], Geometry]:
+def _unpack(image: sitk.Image, what: Path | str) -> tuple[Array, Geometry]:
     """An array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 
@@ -284,8 +293,85 @@ def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
 
 
 def _has_memory(size: int) -> bool:
-    try:
-        bytearray(size)
-    except MemoryError:
-        return False
-    return True
+    with suppress(MemoryError):
+        return len(bytearray(size)) == size
+    return False
+
+
+# What a scan looks like in a few figures. The same figures of the training scans are in the
+# fingerprint. All are measured on a regular sample of at most `POINTS` ** 3 voxels, so that a large
+# scan takes no longer than a small one.
+
+POINTS = 32  # along each axis
+BODY_SIZE = 32  # quantiles of a body
+BODY_FRACTIONS = (np.arange(BODY_SIZE) + 0.5) / BODY_SIZE
+RANGE_FRACTIONS = (0.005, 0.995)
+PADDING_SHARE = 0.05  # fewer voxels with one value are tissue
+PATIENT = "LPS"  # order of the patient's axes: left-right, front-back, foot-head
+
+Lengths = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """The figures of one scan.
+
+    Attributes:
+        orientation: of the axes as they are stored.
+        spacing_mm: from left to right, front to back, foot to head.
+        extent_mm: of the box of nonzero voxels, in the same order.
+        ranges: for each channel the 0.5 and the 99.5 percentile.
+        bodies: for each channel the quantiles inside the body; empty if they are not known.
+    """
+
+    orientation: str
+    spacing_mm: Lengths
+    extent_mm: Lengths
+    ranges: tuple[tuple[float, float], ...]
+    bodies: tuple[tuple[float, ...], ...]
+
+
+def appearance_of(image: Image) -> Appearance:
+    """Measure a scan."""
+    orientation, spacing = orientation_of(image.geometry), image.geometry.spacing_mm
+    sampled, strides = _sample(image.array)
+    box = bounding_box((sampled != 0).any(axis=0)) or tuple(map(slice, sampled.shape[1:]))
+    axes = zip(box, strides, image.geometry.size, spacing, strict=True)
+    x, y, z = (min((b.stop - (b.start or 0)) * stride, size) * mm for b, stride, size, mm in axes)
+    ranges = (np.quantile(values, RANGE_FRACTIONS).tolist() for values in sampled)
+    return Appearance(
+        orientation=orientation,
+        spacing_mm=on_patient_axes(spacing, orientation),
+        extent_mm=on_patient_axes((x, y, z), orientation),
+        ranges=tuple((low, high) for low, high in ranges),
+        bodies=tuple(map(_body, sampled)),
+    )
+
+
+def on_patient_axes(lengths: Lengths, orientation: str) -> Lengths:
+    """Lengths along the axes x, y, z of a scan in the order of the patient's axes."""
+    return Turn.between(orientation, PATIENT).triple(lengths)
+
+
+def body_of(channel: Array) -> tuple[float, ...]:
+    """Equally spaced quantiles of a channel (x, y, z) inside the body.
+
+    Padding is outside of the body: the lowest value, and 0, where many voxels share it.
+    """
+    return _body(_sample(channel[None])[0][0])
+
+
+def _sample(array: Array) -> tuple[Array, tuple[int, ...]]:
+    """A regular sample of an array (channel, x, y, z), and the strides along x, y, z."""
+    strides = tuple(math.ceil(size / POINTS) for size in array.shape[1:])
+    return array[(slice(None), *(slice(None, None, stride) for stride in strides))], strides
+
+
+def _body(sampled: Array) -> tuple[float, ...]:
+    values = np.sort(sampled, axis=None)
+    for padding in (values[0], 0):
+        start = np.searchsorted(values, padding, "left")
+        stop = np.searchsorted(values, padding, "right")
+        if PADDING_SHARE * sampled.size < stop - start < values.size:
+            values = np.delete(values, slice(start, stop))
+    return tuple(float(f"{value:.6g}") for value in np.quantile(values, BODY_FRACTIONS))

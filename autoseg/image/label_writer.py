@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.files import replacing
 from autoseg.image.formats import LONGEST_HEADER, ending_of
@@ -24,9 +24,7 @@ HIGHEST_LABEL = 65535
 VECTOR = re.compile(r"\(([^)]*)\)")
 
 
-def write_label(
-    path: File, label: NDArray[np.integer[Any]], geometry: Geometry, like: File | None = None
-) -> None:
+def write_label(path: File, label: LabelMap, geometry: Geometry, like: File | None = None) -> None:
     """Write a label map on its grid, compressed and atomically.
 
     The file has 8 bits per voxel, or 16 if its values need them.
@@ -66,7 +64,7 @@ def write_label(
             copy_grid(like, temporary)
 
 
-def to_simpleitk(label: NDArray[np.integer[Any]], geometry: Geometry) -> sitk.Image:
+def to_simpleitk(label: LabelMap, geometry: Geometry) -> sitk.Image:
     """A label map of shape (x, y, z) as a SimpleITK image on its grid."""
     import SimpleITK as sitk
 
@@ -83,9 +81,7 @@ def smallest_type(highest: int) -> type[np.uint8 | np.uint16]:
     return np.uint8 if highest < 256 else np.uint16
 
 
-def _storable(
-    label: NDArray[np.integer[Any]], geometry: Geometry, path: Path
-) -> NDArray[np.integer[Any]]:
+def _storable(label: LabelMap, geometry: Geometry, path: Path) -> LabelMap:
     """Check a label map, and convert it to the smallest type that holds it."""
     if ending_of(path) not in WRITABLE:
         raise DataError(f"{path}: label maps are written as {', '.join(WRITABLE)}")
@@ -107,10 +103,8 @@ def copy_grid(source: Path, written: Path) -> None:
     Copying the lines of the scan's header keeps every bit.
     """
     grid = _grid_lines(_header(source))
-    content = written.read_bytes()
-    header, _, voxels = content.partition(b"\n\n")
-    lines = header.decode().splitlines()
-    kept = [grid.get(_field(line), line) for line in lines]
+    header, _, voxels = written.read_bytes().partition(b"\n\n")
+    kept = [grid.get(_field(line), line) for line in header.decode().splitlines()]
     written.write_bytes("\n".join(kept).encode() + b"\n\n" + voxels)
 
 
@@ -121,15 +115,11 @@ def _grid_lines(header: list[str]) -> dict[str, str]:
         return {}  # only spacings, which ITK writes unchanged
     found = {name: lines[name] for name in ("space",) if name in lines}
     for name in ("space directions", "space origin"):
-        vectors = VECTOR.findall(lines.get(name, ""))
-        if vectors:
-            found[name] = f"{name}: {' '.join(_in_space(vector) for vector in vectors[:3])}"
+        # The first three components of a vector: in some files the fourth is time.
+        inside = [",".join(each.split(",")[:3]) for each in VECTOR.findall(lines.get(name, ""))]
+        if inside:
+            found[name] = f"{name}: {' '.join(f'({each})' for each in inside[:3])}"
     return {name: line.removesuffix("-time") for name, line in found.items()}
-
-
-def _in_space(vector: str) -> str:
-    """The first three components of a vector: in some files the fourth is time."""
-    return f"({','.join(vector.split(',')[:3])})"
 
 
 def _field(line: str) -> str:

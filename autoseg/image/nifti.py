@@ -15,52 +15,41 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from isal import igzip, isal_zlib
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.progress import by_axis, note
-from autoseg.image.formats import PACKED_AT_MOST, TAKEN_AS_LPS, ending_of
+from autoseg.image.formats import PACKED_AT_MOST, TABLES, TAKEN_AS_LPS, ending_of
 from autoseg.image.geometry import DIRECTION_TOLERANCE, Geometry, geometry_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 
-BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
+BITS = {int(code): bits for code, bits in TABLES["nifti_bits"].items()}
 FLOATS = (16, 64)  # datatype codes
-TYPES = {  # datatype code -> NumPy's type and SimpleITK's pixel type
-    2: ("u1", "sitkUInt8"),
-    4: ("i2", "sitkInt16"),
-    8: ("i4", "sitkInt32"),
-    16: ("f4", "sitkFloat32"),
-    64: ("f8", "sitkFloat64"),
-    256: ("i1", "sitkInt8"),
-    512: ("u2", "sitkUInt16"),
-    768: ("u4", "sitkUInt32"),
-}
+# Datatype code -> NumPy's type and SimpleITK's pixel type.
+TYPES = {int(code): names for code, names in TABLES["nifti_types"].items()}
 LABEL_CODES = {np.dtype(np.uint8): 2, np.dtype(np.uint16): 512}  # type of a label map -> code
 CHUNK, PIECE = 1 << 24, 1 << 20
 PACKING = 2  # isal's level, 0 to 3: files half as large again as gzip's level 6, 20 times faster
 ISAL_ERROR = cast("type[Exception]", isal_zlib.error)
 PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, ISAL_ERROR)
-LONGEST_QUATERNION = 1.001  # squared; its components are rounded
+LONGEST = 1.001  # squared; its components are rounded
 
 NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr")  # .hdr: a header, whose voxels are in .img
 DATA_ENDINGS = (".img", ".IMG", ".img.gz")
 MILLIMETRES = (0, 2)  # codes of the unit of length; 0: not stated
 
-# Byte offsets of header fields.
-HEADER_SIZE, NIFTI_2_SIZE = 348, 540  # the first integer of a NIfTI-1 or a NIfTI-2 file
-SIZE_AT, CODE_AT, SPACING_AT, START_AT, SCALE_AT, UNITS_AT = 40, 70, 76, 108, 112, 123
-FORMS_AT, PLACE_AT, SFORM_AT, MAGIC_AT, VOXELS_AT = 252, 256, 280, 344, 352
+HEADER = np.dtype(TABLES["nifti_header"])
+NIFTI_2_SIZE, VOXELS_AT = 540, 352  # the first integer of a NIfTI-2 file; where voxels start
 SFORM_TOLERANCE_MM = 1e-3  # between ITK's grid and the sform, so that rounding changes nothing
 MAGICS = (b"n+1", b"ni1")
-# The fields of the grid: pixdim, xyzt_units, and qform and sform with their codes.
-GRID_FIELDS = ((76, "8f"), (123, "B"), (252, "2h18f"))
+GRID_FIELDS = ["pixdim", "xyzt_units", "qform_code", "sform_code", "quaternion", "sform"]
 
 
 @dataclass(frozen=True)
@@ -141,68 +130,60 @@ def layout_of(path: Path) -> Layout:
     Raises:
         DataError: it is not a NIfTI-1 header, or it is damaged.
     """
-    header = _first_header(path)
-    order = _byte_order(path, header)
-    size = struct.unpack_from(order + "8h", header, SIZE_AT)
-    if not 1 <= size[0] <= 7 or min(size[1 : size[0] + 1]) < 1:
-        raise _damaged(path, f"sizes {size[0]}: {size[1:]}")
-    code, bits = struct.unpack_from(order + "2h", header, CODE_AT)
+    header, order = _fields(path)
+    count, *size = header["dim"].tolist()
+    if not 1 <= count <= 7 or min(size[:count]) < 1:
+        raise _damaged(path, f"sizes {count}: {tuple(size)}")
+    code, bits = int(header["datatype"]), int(header["bitpix"])
     if code not in BITS or bits not in (0, BITS[code]):
         raise _damaged(path, f"voxels of type {code} with {bits} bits")
-    spacing = struct.unpack_from(order + "8f", header, SPACING_AT)[1 : min(3, size[0]) + 1]
+    spacing = tuple(header["pixdim"].tolist()[1 : min(3, count) + 1])
     if not all(math.isfinite(mm) and mm != 0 for mm in spacing):
         raise _damaged(path, f"spacing {spacing}")
-    (start,) = struct.unpack_from(order + "f", header, START_AT)
+    start = float(header["vox_offset"])
     if not math.isfinite(start) or start < 0:
         raise _damaged(path, f"voxels start at byte {start}")
-    _check_place(path, header, order)
-    slope, intercept = struct.unpack_from(order + "2f", header, SCALE_AT)
-    layout = Layout(0, 0, size[1 : size[0] + 1], code, order, (slope, intercept))
+    quaternion, matrix = header["quaternion"], header["sform"]
+    if header["qform_code"] > 0 and not np.isfinite(quaternion).all():
+        raise _damaged(path, f"quaternion {quaternion.tolist()}")
+    if header["qform_code"] > 0 and sum(part**2 for part in quaternion.tolist()[:3]) > LONGEST:
+        raise _damaged(path, f"quaternion {quaternion.tolist()[:3]}, longer than 1")
+    if header["sform_code"] > 0 and not np.isfinite(matrix).all():
+        raise _damaged(path, f"matrix {matrix.tolist()}")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    layout = Layout(0, 0, tuple(size[:count]), code, order, (slope, intercept))
     if layout.is_scaled and not math.isfinite(intercept):
         raise _damaged(path, f"scl_slope {slope:g}, scl_inter {intercept:g}")
-    first = int(start) if ending_of(path) == ".hdr" else max(int(start), HEADER_SIZE)
+    first = int(start) if ending_of(path) == ".hdr" else max(int(start), HEADER.itemsize)
     return replace(layout, start=first, end=first + math.prod(layout.size) * BITS[code] // 8)
 
 
-def _byte_order(path: Path, header: bytes) -> str:
-    if len(header) == HEADER_SIZE:
-        for order in "<>":
-            (size,) = struct.unpack_from(order + "i", header)
-            if size == NIFTI_2_SIZE:
-                raise DataError(f"{path}: ITK does not read NIfTI-2; convert it to NIfTI-1")
-            if size == HEADER_SIZE and header[MAGIC_AT : MAGIC_AT + 3] in MAGICS:
-                return order
-            if size == HEADER_SIZE and ending_of(path) == ".hdr":
-                raise DataError(
-                    f"{path}: an Analyze 7.5 header, which stores no orientation; convert it to "
-                    "NIfTI with the program that wrote it"
-                )
+def _fields(path: Path) -> tuple[np.void, str]:
+    """The fields of the header, and its byte order.
+
+    Raises:
+        DataError: it is not a NIfTI-1 header.
+    """
+    try:
+        header = read_header(path)
+    except PACKING_ERRORS:
+        header = b""
+    for order in "<>" if len(header) == HEADER.itemsize else "":
+        fields = np.frombuffer(header, HEADER.newbyteorder(order))[0]
+        if fields["sizeof_hdr"] == NIFTI_2_SIZE:
+            raise DataError(f"{path}: ITK does not read NIfTI-2; convert it to NIfTI-1")
+        if fields["sizeof_hdr"] == HEADER.itemsize and fields["magic"][:3] in MAGICS:
+            return fields, order
+        if fields["sizeof_hdr"] == HEADER.itemsize and ending_of(path) == ".hdr":
+            raise DataError(
+                f"{path}: an Analyze 7.5 header, which stores no orientation; convert it to "
+                "NIfTI with the program that wrote it"
+            )
     raise DataError(f"{path}: not a NIfTI file, or its header is damaged; copy it again")
-
-
-def _check_place(path: Path, header: bytes, order: str) -> None:
-    """Check that the quaternion and the matrix are finite where the header uses them."""
-    qform, sform = struct.unpack_from(order + "2h", header, FORMS_AT)
-    numbers = struct.unpack_from(order + "18f", header, PLACE_AT)
-    quaternion, matrix = numbers[:6], numbers[6:]
-    if qform > 0 and not all(map(math.isfinite, quaternion)):
-        raise _damaged(path, f"quaternion {quaternion}")
-    if qform > 0 and sum(part**2 for part in quaternion[:3]) > LONGEST_QUATERNION:
-        raise _damaged(path, f"quaternion {quaternion[:3]}, longer than 1")
-    if sform > 0 and not all(map(math.isfinite, matrix)):
-        raise _damaged(path, f"matrix {matrix}")
 
 
 def _damaged(path: Path, what: str) -> DataError:
     return DataError(f"{path}: its header is damaged ({what}); copy it again")
-
-
-def _first_header(path: Path) -> bytes:
-    """The header, or what there is of it."""
-    try:
-        return read_header(path)
-    except PACKING_ERRORS:
-        return b""
 
 
 def unpacked(path: Path) -> BinaryIO:
@@ -245,7 +226,7 @@ def _scan(path: Path, layout: Layout) -> tuple[int, int]:
         return layout.start + end, bad
 
 
-def read_nifti(path: Path) -> tuple[NDArray[Any], Geometry] | None:
+def read_nifti(path: Path) -> tuple[Array, Geometry] | None:
     """Read a NIfTI file of unscaled numbers, directly into the array.
 
     ITK interprets the header only: its own reading of voxels takes up to twice as long, ignores
@@ -279,15 +260,13 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
     """
     if not is_nifti(path):
         return geometry
-    header = _first_header(path)
-    order = _byte_order(path, header)
-    qform, code = struct.unpack_from(order + "2h", header, FORMS_AT)
-    if max(qform, code) <= 0:
+    header, _ = _fields(path)
+    code = int(header["sform_code"])
+    if max(header["qform_code"], code) <= 0:
         note(f"{path}: states no orientation (qform_code and sform_code are 0); {TAKEN_AS_LPS}")
-    if code <= 0 or header[UNITS_AT] & 7 not in MILLIMETRES:
+    if code <= 0 or header["xyzt_units"] & 7 not in MILLIMETRES:
         return geometry
-    matrix = np.reshape(struct.unpack_from(order + "12f", header, SFORM_AT), (3, 4))
-    matrix = matrix * [[-1], [-1], [1]]  # from RAS to LPS
+    matrix = header["sform"].astype(np.float64) * [[-1], [-1], [1]]  # from RAS to LPS
     spacing = np.linalg.norm(matrix[:, :3], axis=0)
     if spacing.min() == 0:
         return geometry
@@ -302,8 +281,7 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
             f"{path}: its sform has a spacing of {by_axis(spacing, '.4g')} mm, pixdim "
             f"{by_axis(geometry.spacing_mm, '.4g')} mm; using the sform"
         )
-    (dx, dy, dz), (x, y, z) = spacing.tolist(), matrix[:, 3].tolist()
-    found = Geometry(geometry.size, (dx, dy, dz), (x, y, z), tuple(axes.ravel().tolist()))
+    found = Geometry.of(geometry.size, spacing, matrix[:, 3], axes)
     return found if geometry.differences(found, SFORM_TOLERANCE_MM) else geometry
 
 
@@ -331,7 +309,7 @@ def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
     )
 
 
-def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> NDArray[Any]:
+def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> Array:
     damaged = DataError(f"{path}: cannot be read (is damaged or its end is missing); copy it anew")
     path = voxel_file(path)
     limit = path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1)
@@ -352,7 +330,7 @@ def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> NDArray[Any]:
     return np.moveaxis(native.T, -1, 0) if native.ndim == 4 else native.T[np.newaxis]
 
 
-def _fill(array: NDArray[Any], stream: BinaryIO) -> int:
+def _fill(array: Array, stream: BinaryIO) -> int:
     """Fill an array piece by piece, and return the bytes read; isal is slower in one go."""
     memory = array.reshape(-1).view(np.uint8).data
     at = 0
@@ -364,17 +342,17 @@ def _fill(array: NDArray[Any], stream: BinaryIO) -> int:
 def is_nifti_1(path: Path) -> bool:
     """Whether a file has a NIfTI-1 header, in either byte order."""
     size = read_header(path)[:4]
-    return HEADER_SIZE in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
+    return HEADER.itemsize in (int.from_bytes(size, "little"), int.from_bytes(size, "big"))
 
 
 def read_header(path: Path) -> bytes:
     """The 348 bytes of a NIfTI-1 header, in the file's own byte order."""
     # Not isal: it reads further ahead, and may fail at damage behind the header.
     with gzip.open(path) if is_packed(path) else path.open("rb") as stream:
-        return stream.read(HEADER_SIZE)
+        return stream.read(HEADER.itemsize)
 
 
-def write_on_grid_of(source: Path, label: NDArray[Any], path: Path) -> None:
+def write_on_grid_of(source: Path, label: Array, path: Path) -> None:
     """Write a label map (x, y, z) of 8 or 16 bits to `path`, on the grid of the file `source`.
 
     ITK converts directions to 32-bit quaternions when it writes NIfTI, which changes an oblique
@@ -391,7 +369,7 @@ def write_on_grid_of(source: Path, label: NDArray[Any], path: Path) -> None:
         stream.write(voxels.data)
 
 
-def as_stored(label: NDArray[Any]) -> NDArray[Any]:
+def as_stored(label: Array) -> Array:
     """A label map (x, y, z) as a file stores it: z, y, x, little-endian.
 
     Transposed plane by plane, which is five times faster because a plane fits into the cache.
@@ -405,16 +383,16 @@ def as_stored(label: NDArray[Any]) -> NDArray[Any]:
     return stored
 
 
-def label_header(source: bytes, label: NDArray[Any]) -> bytes:
+def label_header(source: bytes, label: Array) -> bytes:
     """The little-endian header of a label map on the grid of the header `source`."""
-    order = "<" if struct.unpack_from("<i", source)[0] == HEADER_SIZE else ">"
-    header = bytearray(VOXELS_AT)
-    struct.pack_into("<i", header, 0, HEADER_SIZE)
-    struct.pack_into("<8h", header, SIZE_AT, 3, *label.shape, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, CODE_AT, LABEL_CODES[label.dtype], 8 * label.dtype.itemsize)
-    struct.pack_into("<2f", header, START_AT, VOXELS_AT, 1.0)  # vox_offset and scl_slope
-    for start, layout in GRID_FIELDS:
-        values = struct.unpack_from(order + layout, source, start)
-        struct.pack_into("<" + layout, header, start, *values)
-    struct.pack_into("4s", header, MAGIC_AT, b"n+1")
-    return bytes(header)
+    given = np.frombuffer(source, HEADER)
+    if given["sizeof_hdr"] != HEADER.itemsize:
+        given = np.frombuffer(source, HEADER.newbyteorder(">"))
+    header = np.zeros(1, HEADER)
+    header["sizeof_hdr"] = HEADER.itemsize
+    header["dim"] = (3, *label.shape, 1, 1, 1, 1)
+    header["datatype"], header["bitpix"] = LABEL_CODES[label.dtype], 8 * label.dtype.itemsize
+    header["vox_offset"], header["scl_slope"], header["magic"] = VOXELS_AT, 1, b"n+1"
+    for name in GRID_FIELDS:
+        header[name] = given[name]
+    return header.tobytes().ljust(VOXELS_AT, b"\0")

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import Box, LabelMap, Mask, Triple
 from autoseg.common.figures import Colours, colours_of, window_of
-from autoseg.image.geometry import check_same_grid
+from autoseg.image.geometry import LETTERS, Turn, check_same_grid, orientation_of
 from autoseg.image.image import read_image, read_label
-from autoseg.image.orientation import LETTERS, Turn, orientation_of
 
 Array = NDArray[Any]
 ClassValues = Mapping[str, tuple[int, ...]]  # class -> its label values

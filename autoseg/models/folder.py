@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import is_there, parse_json, read_json, sha256_of
 from autoseg.models.archive import Archive, is_archive, open_archive
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import parse_plan
+from autoseg.plan.plan import Plan, parse_plan
 
 if TYPE_CHECKING:
     from autoseg.models.checkpoint import Tensors

@@ -31,6 +31,8 @@ ADVICE = (
     "more training cases help most; otherwise plan with another --name and fewer epochs, another "
     "patch size or stronger augmentation, and compare the scores"
 )
+ENOUGH_EPOCHS = 0.7  # of those that were planned
+LEAST_FALL, LEAST_DICE = 0.1, 0.1  # of the loss, as a share, and of the training patches
 CURVES = ("training", "validation")
 MOST_COLUMNS = 2  # four plans make 2 x 2 panels
 
@@ -146,6 +148,29 @@ def read_training(fold: Path) -> Training | None:
     return Training(len(epochs), seconds, known, overfitting_of(epochs))
 
 
+def failures_of(epochs: Sequence[Epoch], planned: int) -> list[str]:
+    """What went wrong in a run: far fewer epochs than planned, or nothing was learned.
+
+    Args:
+        epochs: of the run.
+        planned: their number by the plan, without early stopping.
+    """
+    found = []
+    if len(epochs) < ENOUGH_EPOCHS * planned:
+        found.append(
+            f"planned {counted(planned, 'epoch')}, done {len(epochs)}: the time budget was used "
+            "up; plan again on an idle machine, or with a longer --time-budget"
+        )
+    first, last = epochs[0].training_loss, epochs[-1].training_loss
+    dice = mean_of_known(list(epochs[-1].training_dice.values())[1:]) or 0.0
+    if last > first - LEAST_FALL * abs(first) and dice < LEAST_DICE:
+        found.append(
+            f"the training loss hardly fell ({first:.3g} to {last:.3g}), and the Dice of training "
+            f"patches is {dice:.2f}: train longer, or look at the label maps"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Overfitting:
     """Validation got worse while training got better.
@@ -183,9 +208,8 @@ def find_overfitting(losses: Sequence[float], dice: Sequence[float | None]) -> O
         losses: training losses.
         dice: mean Dice of validation patches over the classes; None without validation.
     """
-    known = [
-        (n, loss, d) for n, (loss, d) in enumerate(zip(losses, dice, strict=True)) if d is not None
-    ]
+    all_epochs = zip(range(len(losses)), losses, dice, strict=True)
+    known = [(number, loss, d) for number, loss, d in all_epochs if d is not None]
     if len(known) < WINDOW + WAIT_EPOCHS:
         return None
     windows = [known[end - WINDOW : end] for end in range(WINDOW, len(known) + 1)]
@@ -240,11 +264,13 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
     """
     columns = min(MOST_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    size = (max(5.0, 4.2 * columns), 2.9 * rows + 0.7)
-    figure = new_figure(*size)
+    figure = new_figure(max(5.0, 4.2 * columns), 2.9 * rows + 0.7)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, (title, folds) in zip(grid, panels.items(), strict=False):
-        _draw_panel(axes, folds)
+        draw_curves(axes, [epoch for fold in folds for epoch in fold])
+        axes.set_xlabel("epoch")
+        axes.locator_params(axis="x", integer=True)
+        tidy(axes)
         number = counted(len(folds), "fold") if folds else "missing"
         axes.set_title(f"{title} ({number})", fontsize=10, parse_math=False)
     for axes in grid[len(panels) :]:
@@ -257,13 +283,6 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
     marks, names = max(drawn, key=lambda found: len(found[0]))
     figure.legend(marks, names, loc="outside lower center", ncols=2, frameon=False, handlelength=3)
     return figure
-
-
-def _draw_panel(axes: Axes, folds: Sequence[Sequence[Epoch]]) -> None:
-    draw_curves(axes, [epoch for fold in folds for epoch in fold])
-    axes.set_xlabel("epoch")
-    axes.locator_params(axis="x", integer=True)
-    tidy(axes)
 
 
 def draw_curves(axes: Axes, epochs: Sequence[Epoch]) -> None:

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Array
 from autoseg.common.errors import AutosegError
-from autoseg.common.machine import THREAD_LIMITS, cores
+from autoseg.common.parallel import THREAD_LIMITS, cores
 from autoseg.common.progress import note
 
 PROCESS = os.getpid()  # that imported this module: another one was forked from it
@@ -68,16 +68,10 @@ def autocast_type(device: torch.device, precision: str) -> torch.dtype:
 def _computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        return _processor_computes_bfloat16()
-    return False
-
-
-def _processor_computes_bfloat16() -> bool:
-    """Whether torch reports AVX512-BF16 or AMX; versions without these functions count as no."""
+    # Of processors those with AVX512-BF16 or AMX; torch without these functions counts as no.
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     checks: list[Any] = [getattr(torch.cpu, name, None) for name in names]
-    return any(check() for check in checks if check is not None)
+    return device.type == "cpu" and any(check() for check in checks if check is not None)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -109,12 +103,11 @@ def memory_format(device: torch.device) -> torch.memory_format:
     # Speed-up of training steps on one core (scripts/bench_training.py, processor time): float32
     # 1.17 with batch and 1.04 with instance normalisation, bfloat16 1.00 and 0.95. Not measured on
     # a GPU.
-    if device.type in ("cpu", "cuda"):
-        return torch.channels_last_3d
-    return torch.contiguous_format
+    is_fast = device.type in ("cpu", "cuda")
+    return torch.channels_last_3d if is_fast else torch.contiguous_format
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+def to_device(array: Array, device: torch.device) -> torch.Tensor:
     """Copy an array to a device without waiting for the device."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":  # a copy of pageable memory would wait

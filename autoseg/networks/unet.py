@@ -46,11 +46,8 @@ class Convolution(nn.Conv3d):
     """
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if (
-            torch.is_autocast_enabled("cpu")
-            and x.device.type == "cpu"
-            and min(x.shape[2:]) < SMALLEST_AXIS
-        ):
+        is_cast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if is_cast and min(x.shape[2:]) < SMALLEST_AXIS:
             dtype = torch.get_autocast_dtype("cpu")
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float()).to(dtype)
@@ -79,18 +76,16 @@ class ResidualBlock(nn.Module):
         self.second = nn.Sequential(
             _convolution(plan, outputs, outputs, kernel), _normalisation(plan, outputs)
         )
-        shortcut: list[nn.Module] = []
+        self.shortcut = nn.Sequential()
         if stride != (1, 1, 1):
-            shortcut.append(nn.AvgPool3d(stride, stride, ceil_mode=True))
+            self.shortcut.append(nn.AvgPool3d(stride, stride, ceil_mode=True))
         if inputs != outputs:
-            shortcut.append(nn.Conv3d(inputs, outputs, 1, bias=False))
-            shortcut.append(_normalisation(plan, outputs))
-        self.shortcut = nn.Sequential(*shortcut)
+            self.shortcut.append(nn.Conv3d(inputs, outputs, 1, bias=False))
+            self.shortcut.append(_normalisation(plan, outputs))
         self.activation = _activation(plan)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        sum_: Tensor = self.second(self.first(x)) + self.shortcut(x)
-        activated: Tensor = self.activation(sum_)
+        activated: Tensor = self.activation(self.second(self.first(x)) + self.shortcut(x))
         return activated
 
 

@@ -1,4 +1,7 @@
-"""Augmentation in a plan: the transforms of batchgenerators, in order, with probabilities."""
+"""The patches of a plan: how they are sampled, and the transforms of batchgenerators that they get.
+
+The transforms are in order, with probabilities.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,19 @@ from pydantic import Field
 from autoseg.plan import sections
 
 
+class Sampling(sections.Section):
+    """Which patches a batch consists of."""
+
+    patch_size: sections.Size3
+    batch_size: sections.Count
+    foreground_share: sections.Share = 0.33
+    foreground_mode: Literal["last", "chance"] = "last"
+
+
 class Spatial(sections.Section):
     """Rotate, scale and deform about the patch centre, each with its own probability."""
 
-    transform: Literal["spatial"] = Field("spatial", title="spatial transform")
+    transform: Literal["spatial"] = "spatial"
     rotation_probability: sections.Share = 0.2
     rotation_degrees: tuple[sections.Range, sections.Range, sections.Range] = (
         (-30, 30),
@@ -26,15 +38,13 @@ class Spatial(sections.Section):
     elastic_sigma: sections.PositiveRange = (9, 13)
     image_order: Literal[0, 1, 3] = 3
     label_order: Literal[0, 1] = 0
-    border: Literal["constant", "nearest"] = Field(
-        "constant", description="padding outside the volume: zeros or the border value"
-    )
+    border: Literal["constant", "nearest"] = "constant"
 
 
 class Mirror(sections.Section):
     """Flip along each of the axes (0 = x, 1 = y, 2 = z) with probability one half."""
 
-    transform: Literal["mirror"] = Field("mirror", title="mirroring")
+    transform: Literal["mirror"] = "mirror"
     axes: sections.Axes = (0, 1, 2)
     probability: sections.Share = 1.0
 
@@ -42,7 +52,7 @@ class Mirror(sections.Section):
 class GaussianNoise(sections.Section):
     """Add Gaussian noise with a random variance."""
 
-    transform: Literal["gaussian_noise"] = Field("gaussian_noise", title="Gaussian noise")
+    transform: Literal["gaussian_noise"] = "gaussian_noise"
     probability: sections.Share = 0.1
     variance: sections.NotNegativeRange = (0, 0.1)
 
@@ -50,7 +60,7 @@ class GaussianNoise(sections.Section):
 class GaussianBlur(sections.Section):
     """Gaussian blur with a random sigma (voxels)."""
 
-    transform: Literal["gaussian_blur"] = Field("gaussian_blur", title="Gaussian blur")
+    transform: Literal["gaussian_blur"] = "gaussian_blur"
     probability: sections.Share = 0.2
     channel_probability: sections.Share = 0.5
     sigma: sections.PositiveRange = (0.5, 1.0)
@@ -59,7 +69,7 @@ class GaussianBlur(sections.Section):
 class Brightness(sections.Section):
     """Multiply all intensities by a random factor."""
 
-    transform: Literal["brightness"] = Field("brightness", title="brightness")
+    transform: Literal["brightness"] = "brightness"
     probability: sections.Share = 0.15
     factor: sections.PositiveRange = (0.75, 1.25)
 
@@ -67,7 +77,7 @@ class Brightness(sections.Section):
 class Contrast(sections.Section):
     """Scale intensities about their mean by a random factor."""
 
-    transform: Literal["contrast"] = Field("contrast", title="contrast")
+    transform: Literal["contrast"] = "contrast"
     probability: sections.Share = 0.15
     factor: sections.FactorRange = (0.75, 1.25)
     preserve_range: bool = True
@@ -76,7 +86,7 @@ class Contrast(sections.Section):
 class LowResolution(sections.Section):
     """Simulate a low resolution: downsample, then upsample."""
 
-    transform: Literal["low_resolution"] = Field("low_resolution", title="simulated low resolution")
+    transform: Literal["low_resolution"] = "low_resolution"
     probability: sections.Share = 0.25
     channel_probability: sections.Share = 0.5
     zoom: sections.PositiveRange = (0.5, 1.0)
@@ -85,7 +95,7 @@ class LowResolution(sections.Section):
 class Gamma(sections.Section):
     """Gamma correction; on the inverted image if `invert`."""
 
-    transform: Literal["gamma"] = Field("gamma", title="gamma correction")
+    transform: Literal["gamma"] = "gamma"
     probability: sections.Share = 0.3
     gamma: sections.FactorRange = (0.7, 1.5)
     invert: bool = False
@@ -95,23 +105,17 @@ class Gamma(sections.Section):
 class PreviousMorphology(sections.Section):
     """Dilate, erode, open or close each class of a cascade's previous segmentation by a ball."""
 
-    transform: Literal["previous_morphology"] = Field(
-        "previous_morphology", title="morphology of the previous segmentation"
-    )
+    transform: Literal["previous_morphology"] = "previous_morphology"
     probability: sections.Share = 0.4
-    radius: sections.CountRange = Field((1, 8), description="radius of the ball in voxels")
+    radius: sections.CountRange = (1, 8)
 
 
 class PreviousRemoval(sections.Section):
     """Remove one connected component of each class of a cascade's previous segmentation."""
 
-    transform: Literal["previous_removal"] = Field(
-        "previous_removal", title="component removal in the previous segmentation"
-    )
+    transform: Literal["previous_removal"] = "previous_removal"
     probability: sections.Share = 0.2
-    largest_share: sections.Share = Field(
-        0.15, description="larger components are kept (share of the patch)"
-    )
+    largest_share: sections.Share = 0.15
 
 
 Transform = Annotated[

@@ -14,15 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, StringConstraints
 
-from autoseg.plan.sections import MM, LabelValue, Positive, Section
+from autoseg.plan.sections import LabelValue, Positive, Section
 
 ClassValues = Mapping[str, tuple[int, ...]]  # class name -> its label values
 
@@ -147,6 +149,21 @@ def values_of(labels: ClassValues) -> set[int]:
     return {value for covered in labels.values() for value in covered}
 
 
+def annotated_part(
+    label: NDArray[np.integer[Any]], labels: ClassValues, annotated: Collection[str]
+) -> NDArray[np.integer[Any]]:
+    """The label map without the values that belong only to classes that were not annotated.
+
+    Args:
+        label: a label map of any shape.
+        labels: class name -> its values, background included.
+        annotated: names of the annotated classes.
+    """
+    kept = {n: v for n, v in labels.items() if n in annotated or 0 in v}
+    unknown = values_of(labels) - values_of(kept)
+    return np.where(np.isin(label, list(unknown)), label.dtype.type(0), label)
+
+
 DEFAULT_TOLERANCE_MM = 1.0
 
 
@@ -168,29 +185,16 @@ class Colour(Section):
     """The colour of some classes in figures."""
 
     labels: Annotated[tuple[LabelValue, ...], Field(min_length=1)]
-    colour: str = Field(pattern="^#[0-9A-Fa-f]{6}$", description="as in #D55E00")
+    colour: str = Field(pattern="^#[0-9A-Fa-f]{6}$")
 
 
 class Evaluation(Section):
     """How predictions are evaluated."""
 
-    tolerance_mm: Positive = Field(
-        DEFAULT_TOLERANCE_MM,
-        title="surface tolerance",
-        description="surfaces within this distance agree in the normalised surface Dice",
-        json_schema_extra=MM,
-    )
-    tolerances: tuple[Tolerance, ...] = Field(
-        (),
-        title="surface tolerance of some classes",
-        description="instead of tolerance_mm; if several match a class, the largest is used",
-    )
-    merged: tuple[Merged, ...] = Field((), title="classes reported together")
-    colours: tuple[Colour, ...] = Field(
-        (),
-        title="colour of some classes",
-        description="in figures; other classes get colours of the Okabe-Ito palette",
-    )
+    tolerance_mm: Positive = DEFAULT_TOLERANCE_MM
+    tolerances: tuple[Tolerance, ...] = ()
+    merged: tuple[Merged, ...] = ()
+    colours: tuple[Colour, ...] = ()
 
     def check(self, labels: ClassValues) -> None:
         """Raise a ValueError if a label belongs to no class, or a name is used twice."""
@@ -267,10 +271,10 @@ ABNORMAL: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
 class SegmentCode(Section):
     """The codes of a class, each as [value, coding scheme, meaning]."""
 
-    type: Code = Field(description='what it is, such as ["39607008", "SCT", "Lung"]')
-    category: Code = Field(ORGAN, description="the kind of thing that it is")
-    modifiers: tuple[Code, ...] = Field((), description='such as ["7771000", "SCT", "Left"]')
-    region: Code | None = Field(None, description="the organ that a lesion is in")
+    type: Code
+    category: Code = ORGAN
+    modifiers: tuple[Code, ...] = ()
+    region: Code | None = None
 
     @property
     def is_private(self) -> bool:
@@ -314,19 +318,19 @@ def _by_name(name: str, task: str) -> SegmentCode:
     if code is not None:
         return code
     digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()  # the same in every task
-    return SegmentCode(type=(digest, PRIVATE_SCHEME, _meaning(name)), category=TISSUE)
+    meaning = re.sub(r"[\\\x00-\x1f]", " ", name).strip()[:64] or "class"
+    return SegmentCode(type=(digest, PRIVATE_SCHEME, meaning), category=TISSUE)
 
 
-def _meaning(name: str) -> str:
-    """A class name without the characters that a code meaning cannot have."""
-    return re.sub(r"[\\\x00-\x1f]", " ", name).strip()[:64] or "class"
+def words_of(name: str) -> list[str]:
+    """The words of a name, such as `RightParotids`: `right`, `parotids`."""
+    spaced = re.sub(r"(?<=[a-z\u00df-\u00ff])(?=[A-Z])", " ", name)
+    return re.findall(r"[^\W_]+", spaced.casefold())
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name, such as `RightParotids`, in one spelling: `right`, `parotids`."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    words = re.findall(r"[^\W_]+", spaced.lower())
-    return [word for each in words for word in SPELLINGS.get(each, each).split()]
+    """The words of a name in one spelling."""
+    return [word for each in words_of(name) for word in SPELLINGS.get(each, each).split()]
 
 
 def _read(words: Sequence[str]) -> SegmentCode | None:

@@ -2,133 +2,49 @@
 
 A `Plan` is frozen and validated when it is created: unknown keys, invalid values and sections that
 do not fit together are errors that name the key. All sizes and spacings are in x, y, z order.
+A plan is read from JSON, its first error described, and compared with others.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from autoseg.common.arrays import Triple
-from autoseg.common.files import write_json
+from autoseg.common.errors import PlanError
+from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted
-from autoseg.plan import sections
-from autoseg.plan.augmentation import Mirror, PreviousMorphology, PreviousRemoval, Transform
-from autoseg.plan.labels import (
-    Classes,
-    Evaluation,
-    SegmentCode,
-    check_codes,
-    check_labels,
-    check_mirrored,
-    check_regions,
-    classes_of,
-    exchange,
-    values_of,
-)
+from autoseg.plan import augmentation as patches
+from autoseg.plan import labels, sections
+from autoseg.plan.labels import Classes, Evaluation, SegmentCode
+from autoseg.plan.sections import FIELDS
 
 FORMAT_VERSION = 1
 CASCADE = "3d_cascade_fullres"
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
 
 
-class Sampling(sections.Section):
-    """Which patches a batch consists of."""
-
-    patch_size: sections.Size3 = Field(
-        title="patch size (x, y, z)", json_schema_extra=sections.VOXELS
-    )
-    batch_size: sections.Count = Field(title="batch size")
-    foreground_share: sections.Share = Field(
-        0.33,
-        title="patches centred on the foreground",
-        description="share of the patches of a batch that are centred on a foreground voxel",
-    )
-    foreground_mode: Literal["last", "chance"] = Field(
-        "last",
-        title="choice of these patches",
-        description="last: the last patches of a batch; chance: each patch with this probability",
-    )
-
-
 class VolumeShare(sections.Section):
     """A volume that predictions report as a share, e.g. infection / (lungs + infection)."""
 
     label: int
-    container: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
-        description="labels that together with `label` make up the reference volume"
-    )
-
-
-class Splits(sections.Section):
-    """How the cases are split into folds (a `splits.json` of the user overrides it)."""
-
-    folds: int = Field(5, ge=2, title="folds")
-    seed: sections.Seed = Field(12345, title="random seed of the splits")
-
-
-class Inference(sections.Section):
-    """How a scan is predicted from patches."""
-
-    overlap: Triple = Field(
-        title="overlap of neighbouring patches (x, y, z)", json_schema_extra=sections.VOXELS
-    )
-    tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None,
-        title="step between patches, share of the patch",
-        description="null: the patch without the overlap; nnU-Net's step is 0.5, for which the "
-        "overlap of odd patches would not be a whole number",
-        json_schema_extra=sections.since("0.2.0"),
-    )
-    weighting: Literal["gaussian", "uniform", "nnunet"] = Field(
-        "gaussian",
-        title="weighting of a patch",
-        description="nnunet: its Gaussian, which is centred on a voxel and rounded to float16",
-    )
-    average: Literal["probabilities", "logits", "logits_float16"] = Field(
-        "probabilities",
-        title="what is averaged",
-        description="over patches, mirrored patches and folds, and interpolated to the scan's "
-        "grid; logits_float16: with all sums of patches and folds rounded, as in nnU-Net",
-        json_schema_extra=sections.since("0.2.0"),
-    )
-    slide_axis: Literal[0, 1, 2] | None = Field(
-        None,
-        title="axis of the outermost patches",
-        description="the order in which patches are added decides how float16 rounds their sum; "
-        "null: the axis that takes the least memory",
-        json_schema_extra=sections.since("0.2.0"),
-    )
-    anisotropy: sections.Positive | None = Field(
-        None,
-        title="anisotropy of the interpolation",
-        description="above this ratio of spacings the scan's planes across the coarse axis take "
-        "the values of the nearest plane; null: they are interpolated",
-        json_schema_extra=sections.since("0.2.0"),
-    )
-    mirror_axes: sections.Axes = Field((), title="axes mirrored with --tta")
-    mirror: bool = Field(
-        False, title="mirroring without --tta", json_schema_extra=sections.since("0.2.0")
-    )
+    container: Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class Provenance(sections.Section):
     """Why a value was chosen."""
 
-    source: str = Field(description="a rule, reference plan, overrides file, --set, or time budget")
-    evidence: str = Field(
-        "", description="the figures that were used, or where in a publication the value stands"
-    )
-    citation: str = Field("", description="the publication of a value of a reference plan")
-    rule_value: Any = Field(None, description="what the rules alone would choose, if replaced")
-    own_rule: Any = Field(
-        None, description="what our own rules would choose in place of a reference plan's value"
-    )
+    source: str
+    evidence: str = ""
+    citation: str = ""
+    rule_value: Any = None
+    own_rule: Any = None
 
 
 class Plan(sections.Section):
@@ -142,77 +58,44 @@ class Plan(sections.Section):
 
     format_version: Literal[1] = 1
     task: str
-    name: str = Field("default", pattern=r"^\w[\w.-]*$", description="a folder name")
-    configuration: ConfigurationName = Field("3d_fullres", title="configuration")
-    previous_stage: str | None = Field(
-        None, title="previous stage", description="the plan whose segmentation a cascade refines"
+    name: str = Field("default", pattern=r"^\w[\w.-]*$")
+    configuration: ConfigurationName = "3d_fullres"
+    previous_stage: str | None = None
+    channels: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: dict[str, Annotated[tuple[sections.LabelValue, ...], Field(min_length=1)]]
+    ignore_label: sections.LabelValue | None = None
+    regions_class_order: tuple[sections.LabelValue, ...] | None = None
+    skipped_cases: tuple[str, ...] = ()
+    shares: tuple[VolumeShare, ...] = ()
+    annotated: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        default_factory=dict, json_schema_extra=sections.since("0.2.0")
     )
-    channels: Annotated[tuple[str, ...], Field(min_length=1)] = Field(title="image channels")
-    labels: dict[str, Annotated[tuple[sections.LabelValue, ...], Field(min_length=1)]] = Field(
-        title="classes and their label values",
-        description="class name -> label values, background first",
-    )
-    ignore_label: sections.LabelValue | None = Field(None, title="ignored label value")
-    regions_class_order: tuple[sections.LabelValue, ...] | None = Field(
-        None,
-        title="painting order of the regions",
-        description="the value that each class but the background paints; later ones overwrite",
-    )
-    skipped_cases: tuple[str, ...] = Field(
-        (),
-        title="skipped cases",
-        description="cases with errors that planning and training leave out",
-    )
-    shares: tuple[VolumeShare, ...] = Field((), title="volume share")
     orientation: sections.Orientation | None = Field(
-        None,
-        title="orientation of the axes",
-        description="sides of the patient towards which x, y, z run, such as RAS: scans are "
-        "flipped to it before all steps, and sizes and spacings of the plan mean these axes; null: "
-        "scans stay as they are stored",
-        json_schema_extra=sections.since("0.2.0"),
+        None, json_schema_extra=sections.since("0.2.0")
     )
     mirrored_labels: tuple[tuple[sections.LabelValue, sections.LabelValue], ...] = Field(
-        (),
-        title="labels exchanged with left and right",
-        description="pairs of label values of the left and the right side, which are exchanged "
-        "when the left-right axis is mirrored, in training and with --tta",
-        json_schema_extra=sections.since("0.2.0"),
+        (), json_schema_extra=sections.since("0.2.0")
     )
     target_spacing_mm: tuple[
         sections.Positive | None, sections.Positive | None, sections.Positive | None
-    ] = Field(
-        title="target spacing (x, y, z)",
-        description="voxel size of the network's input; null: each scan's own along that axis",
-        json_schema_extra=sections.MM,
-    )
-    preprocessing: tuple[sections.Step, ...] = Field(title="preprocessing step")
-    sampling: Sampling
-    augmentation: tuple[Transform, ...] = Field(title="augmentation")
+    ]
+    preprocessing: tuple[sections.Step, ...]
+    sampling: patches.Sampling
+    augmentation: tuple[patches.Transform, ...]
     network: sections.Network
     training: sections.Training
-    splits: Splits = Splits()
-    inference: Inference
+    splits: sections.Splits = sections.Splits()
+    inference: sections.Inference
     evaluation: Evaluation = Evaluation()
     codes: dict[str, SegmentCode] = Field(
-        default_factory=dict,
-        title="codes of the classes",
-        description="in DICOM segmentation objects; other classes are coded by their name",
-        json_schema_extra=sections.since("0.2.0"),
+        default_factory=dict, json_schema_extra=sections.since("0.2.0")
     )
-    measured: dict[str, Any] = Field(
-        default_factory=dict, description="the measurements behind a time budget"
-    )
-    provenance: dict[str, Provenance] = Field(
-        default_factory=dict,
-        description="dotted key, with the index of list entries -> why it has its value; a key "
-        "without an entry has that of the section around it",
-    )
+    measured: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Provenance] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self._check_patch()
-        self._check_mirroring()
         self._check_steps()
         self._check_labels()
         self.evaluation.check(self.labels)
@@ -241,7 +124,6 @@ class Plan(sections.Section):
                 "normalisation is undefined; increase sampling.patch_size or use fewer stages"
             )
 
-    def _check_mirroring(self) -> None:
         if untrained := set(self.inference.mirror_axes) - self.mirrored_axes:
             raise ValueError(
                 f"inference.mirror_axes has {sorted(untrained)}, but no mirror transform of the "
@@ -261,20 +143,23 @@ class Plan(sections.Section):
                 )
 
     def _check_labels(self) -> None:
-        check_labels(self.labels, self.ignore_label)
-        check_regions(self.labels, self.regions_class_order)
-        check_codes(self.codes, self.labels)
+        labels.check_labels(self.labels, self.ignore_label)
+        labels.check_regions(self.labels, self.regions_class_order)
+        labels.check_codes(self.codes, self.labels)
         if self.regions_class_order and getattr(self.training.loss, "background", False):
             raise ValueError(
                 "training.loss.background is true, but regions have no background; set it to false"
             )
-        check_mirrored(self.labels, self.mirrored_labels)
+        labels.check_mirrored(self.labels, self.mirrored_labels)
+        for case, names in self.annotated.items():
+            if strange := sorted(set(names) - set(self.classes.names[1:])):
+                raise ValueError(f"annotated: {strange[0]!r} of {case} is not a class")
         if self.mirrored_labels and self.orientation is None:
             raise ValueError(
                 "mirrored_labels is given, but orientation is null, so that the left-right axis is "
                 "not known; set orientation, or mirrored_labels to []"
             )
-        values = values_of(self.labels)
+        values = labels.values_of(self.labels)
         for share in self.shares:
             if share.label in share.container:
                 raise ValueError(f"shares: label {share.label} is in its own container; remove it")
@@ -289,7 +174,7 @@ class Plan(sections.Section):
             )
         if self.previous_stage is None:
             for index, entry in enumerate(self.augmentation):
-                if isinstance(entry, PreviousMorphology | PreviousRemoval):
+                if isinstance(entry, patches.PreviousMorphology | patches.PreviousRemoval):
                     raise ValueError(
                         f"augmentation.{index}: {entry.transform} changes the segmentation of a "
                         f"previous stage, which only {CASCADE} has; remove it"
@@ -298,9 +183,8 @@ class Plan(sections.Section):
     @property
     def mirrored_axes(self) -> set[int]:
         """The axes that are mirrored in training."""
-        return {
-            axis for entry in self.augmentation if isinstance(entry, Mirror) for axis in entry.axes
-        }
+        mirrors = [entry for entry in self.augmentation if isinstance(entry, patches.Mirror)]
+        return {axis for entry in mirrors for axis in entry.axes}
 
     @property
     def left_right(self) -> int | None:
@@ -311,13 +195,13 @@ class Plan(sections.Section):
     @property
     def exchanged_parts(self) -> tuple[int, ...]:
         """The part (see `Classes`) that each becomes if left and right are exchanged."""
-        return exchange(self.classes.parts, self.mirrored_labels)
+        return labels.exchange(self.classes.parts, self.mirrored_labels)
 
     @property
     def exchanged_outputs(self) -> tuple[int, ...]:
         """The output of the network that each becomes if left and right are exchanged."""
         sets = list(self.labels.values())
-        return exchange(sets[len(sets) - self.classes.outputs :], self.mirrored_labels)
+        return labels.exchange(sets[len(sets) - self.classes.outputs :], self.mirrored_labels)
 
     @property
     def resamples(self) -> bool:
@@ -333,7 +217,12 @@ class Plan(sections.Section):
     @property
     def classes(self) -> Classes:
         """What the network learns to distinguish."""
-        return classes_of(self.labels, self.regions_class_order)
+        return labels.classes_of(self.labels, self.regions_class_order)
+
+    def unannotated_outputs(self, case: str) -> list[int]:
+        """The outputs of the network for the classes that were not annotated in a case."""
+        known = {self.classes.names[0], *self.annotated.get(case, self.classes.names)}
+        return [i for i, name in enumerate(self.classes.output_names) if name not in known]
 
     @property
     def input_channels(self) -> int:
@@ -371,3 +260,144 @@ def _digest(values: dict[str, Any]) -> str:
     # Keys are not sorted: the order of the labels decides the class indices.
     text = json.dumps(values, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+LISTS_OF_KINDS = (("preprocessing",), ("augmentation",))
+KINDS = (("training", "loss"), ("training", "optimizer"), ("training", "schedule"))
+
+
+def load_plan(path: Path | str) -> Plan:
+    """Read and validate a plan file.
+
+    >>> import autoseg
+    >>> plan = autoseg.load_plan("preprocessed/Task004_Hippocampus/default/plan.json")
+    >>> plan.task, plan.sampling.batch_size
+    ('Task004_Hippocampus', 2)
+
+    Raises:
+        PlanError: the file is not a valid plan. The id in the file is ignored and recomputed.
+    """
+    return parse_plan(read_json(Path(path)), str(path))
+
+
+def parse_plan(values: Any, where: str) -> Plan:
+    """Like `load_plan`, for the content of a plan file; `where` is named in errors."""
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key != "id"}
+    return make_plan(values, where)
+
+
+def make_plan(values: Any, where: str) -> Plan:
+    """Validate `values` and make the plan.
+
+    Args:
+        values: the content of a plan file without its id, as plain JSON values.
+        where: the source of the values, named in errors, for example the file.
+
+    Raises:
+        PlanError: the first error, with its key, the value found, and the valid values.
+    """
+    if not isinstance(values, dict):
+        raise PlanError(f"{where} is not a plan: it holds {type(values).__name__}, not an object")
+    version = values.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise PlanError(f"{where} has format {version}, not {FORMAT_VERSION}; plan the task again")
+    try:
+        return Plan.model_validate_json(json.dumps(values), strict=True)
+    except RecursionError:
+        raise PlanError(f"{where} is nested too deeply to be a plan") from None
+    except ValidationError as error:
+        key = ".".join(map(str, _without_kind(error.errors()[0]["loc"]))) or "the plan"
+        raise PlanError(f"{where}: {describe_error(error, key, _all_keys())}") from None
+
+
+def describe_error(error: ValidationError, key: str, keys: Sequence[str]) -> str:
+    """Describe the first error in one line, and count the others.
+
+    Args:
+        error: raised by pydantic.
+        key: the dotted key of the first error.
+        keys: the known keys, one of which is suggested for an unknown key.
+    """
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key.rsplit(".", 1)[-1], keys, n=1)
+        text = f"unknown key {key!r}" + "".join(f"; did you mean {name!r}?" for name in close)
+    elif first["type"] == "missing":
+        text = f"{key} is missing"
+    elif first["type"] == "value_error":
+        text = f"{key}: {first['ctx']['error']}" if first["loc"] else str(first["ctx"]["error"])
+    else:
+        found = repr(first["input"])
+        found = found if len(found) < 60 else f"{found[:57]}..."
+        text = f"{key} is {found}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+def _without_kind(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Remove the kind of a step, loss, ..., which pydantic inserts as the third entry."""
+    return path[:2] + path[3:] if path[:1] in LISTS_OF_KINDS or path[:2] in KINDS else path
+
+
+@cache
+def _all_keys() -> list[str]:
+    """The keys of all sections."""
+    schema = Plan.model_json_schema()
+    return sorted(
+        {key for part in (schema, *schema["$defs"].values()) for key in part["properties"]}
+    )
+
+
+def plan_schema() -> dict[str, Any]:
+    """The JSON Schema of a plan file, for editors and programs in other languages.
+
+    It does not cover checks across keys; `make_plan` does.
+    """
+    schema = Plan.model_json_schema()
+    for name, fields in FIELDS.items():
+        properties = (schema if name == "Plan" else schema["$defs"][name])["properties"]
+        for key, words in fields.items():
+            properties[key] = dict(sorted((properties[key] | words).items()))
+    schema["description"] = schema["description"].partition("\n\n>>>")[0]  # without the doctest
+    id_schema = {"type": "string", "description": "informative; recomputed when a plan is read"}
+    schema["properties"] = {"id": id_schema, **schema["properties"]}
+    return {"$schema": SCHEMA_DIALECT, **schema}
+
+
+# A training run may be continued with a plan that differs only in the length of the training.
+# Any other difference makes it the plan of another model.
+
+
+def recipe_id(plan: Plan) -> str:
+    """An id shared by all plans that differ only in the length of the training.
+
+    That is `training.epochs`, `training.seconds` and `training.early_stopping_epochs`.
+    """
+    length = {"epochs": 1, "seconds": None, "early_stopping_epochs": None}
+    return plan.model_copy(update={"training": plan.training.model_copy(update=length)}).id
+
+
+def is_extension(one: Plan, other: Plan) -> bool:
+    """Whether two different plans differ only in the length of the training."""
+    return one.id != other.id and recipe_id(one) == recipe_id(other)
+
+
+def differing_keys(one: Plan, other: Plan) -> list[str]:
+    """Dotted keys, such as `training.epochs`, of the values that differ and affect a result."""
+    values = [p.model_dump(mode="json", exclude={"provenance", "measured"}) for p in (one, other)]
+    return list(_differing(values[0], values[1], ""))
+
+
+def _differing(one: Any, other: Any, key: str) -> list[str]:
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [key]
+    if one.keys() == other.keys() and list(one) != list(other):
+        return [key]  # the order of the labels decides the class indices
+    start = f"{key}." if key else ""
+    return [
+        found
+        for name in {**one, **other}
+        for found in _differing(one.get(name), other.get(name), f"{start}{name}")
+    ]

@@ -1,7 +1,7 @@
-"""The sections of a plan: preprocessing, network and training, and what all sections share.
+"""The sections of a plan, such as preprocessing, network and training, and what they share.
 
-Each field carries its own title, unit and description. `--explain`, the report and the JSON schema
-show them; they are not written to a plan file and do not change a plan's id.
+`fields.json` has the title, unit and description of each field, which `--explain` and the JSON
+schema show; they are not written to a plan file and do not change a plan's id.
 """
 
 from __future__ import annotations
@@ -9,30 +9,20 @@ from __future__ import annotations
 import re
 from itertools import permutations
 from math import prod
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Doubles, Triple
+from autoseg.common.files import read_json
 
 FOR_ID = {"purpose": "id"}  # serialisation context of the dump that an id is computed from
-SINCE, UNIT = "since", "unit"
-UNITS: tuple[dict[str, Any], ...] = tuple(
-    {UNIT: unit} for unit in ("mm", "voxels", "s", "epochs", "share", "axes")
-)
-MM, VOXELS, SECONDS, EPOCHS, SHARE, AXES = UNITS
+SINCE = "since"
+FIELDS: dict[str, dict[str, dict[str, str]]] = read_json(Path(__file__).with_name("fields.json"))
 
 
 def _is_ascending(limits: tuple[float, float]) -> tuple[float, float]:
@@ -51,7 +41,7 @@ def _reaches_one(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 def is_orientation(code: Any) -> bool:
-    """Whether it is one of the 48 orientation codes; see `autoseg.image.orientation`."""
+    """Whether it is one of the 48 orientation codes; see `autoseg.image.geometry`."""
     return isinstance(code, str) and re.fullmatch(ORIENTATIONS, code) is not None
 
 
@@ -73,8 +63,7 @@ Orientation = Annotated[
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1, json_schema_extra=SHARE)]  # shown in per cent
+Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 LabelValue = Annotated[int, Field(ge=0, lt=2**16)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -84,7 +73,7 @@ FactorRange = Annotated[PositiveRange, AfterValidator(_reaches_one)]
 NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_is_ascending)]
 CountRange = Annotated[tuple[Count, Count], AfterValidator(_is_ascending)]
 Size3 = tuple[Count, Count, Count]
-Axes = Annotated[tuple[Literal[0, 1, 2], ...], Field(json_schema_extra=AXES)]
+Axes = tuple[Literal[0, 1, 2], ...]
 
 
 def since(version: str) -> dict[str, Any]:
@@ -101,24 +90,24 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @model_serializer(mode="wrap")
+    @pydantic.model_serializer(mode="wrap")
     def _for_id(
-        self, values_of: SerializerFunctionWrapHandler, info: SerializationInfo
+        self, values_of: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
     ) -> dict[str, Any]:
         """Leave out later keys (see `since`) at their default if the values are for an id."""
         values: dict[str, Any] = values_of(self)
         if info.context == FOR_ID:
             for key, field in type(self).model_fields.items():
-                if SINCE in extra(field) and getattr(self, key) == field.get_default(
-                    call_default_factory=True
-                ):
+                default = field.get_default(call_default_factory=True)
+                is_later = isinstance(extra := field.json_schema_extra, dict) and SINCE in extra
+                if is_later and getattr(self, key) == default:
                     values.pop(key, None)
         return values
 
 
-def extra(field: FieldInfo) -> dict[str, Any]:
-    """What a field declares besides its type: `unit` and `since`."""
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+def about(section: type[Section], key: str) -> dict[str, str]:
+    """Title, unit and description of a field, as far as it has them."""
+    return FIELDS.get(section.__name__, {}).get(key, {})
 
 
 # Preprocessing: steps in the order in which they are applied.
@@ -135,13 +124,8 @@ class Clip(Section):
 
     step: Literal["clip"] = "clip"
     window: Range
-    channel: Index | None = Field(None, description="null: every channel")
-    scaled_scans: Literal["clip", "keep"] = Field(
-        "clip",
-        description="keep: a channel whose values are all within 0 to 255 was scaled before, and "
-        "is not clipped",
-        json_schema_extra=since("0.2.0"),
-    )
+    channel: Index | None = None
+    scaled_scans: Literal["clip", "keep"] = Field("clip", json_schema_extra=since("0.2.0"))
 
     @model_validator(mode="after")
     def _is_open(self) -> Self:
@@ -165,29 +149,13 @@ class Resample(Section):
     step: Literal["resample"] = "resample"
     image_order: Literal[0, 1, 3] = 3
     label_order: Literal[0, 1] = 1
-    label_ties: Literal["smallest", "nearest"] = Field(
-        "smallest",
-        description="which of several labels that cover the same share of a voxel is chosen: the "
-        "smallest value, or that of the nearest voxel",
-        json_schema_extra=since("0.2.0"),
-    )
-    rounding: Literal["nearest", "down", "nearest_ratio"] = Field(
-        "nearest",
-        description="how size x spacing / target is rounded to a number of voxels; nearest_ratio: "
-        "spacing / target is computed first, as in nnU-Net, which differs in rare ties",
-    )
-    anisotropy: Positive | None = Field(
-        3.0, description="above this ratio of spacings the coarse axis is resampled with order 0"
-    )
-    clip: Literal["volume", "plane"] = Field(
-        "volume",
-        description="to whose range splines are clipped; plane: if the coarse axis is resampled "
-        "with order 0, each plane across it has its own range, as in nnU-Net",
-        json_schema_extra=since("0.2.0"),
-    )
+    label_ties: Literal["smallest", "nearest"] = Field("smallest", json_schema_extra=since("0.2.0"))
+    rounding: Literal["nearest", "down", "nearest_ratio"] = "nearest"
+    anisotropy: Positive | None = 3.0
+    clip: Literal["volume", "plane"] = Field("volume", json_schema_extra=since("0.2.0"))
 
 
-def whole_sizes(exact: NDArray[np.float64], rounding: str) -> NDArray[np.int64]:
+def whole_sizes(exact: Doubles, rounding: str) -> NDArray[np.int64]:
     """Round sizes to whole voxels, at least one, as `Resample.rounding` says."""
     # The tolerance keeps integral sizes from being rounded down by floating-point error.
     whole = np.floor(exact + 1e-6) if rounding == "down" else np.rint(exact)
@@ -224,36 +192,22 @@ MOST_STAGES = 100
 class Network(Section):
     """A U-Net; stage 0 has the full resolution."""
 
-    features: tuple[Maps, ...] = Field(title="feature maps per stage")
-    strides: tuple[tuple[Stride, Stride, Stride], ...] = Field(
-        title="stride per stage", description="on entering each stage; the first is 1, 1, 1"
-    )
-    kernels: tuple[tuple[Kernel, Kernel, Kernel], ...] = Field(title="kernel size per stage")
-    blocks_encoder: tuple[Blocks, ...] = Field(
-        title="encoder blocks per stage", description="convolutions or residual blocks per stage"
-    )
-    blocks_decoder: tuple[Blocks, ...] = Field(
-        title="decoder blocks per stage", description="convolutions per stage, finest first"
-    )
-    residual: bool = Field(False, title="residual encoder")
-    down: Literal["strided", "max_pool"] = Field("strided", title="downsampling")
-    norm: Literal["instance", "batch"] = Field("instance", title="normalisation layers")
-    norm_momentum: UnitInterval = Field(
-        0.1, title="momentum of batch normalisation", description="as torch defines it"
-    )
-    norm_epsilon: Positive = Field(1e-5, title="epsilon of the normalisation")
-    activation: Literal["leaky_relu", "relu"] = Field("leaky_relu", title="activation function")
-    negative_slope: float = Field(
-        0.01, title="slope of leaky ReLU below zero", json_schema_extra=since("0.2.0")
-    )
-    activation_first: bool = Field(False, title="activation before normalisation")
-    convolution_bias: bool = Field(True, title="bias in convolutions")
-    initialisation: Literal["he", "glorot"] = Field(
-        "he", title="weight initialisation", description="He normal or Glorot uniform"
-    )
-    deep_supervision: bool = Field(
-        True, title="deep supervision", description="train outputs of coarser stages as well"
-    )
+    features: tuple[Maps, ...]
+    strides: tuple[tuple[Stride, Stride, Stride], ...]
+    kernels: tuple[tuple[Kernel, Kernel, Kernel], ...]
+    blocks_encoder: tuple[Blocks, ...]
+    blocks_decoder: tuple[Blocks, ...]
+    residual: bool = False
+    down: Literal["strided", "max_pool"] = "strided"
+    norm: Literal["instance", "batch"] = "instance"
+    norm_momentum: Share = 0.1
+    norm_epsilon: Positive = 1e-5
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    negative_slope: float = Field(0.01, json_schema_extra=since("0.2.0"))
+    activation_first: bool = False
+    convolution_bias: bool = True
+    initialisation: Literal["he", "glorot"] = "he"
+    deep_supervision: bool = True
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Self:
@@ -292,21 +246,19 @@ class Network(Section):
 class DiceCrossEntropy(Section):
     """Soft Dice loss (1 - Dice, mean over foreground classes) plus cross-entropy."""
 
-    loss: Literal["dice_cross_entropy"] = Field("dice_cross_entropy", title="loss")
-    batch_dice: bool = Field(
-        False, title="batch Dice", description="sum the counts over the batch, not per sample"
-    )
-    smooth: float = Field(1e-5, ge=0, title="smoothing term of the loss")
-    background: bool = Field(False, title="background as a class of the Dice term")
+    loss: Literal["dice_cross_entropy"] = "dice_cross_entropy"
+    batch_dice: bool = False
+    smooth: float = Field(1e-5, ge=0)
+    background: bool = False
 
 
 class TverskyCrossEntropy(Section):
     """Tversky loss (number of classes minus the sum of indices) plus cross-entropy."""
 
-    loss: Literal["tversky_cross_entropy"] = Field("tversky_cross_entropy", title="loss")
-    alpha: float = Field(0.5, ge=0, title="weight of false negatives")
-    beta: float = Field(0.5, ge=0, title="weight of false positives")
-    smooth: float = Field(1e-6, ge=0, title="smoothing term of the loss")
+    loss: Literal["tversky_cross_entropy"] = "tversky_cross_entropy"
+    alpha: float = Field(0.5, ge=0)
+    beta: float = Field(0.5, ge=0)
+    smooth: float = Field(1e-6, ge=0)
 
 
 Loss = Annotated[DiceCrossEntropy | TverskyCrossEntropy, Field(discriminator="loss")]
@@ -315,22 +267,22 @@ Loss = Annotated[DiceCrossEntropy | TverskyCrossEntropy, Field(discriminator="lo
 class Sgd(Section):
     """Stochastic gradient descent."""
 
-    optimizer: Literal["sgd"] = Field("sgd", title="optimiser")
-    learning_rate: Positive = Field(1e-2, title="initial learning rate")
-    momentum: float = Field(0.99, ge=0, lt=1, title="momentum")
-    nesterov: bool = Field(True, title="Nesterov momentum")
-    weight_decay: float = Field(3e-5, ge=0, title="weight decay")
+    optimizer: Literal["sgd"] = "sgd"
+    learning_rate: Positive = 1e-2
+    momentum: float = Field(0.99, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(3e-5, ge=0)
 
 
 class Adam(Section):
     """Adam; AdamW if weight decay is `decoupled`."""
 
-    optimizer: Literal["adam"] = Field("adam", title="optimiser")
-    learning_rate: Positive = Field(1e-3, title="initial learning rate")
-    betas: tuple[UnitInterval, UnitInterval] = Field((0.9, 0.999), title="Adam's betas")
-    epsilon: Positive = Field(1e-8, title="Adam's epsilon")
-    weight_decay: float = Field(0.0, ge=0, title="weight decay")
-    decoupled: bool = Field(False, title="decoupled weight decay (AdamW)")
+    optimizer: Literal["adam"] = "adam"
+    learning_rate: Positive = 1e-3
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+    weight_decay: float = Field(0.0, ge=0)
+    decoupled: bool = False
 
 
 Optimizer = Annotated[Sgd | Adam, Field(discriminator="optimizer")]
@@ -339,26 +291,26 @@ Optimizer = Annotated[Sgd | Adam, Field(discriminator="optimizer")]
 class Polynomial(Section):
     """Learning rate x (1 - progress) ** exponent."""
 
-    schedule: Literal["polynomial"] = Field("polynomial", title="learning rate schedule")
-    exponent: Positive = Field(0.9, title="exponent of the schedule")
+    schedule: Literal["polynomial"] = "polynomial"
+    exponent: Positive = 0.9
 
 
 class Cosine(Section):
     """Linear warm-up, then cosine annealing to zero."""
 
-    schedule: Literal["cosine"] = Field("cosine", title="learning rate schedule")
-    warmup: Annotated[Share, Field(lt=1)] = Field(0.05, title="warm-up, share of the training")
+    schedule: Literal["cosine"] = "cosine"
+    warmup: Annotated[Share, Field(lt=1)] = 0.05
 
 
 class Plateau(Section):
     """Reduce the learning rate when the training loss stops decreasing."""
 
-    schedule: Literal["plateau"] = Field("plateau", title="learning rate schedule")
-    factor: float = Field(0.1, gt=0, lt=1, title="factor of each reduction")
-    patience_epochs: Count = Field(15, title="patience", json_schema_extra=EPOCHS)
-    min_delta: float = Field(1e-4, ge=0, title="smallest decrease that counts")
-    cooldown_epochs: int = Field(1, ge=0, title="cooldown", json_schema_extra=EPOCHS)
-    floor: float = Field(1e-5, ge=0, title="minimum learning rate")
+    schedule: Literal["plateau"] = "plateau"
+    factor: float = Field(0.1, gt=0, lt=1)
+    patience_epochs: Count = 15
+    min_delta: float = Field(1e-4, ge=0)
+    cooldown_epochs: int = Field(1, ge=0)
+    floor: float = Field(1e-5, ge=0)
 
 
 Schedule = Annotated[Polynomial | Cosine | Plateau, Field(discriminator="schedule")]
@@ -367,49 +319,51 @@ Schedule = Annotated[Polynomial | Cosine | Plateau, Field(discriminator="schedul
 class Training(Section):
     """How the network is trained."""
 
-    seed: Seed = Field(12345, title="random seed of the training")
-    epochs: Count = Field(1000, title="epochs")
-    steps_per_epoch: Count = Field(250, title="training steps per epoch")
-    validation_steps: int = Field(50, ge=0, title="batches of the validation loss per epoch")
-    augment_validation: bool = Field(False, title="augmentation of validation batches")
-    augment_on: Literal["processor", "device"] = Field(
-        "processor",
-        title="where augmentation runs",
-        description="processor: in worker processes; device: on the training device, which helps "
-        "on machines with few cores. Both draw from the same distributions, but not the same "
-        "values",
-    )
-    seconds: Positive | None = Field(
-        None,
-        title="time budget of one fold",
-        description="from start to finish; during training the number of epochs is adjusted only "
-        "if the budget would be missed by more than a tenth",
-        json_schema_extra=SECONDS,
-    )
-    early_stopping_epochs: Count | None = Field(
-        None,
-        title="early stopping",
-        description="stop after this many epochs without a lower training loss",
-        json_schema_extra=EPOCHS,
-    )
+    seed: Seed = 12345
+    epochs: Count = 1000
+    steps_per_epoch: Count = 250
+    validation_steps: int = Field(50, ge=0)
+    augment_validation: bool = False
+    augment_on: Literal["processor", "device"] = "processor"
+    seconds: Positive | None = None
+    early_stopping_epochs: Count | None = None
     loss: Loss = DiceCrossEntropy()
     optimizer: Optimizer = Sgd()
     schedule: Schedule = Polynomial()
-    gradient_clip: Positive | None = Field(12.0, title="maximum gradient norm")
-    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, title="decay per step of the moving average of the weights"
-    )
-    precision: Literal["auto", "bfloat16", "float16", "float32", "nnunet"] = Field(
-        "auto",
-        title="numerical precision",
-        description="auto: bfloat16 autocast on devices that compute it fast, else float32; "
-        "float16 (with loss scaling) is for CUDA, other devices use auto instead; nnunet: float16 "
-        "on CUDA, float32 on other devices",
-    )
-    compile: bool = Field(False, title="compilation with torch.compile")
-    keep: Literal["last", "best_training_loss"] = Field("last", title="weights used for prediction")
+    gradient_clip: Positive | None = 12.0
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["auto", "bfloat16", "float16", "float32", "nnunet"] = "auto"
+    compile: bool = False
+    keep: Literal["last", "best_training_loss"] = "last"
 
     @property
     def steps(self) -> int:
         """The number of training steps in all epochs."""
         return self.epochs * self.steps_per_epoch
+
+
+# Cross-validation and prediction.
+
+
+class Splits(Section):
+    """How the cases are split into folds (a `splits.json` of the user overrides it)."""
+
+    folds: int = Field(5, ge=2)
+    seed: Seed = 12345
+
+
+class Inference(Section):
+    """How a scan is predicted from patches."""
+
+    overlap: Triple
+    tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, json_schema_extra=since("0.2.0")
+    )
+    weighting: Literal["gaussian", "uniform", "nnunet"] = "gaussian"
+    average: Literal["probabilities", "logits", "logits_float16"] = Field(
+        "probabilities", json_schema_extra=since("0.2.0")
+    )
+    slide_axis: Literal[0, 1, 2] | None = Field(None, json_schema_extra=since("0.2.0"))
+    anisotropy: Positive | None = Field(None, json_schema_extra=since("0.2.0"))
+    mirror_axes: Axes = ()
+    mirror: bool = Field(False, json_schema_extra=since("0.2.0"))

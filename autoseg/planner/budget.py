@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.common.errors import PlanError
+from autoseg.common.parallel import used_by_others
 from autoseg.common.progress import counted, in_words, say
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
@@ -37,6 +38,7 @@ SHRINKAGE, SMALLEST_SIDE = 0.7, 24  # of a patch, along each axis
 # (1920); sarcoma MR 80 x 80 x 40 0.122 (90), 56 x 56 x 28 0.404 (300), 40 x 40 x 24 0.321 (780),
 # 28 x 28 x 24 0.047 (1110).
 STEPS_FOR_THE_PATCH = 500
+BUSY = 0.25  # of the cores, from which timings are distorted
 COARSE = (1e3, 1e3, 1e3)  # mm; placeholder for the spacing of axes that are not resampled
 # Share of the rules' feature maps, and the number of steps from which it outperforms the previous
 # one. One run each on the Hippocampus set: in 1 minute 16 maps (140 steps) reach Dice 0.849, 8 maps
@@ -95,6 +97,13 @@ def budget_layer(
     """
     tried: dict[str, Trial] = {}
     say("measuring training steps on this device, which takes a minute or more")
+    busy = used_by_others()
+    if busy > BUSY:
+        say(
+            f"warning: other processes use {busy:.0%} of this machine's cores, so that steps take "
+            "longer than on an idle machine and the plan has fewer of them; wait and plan again, "
+            "unless the training will share the machine, too"
+        )
 
     def attempt(choice: Choice) -> Trial:
         """Measure a choice once: the user's values may make several choices the same plan."""
@@ -112,8 +121,19 @@ def budget_layer(
         )
     epochs = max(1, min(EPOCHS, trial.steps, int(trial.training_seconds / SHORTEST_EPOCH)))
     layer = _layer(plan, choice, seconds, trial.steps, epochs)
-    measured = {"seconds": seconds, "tried": [entry.figures for entry in tried.values()]}
+    measured = {
+        "seconds": seconds,
+        "used_by_others": round(busy, 2),
+        "tried": [entry.figures for entry in tried.values()],
+        "decided": layer.values,
+    }
     return Layer(layer.source, layer.values | {"measured": measured}, f"{trial.steps} steps fit")
+
+
+def frozen_layer(plan: Plan) -> Layer:
+    """What a time budget decided in a plan, for another plan that is to be compared with it."""
+    values = plan.measured["decided"] | {"measured": plan.measured}
+    return Layer(f"time budget as measured for plan {plan.name}", values)
 
 
 @dataclass(frozen=True)
@@ -142,12 +162,8 @@ def _try(
         f"{times(sampling.patch_size)}: {timing.step_seconds:.2f} s per step, time for "
         f"{counted(steps, 'step')}"
     )
-    figures = {
-        "features": list(features),
-        "patch_size": list(sampling.patch_size),
-        "batch_size": sampling.batch_size,
-        "steps": steps,
-    }
+    figures: PlanValues = {"features": list(features), "patch_size": list(sampling.patch_size)}
+    figures |= {"batch_size": sampling.batch_size, "steps": steps}
     for name, value in asdict(timing).items():
         figures[name] = float(f"{value:.3g}") if isinstance(value, float) else value
     least = (spent + FEWEST_STEPS * timing.step_seconds) / AIM
@@ -156,9 +172,8 @@ def _try(
 
 def _choose(plan: Plan, attempt: Callable[[Choice], Trial]) -> tuple[Choice, Trial]:
     """Apply the rule that the module describes; slow choices are measured only if they may win."""
-    index = LIKELY_WIDTH
-    patch = plan.sampling.patch_size
-    choice = Choice(WIDTHS[index][0], patch, min(2, plan.sampling.batch_size))
+    index, sampling = LIKELY_WIDTH, plan.sampling
+    choice = Choice(WIDTHS[index][0], sampling.patch_size, min(2, sampling.batch_size))
     trial = attempt(choice)
     while trial.steps < STEPS_FOR_THE_PATCH and (smaller := _smaller(plan, choice.patch_size)):
         choice = replace(choice, patch_size=smaller)
@@ -195,9 +210,8 @@ def _network(plan: Plan, choice: Choice) -> PlanValues:
     if choice.patch_size == plan.sampling.patch_size:
         return {"features": _narrowed(features, choice.share)}
     topology = pool_and_kernels(plan.target_spacing_of(COARSE), choice.patch_size)
-    flat = [size == 1 for size in choice.patch_size]
     kernels = [
-        [1 if thin else width for thin, width in zip(flat, kernel, strict=True)]
+        [1 if size == 1 else width for size, width in zip(choice.patch_size, kernel, strict=True)]
         for kernel in topology.kernels
     ]
     stages = min(len(topology.strides), len(features))
@@ -282,10 +296,8 @@ def parse_seconds(text: str) -> float:
         PlanError: the text has another form, or is less than 20 seconds.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    seconds = 0.0
-    if found:
-        number, unit = found.groups()
-        seconds = float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    seconds = float(found[1]) * units[found[2]] if found else 0.0
     if not 20 <= seconds < inf:
         raise PlanError(f"--time-budget {text!r}: give at least 20s, as in 90s, 5m or 1.5h")
     return seconds

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 
 from autoseg.common.errors import PlanError
+from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis
 from autoseg.fingerprint import Fingerprint
-from autoseg.plan.labels import SegmentCode, check_mirrored
-from autoseg.plan.plan import CASCADE, Plan, Splits
-from autoseg.plan.reading import make_plan
-from autoseg.plan.sections import is_orientation
-from autoseg.planner import rule_values
-from autoseg.planner.budget import Overhead, Timing, budget_layer, short_recipe
+from autoseg.plan.labels import SegmentCode, check_mirrored, words_of
+from autoseg.plan.plan import CASCADE, Plan, make_plan
+from autoseg.plan.sections import Splits, is_orientation
+from autoseg.planner import overrides, patch_rule, rule_values
+from autoseg.planner.budget import Overhead, Timing, budget_layer, frozen_layer, short_recipe
 from autoseg.planner.grid import times
-from autoseg.planner.overrides import (
-    Layer,
-    Reference,
-    complete,
-    find_reference,
-    merge,
-    read_layer,
-    set_layer,
-    stack,
-)
-from autoseg.planner.patch_rule import (
-    patch_layer,
-    strides_without_patch,
-    whole_case_layer,
-    with_own_rules,
-)
+from autoseg.planner.overrides import Layer, Reference, merge
 from autoseg.planner.rules import Configuration, find_planner
 
 FEWEST_FOLDS = 2
@@ -56,9 +41,11 @@ class PlanOptions:
         layers: further plan values, above the overrides file and below `settings`.
         settings: `key=value` strings.
         seconds: time budget of one fold.
+        measured: plan with the same time budget, whose choices are used instead of measuring.
         regions_class_order: declared by the task, for overlapping labels.
         codes: of the classes, declared by the task.
         mirrored_labels: declared by the task: names of labels on one side -> on the other.
+        annotated: partly annotated case -> its annotated classes.
         skipped_cases: cases to leave out.
         patients: their number, if known; with fewer than five, each gets a fold.
     """
@@ -74,9 +61,11 @@ class PlanOptions:
     layers: tuple[Layer, ...] = ()
     settings: tuple[str, ...] = ()
     seconds: float | None = None
+    measured: Plan | None = None
     regions_class_order: tuple[int, ...] | None = None
     codes: Mapping[str, SegmentCode] = field(default_factory=dict)
     mirrored_labels: dict[str, str] | None = None
+    annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     skipped_cases: tuple[str, ...] = ()
     patients: int | None = None
 
@@ -103,7 +92,7 @@ def compose(
     """
     reference = None
     if options.use_reference:
-        reference = find_reference(fingerprint.task, options.reference)
+        reference = overrides.find_reference(fingerprint.task, options.reference)
     usual, counted = fingerprint.usual_orientation, fingerprint.counted_orientations
     orientation = _orientation(usual, options, reference)
     fingerprint = fingerprint.turned_to(orientation)
@@ -117,29 +106,32 @@ def compose(
     values["mirrored_labels"] = [list(pair) for pair in pairs]
     if names:
         evidence["mirrored_labels"] = (rule_values.EXCHANGED_SIDES, names)
-    recipe = None
-    if options.seconds is not None:
-        recipe = short_recipe(make_plan(values, "the rules"), options.seconds)
-    lower = [] if recipe is None else [recipe]
-    lower += [] if reference is None else reference.layers
+    lower = [] if reference is None else [*reference.layers]
+    if (seconds := options.seconds) is not None:
+        recipe = short_recipe(make_plan(values, "the rules"), seconds)
+        lower = lower if recipe is None else [recipe, *lower]
     users = _users_layers(options, values, lower)
 
     def build(*layers: Layer) -> Plan:
-        return stack(values, evidence, [*layers, *users], name)
+        return overrides.stack(values, evidence, [*layers, *users], name)
 
     memory_gb = options.memory_gb or (reference and reference.memory_gb)
     memory_gb = memory_gb or find_planner(options.planner).memory_gb
-    if (strides := strides_without_patch([*lower, *users])) is not None:
-        trial = build(whole_case_layer(fingerprint, strides), *lower)
-        lower = [patch_layer(trial, fingerprint, memory_gb), *lower]
+    if (strides := patch_rule.strides_without_patch([*lower, *users])) is not None:
+        trial = build(patch_rule.whole_case_layer(fingerprint, strides), *lower)
+        lower = [patch_rule.patch_layer(trial, fingerprint, memory_gb), *lower]
     plan = build(*lower)
     if options.seconds is None:
-        return plan if reference is None else with_own_rules(plan, fingerprint, memory_gb)
+        return (
+            plan if reference is None else patch_rule.with_own_rules(plan, fingerprint, memory_gb)
+        )
     if plan.previous_stage is not None:
         raise PlanError(
             f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "
             "plan it without --time-budget, and --set training.epochs or training.seconds"
         )
+    if options.measured is not None:
+        return build(*lower, frozen_layer(options.measured))
     assert overhead is not None
     assert measure is not None
     budget = budget_layer(
@@ -157,7 +149,15 @@ def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: P
 
 def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[Plan]:
     """The rules' plans of the configurations besides the plan's."""
-    kept = ("name", "planner", "memory_gb", "regions_class_order", "skipped_cases", "patients")
+    kept = (
+        "name",
+        "planner",
+        "memory_gb",
+        "regions_class_order",
+        "annotated",
+        "skipped_cases",
+        "patients",
+    )
     by_rules = PlanOptions(**{key: getattr(options, key) for key in kept}, use_reference=False)
     turned = fingerprint.turned_to(fingerprint.usual_orientation)
     return [
@@ -168,13 +168,11 @@ def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> l
 
 
 def _describe(configuration: Configuration) -> str:
+    about = f"{by_axis(configuration.spacing_mm, '.3g')} mm, patches of "
+    about += f"{times(configuration.patch_size)}, batch {configuration.batch_size}"
     if configuration.name == CASCADE:
-        return f"{CASCADE} (refines 3d_lowres, which is trained first)"
-    spacing = by_axis(configuration.spacing_mm, ".3g")
-    return (
-        f"{configuration.name} ({spacing} mm, patches of {times(configuration.patch_size)}, batch "
-        f"{configuration.batch_size})"
-    )
+        about = "refines 3d_lowres, which is trained first"
+    return f"{configuration.name} ({about})"
 
 
 def _orientation(usual: str, options: PlanOptions, reference: Reference | None) -> str | None:
@@ -194,28 +192,28 @@ def _rules(
 ) -> tuple[rule_values.PlanValues, rule_values.Evidence, str]:
     """The values of the rules alone, their evidence, and the name of the plan."""
     available = rule_values.configurations(fingerprint, options.planner, options.memory_gb)
-    recommended = next(iter(available))
     configuration = available[_choose(available, options.configuration, reference)]
     values, evidence = rule_values.rule_values(fingerprint, configuration)
     if configuration.name == CASCADE:
         values["previous_stage"] = f"{options.name}-3d_lowres"
     values["regions_class_order"] = options.regions_class_order
     if options.codes:
-        values["codes"] = {
-            name: code.model_dump(mode="json") for name, code in options.codes.items()
-        }
+        codes = options.codes.items()
+        values["codes"] = {name: code.model_dump(mode="json") for name, code in codes}
         evidence["codes"] = (rule_values.DECLARED, "")
+    if options.annotated:
+        values["annotated"] = options.annotated
+        evidence["annotated"] = (rule_values.DECLARED, "")
     if options.skipped_cases:
         values["skipped_cases"] = options.skipped_cases
         evidence["skipped_cases"] = (rule_values.SKIPPED, "verification.json says why")
     if options.patients is not None and options.patients < Splits().folds:
         values["splits"] = {"folds": max(FEWEST_FOLDS, options.patients)}
         evidence["splits.folds"] = (rule_values.FOLD_PER_PATIENT, f"{options.patients} in the task")
-    is_usual = configuration.name in (recommended, reference and reference.configuration)
-    name = options.name
-    if not (is_usual or options.keep_name):
-        name = f"{name}-{configuration.name}"
-    return complete(values, "the rules"), evidence, name
+    usual = (next(iter(available)), reference and reference.configuration)
+    has_name = configuration.name in usual or options.keep_name
+    name = options.name if has_name else f"{options.name}-{configuration.name}"
+    return overrides.complete(values, "the rules"), evidence, name
 
 
 def _choose(
@@ -234,18 +232,15 @@ def _choose(
         )
     chosen = requested or fixed or next(iter(available))
     if chosen not in available:
+        why = ", whose cases are single slices"
+        if (full := available.get("3d_fullres")) is not None:
+            patch, case = times(full.patch_size), times(full.median_shape)
+            why = f": a median case of {case} voxels is small enough for patches of {patch}"
         raise PlanError(
-            f"configuration {chosen!r} is not useful for these data{_why_not(available)}; "
+            f"configuration {chosen!r} is not useful for these data{why}; "
             f"available: {', '.join(available)}"
         )
     return chosen
-
-
-def _why_not(available: Mapping[str, Configuration]) -> str:
-    if (full := available.get("3d_fullres")) is None:
-        return ", whose cases are single slices"
-    patch, case = times(full.patch_size), times(full.median_shape)
-    return f": a median case of {case} voxels is small enough for patches of {patch}"
 
 
 def _users_layers(
@@ -253,13 +248,13 @@ def _users_layers(
 ) -> list[Layer]:
     layers = []
     if options.overrides is not None:
-        layers.append(read_layer(options.overrides, f"overrides {options.overrides.name}"))
+        layers.append(
+            overrides.read_layer(options.overrides, f"overrides {options.overrides.name}")
+        )
     layers += options.layers
     if options.settings:
-        base = rules
-        for layer in [*lower, *layers]:
-            base = merge(base, layer.values)
-        layers.append(set_layer(options.settings, base))
+        base = reduce(merge, (layer.values for layer in [*lower, *layers]), rules)
+        layers.append(overrides.set_layer(options.settings, base))
     return layers
 
 
@@ -267,14 +262,11 @@ def _users_layers(
 
 Pairs = tuple[tuple[int, int], ...]
 
-# Words for the left and the right side in names of labels.
-WORDS = json.loads(Path(__file__).with_name("sides.json").read_text("utf-8"))
+# Words for the left and the right side in names of labels; and organs whose two sides are no mirror
+# images of each other, as patterns: a mirrored right atrium is no left one.
+WORDS, unlike = read_json(Path(__file__).with_name("sides.json")).values()
+UNLIKE = re.compile("|".join(unlike))
 JOINED = 4  # words of at least so many letters may also be joined to others, as in `leftlung`
-# Organs whose two sides are no mirror images of each other: a mirrored right atrium is no left one.
-UNLIKE = re.compile(
-    r"atri(um|a|al)\b|auricle|appendage|coronary|myocardium|aort|hepat|liver|leber|foie|herz|heart"
-    r"|(?<!lateral )\bventricle|bundle branch",
-)
 
 
 def pairs_of(
@@ -287,11 +279,8 @@ def pairs_of(
         declared: names on one side -> names on the other; None to find them.
     """
     names = by_name(list(labels)[1:]) if declared is None else list(declared.items())
-    pairs: list[tuple[int, int]] = []
-    for one, other in names:
-        for pair in zip(labels[one], labels[other], strict=False):
-            if pair[0] != pair[1] and pair not in pairs:
-                pairs.append(pair)
+    found = (p for one, other in names for p in zip(labels[one], labels[other], strict=False))
+    pairs = list(dict.fromkeys(pair for pair in found if pair[0] != pair[1]))
     evidence = ", ".join(f"{one} and {other}" for one, other in names)
     try:
         check_mirrored({name: tuple(values) for name, values in labels.items()}, pairs)
@@ -306,7 +295,7 @@ def by_name(names: Sequence[str]) -> list[tuple[str, str]]:
     Organs that are no mirror images of each other, such as the ventricles of the heart, are left
     out. A name with several partners is left out as well.
     """
-    normal = {" ".join(_words(name)): name for name in names}
+    normal = {" ".join(words_of(name)): name for name in names}
     if len(normal) < len(names):
         normal = {name.casefold(): name for name in names}
     pairs = []
@@ -316,11 +305,6 @@ def by_name(names: Sequence[str]) -> list[tuple[str, str]]:
             pairs.append((name, partners.pop()))
     named = list(chain.from_iterable(pairs))
     return [pair for pair in pairs if all(named.count(name) == 1 for name in pair)]
-
-
-def _words(name: str) -> list[str]:
-    apart = re.sub(r"(?<=[a-z\u00df-\u00ff])(?=[A-Z])", " ", name)  # LeftLung
-    return re.findall(r"[^\W_]+", apart.casefold())
 
 
 def _mirrored(text: str) -> Iterator[str]:

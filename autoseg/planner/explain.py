@@ -7,49 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pydantic.fields import FieldInfo
+from jinja2 import Environment, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from autoseg.common.progress import by_axis
-from autoseg.plan.labels import Colour, Merged, Tolerance
-from autoseg.plan.plan import Plan, Provenance, VolumeShare
-from autoseg.plan.sections import (
-    UNIT,
-    Clip,
-    CropToNonzero,
-    Resample,
-    Rescale,
-    Section,
-    ZScore,
-    extra,
-)
+from autoseg.plan.plan import Plan, Provenance
+from autoseg.plan.sections import Section, about
 from autoseg.planner.overrides import closest, publication
 from autoseg.planner.rule_values import DECLARED, FOLD_PER_PATIENT, SKIPPED
+from autoseg.planner.rules import TABLES
 
-HEADINGS = {  # top-level key of the plan -> heading; all other keys are below "data"
-    "target_spacing_mm": "preprocessing",
-    "preprocessing": "preprocessing",
-    "sampling": "patches",
-    "augmentation": "augmentation",
-    "network": "network",
-    "training": "training",
-    "splits": "cross-validation",
-    "inference": "prediction",
-    "evaluation": "evaluation",
-}
+HEADINGS: dict[str, str] = TABLES["headings"]  # of top-level keys; all others are below "data"
 GROUPS = ("data", *dict.fromkeys(HEADINGS.values()))
 HIDDEN = ("format_version", "provenance", "measured", "task", "name")
 DEFAULT = Provenance(source="default")
 RULE, REFERENCE = "rule: ", "reference plan "
-SOURCES = {  # of rules that are not nnU-Net's
-    DECLARED: "dataset.json",
-    SKIPPED: "--skip-bad-cases",
-    FOLD_PER_PATIENT: "own rule",
-}
+# Of rules that are not nnU-Net's.
+SOURCES = {DECLARED: "dataset.json", SKIPPED: "--skip-bad-cases", FOLD_PER_PATIENT: "own rule"}
+Words = dict[str, str]  # title, unit and description of a field
 ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
 WIDTH = 120
 
@@ -128,10 +108,10 @@ def rows(plan: Plan) -> list[Explained]:
     ]
 
 
-def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
+def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Words, Any]]:
     """Key, field and value of everything below a section; lists of sections entry by entry."""
-    for name, field in type(section).model_fields.items():
-        key, value = f"{prefix}{name}", getattr(section, name)
+    for name, value in section:
+        key, field = f"{prefix}{name}", about(type(section), name)
         if isinstance(value, Section):
             yield from _leaves(value, f"{key}.")
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
@@ -141,7 +121,7 @@ def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, FieldInfo
             yield key, field, value
 
 
-def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
+def _row(plan: Plan, key: str, field: Words, value: Any) -> Explained:
     why, origin = _provenance(plan, key)
     is_rule = why.source.startswith(RULE)
     around, _, number = key.rpartition(".")
@@ -161,7 +141,7 @@ def _row(plan: Plan, key: str, field: FieldInfo, value: Any) -> Explained:
     has_reason = key == origin or (key == f"{origin}.0" and why.evidence)
     return Explained(
         key=key,
-        name=f"{field.title} {int(number) + 1}" if number.isdecimal() else str(field.title),
+        name=f"{field['title']} {int(number) + 1}" if number.isdecimal() else field["title"],
         value=text,
         rule=why.source.removeprefix(RULE) if is_rule and has_reason else "",
         evidence="; ".join(filter(None, (evidence, *_parts(plan, key)))),
@@ -194,7 +174,7 @@ def _source(source: str) -> str:
     return source.removeprefix(REFERENCE)
 
 
-def _replaced(value: Any, key: str, origin: str, field: FieldInfo) -> str:
+def _replaced(value: Any, key: str, origin: str, field: Words) -> str:
     """The value of the rules; of a list of steps only their kinds, with its first entry."""
     if key not in (origin, f"{origin}.0"):
         return ""
@@ -203,15 +183,15 @@ def _replaced(value: Any, key: str, origin: str, field: FieldInfo) -> str:
     return "nothing" if value is None or key != origin else value_text(value, field)
 
 
-def value_text(value: Any, field: FieldInfo, channels: Sequence[str] = ()) -> str:
+def value_text(value: Any, field: Words, channels: Sequence[str] = ()) -> str:
     """A value with its unit.
 
     Args:
         value: of the plan, or as JSON.
-        field: the field of the plan that holds it.
+        field: title and unit of the field of the plan that holds it.
         channels: of the plan; intensities of CT channels have the unit HU.
     """
-    unit = extra(field).get(UNIT, "")
+    unit = field.get("unit", "")
     match value:
         case Section():
             return _section_text(value, channels)
@@ -229,67 +209,34 @@ def value_text(value: Any, field: FieldInfo, channels: Sequence[str] = ()) -> st
 
 def _section_text(section: Section, channels: Sequence[str]) -> str:
     """An entry of a list: a step, a transform, a volume share, or an entry of the evaluation."""
-    match section:
-        case CropToNonzero() | Clip() | Rescale() | Resample() | ZScore():
-            return _step_text(section, channels)
-        case VolumeShare(label=label, container=container):
-            return f"label {label} as a share of labels {_plain((label, *container))}"
-        case Tolerance(labels=labels, mm=mm):
-            return f"labels {_plain(labels)}: {mm:g} mm"
-        case Colour(labels=labels, colour=colour):
-            return f"labels {_plain(labels)}: {colour}"
-        case Merged(labels=labels, name=name):
-            return f"{name}: mean of labels {_plain(labels)}"
-        case _:
-            return _transform_text(section)
-
-
-def _step_text(step: Section, channels: Sequence[str]) -> str:
-    channel = getattr(step, "channel", None)
+    channel = getattr(section, "channel", None)
     names = channels if channel is None else [channels[channel]]
-    of = "" if channel is None or len(channels) == 1 else f" ({channels[channel]})"
-    unit = " HU" if all(name.casefold() == "ct" for name in names) else ""
-    match step:
-        case Clip(window=window, scaled_scans=scaled):
-            but = "" if scaled == "clip" else "; not of scans within 0 to 255"
-            return f"clip intensities to {_range(window)}{unit}{of}{but}"
-        case Rescale(range=limits, whole_numbers=rounded):
-            return f"rescale each case to {_range(limits)}{', rounded' if rounded else ''}{of}"
-        case Resample(image_order=image, label_order=label, rounding=rounding, anisotropy=ratio):
-            ties = "nearest voxel" if step.label_ties == "nearest" else "smallest value"
-            coarse = f"; nearest along an axis more than {ratio:g} x as coarse" if ratio else ""
-            return (
-                f"resample to the target spacing: image {ORDERS[image]}, labels {ORDERS[label]} "
-                f"(ties: {ties}), "
-                f"sizes rounded {'down' if rounding == 'down' else 'to nearest'}{coarse}"
-            )
-        case ZScore(mean=mean, std=std, nonzero=nonzero):
-            shift = "the case's mean" if mean is None else f"{mean:.6g}{unit}"
-            scale = "the case's standard deviation" if std is None else f"{std:.6g}{unit}"
-            where = ", both of the non-zero voxels" if nonzero else ""
-            return f"subtract {shift}, divide by {scale}{where}{of}"
-        case _:
-            return "crop to the voxels that are not zero in every channel"
+    text = TEMPLATE.render(
+        kind=type(section).__name__,
+        entry=section,
+        unit=" HU" if all(name.casefold() == "ct" for name in names) else "",
+        of="" if channel is None or len(channels) == 1 else f" ({channels[channel]})",
+    )
+    return text.strip() or _transform_text(section)
 
 
 def _transform_text(transform: Section) -> str:
     """Title and settings; settings with probability 0 are left out."""
-    fields = type(transform).model_fields
     settings = ", ".join(
-        _setting(name, getattr(transform, name), field)
-        for name, field in fields.items()
+        _setting(name, value, about(type(transform), name))
+        for name, value in transform
         if name != "transform"
         and getattr(transform, f"{name.rpartition('_')[0]}_probability", 1) != 0
     )
-    return f"{fields['transform'].title}: {settings}"
+    return f"{about(type(transform), 'transform')['title']}: {settings}"
 
 
-def _setting(name: str, value: Any, field: FieldInfo) -> str:
+def _setting(name: str, value: Any, field: Words) -> str:
     if name.endswith("degrees"):
         text = " ".join(f"{axis} {_range(turn)}°" for axis, turn in zip("xyz", value, strict=True))
     elif name.endswith("_order"):
         text = ORDERS[value]
-    elif isinstance(value, tuple) and UNIT not in extra(field):
+    elif isinstance(value, tuple) and "unit" not in field:
         text = _range(value)
     else:
         text = value_text(value, field)
@@ -323,3 +270,9 @@ def _is_vector(value: Any) -> bool:
         and len(value) == 3
         and all(each is None or isinstance(each, int | float) for each in value)
     )
+
+
+TEMPLATE = Environment(undefined=StrictUndefined).from_string(
+    Path(__file__).with_name("explain.j2").read_text("utf-8"),
+    {"range": _range, "plain": _plain, "orders": ORDERS},
+)

@@ -17,13 +17,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from autoseg.common.arrays import Doubles
 from autoseg.common.progress import by_axis
 
+Number = TypeVar("Number", int, float)
 ANISOTROPY_FACTOR = 3
 FINE_PERCENTILE = 10  # of the spacings of an anisotropic axis
 FIRST_FEATURES = 32
@@ -55,12 +57,12 @@ class DataFigures:
         return len(self.spacings_zyx)
 
     @cached_property
-    def spacings_zyx(self) -> NDArray[np.float64]:
+    def spacings_zyx(self) -> Doubles:
         """Spacings in mm, (cases, 3)."""
         return _reversed_table(self.spacings_mm)
 
     @cached_property
-    def shapes_zyx(self) -> NDArray[np.float64]:
+    def shapes_zyx(self) -> Doubles:
         """Shapes in voxels, (cases, 3)."""
         return _reversed_table(self.shapes)
 
@@ -106,28 +108,19 @@ def full_grid(figures: DataFigures) -> Grid:
 
 def in_plane(full: Grid) -> Grid:
     """The grid of the slices perpendicular to the axis with the lowest resolution."""
-    return Grid(
-        axes=full.axes[1:],
-        spacing_mm=full.spacing_mm[1:],
-        median_shape=full.median_shape[1:],
-        voxels=full.voxels,
-        evidence=f"{full.evidence}; slices across {'xyz'[full.axes[0]]}, the coarsest axis",
-    )
+    evidence = f"{full.evidence}; slices across {'xyz'[full.axes[0]]}, the coarsest axis"
+    inside = (full.axes[1:], full.spacing_mm[1:], full.median_shape[1:])
+    return Grid(*inside, full.voxels, evidence)
 
 
-def coarser(full: Grid, spacing_mm: NDArray[np.float64], evidence: str) -> Grid:
+def coarser(full: Grid, spacing_mm: Doubles, evidence: str) -> Grid:
     """The grid of `full` resampled to another spacing (in the planner's order)."""
     shape = np.divide(full.spacing_mm, spacing_mm) * full.median_shape
-    return Grid(
-        axes=full.axes,
-        spacing_mm=tuple(spacing_mm.tolist()),
-        median_shape=tuple(np.maximum(np.rint(shape), 1).tolist()),
-        voxels=float(np.prod(shape)),
-        evidence=evidence,
-    )
+    median = tuple(np.maximum(np.rint(shape), 1).tolist())
+    return Grid(full.axes, tuple(spacing_mm.tolist()), median, float(np.prod(shape)), evidence)
 
 
-def _target_spacing_zyx(figures: DataFigures) -> tuple[NDArray[np.float64], str]:
+def _target_spacing_zyx(figures: DataFigures) -> tuple[Doubles, str]:
     target = np.percentile(figures.spacings_zyx, 50, axis=0)
     shape = np.percentile(figures.shapes_zyx, 50, axis=0)
     evidence = f"median spacing {times(target[::-1])} mm of {figures.cases} cases"
@@ -146,7 +139,7 @@ def _target_spacing_zyx(figures: DataFigures) -> tuple[NDArray[np.float64], str]
     return target, evidence
 
 
-def _reversed_table(values: ArrayLike) -> NDArray[np.float64]:
+def _reversed_table(values: ArrayLike) -> Doubles:
     table = np.asarray(values, dtype=np.float64)
     assert table.shape == (max(len(table), 1), 3), table.shape
     return table[:, ::-1]
@@ -230,10 +223,8 @@ def pool_and_kernels(
             size[axis] = math.ceil(size[axis] / 2)
         strides.append(tuple(2 if axis in halved else 1 for axis in range(len(size))))
     kernels.append((3,) * len(size))
-    padded = (
-        math.ceil(side / divisor) * divisor
-        for side, divisor in zip(patch, _products(strides), strict=True)
-    )
+    pairs = _pairs(patch, _products(strides))
+    padded = (math.ceil(side / factor) * factor for side, factor in pairs)
     return Topology(tuple(strides), tuple(kernels), tuple(padded))
 
 
@@ -272,9 +263,7 @@ def _halved_axes(
     """The axes that the next stage halves; none if there is no further stage."""
     long = [axis for axis in range(len(size)) if size[axis] >= 2 * min_feature_map]
     halved = _comparable(long, spacing)
-    if len(halved) == 1 and size[halved[0]] < 3 * min_feature_map:
-        return []
-    return halved
+    return [] if len(halved) == 1 and size[halved[0]] < 3 * min_feature_map else halved
 
 
 def _comparable(axes: Sequence[int], spacing: Sequence[float]) -> list[int]:
@@ -287,5 +276,5 @@ def _products(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
 
 
-def _pairs(first: Sequence[int], second: Sequence[int]) -> zip[tuple[int, int]]:
+def _pairs(first: Sequence[Number], second: Sequence[int]) -> zip[tuple[Number, int]]:
     return zip(first, second, strict=True)

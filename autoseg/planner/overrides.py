@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_text
-from autoseg.plan.plan import Plan, Provenance
-from autoseg.plan.reading import describe_error, make_plan
+from autoseg.plan.plan import Plan, Provenance, describe_error, make_plan
 from autoseg.planner.rule_values import Evidence, PlanValues
 
 KINDS = ("step", "transform", "loss", "optimizer", "schedule")
@@ -120,9 +121,8 @@ def merge(below: PlanValues, above: PlanValues) -> PlanValues:
 
 def _can_merge(old: Any, new: Any) -> bool:
     """Whether both are objects of the same kind."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return False
-    return not any(isinstance(new.get(k), str) and new[k] != old.get(k) for k in KINDS)
+    both = isinstance(old, dict) and isinstance(new, dict)
+    return both and not any(isinstance(new.get(k), str) and new[k] != old.get(k) for k in KINDS)
 
 
 def _leaves(values: PlanValues, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -198,25 +198,20 @@ def _nest(path: list[str], value: Any, base: Any, setting: str) -> Any:
         if first in NOT_MERGED and rest and isinstance(inner, dict):
             nested = inner | nested
         return {first: nested}
-    index = _index(first, len(base), setting)
+    if not (first.isdecimal() and int(first) < len(base)):
+        valid = f"use 0 to {len(base) - 1}" if base else "the list is empty"
+        raise PlanError(f"{setting}: {first!r} is not an index of this list; {valid}")
+    index = int(first)
     changed = _nest(rest, value, base[index], setting)
     if _can_merge(base[index], changed):
         changed = merge(base[index], changed)
     return [*base[:index], changed, *base[index + 1 :]]
 
 
-def _index(text: str, length: int, setting: str) -> int:
-    if text.isdecimal() and int(text) < length:
-        return int(text)
-    valid = f"use 0 to {length - 1}" if length else "the list is empty"
-    raise PlanError(f"{setting}: {text!r} is not an index of this list; {valid}")
-
-
 def _parse(text: str) -> Any:
-    try:
+    with suppress(ValueError, RecursionError):
         return json5.loads(text)
-    except (ValueError, RecursionError):
-        return text  # such as bfloat16
+    return text  # such as bfloat16
 
 
 # Reference plans: published pipelines as commented JSON5 files in `plans/`.
@@ -262,9 +257,8 @@ ABOUT = Reference.model_fields.keys() - {"name", "layers"}
 
 def plans_folder() -> Path:
     """`plans/` in the installed package, or at the top level of a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    shipped = package / "plans"
-    return shipped if shipped.is_dir() else package.parent / "plans"
+    package, checkout = Path(__file__).resolve().parents[1:3]
+    return package / "plans" if (package / "plans").is_dir() else checkout / "plans"
 
 
 def reference_names() -> list[str]:
@@ -278,9 +272,8 @@ def find_reference(task: str, name: str | None = None) -> Reference | None:
     Raises:
         PlanError: the name is unknown, a file is invalid, or plans extend each other.
     """
-    if name is None:
-        return read_reference(task) if task in reference_names() else None
-    return read_reference(name)
+    is_missing = name is None and task not in reference_names()
+    return None if is_missing else read_reference(task if name is None else name)
 
 
 def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
@@ -321,10 +314,8 @@ def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
 
 def _expanded(values: PlanValues, below: Reference, source: str) -> PlanValues:
     """The values, with dotted keys as nested objects and lists."""
-    base: PlanValues = {}
-    for layer in below.layers:
-        base = merge(base, layer.values)
     expanded: PlanValues = {}
+    base = reduce(merge, (layer.values for layer in below.layers), expanded)
     for key, value in values.items():
         nested = _nest(key.split("."), value, merge(base, expanded), f"{source}: {key}")
         expanded = merge(expanded, nested)

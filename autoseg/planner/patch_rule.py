@@ -65,9 +65,7 @@ def strides_without_patch(layers: Sequence[Layer]) -> Any:
 
 def whole_case_layer(fingerprint: Fingerprint, strides: Any) -> Layer:
     """A patch that fits the strides, to validate a plan before its patch is chosen."""
-    factor = (
-        2 ** len(strides) if isinstance(strides, list) else 1
-    )  # invalid ones are reported later
+    factor = 2 ** len(strides) if isinstance(strides, list) else 1  # others are reported later
     sizes = fingerprint.shapes_after_crop.max(axis=0).tolist()
     return _layer([2 * factor * ceil(size / factor) for size in sizes], "")
 
@@ -102,19 +100,13 @@ def largest_patch(
     Raises:
         PlanError: even the smallest patch does not fit.
     """
-    factors = plan.network.reduction
+    factors, best = plan.network.reduction, None
     most = [max(1, floor(size / r)) for size, r in zip(median_shape, factors, strict=True)]
     steps = [spacing * r for spacing, r in zip(spacing_mm, factors, strict=True)]
-    lengths = sorted(
-        {k * step for step, n in zip(steps, most, strict=True) for k in range(1, n + 1)}
-    )
-    best = None
-    for length in lengths:  # mm
+    pairs = list(zip(steps, most, strict=True))
+    for length in sorted({k * step for step, n in pairs for k in range(1, n + 1)}):  # mm
         # The tolerance covers lengths that floating-point error puts just below a multiple.
-        counts = [
-            min(max(floor(length / step * (1 + 1e-9)), 1), n)
-            for step, n in zip(steps, most, strict=True)
-        ]
+        counts = [min(max(floor(length / step * (1 + 1e-9)), 1), n) for step, n in pairs]
         x, y, z = (k * r for k, r in zip(counts, factors, strict=True))
         if plan.network.norm == "instance" and prod(counts) == 1:
             continue
@@ -139,12 +131,12 @@ def spacing_and_patch(
     """
     spacing = np.array(fingerprint.median_spacing_mm)
     while True:
-        x, y, z = spacing.tolist()
-        tried = plan.model_copy(update={"target_spacing_mm": (x, y, z)})
+        target = tuple(spacing.tolist())
+        tried = plan.model_copy(update={"target_spacing_mm": target})
         _, shape = median_grid(tried, fingerprint)
-        patch = largest_patch(tried, (x, y, z), shape, memory_gb)
+        patch = largest_patch(tried, target, shape, memory_gb)
         if prod(patch) >= LOWRES_COVERAGE * prod(shape):
-            return (x, y, z), patch
+            return target, patch
         spacing = coarsened(spacing)
 
 
@@ -189,10 +181,8 @@ def median_grid(
     shapes = fingerprint.shapes_after_crop
     if not any(isinstance(step, sections.CropToNonzero) for step in plan.preprocessing):
         shapes = np.array([case.shape for case in fingerprint.cases.values()], dtype=np.int64)
-    resample = next(
-        (step for step in plan.preprocessing if isinstance(step, sections.Resample)), None
-    )
-    if resample is None:
+    resampling = (step for step in plan.preprocessing if isinstance(step, sections.Resample))
+    if (resample := next(resampling, None)) is None:
         return fingerprint.median_spacing_mm, tuple(np.median(shapes, axis=0).tolist())
     spacings = fingerprint.spacings_mm
     targets = np.array([plan.target_spacing_of(spacing) for spacing in spacings.tolist()])
@@ -267,13 +257,15 @@ def training_memory(plan: Plan, patch_size: Triple | None = None) -> TrainingMem
     """
     patch = patch_size or plan.sampling.patch_size
     channels, classes = plan.input_channels, plan.classes.outputs
+    optimizer = plan.training.optimizer
+    states = 2 if isinstance(optimizer, sections.Adam) else int(optimizer.momentum > 0)
     weights = FLOAT * parameter_count(plan.network, channels, classes)
     value_bytes = HALF if plan.training.precision in ("bfloat16", "float16") else FLOAT
     per_patch = _activations(plan.network, channels, classes, patch, value_bytes)
     return TrainingMemory(
         parameters=weights + (weights // 2 if value_bytes == HALF else 0),  # autocast keeps copies
         gradients=weights,
-        optimizer=weights * _states(plan.training.optimizer),
+        optimizer=weights * states,
         average=0 if plan.training.average_decay is None else weights,
         activations=plan.sampling.batch_size * per_patch,
     )
@@ -285,29 +277,21 @@ def parameter_count(network: sections.Network, channels: int, classes: int) -> i
     count = 0
     for inputs, outputs, kernel in _convolutions(network, channels):
         count += (inputs * prod(kernel) + bias) * outputs + 2 * outputs
-    for inputs, outputs in _shortcuts(network):
-        count += inputs * outputs + 2 * outputs
+    for inputs, outputs in zip(network.features, network.features[1:], strict=False):
+        if network.residual and inputs != outputs:  # a shortcut where the width changes
+            count += inputs * outputs + 2 * outputs
     for stage, width in enumerate(network.features[:-1]):
         count += width * (network.features[stage + 1] * prod(network.strides[stage + 1]) + 1)
     heads = network.features[: network.supervised]
     return count + sum((width + 1) * classes for width in heads)
 
 
-def _states(optimizer: sections.Optimizer) -> int:
-    """Values that the optimiser stores per parameter."""
-    if isinstance(optimizer, sections.Adam):
-        return 2
-    return 1 if optimizer.momentum > 0 else 0
-
-
 def _convolutions(network: sections.Network, channels: int) -> list[tuple[int, int, Triple]]:
     """Input maps, output maps and kernel of every convolution followed by a normalisation."""
     features, kernels = network.features, network.kernels
-    found: list[tuple[int, int, Triple]] = []
-    inputs = channels
-    if network.residual:
-        found.append((channels, features[0], kernels[0]))
-        inputs = features[0]
+    stem: list[tuple[int, int, Triple]] = [(channels, features[0], kernels[0])]
+    found = stem if network.residual else []
+    inputs = features[0] if network.residual else channels
     for stage, width in enumerate(features):
         count = network.blocks_encoder[stage] * (2 if network.residual else 1)
         found.append((inputs, width, kernels[stage]))
@@ -317,14 +301,6 @@ def _convolutions(network: sections.Network, channels: int) -> list[tuple[int, i
         found.append((2 * width, width, kernels[stage]))
         found += [(width, width, kernels[stage])] * (network.blocks_decoder[stage] - 1)
     return found
-
-
-def _shortcuts(network: sections.Network) -> list[tuple[int, int]]:
-    """Input and output maps of the convolutions in shortcuts, where the width changes."""
-    if not network.residual:
-        return []
-    pairs = zip(network.features, network.features[1:], strict=False)
-    return [(inputs, outputs) for inputs, outputs in pairs if inputs != outputs]
 
 
 def _activations(

@@ -6,6 +6,7 @@ nnU-Net's preprocessing steps and augmentation.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -14,7 +15,7 @@ from typing import Any
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import CASCADE
 from autoseg.planner.grid import DataFigures
-from autoseg.planner.rules import Configuration, decide
+from autoseg.planner.rules import PER_CASE, TABLES, Configuration, decide
 
 PlanValues = dict[str, Any]
 Evidence = dict[str, tuple[str, str]]  # dotted key -> rule, figures
@@ -56,10 +57,13 @@ def rule_values(
     """
     configuration = _with_two_stages(configuration)
     patch = _in_space(configuration, configuration.patch_size)
-    mirrored = [axis for axis in range(3) if patch[axis] > 1]
+    # Instance normalisation, unless the coarsest stage is a single voxel.
+    reduction = tuple(prod(along) for along in zip(*configuration.strides, strict=True))
+    name, mirrored = configuration.name, [axis for axis in range(3) if patch[axis] > 1]
+    loss = {"loss": "dice_cross_entropy", "batch_dice": configuration.batch_dice}
     values: PlanValues = {
         "task": fingerprint.task,
-        "configuration": configuration.name,
+        "configuration": name,
         "channels": list(fingerprint.channels),
         "labels": {name: list(covered) for name, covered in fingerprint.labels.items()},
         "ignore_label": fingerprint.ignore_label,
@@ -67,9 +71,7 @@ def rule_values(
         "target_spacing_mm": _in_space(configuration, configuration.spacing_mm, None),
         "preprocessing": _steps(configuration, fingerprint),
         "sampling": {"patch_size": patch, "batch_size": configuration.batch_size},
-        "augmentation": augmentation_values(
-            configuration.name, len(configuration.axes) == 2, patch, mirrored
-        ),
+        "augmentation": augmentation_values(name, len(configuration.axes) == 2, patch, mirrored),
         "network": {
             "features": list(configuration.features),
             "strides": [_in_space(configuration, s) for s in configuration.strides],
@@ -77,15 +79,10 @@ def rule_values(
             "blocks_encoder": list(configuration.blocks_encoder),
             "blocks_decoder": list(configuration.blocks_decoder),
             "residual": configuration.residual,
-            "norm": _norm(configuration),
+            "norm": "batch" if configuration.patch_size == reduction else "instance",
         },
-        "training": {
-            "loss": {"loss": "dice_cross_entropy", "batch_dice": configuration.batch_dice}
-        },
-        "inference": {
-            "overlap": [size // 2 for size in patch],
-            "mirror_axes": mirrored,
-        },
+        "training": {"loss": loss},
+        "inference": {"overlap": [size // 2 for size in patch], "mirror_axes": mirrored},
     }
     return values, _evidence(configuration)
 
@@ -117,12 +114,6 @@ def _with_two_stages(configuration: Configuration) -> Configuration:
     )
 
 
-def _norm(configuration: Configuration) -> str:
-    """Instance normalisation, unless the coarsest stage is a single voxel."""
-    reduction = tuple(prod(along) for along in zip(*configuration.strides, strict=True))
-    return "batch" if configuration.patch_size == reduction else "instance"
-
-
 def _in_space(configuration: Configuration, entries: Sequence[float], missing: Any = 1) -> Any:
     """Entries for x, y, z, with `missing` for the axis that a 2d configuration lacks."""
     found = dict(zip(configuration.axes, entries, strict=True))
@@ -132,30 +123,45 @@ def _in_space(configuration: Configuration, entries: Sequence[float], missing: A
 def _steps(configuration: Configuration, fingerprint: Fingerprint) -> list[PlanValues]:
     """Crop, normalise each channel with its scheme, resample."""
     steps: list[PlanValues] = [{"step": "crop_to_nonzero"}]
-    for channel, scheme in enumerate(configuration.normalization):
-        steps += _normalisation(channel, scheme, configuration, fingerprint)
+    for channel, (scheme, masked) in enumerate(
+        zip(configuration.normalization, configuration.use_mask, strict=True)
+    ):
+        if (f := fingerprint.foreground[channel]) is None and scheme == "CTNormalization":
+            scheme = PER_CASE
+        figures = () if f is None else (f.p00_5, f.p99_5, f.mean, f.std)
+        steps += normalisation(channel, scheme, masked, False, figures) or []
     steps.append({"step": "resample", "anisotropy": ANISOTROPY, "label_ties": "nearest"})
     return steps
 
 
-def _normalisation(
-    channel: int, scheme: str, configuration: Configuration, fingerprint: Fingerprint
-) -> list[PlanValues]:
-    foreground = fingerprint.foreground[channel]
-    if scheme == "CTNormalization" and foreground is not None:
-        window = [foreground.p00_5, foreground.p99_5]
-        steps: list[PlanValues] = []
-        if window[0] < window[1]:
-            steps.append({"step": "clip", "window": window, "channel": channel})
-        shift = {"mean": foreground.mean, "std": max(foreground.std, 1e-8)}
-        return [*steps, {"step": "z_score", "channel": channel, **shift}]
-    if scheme == "NoNormalization":
-        return []
-    if scheme == "RescaleTo01Normalization":
-        return [{"step": "rescale", "channel": channel}]
-    if scheme == "RGBTo01Normalization":
-        return [{"step": "z_score", "channel": channel, "mean": 0.0, "std": 255.0}]
-    return [{"step": "z_score", "channel": channel, "nonzero": configuration.use_mask[channel]}]
+def normalisation(
+    channel: int, scheme: str, masked: bool, fill_holes: bool, figures: Sequence[float]
+) -> list[PlanValues] | None:
+    """The steps of one of nnU-Net's schemes; None if it is unknown.
+
+    Args:
+        channel: its index.
+        scheme: nnU-Net's name.
+        masked: whether only the non-zero region counts.
+        fill_holes: whether holes belong to that region.
+        figures: for CT the limits of the window, the mean and the standard deviation.
+    """
+    of: PlanValues = {"channel": channel}
+    match scheme:
+        case "CTNormalization":
+            low, high, mean, std = figures
+            clip = [{"step": "clip", "window": [low, high], **of}] if low < high else []
+            return [*clip, {"step": "z_score", "mean": mean, "std": max(std, 1e-8), **of}]
+        case "NoNormalization":
+            return []
+        case "RescaleTo01Normalization":
+            return [{"step": "rescale", **of}]
+        case "RGBTo01Normalization":
+            return [{"step": "z_score", "mean": 0.0, "std": 255.0, **of}]
+        case "ZScoreNormalization":
+            holes = {"fill_holes": True} if masked and fill_holes else {}
+            return [{"step": "z_score", "nonzero": masked, **holes, **of}]
+    return None
 
 
 def augmentation_values(
@@ -169,20 +175,13 @@ def augmentation_values(
         patch: its size along x, y, z.
         mirrored: the axes along which patches are mirrored.
     """
-    last: list[PlanValues] = [{"transform": "mirror", "axes": list(mirrored)}] if mirrored else []
+    values: list[PlanValues] = copy.deepcopy(TABLES["augmentation"])
+    values[0]["rotation_degrees"] = _rotation(is_2d, patch)
+    if mirrored:
+        values.append({"transform": "mirror", "axes": list(mirrored)})
     if configuration == CASCADE:
-        last += [{"transform": "previous_morphology"}, {"transform": "previous_removal"}]
-    return [
-        {"transform": "spatial", "rotation_degrees": _rotation(is_2d, patch)},
-        {"transform": "gaussian_noise"},
-        {"transform": "gaussian_blur"},
-        {"transform": "brightness"},
-        {"transform": "contrast"},
-        {"transform": "low_resolution"},
-        {"transform": "gamma", "probability": 0.1, "invert": True},
-        {"transform": "gamma"},
-        *last,
-    ]
+        values += [{"transform": "previous_morphology"}, {"transform": "previous_removal"}]
+    return values
 
 
 def _rotation(is_2d: bool, patch: Sequence[int]) -> list[list[int]]:
@@ -201,23 +200,7 @@ def _rotation(is_2d: bool, patch: Sequence[int]) -> list[list[int]]:
 
 def _evidence(configuration: Configuration) -> Evidence:
     """Key of the plan -> the rule that chose its value, and the figures it used."""
-    rules = {
-        "target_spacing_mm": ("spacing_mm", "median voxel size"),
-        "sampling.patch_size": ("patch_size", "largest patch for data and memory"),
-        "sampling.batch_size": ("batch_size", "largest batch for data and memory"),
-        "network.features": ("features", "width by stage"),
-        "network.strides": ("strides", "halve the fine axes first"),
-        "network.kernels": ("kernels", "across an axis once it is not much coarser"),
-        "network.blocks_encoder": ("blocks_encoder", "blocks by stage"),
-        "network.blocks_decoder": ("blocks_decoder", "blocks by stage"),
-        "network.residual": ("residual", "kind of network"),
-        "preprocessing": ("normalization", "by the kind of each channel"),
-        "training.loss.batch_dice": ("batch_dice", "where a patch sees little of a case"),
-    }
-    found = {key: (rule, configuration.evidence[name]) for key, (name, rule) in rules.items()}
-    for key in ("channels", "labels", "ignore_label", "regions_class_order"):
-        found[key] = (DECLARED, "")
-    found["configuration"] = ("3d_fullres where there are slices to stack", "")
-    found["augmentation"] = ("augmentation by patch shape", configuration.evidence["patch_size"])
-    found["inference.overlap"] = ("half a patch", configuration.evidence["patch_size"])
-    return found
+    rules, figures = TABLES["rules"], configuration.evidence | {"": ""}
+    declared = ("channels", "labels", "ignore_label", "regions_class_order")
+    found = {key: (rule, figures[name]) for key, (name, rule) in rules.items()}
+    return found | dict.fromkeys(declared, (DECLARED, ""))

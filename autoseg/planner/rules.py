@@ -14,37 +14,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Doubles
 from autoseg.common.errors import PlanError
-from autoseg.planner.grid import (
-    FIRST_FEATURES,
-    MOST_FEATURES,
-    DataFigures,
-    Grid,
-    Topology,
-    coarser,
-    feature_map_voxels,
-    full_grid,
-    in_plane,
-    pool_and_kernels,
-    times,
-)
+from autoseg.common.files import read_json
+from autoseg.planner import grid as grids
+from autoseg.planner.grid import DataFigures, Grid, Topology, times
 
+TABLES = read_json(Path(__file__).with_name("rules.json"))
 LARGEST_SIDE = {2: 2048, 3: 256}  # of the initial patch, before it is fitted to data and memory
 SMALLEST_BATCH = 2
 LOWRES_COVERAGE = 0.25  # if a patch covers less of the median case, a low resolution is planned
 LOWRES_STEP = 1.03
 LOWRES_GAIN = 2  # a low resolution must have at least this many times fewer voxels
 MASK_BELOW = 0.75  # of the median relative size after cropping to non-zero
-NORMALIZATIONS = {  # channel name in lower case -> nnU-Net's scheme
-    "ct": "CTNormalization",
-    "nonorm": "NoNormalization",
-    "rescale_to_0_1": "RescaleTo01Normalization",
-    "rgb_to_0_1": "RGBTo01Normalization",
-}
+NORMALIZATIONS: dict[str, str] = TABLES["normalizations"]  # channel in lower case -> scheme
 PER_CASE = "ZScoreNormalization"  # all other channels; the only scheme that can use the mask
 REFERENCE_BATCH = {2: 12, 3: 2}  # number of axes -> the batch size of a planner's references
 PLAIN_BLOCKS = 2
@@ -71,7 +59,7 @@ class Configuration:
         batch_dice: whether the Dice loss treats the batch as one volume.
         normalization: nnU-Net's name of each channel's scheme.
         use_mask: per channel, whether only the non-zero region is normalized.
-        evidence: attribute name -> the figures that the rule used.
+        evidence: name of an attribute -> the figures that the rule used.
     """
 
     name: str
@@ -196,8 +184,8 @@ def decide(
     task = _Task(figures, chosen, chosen.memory_gb if memory_gb is None else memory_gb)
     if not 0 < task.memory_gb < math.inf:
         raise PlanError(f"memory of {memory_gb} GB is not valid; give a finite number above 0")
-    grid = full_grid(figures)
-    found = {"2d": _finished("2d", _draft(in_plane(grid), task), task, low=None)}
+    grid = grids.full_grid(figures)
+    found = {"2d": _finished("2d", _draft(grids.in_plane(grid), task), task, low=None)}
     if grid.median_shape[0] == 1:
         return found
     full = _draft(grid, task)
@@ -214,23 +202,21 @@ def _draft(grid: Grid, task: _Task) -> _Draft:
     """Find the largest patch that fits the data and the memory, and its network."""
     first = _first_patch(grid)
     limit = task.planner.limit(len(first), task.memory_gb)
-    topology = pool_and_kernels(grid.spacing_mm, first)
+    topology = grids.pool_and_kernels(grid.spacing_mm, first)
     while (cost := _cost(topology, task)) > limit:
-        patch = _smaller_patch(grid, topology)
-        if patch is None:
+        if (patch := _smaller_patch(grid, topology)) is None:
             raise PlanError(
                 f"memory of {task.memory_gb:g} GB is too small for planner {task.planner.name!r}; "
                 "increase it, or choose a smaller planner"
             )
-        topology = pool_and_kernels(grid.spacing_mm, patch)
+        topology = grids.pool_and_kernels(grid.spacing_mm, patch)
     return _Draft(grid, first, topology, cost)
 
 
 def _first_patch(grid: Grid) -> tuple[float, ...]:
     """A patch of equal sides in mm, no larger than a median case."""
     density = 1 / np.array(grid.spacing_mm)
-    dimensions = len(density)
-    voxels = LARGEST_SIDE[dimensions] ** dimensions
+    voxels = LARGEST_SIDE[dimensions := len(density)] ** dimensions
     sides = np.rint(density * (voxels / np.prod(density)) ** (1 / dimensions))
     return tuple(np.minimum(np.maximum(sides, 1), grid.median_shape).tolist())
 
@@ -241,25 +227,19 @@ def _smaller_patch(grid: Grid, topology: Topology) -> list[int] | None:
     Of equal axes, the last one in the planner's order is shrunk.
     """
     patch = list(topology.patch)
-    shrinkable = [axis for axis in range(len(patch)) if patch[axis] > 1]
-    if not shrinkable:
+    if not (shrinkable := [axis for axis, size in enumerate(patch) if size > 1]):
         return None
     axis = max(shrinkable, key=lambda axis: (patch[axis] / grid.median_shape[axis], axis))
     smaller = list(patch)
     smaller[axis] -= topology.divisors[axis]
-    patch[axis] -= pool_and_kernels(grid.spacing_mm, smaller).divisors[axis]
+    patch[axis] -= grids.pool_and_kernels(grid.spacing_mm, smaller).divisors[axis]
     return patch
 
 
 def _cost(topology: Topology, task: _Task) -> int:
-    planner = task.planner
-    return feature_map_voxels(
-        topology,
-        planner.encoder_blocks(topology.stages),
-        planner.decoder_blocks(topology.stages),
-        planner.residual,
-        task.figures.label_count,
-    )
+    planner, labels = task.planner, task.figures.label_count
+    blocks = planner.encoder_blocks(topology.stages), planner.decoder_blocks(topology.stages)
+    return grids.feature_map_voxels(topology, *blocks, planner.residual, labels)
 
 
 def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
@@ -267,8 +247,7 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
 
     None if the result has too many voxels to be useful.
     """
-    low = full
-    steps = 0
+    low, steps = full, 0
     spacing = np.array(full.grid.spacing_mm)
     while math.prod(low.topology.patch) / low.grid.voxels < LOWRES_COVERAGE:
         spacing = coarsened(spacing)
@@ -277,13 +256,11 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
             f"full resolution coarsened in {steps} steps of {LOWRES_STEP - 1:.0%} until a patch "
             f"covers {LOWRES_COVERAGE:.0%} of a median case"
         )
-        low = _draft(coarser(full.grid, spacing, evidence), task)
-    if full.grid.voxels / low.grid.voxels < LOWRES_GAIN:
-        return None
-    return low
+        low = _draft(grids.coarser(full.grid, spacing, evidence), task)
+    return low if full.grid.voxels / low.grid.voxels >= LOWRES_GAIN else None
 
 
-def coarsened(spacing: NDArray[np.float64]) -> NDArray[np.float64]:
+def coarsened(spacing: Doubles) -> Doubles:
     """One step: the axes less than half as coarse as the coarsest one, or else all."""
     fine = spacing.max() / spacing > 2
     return spacing * np.where(fine if fine.any() else True, LOWRES_STEP, 1)
@@ -333,31 +310,17 @@ def _finished(name: str, draft: _Draft, task: _Task, low: _Draft | None) -> Conf
 def _evidence(draft: _Draft, task: _Task, low: _Draft | None) -> dict[str, str]:
     """The figures behind each value, in x, y, z order."""
     grid, topology = draft.grid, draft.topology
-    pooling = (
-        f"spacing {times(grid.ascending(grid.spacing_mm))} mm and patch "
-        f"{times(grid.ascending(topology.patch))}"
-    )
-    network = f"planner {task.planner.name}, {topology.stages} stages"
-    channels = f"channels {', '.join(task.figures.channels)}"
-    cropping = f"relative size after cropping {task.figures.relative_size_after_cropping:.3g}"
-    return {
-        "spacing_mm": grid.evidence,
-        "median_shape": f"median of {task.figures.cases} cases at the target spacing",
-        "patch_size": (
-            f"from {times(grid.ascending(draft.first_patch))}, which spacing and median shape "
-            f"{times(grid.ascending(grid.median_shape))} allow; {draft.cost / 1e6:.4g} million "
-            f"feature values for {task.figures.label_count} labels fit {task.memory_gb:g} GB"
-        ),
-        "features": f"{FIRST_FEATURES}, doubled up to {MOST_FEATURES[len(grid.axes)]}",
-        "strides": pooling,
-        "kernels": pooling,
-        "blocks_encoder": network,
-        "blocks_decoder": network,
-        "residual": f"planner {task.planner.name}",
-        "batch_dice": _batch_dice_evidence(draft, low),
-        "normalization": channels,
-        "use_mask": f"{channels}; {cropping}, the mask is used below {MASK_BELOW:g}",
+    sizes = (draft.first_patch, grid.median_shape, grid.spacing_mm, topology.patch)
+    first, median, spacing, patch = (times(grid.ascending(each)) for each in sizes)
+    figures: dict[str, Any] = {"grid": grid, "topology": topology, "task": task}
+    figures |= {"first": first, "median": median, "spacing": spacing, "patch": patch}
+    figures |= {"millions": draft.cost / 1e6, "channels": ", ".join(task.figures.channels)}
+    figures |= {
+        "first_features": grids.FIRST_FEATURES,
+        "most_features": grids.MOST_FEATURES[len(grid.axes)],
     }
+    found = {name: text.format(**figures) for name, text in TABLES["evidence"].items()}
+    return found | {"batch_dice": _batch_dice_evidence(draft, low)}
 
 
 def _batch_dice_evidence(draft: _Draft, low: _Draft | None) -> str:

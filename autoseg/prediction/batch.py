@@ -23,10 +23,9 @@ from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, noted, progress, say, shown
 from autoseg.image.dicom import modality_of
 from autoseg.image.dicom_series import Series
-from autoseg.image.geometry import Geometry
+from autoseg.image.geometry import Geometry, orientation_of
 from autoseg.image.image import Image, read_image, read_label
 from autoseg.image.label_writer import write_label
-from autoseg.image.orientation import orientation_of
 from autoseg.prediction import output
 from autoseg.prediction.fit import Differences, differs_from, warn
 from autoseg.prediction.inputs import Inputs

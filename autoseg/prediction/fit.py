@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
 from autoseg.common.progress import by_axis, counted, say
-from autoseg.image.appearance import BODY_FRACTIONS, Lengths, appearance_of
-from autoseg.image.image import Image
-from autoseg.image.orientation import Turn, counted_codes
+from autoseg.image.geometry import Turn, counted_codes
+from autoseg.image.image import BODY_FRACTIONS, Image, Lengths, appearance_of
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, Rescale, Step, ZScore
 from autoseg.prediction.model import TrainingSet

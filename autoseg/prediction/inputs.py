@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
 from autoseg.common.progress import COPIES, note
-from autoseg.dataset.layouts import IMAGE_STEM, LABEL_STEM
+from autoseg.dataset.task import IMAGE_STEM, LABEL_STEM
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ENDINGS, alike, composed, ending_of, stem_of

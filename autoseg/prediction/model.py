@@ -12,7 +12,7 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, write_json
 from autoseg.common.progress import listed
-from autoseg.image.appearance import Appearance, on_patient_axes
+from autoseg.image.image import Appearance, on_patient_axes
 from autoseg.models.checkpoint import Tensors, load_weights
 from autoseg.models.folder import (
     FINGERPRINT,

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from autoseg.common.arrays import Box, LabelMap, Triple, union_of_boxes
-from autoseg.image.orientation import SWAPS, Turn
+from autoseg.image.geometry import SWAPS, Turn
 from autoseg.plan.labels import Classes
 from autoseg.prediction.sliding_window import Slab
 from autoseg.preprocessing.resample import (

@@ -18,8 +18,7 @@ from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import cannot_write, replacing
 from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
-from autoseg.image.geometry import Geometry
-from autoseg.image.orientation import SWAPS, Turn, orientation_of
+from autoseg.image.geometry import SWAPS, Geometry, Turn, orientation_of
 from autoseg.image.view import PREDICTION, Exhibit, make_view
 from autoseg.plan.labels import class_of, values_of
 from autoseg.plan.plan import Plan

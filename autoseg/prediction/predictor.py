@@ -16,16 +16,16 @@ from torch import Tensor
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import say
-from autoseg.image.geometry import Geometry
-from autoseg.image.image import Image
-from autoseg.image.orientation import (
+from autoseg.image.geometry import (
     SWAPS,
+    Geometry,
     Turn,
     check_code,
     counted_codes,
     most_common,
     orientation_of,
 )
+from autoseg.image.image import Image
 from autoseg.models.folder import RESEARCH, qualification_in
 from autoseg.networks.devices import limit_torch, pick_device
 from autoseg.networks.unet import with_masks

@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import DataError
-from autoseg.image.geometry import Geometry
+from autoseg.image.geometry import SWAPS, Geometry, Turn
 from autoseg.image.image import Image, from_array, from_simpleitk
 from autoseg.image.label_writer import to_simpleitk
-from autoseg.image.orientation import SWAPS, Turn
 from autoseg.models.folder import RESEARCH
 from autoseg.plan.plan import Plan
 from autoseg.prediction.fit import Differences, warn

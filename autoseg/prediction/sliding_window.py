@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.common.arrays import Triple
-from autoseg.plan.plan import Inference
+from autoseg.plan.sections import Inference
 
 Network = Callable[[Tensor], Tensor]  # patches (B, channel, *patch) -> (B, class, *patch)
 Slab = tuple[int, NDArray[np.float32]]  # first x plane, probabilities (class, planes, y, z)

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import LabelMap, Triple
 from autoseg.common.errors import DataError
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
-from autoseg.dataset.layouts import Case
-from autoseg.image.geometry import check_same_grid
+from autoseg.dataset.task import Case
+from autoseg.image.geometry import Turn, check_same_grid
 from autoseg.image.image import files_of, read_geometry, read_image, read_label
-from autoseg.image.orientation import Turn
+from autoseg.plan.labels import annotated_part
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Resample
 from autoseg.preprocessing.resample import axis_orders, resample_label
@@ -50,7 +50,7 @@ def preprocess(
         DataError: a case cannot be read.
         RunError: a worker process was killed, usually because memory ran out.
     """
-    if not (missing := _missing(cases, store, processes)):
+    if not (missing := _missing(plan, cases, store, processes)):
         return 0
     with ExitStack() as locks:
         if plans is not None:  # plans with the same preprocessing wait for each other
@@ -58,15 +58,14 @@ def preprocess(
             locks.enter_context(locked(shared, "this preprocessing", wait=True))
         locks.enter_context(locked(store.folder / ".lock", "the case store", wait=True))
         store.remove_leftovers()
-        missing = _missing(missing, store, processes)  # another process may have stored them
+        missing = _missing(plan, missing, store, processes)  # another process may have stored them
         for case in missing:
-            if _is_stored(case, store):
+            if _is_stored(plan, case, store):
                 say(f"{store.folder / case.name} is damaged; preprocessing it again")
         if plans is not None:
+            pairs = [(case, _source(plan, case)) for case in missing]
             missing = [
-                case
-                for case in missing
-                if not link_from_others(store, plans, case.name, _source(case))
+                c for c, source in pairs if not link_from_others(store, plans, c.name, source)
             ]
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)
@@ -76,7 +75,7 @@ def preprocess_case(plan: Plan, store: CaseStore, case: Case) -> None:
     """Read, preprocess and store one case, in one thread, so that the result is reproducible."""
     with threadpool_limits(limits=1, user_api="blas"):
         prepared = _prepare(plan, case)
-        store.write(case.name, prepared, _source(case), plan.classes.members)
+        store.write(case.name, prepared, _source(plan, case), plan.classes.members)
 
 
 def _prepare(plan: Plan, case: Case) -> Prepared:
@@ -88,25 +87,36 @@ def _prepare(plan: Plan, case: Case) -> Prepared:
             f"{case.images[0]}: has {counted(len(image.array), 'channel')}, the plan has "
             f"{len(plan.channels)}"
         )
+    if names := plan.annotated.get(case.name):
+        label = annotated_part(label, plan.labels, names)
     return prepare(plan, image, label)
 
 
-def _missing(cases: Sequence[Case], store: CaseStore, processes: int) -> list[Case]:
+def _missing(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: int) -> list[Case]:
     """Return the cases that are not stored, or whose files are damaged."""
-    stored = [case.name for case in cases if _is_stored(case, store)]
-    intact = in_parallel(store.is_whole, stored, processes, "checking stored cases")
-    usable = {name for name, is_intact in zip(stored, intact, strict=True) if is_intact}
+    stored = [case.name for case in cases if _is_stored(plan, case, store)]
+    touched = [name for name in stored if not store.is_unchanged(name)]
+    intact = in_parallel(store.is_whole, touched, processes, "checking stored cases")
+    damaged = {name for name, is_intact in zip(touched, intact, strict=True) if not is_intact}
+    usable = set(stored) - damaged
     return [case for case in cases if case.name not in usable]
 
 
-def _is_stored(case: Case, store: CaseStore) -> bool:
-    return store.has(case.name, _source(case))
+def _is_stored(plan: Plan, case: Case, store: CaseStore) -> bool:
+    return store.has(case.name, _source(plan, case))
 
 
-def _source(case: Case) -> list[tuple[int, int]]:
-    """Return size and modification time of each raw file of a case."""
-    files = [file for path in (*case.images, case.label) for file in files_of(path)]
-    return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
+def _source(plan: Plan, case: Case) -> list[tuple[int, int]]:
+    """Return size and modification time of each raw file of a case, and what was annotated."""
+    paths = (*case.images, case.label)
+    stats = [_size_and_time(file) for path in paths for file in files_of(path)]
+    names = plan.annotated.get(case.name, ())
+    return stats + [(len(name), crc32(name.encode())) for name in names]
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 # The segmentations of the previous stage of a cascade.
@@ -114,7 +124,7 @@ def _source(case: Case) -> list[tuple[int, int]]:
 
 def prepare_previous(
     plan: Plan,
-    segmentation: NDArray[np.integer[Any]],
+    segmentation: LabelMap,
     spacing_mm: Sequence[float],
     box: Sequence[tuple[int, int]],
     shape: Triple,
@@ -156,11 +166,9 @@ def add_previous(
         DataError: a label map is missing, unreadable, or not on its case's grid.
         RunError: a worker process was killed.
     """
-    missing = [
-        case for case in cases if not store.has_previous(case.name, _previous_source(files, case))
-    ]
-    job = "adding the previous stage"
-    in_parallel(partial(_add, plan, store, files), missing, processes, job)
+    sources = {case.name: _size_and_time(files[case.name]) for case in cases}
+    missing = [case for case in cases if not store.has_previous(case.name, sources[case.name])]
+    in_parallel(partial(_add, plan, store, files), missing, processes, "adding the previous stage")
 
 
 def _add(plan: Plan, store: CaseStore, files: Mapping[str, Path], case: Case) -> None:
@@ -171,9 +179,4 @@ def _add(plan: Plan, store: CaseStore, files: Mapping[str, Path], case: Case) ->
     (shape, box), turn = store.grid_of(case.name), Turn.of(geometry, plan.orientation)
     spacing_mm = turn.triple(geometry.spacing_mm)
     found = prepare_previous(plan, turn.array(segmentation), spacing_mm, box, shape)
-    store.write_previous(case.name, found, _previous_source(files, case))
-
-
-def _previous_source(files: Mapping[str, Path], case: Case) -> tuple[int, int]:
-    status = files[case.name].stat()
-    return status.st_size, status.st_mtime_ns
+    store.write_previous(case.name, found, _size_and_time(path))

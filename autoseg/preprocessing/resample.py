@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Triple, without_tiny
+from autoseg.common.arrays import Array, Doubles, Floats, Triple, without_tiny
 from autoseg.plan.sections import whole_sizes
 
 BAND_ROWS = 32
@@ -29,16 +29,14 @@ LABEL_SLAB_VOXELS = 1 << 18  # old or new ones, whichever are more
 
 
 @lru_cache(maxsize=64)
-def axis_operator(size: int, new_size: int, order: int) -> NDArray[np.float32]:
+def axis_operator(size: int, new_size: int, order: int) -> Floats:
     """Return the matrix (new_size, size) that resamples one axis."""
     if size == new_size:
         return np.eye(size, dtype=np.float32)
     from skimage.transform import resize  # here: half a second, not needed without resampling
 
-    unit = np.eye(size)
-    operator = resize(
-        unit, (new_size, size), order=order, mode="edge", anti_aliasing=False, clip=False
-    )
+    options = {"order": order, "mode": "edge", "anti_aliasing": False, "clip": False}
+    operator = resize(np.eye(size), (new_size, size), **options)
     return without_tiny(np.ascontiguousarray(operator, dtype=np.float32))
 
 
@@ -54,28 +52,22 @@ class Band:
 
     rows: slice
     columns: slice
-    weights: NDArray[np.float32]
+    weights: Floats
 
 
 @lru_cache(maxsize=64)
 def axis_bands(size: int, new_size: int, order: int) -> tuple[Band, ...]:
     """Return the matrix of `axis_operator` in bands of consecutive rows."""
-    operator = axis_operator(size, new_size, order)
-    starts = range(0, new_size, BAND_ROWS)
-    return tuple(
-        _band(operator, slice(start, min(start + BAND_ROWS, new_size))) for start in starts
-    )
+    operator, bands = axis_operator(size, new_size, order), []
+    for start in range(0, new_size, BAND_ROWS):
+        rows = slice(start, min(start + BAND_ROWS, new_size))
+        used = np.flatnonzero((np.abs(operator[rows]) > NEGLIGIBLE).any(axis=0))
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append(Band(rows, columns, np.ascontiguousarray(operator[rows, columns])))
+    return tuple(bands)
 
 
-def _band(operator: NDArray[np.float32], rows: slice) -> Band:
-    used = np.flatnonzero((np.abs(operator[rows]) > NEGLIGIBLE).any(axis=0))
-    columns = slice(int(used[0]), int(used[-1]) + 1)
-    return Band(rows, columns, np.ascontiguousarray(operator[rows, columns]))
-
-
-def apply_operators(
-    volume: NDArray[np.float32], shape: Triple, orders: Sequence[int]
-) -> NDArray[np.float32]:
+def apply_operators(volume: Floats, shape: Triple, orders: Sequence[int]) -> Floats:
     """Resample a volume (x, y, z) along all axes."""
     for axis in most_shrinking_first(volume.shape, shape):
         volume = resample_axis(volume, axis, shape[axis], orders[axis])
@@ -89,18 +81,14 @@ def most_shrinking_first(shape: Sequence[int], new_shape: Sequence[int]) -> Trip
     return first, second, last
 
 
-def resample_axis(
-    volume: NDArray[np.float32], axis: int, size: int, order: int
-) -> NDArray[np.float32]:
+def resample_axis(volume: Floats, axis: int, size: int, order: int) -> Floats:
     """Resample one axis of a volume (x, y, z) to `size` voxels."""
     if volume.shape[axis] == size:
         return volume
     return apply_bands(axis_bands(volume.shape[axis], size, order), volume, axis)
 
 
-def apply_bands(
-    bands: Sequence[Band], volume: NDArray[np.float32], axis: int, first_column: int = 0
-) -> NDArray[np.float32]:
+def apply_bands(bands: Sequence[Band], volume: Floats, axis: int, first_column: int = 0) -> Floats:
     """Return the new voxels of consecutive bands along one axis of a volume (x, y, z).
 
     Args:
@@ -122,12 +110,7 @@ def apply_bands(
 
 
 def _multiply(
-    weights: NDArray[np.float32],
-    volume: NDArray[np.float32],
-    columns: slice,
-    axis: int,
-    out: NDArray[np.float32],
-    rows: slice,
+    weights: Floats, volume: Floats, columns: slice, axis: int, out: Floats, rows: slice
 ) -> None:
     """Write weighted sums of columns of a volume into rows of `out`."""
     x, _, z = volume.shape
@@ -141,7 +124,7 @@ def _multiply(
         np.matmul(flat[:, columns], weights.T, out=out.reshape(-1, out.shape[2])[:, rows])
 
 
-def is_reversed(volume: NDArray[Any]) -> bool:
+def is_reversed(volume: Array) -> bool:
     """Return whether x varies fastest in memory, as in arrays that were read from a file."""
     return bool(volume.strides[0] < volume.strides[2])
 
@@ -202,7 +185,7 @@ class _Neighbours:
     """
 
     index: NDArray[np.intp]
-    weight: NDArray[np.float64]
+    weight: Doubles
     nearest: NDArray[np.intp]
 
     def is_identity(self, size: int) -> bool:
@@ -218,8 +201,8 @@ class _Neighbours:
 
 
 def resample_label(
-    label: NDArray[Any], shape: Triple, orders: Sequence[int], ties: Ties = "nearest"
-) -> NDArray[Any]:
+    label: Array, shape: Triple, orders: Sequence[int], ties: Ties = "nearest"
+) -> Array:
     """Resample a label map (x, y, z) with order 0 (nearest voxel) or 1 along each axis.
 
     Args:
@@ -265,9 +248,7 @@ def _neighbours(size: int, new_size: int, order: int, ties: Ties) -> _Neighbours
     return _Neighbours(index, weight, nearest)
 
 
-def _from_operator(
-    operator: NDArray[np.float32],
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _from_operator(operator: Floats) -> tuple[NDArray[np.intp], Doubles]:
     used = operator != 0
     rows = np.arange(len(operator))
     first = used.argmax(axis=1)
@@ -276,9 +257,7 @@ def _from_operator(
     return np.stack([first, second]), weight.astype(np.float64)
 
 
-def _resample(
-    label: NDArray[Any], near: Sequence[_Neighbours], ties: Ties, reverse: bool
-) -> NDArray[Any]:
+def _resample(label: Array, near: Sequence[_Neighbours], ties: Ties, reverse: bool) -> Array:
     low = high = label
     for axis in most_shrinking_first(label.shape, [len(axis.nearest) for axis in near]):
         first, second = near[axis].index
@@ -296,8 +275,8 @@ def _resample(
 
 
 def _largest_weight(
-    label: NDArray[Any], near: Sequence[_Neighbours], voxels: Voxels, ties: Ties, reverse: bool
-) -> NDArray[Any]:
+    label: Array, near: Sequence[_Neighbours], voxels: Voxels, ties: Ties, reverse: bool
+) -> Array:
     """Return the label with the largest weight in each of these new voxels."""
     steps = [label.shape[1] * label.shape[2], label.shape[2], 1]
     axes = list(zip(near, voxels, steps, strict=True))
@@ -312,7 +291,7 @@ def _largest_weight(
         none = np.full(len(voxels[0]), -np.inf)
         return _larger(values, weights, none, np.zeros_like(values[0]), TIE)
     x, y, z = (axis.nearest[at] * step for axis, at, step in axes)
-    out: NDArray[Any] = flat[x + y + z]
+    out: Array = flat[x + y + z]
     weight = _weight(values, weights, out)
     rest = np.flatnonzero(weight < MAJORITY)
     if rest.size:
@@ -320,13 +299,13 @@ def _largest_weight(
     return out
 
 
-def _all_corners(x: NDArray[Any], y: NDArray[Any], z: NDArray[Any], of: np.ufunc) -> NDArray[Any]:
+def _all_corners(x: Array, y: Array, z: Array, of: np.ufunc) -> Array:
     """Combine two rows for each axis to eight, those of z varying fastest."""
-    combined: NDArray[Any] = of(of(x[:, None, None], y[:, None]), z)
+    combined: Array = of(of(x[:, None, None], y[:, None]), z)
     return combined.reshape(8, -1)
 
 
-def _weight(values: NDArray[Any], weights: NDArray[np.float64], wanted: Any) -> NDArray[np.float64]:
+def _weight(values: Array, weights: Doubles, wanted: Any) -> Doubles:
     """The weight of a label in each new voxel, summed in the order of the corners."""
     weight = np.zeros(weights.shape[1])
     for corner, value in zip(weights, values, strict=True):
@@ -334,13 +313,7 @@ def _weight(values: NDArray[Any], weights: NDArray[np.float64], wanted: Any) -> 
     return weight
 
 
-def _larger(
-    values: NDArray[Any],
-    weights: NDArray[np.float64],
-    best: NDArray[np.float64],
-    out: NDArray[Any],
-    tolerance: float,
-) -> NDArray[Any]:
+def _larger(values: Array, weights: Doubles, best: Doubles, out: Array, tolerance: float) -> Array:
     """Replace labels of the weights `best` where another label has a larger weight."""
     for value in np.unique(values):
         weight = _weight(values, weights, value)

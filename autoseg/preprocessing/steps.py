@@ -12,23 +12,23 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Box, Triple, bounding_box, fill_holes
-from autoseg.image.geometry import Geometry
+from autoseg.common import arrays
+from autoseg.common.arrays import Array, Box, Floats, LabelMap, Mask, Triple
+from autoseg.image.geometry import SWAPS, Geometry, Turn
 from autoseg.image.image import Image
 from autoseg.image.label_writer import HIGHEST_LABEL
-from autoseg.image.orientation import SWAPS, Turn
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.preprocessing import resample
 
 SLAB_VOXELS = 1 << 20
 
-Operation = Callable[[NDArray[np.float32]], None]
+Operation = Callable[[Floats], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Channel:
             keeps that of `stored`, `F` is that of a file, whatever that of `stored` is.
     """
 
-    stored: NDArray[Any]
+    stored: Array
     operations: tuple[Operation, ...] = ()
     layout: Literal["K", "F"] = "K"
 
@@ -61,7 +61,7 @@ class Channel:
         """Return the part of this channel within a box."""
         return replace(self, stored=self.stored[box])
 
-    def slabs(self, axis: int | None = None) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+    def slabs(self, axis: int | None = None) -> Iterator[tuple[Box, Floats]]:
         """Yield a few planes at a time: their box and a new array of their values.
 
         Args:
@@ -72,12 +72,11 @@ class Channel:
         size = self.shape[axis]
         planes = max(1, SLAB_VOXELS * size // self.stored.size)
         for start in range(0, size, planes):
-            box = tuple(
-                slice(start, start + planes) if i == axis else slice(None) for i in range(3)
-            )
+            part = slice(start, start + planes)
+            box = tuple(part if i == axis else slice(None) for i in range(3))
             yield box, self._apply(self.stored[box])
 
-    def values(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def values(self, out: Floats | None = None) -> Floats:
         """Return all values, in `out` or in a new C-contiguous array."""
         out = np.empty(self.shape, np.float32) if out is None else out
         for box, slab in self.slabs():
@@ -89,7 +88,7 @@ class Channel:
         low, high = self._apply(np.array([self.stored.min(), self.stored.max()]))
         return float(low), float(high)
 
-    def limits_of_planes(self, axis: int) -> NDArray[np.float32]:
+    def limits_of_planes(self, axis: int) -> Floats:
         """Return the smallest and the largest value of each plane across an axis, (2, plane)."""
         others = tuple(other for other in range(3) if other != axis)
         return self._apply(np.array([self.stored.min(others), self.stored.max(others)]))
@@ -101,14 +100,14 @@ class Channel:
         squares = sum(float(np.square(slab - np.float64(mean)).sum()) for _, slab in self.slabs())
         return mean, math.sqrt(squares / count)
 
-    def nonzero(self) -> NDArray[np.bool_]:
+    def nonzero(self) -> Mask:
         """Return the mask of nonzero values."""
         mask = np.empty_like(self.stored, np.bool_)
         for box, slab in self.slabs():
             mask[box] = slab != 0
         return mask
 
-    def _apply(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+    def _apply(self, stored: Array) -> Floats:
         values = stored.astype(np.float32, order=self.layout)
         for operation in self.operations:
             operation(values)
@@ -161,7 +160,7 @@ class Prepared:
         turn: from the grid of the raw file to `geometry`.
     """
 
-    image: NDArray[np.float32]
+    image: Floats
     label: NDArray[np.int16] | None
     geometry: Geometry
     box: tuple[tuple[int, int], ...]
@@ -186,10 +185,10 @@ class _Case:
     label: NDArray[np.int16] | None
     box: tuple[tuple[int, int], ...]
     spacing_mm: tuple[float, float, float]
-    nonzero: NDArray[np.bool_] | None
+    nonzero: Mask | None
 
 
-def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = None) -> Prepared:
+def prepare(plan: Plan, image: Image, label: LabelMap | None = None) -> Prepared:
     """Turn a scan and its label map (x, y, z), if any, and apply the steps of the plan to them."""
     masked = [step for step in plan.preprocessing if isinstance(step, ZScore) and step.nonzero]
     turn = Turn.of(image.geometry, plan.orientation)
@@ -198,7 +197,7 @@ def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = N
     channels = tuple(Channel(values, layout=layout) for values in turn.array(image.array))
     nonzero = _any_nonzero(channels) if masked else None
     if nonzero is not None and any(step.fill_holes for step in masked):
-        nonzero = fill_holes(nonzero)
+        nonzero = arrays.fill_holes(nonzero)
     case = _Case(
         channels=channels,
         label=None if label is None else to_classes(plan, turn.array(label)),
@@ -220,7 +219,7 @@ def prepare(plan: Plan, image: Image, label: NDArray[np.integer[Any]] | None = N
     return Prepared(out, case.label, geometry, case.box, case.spacing_mm, turn)
 
 
-def to_classes(plan: Plan, label: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+def to_classes(plan: Plan, label: LabelMap) -> NDArray[np.int16]:
     """Replace label values by indices of `Plan.classes.parts`: classes, or values of regions."""
     table = np.zeros(HIGHEST_LABEL + 1, np.int16)
     for index, values in enumerate(plan.classes.parts):
@@ -231,7 +230,7 @@ def to_classes(plan: Plan, label: NDArray[np.integer[Any]]) -> NDArray[np.int16]
     return classes if plan.orientation is None else np.asfortranarray(classes)
 
 
-def _any_nonzero(channels: tuple[Channel, ...]) -> NDArray[np.bool_]:
+def _any_nonzero(channels: tuple[Channel, ...]) -> Mask:
     found = channels[0].nonzero()
     for channel in channels[1:]:
         found |= channel.nonzero()
@@ -239,18 +238,15 @@ def _any_nonzero(channels: tuple[Channel, ...]) -> NDArray[np.bool_]:
 
 
 def _crop(case: _Case) -> _Case:
-    box = bounding_box(_any_nonzero(case.channels))
+    box = arrays.bounding_box(_any_nonzero(case.channels))
     if box is None:  # a scan without nonzero voxels is kept
         return case
-    offsets = [start for start, _ in case.box]
+    pairs = zip(box, case.box, strict=True)
     return replace(
         case,
         channels=tuple(channel.crop(box) for channel in case.channels),
         label=None if case.label is None else case.label[box],
-        box=tuple(
-            (side.start + offset, side.stop + offset)
-            for side, offset in zip(box, offsets, strict=True)
-        ),
+        box=tuple((side.start + start, side.stop + start) for side, (start, _) in pairs),
         nonzero=None if case.nonzero is None else case.nonzero[box],
     )
 
@@ -260,10 +256,8 @@ def _resample(case: _Case, step: Resample, plan: Plan) -> _Case:
     target = plan.target_spacing_of(spacing)
     shape = resample.resampled_shape(case.channels[0].shape, spacing, target, step.rounding)
     orders = resample.axis_orders(step.image_order, spacing, target, step.anisotropy)
-    channels = tuple(
-        resample_channel(channel, shape, orders, step.clip == "plane") for channel in case.channels
-    )
-    label = case.label
+    by_plane, label = step.clip == "plane", case.label
+    channels = tuple(resample_channel(each, shape, orders, by_plane) for each in case.channels)
     if label is not None:
         orders = resample.axis_orders(step.label_order, spacing, target, step.anisotropy)
         label = resample.resample_label(label, shape, orders, step.label_ties)
@@ -290,11 +284,11 @@ def _transform_intensities(case: _Case, step: Clip | Rescale | ZScore) -> _Case:
     return replace(case, channels=tuple(channels))
 
 
-def _clip(window: tuple[float, float], values: NDArray[np.float32]) -> None:
+def _clip(window: tuple[float, float], values: Floats) -> None:
     np.clip(values, *window, out=values)
 
 
-def _rescale(step: Rescale, limits: tuple[float, float], values: NDArray[np.float32]) -> None:
+def _rescale(step: Rescale, limits: tuple[float, float], values: Floats) -> None:
     low, high = limits
     start, stop = step.range
     values -= low
@@ -305,7 +299,7 @@ def _rescale(step: Rescale, limits: tuple[float, float], values: NDArray[np.floa
         np.rint(values, out=values)
 
 
-def _z_score(channel: Channel, step: ZScore, nonzero: NDArray[np.bool_] | None) -> Channel:
+def _z_score(channel: Channel, step: ZScore, nonzero: Mask | None) -> Channel:
     # With the mask of the raw scan, because earlier steps may have changed its zeros.
     if step.nonzero and nonzero is not None and nonzero.any():
         values = channel.values()
@@ -319,13 +313,12 @@ def _z_score(channel: Channel, step: ZScore, nonzero: NDArray[np.bool_] | None) 
 
 def _mean_and_std(channel: Channel, step: ZScore) -> tuple[float, float]:
     """Return mean and standard deviation: those of the plan, or else of the channel."""
-    mean, std = step.mean, step.std
-    if mean is None or std is None:
-        own_mean, own_std = channel.mean_and_std()
-        mean, std = (own_mean if mean is None else mean), (own_std if std is None else std)
-    return mean, std
+    if step.mean is not None and step.std is not None:
+        return step.mean, step.std
+    mean, std = channel.mean_and_std()
+    return mean if step.mean is None else step.mean, std if step.std is None else step.std
 
 
-def _standardize(mean: float, std: float, values: NDArray[np.float32]) -> None:
+def _standardize(mean: float, std: float, values: Floats) -> None:
     values -= mean
     values /= std or 1.0  # a constant channel becomes 0

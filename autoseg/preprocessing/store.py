@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from autoseg.common import arrays, files
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Array, Mask, Triple
 from autoseg.common.errors import AutosegError
 from autoseg.preprocessing.steps import Prepared
 
@@ -32,6 +32,7 @@ BLOCK_BYTES = 128 * 1024
 ANNOTATED, PREVIOUS = "annotated", "previous.b2nd"
 Source = Sequence[Sequence[int]]  # size and modification time of each raw file
 CASE_FILES = ("image.b2nd", "label.b2nd", "foreground.safetensors", "case.json")
+STATS = "stats.json"  # size and time of these files
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class CaseStore:
         folder: with one folder per case.
         preprocessing_id: of the plan.
         elsewhere: advice in messages on how to use another folder.
+        verify: read all bytes of stored cases to find damage, also where size and time are right.
     """
 
     folder: Path
     preprocessing_id: str
     elsewhere: str = "choose another --workspace"
+    verify: bool = False
 
     def has(self, name: str, source: Source) -> bool:
         """Return whether the case was stored by the same preprocessing of the same files.
@@ -55,17 +58,23 @@ class CaseStore:
             name: name of the case.
             source: size and modification time of each raw file.
         """
-        folder = self.folder / name
-        try:
+        folder, record = self.folder / name, None
+        with suppress(AutosegError):
             record = files.read_json(folder / "case.json")
-        except AutosegError:
-            return False
         return bool(
             (folder / files.CHECKSUMS).exists()  # older versions wrote none
             and isinstance(record, dict)
             and record.get("preprocessing_id") == self.preprocessing_id
             and record.get("source") == [list(pair) for pair in source]
         )
+
+    def is_unchanged(self, name: str) -> bool:
+        """Return whether size and time of the files are those of writing; reads no array."""
+        folder = self.folder / name
+        try:
+            return not self.verify and bool(files.read_json(folder / STATS) == _stats(folder))
+        except (AutosegError, OSError):  # older versions stored none
+            return False
 
     def is_whole(self, name: str) -> bool:
         """Return whether the files of the case match their checksums; reads all bytes."""
@@ -95,12 +104,13 @@ class CaseStore:
             "box": [list(pair) for pair in case.box],
         }
         try:
-            with _replacing_folder(self.folder / name) as folder:
+            with files.replacing_folder(self.folder / name) as folder:
                 _compress(folder / "image.b2nd", case.image)
                 _compress(folder / "label.b2nd", case.label)
                 _save_voxels(folder / "foreground.safetensors", case.label, members)
                 files.write_json(folder / "case.json", record)
                 files.write_checksums(folder, CASE_FILES)
+                files.write_json(folder / STATS, _stats(folder))
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of them
             raise self._cannot_store(name, error) from error
 
@@ -113,25 +123,17 @@ class CaseStore:
         """Open a case for reading patches."""
         folder = self.folder / name
         try:
-            image = blosc2.open(str(folder / "image.b2nd"), mode="r")
-            label = blosc2.open(str(folder / "label.b2nd"), mode="r")
+            names = ["image.b2nd", "label.b2nd", *[PREVIOUS] * (folder / PREVIOUS).exists()]
+            opened = [blosc2.open(str(folder / each), mode="r") for each in names]
             voxels = load_file(folder / "foreground.safetensors")
-            previous = None
-            if (folder / PREVIOUS).exists():
-                previous = blosc2.open(str(folder / PREVIOUS), mode="r")
         except MemoryError:
             raise
         except Exception as error:  # blosc2 raises many kinds
             raise _damaged(folder, error) from error
         annotated = voxels.pop(ANNOTATED, None)
-        return StoredCase(
-            name=name,
-            image=StoredArray(image, folder),
-            label=StoredArray(label, folder),
-            foreground={int(key): at for key, at in voxels.items()},
-            annotated=annotated,
-            previous=None if previous is None else StoredArray(previous, folder),
-        )
+        foreground = {int(key): at for key, at in voxels.items()}
+        image, label, *previous = (StoredArray(array, folder) for array in opened)
+        return StoredCase(name, image, label, foreground, annotated, *previous)
 
     def grid_of(self, name: str) -> tuple[Triple, tuple[tuple[int, int], ...]]:
         """Return the shape of a stored case, and the box (start, stop) of its turned raw file."""
@@ -147,12 +149,10 @@ class CaseStore:
             source: size and modification time of the file of the segmentation.
         """
         folder = self.folder / name
-        try:
-            return bool(
-                files.read_json(folder / "previous.json") == _previous_record(folder, source)
-            )
-        except (AutosegError, OSError):
-            return False
+        with suppress(AutosegError, OSError):
+            stored = files.read_json(folder / "previous.json")
+            return bool(stored == _previous_record(folder, source))
+        return False
 
     def write_previous(
         self, name: str, segmentation: NDArray[np.int16], source: Sequence[int]
@@ -196,9 +196,9 @@ class StoredArray:
         dtype: np.dtype[Any] = self.data.dtype
         return dtype
 
-    def __getitem__(self, part: Any) -> NDArray[Any]:
+    def __getitem__(self, part: Any) -> Array:
         try:
-            values: NDArray[Any] = self.data[part]
+            values: Array = self.data[part]
         except (OSError, RuntimeError) as error:
             raise _damaged(self.folder, error) from error
         return values
@@ -225,6 +225,12 @@ class StoredCase:
     previous: StoredArray | None = None
 
 
+def _stats(folder: Path) -> dict[str, list[int]]:
+    """Size and modification time of the files of a case."""
+    stats = {name: (folder / name).stat() for name in CASE_FILES}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in stats.items()}
+
+
 def _previous_record(folder: Path, source: Sequence[int]) -> dict[str, Any]:
     return {"source": list(source), "checksum": files.checksum(folder / PREVIOUS)}
 
@@ -233,21 +239,7 @@ def _damaged(folder: Path, error: Exception) -> AutosegError:
     return AutosegError(f"{folder} is damaged ({error}); delete that folder and train again")
 
 
-@contextmanager
-def _replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder, which replaces `target` if the block succeeds."""
-    temporary = files.temporary_for(target)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _compress(path: Path, array: NDArray[Any]) -> None:
+def _compress(path: Path, array: Array) -> None:
     """Write an array with LZ4 and byte shuffling, in blocks that suit patches."""
     blosc2.set_nthreads(1)
     blocks = _block_shape(array.shape, array.itemsize)
@@ -286,7 +278,7 @@ def _save_voxels(
     path.write_bytes(save({key: voxels for key, voxels in found.items() if len(voxels)}))
 
 
-def _spread(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _spread(mask: Mask) -> NDArray[np.int32]:
     """Return up to `LOCATIONS_PER_CLASS` evenly spaced voxels of a mask, (n, 3)."""
     at = np.flatnonzero(mask)
     keep = np.linspace(0, max(0, len(at) - 1), min(len(at), LOCATIONS_PER_CLASS)).astype(np.int64)
@@ -320,12 +312,13 @@ def link_from_others(store: CaseStore, plans: Path, name: str, source: Source) -
 def _link(case: Path, target: Path) -> bool:
     """Link the files of a case, or copy them if the file system has no hard links."""
     try:
-        with _replacing_folder(target) as folder:
+        with files.replacing_folder(target) as folder:
             for file in (*CASE_FILES, files.CHECKSUMS):
                 try:
                     os.link(case / file, folder / file)
                 except OSError:
                     shutil.copyfile(case / file, folder / file)
+            files.write_json(folder / STATS, _stats(folder))
     except OSError:  # the case was removed, or the disk is full, which preprocessing will report
         return False
     return True

@@ -9,16 +9,15 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,12 +28,13 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from autoseg.common.errors import ENDING, AutosegError, RunError, Stopped
+from autoseg.common.errors import ENDING, AutosegError, RunError, Stopped, signal_handled
 from autoseg.networks.devices import pick_device
 
 TIMEOUT = timedelta(days=7)  # the others wait while the leader preprocesses and predicts cases
 SIGNALS = (signal.SIGINT, *ENDING)
 STANDARD_ERROR = 2
+Shared = TypeVar("Shared")
 STOPPING = "\nstopping after this step to save it; press Ctrl-C again to stop immediately\n"
 
 
@@ -103,17 +103,12 @@ class Group:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def shared_text(self, text: str) -> str:
-        """The leader's text, in all processes."""
-        if not self.is_shared:
-            return text
-        coded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        length = torch.tensor(len(coded))
-        dist.broadcast(length, 0)
-        if not self.leads:
-            coded = torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(coded, 0)
-        return bytes(coded.numpy()).decode()
+    def shared(self, value: Shared) -> Shared:
+        """The leader's value, in all processes."""
+        values = [value]
+        if self.is_shared:
+            dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+        return values[0]
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -171,15 +166,13 @@ def leave() -> None:
 
 def forget_frames(error: BaseException) -> None:
     """Delete the local variables of the calls that raised this error, such as networks."""
-    chained: BaseException | None = error
-    while chained is not None:
-        traceback.clear_frames(chained.__traceback__)
-        chained = chained.__context__
+    traceback.clear_frames(error.__traceback__)
+    if error.__context__ is not None:
+        forget_frames(error.__context__)
 
 
 def _own_device(name: str | None, local_rank: int) -> torch.device:
-    first = pick_device(name)
-    if first.type == "cpu":
+    if (first := pick_device(name)).type == "cpu":
         return first
     if first.type != "cuda":
         raise AutosegError(f"--device {first} cannot be used by several processes; use cpu or cuda")
@@ -260,17 +253,16 @@ class StopSignals:
     def __init__(self, group: Group = ALONE) -> None:
         self.group = group
         self.number = 0  # of the signal that was received
-        self._previous: dict[int, Any] = {}
+        self._handled = {number: ExitStack() for number in SIGNALS}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._previous[number] = signal.signal(number, self._request)
+        for number, stack in self._handled.items():
+            stack.enter_context(signal_handled(number, self._request))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore(*SIGNALS)
+        for stack in self._handled.values():
+            stack.close()
 
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.group.leads and not self.number:
@@ -278,12 +270,7 @@ class StopSignals:
             with suppress(OSError):  # the terminal is gone, or the disk of the log is full
                 os.write(STANDARD_ERROR, STOPPING.encode())
         self.number = number
-        self._restore(signal.SIGINT)
-
-    def _restore(self, *numbers: int) -> None:
-        for number in numbers:
-            if number in self._previous:
-                signal.signal(number, self._previous.pop(number))
+        self._handled[signal.SIGINT].close()
 
     @property
     def name(self) -> str:

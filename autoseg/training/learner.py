@@ -1,11 +1,15 @@
-"""The network with its loss, optimiser and weight average: training steps and validation."""
+"""The network with its loss, optimiser and weight average: steps, validation, and their timing."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -13,20 +17,25 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from autoseg.augmentation.loader import Batch, batches
+from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.augmentation.on_device import finish
-from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
+from autoseg.dataset.task import Case
 from autoseg.models import checkpoint
-from autoseg.networks.devices import autocast, autocast_type, memory_format, to_device
+from autoseg.networks.devices import autocast, autocast_type, describe, memory_format, to_device
 from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd
+from autoseg.planner.budget import Timing
+from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group, StopSignals, share_batch_norm
 from autoseg.training.losses import build_loss
 
+WARM_UP_STEPS = 2  # of a measurement
+ENOUGH_STEPS, ENOUGH_SECONDS = 5, 8.0  # after the warm-up; three times as many if they scatter
+SCATTER = 0.2  # of the middle half of the steps, as a share of their median
 VALIDATION_STREAM = 1_000_000  # separates the random numbers of validation from those of training
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
@@ -75,10 +84,14 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        image, label = self.to_device(batch)
+        image, label, unannotated = self.to_device(batch)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss, dice = self._gradients(image, label)
+        with _compile_errors():
+            with autocast(self.device, self.dtype):
+                outputs = self.forward(image)
+            loss, dice = self.shared_loss(outputs, label, unannotated)
+            self.scaler.scale(loss).backward()
         if self.plan.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
@@ -88,38 +101,32 @@ class Learner:
             self.average.update_parameters(self.network)
         return loss.detach(), dice
 
-    def _gradients(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        with _compile_errors():
-            with autocast(self.device, self.dtype):
-                outputs = self.forward(image)
-            loss, dice = self.shared_loss(outputs, label)
-            self.scaler.scale(loss).backward()
-        return loss, dice
-
     @torch.inference_mode()
     def validate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and hard counts (3, classes), with the weights that prediction uses."""
-        image, label = self.to_device(batch)
+        image, label, unannotated = self.to_device(batch)
         network = self.network if self.average is None else self.average.module
         network.eval()
         with autocast(self.device, self.dtype):
             logits = network(image)
-        loss, _ = self.loss(logits, label)
-        return loss, self.loss.hard_counts(logits, label)
+        loss, _ = self.loss(logits, label, unannotated)
+        return loss, self.loss.hard_counts(logits, label, unannotated)
 
-    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The batch as tensors: network input (B, C, X, Y, Z) and label (B, X, Y, Z)."""
+    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch as tensors: network input, label, and outputs without annotation, if any.
+
+        Their shapes are (B, C, X, Y, Z), (B, X, Y, Z) and (B, outputs).
+        """
         label = to_device(batch["label"], self.device)
-        if "postponed" in batch:
-            image = finish(batch["postponed"], self.device)
-        else:
-            image = to_device(batch["data"], self.device)
+        image = to_device(batch["data"], self.device) if "data" in batch else None
+        image = finish(batch["postponed"], self.device) if image is None else image
         image = image.to(memory_format=self.format)
         if self.plan.previous_stage is not None:
             label, previous = label.unbind(1)
             parts = len(self.plan.classes.parts) - 1
             image = with_masks(image, previous, parts).to(memory_format=self.format)
-        return image, label
+        unannotated = batch.get("unannotated")
+        return image, label, None if unannotated is None else to_device(unannotated, self.device)
 
     def weights(self) -> checkpoint.Tensors:
         """The weights that prediction uses: the moving average if the plan has one."""
@@ -168,18 +175,15 @@ class Validation:
         """
         if not self.steps:
             return None, []
-        training = self.plan.training
+        training, found = self.plan.training, []
         augment = training.augment_validation
-        first = Position(
-            training.seed, VALIDATION_STREAM + self.fold, epoch if augment else 0, 0, 0
-        )
-        losses, counts = [], []
+        stream_of = VALIDATION_STREAM + self.fold
+        first = Position(training.seed, stream_of, epoch if augment else 0, 0, 0)
         with batches(self.sampler, self.plan, first, workers=0, augment=augment) as stream:
             for _ in range(self.steps):
                 stop.check_alone()
-                loss, count = learner.validate(next(stream))
-                losses.append(loss)
-                counts.append(count)
+                found.append(learner.validate(next(stream)))
+        losses, counts = zip(*found, strict=True)
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise RunError(
@@ -249,3 +253,64 @@ def dice_of(counts: Tensor) -> list[float | None]:
         2 * tp / (2 * tp + fp + fn) if tp + fp + fn > 0 else None
         for tp, fp, fn in counts.double().T.tolist()
     ]
+
+
+class Stopwatch:
+    """Measures plans with equal preprocessing and patches on a few real cases.
+
+    Use as a context manager: the preprocessed cases are in a temporary folder.
+    """
+
+    def __init__(self, cases: Sequence[Case], device: torch.device, workers: int) -> None:
+        self.cases, self.device, self.workers = cases, device, workers
+        self.case_seconds = 0.0
+        self.folder = tempfile.TemporaryDirectory(prefix="autoseg-")
+
+    def __enter__(self) -> Stopwatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
+
+    def measure(self, plan: Plan) -> Timing:
+        """Time a few training steps and predictions of a plan, with its own workers."""
+        store = self._prepared(plan)
+        learner = Learner(plan, self.device)
+        names = [case.name for case in self.cases]
+        sampler = PatchSampler(store, names, plan.sampling, plan.training.steps_per_epoch)
+        start = Position(plan.training.seed, 0, 0, 0, 0)
+        with batches(sampler, plan, start, self.workers) as stream:
+            times: list[float] = []
+            while not is_settled(times):
+                started = time.perf_counter()
+                loss, _ = learner.step(next(stream), 1e-4)
+                float(loss)  # waits for the device
+                times.append(time.perf_counter() - started)
+            batch = next(stream)
+        learner.validate(batch)
+        started = time.perf_counter()
+        float(learner.validate(batch)[0])
+        predicted = (time.perf_counter() - started) / plan.sampling.batch_size
+        step = median(times[min(WARM_UP_STEPS, len(times) - 1) :])
+        return Timing(step, predicted, self.case_seconds, describe(self.device))
+
+    def _prepared(self, plan: Plan) -> CaseStore:
+        elsewhere = "set TMPDIR to another folder"
+        store = CaseStore(Path(self.folder.name), plan.preprocessing_id, elsewhere)
+        if not self.case_seconds:
+            started = time.perf_counter()
+            for case in self.cases:
+                preprocess_case(plan, store, case)
+            self.case_seconds = (time.perf_counter() - started) / len(self.cases)
+        return store
+
+
+def is_settled(times: Sequence[float]) -> bool:
+    """Whether the seconds of these steps are enough to know how long a step takes."""
+    settled, spent = times[WARM_UP_STEPS:], sum(times)
+    if len(times) < 2 or (len(settled) < ENOUGH_STEPS and spent < ENOUGH_SECONDS):
+        return False
+    if len(settled) < 2 or len(settled) >= 3 * ENOUGH_STEPS or spent >= 3 * ENOUGH_SECONDS:
+        return True
+    low, middle, high = quantiles(settled, n=4)
+    return high - low <= SCATTER * middle

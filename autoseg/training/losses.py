@@ -1,7 +1,8 @@
 """Losses of a plan, and the comparison of logits with a label map that they are made of.
 
 Shapes: logits (B, N, X, Y, Z); target (B, X, Y, Z) with the indices of a preprocessed label map
-(see `plan.labels.Classes.parts`), or `IGNORED` for voxels that do not count.
+(see `plan.labels.Classes.parts`), or `IGNORED` for voxels that do not count; unannotated (B, N),
+true for outputs whose class was not annotated in the case of a sample, or None.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from autoseg.plan.sections import DiceCrossEntropy, TverskyCrossEntropy
 from autoseg.preprocessing.steps import IGNORED
 
 SPACE = (2, 3, 4)
+NEVER = -1e4  # the logit of a class that is impossible; finite in all precisions
 Total = Callable[[Tensor], Tensor]  # the sum over the processes that share a batch
 
 
@@ -51,20 +53,24 @@ class Loss(nn.Module):
         self.single = single
 
     def forward(  # noqa: D102
-        self, outputs: Tensor | Sequence[Tensor], target: Tensor
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        target: Tensor,
+        unannotated: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if isinstance(outputs, Tensor):
-            outputs = [outputs]
-        total, dice = self.single(outputs[0].float(), target)
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        total, dice = self.single(outputs[0].float(), target, unannotated)
         for level, output in enumerate(outputs[1:], start=1):
-            loss, _ = self.single(output.float(), shrink(target, output.shape[2:]))
+            loss, _ = self.single(output.float(), shrink(target, output.shape[2:]), unannotated)
             total = total + loss / 2**level
         weights = sum(1 / 2**level for level in range(len(outputs)))
         return total / weights, self.single.comparison.per_class(dice, outputs[0], target)
 
-    def hard_counts(self, logits: Tensor, target: Tensor) -> Tensor:
+    def hard_counts(
+        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
+    ) -> Tensor:
         """True positives, false positives and false negatives of each class: (3, classes)."""
-        return self.single.comparison.hard_counts(logits, target)
+        return self.single.comparison.hard_counts(logits, target, unannotated)
 
 
 def shrink(target: Tensor, shape: Sequence[int]) -> Tensor:
@@ -76,14 +82,14 @@ def shrink(target: Tensor, shape: Sequence[int]) -> Tensor:
 class DiceCrossEntropyLoss(nn.Module):
     """1 - mean soft Dice over the (foreground) classes or regions, plus cross-entropy."""
 
-    def __init__(
-        self, spec: DiceCrossEntropy, comparison: ClassComparison | RegionComparison
-    ) -> None:
+    def __init__(self, spec: DiceCrossEntropy, comparison: Comparison) -> None:
         super().__init__()
         self.spec, self.comparison = spec, comparison
 
-    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        probabilities, reference, entropy = self.comparison(logits, target)
+    def forward(  # noqa: D102
+        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        probabilities, reference, entropy = self.comparison(logits, target, unannotated)
         space = (0, *SPACE) if self.spec.batch_dice else SPACE
         both = (probabilities * reference).sum(space)
         either = probabilities.sum(space) + reference.sum(space)
@@ -102,14 +108,14 @@ class TverskyCrossEntropyLoss(nn.Module):
     With regions in place of classes, the background has no index.
     """
 
-    def __init__(
-        self, spec: TverskyCrossEntropy, comparison: ClassComparison | RegionComparison
-    ) -> None:
+    def __init__(self, spec: TverskyCrossEntropy, comparison: Comparison) -> None:
         super().__init__()
         self.spec, self.comparison = spec, comparison
 
-    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        probabilities, reference, entropy = self.comparison(logits, target)
+    def forward(  # noqa: D102
+        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        probabilities, reference, entropy = self.comparison(logits, target, unannotated)
         found = (probabilities * reference).sum(SPACE)
         missed = ((1 - probabilities) * reference).sum(SPACE)
         # Ignored voxels are zero in `reference` and in `probabilities`, so they count nowhere.
@@ -125,7 +131,7 @@ def _over_samples(dice: Tensor) -> Tensor:
     return dice if dice.ndim == 1 else dice.mean(0)
 
 
-def build_comparison(classes: Classes, total: Total = alone) -> ClassComparison | RegionComparison:
+def build_comparison(classes: Classes, total: Total = alone) -> Comparison:
     """Softmax for exclusive classes, one sigmoid per region for regions."""
     return RegionComparison(classes, total) if classes.are_regions else ClassComparison(total)
 
@@ -139,8 +145,11 @@ class ClassComparison(nn.Module):
         super().__init__()
         self.total = total
 
-    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Softmax and one-hot reference, both zero where ignored, and the mean cross-entropy."""
+        logits = with_background(logits, unannotated)
         log_probabilities = functional.log_softmax(logits, dim=1)
         known = target != IGNORED
         reference = functional.one_hot(target.clamp_min(0).long(), logits.shape[1])
@@ -152,10 +161,12 @@ class ClassComparison(nn.Module):
         """The Dice of all classes, background first, from that of the outputs."""
         return dice
 
-    def hard_counts(self, logits: Tensor, target: Tensor) -> Tensor:
+    def hard_counts(
+        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
+    ) -> Tensor:
         """True positives, false positives and false negatives of each class: (3, N)."""
         known = target != IGNORED
-        predicted = logits.argmax(1)[known]
+        predicted = with_background(logits, unannotated).argmax(1)[known]
         reference = target[known].long()
         classes = logits.shape[1]
         hits = torch.bincount(reference[predicted == reference], minlength=classes)
@@ -178,14 +189,19 @@ class RegionComparison(nn.Module):
             table[list(parts), region] = True
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sigmoid and reference, both zero where ignored, and the mean binary cross-entropy."""
-        known = target != IGNORED
-        reference = self._reference(target).to(logits.dtype) * known[:, None]
+    def forward(
+        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sigmoid and reference, both zero where unknown, and the mean binary cross-entropy.
+
+        A voxel is unknown where it is ignored, and in the regions that were not annotated.
+        """
+        known = _known(target, unannotated)
+        reference = self._reference(target).to(logits.dtype) * known
         each = functional.binary_cross_entropy_with_logits(logits, reference, reduction="none")
-        counted = known.sum() * logits.shape[1]
-        entropy = _mean((each * known[:, None]).sum(), counted, self.total)
-        return torch.sigmoid(logits) * known[:, None], reference, entropy
+        counted = known.sum() * (logits.shape[1] // known.shape[1])
+        entropy = _mean((each * known).sum(), counted, self.total)
+        return torch.sigmoid(logits) * known, reference, entropy
 
     @torch.no_grad()
     def per_class(self, dice: Tensor, logits: Tensor, target: Tensor) -> Tensor:
@@ -195,11 +211,14 @@ class RegionComparison(nn.Module):
         both, either = (outside * reference).sum(), outside.sum() + reference.sum()
         return torch.cat([(2 * both / either.clamp_min(1e-8))[None], dice])
 
-    def hard_counts(self, logits: Tensor, target: Tensor) -> Tensor:
+    def hard_counts(
+        self, logits: Tensor, target: Tensor, unannotated: Tensor | None = None
+    ) -> Tensor:
         """True positives, false positives and false negatives of each class: (3, 1 + N)."""
-        known = (target != IGNORED)[:, None]
-        found = _and_background(logits > 0) & known
-        real = _and_background(self._reference(target)) & known
+        inside = _known(target, unannotated)
+        ignored = (target == IGNORED)[:, None]
+        found = _and_background((logits > 0) & inside) & ~ignored
+        real = _and_background(self._reference(target) & inside) & ~ignored
         space = (0, 2, 3, 4)
         hits = (found & real).sum(space)
         return torch.stack([hits, found.sum(space) - hits, real.sum(space) - hits])
@@ -208,6 +227,34 @@ class RegionComparison(nn.Module):
         if self.table.device != target.device:
             self.to(target.device)
         return self.table[target.clamp_min(0).long()].movedim(-1, 1)
+
+
+def with_background(logits: Tensor, unannotated: Tensor | None) -> Tensor:
+    """Logits with the unannotated classes of each sample merged with the background.
+
+    A voxel that is background in such a sample may belong to any of these classes. The softmax of
+    the result is p'(background) = p(background) + sum of p(unannotated), p'(unannotated) = 0, and
+    unchanged elsewhere: the marginal Dice and cross-entropy of Shi et al., "Marginal loss and
+    exclusion loss for partially supervised multi-organ segmentation", Medical Image Analysis 70
+    (2021), 101979.
+
+    Args:
+        logits: (B, N, X, Y, Z), background first.
+        unannotated: (B, N), true for classes to merge; None if there are none.
+    """
+    if unannotated is None:
+        return logits
+    merged = unannotated[:, :, None, None, None]
+    outside = merged.clone()
+    outside[:, 0] = True
+    background = logits.masked_fill(~outside, NEVER).logsumexp(1, keepdim=True)
+    return torch.cat([background, logits.masked_fill(merged, NEVER)[:, 1:]], dim=1)
+
+
+def _known(target: Tensor, unannotated: Tensor | None) -> Tensor:
+    """Where regions are known: (B, 1 or N, X, Y, Z)."""
+    known = (target != IGNORED)[:, None]
+    return known if unannotated is None else known & ~unannotated[:, :, None, None, None]
 
 
 def _mean(summed: Tensor, count: Tensor, total: Total) -> Tensor:
@@ -219,3 +266,6 @@ def _mean(summed: Tensor, count: Tensor, total: Total) -> Tensor:
 def _and_background(inside: Tensor) -> Tensor:
     """The mask of the voxels in no region, followed by the masks of the regions."""
     return torch.cat([~inside.any(1, keepdim=True), inside], dim=1)
+
+
+Comparison = ClassComparison | RegionComparison

@@ -17,15 +17,7 @@ import torch
 from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.figures import DARK_COLOURS, LINES, take_literally
 from autoseg.common.files import cannot_write, replacing
-from autoseg.common.progress import (
-    Progress,
-    counted,
-    in_fine_words,
-    in_words,
-    note,
-    progress,
-    say,
-)
+from autoseg.common.progress import Progress, counted, in_fine_words, in_words, note, progress, say
 from autoseg.dataset.splits import Split
 from autoseg.models.log import (
     ADVICE,

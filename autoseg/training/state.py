@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -14,17 +13,11 @@ from torch import Tensor
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, say
-from autoseg.models.checkpoint import (
-    Tensors,
-    load_checkpoint,
-    save_checkpoint,
-    with_prefix,
-    without_prefix,
-)
+from autoseg.models import checkpoint
+from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.models.log import Epoch
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import recipe_id
+from autoseg.plan.plan import Plan, recipe_id
 from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule, Training
 from autoseg.training.distributed import ALONE, Group
 from autoseg.training.learner import Learner
@@ -87,9 +80,8 @@ class PlateauState:
 
     def after_epoch(self, loss: float, spec: Plateau) -> PlateauState:
         """The state after an epoch with this training loss."""
-        state = self
-        if state.cooldown > 0:
-            state = replace(state, cooldown=state.cooldown - 1, waited=0)
+        cools = self.cooldown > 0
+        state = replace(self, cooldown=self.cooldown - 1, waited=0) if cools else self
         if loss < state.best - spec.min_delta:
             return replace(state, best=loss, waited=0)
         if state.cooldown > 0:
@@ -164,12 +156,6 @@ class State:
         """Seconds since the start of the run, those of earlier starts included."""
         return self.seconds + time.monotonic() - run.started
 
-    def shared(self, group: Group) -> State:
-        """The first process's state, in all processes of the group."""
-        if not group.is_shared:
-            return self
-        return State.from_json(json.loads(group.shared_text(json.dumps(self.to_json()))))
-
     def to_json(self) -> dict[str, Any]:
         """JSON values; infinity, which JSON lacks, becomes null."""
         values = asdict(self)
@@ -183,9 +169,8 @@ class State:
         values = values | {"plateau": dict(values["plateau"])}
         for part, key in ((values, "best_loss"), (values["plateau"], "best")):
             part[key] = math.inf if part[key] is None else part[key]
-        values["plateau"] = PlateauState(**values["plateau"])
-        values["history"] = [Epoch(**epoch) for epoch in values["history"]]
-        return State(**values)
+        history = [Epoch(**epoch) for epoch in values["history"]]
+        return State(**values | {"plateau": PlateauState(**values["plateau"]), "history": history})
 
 
 @dataclass
@@ -217,18 +202,16 @@ class EpochSoFar:
         loss = float(group.mean(torch.stack(self.losses).mean()))
         return loss, group.mean(torch.stack(self.dice).mean(0)).tolist()
 
-    def tensors(self) -> Tensors:
+    def tensors(self) -> checkpoint.Tensors:
         """Losses (steps,), Dice (steps, classes) and seconds; empty before the first step."""
         if not self.losses:
             return {}
-        return {
-            "losses": torch.stack(self.losses),
-            "dice": torch.stack(self.dice),
-            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
-        }
+        seconds = torch.tensor(self.seconds, dtype=torch.float64)
+        lists = {"losses": torch.stack(self.losses), "dice": torch.stack(self.dice)}
+        return lists | {"seconds": seconds}
 
     @staticmethod
-    def from_tensors(tensors: Tensors, device: torch.device) -> EpochSoFar:
+    def from_tensors(tensors: checkpoint.Tensors, device: torch.device) -> EpochSoFar:
         """The reverse of `tensors`."""
         if not tensors:
             return EpochSoFar()
@@ -267,11 +250,8 @@ def _with_threads(state: State, run: Run) -> State:
             f"{threads}; the result differs in the last digits from that of an uninterrupted run "
             f"(set OMP_NUM_THREADS={before} to avoid it)"
         )
-    return (
-        state
-        if threads in state.threads[-1:]
-        else replace(state, threads=[*state.threads, threads])
-    )
+    is_known = threads in state.threads[-1:]
+    return state if is_known else replace(state, threads=[*state.threads, threads])
 
 
 def and_steps(steps: int) -> str:
@@ -287,7 +267,7 @@ def save_run(run: Run, learner: Learner, state: State, so_far: EpochSoFar) -> No
     """
     epoch = {name: run.group.mean(tensor) for name, tensor in so_far.tensors().items()}
     if run.group.leads:
-        tensors = learner.tensors() | with_prefix(EPOCH, epoch)
+        tensors = learner.tensors() | checkpoint.with_prefix(EPOCH, epoch)
         state = replace(state, seconds=state.seconds_used(run))
         save_checkpoint(run.folder / LATEST, tensors, state.to_json())
 
@@ -296,7 +276,7 @@ def save_final(run: Run, learner: Learner, plan: Plan, state: State) -> None:
     """Write `final.safetensors`, the weights that prediction uses: the last or the best ones."""
     weights, epoch = learner.weights(), state.done - 1
     if plan.training.keep == "best_training_loss":
-        weights, best = load_checkpoint(run.folder / BEST)
+        weights, best = checkpoint.load_checkpoint(run.folder / BEST)
         epoch = best["epoch"]
     about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch, "threads": state.threads}
     if state.pretrained is not None:
@@ -314,7 +294,7 @@ def load_run(folder: Path, plan: Plan, learner: Learner) -> tuple[State, EpochSo
         AutosegError: the run belongs to another plan, another version wrote it, or it is damaged.
     """
     path = folder / LATEST
-    tensors, values = load_checkpoint(path)
+    tensors, values = checkpoint.load_checkpoint(path)
     begun_by = values.get("plan_id", plan.id)
     if begun_by != plan.id and values.get("recipe_id") != recipe_id(plan):
         raise AutosegError(
@@ -324,7 +304,7 @@ def load_run(folder: Path, plan: Plan, learner: Learner) -> tuple[State, EpochSo
     try:
         state = State.from_json(values)
         learner.load_tensors(tensors)
-        so_far = EpochSoFar.from_tensors(without_prefix(EPOCH, tensors), learner.device)
+        so_far = EpochSoFar.from_tensors(checkpoint.without_prefix(EPOCH, tensors), learner.device)
     except (KeyError, TypeError, RuntimeError) as error:
         raise AutosegError(
             f"{path} was written by another version of autoseg; move {folder} away and train again"
@@ -377,7 +357,7 @@ def check_vacant(folder: Path) -> None:
 
 def describe(path: Path) -> str:
     """A saved run in short: epochs done and in total, when it was saved, and its plan."""
-    tensors, values = load_checkpoint(path)
+    tensors, values = checkpoint.load_checkpoint(path)
     done, steps = len(values.get("history", ())), len(tensors.get(f"{EPOCH}.losses", ()))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
     reached = f"epoch {done} of {values.get('epochs')}{and_steps(steps)}"

@@ -2,19 +2,21 @@
 
 On the loop hang the network with its optimiser and validation (`learner`), the checkpoints and the
 schedule (`state`), progress bar, log and pictures (`monitor`), parallel processes and signals
-(`distributed`), and the time budget (`timing`).
+(`distributed`), and the time budget.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from autoseg.augmentation.loader import Batch, batches
-from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.common.errors import RunError
+from autoseg.common.progress import counted, in_words, say
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.folder import BEST
@@ -26,7 +28,10 @@ from autoseg.training.distributed import StopRequested, StopSignals
 from autoseg.training.learner import Learner, Validation
 from autoseg.training.monitor import Monitor
 from autoseg.training.state import EpochSoFar, Run, State, and_steps, begin, save_final, save_run
-from autoseg.training.timing import TimeBudget
+
+SETTLED_EPOCHS = 3  # the pace of fewer epochs is distorted by the start-up
+TARGET_SHARE = 0.96  # of the budget; the rest absorbs the variation of the last epochs
+TOLERANCE = 0.1
 
 
 def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
@@ -83,13 +88,12 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
                 state, so_far = state.after_epoch(epoch, training), EpochSoFar()
                 if group.leads:
                     if training.keep == "best_training_loss" and state.best_epoch == epoch.epoch:
-                        save_checkpoint(
-                            run.folder / BEST, learner.weights(), {"epoch": epoch.epoch}
-                        )
+                        about = {"epoch": epoch.epoch}
+                        save_checkpoint(run.folder / BEST, learner.weights(), about)
                     state = budget.recount(state)
                     save_run(run, learner, state, so_far)
                     monitor.after_epoch(state)
-                state = state.shared(group)
+                state = group.shared(state)
         if group.leads:
             monitor.finish(state)
             save_final(run, learner, plan, state)
@@ -132,3 +136,62 @@ def check_finite(
         f"the loss became NaN or infinite in epoch {state.done + 1}, batch {batch + 1} ({names}); "
         "lower training.optimizer.learning_rate, or look for implausible intensities in these cases"
     )
+
+
+class TimeBudget:
+    """Adjusts the number of epochs of a run to the time budget of its plan, if it has one."""
+
+    def __init__(self, plan: Plan, run: Run) -> None:
+        self.plan, self.run = plan, run
+        self._times = [time.monotonic()]  # at the start and after each epoch
+
+    def recount(self, state: State) -> State:
+        """Call it after each epoch: the state with as many epochs as fit the budget."""
+        self._times.append(time.monotonic())
+        training = self.plan.training
+        # After the last epoch the learning rate is at its end: more epochs would learn nothing.
+        if training.seconds is None or state.done == state.epochs:
+            return state
+        used = state.seconds_used(self.run)
+        if len(self._times) <= SETTLED_EPOCHS and used <= training.seconds / 4:
+            return state
+        seconds = self._epoch_seconds()
+        # A forward pass takes about a third of a training step.
+        patches = training.steps_per_epoch * self.plan.sampling.batch_size
+        reserve = 3 + 0.4 * self.run.patches_after * seconds / patches
+        epochs = epochs_within(training.seconds, used, seconds, reserve, state.done, state.epochs)
+        if epochs != state.epochs:
+            say(
+                f"an epoch takes {in_words(seconds)}: {counted(epochs, 'epoch')} instead of "
+                f"{state.epochs} fit the budget of {in_words(training.seconds)}"
+            )
+        return replace(state, epochs=epochs)
+
+    def _epoch_seconds(self) -> float:
+        """Mean over the latest half, at least five; without the slow first one if possible."""
+        done = len(self._times) - 1
+        first = max(min(1, done - 1), done - max(5, done // 2))
+        return (self._times[-1] - self._times[first]) / (done - first)
+
+
+def epochs_within(
+    budget: float, used: float, epoch_seconds: float, reserve: float, done: int, planned: int
+) -> int:
+    """How many epochs a run should have in total to end within its budget.
+
+    The planned number stays if it ends the run between 90 % and 100 % of the budget. So a run is
+    reproducible wherever its plan was measured well.
+
+    Args:
+        budget: seconds for the run from start to finish.
+        used: seconds since the start.
+        epoch_seconds: the expected time of another epoch.
+        reserve: seconds for what follows the last epoch.
+        done: finished epochs.
+        planned: the present total.
+    """
+    end = used + epoch_seconds * (planned - done) + reserve
+    if (1 - TOLERANCE) * budget <= end <= budget:
+        return planned
+    left = (TARGET_SHARE * budget - reserve - used) / epoch_seconds
+    return max(done, done + math.floor(left))

@@ -24,18 +24,9 @@ from torch import Tensor, nn
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
 from autoseg.common.progress import counted, say
+from autoseg.models import folder as layout
 from autoseg.models.archive import is_archive
 from autoseg.models.checkpoint import Tensors, without_prefix
-from autoseg.models.folder import (
-    FINAL,
-    PLAN,
-    FolderFiles,
-    ModelFiles,
-    fold_name,
-    open_model,
-    plan_in,
-    weights_name,
-)
 from autoseg.plan.plan import Plan
 from autoseg.training.learner import Learner
 
@@ -66,33 +57,33 @@ def read_pretrained(path: Path) -> Pretrained:
         AutosegError: there is no trained model, or its plan is missing or another one.
     """
     files, name = _find_weights(path)
-    plan = plan_in(files)
+    plan = layout.plan_in(files)
     tensors, about = files.checkpoint(name)
     if about.get("plan_id", plan.id) != plan.id:
         raise AutosegError(
             f"--pretrained {path}: {Path(name).name} was trained by plan {about['plan_id']}, but "
-            f"{files.path(PLAN)} is {plan.id}; restore the plan that it was trained by"
+            f"{files.path(layout.PLAN)} is {plan.id}; restore the plan that it was trained by"
         )
     digest = files.sha256(name)
     source = {"task": plan.task, "plan": plan.name, "plan_id": plan.id, "sha256": digest}
     return Pretrained(_weights_in(tensors), plan, source)
 
 
-def _find_weights(path: Path) -> tuple[ModelFiles, str]:
+def _find_weights(path: Path) -> tuple[layout.ModelFiles, str]:
     """The model that a path refers to, and the name of the weights in it."""
     if is_archive(path) and path.exists():
-        return _fold_in(open_model(path), path)
+        return _fold_in(layout.open_model(path), path)
     if is_archive(path.parent) and path.parent.exists():  # model.zip/fold_0
-        name = f"{path.name}/{FINAL}"
-        packed = open_model(path.parent)
+        name = f"{path.name}/{layout.FINAL}"
+        packed = layout.open_model(path.parent)
         if packed.has(name):
             return packed, name
     elif path.is_file() and path.suffix == ".safetensors":
         return _beside_plan(path, path)
-    elif (path / FINAL).is_file():
-        return _beside_plan(path / FINAL, path)
-    elif FolderFiles(path).folds():
-        _, name = _fold_in(FolderFiles(path), path)
+    elif (path / layout.FINAL).is_file():
+        return _beside_plan(path / layout.FINAL, path)
+    elif layout.FolderFiles(path).folds():
+        _, name = _fold_in(layout.FolderFiles(path), path)
         return _beside_plan(path / name, path)
     raise AutosegError(
         f"--pretrained {path}: there is no trained model; give models/TASK/PLAN, a fold_K in "
@@ -100,33 +91,31 @@ def _find_weights(path: Path) -> tuple[ModelFiles, str]:
     )
 
 
-def _fold_in(files: ModelFiles, path: Path) -> tuple[ModelFiles, str]:
+def _fold_in(files: layout.ModelFiles, path: Path) -> tuple[layout.ModelFiles, str]:
     """The weights of the fold `all`, or of the only fold."""
     folds = files.folds()
     if len(folds) > 1 and "all" not in folds:
-        names = [fold_name(fold) for fold in folds]
+        names = [layout.fold_name(fold) for fold in folds]
         raise AutosegError(
             f"--pretrained {path} has the folds {', '.join(names)}; choose one: {path / names[0]}"
         )
     if not folds:
         raise AutosegError(f"--pretrained {path} contains no weights")
-    return files, weights_name("all" if "all" in folds else folds[0])
+    return files, layout.weights_name("all" if "all" in folds else folds[0])
 
 
-def _beside_plan(file: Path, path: Path) -> tuple[FolderFiles, str]:
+def _beside_plan(file: Path, path: Path) -> tuple[layout.FolderFiles, str]:
     """A file of weights, in the folder of its plan or one level below."""
-    folder = next((f for f in file.parents[:2] if (f / PLAN).is_file()), None)
-    if folder is None:
-        raise AutosegError(f"--pretrained {path}: there is no {PLAN} next to {file.name}")
-    return FolderFiles(folder), file.relative_to(folder).as_posix()
+    above = (folder for folder in file.parents[:2] if (folder / layout.PLAN).is_file())
+    if (folder := next(above, None)) is None:
+        raise AutosegError(f"--pretrained {path}: there is no {layout.PLAN} next to {file.name}")
+    return layout.FolderFiles(folder), file.relative_to(folder).as_posix()
 
 
 def _weights_in(tensors: Tensors) -> Tensors:
     """The weights that prediction uses: a `latest.safetensors` contains other tensors as well."""
-    for prefix in ("average.module", "network"):
-        if found := without_prefix(prefix, tensors):
-            return found
-    return tensors
+    found = (without_prefix(prefix, tensors) for prefix in ("average.module", "network"))
+    return next(filter(None, found), tensors)
 
 
 @dataclass(frozen=True)
@@ -168,17 +157,22 @@ def transfer(pretrained: Pretrained, plan: Plan, network: nn.Module) -> Transfer
     """
     start = network.state_dict()
     fitter = _Fitter(pretrained, plan, first_convolution(network))
-    tensors = dict(start)
-    not_loaded: dict[str, str] = {}
+    tensors, not_loaded = dict(start), dict[str, str]()
     for _, names in groupby(start, key=lambda name: name.rpartition(".")[0]):
         layer = {name: fitter.fitted(name, start[name]) for name in names}
-        if misfits := [name for name, tensor in layer.items() if tensor is None]:
-            reason = fitter.misfit(misfits[0], start[misfits[0]])
-            not_loaded |= dict.fromkeys(layer, reason)
+        fitting = {name: tensor for name, tensor in layer.items() if tensor is not None}
+        if misfit := next((name for name in layer if name not in fitting), None):
+            not_loaded |= dict.fromkeys(layer, fitter.misfit(misfit, start[misfit]))
         else:
-            tensors |= {name: tensor for name, tensor in layer.items() if tensor is not None}
+            tensors |= fitting
     loaded = tuple(name for name in start if name not in not_loaded)
-    _check_any(loaded, start, pretrained, plan)
+    if not any(start[name].ndim == 5 and not name.startswith(HEADS) for name in loaded):
+        plans = (pretrained.plan, plan)  # normalisation layers alone are useless
+        old, new = (f"{'-'.join(map(str, p.network.features))} feature maps" for p in plans)
+        raise AutosegError(
+            f"--pretrained: no convolution of {plans[0].task} {plans[0].name} ({old}) fits the "
+            f"network of {plan.task} {plan.name} ({new}); plan with equal network.* values"
+        )
     unused = tuple(name for name in pretrained.tensors if name not in loaded)
     return Transfer(tensors, loaded, not_loaded, unused, tuple(fitter.remarks(loaded)))
 
@@ -258,9 +252,8 @@ class _Fitter:
     def _common_outputs(self) -> list[str]:
         """Outputs of the same name and kind: a class differs from a region of the same name."""
         old, new = self.pretrained.plan.classes, self.plan.classes
-        if old.are_regions != new.are_regions:
-            return []
-        return [name for name in new.output_names if name in old.output_names]
+        names = new.output_names if old.are_regions == new.are_regions else ()
+        return [name for name in names if name in old.output_names]
 
     def misfit(self, name: str, mine: Tensor) -> str:
         """Why a tensor is not loaded."""
@@ -280,26 +273,12 @@ class _Fitter:
             remarks.append(f"first convolution adapted from {len(old)} to {channels}")
         elif self.first in loaded and old != new and sorted(old) == sorted(new):
             remarks.append("first convolution: channels reordered")
-        has_head = any(name.startswith(HEADS) for name in loaded)
-        return [*remarks, f"head: {self._classes_in_words() if has_head else 'new'}"]
-
-    def _classes_in_words(self) -> str:
-        names = self.plan.classes.names[1:]
-        loaded = [name for name in names if name in self._common_outputs()]
-        if len(loaded) == len(names):
-            return "all classes loaded"
-        new = [name for name in names if name not in loaded]
-        return f"{', '.join(loaded) or 'only background'} loaded, {', '.join(new)} new"
-
-
-def _check_any(loaded: Sequence[str], start: Tensors, pretrained: Pretrained, plan: Plan) -> None:
-    """Raise an AutosegError if no convolution fits: normalisation layers alone are useless."""
-    if any(start[name].ndim == 5 and not name.startswith(HEADS) for name in loaded):
-        return
-    old, new = (
-        f"{'-'.join(map(str, p.network.features))} feature maps" for p in (pretrained.plan, plan)
-    )
-    raise AutosegError(
-        f"--pretrained: no convolution of {pretrained.plan.task} {pretrained.plan.name} ({old}) "
-        f"fits the network of {plan.task} {plan.name} ({new}); plan with equal network.* values"
-    )
+        names, known = self.plan.classes.names[1:], self._common_outputs()
+        loaded_names = [name for name in names if name in known]
+        head = "all classes loaded"
+        if not any(name.startswith(HEADS) for name in loaded):
+            head = "new"
+        elif len(loaded_names) < len(names):
+            fresh = ", ".join(name for name in names if name not in known)
+            head = f"{', '.join(loaded_names) or 'only background'} loaded, {fresh} new"
+        return [*remarks, f"head: {head}"]

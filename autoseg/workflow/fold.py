@@ -13,16 +13,13 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, remove_leftovers, write_json
 from autoseg.common.locks import locked
-from autoseg.common.machine import GB, free_memory
-from autoseg.common.parallel import in_parallel
+from autoseg.common.parallel import GB, free_memory, in_parallel
 from autoseg.common.progress import in_words, listed, say
-from autoseg.dataset.layouts import Case
-from autoseg.dataset.splits import SPLITS_FILE, Split, count_folds, load_or_make_splits, read_splits
-from autoseg.dataset.task import Task, read_task
+from autoseg.dataset.splits import SPLITS_FILE, Split, count_folds, read_splits
+from autoseg.dataset.task import Case, Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import (
     BEST,
     EVERY_FOLD,
@@ -33,9 +30,9 @@ from autoseg.models.folder import (
     VALIDATION,
     fold_name,
 )
+from autoseg.models.log import failures_of
 from autoseg.networks.unet import build_network
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import is_extension, load_plan
+from autoseg.plan.plan import Plan, is_extension, load_plan
 from autoseg.planner.patch_rule import training_memory
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
@@ -47,13 +44,12 @@ from autoseg.preprocessing.preprocess import add_previous, preprocess
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group
 from autoseg.training.monitor import check_tensorboard
-from autoseg.training.state import Run
+from autoseg.training.state import Run, State
 from autoseg.training.train import train
 from autoseg.training.transfer import read_pretrained, transfer
-from autoseg.workflow.task_plan import differences
+from autoseg.workflow.task_plan import ALL, differences, find_split
 from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
-ALL = "all"
 NUMBER_OF_ALL = 999_999  # seeds the fold `all`; above every real fold number
 SHARED_KEYS = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
 
@@ -72,6 +68,7 @@ class FoldJob:
         group: the processes that train the fold together; the first one does everything else.
         pretrained: trained model with the initial weights of a new run.
         tensorboard: whether to write event files for TensorBoard.
+        verify: read all bytes of the preprocessed cases, to find damage.
     """
 
     workspace: Workspace
@@ -85,6 +82,7 @@ class FoldJob:
     group: Group = ALONE
     pretrained: Path | None = None
     tensorboard: bool = False
+    verify: bool = False
 
     @property
     def folder(self) -> Path:
@@ -98,7 +96,7 @@ class FoldJob:
 
     def store(self, plan: Plan) -> CaseStore:
         """The preprocessed cases."""
-        return CaseStore(self.plan_folder / "cases", plan.preprocessing_id)
+        return CaseStore(self.plan_folder / "cases", plan.preprocessing_id, verify=self.verify)
 
 
 def run_fold(job: FoldJob) -> Summary | None:
@@ -133,8 +131,17 @@ def run_fold(job: FoldJob) -> Summary | None:
             add_previous(plan, store, used, previous, job.processes)
         validation = [cases[name] for name in split.validation]
         job.group.wait()
-        _train(plan, store, split, job)
+        state = _train(plan, store, split, job)
         summary = _validate(job, validation, previous) if validation else None
+        # Early stopping leaves epochs to do; a time budget reduces their number.
+        planned = plan.training.epochs if state.done == state.epochs else state.done
+        failures = failures_of(state.history, planned)
+        if summary is not None:
+            failures += summary.never_predicted
+            summary = replace(summary, failures=tuple(failures))
+            summary.save(job.folder / VALIDATION / "summary.json")
+        for failure in failures:
+            say(f"warning: fold {job.fold}: {failure}")
         say(f"fold {job.fold} took {in_words(time.monotonic() - job.started)}: {job.folder}")
         return summary
 
@@ -165,25 +172,7 @@ def _check_resources(plan: Plan, job: FoldJob) -> None:
         transfer(read_pretrained(job.pretrained), plan, build_network(plan))
 
 
-def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
-    """The cases of a fold.
-
-    Raises:
-        AutosegError: there is no such fold.
-    """
-    names = [case.name for case in task.cases]
-    if fold == ALL:
-        return Split(tuple(names), ())
-    classes = Fingerprint.load(folder / FINGERPRINT).presence
-    splits = load_or_make_splits(
-        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
-    )
-    if not fold.isdecimal() or int(fold) >= len(splits):
-        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(splits) - 1}, or {ALL}")
-    return splits[int(fold)]
-
-
-def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> None:
+def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> State:
     run = Run(
         folder=job.folder,
         fold=NUMBER_OF_ALL if job.fold == ALL else int(job.fold),
@@ -196,7 +185,7 @@ def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> None:
         pretrained=job.pretrained,
         tensorboard=job.tensorboard,
     )
-    train(plan, store, split, run)
+    return train(plan, store, split, run)
 
 
 def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
@@ -266,7 +255,8 @@ def predict_and_score(
 def _score(
     case: str, references: Mapping[str, Path], folder: Path, labels: ScoredClasses
 ) -> CaseScores:
-    return replace(evaluate_case(references[case], output_path(folder, case), labels), case=case)
+    scores = evaluate_case(references[case], output_path(folder, case), labels.of_case(case))
+    return replace(scores, case=case)
 
 
 def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Mask
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.progress import counted, listed, say
+from autoseg.dataset.merge import merge_tasks
 from autoseg.dataset.problems import (
     Problem,
     errors_by_case,
@@ -35,16 +38,18 @@ from autoseg.dataset.splits import (
     remake_splits,
     write_splits,
 )
-from autoseg.dataset.task import Task, find_task, without
+from autoseg.dataset.task import Task, find_task, read_task, without
+from autoseg.evaluation.tables import print_rows
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.image.image import read_label
-from autoseg.models.folder import PLAN, folds_in
-from autoseg.plan.plan import Plan, Splits
-from autoseg.plan.reading import differing_keys, load_plan
+from autoseg.models.folder import FINGERPRINT, PLAN, folds_in
+from autoseg.plan.plan import Plan, differing_keys, load_plan
+from autoseg.plan.sections import Splits
 from autoseg.planner.budget import expected_overhead
 from autoseg.planner.compose import PlanOptions, compose, other_plans, pairs_of
 from autoseg.workflow.workspace import Workspace
 
+ALL = "all"  # the fold that trains on every case
 MOST_KEYS = 4  # that a message lists
 TIMED_CASES = 4  # that a time budget is measured with
 SIDED_CASES = 3  # whose left and right are looked at
@@ -100,6 +105,23 @@ def survey_task(
     return Surveyed(without(task, bad), fingerprint, bad)
 
 
+def merge(workspace: Workspace, tasks: Sequence[str], name: str, processes: int) -> None:
+    """Make one task of several, in `raw/`, and print a table of its labels.
+
+    Raises:
+        AutosegError: there are fewer than two tasks, they cannot be merged, or `name` exists.
+    """
+    if len(tasks) < 2:
+        raise AutosegError(
+            "--merge NAME: name at least two tasks, as in autoseg_plan A B --merge C"
+        )
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise AutosegError(f"--merge {name!r} is not a folder name; use letters, digits, _ . -")
+    found = [read_task(workspace.find_task_folder(task)) for task in tasks]
+    print_rows(merge_tasks(found, workspace.raw(name), processes))
+    say(f"{workspace.raw(name)}: {counted(sum(len(t.cases) for t in found), 'case')}")
+
+
 def _advice(fingerprint: Fingerprint, problems: list[Problem]) -> str:
     """What to do if some cases have errors and others have none."""
     if "" in errors_by_case(problems) or not fingerprint.cases:
@@ -129,10 +151,31 @@ def fitted(options: PlanOptions, surveyed: Surveyed) -> PlanOptions:
         options,
         regions_class_order=surveyed.task.regions_class_order,
         codes=surveyed.task.codes,
+        annotated=_annotated(surveyed),
         mirrored_labels=_sides(surveyed.task),
         skipped_cases=surveyed.skipped,
         patients=len(_patients(surveyed.task)),
     )
+
+
+def _annotated(surveyed: Surveyed) -> dict[str, tuple[str, ...]]:
+    """Partly annotated case -> its annotated classes, in the order of the labels."""
+    task, presence = surveyed.task, surveyed.fingerprint.presence
+    names = [name for name, values in task.labels.items() if values != (0,)]
+    known = {case: task.annotated.get(case, names) or found for case, found in presence.items()}
+    for case, labels in known.items():
+        if not labels:
+            raise DataError(
+                f'{task.path}: "annotated" of {case} is "present", but its label map is empty; '
+                "list the labels that were annotated"
+            )
+    if never := set(names) - {name for labels in known.values() for name in labels}:
+        raise DataError(f"{task.path}: {min(never)!r} is annotated in no case; remove the label")
+    return {
+        case: tuple(name for name in names if name in labels)
+        for case, labels in known.items()
+        if not set(names) <= set(labels)
+    }
 
 
 def _sides(task: Task) -> dict[str, str] | None:
@@ -205,6 +248,11 @@ def write_plan(
             f"plan {plan.name}: orientation is null, but cases are stored in several orders of "
             f"axes: {orders}; set it to one of them"
         )
+    if plan.annotated:
+        say(
+            f"plan {plan.name}: {len(plan.annotated)} of {counted(len(fingerprint.cases), 'case')} "
+            "are annotated for some classes only; training and scores leave out their others"
+        )
     sides = plan.provenance.get("mirrored_labels")
     exchanged = plan.mirrored_labels and plan.left_right in plan.mirrored_axes
     if exchanged and sides and sides.source.startswith("rule"):
@@ -254,6 +302,24 @@ def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> No
     load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
 
 
+def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
+    """The cases of a fold.
+
+    Raises:
+        AutosegError: there is no such fold.
+    """
+    names = [case.name for case in task.cases]
+    if fold == ALL:
+        return Split(tuple(names), ())
+    classes = Fingerprint.load(folder / FINGERPRINT).presence
+    splits = load_or_make_splits(
+        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
+    )
+    if not fold.isdecimal() or int(fold) >= len(splits):
+        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(splits) - 1}, or {ALL}")
+    return splits[int(fold)]
+
+
 def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
     """What the splits of an earlier plan of this name were made from; None without such a plan."""
     try:
@@ -270,7 +336,7 @@ def _compose(
 
     # torch, whose import takes seconds, is needed for measuring only.
     from autoseg.networks.devices import pick_device
-    from autoseg.training.timing import Stopwatch
+    from autoseg.training.learner import Stopwatch
 
     spread = max(1, len(task.cases) // TIMED_CASES)
     cases = task.cases[::spread][:TIMED_CASES]

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.augmentation.loader import batches
+from autoseg.augmentation.loader import PatchSampler, Position, batches
 from autoseg.augmentation.on_device import finish
-from autoseg.augmentation.sampler import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.image.image import read_image, read_label
-from autoseg.plan.plan import Sampling
+from autoseg.plan.augmentation import Sampling
 from autoseg.preprocessing.store import CaseStore
 from tests.making import store_case, tiny_plan, tiny_store
 

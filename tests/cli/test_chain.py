@@ -14,7 +14,7 @@ import pytest
 from autoseg.cli import evaluate, plan, predict, train
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from tests.cli.making import TINY, copy_hippocampus, settings, write_phantom
 from tests.dataset.making import HIPPOCAMPUS
 

@@ -15,7 +15,7 @@ from autoseg.common.arrays import members
 from autoseg.common.files import read_json
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.preprocessing.store import CaseStore
 from tests.cli.making import copy_hippocampus, copy_sparse_regions, settings
 from tests.dataset.making import HIPPOCAMPUS

@@ -12,8 +12,7 @@ import pytest
 from autoseg.cli.common import parser
 from autoseg.cli.plan import main
 from autoseg.fingerprint import Fingerprint
-from autoseg.plan.plan import ConfigurationName
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import ConfigurationName, load_plan
 from autoseg.workflow.workspace import ENVIRONMENT_VARIABLE
 from tests.cli.making import settings, write_ct
 from tests.dataset.making import HIPPOCAMPUS

@@ -15,10 +15,10 @@ import torch
 from autoseg.cli import plan, train
 from autoseg.dataset.task import read_task
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.store import CaseStore
-from autoseg.workflow.fold import find_split
+from autoseg.workflow.task_plan import find_split
 from tests.cli.making import TINY, copy_hippocampus, settings
 from tests.one_thread import one_thread
 from tests.training.making import assert_same_run, log_of, start

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +70,19 @@ def test_a_case_with_a_part_missing_or_odd_is_not_whole(
 
 def test_an_absent_case_is_not_whole(store: CaseStore) -> None:
     assert not store.is_whole("b")
+
+
+def test_size_and_time_are_looked_at_first(store: CaseStore) -> None:
+    path = store.folder / "a 1" / "image.b2nd"
+    assert store.is_unchanged("a 1")
+    before = path.stat()
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert not store.is_unchanged("a 1")  # by its time
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.is_unchanged("a 1")
+    careful = replace(store, verify=True)
+    assert not careful.is_unchanged("a 1")
+    assert not careful.is_whole("a 1")
+    assert not store.is_unchanged("b")

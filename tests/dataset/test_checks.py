@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from autoseg.dataset.checks import CaseFacts, check_case, check_task, is_ct_name, scale_of
-from autoseg.dataset.layouts import Case
-from autoseg.dataset.task import Task
+from autoseg.dataset.task import Case, Task
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image
 

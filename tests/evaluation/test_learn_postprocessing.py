@@ -22,8 +22,7 @@ from autoseg.evaluation.metrics import METRICS, cut_masks, overlap
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import make_plan
+from autoseg.plan.plan import Plan, make_plan
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
 from tests.dataset.making import HIPPOCAMPUS, write_scan
 from tests.making import REGIONS, grid, tiny_plan

@@ -23,7 +23,7 @@ from autoseg.experiments.runs import prepare_plans, runs_of
 from autoseg.experiments.status import in_short, is_finished, read_record, status_of, table
 from autoseg.experiments.study import Study
 from autoseg.image.image import read_label
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import OVERRIDES, TASK, TEST_SET, study, write_task
 

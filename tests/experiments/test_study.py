@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from autoseg.common.errors import PlanError
+from autoseg.experiments import runs
 from autoseg.experiments.runs import StudyRun, joined, runs_of, variants
 from autoseg.experiments.study import read_study, study_names, with_slurm
+from autoseg.plan.plan import Plan
+from autoseg.planner.compose import PlanOptions
 from autoseg.workflow.workspace import Workspace
-from tests.experiments.studying import OVERRIDES, TASK, TEST_SET, study
+from tests.experiments.studying import OVERRIDES, TASK, TEST_SET, study, write_task
+from tests.making import tiny_plan
 
 
 def write(folder: Path, name: str, values: dict[str, Any]) -> str:
@@ -133,3 +137,28 @@ def test_unknown_tables_and_papers_are_found_before_anything_runs(
     with pytest.raises(PlanError) as caught:
         read_study(write(tmp_path, "own", {"task": TASK} | values))
     assert all(word in str(caught.value) for word in words)
+
+
+def test_arms_of_a_study_share_what_the_time_budget_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each group of arms is measured once; arms of another planner are measured themselves."""
+    plans = [
+        {"name": "one", "time_budget": "5m"},
+        {"name": "two", "time_budget": "5m", "overrides": {"training": {"seed": 7}}},
+        {"name": "residual", "time_budget": "5m", "planner": "resenc_m"},
+    ]
+    given: dict[str, Any] = {}
+
+    def write(_w: object, _s: object, options: PlanOptions, *_: object) -> Plan:
+        given[options.name] = options.measured
+        return tiny_plan(name=options.name)
+
+    monkeypatch.setattr(runs, "write_plan", write)
+    monkeypatch.setattr(runs, "_check", lambda *_: None)
+    runs.prepare_plans([study(plans=plans)], write_task(tmp_path), 1, "cpu")
+    assert {name: like and like.name for name, like in given.items()} == {
+        "one-k2": None,
+        "two-k2": "one-k2",
+        "residual-k2": None,
+    }

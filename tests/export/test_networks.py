@@ -14,8 +14,7 @@ from autoseg.common.errors import AutosegError, RunError
 from autoseg.common.files import read_json
 from autoseg.export import networks
 from autoseg.export.networks import FORMATS, compare, example_patch, export_model
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.prediction import backends
 from autoseg.prediction.model import Model, load_model
 from tests.making import CASCADE, REGIONS, tiny_plan

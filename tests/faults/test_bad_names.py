@@ -18,7 +18,7 @@ from autoseg.common.files import is_there, obstacle, printable
 from autoseg.dataset.problems import errors_by_case
 from autoseg.dataset.task import find_task
 from autoseg.evaluation.evaluate import evaluate_folders
-from autoseg.fingerprint.survey import survey
+from autoseg.fingerprint.fingerprint import survey
 from autoseg.image.image import read_image
 from autoseg.models.folder import FolderFiles
 from autoseg.prediction.inputs import find_inputs

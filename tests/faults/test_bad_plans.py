@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from autoseg.common.errors import AutosegError
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.planner.overrides import read_reference
 from tests.faults.bad_json import changed, places
 from tests.making import tiny_plan

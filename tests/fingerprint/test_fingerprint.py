@@ -14,18 +14,16 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, write_json
-from autoseg.fingerprint.fingerprint import (
-    CaseStatistics,
-    ChannelStatistics,
-    Fingerprint,
-    measure,
-    shape_of_content,
-)
+from autoseg.fingerprint.fingerprint import Fingerprint
 from autoseg.fingerprint.statistics import (
     SAMPLE_SIZE,
+    CaseStatistics,
+    ChannelStatistics,
     IntensityStatistics,
     LabelStatistics,
+    measure,
     rounded,
+    shape_of_content,
 )
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image

@@ -11,12 +11,12 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import CHUNK
-from autoseg.fingerprint.fingerprint import content_of
 from autoseg.fingerprint.statistics import (
     Histogram,
     IntensityStatistics,
     LabelStatistics,
     RawValues,
+    content_of,
     intensities_of,
     measure_labels,
     sample_quantiles,

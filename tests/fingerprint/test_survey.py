@@ -19,7 +19,7 @@ from autoseg.image.formats import stem_of
 from autoseg.image.image import Image, read_image, read_label
 from tests.dataset.making import HIPPOCAMPUS, V2, declare, write_case, write_scan
 
-survey_module = importlib.import_module("autoseg.fingerprint.survey")  # not the function
+survey_module = importlib.import_module("autoseg.fingerprint.fingerprint")  # not the function
 
 
 @pytest.fixture(scope="module")

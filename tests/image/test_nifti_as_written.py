@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.progress import noted
+from autoseg.image.geometry import orientation_of
 from autoseg.image.image import read_geometry, read_image, read_label
-from autoseg.image.orientation import orientation_of
 
 nibabel = pytest.importorskip("nibabel")
 NOISE = np.random.default_rng(0).integers(-50, 900, (7, 6, 5)).astype(np.int16)

@@ -9,7 +9,7 @@ import pytest
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json
 from autoseg.plan.labels import Evaluation, class_of
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.planner.overrides import find_reference
 from tests.making import REGIONS, tiny_plan
 

@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from autoseg.common.errors import AutosegError, PlanError
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan, make_plan
+from autoseg.plan.plan import Plan, load_plan, make_plan
 from autoseg.planner.overrides import merge
 from tests.making import tiny_plan
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from autoseg.plan.reading import load_plan, plan_schema
+from autoseg.plan.plan import load_plan, plan_schema
 from autoseg.plan.sections import FOR_ID, Section, since
 from tests.making import tiny_plan
 from tests.plan.test_plan import full_plan

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autoseg.fingerprint import Fingerprint
-from autoseg.fingerprint.fingerprint import CaseStatistics, ChannelStatistics
-from autoseg.fingerprint.statistics import IntensityStatistics
+from autoseg.fingerprint.statistics import CaseStatistics, ChannelStatistics, IntensityStatistics
 
 FOREGROUND = IntensityStatistics(
     mean=-81.5, std=140.25, min=-1024.0, p00_5=-958.5, median=-64.0, p99_5=271.0, max=3071.0

@@ -91,6 +91,18 @@ def test_the_reference_can_be_disabled(references: Path) -> None:
     assert planned(use_reference=False).training.epochs == 1000
 
 
+def test_plans_to_compare_share_what_was_measured() -> None:
+    first = timed("training.loss.smooth=1", "training.schedule={schedule: 'polynomial'}")
+    options = PlanOptions(name="other", seconds=300, measured=first)
+    second = compose(fingerprint(), options)  # nothing measures it
+    assert second.sampling == first.sampling
+    assert second.network == first.network
+    assert second.training.steps == first.training.steps
+    assert second.measured == first.measured
+    assert second.training.loss != first.training.loss  # settings of the first plan are its own
+    assert second.training.schedule == timed().training.schedule != first.training.schedule
+
+
 def test_settings_of_list_entries_see_the_layers_below(references: Path, tmp_path: Path) -> None:
     references.write_text("{preprocessing: [{step: 'clip', window: [0, 1], channel: 0}]}")
     plan = planned("preprocessing.0.window=[-1000,400]")

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from autoseg.fingerprint import Fingerprint
 from autoseg.networks.unet import build_network
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import make_plan
+from autoseg.plan.plan import Plan, make_plan
 from autoseg.planner.compose import PlanOptions, compose
 from autoseg.training.learner import Learner
 from autoseg.training.losses import build_loss

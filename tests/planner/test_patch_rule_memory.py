@@ -128,7 +128,7 @@ SMALL_PARENT = "import subprocess, sys; subprocess.run(sys.argv[1:], check=True)
 STEP_IN_A_PROCESS = """
 import resource, sys
 import numpy as np, torch
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.training.learner import Learner
 from pathlib import Path
 

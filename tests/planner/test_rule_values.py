@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.fingerprint import Fingerprint
-from autoseg.plan.reading import make_plan
+from autoseg.plan.plan import make_plan
 from autoseg.planner.rule_values import Evidence, PlanValues, configurations
 from autoseg.planner.rule_values import rule_values as rule_values_of
 from tests.planner.making import FOREGROUND, LABELS, fingerprint

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json
+from autoseg.image.geometry import CODES, orientation_of
 from autoseg.image.image import Image, from_array, read_image, read_label
-from autoseg.image.orientation import CODES, orientation_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing

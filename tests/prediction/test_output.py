@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
+from autoseg.image.geometry import SWAPS
 from autoseg.image.image import Image, read_geometry, read_image, read_label
 from autoseg.image.label_writer import write_label
-from autoseg.image.orientation import SWAPS
 from autoseg.prediction import output
 from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs

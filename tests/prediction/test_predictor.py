@@ -14,8 +14,8 @@ from skimage.transform import resize
 
 from autoseg.common.errors import DataError
 from autoseg.common.progress import counted
+from autoseg.image.geometry import SWAPS
 from autoseg.image.image import Image
-from autoseg.image.orientation import SWAPS
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.segmenter import Segmenter
 from autoseg.preprocessing.steps import prepare

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.common.arrays import Triple
-from autoseg.plan.plan import Inference
+from autoseg.plan.sections import Inference
 from autoseg.prediction import sliding_window
 from autoseg.prediction.sliding_window import (
     Slab,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from autoseg.dataset.layouts import Case
+from autoseg.dataset.task import Case
+from autoseg.image.geometry import CODES
 from autoseg.image.image import read_label
-from autoseg.image.orientation import CODES
 from autoseg.preprocessing.preprocess import add_previous, preprocess
 from autoseg.preprocessing.steps import prepare
 from autoseg.preprocessing.store import CaseStore

@@ -8,13 +8,12 @@ import pytest
 
 from autoseg.common import parallel
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.dataset.layouts import Case
-from autoseg.dataset.task import read_task
+from autoseg.dataset.task import Case, read_task
 from autoseg.image.image import read_image, read_label
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.steps import prepare
-from autoseg.preprocessing.store import CaseStore
+from autoseg.preprocessing.store import STATS, CaseStore
 from tests.dataset.making import HIPPOCAMPUS, write_4d, write_case, write_scan
 from tests.dicom_series import write_series
 from tests.making import tiny_plan
@@ -39,7 +38,7 @@ def store_in(folder: Path, plan: Plan = PLAN) -> CaseStore:
 
 
 def contents(store: CaseStore) -> dict[str, bytes]:
-    files = sorted(path for path in store.folder.rglob("*") if path.is_file())
+    files = sorted(f for f in store.folder.rglob("*") if f.is_file() and f.name != STATS)
     return {str(path.relative_to(store.folder)): path.read_bytes() for path in files}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.dataset.layouts import Case
+from autoseg.dataset.task import Case
 from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.store import CaseStore
 from tests.dataset.making import write_scan

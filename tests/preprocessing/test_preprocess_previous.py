@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.dataset.layouts import Case
+from autoseg.dataset.task import Case
 from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.preprocess import add_previous, prepare_previous, preprocess_case

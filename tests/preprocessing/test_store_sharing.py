@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.dataset.layouts import Case
+from autoseg.dataset.task import Case
 from autoseg.preprocessing import store
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.steps import Prepared

@@ -71,7 +71,7 @@ def exchange(group: Group) -> Tensors:
     mine = torch.tensor([1.0 + group.rank, 10.0], requires_grad=True)
     (group.sum(mine) ** 2).sum().backward()
     assert mine.grad is not None
-    text = group.shared_text("Grüße" if group.leads else "not this")
+    text = group.shared("Grüße" if group.leads else "not this")
     group.wait()
     return {
         "sum": group.sum(mine).detach(),
@@ -139,7 +139,7 @@ def test_a_process_alone_needs_nobody() -> None:
     tensor = torch.ones(2)
     assert ALONE.sum(tensor) is tensor
     assert ALONE.mean(tensor) is tensor
-    assert ALONE.shared_text("é") == "é"
+    assert ALONE.shared("é") == "é"
     assert ALONE.leads
     assert not ALONE.is_shared
     ALONE.wait()

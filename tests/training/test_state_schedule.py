@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule
 from autoseg.training.state import PlateauState, learning_rate_factor
-from autoseg.training.timing import epochs_within
+from autoseg.training.train import epochs_within
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from autoseg.augmentation.sampler import PatchSampler, Position
+from autoseg.augmentation.loader import PatchSampler, Position
 from autoseg.common.errors import RunError
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.models.folder import BEST, FINAL, LATEST
 from autoseg.models.log import Epoch, write_log
-from autoseg.training import monitor, timing
+from autoseg.training import monitor
 from autoseg.training import state as state_module
 from autoseg.training import train as module
 from autoseg.training.monitor import Monitor, draw_progress
@@ -196,7 +196,7 @@ class Clock:
 
         monkeypatch.setattr(EpochSoFar, "means", slow)
         stopped = SimpleNamespace(monotonic=lambda: self.now)
-        for where in (module, state_module, timing):
+        for where in (module, state_module):
             monkeypatch.setattr(where, "time", stopped)
 
 

@@ -8,7 +8,8 @@ import torch
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.models.folder import BEST, FINAL, LATEST
-from autoseg.training import state, timing
+from autoseg.training import state
+from autoseg.training import train as loop
 from tests.training.making import assert_same_run, start, store_of, training_plan, without_pictures
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -63,7 +64,7 @@ def interrupt(monkeypatch, after, saved):
 def test_a_resumed_run_continues_to_the_bit(tmp_path, monkeypatch, recipe, after, saved):
     plan = training_plan(**RECIPES[recipe])
     if recipe == "budget":  # the clock must not decide here
-        monkeypatch.setattr(timing, "epochs_within", lambda *_: 4)
+        monkeypatch.setattr(loop, "epochs_within", lambda *_: 4)
     store = store_of(tmp_path, plan)
     full = start(plan, store, tmp_path / "full")
     with monkeypatch.context() as patched:

@@ -16,10 +16,11 @@ from autoseg.dataset.splits import Split
 from autoseg.dataset.task import read_task
 from autoseg.image.image import read_label
 from autoseg.models.folder import FINGERPRINT, FolderFiles
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.prediction.model import training_set_of
 from autoseg.prediction.sliding_window import count_tiles
-from autoseg.workflow.fold import FoldJob, count_patches, find_split, run_fold
+from autoseg.workflow.fold import FoldJob, count_patches, run_fold
+from autoseg.workflow.task_plan import find_split
 from autoseg.workflow.workspace import Workspace
 from tests.cli.making import TINY, settings, write_ct
 from tests.making import CASCADE, tiny_plan, tiny_store

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.common.errors import AutosegError
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.workflow.fold import claim
 from tests.making import tiny_plan
 

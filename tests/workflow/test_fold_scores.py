@@ -13,7 +13,7 @@ import torch
 from autoseg.cli.plan import main as plan_task
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import load_plan
 from autoseg.workflow.fold import FoldJob, run_fold
 from autoseg.workflow.workspace import Workspace
 from tests.cli.making import TINY, settings

@@ -40,8 +40,7 @@ from autoseg.image.picture import draw_view
 from autoseg.image.view import Exhibit, read_view
 from autoseg.models.folder import PLAN, fold_folder
 from autoseg.models.log import Epoch, draw_losses, read_log
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import load_plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.plan.plan import Sampling
+from autoseg.augmentation.loader import PatchSampler, Position
+from autoseg.plan.augmentation import Sampling
 from autoseg.preprocessing.steps import IGNORED, Prepared
 from autoseg.preprocessing.store import CaseStore
 from tests.making import REGIONS, grid, tiny_plan

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoseg.common import machine
-from autoseg.common.machine import cores, fitting, free_memory, memory_limit, why_killed
+from autoseg.common import parallel as machine
+from autoseg.common.parallel import cores, fitting, free_memory, memory_limit, why_killed
 
 GB = 2**30
 V1, V2 = "1", "2"
@@ -144,7 +144,7 @@ def test_as_many_processes_as_fit(
 
 FIGURES = """
 import json, os
-from autoseg.common import machine
+from autoseg.common import parallel as machine
 machine.limit_threads()
 print(json.dumps([machine.cores(), machine.memory_limit(), os.environ.get("OMP_NUM_THREADS")]))
 """

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.augmentation.sampler import PatchSampler, Position
-from autoseg.plan.plan import Sampling
+from autoseg.augmentation.loader import PatchSampler, Position
+from autoseg.plan.augmentation import Sampling
 from autoseg.preprocessing.store import CaseStore
 from tests.making import store_case, tiny_plan, tiny_store
 
@@ -67,7 +67,7 @@ def test_few_cases_stay_open_and_patches_are_the_same(tmp_path, monkeypatch):
     unbounded = [sampler.draw(one, size)[0] for one in at]
     assert len(sampler._open) == 6
     again = PatchSampler(sampler.store, sampler.cases, sampler.sampling, sampler.steps_per_epoch)
-    monkeypatch.setattr("autoseg.augmentation.sampler.OPEN_BYTES", 3 << 20)
+    monkeypatch.setattr("autoseg.augmentation.loader.OPEN_BYTES", 3 << 20)
     for one, expected in zip(at, unbounded, strict=True):
         assert np.array_equal(again.draw(one, size)[0], expected)
         assert len(again._open) <= 3

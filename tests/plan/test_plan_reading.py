@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import to_json
-from autoseg.plan.plan import Plan
-from autoseg.plan.reading import differing_keys, is_extension, make_plan, plan_schema, recipe_id
+from autoseg.plan.plan import Plan, differing_keys, is_extension, make_plan, plan_schema, recipe_id
 from autoseg.planner.overrides import merge
 from tests.making import TINY, tiny_plan
 from tests.plan.test_plan import full_plan

@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import pytest
 import torch
 
 from autoseg.dataset.task import read_task
-from autoseg.training.timing import Stopwatch
+from autoseg.training.learner import Stopwatch, is_settled
 from tests.dataset.making import HIPPOCAMPUS
 from tests.making import tiny_plan
 
@@ -20,3 +21,20 @@ def test_measures_real_cases_and_leaves_nothing_behind():
         assert timing.patch_seconds > 0
     assert first.case_seconds == second.case_seconds > 0  # cases are prepared once
     assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("times", "settled"),
+    [
+        ([9.0], False),
+        ([9.0, 4.0], True),  # steps of many seconds: two must do
+        ([1.0, 0.3, *[0.1] * 4], False),
+        ([1.0, 0.3, *[0.1] * 5], True),
+        ([1.0, 0.3, 0.56, 0.04, 0.59, 0.5, 0.1], False),  # scattered: measured again
+        ([1.0, 0.3, *[0.56, 0.04, 0.59] * 5], True),  # for long enough
+        ([1.0, 0.3, 5.0, 1.0, 5.0], False),
+        ([1.0, 0.3, *[5.0, 1.0] * 4], True),
+    ],
+)
+def test_enough_steps(times: list[float], settled: bool) -> None:
+    assert is_settled(times) is settled

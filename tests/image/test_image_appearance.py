@@ -6,9 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from autoseg.image.appearance import BODY_SIZE, appearance_of, body_of
 from autoseg.image.geometry import Geometry
-from autoseg.image.image import Image, read_image
+from autoseg.image.image import BODY_SIZE, Image, appearance_of, body_of, read_image
 from tests.dataset.making import HIPPOCAMPUS
 
 SCAN = HIPPOCAMPUS / "imagesTs" / "hippocampus_040.nii.gz"

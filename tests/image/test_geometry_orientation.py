@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.common.errors import DataError
-from autoseg.image.geometry import Geometry, geometry_of
-from autoseg.image.orientation import (
+from autoseg.image.geometry import (
     CODES,
+    Geometry,
     Turn,
     check_code,
     counted_codes,
     direction_of,
+    geometry_of,
     most_common,
     orientation_of,
 )
