@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from autoseg.common.arrays import Array, Mask
+from autoseg.common.arrays import Array
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import replacing
 
@@ -178,23 +178,6 @@ def window_of(image: Array) -> tuple[float, float]:
     values = image.ravel(order="K")
     low, high = np.percentile(values[:: max(1, values.size // WINDOW_VOXELS)], WINDOW_PERCENT)
     return float(low), float(max(high, low + 1e-6))
-
-
-def enlarged(mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """A mask (rows, columns) at another size, by the nearest pixel."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int)
-        for new, old in zip(shape, mask.shape, strict=True)
-    )
-    return mask[np.ix_(rows, columns)]
-
-
-def outline(inside: Mask) -> Mask:
-    """The pixels of a mask with a neighbour outside; beyond the edge counts as inside."""
-    padded = np.pad(inside, 1, constant_values=True)
-    middle = slice(1, -1)
-    across = padded[:-2, middle] & padded[2:, middle]
-    return inside & ~(across & padded[middle, :-2] & padded[middle, 2:])
 
 
 # Smoothing by Gaussian process regression, as in Müller et al. 2021, Fig. 5.

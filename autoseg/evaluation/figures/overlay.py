@@ -1,4 +1,4 @@
-"""Figures of scored cases: image, contours and errors of one case, of several, and as animation."""
+"""Scored cases: figures of image, contours and errors, and volumes for the viewer of a page."""
 
 from __future__ import annotations
 
@@ -9,29 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import get_data_path
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from autoseg.common.errors import DataError
-from autoseg.common.figures import enlarged, outline, save_figure
-from autoseg.common.files import replacing
+from autoseg.common.figures import save_figure
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.image.formats import ending_of, stem_of
 from autoseg.image.picture import ERROR_COLOURS, Panel, draw_rows, draw_view, kinds_of
-from autoseg.image.view import REFERENCE, Exhibit, Plane, View, main_axis, read_view
+from autoseg.image.view import Exhibit, Plane, main_axis, read_view
 
-Pixels = NDArray[np.uint8]  # (rows, columns, RGB)
-
-PANEL_PIXELS = 360  # the longer side of a panel of an animation
-MOST_FRAMES = 32
-FRAME_MS = 120
-GAP = 6  # pixels between panels
-CAPTION, FONT = 22, 15  # pixels above the panels
-DASH = 5  # pixels
 MOST_BYTES = 6_000_000  # of a case in the viewer
 
 
@@ -61,66 +50,6 @@ def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
         name = f"slice {k + 1} of {view.image.shape[axis]}"
         heads.append(f"{exhibit.title or exhibit.case} ({name})")
     return draw_rows(rows, heads, title)
-
-
-def write_scroll(view: View, out: Path) -> None:
-    """Write an animated PNG of at most `MOST_FRAMES` slices of a case."""
-    axis = main_axis(view)
-    last = view.image.shape[axis] - 1
-    slices = np.unique(np.rint(np.linspace(0, last, min(MOST_FRAMES, last + 1))).astype(int))
-    frames = [_frame(Plane(view, axis, int(k))) for k in slices]
-    with replacing(out) as temporary:
-        frames[0].save(
-            temporary,
-            format="PNG",
-            save_all=True,
-            append_images=frames[1:],
-            duration=FRAME_MS,
-            loop=0,  # endless
-        )
-
-
-def _frame(plane: Plane) -> Image.Image:
-    """Image, contours and errors of a plane, with the patient's sides."""
-    scale = PANEL_PIXELS / max(plane.size_mm)
-    columns, rows = (max(1, round(scale * mm)) for mm in plane.size_mm)
-    low, high = plane.view.window
-    grey = np.clip((plane.cut(plane.view.image).astype(np.float32) - low) / (high - low), 0, 1)
-    resized = Image.fromarray(grey * 255).resize((columns, rows), Image.Resampling.BICUBIC)
-    image = np.repeat(np.clip(np.asarray(resized), 0, 255).astype(np.uint8)[..., None], 3, 2)
-    contours, errors = image.copy(), image.copy()
-    dashes = np.add.outer(np.arange(rows), np.arange(columns)) // DASH % 2 == 0
-    for which in plane.view.maps:
-        for name, mask in plane.masks(which).items():
-            edge = outline(enlarged(mask, (rows, columns)))
-            contours[edge & (dashes | (which == REFERENCE))] = _rgb(plane.view.colours[name])
-    for name, mask in plane.errors().items():
-        errors[enlarged(mask, (rows, columns))] = _rgb(ERROR_COLOURS[name])
-    width = 3 * (columns + GAP) - GAP
-    picture = Image.new("RGB", (width, rows + CAPTION))
-    drawing = ImageDraw.Draw(picture)
-    font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT)
-    name = f"{plane.k + 1} of {plane.view.image.shape[plane.axis]}"
-    left, right, top, bottom = plane.sides
-    for i, (panel, caption) in enumerate(
-        ((image, name), (contours, "contours"), (errors, "errors"))
-    ):
-        x = i * (columns + GAP)
-        picture.paste(Image.fromarray(panel), (x, CAPTION))
-        drawing.text((x + 2, 2), caption, fill="white", font=font)
-        middle = CAPTION + rows // 2
-        for place, letter, anchor in (
-            ((x + 3, middle), left, "lm"),
-            ((x + columns - 3, middle), right, "rm"),
-            ((x + columns // 2, CAPTION + 3), top, "mt"),
-            ((x + columns // 2, CAPTION + rows - 3), bottom, "mb"),
-        ):
-            drawing.text(place, letter, "white", font, anchor, stroke_width=1, stroke_fill="black")
-    return picture.quantize(256, dither=Image.Dither.NONE)
-
-
-def _rgb(colour: str) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(colour[1:]))
 
 
 def volume_of(exhibit: Exhibit, most_bytes: int = MOST_BYTES) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def cross_validation_report(
         charts=(*_charts(summary, trained.colours), boxes),
         pictures=pictures,
         pictures_title="Cases" if len(pictures) == len(summary.cases) else "Worst cases",
-        pictures_note=_pictures_note(len(pictures), len(summary.cases), "overlays/ and scrolls/"),
+        pictures_note=_pictures_note(len(pictures), len(summary.cases), "overlays/"),
         curves=tuple(_curves(trained, validation, trainings)),
         data=tuple(facts.data_rows(found)) if found else (),
         data_tables=_data_tables(found) if found else (),

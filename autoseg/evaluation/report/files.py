@@ -22,7 +22,7 @@ from autoseg.evaluation.figures.charts import (
     draw_scores,
     draw_volumes,
 )
-from autoseg.evaluation.figures.overlay import draw_cases, exhibit, worst_to_best, write_scroll
+from autoseg.evaluation.figures.overlay import draw_cases, exhibit, overlay, worst_to_best
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.facts import Fact, Sortable
 from autoseg.evaluation.scores import CaseScores, Summary
@@ -36,8 +36,7 @@ from autoseg.evaluation.tables import (
     rows_as_markdown,
     write_table,
 )
-from autoseg.image.picture import draw_view
-from autoseg.image.view import Exhibit, read_view
+from autoseg.image.view import Exhibit
 from autoseg.models.folder import PLAN, fold_folder
 from autoseg.models.log import Epoch, draw_losses, read_log
 from autoseg.plan.plan import Plan, load_plan
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from autoseg.evaluation.comparison import Comparison
 
 METHODS, BIBTEX = "methods.txt", "references.bib"
-TABLES, FIGURES, OVERLAYS, SCROLLS = "tables", "figures", "overlays", "scrolls"
+TABLES, FIGURES, OVERLAYS = "tables", "figures", "overlays"
 TEMPLATES = Path(__file__).parent / "templates"
 Tables = dict[str, Sequence[Row]]  # heading -> header and rows
 
@@ -234,7 +233,7 @@ def write_cross_validation(
     processes: int,
     exhibits: Sequence[Exhibit] | None = None,
 ) -> list[Path]:
-    """Write `tables/`, `figures/`, and for each case `overlays/CASE.png` and `scrolls/CASE.png`.
+    """Write `tables/`, `figures/`, and for each case `overlays/CASE.png`.
 
     Args:
         trained: the models.
@@ -288,7 +287,7 @@ def exhibits_of(
 
 
 def draw_gallery(exhibits: Sequence[Exhibit], out: Path, processes: int) -> None:
-    """Draw `overlays/CASE.png` and the animation `scrolls/CASE.png` for each case.
+    """Draw `overlays/CASE.png` for each case.
 
     Args:
         exhibits: the cases.
@@ -303,9 +302,7 @@ def draw_gallery(exhibits: Sequence[Exhibit], out: Path, processes: int) -> None
 
 
 def _draw(exhibit: Exhibit, out: Path) -> None:
-    view = read_view(exhibit)
-    save_figure(draw_view(view, exhibit.title), out / OVERLAYS / f"{exhibit.case}.png")
-    write_scroll(view, out / SCROLLS / f"{exhibit.case}.png")
+    overlay(exhibit, out / OVERLAYS / f"{exhibit.case}.png")
 
 
 def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list[Path]:

@@ -10,7 +10,6 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 from numpy.typing import NDArray
-from PIL import Image
 
 from autoseg.common.errors import DataError
 from autoseg.common.figures import COLOURS, pixels_of
@@ -20,7 +19,6 @@ from autoseg.evaluation.figures.overlay import (
     overlay,
     volume_of,
     worst_to_best,
-    write_scroll,
 )
 from autoseg.evaluation.scores import Summary
 from autoseg.image.geometry import Geometry
@@ -89,14 +87,6 @@ def test_a_volume_is_what_the_viewer_draws() -> None:
     step = round(small["spacing"][0] / geometry.spacing_mm[0])
     assert step > 1
     assert str(step) in small["note"]
-
-
-def test_an_animation_has_text_that_can_be_read_and_all_slices(tmp_path: Path) -> None:
-    view = read_view(Exhibit("a", IMAGE, TRUTH, TRUTH, LABELS))
-    write_scroll(view, tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as scroll:
-        assert getattr(scroll, "n_frames", 1) == min(32, view.image.shape[2])
-        assert scroll.size[0] > 500
 
 
 def test_svg_is_the_same_twice_and_has_the_given_colours(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_only_some_cases_are_drawn(models: Path, monkeypatch: pytest.MonkeyPatch
     report = report_of(models)
     assert list(report.pictures) == ["hippocampus_008", "hippocampus_003"]
     assert report.pictures_note.startswith("2 of 3 cases: ")
-    assert "overlays/ and scrolls/" in report.pictures_note
+    assert "overlays/" in report.pictures_note
 
 
 def test_folders_with_scans(models: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from autoseg.evaluation.evaluate import gather
 from autoseg.evaluation.report.files import (
@@ -50,9 +49,6 @@ def test_every_table_figure_and_case(models: Path, tmp_path: Path) -> None:
     }
     assert {path.relative_to(tmp_path).as_posix() for path in paths} == names
     assert sorted(path.stem for path in (tmp_path / "overlays").iterdir()) == CASES
-    for case in CASES:
-        with Image.open(tmp_path / "scrolls" / f"{case}.png") as scroll:
-            assert getattr(scroll, "n_frames", 1) > 5
     worst, median, best = "hippocampus_008", "hippocampus_003", "hippocampus_017"
     svg = (tmp_path / "figures" / "examples.svg").read_text(encoding="utf-8")
     places = [svg.index(f"<!-- {case}") for case in (worst, median, best)]
@@ -67,7 +63,7 @@ def test_pictures_do_not_depend_on_the_processes(
     for processes in (1, 2):
         draw_gallery(exhibits, tmp_path / str(processes), processes)
     one, two = (sorted((tmp_path / n).rglob("*.png")) for n in ("1", "2"))
-    assert len(one) == len(two) == 2 * 2
+    assert len(one) == len(two) == 2
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
 
 
