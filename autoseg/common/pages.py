@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autoseg.common.figures import rendered
 from autoseg.common.files import write_text
+from autoseg.common.progress import in_fine_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +47,12 @@ def fill(template: Path, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["library"] = _library
+    environment.globals |= {"library": _library, "words": in_fine_words, "number": _number}
     return environment.get_template(template.name).render(content)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _library() -> str:

@@ -19,21 +19,14 @@ from autoseg.common.figures import COLOURS, save_forms, take_literally
 from autoseg.common.files import read_json
 from autoseg.common.pages import chart, write_page
 from autoseg.common.progress import by_axis, say
-from autoseg.evaluation.comparison import SHOWN, Comparison, compare, holm
+from autoseg.evaluation.comparison import SHOWN, Comparison, Difference, compare, holm
 from autoseg.evaluation.evaluate import gather
 from autoseg.evaluation.figures.charts import draw_groups
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
 from autoseg.evaluation.report import files
-from autoseg.evaluation.report.facts import (
-    Cell,
-    Column,
-    Line,
-    Sortable,
-    class_table,
-    text_table,
-)
+from autoseg.evaluation.report.facts import class_table
 from autoseg.evaluation.scores import Summary, combine
-from autoseg.evaluation.tables import DASH, Row, metric_name, number, write_table
+from autoseg.evaluation.tables import metric_name, write_table
 from autoseg.experiments import paper
 from autoseg.experiments.paper import PICTURES, titled, write_index
 from autoseg.experiments.results import RESULTS, Arm, StudyScores, read_scores
@@ -305,12 +298,17 @@ def write_report(folder: Path) -> list[Path]:
         done=sum(arm.done(VALIDATION) for arm in study.arms),
         runs=sum(len(arm.folds) for arm in study.arms),
         arms=arms,
-        scores=_side_by_side(summaries),
+        tables={name: class_table(of) for name, of in summaries.items()},
         charts=[chart(boxes, "Dice", "Dice of each class and arm, a point for each case")],
-        differences=_difference_tables(pairs),
-        no_differences="There is nothing to compare: fewer than two arms have scores of cases.",
+        differences=_corrected(pairs),
         curves=[chart(_losses(study), "Loss", "Training and validation loss of each arm")],
-        cost=_cost(study),
+        cost={
+            titled(study.head, name): (
+                [epoch.seconds for log in map(read_log, runs.values()) for epoch in log or ()],
+                [record for record in map(read_record, runs.values()) if record],
+            )
+            for name, runs in study.folders.items()
+        },
     )
     return [folder / REPORT]
 
@@ -357,58 +355,11 @@ def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def _side_by_side(summaries: Mapping[str, Summary]) -> Sortable:
-    """The scores of each class, a row for each arm."""
-    tables = {name: class_table(of) for name, of in summaries.items()}
-    first = next(iter(tables.values()), None)
-    if first is None:
-        return Sortable("Scores", (), ())
-    lines = [
-        Line((line.cells[0], Cell(name), *line.cells[1:]))
-        for i in range(max(len(table.lines) for table in tables.values()))
-        for name, table in tables.items()
-        if table.columns == first.columns
-        for line in table.lines[i : i + 1]
-    ]
-    columns = (first.columns[0], Column("arm", is_text=True), *first.columns[1:])
-    return replace(first, columns=columns, lines=tuple(lines))
-
-
-def _difference_tables(pairs: Sequence[Comparison]) -> list[Sortable]:
-    """A table for each metric with the differences of all arms, corrected together."""
-    tables = []
+def _corrected(pairs: Sequence[Comparison]) -> dict[str, list[tuple[Comparison, Difference]]]:
+    """Metric -> the differences of all arms and classes, with p values corrected together."""
+    found = {}
     for metric in SHOWN:
-        every = [(pair, each) for pair in pairs for each in pair.of(metric)]
-        corrected = holm([each for _, each in every])
-        lines = [("arm", "class", "n", "difference", "95 % CI", "p", "p (Holm)", "better", "note")]
-        for (pair, _), each in zip(every, corrected, strict=True):
-            _, label, n, _, _, _, mean, interval, p, p_holm, better, note = each.row()
-            name = {"A": pair.a, "B": pair.b}.get(better, "")
-            lines.append((pair.a, label, n, mean, interval, p, p_holm, name, note))
-        if every:
-            tables.append(text_table(metric_name(metric), lines))
-    return tables
-
-
-def _cost(study: StudyScores) -> Sortable:
-    """Time, memory and energy of the runs of each arm."""
-    units = ("training (h)", "whole runs (h)", "memory (GB)", "energy (kWh)")
-    lines: list[Row] = [("arm", "models", *units, "device")]
-    for name, runs in study.folders.items():
-        logs = [log for log in map(read_log, runs.values()) if log]
-        records = [record for record in map(read_record, runs.values()) if record]
-        memory = [record.memory_gb for record in records if record.memory_gb]
-        energy = [record.energy_kwh for record in records if record.energy_kwh is not None]
-        seconds = [epoch.seconds for log in logs for epoch in log]
-        lines.append(
-            (
-                titled(study.head, name),
-                str(len(logs)),
-                number(sum(seconds) / 3600 if seconds else None, 3),
-                number(sum(r.seconds for r in records) / 3600 if records else None, 3),
-                number(max(memory, default=None), 2),
-                number(sum(energy) if energy else None, 4),
-                ", ".join(dict.fromkeys(record.device for record in records)) or DASH,
-            )
-        )
-    return text_table("Cost of the arms", lines)
+        owners = [pair for pair in pairs for _ in pair.of(metric)]
+        differences = holm([each for pair in pairs for each in pair.of(metric)])
+        found[metric_name(metric)] = list(zip(owners, differences, strict=True))
+    return {name: of for name, of in found.items() if of}

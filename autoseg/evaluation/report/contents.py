@@ -104,7 +104,7 @@ def cross_validation_report(
         failures=summary.failures,
         penalties=facts.penalties(summary),
         methods=_methods(plan, validation) if plan else "",
-        times=facts.fold_times(trainings, records),
+        times={k: (trainings[k], records[k]) for k in validation.folds},
         versions=tuple(facts.version_rows(each for each in records.values() if each)),
     )
 
@@ -156,7 +156,7 @@ def folder_report(
         volumes=_volumes(summary, exhibits, volumes, processes),
         failures=summary.failures,
         penalties=facts.penalties(summary),
-        times=facts.prediction_times(record) if record else None,
+        times={"": (None, record)} if record else {},
         versions=tuple(facts.version_rows([record])) if record else (),
     )
 

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
-from autoseg.common.progress import by_axis, counted, in_fine_words, say
+from autoseg.common.progress import by_axis, counted, say
 from autoseg.evaluation.comparison import bootstrap_interval
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import DASH, Row, metric_name, number, spread
 from autoseg.fingerprint import Fingerprint
-from autoseg.models.log import Training
 
 Fact = tuple[str, str]  # name, value
 SortOrder = Literal["ascending", "descending"]
@@ -35,7 +34,6 @@ VOLUME_COLUMNS = ("reference (ml)", "prediction (ml)")
 WORD_BREAK = re.compile("(?<=[a-z])(?=[A-Z])")
 EN_DASH = "\N{EN DASH}"
 RECORD = "predictions.json"  # written by prediction beside its label maps
-PREDICTION_COLUMNS = ("cases predicted", "time per case (median)")
 NO_NAMES: Mapping[str, str] = {}
 
 
@@ -338,6 +336,11 @@ class Predictions:
     runs: tuple[Mapping[str, Any], ...] = ()
     seconds: tuple[float, ...] = ()
 
+    @property
+    def median(self) -> float | None:
+        """The median time of a case."""
+        return statistics.median(self.seconds) if self.seconds else None
+
 
 def read_predictions(folder: Path) -> Predictions | None:
     """The record in a folder of predictions; None if it is missing or malformed."""
@@ -370,43 +373,3 @@ def version_rows(predictions: Iterable[Predictions]) -> list[Fact]:
         for name, value in run.items():
             values.setdefault(name, {})[str(value)] = None
     return [(name, ", ".join(distinct)) for name, distinct in values.items()]
-
-
-def fold_times(
-    trainings: Mapping[int, Training | None], predictions: Mapping[int, Predictions | None]
-) -> Sortable:
-    """The times of training and of predicting the validation cases, fold by fold."""
-    names = ("fold", "epochs", "training time", "time per epoch", *PREDICTION_COLUMNS)
-    lines = []
-    for fold in sorted(trainings.keys() | predictions.keys()):
-        times = *_training_cells(trainings.get(fold)), *_prediction_cells(predictions.get(fold))
-        lines.append(Line((Cell(str(fold), fold), *times)))
-    return Sortable("Time of the folds", tuple(map(Column, names)), tuple(lines))
-
-
-def prediction_times(predicted: Predictions) -> Sortable:
-    """The times of a folder of predictions, in one line."""
-    columns = tuple(map(Column, PREDICTION_COLUMNS))
-    return Sortable("Time of the predictions", columns, (Line(_prediction_cells(predicted)),))
-
-
-def _prediction_cells(predicted: Predictions | None) -> tuple[Cell, ...]:
-    """The number of cases, and the median time per case."""
-    if predicted is None or not predicted.seconds:
-        return UNKNOWN, UNKNOWN
-    count = len(predicted.seconds)
-    return Cell(str(count), count), _time(statistics.median(predicted.seconds))
-
-
-def _training_cells(training: Training | None) -> tuple[Cell, ...]:
-    """The number of epochs, the time, and the time per epoch."""
-    if training is None:
-        return UNKNOWN, UNKNOWN, UNKNOWN
-    epochs = Cell(str(training.epochs), training.epochs)
-    if training.seconds is None or not training.epochs:
-        return epochs, UNKNOWN, UNKNOWN
-    return epochs, _time(training.seconds), _time(training.seconds / training.epochs)
-
-
-def _time(seconds: float) -> Cell:
-    return Cell(in_fine_words(seconds), seconds)

@@ -24,7 +24,7 @@ from autoseg.evaluation.figures.charts import (
 )
 from autoseg.evaluation.figures.overlay import draw_cases, exhibit, overlay, worst_to_best
 from autoseg.evaluation.labels import ScoredClasses
-from autoseg.evaluation.report.facts import Fact, Sortable
+from autoseg.evaluation.report.facts import Fact, Predictions, Sortable
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import (
     POOLED_LESIONS,
@@ -38,7 +38,7 @@ from autoseg.evaluation.tables import (
 )
 from autoseg.image.view import Exhibit
 from autoseg.models.folder import PLAN, fold_folder
-from autoseg.models.log import Epoch, draw_losses, read_log
+from autoseg.models.log import Epoch, Training, draw_losses, read_log
 from autoseg.plan.plan import Plan, load_plan
 from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
 
@@ -102,7 +102,7 @@ class Report:
         data_tables: tables of labels and intensities.
         plan: the values of the plan.
         plan_notes: short name of a publication that values come from -> its citation.
-        times: durations of training and prediction.
+        times: fold -> its training, and its predictions.
         versions: devices and versions.
     """
 
@@ -126,7 +126,7 @@ class Report:
     data_tables: tuple[Sortable, ...] = ()
     plan: tuple[Decisions, ...] = ()
     plan_notes: Mapping[str, str] = field(default_factory=dict)
-    times: Sortable | None = None
+    times: Mapping[Any, tuple[Training | None, Predictions | None]] = field(default_factory=dict)
     versions: tuple[Fact, ...] = ()
 
 
