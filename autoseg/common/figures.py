@@ -1,6 +1,6 @@
 """What all figures share: colours, line styles, hatches, smoothed curves, and files.
 
-Classes differ in colour and, for black-and-white print, in line style, marker or place.
+Classes differ in colour and, for black-and-white print, in line style or place.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 # Those that are dark enough for thin lines on white.
 DARK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LINES: tuple[Line, ...] = ("solid", "dashed", "dotted", "dashdot")
-MARKERS = "osD^vP*"
 DOTS_PER_INCH = 150
 FEWEST_POINTS = 8  # for smoothing; a curve through fewer invents bumps
 MOST_POINTS = 100  # the time of a fit grows with the cube
@@ -54,11 +53,6 @@ Numbers = NDArray[np.float64]
 def line(index: int) -> Line:
     """The line style of the class with this index."""
     return LINES[index % len(LINES)]
-
-
-def markers_of(names: Iterable[str]) -> dict[str, str]:
-    """The marker of each class."""
-    return dict(zip(names, itertools.cycle(MARKERS), strict=False))
 
 
 def colours_of(names: Iterable[str], given: Colours) -> dict[str, str]:

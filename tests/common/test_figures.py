@@ -13,7 +13,6 @@ from autoseg.common.figures import (
     LINES,
     colours_of,
     line,
-    markers_of,
     save_figure,
     save_forms,
 )
@@ -57,5 +56,4 @@ def test_given_colours_are_kept_and_not_given_twice() -> None:
 
 def test_neighbours_differ_without_colours_too() -> None:
     assert len({line(i) for i in range(len(LINES))}) == len(LINES)
-    assert len(set(markers_of("abcdefg").values())) == 7
     assert line(len(LINES)) == line(0)

@@ -15,7 +15,6 @@ from autoseg.common.figures import (
     Colours,
     colours_of,
     jitter,
-    markers_of,
     new_grid,
     take_literally,
     tidy,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 Values = Sequence[float | None]
 Groups = Mapping[str, Mapping[str, Values]]  # group, such as a fold -> class -> values
+Limits = tuple[float, float, str]  # of an axis, and its name
 Marked = Sequence[tuple[float | None, bool]]  # values, and whether they are penalties
 NO_COLOURS: Colours = {}
 SURFACE = ("NSD", "HD95_mm", "ASSD_mm")
@@ -63,7 +63,8 @@ def draw_scores(
     for i, (axes, (block, metric)) in enumerate(zip(grid, pairs, strict=True)):
         found = {label: _marked(summary, label, metric) for label in block}
         is_first = len(metrics) == 1 or i % columns == 0
-        _draw_rows(axes, found, faces, metric, [v for of in found.values() for v in of], is_first)
+        known = [v for of in found.values() for v, extra in of if v is not None and not extra]
+        _draw_rows(axes, found, faces, _limits(metric, known), is_first)
     return figure
 
 
@@ -98,13 +99,14 @@ def draw_groups(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> 
         mean = f"mean of {len(names)} classes"
         rows, names = {row: {mean: _means(of.values())} for row, of in rows.items()}, [mean]
     faces = colours_of(names, colours)
-    every = [(v, False) for classes in rows.values() for of in classes.values() for v in of]
+    every = [v for classes in rows.values() for of in classes.values() for v in of]
+    limits = _limits("Dice", [value for value in every if value is not None])
     size = (PANEL_INCHES, ROW_INCHES * len(rows) + 0.1)
     figure, grid = new_grid(len(names), MOST_COLUMNS, size, _room_for(rows))
     for i, (axes, name) in enumerate(zip(grid, names, strict=True)):
         found = {row: [(v, False) for v in of.get(name, ())] for row, of in rows.items()}
         is_first = i % MOST_COLUMNS == 0
-        _draw_rows(axes, found, dict.fromkeys(rows, faces[name]), "Dice", every, is_first)
+        _draw_rows(axes, found, dict.fromkeys(rows, faces[name]), limits, is_first)
         axes.set_title(name, fontsize=10, parse_math=False)
     return figure
 
@@ -118,12 +120,11 @@ def _draw_rows(
     axes: Axes,
     rows: Mapping[str, Marked],
     faces: Colours,
-    metric: str,
-    scale: Marked,
-    named: bool,
+    limits: Limits,
+    named: bool = True,
 ) -> None:
-    """Rows of points, each with a box below; the axis has room for the values of `scale`."""
-    low, high, note = _limits(metric, [v for v, extra in scale if v is not None and not extra])
+    """Rows of points, each with a box below."""
+    low, high, label = limits
     names = []
     for row, (name, marked) in enumerate(rows.items()):
         values = [v for v, extra in marked if v is not None and not extra]
@@ -145,7 +146,7 @@ def _draw_rows(
     take_literally(axes.get_yticklabels())
     span = high - low
     axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(low - 0.02 * span, high + 0.02 * span))
-    axes.set_xlabel(metric_name(metric) + note, fontsize=9)
+    axes.set_xlabel(label, fontsize=9, parse_math=False)
     tidy(axes, "x")
 
 
@@ -159,17 +160,16 @@ def _draw_box(axes: Axes, y: float, values: NDArray[np.float64]) -> None:
     axes.vlines(median, y - 0.12, y + 0.12, color="black", linewidth=1.8)
 
 
-def _limits(metric: str, values: Sequence[float]) -> tuple[float, float, str]:
-    """Where an axis starts and ends, and a note if that is unusual."""
+def _limits(metric: str, values: Sequence[float]) -> Limits:
+    """Where an axis starts and ends, and its name, with a note if that is unusual."""
+    name = metric_name(metric)
     if METRICS[metric].unit == "mm":
         top = max(values, default=1.0)
         robust = WIDE * float(np.percentile(values, 90)) if values else 1.0
         high = min(1.05 * top, robust) or 1.0
-        notes = [", > beyond the axis"] * (high < top)
-        return 0.0, high, "".join(notes)
+        return 0.0, high, name + ", > beyond the axis" * (high < top)
     low = math.floor(STEPS * min(values, default=0.0) - 0.5) / STEPS
-    low = 0.0 if low < 0.2 else low
-    return low, 1.0, f" (axis starts at {low:g})" if low else ""
+    return (low, 1.0, f"{name} (axis starts at {low:g})") if low >= 0.2 else (0.0, 1.0, name)
 
 
 def draw_volumes(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
@@ -216,33 +216,19 @@ def draw_volumes(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
 def draw_differences(
     comparison: Comparison, metric: str = "Dice", colours: Colours = NO_COLOURS
 ) -> Figure:
-    """A row for each class: a marker for each case, and the mean with its confidence interval."""
-    found = comparison.of(metric)
-    labels = [of.label for of in found]
-    faces, markers = colours_of(labels, colours), markers_of(labels)
-    figure = Figure(figsize=(6.4, 1.3 + 0.5 * len(found)), layout="constrained")
-    axes = figure.subplots()
-    for row, of in enumerate(found):
-        axes.plot(
-            of.values,
-            row + jitter(of.n, 0.35),
-            markers[of.label],
-            color=faces[of.label],
-            markeredgecolor="0.3",
-            markersize=4,
-            alpha=0.7,
-        )
+    """A row for each class: a point for each case, and the mean with its confidence interval."""
+    found = {of.label: of for of in comparison.of(metric)}
+    rows = {label: [(value, False) for value in of.values] for label, of in found.items()}
+    every = [0.0, *(value for of in found.values() for value in of.values)]
+    a, b, name = comparison.a, comparison.b, metric_name(metric)
+    limits = min(every), max(every) + 1e-9, f"{name} of {a} {MINUS} {name} of {b}"
+    size = (1.5 * PANEL_INCHES, ROW_INCHES * len(found) + 0.1)
+    figure, (axes,) = new_grid(1, 1, size, _room_for(found))
+    _draw_rows(axes, rows, colours_of(found, colours), limits)
+    for row, of in enumerate(found.values()):
         if of.mean is not None and of.interval is not None:
-            axes.plot(of.interval, (row, row), color="black", linewidth=2, solid_capstyle="butt")
-            axes.plot(of.mean, row, "|", color="black", markersize=16, markeredgewidth=2.5)
+            axes.hlines(row, *of.interval, color="black", linewidth=2)
+            axes.plot(of.mean, row, "D", color="black", markersize=5)
     axes.axvline(0, color="0.4", linestyle="dashed", linewidth=1)
-    axes.set_yticks(range(len(found)), [f"{of.label}  n = {of.n}" for of in found])
-    axes.set(ylim=(len(found) - 0.5, -0.5))
-    name = metric_name(metric)
-    title = f"{comparison.a} against {comparison.b}"
-    label = f"{name} of {comparison.a} {MINUS} {name} of {comparison.b}"
-    take_literally(
-        [*axes.get_yticklabels(), axes.set_title(title, fontsize=10), axes.set_xlabel(label)]
-    )
-    tidy(axes, "x")
+    axes.set_title(f"{a} against {b}: mean and 95 % CI", fontsize=10, parse_math=False)
     return figure

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.common.figures import Colours, save_figure, save_forms
 from autoseg.common.files import write_text
-from autoseg.common.pages import SIZE, Chart, write_page
+from autoseg.common.pages import SIZE, Chart, fill, write_page
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
@@ -167,19 +167,12 @@ def write_report(out: Path, report: Report) -> None:
 
     Equal reports give equal bytes.
     """
-    references = (TEMPLATES / BIBTEX).read_text(encoding="utf-8")
-    cited = [each for each in references.split("\n\n") if _key_of(each) in report.methods]
-    bibtex = "\n\n".join(cited).strip() + "\n"
+    bibtex = fill(TEMPLATES / f"{BIBTEX}.j2", methods=report.methods)
     page = TEMPLATES / "report.html.j2"
     write_page(out, page, title=report.title, report=report, bibtex=bibtex, size=SIZE)
     if report.methods:
         write_text(out.with_name(METHODS), report.methods + "\n")
         write_text(out.with_name(BIBTEX), bibtex)
-
-
-def _key_of(entry: str) -> str:
-    """The key of a BibTeX entry."""
-    return entry.partition("{")[2].partition(",")[0]
 
 
 @dataclass(frozen=True)
