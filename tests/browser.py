@@ -54,12 +54,12 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
-    def open(self, page: Path) -> None:
-        """Open a file and wait until it is loaded, with all its pictures."""
+    def open(self, page: Path, place: str = "") -> None:
+        """Open a file, or a place in it, and wait until it is loaded, with all its pictures."""
         self.complaints.clear()
         self.requests.clear()
         self._events.clear()
-        self.send("Page.navigate", url=page.resolve().as_uri())
+        self.send("Page.navigate", url=page.resolve().as_uri() + place)
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._note(self._receive())
 

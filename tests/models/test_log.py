@@ -167,7 +167,7 @@ def test_losses_of_all_folds_make_one_curve():
     figure = draw_losses({"plan": folds, "other": [], "third": folds[:1]})
     shown = [axes for axes in figure.axes if axes.get_visible()]
     titles = [axes.get_title() for axes in shown]
-    assert titles == ["plan (3 folds)", "other (missing)", "third (1 fold)"]
+    assert titles == ["plan: loss (3 folds)", "other (missing)", "third (1 fold)"]
     points, curve, *_ = shown[0].lines
     assert np.size(points.get_xdata()) == 60
     epochs = [epoch for fold in folds for epoch in fold]
@@ -176,7 +176,10 @@ def test_losses_of_all_folds_make_one_curve():
     assert np.array_equal(curve.get_ydata(), expected.mean)
     styles = {found.get_linestyle() for found in shown[0].lines if found.get_marker() == "None"}
     assert styles == {"-", "--"}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training", "validation"]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "training",
+        "validation",
+    ]
 
 
 def test_losses_of_few_epochs():

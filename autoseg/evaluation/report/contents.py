@@ -103,7 +103,7 @@ def cross_validation_report(
         volumes=_volumes(summary, exhibits, volumes, processes),
         failures=summary.failures,
         penalties=facts.penalties(summary),
-        methods=_methods(plan, validation) if plan else "",
+        methods=methods_of(plan, validation) if plan else "",
         times={k: (trainings[k], records[k]) for k in validation.folds},
         versions=tuple(facts.version_rows(each for each in records.values() if each)),
     )
@@ -235,7 +235,7 @@ def _volumes(
     return list(in_parallel(volume_of, chosen, processes, "packing cases for the viewer"))
 
 
-def _methods(plan: Plan, validation: CrossValidation) -> str:
+def methods_of(plan: Plan, validation: CrossValidation) -> str:
     """A paragraph for a paper."""
     summary = validation.combined
     about = {
