@@ -56,12 +56,13 @@ class Browser:
 
     def open(self, page: Path, place: str = "") -> None:
         """Open a file, or a place in it, and wait until it is loaded, with all its pictures."""
-        self.complaints.clear()
-        self.requests.clear()
-        self._events.clear()
-        self.send("Page.navigate", url=page.resolve().as_uri() + place)
-        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
-            self._note(self._receive())
+        for address in ("about:blank", page.resolve().as_uri() + place):  # a place alone loads none
+            self.complaints.clear()
+            self.requests.clear()
+            self._events.clear()
+            self.send("Page.navigate", url=address)
+            while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+                self._note(self._receive())
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""
