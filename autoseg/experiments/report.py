@@ -362,4 +362,4 @@ def _corrected(pairs: Sequence[Comparison]) -> dict[str, list[tuple[Comparison, 
         owners = [pair for pair in pairs for _ in pair.of(metric)]
         differences = holm([each for pair in pairs for each in pair.of(metric)])
         found[metric_name(metric)] = list(zip(owners, differences, strict=True))
-    return {name: of for name, of in found.items() if of}
+    return {name: of for name, of in found.items() if any(each.n for _, each in of)}

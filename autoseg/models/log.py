@@ -269,7 +269,8 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
         axes.locator_params(axis="x", integer=True)
         tidy(axes)
         number = counted(len(folds), "fold") if folds else "missing"
-        axes.set_title(f"{title}: loss ({number})", fontsize=10, parse_math=False)
+        axes.set_title(f"{title} ({number})", fontsize=10, parse_math=False)
+        axes.set_title("loss", loc="left", fontsize=8.5)
         axes.legend(frameon=False, fontsize=8, handlelength=3)
     limits = [axes.get_ylim() for axes in grid if axes.lines]
     for axes in grid if limits else ():

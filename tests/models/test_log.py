@@ -167,7 +167,7 @@ def test_losses_of_all_folds_make_one_curve():
     figure = draw_losses({"plan": folds, "other": [], "third": folds[:1]})
     shown = [axes for axes in figure.axes if axes.get_visible()]
     titles = [axes.get_title() for axes in shown]
-    assert titles == ["plan: loss (3 folds)", "other: loss (missing)", "third: loss (1 fold)"]
+    assert titles == ["plan (3 folds)", "other (missing)", "third (1 fold)"]
     points, curve, *_ = shown[0].lines
     assert np.size(points.get_xdata()) == 60
     epochs = [epoch for fold in folds for epoch in fold]
