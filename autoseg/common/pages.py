@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autoseg.common.figures import rendered
 from autoseg.common.files import write_text
-from autoseg.common.progress import in_fine_words
+from autoseg.common.progress import by_axis, in_fine_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +48,7 @@ def fill(template: Path, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {"library": _library, "words": in_fine_words, "number": _number}
+    environment.globals |= {"by_axis": by_axis, "zip": zip}
     return environment.get_template(template.name).render(content)
 
 

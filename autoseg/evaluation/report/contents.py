@@ -60,8 +60,7 @@ def cross_validation_report(
         RunError: a worker process was killed.
     """
     summary, folder, plan = validation.combined, trained.folder, trained.plan
-    pictures = _draw_worst(summary, exhibits, processes)
-    found = _read_fingerprint(fingerprint)
+    links = _links(summary, exhibits)
     trainings = {k: read_training(fold_folder(folder, k)) for k in validation.folds}
     records = {
         k: facts.read_predictions(fold_folder(folder, k) / VALIDATION) for k in validation.folds
@@ -89,21 +88,14 @@ def cross_validation_report(
             *_overfitting(trainings),
         ),
         tables=tables | files.lesion_tables(summary),
-        classes=facts.class_table(summary),
-        cases=facts.case_table(summary, folds, _links(pictures)),
+        cases=facts.case_table(summary, folds, links),
         charts=(*_charts(summary, trained.colours), boxes),
-        pictures=pictures,
-        pictures_title="Cases" if len(pictures) == len(summary.cases) else "Worst cases",
-        pictures_note=_pictures_note(len(pictures), len(summary.cases), "overlays/"),
         curves=tuple(_curves(trained, validation, trainings)),
-        data=tuple(facts.data_rows(found)) if found else (),
-        data_tables=_data_tables(found) if found else (),
-        plan=tuple(files.decisions(plan)) if plan else (),
+        fingerprint=_read_fingerprint(fingerprint),
+        plan=files.decisions(plan) if plan else {},
         plan_notes=citations(plan) if plan else {},
-        volumes=_volumes(summary, exhibits, volumes, processes),
-        failures=summary.failures,
-        penalties=facts.penalties(summary),
         methods=methods_of(plan, validation) if plan else "",
+        **_common(summary, exhibits, volumes, processes),
         times={k: (trainings[k], records[k]) for k in validation.folds},
         versions=tuple(facts.version_rows(each for each in records.values() if each)),
     )
@@ -133,7 +125,7 @@ def folder_report(
         DataError: a scan or a label map is damaged.
         RunError: a worker process was killed.
     """
-    pictures = _draw_worst(summary, exhibits, processes)
+    links = _links(summary, exhibits)
     record = facts.read_predictions(predicted)
     model = {key: record.head[key] for key in MODEL_KEYS if key in record.head} if record else {}
     return files.Report(
@@ -147,16 +139,10 @@ def folder_report(
         },
         warnings=_missing_cases(summary),
         tables=files.lesion_tables(summary),
-        classes=facts.class_table(summary),
-        cases=facts.case_table(summary, links=_links(pictures)),
+        cases=facts.case_table(summary, links=links),
         charts=_charts(summary, labels.colours),
-        pictures=pictures,
-        pictures_title="Cases" if len(pictures) == len(summary.cases) else "Worst cases",
-        pictures_note=_pictures_note(len(pictures), len(summary.cases), ""),
-        volumes=_volumes(summary, exhibits, volumes, processes),
-        failures=summary.failures,
-        penalties=facts.penalties(summary),
         times={"": (None, record)} if record else {},
+        **_common(summary, exhibits, volumes, processes),
         versions=tuple(facts.version_rows([record])) if record else (),
     )
 
@@ -211,28 +197,35 @@ def _overfitting(trainings: Mapping[int, Training | None]) -> Iterable[str]:
             yield f"Fold {fold}: {training.overfitting}; {ADVICE}."
 
 
-def _draw_worst(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -> dict[str, Chart]:
-    """Case -> its picture, the worst first."""
+def _common(
+    summary: Summary, exhibits: Sequence[Exhibit], volumes: int, processes: int
+) -> dict[str, Any]:
+    """What the reports of folders and of cross-validations share."""
+    worst = _worst(summary, exhibits)
+    drawn = in_parallel(_draw_case, worst, processes, "drawing cases for the report")
+    by_case = {each.case: each for each in exhibits}
+    cases = Summary(tuple(case for case in summary.cases if case.case in by_case))
+    chosen = [by_case[case.case] for case in worst_to_best(cases, volumes)]
+    return {
+        "classes": facts.class_table(summary),
+        "pictures": dict(zip((each.case for each in worst), drawn, strict=True)),
+        "volumes": list(in_parallel(volume_of, chosen, processes, "packing cases for the viewer")),
+        "count": len(summary.cases),
+        "failures": summary.failures,
+        "penalties": facts.penalties(summary),
+    }
+
+
+def _worst(summary: Summary, exhibits: Sequence[Exhibit]) -> list[Exhibit]:
+    """The cases with pictures, the worst first."""
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
     names = [case.case for case in facts.worst_first(summary.cases) if case.case in by_case]
-    worst = [by_case[name] for name in names[:MOST_CASES]]
-    drawn = in_parallel(_draw_case, worst, processes, "drawing cases for the report")
-    return dict(zip(names, drawn, strict=False))
+    return [by_case[name] for name in names[:MOST_CASES]]
 
 
 def _draw_case(exhibit: Exhibit) -> Chart:
     alt = f"{exhibit.case}: three planes with image, contours and errors"
     return chart(draw_view(read_view(exhibit)), exhibit.title or exhibit.case, alt, form="webp")
-
-
-def _volumes(
-    summary: Summary, exhibits: Sequence[Exhibit], count: int, processes: int
-) -> list[dict[str, Any]]:
-    """Cases for the viewer, from the worst to the best."""
-    by_case = {each.case: each for each in exhibits}
-    cases = Summary(tuple(case for case in summary.cases if case.case in by_case))
-    chosen = [by_case[case.case] for case in worst_to_best(cases, count)]
-    return list(in_parallel(volume_of, chosen, processes, "packing cases for the viewer"))
 
 
 def methods_of(plan: Plan, validation: CrossValidation) -> str:
@@ -248,17 +241,9 @@ def methods_of(plan: Plan, validation: CrossValidation) -> str:
     return " ".join(fill(files.TEMPLATES / "methods.txt.j2", **about).split())
 
 
-def _links(pictures: Iterable[str]) -> dict[str, str]:
+def _links(summary: Summary, exhibits: Sequence[Exhibit]) -> dict[str, str]:
     """Case -> its anchor in the page, as numbered by the template."""
-    return {case: f"#case-{index}" for index, case in enumerate(pictures, 1)}
-
-
-def _pictures_note(shown: int, total: int, folders: str) -> str:
-    cases, rest = f"All {total} cases", ""
-    if shown < total:
-        cases = f"{shown} of {total} cases: those with the lowest mean Dice that have a scan"
-        rest = f"; all cases are in {folders} beside this page" if folders else ""
-    return f"{cases}, the worst first{rest}."
+    return {each.case: f"#case-{i}" for i, each in enumerate(_worst(summary, exhibits), 1)}
 
 
 def _charts(summary: Summary, colours: Colours) -> tuple[Chart, ...]:
@@ -302,14 +287,3 @@ def _read_fingerprint(path: Path) -> Fingerprint | None:
     except AutosegError as error:
         say(f"warning: the report has no section on the data: {error}")
         return None
-
-
-def _data_tables(fingerprint: Fingerprint) -> tuple[facts.Sortable, ...]:
-    return (
-        facts.text_table("Labels", facts.label_rows(fingerprint)),
-        facts.text_table(
-            "Intensities of labelled voxels",
-            facts.intensity_rows(fingerprint),
-            "Over all cases, with the same weight for each case.",
-        ),
-    )

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
-from autoseg.common.progress import by_axis, counted, say
+from autoseg.common.progress import counted, say
 from autoseg.evaluation.comparison import bootstrap_interval
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.evaluation.tables import DASH, Row, metric_name, number, spread
-from autoseg.fingerprint import Fingerprint
+from autoseg.evaluation.tables import DASH, metric_name, number, spread
 
 Fact = tuple[str, str]  # name, value
 SortOrder = Literal["ascending", "descending"]
@@ -32,7 +28,6 @@ MOST_ROWS = 3000  # of the table of cases; browsers scroll longer tables slowly
 ALL = "mean of the classes"
 VOLUME_COLUMNS = ("reference (ml)", "prediction (ml)")
 WORD_BREAK = re.compile("(?<=[a-z])(?=[A-Z])")
-EN_DASH = "\N{EN DASH}"
 RECORD = "predictions.json"  # written by prediction beside its label maps
 NO_NAMES: Mapping[str, str] = {}
 
@@ -237,89 +232,6 @@ def _scores(case: CaseScores, group: str, metrics: Iterable[str]) -> list[Cell]:
         return cells + [UNKNOWN] * len(VOLUME_COLUMNS)
     volume = case.volume_ml[group]
     return cells + [Cell(number(ml, 2), ml) for ml in (volume.reference, volume.predicted)]
-
-
-def text_table(name: str, rows: Sequence[Row], note: str = "") -> Sortable:
-    """A header and rows of text; cells that are numbers are sorted as numbers."""
-    header, *body = rows
-    lines = tuple(Line(tuple(Cell(text, _as_number(text)) for text in row)) for row in body)
-    columns = tuple(
-        Column(head, is_text=not any(line.cells[i].value is not None for line in lines))
-        for i, head in enumerate(header)
-    )
-    return Sortable(name, columns, lines, note=note)
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text.rstrip(" %"))
-    except ValueError:
-        return None
-
-
-def data_rows(fingerprint: Fingerprint) -> list[Fact]:
-    """The properties of the images over all cases."""
-    cases = list(fingerprint.cases.values())
-    shapes = np.array([case.shape for case in cases], dtype=np.float64)
-    spacings = fingerprint.spacings_mm
-    orientations = sorted({case.orientation for case in cases})
-    return [
-        ("cases", str(len(cases))),
-        ("channels", ", ".join(fingerprint.channels)),
-        ("image size in voxels (x, y, z): median", by_axis(np.median(shapes, axis=0), ".4g")),
-        ("image size in voxels: range", _ranges(shapes)),
-        ("voxel spacing in mm: median", by_axis(np.median(spacings, axis=0), ".4g")),
-        ("voxel spacing in mm: range", _ranges(spacings)),
-        ("image size in mm: median", by_axis(np.rint(np.median(shapes * spacings, axis=0)), ".4g")),
-        ("size after cropping to nonzero", f"{fingerprint.relative_size_after_cropping:.0%}"),
-        ("orientation", ", ".join(orientations)),
-    ]
-
-
-def label_rows(fingerprint: Fingerprint) -> list[Row]:
-    """A header and one row for each foreground label: how often and how much of it occurs."""
-    shares = fingerprint.voxel_shares
-    header = "label", "value", "cases", "share of voxels", "median volume (ml)", "median components"
-    rows: list[Row] = [header]
-    cases = list(fingerprint.cases.values())
-    for name in dict.fromkeys(name for case in cases for name in case.labels):
-        found = [of for case in cases if (of := case.labels.get(name)) and of.present]
-        rows.append(
-            (
-                name,
-                ", ".join(map(str, fingerprint.labels.get(name, ()))),
-                str(len(found)),
-                f"{100 * shares.get(name, 0.0):.3g} %",
-                _median([of.volume_ml for of in found]),
-                _median([of.components for of in found]),
-            )
-        )
-    return rows
-
-
-def intensity_rows(fingerprint: Fingerprint) -> list[Row]:
-    """A header and one row for each channel: the intensities of the labelled voxels."""
-    header = ("channel", "mean", "std", "min", "0.5 %", "median", "99.5 %", "max")
-    rows: list[Row] = [header]
-    for name, of in zip(fingerprint.channels, fingerprint.foreground, strict=True):
-        if of is None:
-            rows.append((name, *[DASH] * (len(header) - 1)))
-            continue
-        figures = (of.mean, of.std, of.min, of.p00_5, of.median, of.p99_5, of.max)
-        rows.append((name, *(f"{figure:.4g}" for figure in figures)))
-    return rows
-
-
-def _ranges(values: NDArray[np.float64]) -> str:
-    """The range along each axis; a single number if all cases are equal."""
-    return by_axis(
-        f"{low:.4g}" if low == high else f"{low:.4g}{EN_DASH}{high:.4g}"
-        for low, high in zip(values.min(axis=0), values.max(axis=0), strict=True)
-    )
-
-
-def _median(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3g}" if values else DASH
 
 
 @dataclass(frozen=True)

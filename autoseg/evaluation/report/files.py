@@ -8,6 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autoseg.common.figures import Colours, save_figure, save_forms
 from autoseg.common.files import write_text
 from autoseg.common.pages import SIZE, Chart, fill, write_page
@@ -36,11 +38,12 @@ from autoseg.evaluation.tables import (
     rows_as_markdown,
     write_table,
 )
+from autoseg.fingerprint import Fingerprint
 from autoseg.image.view import Exhibit
 from autoseg.models.folder import PLAN, fold_folder
 from autoseg.models.log import Epoch, Training, draw_losses, read_log
 from autoseg.plan.plan import Plan, load_plan
-from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
+from autoseg.planner.explain import GROUPS, Explained, group_of, rows
 
 if TYPE_CHECKING:
     from autoseg.evaluation.comparison import Comparison
@@ -51,30 +54,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 Tables = dict[str, Sequence[Row]]  # heading -> header and rows
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """The plan values under one heading.
-
-    Attributes:
-        heading: the section of the plan.
-        chosen: values chosen by a rule or a person.
-        defaults: the other values.
-    """
-
-    heading: str
-    chosen: tuple[Explained, ...]
-    defaults: tuple[Explained, ...]
-
-
-def decisions(plan: Plan) -> list[Decisions]:
+def decisions(plan: Plan) -> dict[str, list[Explained]]:
     """All values of a plan by heading."""
-    explained, found = rows(plan), []
-    for heading in GROUPS:
-        values = [row for row in explained if group_of(row.key) == heading]
-        chosen = tuple(row for row in values if row.source != DEFAULT.source)
-        defaults = tuple(row for row in values if row.source == DEFAULT.source)
-        found.append(Decisions(heading, chosen, defaults))
-    return found
+    explained = rows(plan)
+    return {name: [row for row in explained if group_of(row.key) == name] for name in GROUPS}
 
 
 @dataclass(frozen=True)
@@ -91,16 +74,14 @@ class Report:
         tables: heading -> header and rows of tables in a fixed order.
         charts: figures of the scores.
         pictures: case -> its picture, the worst first.
-        pictures_title: heading of the pictures.
-        pictures_note: which cases are shown.
+        count: the number of scored cases.
         penalties: a sentence on the distances of missing classes.
         volumes: cases for the viewer (see `volume_of`).
         failures: names and reasons of what failed, from the summary.
         methods: a paragraph for a paper; empty without a plan.
         curves: figures of the training.
-        data: facts about the images.
-        data_tables: tables of labels and intensities.
-        plan: the values of the plan.
+        fingerprint: of the images.
+        plan: heading -> values of the plan.
         plan_notes: short name of a publication that values come from -> its citation.
         times: fold -> its training, and its predictions.
         versions: devices and versions.
@@ -115,16 +96,14 @@ class Report:
     tables: Tables = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
     pictures: Mapping[str, Chart] = field(default_factory=dict)
-    pictures_title: str = "Worst cases"
-    pictures_note: str = ""
+    count: int = 0
     penalties: str = ""
     volumes: Sequence[Mapping[str, Any]] = ()
     failures: tuple[str, ...] = ()
     methods: str = ""
     curves: tuple[Chart, ...] = ()
-    data: tuple[Fact, ...] = ()
-    data_tables: tuple[Sortable, ...] = ()
-    plan: tuple[Decisions, ...] = ()
+    fingerprint: Fingerprint | None = None
+    plan: Mapping[str, Sequence[Explained]] = field(default_factory=dict)
     plan_notes: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[Any, tuple[Training | None, Predictions | None]] = field(default_factory=dict)
     versions: tuple[Fact, ...] = ()
@@ -169,7 +148,7 @@ def write_report(out: Path, report: Report) -> None:
     """
     bibtex = fill(TEMPLATES / f"{BIBTEX}.j2", methods=report.methods)
     page = TEMPLATES / "report.html.j2"
-    write_page(out, page, title=report.title, report=report, bibtex=bibtex, size=SIZE)
+    write_page(out, page, title=report.title, report=report, bibtex=bibtex, size=SIZE, np=np)
     if report.methods:
         write_text(out.with_name(METHODS), report.methods + "\n")
         write_text(out.with_name(BIBTEX), bibtex)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from autoseg.dataset.task import read_task
 from autoseg.evaluation.metrics import METRICS, Lesions
 from autoseg.evaluation.report.facts import (
     ALL,
@@ -16,21 +15,15 @@ from autoseg.evaluation.report.facts import (
     Sortable,
     case_table,
     class_table,
-    data_rows,
-    intensity_rows,
-    label_rows,
     penalties,
     read_predictions,
-    text_table,
     version_rows,
     worst_first,
 )
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.surface import Surface
-from autoseg.fingerprint import Fingerprint, survey
-from autoseg.image.image import read_image, read_label
 from tests.evaluation.making import write_record
-from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases
+from tests.evaluation.scores import case, three_cases
 
 
 def texts(table: Sortable, group: str) -> list[tuple[str, str]]:
@@ -162,54 +155,6 @@ def test_lesions_only_of_classes_with_several_components() -> None:
     organs = tuple(replace(each, lesions={"lung": lesions["lung"]}) for each in cases)
     names = {column.name for column in class_table(Summary(organs)).columns}
     assert "LesionRecall" not in names
-
-
-def test_numbers_in_words_are_numbers() -> None:
-    table = text_table("t", [("name", "share", "words"), ("a", "10 %", "2 min"), ("b", "-", "x")])
-    assert [column.is_text for column in table.columns] == [True, False, True]
-    assert [line.cells[1].value for line in table.lines] == [10.0, None]
-
-
-CASE_COUNT = 3
-
-
-@pytest.fixture(scope="module")
-def fingerprint() -> Fingerprint:
-    task = read_task(HIPPOCAMPUS)
-    return survey(replace(task, cases=task.cases[:CASE_COUNT]), 1)[0]
-
-
-def test_data_rows(fingerprint: Fingerprint) -> None:
-    task = read_task(HIPPOCAMPUS)
-    shapes = [read_image(case.images).geometry.size for case in task.cases[:CASE_COUNT]]
-    x, y, z = (sorted(axis) for axis in zip(*shapes, strict=True))
-    rows = dict(data_rows(fingerprint))
-    assert rows["cases"] == "3"
-    assert rows["channels"] == "MRI"
-    assert rows["image size in voxels (x, y, z): median"] == f"{x[1]} x {y[1]} x {z[1]}"
-    ranges = [f"{a[0]}–{a[-1]}" if a[0] != a[-1] else str(a[0]) for a in (x, y, z)]  # noqa: RUF001
-    assert rows["image size in voxels: range"] == " x ".join(ranges)
-    assert rows["voxel spacing in mm: range"] == "1 x 1 x 1"
-
-
-def test_label_rows(fingerprint: Fingerprint) -> None:
-    maps = [read_label(case.label)[0] for case in read_task(HIPPOCAMPUS).cases[:CASE_COUNT]]
-    voxels = [np.count_nonzero(each == 1) for each in maps]
-    share = 100 * sum(voxels) / sum(each.size for each in maps)
-    header, anterior, posterior = label_rows(fingerprint)
-    assert anterior[:3] == ("Anterior", "1", "3")
-    assert anterior[3] == f"{share:.3g} %"
-    assert anterior[4] == f"{sorted(voxels)[1] / 1000:.3g}"
-    assert posterior[0] == "Posterior"
-    assert len(header) == len(anterior)
-
-
-def test_intensity_rows(fingerprint: Fingerprint) -> None:
-    header, row = intensity_rows(fingerprint)
-    assert row[0] == "MRI"
-    low, middle, high = (float(row[header.index(name)]) for name in ("min", "median", "max"))
-    assert low < middle < high
-    assert intensity_rows(replace(fingerprint, foreground=(None,)))[1] == ("MRI", *"-------")
 
 
 def test_a_record_is_read(tmp_path: Path) -> None:
