@@ -24,7 +24,8 @@ NAMES = (
     *("google-chrome", "google-chrome-stable"),
 )
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--headless", "--no-sandbox", "--disable-dev-shm-usage"),
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),  # WebGL without a graphics card
     *("--remote-debugging-pipe", "--no-first-run", "--disable-extensions", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update"),
 )
@@ -53,14 +54,15 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
-    def open(self, page: Path) -> None:
-        """Open a file and wait until it is loaded, with all its pictures."""
-        self.complaints.clear()
-        self.requests.clear()
-        self._events.clear()
-        self.send("Page.navigate", url=page.resolve().as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
-            self._note(self._receive())
+    def open(self, page: Path, place: str = "") -> None:
+        """Open a file, or a place in it, and wait until it is loaded, with all its pictures."""
+        for address in ("about:blank", page.resolve().as_uri() + place):  # a place alone loads none
+            self.complaints.clear()
+            self.requests.clear()
+            self._events.clear()
+            self.send("Page.navigate", url=address)
+            while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+                self._note(self._receive())
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""
@@ -154,7 +156,9 @@ class Browser:
                 self.complaints.append(str(about["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if about["type"] in WARNINGS:
                 self.complaints.append(str(about["args"]))
-            case "Log.entryAdded" if about["entry"]["level"] in WARNINGS:
+            case "Log.entryAdded" if (
+                about["entry"]["level"] in WARNINGS and about["entry"]["source"] != "rendering"
+            ):  # software WebGL is slow, which the browser says
                 self.complaints.append(str(about["entry"]))
             case "Network.requestWillBeSent" if not about["request"]["url"].startswith("data:"):
                 self.requests.append(about["request"]["url"])

@@ -47,7 +47,7 @@ FORBIDDEN = {
 MOST_MODULES = 145  # with the packages' own files
 MOST_LINES = 420
 MOST_SHORT = 10  # modules below 60 lines
-MOST_LATE_IMPORTS = 61  # imports inside functions
+MOST_LATE_IMPORTS = 65  # imports inside functions
 
 
 def module_name(path: Path) -> str:

@@ -31,7 +31,7 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-TYPES = {"path": Path, "number": float, "count": at_least_one}  # in `options.json`
+TYPES = {"path": Path, "number": float, "integer": int, "count": at_least_one}  # in `options.json`
 
 
 class Parser(argparse.ArgumentParser):

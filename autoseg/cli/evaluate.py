@@ -26,13 +26,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             tolerance=arguments.tolerance,
             classes=arguments.labels,
             processes=arguments.processes,
+            volumes=arguments.volumes,
         )
         return common.DONE if is_complete else common.BAD_INPUT
     workspace = common.find_workspace(arguments)
     if arguments.compare:
         compare_plans(workspace, arguments.task, arguments.compare)
     else:
-        evaluate_task(workspace, arguments.task, arguments.plan, arguments.processes)
+        processes, volumes = arguments.processes, arguments.volumes
+        evaluate_task(workspace, arguments.task, arguments.plan, processes, volumes)
     return common.DONE
 
 

@@ -1,11 +1,10 @@
 """What all figures share: colours, line styles, hatches, smoothed curves, and files.
 
-Classes differ in colour and, for black-and-white print, in line style or hatch.
+Classes differ in colour and, for black-and-white print, in line style or place.
 """
 
 from __future__ import annotations
 
-import base64
 import colorsys
 import io
 import itertools
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from autoseg.common.arrays import Array, Mask
+from autoseg.common.arrays import Array
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import replacing
 
@@ -36,17 +36,15 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 # Those that are dark enough for thin lines on white.
 DARK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 LINES: tuple[Line, ...] = ("solid", "dashed", "dotted", "dashdot")
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++")
 DOTS_PER_INCH = 150
-FEWEST_POINTS = 5  # for smoothing
+FEWEST_POINTS = 8  # for smoothing; a curve through fewer invents bumps
 MOST_POINTS = 100  # the time of a fit grows with the cube
 DRAWN_POINTS = 200
 BAND = 1.959964  # standard deviations on either side of a 95 % interval
-LARGEST_SVG = 150_000  # bytes; a larger figure becomes a PNG
-PIXELS_PER_INCH = 96  # of a web page
 WINDOW_PERCENT = (1, 99)
 WINDOW_VOXELS = 1_000_000  # a sample of this size is enough to find the window
-FORMS = (".svg", ".png")  # for print and for slides
+BELOW, RIGHT = 0.5, 0.5  # inches for an axis with its name, and at the right edge
+FORMS = (".svg", ".pdf", ".png")  # for the web, print and slides
 
 Colours = Mapping[str, str]  # class -> #RRGGBB
 Numbers = NDArray[np.float64]
@@ -55,11 +53,6 @@ Numbers = NDArray[np.float64]
 def line(index: int) -> Line:
     """The line style of the class with this index."""
     return LINES[index % len(LINES)]
-
-
-def hatch(index: int) -> str:
-    """The hatch of the class with this index."""
-    return HATCHES[index % len(HATCHES)]
 
 
 def colours_of(names: Iterable[str], given: Colours) -> dict[str, str]:
@@ -80,20 +73,77 @@ def _colour(index: int) -> str:
 
 
 def save_figure(figure: Figure, out: Path) -> None:
-    """Write a figure as PNG or SVG, atomically; the same figure gives the same bytes."""
-    form = out.suffix.lower().removeprefix(".")
-    if form not in ("png", "svg"):
-        raise AutosegError(f"{out}: figures are written as .png or .svg, not as {out.suffix!r}")
+    """Write a figure as SVG, PDF or PNG, atomically; the same figure gives the same bytes."""
+    if out.suffix.lower() not in FORMS:
+        raise AutosegError(f"{out}: figures are written as {', '.join(FORMS)}, not {out.suffix!r}")
+    content = rendered(figure, out.suffix.lower().removeprefix("."))
     with replacing(out) as temporary:
-        _draw(figure, temporary, form)
+        temporary.write_bytes(content)
+
+
+def rendered(figure: Figure, form: str, transparent: bool = False) -> bytes:
+    """A figure as the content of a file: `svg`, `pdf`, `png` or `webp`."""
+    from matplotlib import rc_context
+
+    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
+    options: dict[str, Any] = {"metadata": metadata[form]} if form in metadata else {}
+    buffer = io.BytesIO()
+    # Type 42 fonts, which publishers ask for, are embedded in a PDF as text.
+    with rc_context({"svg.hashsalt": "autoseg", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH, transparent=transparent, **options)
+    return buffer.getvalue()
+
+
+def pixels_of(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as (rows, columns, RGB)."""
+    return np.asarray(Image.open(io.BytesIO(rendered(figure, "png"))).convert("RGB"))
 
 
 def save_forms(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as SVG and as PNG, and return both paths."""
+    """Write a figure as SVG, PDF and PNG, and return the paths."""
     paths = [stem.with_name(stem.name + form) for form in FORMS]
     for path in paths:
         save_figure(figure, path)
     return paths
+
+
+def new_grid(
+    count: int,
+    most_columns: int,
+    size: tuple[float, float],
+    left: float,
+    gap: float = 0.3,
+    above: float = 0.3,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels of a fixed size in inches, line by line.
+
+    Args:
+        count: the number of panels.
+        most_columns: of a line.
+        size: width and height of a panel.
+        left: room at the left edge.
+        gap: room between columns.
+        above: room above a panel; below is room for an axis with its name.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(most_columns, count)
+    rows = -(-count // columns)
+    width = left + columns * (size[0] + gap) - gap + RIGHT
+    height = rows * (size[1] + above + BELOW)
+    figure = Figure(figsize=(width, height))
+    places = {
+        "left": left / width,
+        "right": 1 - RIGHT / width,
+        "bottom": BELOW / height,
+        "top": 1 - above / height,
+        "wspace": gap / size[0],
+        "hspace": (above + BELOW) / size[1],
+    }
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=places).ravel().tolist()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
 
 
 def jitter(count: int, width: float) -> NDArray[np.floating[Any]]:
@@ -101,9 +151,9 @@ def jitter(count: int, width: float) -> NDArray[np.floating[Any]]:
     return (np.arange(count) * 0.618 % 1 - 0.5) * width
 
 
-def tidy(axes: Axes) -> None:
-    """Keep only the lines that help to read values."""
-    axes.grid(axis="y", alpha=0.3)
+def tidy(axes: Axes, values: Literal["x", "y"] = "y") -> None:
+    """Keep only the lines that help to read the values along one axis."""
+    axes.grid(axis=values, alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -122,21 +172,6 @@ def window_of(image: Array) -> tuple[float, float]:
     values = image.ravel(order="K")
     low, high = np.percentile(values[:: max(1, values.size // WINDOW_VOXELS)], WINDOW_PERCENT)
     return float(low), float(max(high, low + 1e-6))
-
-
-def enlarged(mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """A mask (rows, columns) at another size, by the nearest pixel."""
-    sizes = zip(shape, mask.shape, strict=True)
-    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in sizes)
-    return mask[np.ix_(rows, columns)]
-
-
-def outline(inside: Mask) -> Mask:
-    """The pixels of a mask with a neighbour outside; beyond the edge counts as inside."""
-    padded = np.pad(inside, 1, constant_values=True)
-    middle = slice(1, -1)
-    across = padded[:-2, middle] & padded[2:, middle]
-    return inside & ~(across & padded[middle, :-2] & padded[middle, 2:])
 
 
 # Smoothing by Gaussian process regression, as in Müller et al. 2021, Fig. 5.
@@ -216,47 +251,3 @@ def _regress(x: Numbers, y: Numbers, at: Numbers) -> tuple[Numbers, Numbers]:
         mean, deviation = process.predict(at[:, None], return_std=True)
     noise = process.kernel_.k2.noise_level * np.var(y)
     return mean, np.sqrt(np.maximum(deviation**2 - noise, 0))
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure in the report's page.
-
-    Attributes:
-        title: the heading above it.
-        alt: alternative text.
-        data: the image as a data URI.
-        width: in pixels of the page.
-        note: a sentence below it.
-    """
-
-    title: str
-    alt: str
-    data: str
-    width: int
-    note: str = ""
-
-
-def chart(figure: Figure, title: str, alt: str, note: str = "") -> Chart:
-    """Convert a figure for the page: a transparent SVG, or a PNG if that is too large."""
-    kind = "svg+xml"
-    _draw(figure, buffer := io.BytesIO(), "svg", transparent=True)
-    if len(buffer.getvalue()) > LARGEST_SVG:
-        kind = "png"
-        _draw(figure, buffer := io.BytesIO(), kind, transparent=True)
-    width = round(figure.get_figwidth() * PIXELS_PER_INCH)
-    return Chart(title, alt, picture_uri(kind, buffer.getvalue()), width, note)
-
-
-def picture_uri(kind: str, content: bytes) -> str:
-    """An image (`png`, `webp`, `svg+xml`) as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _draw(figure: Figure, to: Path | io.BytesIO, form: str, transparent: bool = False) -> None:
-    from matplotlib import rc_context
-
-    metadata: dict[str, Any] = {"Date" if form == "svg" else "Software": None}
-    options: dict[str, Any] = {"metadata": metadata, "transparent": transparent}
-    with rc_context({"svg.hashsalt": "autoseg"}):
-        figure.savefig(to, format=form, dpi=DOTS_PER_INCH, **options)

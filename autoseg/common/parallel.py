@@ -39,6 +39,7 @@ THREAD_LIMITS = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+RAPL = Path("/sys/class/powercap")  # counters of energy, on Linux
 KILLS = ("memory.events", "memory.oom_control")
 
 
@@ -67,6 +68,23 @@ def limit_threads() -> None:
     if (count := cores()) < _affinity():
         for name in THREAD_LIMITS:
             os.environ.setdefault(name, str(count))
+
+
+def peak_memory_gb() -> float | None:
+    """The largest memory of this process so far; None where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError):  # there is no such file but on Linux
+        kilobytes = (PROC / "self/status").read_text().split("VmHWM:")[1].split()[0]
+        return int(kilobytes) * 1024 / 1e9
+    return None
+
+
+def energy_kwh() -> float | None:
+    """What the processors of this machine have used (RAPL); None where they do not tell."""
+    try:
+        found = [int(path.read_text()) for path in RAPL.glob("intel-rapl:?/energy_uj")]
+    except (OSError, ValueError):  # often only root may read it
+        return None
+    return sum(found) / 3.6e12 if found else None
 
 
 def _psutil() -> Any:

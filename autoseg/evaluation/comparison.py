@@ -224,25 +224,26 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
     return corrected
 
 
-def bootstrap_interval(differences: ArrayLike) -> Interval | None:
+def bootstrap_interval(differences: ArrayLike, resamples: int = RESAMPLES) -> Interval | None:
     """The confidence interval of the mean; None below `MIN_CASES` values."""
     values = np.asarray(differences, float)
     if len(values) < MIN_CASES:
         return None
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    interval = _bootstrap(values, "BCa")
+    interval = _bootstrap(values, "BCa", resamples)
     # BCa is undefined if nearly all values are equal.
-    return interval if all(map(isfinite, interval)) else _bootstrap(values, "percentile")
+    is_known = all(map(isfinite, interval))
+    return interval if is_known else _bootstrap(values, "percentile", resamples)
 
 
-def _bootstrap(values: NDArray[np.float64], method: str) -> Interval:
+def _bootstrap(values: NDArray[np.float64], method: str, resamples: int) -> Interval:
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)  # the caller checks for it
         low, high = bootstrap(
             (values,),
             np.mean,
-            n_resamples=RESAMPLES,
+            n_resamples=resamples,
             batch=BATCH,
             confidence_level=CONFIDENCE,
             method=method,

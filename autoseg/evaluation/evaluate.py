@@ -144,15 +144,15 @@ def choose_labels(
     """
     declared = read_declarations(truth, predicted)
     if options.maps:
-        return apply_options(options, mapped_labels(options, declared))
-    if values := options.classes or declared.model or declared.reference:
-        named = ScoredClasses.planned(values, declared.evaluation, declared.ignore)
-        return apply_options(options, named)
-    pairs, *_ = _pair(truth, predicted)
-    found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)
-    if not found.values:
-        raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
-    return apply_options(options, found)
+        found = mapped_labels(options, declared)
+    elif values := options.classes or declared.model or declared.reference:
+        found = ScoredClasses.planned(values, declared.evaluation, declared.ignore)
+    else:
+        pairs, *_ = _pair(truth, predicted)
+        found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)
+        if not found.values:
+            raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
+    return replace(apply_options(options, found), channel=declared.channel)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:

@@ -32,6 +32,7 @@ class ScoredClasses:
         merged: name of a merged row -> its classes.
         in_prediction: class -> its label values in the predictions, if they differ.
         colours: class -> `#RRGGBB` in figures, for the classes to which the plan assigns one.
+        channel: what the scans are, such as `CT`, which decides how they are shown.
         annotated: partly annotated case -> its annotated classes; others are not scored there.
     """
 
@@ -41,6 +42,7 @@ class ScoredClasses:
     merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     in_prediction: ClassValues = field(default_factory=dict)
     colours: dict[str, str] = field(default_factory=dict)
+    channel: str = ""
     annotated: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def of_case(self, case: str) -> ScoredClasses:
@@ -71,7 +73,7 @@ class ScoredClasses:
         """All foreground classes of a plan."""
         foreground = dict(list(plan.labels.items())[1:])
         scored = ScoredClasses.planned(foreground, plan.evaluation, plan.ignore_label)
-        return replace(scored, annotated=plan.annotated)
+        return replace(scored, annotated=plan.annotated, channel=plan.channels[0])
 
     def tolerance_of(self, name: str) -> float:
         """The surface tolerance of a class in mm."""
@@ -91,12 +93,14 @@ class Declarations:
         model: classes in `labels.json` in the folder of the predictions; None without that file.
         ignore: voxels with this value in the reference are ignored.
         evaluation: the evaluation section of the model's plan.
+        channel: the name of the first image channel; empty if unknown.
     """
 
     reference: ClassValues | None
     model: ClassValues | None
     ignore: int | None
     evaluation: Evaluation
+    channel: str
 
 
 class _ModelFile(BaseModel):
@@ -117,11 +121,10 @@ def read_declarations(reference: Path, predicted: Path) -> Declarations:
     model = _read_model_file(next(filter(Path.is_file, paths), None))
     values = _foreground(model.labels) or None
     if not (reference.parent / "dataset.json").is_file():
-        return Declarations(None, values, None, model.evaluation)
+        return Declarations(None, values, None, model.evaluation, "")
     declared = read_declaration(reference.parent)
-    return Declarations(
-        _foreground(declared.labels), values, declared.ignore_label, model.evaluation
-    )
+    classes, channel = _foreground(declared.labels), declared.channels[0]
+    return Declarations(classes, values, declared.ignore_label, model.evaluation, channel)
 
 
 def _read_model_file(path: Path | None) -> _ModelFile:

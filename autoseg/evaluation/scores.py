@@ -60,6 +60,11 @@ class CaseScores:
         scores = getattr(self, which.group).get(label)
         return which.of(scores) if scores else None
 
+    def penalised(self, label: str) -> bool:
+        """Whether a class is in only one label map: its distances are the grid's diagonal."""
+        parts = (self.labels[name] for name in self.merged.get(label, (label,)))
+        return any((of.n_ref == 0) != (of.n_pred == 0) for of in parts)
+
     def mean(self, metric: str = "Dice") -> float | None:
         """The mean of a metric over the classes for which it is defined."""
         return mean_of_known(self.value(label, metric) for label in self.classes)
@@ -235,6 +240,11 @@ class Summary:
         """The lesions of one class pooled over all cases."""
         found = [case.lesions[label] for case in self.cases if label in case.lesions]
         return total([Lesions(0, 0, 0, 0), *found])
+
+    def has_lesions(self, label: str) -> bool:
+        """Whether most references of a class have several components, which are then lesions."""
+        counts = [case.lesions[label].reference for case in self.cases if label in case.lesions]
+        return statistics.median([count for count in counts if count] or [0]) > 1
 
     def foreground_mean(self, metric: str = "Dice") -> float | None:
         """The mean over the classes of the mean over the cases."""

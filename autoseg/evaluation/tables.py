@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from autoseg.common.files import write_text
+from autoseg.common.pages import fill
 from autoseg.evaluation.metrics import COUNTS, METRICS
 from autoseg.evaluation.scores import CaseScores, Statistic, Summary
 
@@ -32,6 +33,8 @@ LATEX = {
     MINUS: r"$-$",
     **{special: f"\\{special}" for special in "&%$#_{}"},
 }
+MOST_IN_A_LINE = 7  # classes
+LATEX_TABLE = Path(__file__).with_name("table.tex.j2")
 PAGE_CHARACTERS = 130  # width of a LaTeX page at the smallest readable size
 NEGATIVE = re.compile(r"-(?=\d)")
 POOLED_LESIONS = "Lesions (connected components of a class), all cases pooled"
@@ -95,9 +98,14 @@ def in_mm(distances: Mapping[str, float]) -> str:
 
 
 def dice_text(case: CaseScores) -> str:
-    """A case and its Dice by class, in one line."""
-    dice = ", ".join(f"{label} {number(case.value(label, 'Dice'))}" for label in case.labels)
-    return f"{case.case}: Dice {dice}"
+    """A case and its Dice by class, in one line; of many classes the mean and the worst."""
+    dice = {label: case.value(label, "Dice") for label in case.labels}
+    text = f"{case.case}: Dice "
+    if len(dice) > MOST_IN_A_LINE:
+        text += f"{number(case.mean())} (mean of {len(case.classes)} classes), worst: "
+        known = sorted((value, label) for label, value in dice.items() if value is not None)
+        dice = {label: value for value, label in known[:3]}
+    return text + ", ".join(f"{label} {number(value)}" for label, value in dice.items())
 
 
 def dice_rows(summary: Summary) -> list[Row]:
@@ -154,9 +162,9 @@ def rows_of_metrics(
 
 
 def lesion_rows(summary: Summary) -> list[Row]:
-    """The lesions of all cases pooled: a header, then one row for each class."""
+    """The lesions of all cases pooled: a header, then one row for each class that has lesions."""
     rows: list[Row] = [("class", "lesions", "found", "missed", "false", "recall", "precision")]
-    for label in summary.labels:
+    for label in filter(summary.has_lesions, summary.labels):
         of = summary.lesions(label)
         counts = map(str, (of.reference, of.found, of.missed, of.false))
         ratios = (METRICS[name].of(of) for name in ("LesionRecall", "LesionPrecision"))
@@ -257,17 +265,8 @@ def as_latex(table: Table) -> str:
     Groups that do not fit side by side are placed below each other.
     """
     title = table.title if not table.title or table.title.endswith(".") else f"{table.title}."
-    first, *others = (_tabular(part) for part in _split(table))
-    lines = [
-        "% \\usepackage{booktabs, graphicx}",
-        "\\begin{table}",
-        "  \\centering",
-        f"  \\caption{{{escaped(' '.join(filter(None, (title, table.note))))}}}",
-        *first,
-        *(line for part in others for line in ("", "  \\medskip", "", *part)),
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    caption = escaped(" ".join(filter(None, (title, table.note))))
+    return fill(LATEX_TABLE, caption=caption, parts=_split(table), escaped=escaped) + "\n"
 
 
 def _split(table: Table) -> list[Table]:
@@ -295,38 +294,6 @@ def _split(table: Table) -> list[Table]:
         )
         for part, start, end in zip(parts, starts, [*starts[1:], column], strict=True)
     ]
-
-
-def _tabular(table: Table) -> list[str]:
-    header, *body = table.rows
-    return [
-        "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
-        f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-        "    \\toprule",
-        *_group_header(table.groups),
-        f"    {_latex_cells(header)} \\\\",
-        "    \\midrule",
-        *(f"    {_latex_cells(row)} \\\\" for row in body),
-        "    \\bottomrule",
-        "  \\end{tabular}}",
-    ]
-
-
-def _group_header(groups: Sequence[tuple[str, int]]) -> list[str]:
-    """The names of the groups, and the rules below them."""
-    if not groups:
-        return []
-    cells, rules, column = [], [], 1
-    for name, columns in groups:
-        cells.append(f"\\multicolumn{{{columns}}}{{c}}{{{escaped(name)}}}")
-        if name:
-            rules.append(f"\\cmidrule(lr){{{column}-{column + columns - 1}}}")
-        column += columns
-    return [f"    {' & '.join(cells)} \\\\", f"    {' '.join(rules)}"]
-
-
-def _latex_cells(row: Row) -> str:
-    return " & ".join(map(escaped, row))
 
 
 def escaped(text: str) -> str:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from autoseg.common.errors import AutosegError, InUse, Stopped, stopped_by_signals
 from autoseg.common.files import write_json
 from autoseg.common.locks import locked
+from autoseg.common.parallel import energy_kwh, peak_memory_gb
 from autoseg.common.progress import tolerate_output
 from autoseg.evaluation.evaluate import label_maps
 from autoseg.evaluation.scores import Summary
@@ -138,6 +139,7 @@ def attempt(order: RunOrder) -> None:
     with locked(folder / status.LOCK, str(run)):
         if status.is_finished(run, workspace):
             return
+        earlier, before = status.read_record(folder), energy_kwh()
         with status.recorded(folder, str(order.log), order.slurm_job) as update:
             device = _pick_device(order)
             update(device=describe(device), threads=torch.get_num_threads())
@@ -147,6 +149,13 @@ def attempt(order: RunOrder) -> None:
             for test_set in run.held_out:
                 if not status.is_scored(run, test_set, workspace):
                     score_held_out(run, test_set, workspace, str(device), order.processes)
+            memory = peak_memory_gb()
+            if device.type == "cuda":
+                memory = torch.cuda.max_memory_allocated(device) / 1e9
+            used = None
+            if before is not None and (after := energy_kwh()) is not None and after >= before:
+                used = after - before + ((earlier and earlier.energy_kwh) or 0.0)
+            update(memory_gb=memory, energy_kwh=used)
 
 
 def _pick_device(order: RunOrder) -> torch.device:

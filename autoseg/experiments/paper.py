@@ -16,8 +16,9 @@ from typing import Any
 
 from PIL import Image
 
-from autoseg.common.figures import DOTS_PER_INCH, PIXELS_PER_INCH, picture_uri
-from autoseg.evaluation.report.files import FIGURES, OVERLAYS, write_page
+from autoseg.common.figures import DOTS_PER_INCH
+from autoseg.common.pages import PIXELS_PER_INCH, picture_uri, write_page
+from autoseg.evaluation.report.files import FIGURES, OVERLAYS, TEMPLATES
 from autoseg.evaluation.scores import Statistic
 from autoseg.evaluation.tables import DASH, MINUS, Row, Table, number, spread
 from autoseg.experiments.results import STUDY, Arm, Column, StudyScores, read_scores
@@ -261,7 +262,7 @@ def write_index(folder: Path) -> list[Path]:
     runs = sum(len(arm.folds) for arm in study.arms)
     write_page(
         folder / INDEX,
-        "study.html.j2",
+        TEMPLATES / "study.html.j2",
         title=study.study.get("title") or folder.name,
         citation=printed["citation"],
         warning=f"{done} of {runs} models are validated." if done < runs else "",

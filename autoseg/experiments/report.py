@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,28 +17,32 @@ from matplotlib.text import Annotation
 from autoseg.common.errors import AutosegError
 from autoseg.common.figures import COLOURS, save_forms, take_literally
 from autoseg.common.files import read_json
+from autoseg.common.pages import chart, write_page
 from autoseg.common.progress import by_axis, say
+from autoseg.evaluation.comparison import SHOWN, Comparison, Difference, compare, holm
 from autoseg.evaluation.evaluate import gather
-from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
+from autoseg.evaluation.figures.charts import draw_groups
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
-from autoseg.evaluation.figures.views import Exhibit
 from autoseg.evaluation.report import files
-from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import write_table
+from autoseg.evaluation.report.facts import class_table
+from autoseg.evaluation.scores import Summary, combine
+from autoseg.evaluation.tables import metric_name, write_table
 from autoseg.experiments import paper
 from autoseg.experiments.paper import PICTURES, titled, write_index
-from autoseg.experiments.results import RESULTS, StudyScores, read_scores
+from autoseg.experiments.results import RESULTS, Arm, StudyScores, read_scores
 from autoseg.experiments.runs import held_out_classes
-from autoseg.experiments.status import HELD_OUT, SCORES
+from autoseg.experiments.status import HELD_OUT, SCORES, read_record
 from autoseg.experiments.study import HeldOut, Study
-from autoseg.models.folder import SUMMARY, VALIDATION
+from autoseg.image.view import Exhibit
+from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
 from autoseg.models.log import draw_losses, read_log
-from autoseg.plan.plan import Plan
+from autoseg.plan.plan import Plan, load_plan
 from autoseg.planner.explain import rows
 from autoseg.prediction.inputs import find_inputs
 from autoseg.workflow.workspace import Workspace
 
 EXAMPLES = 4  # cases of Figure 6
+REPORT = "report.html"
 
 
 def report_studies(
@@ -57,13 +61,13 @@ def report_studies(
             say(f"warning: no tables and figures for {study.name}: {error}")
             errors.append(error)
     for folder in reported:  # when the figures of all of them exist
-        for path in write_index(folder):
+        for path in (*write_index(folder), *write_report(folder)):
             print(path)
     return errors
 
 
 def report_study(folder: Path, processes: int = 1) -> list[Path]:
-    """Write `tables/`, `figures/` and `index.html` into a study's folder.
+    """Write `tables/`, `figures/`, `index.html` and `report.html` into a study's folder.
 
     For an unfinished study they name what is missing. Pictures of cases need the raw task.
 
@@ -77,7 +81,8 @@ def report_study(folder: Path, processes: int = 1) -> list[Path]:
     Raises:
         DataError: a file of the study, a log, a scan or a label map is damaged.
     """
-    return [*write_elements(folder, processes), *write_index(folder)]
+    elements = write_elements(folder, processes)
+    return [*elements, *write_index(folder), *write_report(folder)]
 
 
 def write_elements(folder: Path, processes: int) -> list[Path]:
@@ -89,7 +94,8 @@ def write_elements(folder: Path, processes: int) -> list[Path]:
     for name, element in study.report.items():
         if element in paper.TABLES:
             table = paper.TABLES[element](study, printed.get(name, {}))
-            named = replace(table, title=f"{folder.name}: {table.title}")
+            when = f" ({study.gathered})" if study.gathered else ""
+            named = replace(table, title=f"{folder.name}{when}: {table.title}")
             paths += write_table(folder / files.TABLES / name, named)
         elif element == PICTURES:
             paths += _write_pictures(study, folder / name, processes)
@@ -113,7 +119,7 @@ def _dice_of_plans(study: StudyScores) -> Figure:
         where: {title: arm.dice(where, study.classes_of(where)) for title, arm in titles.items()}
         for where in study.sets
     }
-    return draw_grouped_boxes(panels, study.colours, bars=True)
+    return draw_groups(panels, study.colours)
 
 
 def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None:
@@ -126,7 +132,7 @@ def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None
         for where in sets
         for arm in study.arms
     }
-    return draw_grouped_boxes(panels, study.colours) if panels else None
+    return draw_groups(panels, study.colours) if panels else None
 
 
 def _examples(study: StudyScores) -> Figure | None:
@@ -168,7 +174,7 @@ def _write_pictures(study: StudyScores, out: Path, processes: int) -> list[Path]
 
 def _is_stale(folder: Path, exhibit: Exhibit) -> bool:
     picture = folder / f"{exhibit.case}.png"
-    maps = (exhibit.prediction, exhibit.reference)
+    maps = [path for path in (exhibit.prediction, exhibit.reference) if path is not None]
     return not picture.is_file() or picture.stat().st_mtime < max(f.stat().st_mtime for f in maps)
 
 
@@ -247,8 +253,8 @@ def _draw_box(
 FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
     "pipeline": lambda study: draw_pipeline(study.plan) if study.plan else None,
     "network": lambda study: draw_network(study.plan) if study.plan else None,
-    "dice": lambda study: draw_box_plot(  # Figure 4A of Müller et al. 2021
-        study.arms[-1].dice(VALIDATION, study.classes), study.colours
+    "dice": lambda study: draw_groups(  # Figure 4A of Müller et al. 2021
+        {"": {"all folds": study.arms[-1].dice(VALIDATION, study.classes)}}, study.colours
     ),
     "dice_of_plans": _dice_of_plans,
     "dice_of_folds": _dice_of_folds,
@@ -257,3 +263,103 @@ FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
     "loss_from_zero": partial(_losses, from_zero=True),
     "examples": _examples,
 }
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write `report.html`: the arms side by side, their differences, plans, curves and cost."""
+    study = read_scores(folder)
+    if not study.is_scored:
+        return []
+    summaries = {arm.name: found for arm in study.arms if (found := _summary(study, arm))}
+    plans = {name: _plan(study, name) for name in study.folders}
+    first, *others = study.arms
+    pairs = [
+        compare(summaries[other.name], summaries[first.name], (other.name, first.name))
+        for other in others
+        if other.name in summaries and first.name in summaries
+    ]
+    arms = []
+    for arm in study.arms:
+        changed = _plan_differences(plans[first.name], plans[arm.name])
+        asked = _asked(study, arm) | _asked(study, first)
+        extra = [text for key, text in changed.items() if not any(map(key.startswith, asked))]
+        has_plan = None not in (plans[first.name], plans[arm.name])
+        about = {"differences": list(changed.values()), "extra": extra, "has_plan": has_plan}
+        arms.append({"name": titled(study.head, arm.name), **about})
+    dice = {arm.name: arm.dice(VALIDATION, study.classes) for arm in study.arms}
+    groups = {titled(study.head, name): of for name, of in dice.items()}
+    boxes = draw_groups({"": groups}, study.colours)
+    write_page(
+        folder / REPORT,
+        Path(__file__).parent / "templates" / "report.html.j2",
+        title=study.study.get("title") or folder.name,
+        task=study.study["task"],
+        date=study.gathered,
+        done=sum(arm.done(VALIDATION) for arm in study.arms),
+        runs=sum(len(arm.folds) for arm in study.arms),
+        arms=arms,
+        tables={name: class_table(of) for name, of in summaries.items()},
+        charts=[chart(boxes, "Dice", "Dice of each class and arm, a point for each case")],
+        differences=_corrected(pairs),
+        curves=[chart(_losses(study), "Loss", "Training and validation loss of each arm")],
+        cost={
+            titled(study.head, name): (
+                [epoch.seconds for log in map(read_log, runs.values()) for epoch in log or ()],
+                [record for record in map(read_record, runs.values()) if record],
+            )
+            for name, runs in study.folders.items()
+        },
+    )
+    return [folder / REPORT]
+
+
+def _summary(study: StudyScores, arm: Arm) -> Summary | None:
+    """The validation scores of the folds of an arm, as far as they are there."""
+    paths = [study.folders[arm.name][fold] / SUMMARY for fold in arm.folds]
+    found = [Summary.load(path) for path in paths if path.is_file()]
+    return combine(found) if found else None
+
+
+def _plan(study: StudyScores, name: str) -> Plan | None:
+    path = next(iter(study.folders[name].values())).parent / PLAN
+    return load_plan(path) if path.is_file() else None
+
+
+def _plan_differences(one: Plan | None, other: Plan | None) -> dict[str, str]:
+    """Key -> the difference of two plans in words."""
+    if one is None or other is None:
+        return {}
+    before, after = ({row.key: row for row in rows(plan)} for plan in (one, other))
+    found = {}
+    for key in before | after:
+        values = [of[key].value if key in of else "none" for of in (before, after)]
+        if values[0] != values[1]:
+            name = (after.get(key) or before[key]).name
+            found[key] = f"{name} ({key}): {values[1]} instead of {values[0]}"
+    return found
+
+
+def _asked(study: StudyScores, arm: Arm) -> set[str]:
+    """The keys that the study sets for an arm: of its plan, k and seed."""
+    entries = {entry["name"]: entry for entry in study.study.get("plans", ())}
+    overrides = entries.get(study.variants.get(arm.name, ""), {}).get("overrides", {})
+    return {"splits.folds", "training.seed", *_keys(overrides)}
+
+
+def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _corrected(pairs: Sequence[Comparison]) -> dict[str, list[tuple[Comparison, Difference]]]:
+    """Metric -> the differences of all arms and classes, with p values corrected together."""
+    found = {}
+    for metric in SHOWN:
+        owners = [pair for pair in pairs for _ in pair.of(metric)]
+        differences = holm([each for pair in pairs for each in pair.of(metric)])
+        found[metric_name(metric)] = list(zip(owners, differences, strict=True))
+    return {name: of for name, of in found.items() if any(each.n for _, each in of)}

@@ -200,6 +200,8 @@ class StudyScores:
         folders: arm -> fold -> folder of the run.
         columns: the sets of cases, with the reported classes of each.
         labels: the classes of the first plan, with their colours; None if there is no plan.
+        variants: arm -> the name of its plan in the study.
+        gathered: when the scores were collected.
     """
 
     study: Mapping[str, Any]
@@ -209,6 +211,8 @@ class StudyScores:
     folders: dict[str, dict[int, Path]]
     columns: tuple[Column, ...]
     labels: ScoredClasses | None
+    variants: dict[str, str]
+    gathered: str
 
     @property
     def classes(self) -> list[str]:
@@ -269,6 +273,7 @@ def read_scores(folder: Path) -> StudyScores:
         runs = about["runs"]
         sets = [VALIDATION, *(each["name"] for each in about["study"]["held_out"])]
         head, names = _names(runs)
+        kinds = {names[run["plan"]]: str(run["variant"]) for run in runs}
         folders: dict[str, dict[int, Path]] = {}
         for run in runs:
             path = folder.parents[1] / run["folder"]
@@ -282,7 +287,10 @@ def read_scores(folder: Path) -> StudyScores:
         raise DataError(f"{folder} is not a study folder ({error!r}); restart the study") from error
     labels = _labels(folders)
     columns = _columns(arms, sets, labels)
-    return StudyScores(about["study"], folder, head, arms, folders, columns, labels)
+    gathered = str(about.get("gathered", ""))[:16].replace("T", " ")
+    return StudyScores(
+        about["study"], folder, head, arms, folders, columns, labels, kinds, gathered
+    )
 
 
 def _names(runs: Sequence[dict[str, Any]]) -> tuple[str, dict[str, str]]:

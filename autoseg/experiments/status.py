@@ -111,6 +111,8 @@ class Record:
         error: why the run failed or stopped, in one line.
         log: the file with its output.
         autoseg: the version.
+        memory_gb: the largest memory of the process, or of its graphics card; None if unknown.
+        energy_kwh: of the machine's processors during all attempts; None if unknown.
     """
 
     state: AttemptState
@@ -125,6 +127,8 @@ class Record:
     error: str | None = None
     log: str = ""
     autoseg: str = __version__
+    memory_gb: float | None = None
+    energy_kwh: float | None = None
 
 
 def read_record(folder: Path) -> Record | None:

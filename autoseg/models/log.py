@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
-from autoseg.common.figures import DARK_COLOURS, LINES, Line, smooth, tidy
+from autoseg.common.figures import DARK_COLOURS, LINES, Line, new_grid, smooth, tidy
 from autoseg.common.files import write_text
 from autoseg.common.progress import counted
 from autoseg.models.folder import LOG
@@ -261,26 +261,20 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
         panels: title -> the epochs of each fold of a plan; a plan without folds is "missing".
         from_zero: the y axis starts at 0.
     """
-    columns = min(MOST_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = new_figure(max(5.0, 4.2 * columns), 2.9 * rows + 0.7)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes, (title, folds) in zip(grid, panels.items(), strict=False):
+    figure, grid = new_grid(len(panels), MOST_COLUMNS, (3.8, 2.4), 0.6, 0.6)
+    for axes, (title, folds) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, [epoch for fold in folds for epoch in fold])
         axes.set_xlabel("epoch")
         axes.locator_params(axis="x", integer=True)
         tidy(axes)
         number = counted(len(folds), "fold") if folds else "missing"
         axes.set_title(f"{title} ({number})", fontsize=10, parse_math=False)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    for axes in grid[::columns]:
-        axes.set_ylabel("loss")
-    if from_zero:
-        grid[0].set_ylim(bottom=0)  # the panels share the axis
-    drawn = [axes.get_legend_handles_labels() for axes in grid]
-    marks, names = max(drawn, key=lambda found: len(found[0]))
-    figure.legend(marks, names, loc="outside lower center", ncols=2, frameon=False, handlelength=3)
+        axes.set_title("loss", loc="left", fontsize=8.5)
+        axes.legend(frameon=False, fontsize=8, handlelength=3)
+    limits = [axes.get_ylim() for axes in grid if axes.lines]
+    for axes in grid if limits else ():
+        low = 0 if from_zero else min(low for low, _ in limits)
+        axes.set_ylim(low, max(high for _, high in limits))
     return figure
 
 
@@ -291,6 +285,9 @@ def draw_curves(axes: Axes, epochs: Sequence[Epoch]) -> None:
         y = [getattr(epoch, f"{name}_loss") for epoch in epochs]
         if any(value is not None for value in y):
             draw_curve(axes, x, y, name, DARK_COLOURS[index], LINES[index], banded=True)
+    known = sorted(v for e in epochs for v in (e.training_loss, e.validation_loss) if v is not None)
+    if known and known[-1] - known[0] > 2 * (usual := known[9 * len(known) // 10] - known[0]) > 0:
+        axes.set_ylim(known[0] - usual / 10, known[0] + 2 * usual)  # a few are far above
 
 
 def draw_curve(

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
+from autoseg.common.figures import pixels_of, save_figure
 from autoseg.common.files import cannot_write, check_guards, replacing
 from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, noted, progress, say, shown
@@ -364,10 +363,10 @@ class _Stages:
         assert case.label is not None
         assert case.geometry is not None
         scan = read_image(self.queue.inputs[case.name], own_type=True).array[0]
-        picture = output.draw_preview(scan, case.label, case.geometry, self.predictor.plan)
-        output.write_png(picture, png)
+        figure = output.draw_preview(scan, case.label, case.geometry, self.predictor.plan)
+        save_figure(figure, png)
         if self.writer is not None and case.source is not None and capture is not None:
-            self.writer.write_picture(capture, np.asarray(picture), case.source, case.note)
+            self.writer.write_picture(capture, pixels_of(figure), case.source, case.note)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ Between `prepare` and `label_map`, axes are those of the plan's orientation.
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -26,7 +25,8 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import DataError
-from autoseg.common.figures import picture_uri
+from autoseg.common.figures import rendered
+from autoseg.common.pages import picture_uri
 from autoseg.image.geometry import SWAPS, Geometry, Turn
 from autoseg.image.image import Image, from_array, from_simpleitk
 from autoseg.image.label_writer import to_simpleitk
@@ -73,8 +73,8 @@ class Prediction:
     def _repr_html_(self) -> str:
         """Three planes through the largest class, as those of `--preview`."""
         picture = draw_preview(self.image.array[0], self.label, self.image.geometry, self.plan)
-        picture.save(file := io.BytesIO(), format="png")
-        return f'<img alt="three planes" src="{picture_uri("png", file.getvalue())}">'
+        uri = picture_uri("png", rendered(picture, "png"))
+        return f'<img alt="three planes" src="{uri}">'
 
 
 Scan = TypeVar("Scan", Prepared, PreparedForEach)

@@ -181,7 +181,7 @@ def draw_progress(path: Path, epochs: Sequence[Epoch]) -> None:
     figure = new_figure(10.5, 7.5)
     (losses, dice), (rate, seconds) = figure.subplots(2, 2, height_ratios=(2, 1), sharex=True)
     draw_curves(losses, epochs)
-    losses.set_ylabel("loss")
+    losses.set_title("loss", loc="left", fontsize=10)
     _add_legend(losses)
     _draw_dice(dice, epochs)
     _draw_rate(rate, epochs)
@@ -219,14 +219,15 @@ def _draw_dice(axes: Axes, epochs: Sequence[Epoch]) -> None:
         means = [epoch.mean_dice for epoch in epochs]
         draw_curve(axes, x, means, f"mean of {len(names)} classes", "#000000", "solid")
     where = "validation" if epochs[-1].validation_dice else "training"
-    axes.set(ylabel=f"Dice on {where} patches", ylim=(0, 1))
+    axes.set_ylim(0, 1)
+    axes.set_title(f"Dice on {where} patches", loc="left", fontsize=10)
     _add_legend(axes, ncols=2 if 4 < len(names) <= MOST_CLASSES else 1)
 
 
 def _draw_rate(axes: Axes, epochs: Sequence[Epoch]) -> None:
     rates = [epoch.learning_rate for epoch in epochs]
     axes.plot(_numbers(epochs), rates, color=COLOURS[0], marker="o" if len(epochs) == 1 else "")
-    axes.set_ylabel("learning rate")
+    axes.set_title("learning rate", loc="left", fontsize=10)
     if min(rates) > 0:  # full decades, as labels within a single one would overlap
         low, high = math.log10(min(rates)) - 0.05, math.log10(max(rates)) + 0.05
         axes.set(yscale="log", ylim=(10 ** math.floor(low), 10 ** math.ceil(high)))
@@ -240,7 +241,8 @@ def _draw_seconds(axes: Axes, epochs: Sequence[Epoch]) -> None:
     axes.plot(x[~long], values[~long], ".", color=COLOURS[0], markersize=4)
     if long.any():
         axes.plot(x[long], np.full(long.sum(), top), "^", color=COLOURS[1], clip_on=False)
-    axes.set(ylabel="seconds per epoch", ylim=(0, top))
+    axes.set_ylim(0, top)
+    axes.set_title("seconds per epoch", loc="left", fontsize=10)
 
 
 def _add_legend(axes: Axes, **options: Any) -> None:

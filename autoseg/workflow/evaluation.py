@@ -17,9 +17,10 @@ from autoseg.evaluation.labels import parse_options
 from autoseg.evaluation.learn_postprocessing import update
 from autoseg.evaluation.report import files
 from autoseg.evaluation.report.contents import (
+    VOLUMES,
     cross_validation_report,
+    find_exhibits,
     folder_report,
-    worst_exhibits,
 )
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import metric_rows, print_dice, print_rows
@@ -39,6 +40,7 @@ def score_folders(
     tolerance: str | None = None,
     classes: str | None = None,
     processes: int = 1,
+    volumes: int = VOLUMES,
 ) -> bool:
     """Score a folder of predictions; write and print tables, pictures and a report.
 
@@ -55,6 +57,7 @@ def score_folders(
         tolerance: of the normalised surface Dice, as in `1` or `lungs=1,infection=3`.
         classes: to score, as in `liver=1,tumour=2`, or a `dataset.json` or `labels.json`.
         processes: number of worker processes.
+        volumes: number of cases in the report's viewer.
 
     Raises:
         AutosegError: an option is wrong, or a file is missing or broken.
@@ -70,8 +73,8 @@ def score_folders(
     if images:
         for picture in draw_examples(summary, images, labels, out):
             print(f"picture: {picture}")
-    exhibits = worst_exhibits(summary, images, labels) if images else []
-    report = folder_report(reference, predicted, summary, exhibits, labels, processes)
+    exhibits = find_exhibits(summary, images, labels) if images else []
+    report = folder_report(reference, predicted, summary, exhibits, labels, processes, volumes)
     _write_report(out, report)
     refused = summary.refused
     if against:
@@ -81,7 +84,9 @@ def score_folders(
     return not refused
 
 
-def evaluate_task(workspace: Workspace, given: str, plan: str | None, processes: int) -> None:
+def evaluate_task(
+    workspace: Workspace, given: str, plan: str | None, processes: int, volumes: int = VOLUMES
+) -> None:
     """Summarise the cross-validation of a plan: tables, figures, postprocessing and a report.
 
     Args:
@@ -89,6 +94,7 @@ def evaluate_task(workspace: Workspace, given: str, plan: str | None, processes:
         given: name of the task, or a unique prefix of it.
         plan: name of the plan; the only one with a validated fold if None.
         processes: number of worker processes.
+        volumes: number of cases in the report's viewer.
 
     Raises:
         AutosegError: the task or plan has no validated fold, or a file is broken.
@@ -112,7 +118,7 @@ def evaluate_task(workspace: Workspace, given: str, plan: str | None, processes:
     for path in files.write_cross_validation(trained, validation, out, processes, exhibits):
         print(f"{path.parent.name}: {path}")
     report = cross_validation_report(
-        trained, validation, exhibits, planned / "fingerprint.json", tables, processes
+        trained, validation, exhibits, planned / "fingerprint.json", tables, processes, volumes
     )
     _write_report(out, report)
 

@@ -125,7 +125,7 @@ def test_previews(
     assert predict(model, archive / "P1", out, *options) == 0
     assert "p1_4.preview.png is missing" in capsys.readouterr().err
     png, capture = out / "p1_4.preview.png", out / "p1_4.preview.dcm"
-    picture = np.asarray(Image.open(png))
+    picture = np.asarray(Image.open(png).convert("RGB"))
     assert capture.exists() == (format == "dicom-seg")
     files = read_json(out / "predictions.json")["cases"]["p1_4"]["files"]
     assert files.keys() == {path.name for path in out.glob("p1_4*")}

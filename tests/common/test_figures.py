@@ -10,10 +10,8 @@ from matplotlib.image import imread
 from autoseg.common.errors import AutosegError
 from autoseg.common.figures import (
     COLOURS,
-    HATCHES,
     LINES,
     colours_of,
-    hatch,
     line,
     save_figure,
     save_forms,
@@ -26,19 +24,23 @@ def drawn() -> Figure:
     return figure
 
 
-def test_both_forms_are_the_same_twice(tmp_path: Path) -> None:
+def test_all_forms_are_the_same_twice(tmp_path: Path) -> None:
     paths = save_forms(drawn(), tmp_path / "new" / "a.b")
-    assert [path.name for path in paths] == ["a.b.svg", "a.b.png"]
+    assert [path.name for path in paths] == ["a.b.svg", "a.b.pdf", "a.b.png"]
     before = [path.read_bytes() for path in paths]
     save_forms(drawn(), tmp_path / "new" / "a.b")
     assert [path.read_bytes() for path in paths] == before
-    assert imread(paths[1]).ndim == 3
+    assert imread(paths[2]).ndim == 3
     assert COLOURS[0].lower() in paths[0].read_text(encoding="utf-8")
-    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["a.b.png", "a.b.svg"]
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == [
+        "a.b.pdf",
+        "a.b.png",
+        "a.b.svg",
+    ]
 
 
 def test_other_ending(tmp_path: Path) -> None:
-    with pytest.raises(AutosegError, match=r"as \.png or \.svg, not as '\.jpg'"):
+    with pytest.raises(AutosegError, match=r"a\.jpg"):
         save_figure(drawn(), tmp_path / "a.jpg")
 
 
@@ -54,5 +56,4 @@ def test_given_colours_are_kept_and_not_given_twice() -> None:
 
 def test_neighbours_differ_without_colours_too() -> None:
     assert len({line(i) for i in range(len(LINES))}) == len(LINES)
-    assert len({hatch(i) for i in range(len(HATCHES))}) == len(HATCHES)
     assert line(len(LINES)) == line(0)

@@ -18,7 +18,7 @@ from autoseg.evaluation.comparison import (
     holm,
     signed_rank_p,
 )
-from autoseg.evaluation.figures.boxes import draw_differences
+from autoseg.evaluation.figures.charts import draw_differences
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.surface import Surface
 from tests.evaluation.scores import case
@@ -159,5 +159,5 @@ def test_table_and_figure() -> None:
     assert table.note.startswith("A: p. B: q.")
     assert all(len(row) == len(table.rows[0]) for row in found.table().rows)
     axes = draw_differences(found).axes[0]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["x\n(n = 6)"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["x  n = 6"]
     assert np.size(axes.lines[0].get_xdata()) == 6

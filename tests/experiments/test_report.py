@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import wilcoxon
 
 from autoseg.common.errors import AutosegError
+from autoseg.common.files import write_json
+from autoseg.evaluation.scores import Summary
 from autoseg.experiments.report import report_study
 from autoseg.experiments.results import read_scores
+from autoseg.experiments.status import Record
+from autoseg.models.folder import SUMMARY
+from autoseg.plan.plan import load_plan
+from tests.evaluation.scores import case
 from tests.experiments.study_folders import (
     ABLATION,
     AVERAGES,
     TASK,
+    Run,
+    Score,
     ablation,
     sensitivity,
+    validation_scores,
     write_study,
 )
 
@@ -117,3 +131,59 @@ def test_damaged_folders(tmp_path: Path) -> None:
     (folder / "results.csv").unlink()
     with pytest.raises(AutosegError, match=r"results\.csv"):
         report_study(folder)
+
+
+def compared(workspace: Path) -> Path:
+    """Two plans of two folds with eight cases each; the second one is better, and was changed."""
+    runs: dict[Run, Sequence[Score]] = {
+        (plan, 2, fold): validation_scores(0.9, 0.5)
+        for plan in ("narrow", "wide")
+        for fold in (0, 1)
+    }
+    plans = [{"name": "narrow"}, {"name": "wide", "overrides": {"network": {"features": [4, 8]}}}]
+    folder = write_study(workspace, runs, plans=plans, title="Wider?")
+    for plan, better in (("narrow", 0), ("wide", 5)):
+        models = workspace / "models" / TASK / f"{plan}-k2"
+        for fold in (0, 1):
+            cases = [case(f"c{fold}{i}", organ=(60 + 2 * i + better, 9, 9, 900)) for i in range(8)]
+            Summary(tuple(cases)).save(models / f"fold_{fold}" / SUMMARY)
+    changed = load_plan(models / "plan.json")
+    network = changed.network.model_copy(update={"features": (4, 8)})
+    sampling = changed.sampling.model_copy(update={"batch_size": 3})
+    changed.model_copy(update={"network": network, "sampling": sampling}).save(models / "plan.json")
+    write_record(models / "fold_0")
+    return folder
+
+
+def write_record(folder: Path) -> None:
+    began = "2026-01-31T12:00:00+00:00"
+    record = Record("done", began, 7200.0, device="cuda:0", memory_gb=3.5, energy_kwh=0.25)
+    write_json(folder / "run.json", asdict(record))
+
+
+def test_arms_are_compared_on_a_page(tmp_path: Path) -> None:
+    folder = compared(tmp_path)
+    assert report_study(folder)[-1] == folder / "report.html"
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
+    assert "<title>Wider?</title>" in text
+    dice = np.array([[(2 * tp) / (2 * tp + 18) for tp in range(60 + b, 76 + b, 2)] for b in (0, 5)])
+    differences = np.round(np.tile(dice[1] - dice[0], 2), 12)
+    assert f">{wilcoxon(differences, zero_method='wilcox').pvalue:.4f}<" in text
+    assert f">{differences.mean():.4f}<" in text
+    assert "(network.features): 4, 8 instead of 2, 4" in words
+    assert "in more than the study asked" in words
+    warning = words[words.index("in more than the study asked") :].split(".", 2)
+    assert "sampling" in "".join(warning[:2])
+    assert "network.features" not in "".join(warning[:2])
+    for cell in ("2.000", "3.50", "0.2500", "cuda:0"):  # hours, GB, kWh
+        assert f">{cell}<" in text
+
+
+def test_plans_that_differ_as_asked_cause_no_warning(tmp_path: Path) -> None:
+    folder = ablation(tmp_path)
+    report_study(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "in more than the study asked" not in text
+    assert "The plans are equal." in text
+    assert "There is nothing to compare" in text  # only the table of results is there

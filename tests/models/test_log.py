@@ -176,7 +176,10 @@ def test_losses_of_all_folds_make_one_curve():
     assert np.array_equal(curve.get_ydata(), expected.mean)
     styles = {found.get_linestyle() for found in shown[0].lines if found.get_marker() == "None"}
     assert styles == {"-", "--"}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training", "validation"]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "training",
+        "validation",
+    ]
 
 
 def test_losses_of_few_epochs():

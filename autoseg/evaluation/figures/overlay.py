@@ -1,159 +1,103 @@
-"""Figures for a paper with image | reference | prediction of one or several cases."""
+"""Scored cases: figures of image, contours and errors, and volumes for the viewer of a page."""
 
 from __future__ import annotations
 
-import re
-import textwrap
+import gzip
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from autoseg.common.errors import DataError
-from autoseg.common.figures import line, save_figure, take_literally
-from autoseg.evaluation.figures.views import Exhibit, SliceMasks, View, fullest_slices, read_view
+from autoseg.common.figures import save_figure
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.image.formats import ending_of, stem_of
+from autoseg.image.picture import ERROR_COLOURS, Panel, draw_rows, draw_view, kinds_of
+from autoseg.image.view import Exhibit, Plane, main_axis, read_view
 
-SIDES = (("R", "L"), ("A", "P"), ("I", "S"))  # where the patient axes x, y, z start and end
-PANEL_INCHES = 3.0
-MOST_ROWS = 4
-CHARACTERS_PER_INCH = 14  # of the caption of a row
-TITLE_CHARACTERS_PER_INCH = 11
-MOST_NAMED_CLASSES = 3  # of more classes, only the number is given
-CaptionedSlice = tuple[View, int, str]  # a case, one of its slices, and the caption of its row
+MOST_BYTES = 6_000_000  # of a case in the viewer
 
 
 def overlay(exhibit: Exhibit, out: Path) -> None:
-    """Draw image | reference | prediction of one case, with a row for each of a few slices.
-
-    The slices are those with most voxels of a class; they are axial unless another axis has a much
-    larger spacing. They follow the radiological convention: seen from the feet or from the front,
-    with the patient's right on the left.
+    """Draw image, contours and errors of one case in three planes (see `draw_view`).
 
     Args:
         exhibit: the case.
-        out: a `.png` or `.svg` file.
+        out: a `.svg`, `.pdf` or `.png` file.
 
     Raises:
         DataError: a file cannot be read, or the grids differ.
         AutosegError: `out` has another ending.
     """
-    save_figure(draw_overlay(read_view(exhibit)), out)
-
-
-def draw_overlay(view: View) -> Figure:
-    """The figure of `overlay`."""
-    chosen = fullest_slices(view, MOST_ROWS)
-    rows = [(view, k, f"slice {k + 1} of {view.slices}{_most(of)}") for k, of in chosen.items()]
-    return _draw(rows, view.exhibit.title)
+    save_figure(draw_view(read_view(exhibit), exhibit.title), out)
 
 
 def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
-    """One row for each case: the slice with most voxels of its smallest class."""
-    rows = []
+    """One row for each case: image, contours and errors in the plane of the slices."""
+    rows, heads = [], []
     for exhibit in exhibits:
         view = read_view(exhibit)
-        k = next(iter(fullest_slices(view, 1)))
-        name = _wrap_classes(exhibit.title, int(CHARACTERS_PER_INCH * _height(view)))
-        rows.append((_single_slice(view, k), 0, f"{name}\nslice {k + 1} of {view.slices}"))
-    return _draw(rows, title)
+        axis = main_axis(view)
+        k = view.fullest()[axis]
+        one = view.crop(tuple(slice(k, k + 1) if a == axis else slice(None) for a in range(3)))
+        rows.append([Panel(Plane(one, axis, 0), kind) for kind in kinds_of(view)])
+        name = f"slice {k + 1} of {view.image.shape[axis]}"
+        heads.append(f"{exhibit.title or exhibit.case} ({name})")
+    return draw_rows(rows, heads, title)
 
 
-def _wrap_classes(title: str, width: int) -> str:
-    """Wrap a title after colons and commas only, so that no number is separated from its class."""
-    unbreakable = re.sub(r"(?<![:,]) ", "\N{NO-BREAK SPACE}", title)
-    return textwrap.fill(unbreakable, width).replace("\N{NO-BREAK SPACE}", " ")
+def volume_of(exhibit: Exhibit, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """A case for the viewer of a page: its layers as bytes, compressed, and what they mean.
+
+    The image has 256 steps over its values. Every second voxel (third, ...) along each axis is
+    taken if the layers would be larger than `most_bytes`, which the note says.
+    """
+    view = read_view(exhibit)
+    low, high = np.percentile(view.image, (0.1, 99.9))
+    low, high = min(float(low), view.window[0]), max(float(high), view.window[1])
+    table = {name: 1 + i for i, name in enumerate(exhibit.labels)}
+    at, step, layers = view.fullest(), 0, {"image": " " * (most_bytes + 1)}
+    while sum(map(len, layers.values())) > most_bytes:
+        step += 1
+        part = (slice(None, None, step),) * 3
+        grey = np.clip((view.image[part].astype(np.float32) - low) / (high - low), 0, 1)
+        small = {"image": np.rint(255 * grey)}
+        for which, label_map in view.maps.items():
+            small[which] = np.zeros(grey.shape)
+            # A region is within larger ones: the smallest is seen.
+            for name, values in sorted(view.classes_of(which).items(), key=lambda of: -len(of[1])):
+                small[which][np.isin(label_map[part], values)] = table[name]
+        if len(view.maps) > 1:
+            planes = [Plane(view, 2, k).errors() for k in range(0, view.image.shape[2], step)]
+            codes = [sum(i * mask for i, mask in enumerate(of.values(), 1)) for of in planes]
+            small["difference"] = np.stack(codes).T[part[:2]]
+        layers = {name: _packed(array) for name, array in small.items()}
+    return {
+        "case": exhibit.case,
+        "title": exhibit.title or exhibit.case,
+        "size": small["image"].shape,
+        "spacing": [mm * step for mm in view.spacing_mm],
+        "at": [k // step for k in at],
+        "low": low,
+        "high": high,
+        "window": [float(f"{value:.4g}") for value in view.window],
+        "classes": list(view.colours.items()),
+        "errors": list(ERROR_COLOURS.items()),
+        "layers": layers,
+        "note": f"Only every {step}. voxel along each axis is in the page." if step > 1 else "",
+    }
 
 
-def _single_slice(view: View, k: int) -> View:
-    """A view of a single slice, so that only one full scan is in memory at a time."""
-    box = tuple(slice(k, k + 1) if axis == view.axis else slice(None) for axis in range(3))
-    return view.crop(box, copy=True)
-
-
-def _most(classes: tuple[str, ...]) -> str:
-    if not classes:
-        return ""
-    few = len(classes) <= MOST_NAMED_CLASSES
-    return f"\nmost {', '.join(classes) if few else f'{len(classes)} classes'}"
-
-
-def _draw(rows: Sequence[CaptionedSlice], title: str) -> Figure:
-    heights = [_height(view) for view, _, _ in rows]
-    size = (3 * PANEL_INCHES + 0.5, sum(heights) + 0.1 * len(rows) + 1.1)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
-    for axes, (view, k, caption) in zip(grid, rows, strict=True):
-        _draw_row(list(axes), view, k)
-        axes[0].set_ylabel(caption, fontsize=9, parse_math=False)
-    for axes, name in zip(grid[0], ("image", "reference", "prediction"), strict=True):
-        axes.set_title(name)
-    _add_legend(figure, [view for view, _, _ in rows])
-    # wrap=True would ignore parse_math.
-    width = int(TITLE_CHARACTERS_PER_INCH * size[0])
-    figure.suptitle(textwrap.fill(title, width), parse_math=False)
-    return figure
-
-
-def _height(view: View) -> float:
-    """The height of a row in inches."""
-    shape = view.image.shape
-    height = PANEL_INCHES * view.aspect * shape[view.down] / shape[view.across]
-    return float(np.clip(height, PANEL_INCHES / 3, PANEL_INCHES * 2))
-
-
-def _draw_row(row: Sequence[Axes], view: View, k: int) -> None:
-    low, high = view.window
-    for axes, masks in zip(row, (None, *view.masks(k)), strict=True):
-        cut = view.cut(view.image, k)
-        axes.imshow(cut, cmap="gray", vmin=low, vmax=high, aspect=view.aspect)
-        if masks is not None:
-            _draw_classes(axes, masks, view.colours)
-        axes.set(xticks=[], yticks=[])
-    _label_sides(row[0], view)
-
-
-def _draw_classes(axes: Axes, masks: SliceMasks, colours: dict[str, str]) -> None:
-    """Fill each class of a slice and draw its outline."""
-    for i, (name, inside) in enumerate(masks.items()):
-        if not inside.any():
-            continue
-        fill = np.zeros((*inside.shape, 4))
-        fill[inside] = to_rgba(colours[name], 0.35)
-        axes.imshow(fill, aspect=axes.get_aspect())
-        if not inside.all() and min(inside.shape) > 1:
-            axes.contour(inside, [0.5], colors=[colours[name]], linestyles=line(i), linewidths=1.3)
-
-
-def _add_legend(figure: Figure, views: Sequence[View]) -> None:
-    colours = {name: of for view in views for name, of in view.colours.items()}
-    marks = [
-        Patch(facecolor=f"{of}59", edgecolor=of, linestyle=line(i), linewidth=1.3)
-        for i, of in enumerate(colours.values())
-    ]
-    legend = figure.legend(
-        marks, list(colours), loc="outside lower center", ncols=5, frameon=False, handlelength=3
-    )
-    take_literally(legend.get_texts())
-
-
-def _label_sides(axes: Axes, view: View) -> None:
-    """Mark the sides of the patient with letters."""
-    top, bottom = SIDES[view.down] if view.down == 1 else SIDES[view.down][::-1]
-    left, right = SIDES[view.across]
-    places = ((0.04, 0.5, left), (0.96, 0.5, right), (0.5, 0.96, top), (0.5, 0.04, bottom))
-    box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 1.5}
-    style: dict[str, Any] = {"color": "white", "fontsize": 8, "ha": "center", "va": "center"}
-    for x, y, letter in places:
-        axes.text(x, y, letter, transform=axes.transAxes, bbox=box, **style)
+def _packed(array: NDArray[Any]) -> str:
+    """Bytes (x, y, z), x fastest, compressed as text."""
+    content = array.T.astype(np.uint8).tobytes()
+    return b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
 
 
 def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Path) -> list[Path]:
@@ -189,6 +133,8 @@ def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
         title=dice_text(case),
         in_prediction={name: labels.predicted(name) for name in labels.values},
         colours=labels.colours,
+        ignore=labels.ignore,
+        channel=labels.channel,
     )
 
 
@@ -199,13 +145,13 @@ def worst_to_best(summary: Summary, count: int = 3) -> list[CaseScores]:
 
     Args:
         summary: the scores.
-        count: at least two; fewer if there are fewer cases.
+        count: of cases; fewer if there are fewer.
     """
     scored = [(dice, case) for case in summary.cases if (dice := case.mean()) is not None]
     if not scored:
         return []
     scored.sort(key=lambda pair: pair[0])
-    indices = {i * (len(scored) - 1) // (count - 1) for i in range(count)}
+    indices = {i * (len(scored) - 1) // max(1, count - 1) for i in range(count)}
     return [scored[index][1] for index in sorted(indices)]
 
 

@@ -5,27 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.figures import Chart, Colours, chart
+from autoseg.common.figures import Colours
+from autoseg.common.pages import SIZE, Chart, chart, fill
+from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import join_names
 from autoseg.evaluation.evaluate import CrossValidation
-from autoseg.evaluation.figures.boxes import draw_box_plot, draw_grouped_boxes
-from autoseg.evaluation.figures.overlay import find_image
-from autoseg.evaluation.figures.slices import MOST_CASES, MOST_SLICES, CaseSlices, draw_case_slices
-from autoseg.evaluation.figures.views import Exhibit
+from autoseg.evaluation.figures.charts import SURFACE, draw_groups, draw_scores, draw_volumes
+from autoseg.evaluation.figures.overlay import find_image, volume_of, worst_to_best
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report import facts, files
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import POOLED_LESIONS, in_mm, lesion_rows, number
+from autoseg.evaluation.tables import in_mm, number
 from autoseg.fingerprint import Fingerprint
+from autoseg.image.picture import draw_view
+from autoseg.image.view import Exhibit, read_view
 from autoseg.models.folder import VALIDATION, fold_folder
 from autoseg.models.log import ADVICE, Training, draw_dice, draw_losses, read_training
+from autoseg.plan.plan import Plan
 from autoseg.planner.explain import citations
 
 MOST_KEY_CLASSES = 4
+MOST_CASES = 8  # with pictures in the page
+VOLUMES = 3  # cases in the viewer
 MODEL_KEYS = ("folds", "model_id", "plan", "plan_id", "task")  # of predictions.json
 
 
@@ -36,6 +42,7 @@ def cross_validation_report(
     fingerprint: Path,
     tables: files.Tables,
     processes: int,
+    volumes: int = VOLUMES,
 ) -> files.Report:
     """The report of a cross-validation.
 
@@ -45,22 +52,22 @@ def cross_validation_report(
         exhibits: the cases that can be drawn.
         fingerprint: the file of the fingerprint; left out of the report if it is missing.
         tables: further tables.
-        processes: worker processes that draw slices; the report does not depend on it.
+        processes: worker processes that draw cases; the report does not depend on it.
+        volumes: the number of cases in the viewer, evenly from the worst to the best.
 
     Raises:
         DataError: a log, a scan or a label map is damaged.
         RunError: a worker process was killed.
     """
     summary, folder, plan = validation.combined, trained.folder, trained.plan
-    slices = _draw_worst(summary, exhibits, processes)
-    found = _read_fingerprint(fingerprint)
+    links = _links(summary, exhibits)
     trainings = {k: read_training(fold_folder(folder, k)) for k in validation.folds}
     records = {
         k: facts.read_predictions(fold_folder(folder, k) / VALIDATION) for k in validation.folds
     }
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
     boxes = chart(
-        draw_grouped_boxes({folder.name: files.fold_groups(validation)}, trained.colours),
+        draw_groups({folder.name: files.fold_groups(validation)}, trained.colours),
         "Dice of the folds",
         "Box plots of Dice for each fold and class",
     )
@@ -80,18 +87,16 @@ def cross_validation_report(
             *_missing_cases(summary),
             *_overfitting(trainings),
         ),
-        tables={**tables, POOLED_LESIONS: lesion_rows(summary)},
-        classes=facts.class_table(summary),
-        cases=facts.case_table(summary, folds, _links(slices)),
-        charts=(_dice_chart(summary, trained.colours), boxes),
-        slices=tuple(slices),
-        slices_note=_slices_note(len(slices), len(summary.cases), "overlays/ and scrolls/"),
+        tables=tables | files.lesion_tables(summary),
+        cases=facts.case_table(summary, folds, links),
+        charts=(*_charts(summary, trained.colours), boxes),
         curves=tuple(_curves(trained, validation, trainings)),
-        data=tuple(facts.data_rows(found)) if found else (),
-        data_tables=_data_tables(found) if found else (),
-        plan=tuple(files.decisions(plan)) if plan else (),
+        fingerprint=_read_fingerprint(fingerprint),
+        plan=files.decisions(plan) if plan else {},
         plan_notes=citations(plan) if plan else {},
-        times=facts.fold_times(trainings, records),
+        methods=methods_of(plan, validation) if plan else "",
+        **_common(summary, exhibits, volumes, processes),
+        times={k: (trainings[k], records[k]) for k in validation.folds},
         versions=tuple(facts.version_rows(each for each in records.values() if each)),
     )
 
@@ -103,6 +108,7 @@ def folder_report(
     exhibits: Sequence[Exhibit],
     labels: ScoredClasses,
     processes: int,
+    volumes: int = VOLUMES,
 ) -> files.Report:
     """The report of a folder of predictions.
 
@@ -112,13 +118,14 @@ def folder_report(
         summary: the scores.
         exhibits: the cases with scans.
         labels: the classes, with their colours.
-        processes: worker processes that draw slices; the report does not depend on it.
+        processes: worker processes that draw cases; the report does not depend on it.
+        volumes: the number of cases in the viewer, evenly from the worst to the best.
 
     Raises:
         DataError: a scan or a label map is damaged.
         RunError: a worker process was killed.
     """
-    slices = _draw_worst(summary, exhibits, processes)
+    links = _links(summary, exhibits)
     record = facts.read_predictions(predicted)
     model = {key: record.head[key] for key in MODEL_KEYS if key in record.head} if record else {}
     return files.Report(
@@ -131,25 +138,22 @@ def folder_report(
             **_facts(summary),
         },
         warnings=_missing_cases(summary),
-        tables={POOLED_LESIONS: lesion_rows(summary)},
-        classes=facts.class_table(summary),
-        cases=facts.case_table(summary, links=_links(slices)),
-        charts=(_dice_chart(summary, labels.colours),),
-        slices=tuple(slices),
-        slices_note=_slices_note(len(slices), len(summary.cases), ""),
-        times=facts.prediction_times(record) if record else None,
+        tables=files.lesion_tables(summary),
+        cases=facts.case_table(summary, links=links),
+        charts=_charts(summary, labels.colours),
+        times={"": (None, record)} if record else {},
+        **_common(summary, exhibits, volumes, processes),
         versions=tuple(facts.version_rows([record])) if record else (),
     )
 
 
-def worst_exhibits(summary: Summary, images: Path, labels: ScoredClasses) -> list[Exhibit]:
-    """The files of the worst cases that have a scan in `images`; warns of those without one."""
-    worst = facts.worst_first(summary.cases)[:MOST_CASES]
+def find_exhibits(summary: Summary, images: Path, labels: ScoredClasses) -> list[Exhibit]:
+    """The files of the cases that have a scan in `images`; warns of those without one."""
     scans = {}
-    for case in worst:
+    for case in summary.cases:
         with suppress(DataError):
             scans[case.case] = find_image(images, case.case)
-    return files.exhibits_of(worst, scans, labels)
+    return files.exhibits_of(summary.cases, scans, labels)
 
 
 def _joined(value: object) -> str:
@@ -176,6 +180,7 @@ def _facts(summary: Summary) -> dict[str, str]:
         "missing cases": str(len(summary.missing)),
         "foreground mean Dice": number(summary.foreground_mean()),
         "created by": f"autoseg {__version__}",
+        "size of this page": SIZE,
     }
 
 
@@ -192,31 +197,64 @@ def _overfitting(trainings: Mapping[int, Training | None]) -> Iterable[str]:
             yield f"Fold {fold}: {training.overfitting}; {ADVICE}."
 
 
-def _draw_worst(summary: Summary, exhibits: Sequence[Exhibit], processes: int) -> list[CaseSlices]:
+def _common(
+    summary: Summary, exhibits: Sequence[Exhibit], volumes: int, processes: int
+) -> dict[str, Any]:
+    """What the reports of folders and of cross-validations share."""
+    worst = _worst(summary, exhibits)
+    drawn = in_parallel(_draw_case, worst, processes, "drawing cases for the report")
+    by_case = {each.case: each for each in exhibits}
+    cases = Summary(tuple(case for case in summary.cases if case.case in by_case))
+    chosen = [by_case[case.case] for case in worst_to_best(cases, volumes)]
+    return {
+        "classes": facts.class_table(summary),
+        "pictures": dict(zip((each.case for each in worst), drawn, strict=True)),
+        "volumes": list(in_parallel(volume_of, chosen, processes, "packing cases for the viewer")),
+        "count": len(summary.cases),
+        "failures": summary.failures,
+        "penalties": facts.penalties(summary),
+    }
+
+
+def _worst(summary: Summary, exhibits: Sequence[Exhibit]) -> list[Exhibit]:
+    """The cases with pictures, the worst first."""
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
-    worst = [
-        by_case[case.case] for case in facts.worst_first(summary.cases) if case.case in by_case
-    ]
-    return draw_case_slices(worst[:MOST_CASES], processes)
+    names = [case.case for case in facts.worst_first(summary.cases) if case.case in by_case]
+    return [by_case[name] for name in names[:MOST_CASES]]
 
 
-def _links(slices: Sequence[CaseSlices]) -> dict[str, str]:
+def _draw_case(exhibit: Exhibit) -> Chart:
+    alt = f"{exhibit.case}: three planes with image, contours and errors"
+    return chart(draw_view(read_view(exhibit)), exhibit.title or exhibit.case, alt, form="webp")
+
+
+def methods_of(plan: Plan, validation: CrossValidation) -> str:
+    """A paragraph for a paper."""
+    summary = validation.combined
+    about = {
+        "plan": plan,
+        "version": __version__,
+        "folds": len(validation.folds),
+        "cases": len(summary.cases),
+        "tolerance": in_mm(summary.tolerance_mm),
+    }
+    return " ".join(fill(files.TEMPLATES / "methods.txt.j2", **about).split())
+
+
+def _links(summary: Summary, exhibits: Sequence[Exhibit]) -> dict[str, str]:
     """Case -> its anchor in the page, as numbered by the template."""
-    return {of.case: f"#case-{index}" for index, of in enumerate(slices, 1)}
+    return {each.case: f"#case-{i}" for i, each in enumerate(_worst(summary, exhibits), 1)}
 
 
-def _slices_note(shown: int, total: int, folders: str) -> str:
-    cases, rest = f"All {total} cases", ""
-    if shown < total:
-        cases = f"{shown} of {total} cases: those with the lowest mean Dice that have a scan"
-        rest = f"; all cases are in {folders} beside this page" if folders else ""
-    limits = f"the page shows at most {MOST_CASES} cases with {MOST_SLICES} slices each"
-    return f"{cases}, the worst first; {limits}{rest}."
-
-
-def _dice_chart(summary: Summary, colours: Colours) -> Chart:
-    figure = draw_box_plot(summary.dice, colours)
-    return chart(figure, "Dice by class", "Box plot of Dice for each class, a dot for each case")
+def _charts(summary: Summary, colours: Colours) -> tuple[Chart, ...]:
+    drawn = {
+        "Dice": draw_scores(summary, colours=colours),
+        "Surface distances": draw_scores(summary, SURFACE, colours),
+        "Agreement of volumes (Bland-Altman)": draw_volumes(summary, colours),
+    }
+    return tuple(
+        chart(of, name, f"{name} of each class, a point a case") for name, of in drawn.items()
+    )
 
 
 def _curves(
@@ -249,14 +287,3 @@ def _read_fingerprint(path: Path) -> Fingerprint | None:
     except AutosegError as error:
         say(f"warning: the report has no section on the data: {error}")
         return None
-
-
-def _data_tables(fingerprint: Fingerprint) -> tuple[facts.Sortable, ...]:
-    return (
-        facts.text_table("Labels", facts.label_rows(fingerprint)),
-        facts.text_table(
-            "Intensities of labelled voxels",
-            facts.intensity_rows(fingerprint),
-            "Over all cases, with the same weight for each case.",
-        ),
-    )

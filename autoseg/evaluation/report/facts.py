@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
-from autoseg.common.progress import by_axis, in_fine_words, say
+from autoseg.common.progress import counted, say
+from autoseg.evaluation.comparison import bootstrap_interval
 from autoseg.evaluation.metrics import METRICS
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.evaluation.tables import DASH, Row, metric_name, number, spread
-from autoseg.fingerprint import Fingerprint
-from autoseg.models.log import Training
+from autoseg.evaluation.tables import DASH, metric_name, number, spread
 
 Fact = tuple[str, str]  # name, value
 SortOrder = Literal["ascending", "descending"]
 
+SHOWN = ("Dice", "HD95_mm", "NSD", "VolumeDifference_ml")  # before the reader chooses
+LESIONS = ("LesionRecall", "LesionPrecision")
+RESAMPLES = 1999  # there may be a thousand intervals on a page
+PENALTY = " †"
 MOST_ROWS = 3000  # of the table of cases; browsers scroll longer tables slowly
 ALL = "mean of the classes"
 VOLUME_COLUMNS = ("reference (ml)", "prediction (ml)")
 WORD_BREAK = re.compile("(?<=[a-z])(?=[A-Z])")
-EN_DASH = "\N{EN DASH}"
 RECORD = "predictions.json"  # written by prediction beside its label maps
-PREDICTION_COLUMNS = ("cases predicted", "time per case (median)")
 NO_NAMES: Mapping[str, str] = {}
 
 
@@ -43,12 +41,14 @@ class Cell:
         value: the number to sort by; None if there is none, or if the text is sorted by.
         link: an anchor in the page.
         share: the share of the cell's width to fill as a bar; None: no bar.
+        more: a second, smaller line.
     """
 
     text: str
     value: float | None = None
     link: str = ""
     share: float | None = None
+    more: str = ""
 
 
 UNKNOWN = Cell(DASH)
@@ -62,11 +62,13 @@ class Column:
         name: the displayed text.
         first: the order after the first click, which brings the worst to the top.
         is_text: whether cells are sorted by their text instead of their value.
+        shown: whether the column is there before the reader chooses; None: it always is.
     """
 
     name: str
     first: SortOrder = "ascending"
     is_text: bool = False
+    shown: bool | None = None
 
     @property
     def parts(self) -> list[str]:
@@ -104,17 +106,49 @@ class Sortable:
 
 
 def class_table(summary: Summary) -> Sortable:
-    """Classes x metrics: mean ± std over the cases, and in brackets the number of cases."""
+    """Classes x metrics: mean ± std over the cases, and below its confidence interval and n."""
     lines, metrics = [], measured(summary)
     for label in summary.labels:
         cells = [Cell(label)]
         for metric in metrics:
             of = summary.statistic(label, metric)
-            text = f"{spread(of, 3)} ({of.n})" if of.n else DASH
-            cells.append(Cell(text, of.mean, share=of.mean if metric == "Dice" else None))
+            if not of.n or (metric in LESIONS and not summary.has_lesions(label)):
+                cells.append(UNKNOWN)
+                continue
+            known = [value for value in summary.values(label, metric) if value is not None]
+            interval = bootstrap_interval(known, RESAMPLES)
+            text = "" if interval is None else " to ".join(number(v, 3) for v in interval) + ", "
+            is_penalised = any(_penalised(case, label, metric) for case in summary.cases)
+            share = of.mean if metric == "Dice" else None
+            mean = spread(of, 3) + PENALTY * is_penalised
+            cells.append(Cell(mean, of.mean, share=share, more=f"{text}n = {of.n}"))
         lines.append(Line(tuple(cells)))
     columns = (Column("class", is_text=True), *map(_metric_column, metrics))
-    return Sortable("Mean ± std over the cases (n)", columns, tuple(lines))
+    return Sortable(
+        "Mean ± std; below: 95 % confidence interval of the mean", columns, tuple(lines)
+    )
+
+
+def _penalised(case: CaseScores, label: str, metric: str) -> bool:
+    return METRICS[metric].unit == "mm" and case.penalised(label)
+
+
+def penalties(summary: Summary) -> str:
+    """A sentence on the distances of missing classes; empty if there are none."""
+    found = [
+        (case.value(label, "HD95_mm") or 0.0, label, case.case)
+        for case in summary.cases
+        for label in case.classes
+        if case.surfaces and case.penalised(label)
+    ]
+    if not found:
+        return ""
+    largest, label, case = max(found)
+    return (
+        f"{PENALTY.strip()}: where a class is in only one of reference and prediction, its "
+        f"distances count as the diagonal of the image, {counted(len(found), 'time')} here, up to "
+        f"{largest:.0f} mm ({label} of {case})."
+    )
 
 
 def case_table(
@@ -148,7 +182,8 @@ def case_table(
             lines.append(Line((*head, *scores), group))
     columns = [Column(name, is_text=True) for name in (("case", "fold") if folds else ("case",))]
     sorted_by = len(columns)
-    columns += [*map(_metric_column, metrics), *map(Column, VOLUME_COLUMNS)]
+    columns += map(_metric_column, metrics)
+    columns += [Column(name, shown=False) for name in VOLUME_COLUMNS]
     note = ""
     if len(shown) < len(names):
         note = f"The {len(shown)} worst of {len(names)} cases; table.csv beside this page has all."
@@ -159,7 +194,13 @@ def case_table(
 def measured(summary: Summary) -> list[str]:
     """The metrics that are defined for any case; old summaries lack some."""
     labels = summary.labels
-    return [m for m in METRICS if any(summary.statistic(label, m).n for label in labels)]
+    with_lesions = any(map(summary.has_lesions, labels))
+    return [
+        metric
+        for metric in METRICS
+        if (with_lesions or metric not in LESIONS)
+        and any(summary.statistic(label, metric).n for label in labels)
+    ]
 
 
 def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:
@@ -174,7 +215,8 @@ def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:
 
 def _metric_column(metric: str) -> Column:
     lower = METRICS[metric].better == "lower"
-    return Column(metric_name(metric), "descending" if lower else "ascending")
+    first: SortOrder = "descending" if lower else "ascending"
+    return Column(metric_name(metric), first, shown=metric in SHOWN)
 
 
 def _scores(case: CaseScores, group: str, metrics: Iterable[str]) -> list[Cell]:
@@ -182,94 +224,14 @@ def _scores(case: CaseScores, group: str, metrics: Iterable[str]) -> list[Cell]:
     cells = []
     for metric in metrics:
         value = case.mean(metric) if group == ALL else case.value(group, metric)
-        cells.append(Cell(number(value), value, share=value if metric == "Dice" else None))
+        groups = case.classes if group == ALL else (group,)
+        is_penalised = any(_penalised(case, label, metric) for label in groups)
+        text = number(value, 3) + PENALTY * is_penalised
+        cells.append(Cell(text, value, share=value if metric == "Dice" else None))
     if group == ALL:  # volumes of overlapping regions cannot be summed
         return cells + [UNKNOWN] * len(VOLUME_COLUMNS)
     volume = case.volume_ml[group]
     return cells + [Cell(number(ml, 2), ml) for ml in (volume.reference, volume.predicted)]
-
-
-def text_table(name: str, rows: Sequence[Row], note: str = "") -> Sortable:
-    """A header and rows of text; cells that are numbers are sorted as numbers."""
-    header, *body = rows
-    lines = tuple(Line(tuple(Cell(text, _as_number(text)) for text in row)) for row in body)
-    columns = tuple(
-        Column(head, is_text=not any(line.cells[i].value is not None for line in lines))
-        for i, head in enumerate(header)
-    )
-    return Sortable(name, columns, lines, note=note)
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text.rstrip(" %"))
-    except ValueError:
-        return None
-
-
-def data_rows(fingerprint: Fingerprint) -> list[Fact]:
-    """The properties of the images over all cases."""
-    cases = list(fingerprint.cases.values())
-    shapes = np.array([case.shape for case in cases], dtype=np.float64)
-    spacings = fingerprint.spacings_mm
-    orientations = sorted({case.orientation for case in cases})
-    return [
-        ("cases", str(len(cases))),
-        ("channels", ", ".join(fingerprint.channels)),
-        ("image size in voxels (x, y, z): median", by_axis(np.median(shapes, axis=0), ".4g")),
-        ("image size in voxels: range", _ranges(shapes)),
-        ("voxel spacing in mm: median", by_axis(np.median(spacings, axis=0), ".4g")),
-        ("voxel spacing in mm: range", _ranges(spacings)),
-        ("image size in mm: median", by_axis(np.rint(np.median(shapes * spacings, axis=0)), ".4g")),
-        ("size after cropping to nonzero", f"{fingerprint.relative_size_after_cropping:.0%}"),
-        ("orientation", ", ".join(orientations)),
-    ]
-
-
-def label_rows(fingerprint: Fingerprint) -> list[Row]:
-    """A header and one row for each foreground label: how often and how much of it occurs."""
-    shares = fingerprint.voxel_shares
-    header = "label", "value", "cases", "share of voxels", "median volume (ml)", "median components"
-    rows: list[Row] = [header]
-    cases = list(fingerprint.cases.values())
-    for name in dict.fromkeys(name for case in cases for name in case.labels):
-        found = [of for case in cases if (of := case.labels.get(name)) and of.present]
-        rows.append(
-            (
-                name,
-                ", ".join(map(str, fingerprint.labels.get(name, ()))),
-                str(len(found)),
-                f"{100 * shares.get(name, 0.0):.3g} %",
-                _median([of.volume_ml for of in found]),
-                _median([of.components for of in found]),
-            )
-        )
-    return rows
-
-
-def intensity_rows(fingerprint: Fingerprint) -> list[Row]:
-    """A header and one row for each channel: the intensities of the labelled voxels."""
-    header = ("channel", "mean", "std", "min", "0.5 %", "median", "99.5 %", "max")
-    rows: list[Row] = [header]
-    for name, of in zip(fingerprint.channels, fingerprint.foreground, strict=True):
-        if of is None:
-            rows.append((name, *[DASH] * (len(header) - 1)))
-            continue
-        figures = (of.mean, of.std, of.min, of.p00_5, of.median, of.p99_5, of.max)
-        rows.append((name, *(f"{figure:.4g}" for figure in figures)))
-    return rows
-
-
-def _ranges(values: NDArray[np.float64]) -> str:
-    """The range along each axis; a single number if all cases are equal."""
-    return by_axis(
-        f"{low:.4g}" if low == high else f"{low:.4g}{EN_DASH}{high:.4g}"
-        for low, high in zip(values.min(axis=0), values.max(axis=0), strict=True)
-    )
-
-
-def _median(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3g}" if values else DASH
 
 
 @dataclass(frozen=True)
@@ -285,6 +247,11 @@ class Predictions:
     head: Mapping[str, Any]
     runs: tuple[Mapping[str, Any], ...] = ()
     seconds: tuple[float, ...] = ()
+
+    @property
+    def median(self) -> float | None:
+        """The median time of a case."""
+        return statistics.median(self.seconds) if self.seconds else None
 
 
 def read_predictions(folder: Path) -> Predictions | None:
@@ -318,43 +285,3 @@ def version_rows(predictions: Iterable[Predictions]) -> list[Fact]:
         for name, value in run.items():
             values.setdefault(name, {})[str(value)] = None
     return [(name, ", ".join(distinct)) for name, distinct in values.items()]
-
-
-def fold_times(
-    trainings: Mapping[int, Training | None], predictions: Mapping[int, Predictions | None]
-) -> Sortable:
-    """The times of training and of predicting the validation cases, fold by fold."""
-    names = ("fold", "epochs", "training time", "time per epoch", *PREDICTION_COLUMNS)
-    lines = []
-    for fold in sorted(trainings.keys() | predictions.keys()):
-        times = *_training_cells(trainings.get(fold)), *_prediction_cells(predictions.get(fold))
-        lines.append(Line((Cell(str(fold), fold), *times)))
-    return Sortable("Time of the folds", tuple(map(Column, names)), tuple(lines))
-
-
-def prediction_times(predicted: Predictions) -> Sortable:
-    """The times of a folder of predictions, in one line."""
-    columns = tuple(map(Column, PREDICTION_COLUMNS))
-    return Sortable("Time of the predictions", columns, (Line(_prediction_cells(predicted)),))
-
-
-def _prediction_cells(predicted: Predictions | None) -> tuple[Cell, ...]:
-    """The number of cases, and the median time per case."""
-    if predicted is None or not predicted.seconds:
-        return UNKNOWN, UNKNOWN
-    count = len(predicted.seconds)
-    return Cell(str(count), count), _time(statistics.median(predicted.seconds))
-
-
-def _training_cells(training: Training | None) -> tuple[Cell, ...]:
-    """The number of epochs, the time, and the time per epoch."""
-    if training is None:
-        return UNKNOWN, UNKNOWN, UNKNOWN
-    epochs = Cell(str(training.epochs), training.epochs)
-    if training.seconds is None or not training.epochs:
-        return epochs, UNKNOWN, UNKNOWN
-    return epochs, _time(training.seconds), _time(training.seconds / training.epochs)
-
-
-def _time(seconds: float) -> Cell:
-    return Cell(in_fine_words(seconds), seconds)

@@ -8,20 +8,25 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import numpy as np
 
-from autoseg.common.figures import Chart, Colours, save_figure, save_forms
+from autoseg.common.figures import Colours, save_figure, save_forms
 from autoseg.common.files import write_text
+from autoseg.common.pages import SIZE, Chart, fill, write_page
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import find_task
 from autoseg.evaluation.evaluate import CrossValidation, tables
-from autoseg.evaluation.figures.boxes import draw_box_plot, draw_differences, draw_grouped_boxes
-from autoseg.evaluation.figures.overlay import draw_cases, draw_overlay, exhibit, worst_to_best
-from autoseg.evaluation.figures.slices import CaseSlices, write_scroll
-from autoseg.evaluation.figures.views import Exhibit, read_view
+from autoseg.evaluation.figures.charts import (
+    SURFACE,
+    draw_differences,
+    draw_groups,
+    draw_scores,
+    draw_volumes,
+)
+from autoseg.evaluation.figures.overlay import draw_cases, exhibit, overlay, worst_to_best
 from autoseg.evaluation.labels import ScoredClasses
-from autoseg.evaluation.report.facts import Fact, Sortable
+from autoseg.evaluation.report.facts import Fact, Predictions, Sortable
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import (
     POOLED_LESIONS,
@@ -33,42 +38,26 @@ from autoseg.evaluation.tables import (
     rows_as_markdown,
     write_table,
 )
+from autoseg.fingerprint import Fingerprint
+from autoseg.image.view import Exhibit
 from autoseg.models.folder import PLAN, fold_folder
-from autoseg.models.log import Epoch, draw_losses, read_log
+from autoseg.models.log import Epoch, Training, draw_losses, read_log
 from autoseg.plan.plan import Plan, load_plan
-from autoseg.planner.explain import DEFAULT, GROUPS, Explained, group_of, rows
+from autoseg.planner.explain import GROUPS, Explained, group_of, rows
 
 if TYPE_CHECKING:
     from autoseg.evaluation.comparison import Comparison
 
-TABLES, FIGURES, OVERLAYS, SCROLLS = "tables", "figures", "overlays", "scrolls"
-Tables = Mapping[str, Sequence[Row]]  # heading -> header and rows
+METHODS, BIBTEX = "methods.txt", "references.bib"
+TABLES, FIGURES, OVERLAYS = "tables", "figures", "overlays"
+TEMPLATES = Path(__file__).parent / "templates"
+Tables = dict[str, Sequence[Row]]  # heading -> header and rows
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """The plan values under one heading.
-
-    Attributes:
-        heading: the section of the plan.
-        chosen: values chosen by a rule or a person.
-        defaults: the other values.
-    """
-
-    heading: str
-    chosen: tuple[Explained, ...]
-    defaults: tuple[Explained, ...]
-
-
-def decisions(plan: Plan) -> list[Decisions]:
+def decisions(plan: Plan) -> dict[str, list[Explained]]:
     """All values of a plan by heading."""
-    explained, found = rows(plan), []
-    for heading in GROUPS:
-        values = [row for row in explained if group_of(row.key) == heading]
-        chosen = tuple(row for row in values if row.source != DEFAULT.source)
-        defaults = tuple(row for row in values if row.source == DEFAULT.source)
-        found.append(Decisions(heading, chosen, defaults))
-    return found
+    explained = rows(plan)
+    return {name: [row for row in explained if group_of(row.key) == name] for name in GROUPS}
 
 
 @dataclass(frozen=True)
@@ -84,14 +73,17 @@ class Report:
         warnings: sentences on what is missing.
         tables: heading -> header and rows of tables in a fixed order.
         charts: figures of the scores.
-        slices: pictures of cases, the worst first.
-        slices_note: which cases are shown.
+        pictures: case -> its picture, the worst first.
+        count: the number of scored cases.
+        penalties: a sentence on the distances of missing classes.
+        volumes: cases for the viewer (see `volume_of`).
+        failures: names and reasons of what failed, from the summary.
+        methods: a paragraph for a paper; empty without a plan.
         curves: figures of the training.
-        data: facts about the images.
-        data_tables: tables of labels and intensities.
-        plan: the values of the plan.
+        fingerprint: of the images.
+        plan: heading -> values of the plan.
         plan_notes: short name of a publication that values come from -> its citation.
-        times: durations of training and prediction.
+        times: fold -> its training, and its predictions.
         versions: devices and versions.
     """
 
@@ -103,14 +95,17 @@ class Report:
     warnings: tuple[str, ...] = ()
     tables: Tables = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
-    slices: tuple[CaseSlices, ...] = ()
-    slices_note: str = ""
+    pictures: Mapping[str, Chart] = field(default_factory=dict)
+    count: int = 0
+    penalties: str = ""
+    volumes: Sequence[Mapping[str, Any]] = ()
+    failures: tuple[str, ...] = ()
+    methods: str = ""
     curves: tuple[Chart, ...] = ()
-    data: tuple[Fact, ...] = ()
-    data_tables: tuple[Sortable, ...] = ()
-    plan: tuple[Decisions, ...] = ()
+    fingerprint: Fingerprint | None = None
+    plan: Mapping[str, Sequence[Explained]] = field(default_factory=dict)
     plan_notes: Mapping[str, str] = field(default_factory=dict)
-    times: Sortable | None = None
+    times: Mapping[Any, tuple[Training | None, Predictions | None]] = field(default_factory=dict)
     versions: tuple[Fact, ...] = ()
 
 
@@ -129,32 +124,34 @@ def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
     sections = {
         **tables,
         "Mean of every metric": metric_rows(summary),
-        POOLED_LESIONS: lesion_rows(summary),
+        **lesion_tables(summary),
         "Dice": dice_rows(summary),
     }
     texts = (f"## {name}\n\n{rows_as_markdown(found)}" for name, found in sections.items())
     summary.save(paths[0])
     write_text(paths[1], "\n".join(texts))
     write_text(paths[2], as_csv(summary))
-    save_figure(draw_box_plot(summary.dice), paths[3])
+    save_figure(draw_scores(summary), paths[3])
     return paths
 
 
+def lesion_tables(summary: Summary) -> dict[str, Sequence[Row]]:
+    """The table of lesions, if any class has some."""
+    found = lesion_rows(summary)
+    return {POOLED_LESIONS: found} if len(found) > 1 else {}
+
+
 def write_report(out: Path, report: Report) -> None:
-    """Write one self-contained HTML page; equal reports give equal bytes."""
-    write_page(out, "report.html.j2", report=report)
+    """Write one self-contained HTML page, and beside it the paragraph for a paper.
 
-
-def write_page(out: Path, template: str, **content: Any) -> None:
-    """Write a page from one of the templates."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    write_text(out, environment.get_template(template).render(content))
+    Equal reports give equal bytes.
+    """
+    bibtex = fill(TEMPLATES / f"{BIBTEX}.j2", methods=report.methods)
+    page = TEMPLATES / "report.html.j2"
+    write_page(out, page, title=report.title, report=report, bibtex=bibtex, size=SIZE, np=np)
+    if report.methods:
+        write_text(out.with_name(METHODS), report.methods + "\n")
+        write_text(out.with_name(BIBTEX), bibtex)
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ def write_cross_validation(
     processes: int,
     exhibits: Sequence[Exhibit] | None = None,
 ) -> list[Path]:
-    """Write `tables/`, `figures/`, and for each case `overlays/CASE.png` and `scrolls/CASE.png`.
+    """Write `tables/`, `figures/`, and for each case `overlays/CASE.png`.
 
     Args:
         trained: the models.
@@ -262,7 +259,7 @@ def exhibits_of(
 
 
 def draw_gallery(exhibits: Sequence[Exhibit], out: Path, processes: int) -> None:
-    """Draw `overlays/CASE.png` and the animation `scrolls/CASE.png` for each case.
+    """Draw `overlays/CASE.png` for each case.
 
     Args:
         exhibits: the cases.
@@ -277,9 +274,7 @@ def draw_gallery(exhibits: Sequence[Exhibit], out: Path, processes: int) -> None
 
 
 def _draw(exhibit: Exhibit, out: Path) -> None:
-    view = read_view(exhibit)
-    save_figure(draw_overlay(view), out / OVERLAYS / f"{exhibit.case}.png")
-    write_scroll(view, out / SCROLLS / f"{exhibit.case}.png")
+    overlay(exhibit, out / OVERLAYS / f"{exhibit.case}.png")
 
 
 def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list[Path]:
@@ -291,8 +286,11 @@ def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list
 
 def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> list[Path]:
     name, colours = trained.folder.name, trained.colours
-    paths = save_forms(draw_box_plot(validation.combined.dice, colours), out / "dice")
-    boxes = draw_grouped_boxes({name: fold_groups(validation)}, colours)
+    combined = validation.combined
+    paths = save_forms(draw_scores(combined, colours=colours), out / "dice")
+    paths += save_forms(draw_scores(combined, SURFACE, colours), out / "surface")
+    paths += save_forms(draw_volumes(combined, colours), out / "volumes")
+    boxes = draw_groups({name: fold_groups(validation)}, colours)
     paths += save_forms(boxes, out / "dice_of_folds")
     if logs := trained.logs(validation.folds):
         paths += save_forms(draw_losses({name: logs}), out / "loss")

@@ -6,16 +6,19 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from autoseg.dataset.task import read_task
 from autoseg.evaluation.evaluate import CrossValidation, fold_rows, gather
 from autoseg.evaluation.report.contents import (
     cross_validation_report,
+    find_exhibits,
     folder_report,
-    worst_exhibits,
 )
-from autoseg.evaluation.report.files import Report, Trained, decisions
+from autoseg.evaluation.report.files import Report, Trained, decisions, write_report
 from autoseg.evaluation.scores import Summary
+from autoseg.image.image import read_image, read_label
 from autoseg.models.log import Epoch, write_log
 from autoseg.planner.explain import rows
 from tests.evaluation.making import LABELS, write_plan, write_record
@@ -45,13 +48,11 @@ def test_a_cross_validation(models: Path) -> None:
     assert report.key_figures["folds"] == "2"
     (warning,) = report.warnings
     assert warning.endswith(": folds 2, 3")
-    assert [slices.case for slices in report.slices] == [
-        *("hippocampus_008", "hippocampus_003", "hippocampus_017")
-    ]
-    assert report.slices_note.startswith("All 3 cases, the worst first; ")
-    assert "at most 12 cases" in report.slices_note
+    worst_first = ["hippocampus_008", "hippocampus_003", "hippocampus_017"]
+    assert list(report.pictures) == [volume["case"] for volume in report.volumes] == worst_first
     assert [chart.title for chart in report.curves] == ["Loss", "Dice during training"]
-    assert dict(report.data)["cases"] == "2"
+    assert report.fingerprint is not None
+    assert len(report.fingerprint.cases) == 2
     assert dict(report.versions)["autoseg"] == "1.2.3"
     links = {line.cells[0].text: line.cells[0].link for line in report.cases.lines}
     assert links["hippocampus_008"] == "#case-1"
@@ -74,7 +75,12 @@ def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture
     found = gather(models)
     trained = Trained(empty, None)
     report = cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
-    assert (report.slices, report.curves, report.data, report.versions) == ((), (), (), ())
+    assert (report.pictures, report.curves, report.fingerprint, report.versions) == (
+        {},
+        (),
+        None,
+        (),
+    )
     assert report.warnings == ()
     (empty / FINGERPRINT).write_text("{}")
     cross_validation_report(trained, found, [], empty / FINGERPRINT, {}, 1)
@@ -84,30 +90,29 @@ def test_what_is_missing_is_left_out(models: Path, capsys: pytest.CaptureFixture
 def test_only_some_cases_are_drawn(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoseg.evaluation.report.contents.MOST_CASES", 2)
     report = report_of(models)
-    assert [slices.case for slices in report.slices] == ["hippocampus_008", "hippocampus_003"]
-    assert report.slices_note.startswith("2 of 3 cases: ")
-    assert "at most 2 cases with 24 slices" in report.slices_note
-    assert "overlays/ and scrolls/" in report.slices_note
+    assert list(report.pictures) == ["hippocampus_008", "hippocampus_003"]
+    assert report.count == 3
 
 
 def test_folders_with_scans(models: Path) -> None:
     predicted = models / "fold_0" / "validation"
     summary = gather(models).folds[0]
-    exhibits = worst_exhibits(summary, HIPPOCAMPUS / "imagesTr", LABELS)
+    exhibits = find_exhibits(summary, HIPPOCAMPUS / "imagesTr", LABELS)
     truth = HIPPOCAMPUS / "labelsTr"
     report = folder_report(truth, predicted, summary, exhibits, LABELS, 1)
-    assert [slices.case for slices in report.slices] == ["hippocampus_008", "hippocampus_003"]
+    assert list(report.pictures) == ["hippocampus_008", "hippocampus_003"]
     assert report.facts["reference"] == str(truth)
     assert report.facts["predicted by plan"] == "p"
-    assert report.times is not None
-    assert [cell.text for cell in report.times.lines[0].cells] == ["2", "1.5 s"]
+    ((_, predicted),) = report.times.values()
+    assert predicted is not None
+    assert predicted.seconds == (1.5, 1.5)
     assert not report.plan
 
 
 def test_scans_that_are_not_there_are_reported(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert worst_exhibits(gather(models).combined, tmp_path, LABELS) == []
+    assert find_exhibits(gather(models).combined, tmp_path, LABELS) == []
     assert "3 of 3 cases" in capsys.readouterr().err
 
 
@@ -132,10 +137,35 @@ def test_of_many_classes_the_worst_is_named() -> None:
 
 def test_every_value_of_a_plan_is_listed_once() -> None:
     plan = tiny_plan()
-    found = decisions(plan)
-    keys = [row.key for part in found for row in (*part.chosen, *part.defaults)]
+    keys = [row.key for values in decisions(plan).values() for row in values]
     assert sorted(keys) == sorted(row.key for row in rows(plan))
-    assert all(row.source == "default" for part in found for row in part.defaults)
+
+
+def test_the_page_has_the_figures_of_the_data(tmp_path: Path) -> None:
+    """Counted in the files, by hand."""
+    models = write_models(tmp_path / "Task004_Hippocampus" / "plan")
+    write_report(tmp_path / "page.html", report_of(models))
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    cases = read_task(HIPPOCAMPUS).cases[:2]
+    maps = [read_label(each.label)[0] for each in cases]
+    voxels = [np.count_nonzero(each == 1) for each in maps]
+    share = 100 * sum(voxels) / sum(each.size for each in maps)
+    cells = ["1", "2", f"{share:.3g} %", f"{np.median(voxels) / 1000:.3g}"]
+    row = '<th scope="row">Anterior</th>' + "".join(f"<td>{cell}</td>" for cell in cells)
+    assert row in text
+    sizes = np.array([each.shape for each in maps])
+    median = " x ".join(f"{size:.4g}" for size in np.median(sizes, axis=0))
+    assert f"<dd>{median}</dd>" in text
+    assert "<dd>MRI</dd>" in text
+    image = np.concatenate(
+        [
+            read_image(each.images).array[0][label > 0]
+            for each, label in zip(cases, maps, strict=True)
+        ]
+    )
+    assert f"<td>{image.max():.4g}</td>" in text
+    for part in ("1.5 s", "cases predicted", "All 3 cases, the worst first"):
+        assert part in text
 
 
 def test_the_device_of_prediction_is_listed(models: Path) -> None:

@@ -5,32 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
-from autoseg.dataset.task import read_task
-from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.metrics import METRICS, Lesions
 from autoseg.evaluation.report.facts import (
     ALL,
+    RESAMPLES,
     Predictions,
     Sortable,
     case_table,
     class_table,
-    data_rows,
-    fold_times,
-    intensity_rows,
-    label_rows,
-    prediction_times,
+    penalties,
     read_predictions,
-    text_table,
     version_rows,
     worst_first,
 )
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.surface import Surface
-from autoseg.fingerprint import Fingerprint, survey
-from autoseg.image.image import read_image, read_label
-from autoseg.models.log import Training
 from tests.evaluation.making import write_record
-from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases
+from tests.evaluation.scores import case, three_cases
 
 
 def texts(table: Sortable, group: str) -> list[tuple[str, str]]:
@@ -44,10 +37,10 @@ def test_worst_cases_come_first_and_missing_ones_last() -> None:
     assert table.sorted_by == 1
     # means of the classes that are there: b has no lesion
     assert texts(table, ALL) == [
-        ("c", "0.5000"), ("b", "0.6000"), ("a", "0.6500"), ("d", "missing"),
+        ("c", "0.500"), ("b", "0.600"), ("a", "0.650"), ("d", "missing"),
     ]  # fmt: skip
     assert texts(table, "lesion") == [
-        ("c", "0.0000"), ("b", "-"), ("a", "0.5000"), ("d", "missing"),
+        ("c", "0.000"), ("b", "-"), ("a", "0.500"), ("d", "missing"),
     ]  # fmt: skip
 
 
@@ -97,7 +90,7 @@ def test_merged_rows_count_in_no_mean_of_a_case() -> None:
     one = case("a", x=(1, 0, 0, 1), y=(0, 1, 1, 0), both=(5, 5, 5, 5))
     table = case_table(Summary((replace(one, merged={"both": ("x", "y")}),)))
     assert table.groups == (ALL, "x", "y", "both")
-    assert texts(table, ALL) == [("a", "0.5000")]
+    assert texts(table, ALL) == [("a", "0.500")]
 
 
 def test_ties_are_in_the_order_of_names() -> None:
@@ -108,56 +101,60 @@ def test_ties_are_in_the_order_of_names() -> None:
 
 def test_class_means_have_their_n() -> None:
     lines = class_table(three_cases()).lines
-    assert [line.cells[1].text for line in lines] == ["0.800 ± 0.200 (3)", "0.250 ± 0.354 (2)"]
+    assert [line.cells[1].text for line in lines] == ["0.800 ± 0.200", "0.250 ± 0.354"]
+    assert [line.cells[1].more for line in lines] == ["n = 3", "n = 2"]  # too few for intervals
     assert lines[1].cells[1].value == 0.25
 
 
-def test_numbers_in_words_are_numbers() -> None:
-    table = text_table("t", [("name", "share", "words"), ("a", "10 %", "2 min"), ("b", "-", "x")])
-    assert [column.is_text for column in table.columns] == [True, False, True]
-    assert [line.cells[1].value for line in table.lines] == [10.0, None]
+def test_class_means_have_confidence_intervals() -> None:
+    """Those of SciPy's bootstrap, with the same seed."""
+    dice = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    cases = [
+        case(f"c{i}", x=(round(20 * v), *[round(20 - 20 * v)] * 2, 0)) for i, v in enumerate(dice)
+    ]
+    low, high = bootstrap(
+        (dice,), np.mean, n_resamples=RESAMPLES, batch=1000, random_state=np.random.default_rng(0)
+    ).confidence_interval
+    (line,) = class_table(Summary(tuple(cases))).lines
+    assert line.cells[1].more == f"{low:.3f} to {high:.3f}, n = 6"
 
 
-CASE_COUNT = 3
+def test_the_reader_sees_four_metrics_first() -> None:
+    surfaces = {label: Surface(1.0, 0.5, 0.9) for label in ("lung", "lesion")}
+    cases = [replace(each, surfaces=surfaces) for each in three_cases().cases]
+    for table in (class_table(Summary(tuple(cases))), case_table(Summary(tuple(cases)))):
+        shown = [column.name for column in table.columns if column.shown]
+        assert shown == ["Dice", "HD95 (mm)", "NSD", "VolumeDifference (ml)"]
 
 
-@pytest.fixture(scope="module")
-def fingerprint() -> Fingerprint:
-    task = read_task(HIPPOCAMPUS)
-    return survey(replace(task, cases=task.cases[:CASE_COUNT]), 1)[0]
+def test_penalties_are_marked_and_explained() -> None:
+    surfaces = {"lung": Surface(2.0, 0.5, 0.9), "lesion": Surface(913.0, 913.0, 0.0)}
+    cases = [replace(each, surfaces=surfaces) for each in three_cases().cases]
+    summary = Summary(tuple(cases))  # the lesion is only predicted in c
+    lung, lesion = class_table(summary).lines
+    place = [column.name for column in class_table(summary).columns].index("HD95 (mm)")
+    assert "†" not in lung.cells[place].text
+    assert "†" in lesion.cells[place].text
+    assert "†" not in lesion.cells[1].text
+    marked = {
+        line.cells[0].text
+        for line in case_table(summary).lines
+        if line.group == "lesion" and any("†" in cell.text for cell in line.cells)
+    }
+    assert marked == {"c"}
+    assert "1 time here, up to 913 mm (lesion of c)" in penalties(summary)
+    assert penalties(three_cases()) == ""
 
 
-def test_data_rows(fingerprint: Fingerprint) -> None:
-    task = read_task(HIPPOCAMPUS)
-    shapes = [read_image(case.images).geometry.size for case in task.cases[:CASE_COUNT]]
-    x, y, z = (sorted(axis) for axis in zip(*shapes, strict=True))
-    rows = dict(data_rows(fingerprint))
-    assert rows["cases"] == "3"
-    assert rows["channels"] == "MRI"
-    assert rows["image size in voxels (x, y, z): median"] == f"{x[1]} x {y[1]} x {z[1]}"
-    ranges = [f"{a[0]}–{a[-1]}" if a[0] != a[-1] else str(a[0]) for a in (x, y, z)]  # noqa: RUF001
-    assert rows["image size in voxels: range"] == " x ".join(ranges)
-    assert rows["voxel spacing in mm: range"] == "1 x 1 x 1"
-
-
-def test_label_rows(fingerprint: Fingerprint) -> None:
-    maps = [read_label(case.label)[0] for case in read_task(HIPPOCAMPUS).cases[:CASE_COUNT]]
-    voxels = [np.count_nonzero(each == 1) for each in maps]
-    share = 100 * sum(voxels) / sum(each.size for each in maps)
-    header, anterior, posterior = label_rows(fingerprint)
-    assert anterior[:3] == ("Anterior", "1", "3")
-    assert anterior[3] == f"{share:.3g} %"
-    assert anterior[4] == f"{sorted(voxels)[1] / 1000:.3g}"
-    assert posterior[0] == "Posterior"
-    assert len(header) == len(anterior)
-
-
-def test_intensity_rows(fingerprint: Fingerprint) -> None:
-    header, row = intensity_rows(fingerprint)
-    assert row[0] == "MRI"
-    low, middle, high = (float(row[header.index(name)]) for name in ("min", "median", "max"))
-    assert low < middle < high
-    assert intensity_rows(replace(fingerprint, foreground=(None,)))[1] == ("MRI", *"-------")
+def test_lesions_only_of_classes_with_several_components() -> None:
+    lesions = {"lung": Lesions(1, 1, 1, 0), "lesion": Lesions(4, 3, 5, 1)}
+    cases = tuple(replace(each, lesions=lesions) for each in three_cases().cases)
+    table = class_table(Summary(cases))
+    place = [column.name for column in table.columns].index("LesionRecall")
+    assert [line.cells[place].text for line in table.lines] == ["-", "0.750 ± 0.000"]
+    organs = tuple(replace(each, lesions={"lung": lesions["lung"]}) for each in cases)
+    names = {column.name for column in class_table(Summary(organs)).columns}
+    assert "LesionRecall" not in names
 
 
 def test_a_record_is_read(tmp_path: Path) -> None:
@@ -167,8 +164,7 @@ def test_a_record_is_read(tmp_path: Path) -> None:
     assert found.head == {"task": "Task004", "plan": "p"}
     assert found.seconds == (1.0, 2.0, 9.0)
     assert version_rows([found, found])[1:] == [("device", "cpu"), ("autoseg", "1.2.3")]
-    (line,) = prediction_times(found).lines
-    assert [cell.text for cell in line.cells] == ["3", "2 s"]
+    assert found.median == 2.0
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cases": 3}', '{"cases": {"a": {"seconds": "x"}}}'])
@@ -188,14 +184,3 @@ def test_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_different_versions_are_all_named() -> None:
     runs = ({"torch": "2.11"}, {"torch": "2.13", "device": "cuda:0"})
     assert version_rows([Predictions({}, runs)]) == [("torch", "2.11, 2.13"), ("device", "cuda:0")]
-
-
-def test_times_sort_as_times() -> None:
-    trainings = {0: Training(50, 3700.0, {}), 1: Training(10, 65.0, {}), 2: None}
-    table = fold_times(trainings, {0: Predictions({}, (), (0.25, 0.5, 0.75)), 1: None})
-    assert [[cell.text for cell in line.cells] for line in table.lines] == [
-        ["0", "50", "1 h 01 min", "1 min 14 s", "3", "0.5 s"],
-        ["1", "10", "1 min 05 s", "6.5 s", "-", "-"],
-        ["2", "-", "-", "-", "-", "-"],
-    ]
-    assert [line.cells[2].value for line in table.lines] == [3700.0, 65.0, None]

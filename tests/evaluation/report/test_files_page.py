@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from autoseg.common.figures import LARGEST_SVG, chart
-from autoseg.evaluation.figures.boxes import draw_box_plot
+from autoseg.common.pages import LARGEST_SVG, SIZE, chart
+from autoseg.evaluation.evaluate import CrossValidation
+from autoseg.evaluation.figures.charts import draw_scores
 from autoseg.evaluation.labels import ScoredClasses
-from autoseg.evaluation.report.contents import folder_report
+from autoseg.evaluation.report.contents import folder_report, methods_of
 from autoseg.evaluation.report.facts import case_table, class_table
 from autoseg.evaluation.report.files import Report, write_report, write_tables
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import POOLED_LESIONS
 from tests.evaluation.scores import case, three_cases
+from tests.making import tiny_plan
 
 LABELS = ScoredClasses({"lung": (1,), "lesion": (2,)})
 
@@ -57,7 +59,8 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert set(links) <= set(found.ids)
     assert len(found.ids) == len(set(found.ids))
     assert not found.without_words
-    assert "0.800 ± 0.200 (3)" in text
+    assert "0.800 ± 0.200" in text
+    assert "n = 3" in text
     assert "1 case has no prediction and counts in no mean: d" in text
 
 
@@ -90,11 +93,9 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_large_figures_become_png() -> None:
     small = Summary(tuple(case(f"c{i}", x=(i, 1, 1, 1)) for i in range(3)))
     large = Summary(tuple(case(f"c{i}", x=(i, 1, 1, 1)) for i in range(3000)))
-    kinds = [
-        chart(draw_box_plot(each.dice), "t", "a").data.split(";")[0] for each in (small, large)
-    ]
+    kinds = [chart(draw_scores(each), "t", "a").data.split(";")[0] for each in (small, large)]
     assert kinds == ["data:image/svg+xml", "data:image/png"]
-    assert len(chart(draw_box_plot(large.dice), "t", "a").data) < LARGEST_SVG
+    assert len(chart(draw_scores(large), "t", "a").data) < LARGEST_SVG
 
 
 @pytest.mark.parametrize("folder", ["", "new/folder"])
@@ -103,5 +104,33 @@ def test_tables_are_written(tmp_path: Path, folder: str) -> None:
     assert [p.name for p in paths] == ["summary.json", "table.md", "table.csv", "dice.png"]
     assert all(path.stat().st_size for path in paths)
     headings = [s for s in paths[1].read_text(encoding="utf-8").splitlines() if s.startswith("#")]
-    assert headings == [*("## Folds", "## Mean of every metric", f"## {POOLED_LESIONS}", "## Dice")]
+    assert headings == ["## Folds", "## Mean of every metric", "## Dice"]
     assert Summary.load(paths[0]) == three_cases()
+
+
+def test_failures_are_the_first_thing_on_the_page(tmp_path: Path) -> None:
+    failed = replace(three_cases(), failures=("fold 1: <no convergence>",))
+    text = written(tmp_path, simple(failed))
+    assert text.index("fold 1: &lt;no convergence&gt;") < text.index('id="scores"')
+    assert 'class="failures"' not in written(tmp_path, simple(three_cases()))
+
+
+def test_the_paragraph_for_a_paper_cites_what_its_bibliography_has(tmp_path: Path) -> None:
+    validation = CrossValidation({0: three_cases()}, (1, 2, 3, 4))
+    report = replace(simple(three_cases()), methods=methods_of(tiny_plan(), validation))
+    written(tmp_path, report)
+    paragraph = (tmp_path / "methods.txt").read_text(encoding="utf-8")
+    bibtex = (tmp_path / "references.bib").read_text(encoding="utf-8")
+    cited = set(re.findall(r"@(\w+)\]", paragraph))
+    assert cited == set(re.findall(r"@\w+\{(\w+),", bibtex))
+    assert "isensee2021nnunet" in cited
+    assert "mueller2021robust" not in cited
+    assert "8 x 8 x 8 voxels" in paragraph
+    assert "3 cases were evaluated in 5-fold cross-validation, of which 1 fold is" in paragraph
+    assert bibtex.count("{") == bibtex.count("}")
+
+
+def test_the_page_states_its_size(tmp_path: Path) -> None:
+    text = written(tmp_path, simple(three_cases()))
+    assert f"{len(text.encode()) / 1e6:.1f} MB" in text
+    assert SIZE not in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from autoseg.evaluation.evaluate import fold_rows, gather
@@ -19,7 +22,9 @@ from tests.evaluation.report.report_pages import FINGERPRINT, write_models
 from tests.evaluation.scores import HIPPOCAMPUS
 
 MISSING = "without a prediction"
-SECTIONS = ["scores", "cases", "worst", "training", "data", "plan", "run"]
+SECTIONS = [
+    *("scores", "cases", "viewer", "worst", "training", "data", "plan", "methods", "run"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +96,11 @@ def test_every_section_is_there_with_all_its_pictures(browser: Browser) -> None:
     assert links == [f"#{name}" for name in SECTIONS]
     pictures, empty = browser.run(
         "(async () => { const all = [...document.images];"
+        "all.forEach((image) => { image.loading = 'eager'; });"
         "await Promise.all(all.map((image) => image.decode()));"
         "return [all.length, all.filter((image) => !image.naturalWidth).length]; })()"
     )
-    assert pictures > 30
+    assert pictures == 3 + 4 + 2  # cases, scores, training
     assert empty == 0
 
 
@@ -158,46 +164,103 @@ def test_a_case_is_searched(browser: Browser) -> None:
     assert browser.run("document.querySelector('.count').textContent") == "1 case"
 
 
-def shown(browser: Browser) -> list[str]:
-    """The slices that the first case shows, and what its slider says."""
-    return list(
-        browser.run(
-            "(() => { const view = document.querySelector('.case');"
-            "const seen = [...view.querySelectorAll('.pictures img')]"
-            ".filter((image) => image.offsetWidth > 0).map((image) => image.dataset.number);"
-            "return [...seen, view.querySelector('output').textContent,"
-            "view.querySelector('input').getAttribute('aria-valuetext')]; })()"
-        )
+def opened(browser: Browser) -> str:
+    """Scroll to the first viewer, wait until it has started, and return what it draws with."""
+    of = "document.querySelector('.viewer')"
+    browser.run(f"{of}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    for _ in range(200):
+        state = browser.run(f"{of}.dataset.state")
+        if state not in (None, "loading"):
+            time.sleep(0.3)  # the next frame
+            return str(state)
+        time.sleep(0.1)
+    raise AssertionError("the viewer does not start")
+
+
+def planes(browser: Browser) -> list[NDArray[np.float64]]:
+    """The three planes of the first viewer as pixels (rows, columns, RGB)."""
+    content = browser.photograph(".viewer .planes")
+    pixels = np.asarray(Image.open(BytesIO(content)).convert("RGB"), float)
+    return np.array_split(pixels, 3, axis=1)
+
+
+def switch(browser: Browser, name: str) -> None:
+    browser.click(f'.viewer input[name="{name}"]')
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize("kind", ["niivue", "slices"])
+def test_every_plane_of_the_viewer_is_drawn_and_its_layers_switch(
+    started: Browser, page: Path, kind: str
+) -> None:
+    """The slices are for browsers without WebGL2."""
+    started.look(1280)
+    started.open(page, "#slices" if kind == "slices" else "")
+    assert opened(started) == kind
+    for each in planes(started):
+        assert each.std() > 20
+    coloured = {}
+    for name in ("prediction", "reference", "difference"):
+        before = planes(started)
+        switch(started, name)
+        coloured[name] = [np.abs(a - b).max() for a, b in zip(before, planes(started), strict=True)]
+        if name == "prediction":  # it is shown first: it is off now
+            assert max(np.ptp(each, axis=-1).max() for each in planes(started)) < 60
+    assert all(max(found) > 30 for found in coloured.values())
+    before = planes(started)
+    started.run(
+        "(() => { const high = document.querySelector('.viewer input[name=high]');"
+        "high.value = Number(high.value) / 3;"
+        "high.dispatchEvent(new Event('input', {bubbles: true})); })()"
     )
-
-
-def test_the_slider_shows_one_slice_at_a_time(browser: Browser) -> None:
-    browser.run("document.querySelector('.case input').focus()")
-    seen, before = [], browser.photograph(".case .pictures")
-    browser.press("Home")
-    for _ in range(4):
-        number, output, label = shown(browser)
-        assert output.startswith(f"{number} of ")
-        assert label == f"slice {output}"
-        seen.append(int(number))
-        browser.press("ArrowRight")
-    assert seen == sorted(set(seen))
-    after = browser.photograph(".case .pictures")
-    pixels = [np.asarray(Image.open(BytesIO(each)).convert("L"), float) for each in (before, after)]
-    assert pixels[0].shape == pixels[1].shape
-    assert np.abs(pixels[0] - pixels[1]).mean() > 1  # another slice is to be seen
-
-
-def test_a_click_jumps_to_the_fullest_slice(browser: Browser) -> None:
-    browser.run("document.querySelector('.case input').focus()")
-    browser.press("Home")
-    before = shown(browser)
-    browser.click(".case button[data-place]:last-of-type")
-    assert shown(browser) != before
-    place = browser.run(
-        "document.querySelector('.case button[data-place]:last-of-type').dataset.place"
+    time.sleep(0.3)
+    assert np.mean([each.mean() for each in planes(started)]) > 10 + np.mean(
+        [each.mean() for each in before]
     )
-    assert browser.run("document.querySelector('.case input').value") == place
+    assert started.complaints == []
+    assert [address.partition("#")[0] for address in started.requests] == [page.resolve().as_uri()]
+
+
+def test_columns_are_chosen(browser: Browser) -> None:
+    shown = (
+        "[...document.querySelectorAll('#all-cases thead th')]"
+        ".filter((cell) => cell.offsetWidth).map((cell) => cell.dataset.name)"
+    )
+    first = ["case", "fold", "Dice", "HD95 (mm)", "NSD", "VolumeDifference (ml)"]
+    assert browser.run(shown) == first
+    browser.run(
+        "(() => { const box = document.querySelector("
+        '\'[data-for="all-cases"] .columns input[value="Specificity"]\');'
+        "box.click(); })()"
+    )
+    assert browser.run(shown) == [*first[:3], "Specificity", *first[3:]]
+
+
+def test_it_prints(browser: Browser) -> None:
+    content = base64.b64decode(browser.send("Page.printToPDF", printBackground=True)["data"])
+    assert content.startswith(b"%PDF")
+    assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") >= 3
+    assert 10_000 < len(content) < 20_000_000
+
+
+def test_no_number_is_cut_on_a_phone(browser: Browser) -> None:
+    browser.look(375)
+    cut = browser.run(
+        "[...document.querySelectorAll('table td, table th, .figures .value')]"
+        ".filter((cell) => cell.offsetWidth && !cell.closest('.visually-hidden'))"
+        ".filter((cell) => cell.getBoundingClientRect().right > 375.5"
+        " || cell.scrollWidth > cell.clientWidth + 1)"
+        ".map((cell) => cell.textContent.trim())"
+    )
+    assert cut == []
+
+
+def test_the_first_paint_comes_soon_and_the_page_is_small(browser: Browser, page: Path) -> None:
+    browser.photograph("header")
+    paint = browser.run("performance.getEntriesByType('paint').map((each) => each.startTime)")
+    assert paint
+    assert max(paint) < 5000  # 200 on an idle machine
+    assert page.stat().st_size < 6_000_000
 
 
 def test_a_link_leads_to_the_case(browser: Browser) -> None:

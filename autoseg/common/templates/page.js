@@ -45,6 +45,13 @@ for (const choices of document.querySelectorAll(".choices")) {
   const group = choices.querySelector(".group");
   const search = choices.querySelector(".search");
   const count = choices.querySelector(".count");
+  for (const box of choices.querySelectorAll(".columns input")) {
+    const cells = table.querySelectorAll(`[data-name="${CSS.escape(box.value)}"]`);
+    const toggle = () => cells.forEach((cell) => cell.classList.toggle("unshown", !box.checked));
+    box.addEventListener("input", toggle);
+    toggle();
+  }
+  if (!group && !search) continue;
   const filter = () => {
     const text = search ? search.value.trim().toLowerCase() : "";
     let shown = 0;
@@ -59,31 +66,23 @@ for (const choices of document.querySelectorAll(".choices")) {
   filter();
 }
 
-for (const view of document.querySelectorAll(".case")) {
-  const pictures = [...view.querySelectorAll(".pictures img")];
-  const slider = view.querySelector("input[type=range]");
-  const output = view.querySelector("output");
-  const of = output.textContent.split(" of ")[1];
-  const show = () => {
-    const index = Number(slider.value);
-    pictures.forEach((picture, i) => { picture.hidden = i !== index; });
-    output.textContent = `${pictures[index].dataset.number} of ${of}`;
-    slider.setAttribute("aria-valuetext", `slice ${output.textContent}`);
-  };
-  slider.addEventListener("input", show);
-  for (const button of view.querySelectorAll("button[data-place]")) {
-    button.addEventListener("click", () => {
-      slider.value = button.dataset.place;
-      show();
-    });
-  }
-  show();
+for (const button of document.querySelectorAll("button[data-copies]")) {
+  button.addEventListener("click", async () => {
+    const source = document.getElementById(button.dataset.copies);
+    try {
+      await navigator.clipboard.writeText(source.textContent);
+      announcement.textContent = "copied";
+    } catch { // not allowed for files in some browsers
+      getSelection().selectAllChildren(source);
+      announcement.textContent = "selected";
+    }
+  });
 }
 
 /* Collapsed sections are printed, too. */
 let opened = [];
 addEventListener("beforeprint", () => {
-  opened = [...document.querySelectorAll("details:not([open])")];
+  opened = [...document.querySelectorAll("details:not([open]):not(.columns)")];
   for (const details of opened) details.open = true;
 });
 addEventListener("afterprint", () => {
