@@ -84,6 +84,9 @@ def _predict_in(path: Path, arguments: argparse.Namespace, choice: Choice | None
         save_probabilities=arguments.save_probabilities,
         strict=arguments.strict,
         preview=arguments.preview,
+        quality=not arguments.no_quality,
+        uncertainty=arguments.uncertainty,
+        report=arguments.report,
         uids=found.uids,
     )
     batch.show(outcome)

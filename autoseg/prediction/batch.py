@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.figures import pixels_of, save_figure
-from autoseg.common.files import cannot_write, check_guards, replacing
+from autoseg.common.files import check_guards, read_json, replacing
 from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, noted, progress, say, shown
 from autoseg.image.dicom import modality_of
@@ -31,7 +31,9 @@ from autoseg.prediction import output
 from autoseg.prediction.fit import Differences, differs_from, warn
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.predictor import Ensemble, Predictor
+from autoseg.prediction.quality import Observer, assess, bounds_text, evidence_of, in_words
 from autoseg.prediction.record import (
+    RECORD,
     CaseQueue,
     CaseRecord,
     PredictionRecord,
@@ -109,6 +111,8 @@ class Outcome:
 
 def show(outcome: Outcome) -> None:
     """Print the outcome (standard error); cases that differ in the same way are one line."""
+    for line in in_words(outcome.predicted):
+        say(line)
     named: dict[tuple[str, str], list[str]] = {}
     for state, name, reason in (*outcome.differing(), *outcome.missing()):
         named.setdefault((state, reason), []).append(name)
@@ -137,6 +141,9 @@ def predict_cases(
     strict: bool = False,
     preview: bool = False,
     uids: Mapping[str, str] | None = None,
+    quality: bool = True,
+    uncertainty: bool = False,
+    report: bool = False,
 ) -> Outcome:
     """Predict every case that is not predicted yet, shared with other runs on the same folder.
 
@@ -152,6 +159,9 @@ def predict_cases(
         strict: refuse scans that differ from the training scans, instead of warning.
         preview: draw each case, see `prediction.preview`; for DICOM SEG also as a DICOM file.
         uids: case -> SeriesInstanceUID; a name that has another UID in the record is refused.
+        quality: assess each prediction, see `prediction.quality`.
+        uncertainty: write the entropy of the mean probabilities beside the label maps.
+        report: write a page on the folder, with the previews.
 
     Raises:
         AutosegError: an output would replace a scan, or the predictions there are of another model.
@@ -164,8 +174,9 @@ def predict_cases(
         from autoseg.prediction.dicom_seg import SegWriter  # pydicom is slow to import
 
         writer = SegWriter.of(predictor.plan, predictor.qualification)
-    pictures = [PREVIEW, *([output.CAPTURE] if writer else [])] if preview else []
-    more = [*([output.PROBABILITIES] if save_probabilities else []), *pictures]
+    pictures = [PREVIEW, *([output.CAPTURE] if writer else [])] if preview or report else []
+    wanted = {output.PROBABILITIES: save_probabilities, output.UNCERTAINTY: uncertainty}
+    more = [*(suffix for suffix, is_wanted in wanted.items() if is_wanted), *pictures]
     outputs = {
         name: (output.output_path(out, name, format).name, *(name + suffix for suffix in more))
         for name in inputs
@@ -179,13 +190,17 @@ def predict_cases(
         closing(CaseQueue(out, inputs, outputs, record, overwrite)) as queue,
         progress("predicting", len(queue.wanted)) as bar,
     ):
-        stages = _Stages(predictor, queue, previous, writer, strict, bar, uids or {})
+        stages = _Stages(predictor, queue, previous, writer, strict, bar, uids or {}, quality)
         for names in queue.rounds():
             for case in overlap(names, stages.prepare, stages.compute, stages.finish):
                 _add_to(outcome, case)
                 bar.advance(case.name)
         skipped = {*queue.skipped, *queue.elsewhere}
-    return replace(outcome, skipped=tuple(name for name in inputs if name in skipped))
+    outcome = replace(outcome, skipped=tuple(name for name in inputs if name in skipped))
+    if report:
+        output.write_report(out, read_json(out / RECORD), list(outcome.missing()))
+        say(f"report: {out / output.REPORT}")
+    return outcome
 
 
 def _protect_scans(inputs: Inputs, outputs: Mapping[str, Path]) -> None:
@@ -208,6 +223,8 @@ class _Case:
         remarks: what was guessed or changed on the way.
         prepared: the result of the first stage.
         label: the result of the second stage.
+        observer: what the networks said on the way.
+        assessed: how sure the label map is.
         record: the result of the third stage.
         error: what went wrong; the remaining stages skip the case.
     """
@@ -220,13 +237,17 @@ class _Case:
     remarks: list[str] = field(default_factory=list)
     prepared: Any = None
     label: LabelMap | None = None
+    observer: Observer | None = None
+    assessed: dict[str, Any] = field(default_factory=dict)
     record: CaseRecord | None = None
     error: Exception | None = None
 
     @property
     def note(self) -> str:
-        """What a DICOM series says about a scan that differs."""
-        return f"DIFFERS from training ({', '.join(self.differs)})" if self.differs else ""
+        """What a DICOM series says about its quality, and about a scan that differs."""
+        quality = f"quality {found}" if (found := self.assessed.get("quality")) else ""
+        differs = f"DIFFERS from training ({', '.join(self.differs)})" if self.differs else ""
+        return ", ".join(filter(None, (quality, differs)))
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -247,6 +268,7 @@ class _Stages:
     strict: bool
     bar: Progress
     uids: Mapping[str, str]
+    quality: bool
 
     def prepare(self, name: str) -> _Case:
         return self._run(self._read, _Case(name))
@@ -307,28 +329,42 @@ class _Stages:
 
     def _segment(self, case: _Case) -> None:
         save = self._path(case, output.PROBABILITIES)
+        maps = self._path(case, output.UNCERTAINTY) is not None
+        case.observer = self.predictor.observer(self.quality, maps)
         with case.timed("network"):
             case.label = self.predictor.segment(
-                case.prepared, save, lambda part: self.bar.tell(f"{case.name} {part:.0%}")
+                case.prepared,
+                save,
+                lambda part: self.bar.tell(f"{case.name} {part:.0%}"),
+                case.observer,
             )
         case.prepared = None
 
     def _write(self, case: _Case) -> None:
-        label, geometry = case.label, case.geometry
+        label, geometry, observer = case.label, case.geometry, case.observer
         assert label is not None
         assert geometry is not None
+        assert observer is not None
         plan, folder, files = self.predictor.plan, self.queue.folder, self.queue.inputs[case.name]
         first, *more = self.queue.outputs[case.name]
         path = folder / first
+        if self.quality:
+            with case.timed("quality"):
+                evidence = evidence_of(label, geometry, plan.labels, observer)
+                case.assessed = assess(self.predictor.calibration, evidence, case.differs)
+        if observer.uncertainty is not None:
+            file = folder / (case.name + output.UNCERTAINTY)
+            output.write_uncertainty(file, observer.uncertainty, geometry)
         if png := self._path(case, PREVIEW):
             with case.timed("preview"):
                 self._draw(case, png, self._path(case, output.CAPTURE))
         with replacing(path) as temporary:
             with case.timed("writing"):
                 found = output.volumes(label, geometry, plan)
-                with _named(path, temporary):
+                with output.errors_name(path, temporary):
                     if self.writer is not None and case.source is not None:
-                        self.writer.write(temporary, label, case.source, case.note)
+                        about = bounds_text(case.assessed.get("assessment", {}))
+                        self.writer.write(temporary, label, case.source, case.note, about)
                     else:
                         like = files[0] if isinstance(files[0], Path) else None
                         write_label(temporary, label, geometry, like)
@@ -344,6 +380,7 @@ class _Stages:
                     "input_bytes": input_bytes(files),
                     "orientation": orientation_of(geometry),
                     "differs": case.differs,
+                    **case.assessed,
                     "files": {first: facts} | {name: file_facts(folder / name) for name in more},
                     "seconds": case.seconds,
                     **({"remarks": case.remarks} if case.remarks else {}),
@@ -351,7 +388,7 @@ class _Stages:
                     **found,
                 },
             )
-        case.label = case.source = None
+        case.label = case.source = case.observer = None
 
     def _path(self, case: _Case, suffix: str) -> Path | None:
         """The file of a case with this suffix, if it is wanted."""
@@ -367,20 +404,6 @@ class _Stages:
         save_figure(figure, png)
         if self.writer is not None and case.source is not None and capture is not None:
             self.writer.write_picture(capture, pixels_of(figure), case.source, case.note)
-
-
-@contextmanager
-def _named(path: Path, temporary: Path) -> Iterator[None]:
-    """Make write errors name the final file, in one line."""
-    try:
-        yield
-    except DataError:
-        raise
-    except AutosegError as error:
-        raise AutosegError(str(error).replace(temporary.name, path.name)) from error
-    except RuntimeError as error:  # of SimpleITK, if the disk is full
-        reason = str(error).strip().splitlines()[-1]
-        raise cannot_write(path, RuntimeError(reason)) from error
 
 
 def _add_to(outcome: Outcome, case: _Case) -> None:

@@ -216,9 +216,11 @@ class SegWriter:
             ) from error
         return source
 
-    def write(self, path: Path, label: LabelMap, source: Source, note: str = "") -> None:
-        """Write a label map (x, y, z) of a series as a segmentation, atomically."""
-        _save(self._segmentation(source, label, note), path, note)
+    def write(
+        self, path: Path, label: LabelMap, source: Source, note: str = "", about: str = ""
+    ) -> None:
+        """Write a label map (x, y, z) as a segmentation, atomically; `about` is for comments."""
+        _save(self._segmentation(source, label, note), path, "; ".join(filter(None, (note, about))))
 
     def write_picture(
         self, path: Path, picture: NDArray[np.uint8], source: Source, note: str = ""

@@ -2,8 +2,9 @@
 
 `check_scan` refuses what cannot be: only what is impossible, as an unusual scan may be of a rare
 patient. A `Judge` holds a scan against the training scans. A figure differs if it is farther from
-the training scans than they are from each other, with a margin for small training sets (`_margin`),
-and by more than what never matters. `scripts/check_fit.py` measures how often that is wrong.
+the training scans than they are from each other, with a margin for small training sets
+(`margin_of`), and by more than what never matters. `scripts/check_fit.py` measures how often that
+is wrong.
 
 Intensities are compared as the network sees them: if the plan normalises each scan by its own range
 or statistics, any scale fits, and only the shape of the histogram counts.
@@ -224,7 +225,7 @@ def differs_from(plan: Plan, found: Differences) -> str:
     return f"differs from the training scans of {plan.task}: {each}"
 
 
-def _margin(count: int) -> float:
+def margin_of(count: int) -> float:
     """How far beyond `count` training scans others of their kind may lie, in parts of their spread.
 
     The spread of a few scans is less than that of all scans of their kind.
@@ -250,7 +251,7 @@ def _other_lengths(own: Lengths, training: Sequence[Lengths]) -> str:
     """How three lengths differ from those of the training scans; empty if they do not."""
     lengths = np.log(training)
     low, high = lengths.min(axis=0), lengths.max(axis=0)
-    margin = np.maximum(np.log(LENGTH_FACTOR), _margin(len(lengths)) * (high - low)) + ROUNDING
+    margin = np.maximum(np.log(LENGTH_FACTOR), margin_of(len(lengths)) * (high - low)) + ROUNDING
     if ((np.log(own) >= low - margin) & (np.log(own) <= high + margin)).all():
         return ""
     usual = " to ".join(dict.fromkeys(by_axis(np.exp(end), ".3g") for end in (low, high)))
@@ -287,7 +288,7 @@ class _Channel:
         self.unit = std or float(self.bodies.std(axis=1).mean()) or 1.0
         self.seen = np.array([self.as_seen(body) for body in self.bodies])
         widest = max(_distances(self.seen, each).max() for each in self.seen)
-        self.allowed = max(NEAR, float(widest) * (1 + _margin(len(cases))))
+        self.allowed = max(NEAR, float(widest) * (1 + margin_of(len(cases))))
 
     def as_seen(self, body: Floats) -> Floats:
         """Quantiles as the network sees them, in standard deviations."""
@@ -323,7 +324,7 @@ class _Channel:
         if self.labelled is None:
             return ""
         own, *shares = (_share(values, *self.labelled) for values in (body, *self.bodies))
-        if own * SHARE_FACTOR * (1 + _margin(len(shares))) >= min(shares):
+        if own * SHARE_FACTOR * (1 + margin_of(len(shares))) >= min(shares):
             return ""
         low, high = self.labelled
         return (

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
+from PIL import Image
 
 from autoseg.common.arrays import LabelMap, Triple, count_values
-from autoseg.common.errors import AutosegError, install_hint
+from autoseg.common.errors import AutosegError, DataError, install_hint
 from autoseg.common.files import cannot_write, replacing
+from autoseg.common.pages import picture_uri, write_page
 from autoseg.image.dicom_series import Source
-from autoseg.image.formats import ending_of
+from autoseg.image.formats import PREVIEW, ending_of
 from autoseg.image.geometry import SWAPS, Geometry, Turn, orientation_of
+from autoseg.image.label_writer import to_simpleitk
 from autoseg.image.view import PREDICTION, Exhibit, make_view
 from autoseg.plan.labels import class_of, values_of
 from autoseg.plan.plan import Plan
@@ -33,6 +39,8 @@ FORMATS = tuple(ENDINGS)  # to choose from
 ENDINGS |= {PICTURE: ".png"}  # of pictures, without asking
 PROBABILITIES = ".probabilities.b2nd"
 CAPTURE = ".preview.dcm"
+UNCERTAINTY, REPORT = ".uncertainty.nii.gz", "report.html"
+PAGE_PIXELS, PAGE_QUALITY = 720, 75  # of a picture in the report
 
 
 def ending(format: str) -> str:
@@ -104,7 +112,7 @@ class ProbabilityFile:
             rows = slice(self.array.shape[axis] - rows.stop, self.array.shape[axis] - rows.start)
         where[axis] = rows
         turned = self.view.inverse().array(probabilities.astype(np.float16))
-        with _blosc2_errors_name(self.path):
+        with errors_name(self.path):
             self.array[tuple(where)] = np.ascontiguousarray(turned)
 
 
@@ -128,7 +136,7 @@ def probability_file(
     chunk, axis = list(size), view.axes[0]
     chunk[axis] = min(PLANES_AT_ONCE, size[axis])  # so that each chunk is compressed once
     with replacing(path) as temporary:
-        with _blosc2_errors_name(path):
+        with errors_name(path):
             array = blosc2.zeros(
                 (len(names), *size),
                 dtype=np.float16,
@@ -142,12 +150,23 @@ def probability_file(
 
 
 @contextmanager
-def _blosc2_errors_name(path: Path) -> Iterator[None]:
-    """Turn the RuntimeErrors of Blosc2 into errors that name the file."""
+def errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Make write errors (also those of Blosc2 and SimpleITK) name the final file, in one line."""
     try:
         yield
-    except RuntimeError as error:
-        raise cannot_write(path, error) from error
+    except DataError:
+        raise
+    except AutosegError as error:
+        raise AutosegError(str(error).replace((temporary or path).name, path.name)) from error
+    except RuntimeError as error:  # such as if the disk is full
+        reason = str(error).strip().splitlines()[-1]
+        raise cannot_write(path, RuntimeError(reason)) from error
+
+
+def write_uncertainty(path: Path, values: NDArray[np.float16], geometry: Geometry) -> None:
+    """Write float16 values (x, y, z) on a scan's grid, as float32: NIfTI has no type of 16 bits."""
+    with replacing(path) as temporary, errors_name(path):
+        sitk.WriteImage(to_simpleitk(values.astype(np.float32), geometry), str(temporary), True)
 
 
 def volumes(label: LabelMap, geometry: Geometry, plan: Plan) -> dict[str, Any]:
@@ -198,3 +217,41 @@ def draw_preview(image: NDArray[Any], label: LabelMap, geometry: Geometry, plan:
     maps = {PREDICTION: turn.array(label)}
     view = make_view(exhibit, turn.array(image), maps, turn.triple(geometry.spacing_mm))
     return draw_view(view, kinds=("contours",))
+
+
+def write_report(folder: Path, record: Mapping[str, Any], missing: Sequence[Sequence[str]]) -> None:
+    """Write `report.html`, a page on a folder of predictions, the most suspicious first.
+
+    Args:
+        folder: of the predictions and their previews.
+        record: the content of its `predictions.json`.
+        missing: outcome, name and reason of each scan that is not predicted.
+    """
+    cases = sorted(record["cases"].items(), key=lambda item: _trust(item[1]))
+    known = [of["assessment"] for _, of in cases if of.get("quality")]
+    write_page(
+        folder / REPORT,
+        Path(__file__).parent / "templates" / "predictions.html.j2",
+        title=f"Predictions of {record['task']}",
+        cases=[(name, of, _small(folder / f"{name}{PREVIEW}")) for name, of in cases],
+        missing=missing,
+        counts=Counter(of.get("quality") for _, of in cases),
+        facts={key: of for key, of in record.items() if key not in ("cases", "runs", "outdated")},
+        classes=list(dict.fromkeys(name for _, of in cases for name in of["volume_ml"])),
+        **{key: known[0][key] if known else None for key in ("level", "usual_dice")},
+    )
+
+
+def _trust(case: Mapping[str, Any]) -> float:
+    return -float(case.get("assessment", {}).get("suspicion", 0)) - bool(case.get("differs"))
+
+
+def _small(path: Path) -> str:
+    """A picture as a small data URI; empty if there is none."""
+    if not path.is_file():
+        return ""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((PAGE_PIXELS, PAGE_PIXELS))
+    small.save(buffer := BytesIO(), format="WEBP", quality=PAGE_QUALITY)
+    return picture_uri("webp", buffer.getvalue())

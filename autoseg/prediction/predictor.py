@@ -46,8 +46,9 @@ from autoseg.prediction.native_grid import (
     ProbabilityPlanes,
     native_planes,
 )
+from autoseg.prediction.quality import Observer, load_calibration
 from autoseg.prediction.segmenter import PreparedForEach, Segmenter
-from autoseg.prediction.sliding_window import Float16Sums, predict_slabs, window_bytes
+from autoseg.prediction.sliding_window import Float16Sums, predict_slabs, turned, window_bytes
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.steps import Prepared, prepare
@@ -72,8 +73,7 @@ class Predictor(Segmenter[Prepared]):
         device: `cpu`, `cuda`, ...; the best available one if None.
         mirror: also average over mirrored patches, along the axes that the plan allows; None: if
             the plan does.
-        postprocess: apply the postprocessing that `autoseg_evaluate TASK` has learned from the
-            cross-validation, if any (`postprocessing.json` beside the folds).
+        postprocess: apply what `autoseg_evaluate TASK` has learned (`postprocessing.json`), if any.
         backend: what runs the networks, `auto`, `torch` or `openvino`; see `choose_backend`.
         orientation: to which the axes of scans are brought instead of the plan's, such as `RAS`;
             for models of version 0.1.0, whose plans have none.
@@ -106,6 +106,7 @@ class Predictor(Segmenter[Prepared]):
             self.plan = self.plan.model_copy(update={"orientation": orientation})
         self.postprocessing = load_postprocessing(model) if postprocess else None
         self.qualification = qualification_in(model.files) if model.files else RESEARCH
+        self.calibration = load_calibration(model)
         self.classes = self.plan.classes
         self.wanted_backend = backend
         self._start_backend()
@@ -114,6 +115,10 @@ class Predictor(Segmenter[Prepared]):
         self.flips = [
             flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)
         ]
+        # The only pass of a single fold is compared with one along the first of these.
+        is_single = len(model.networks) == len(self.flips) == 1
+        use = is_single and not isinstance(self.calibration, str)
+        self.compared = self.plan.inference.mirror_axes[:1] if use else ()
 
     def _start_backend(self) -> None:
         networks = self.model.networks
@@ -217,19 +222,25 @@ class Predictor(Segmenter[Prepared]):
         channels = [prepared.image, parts[None].astype(np.float32)]
         return replace(prepared, image=np.concatenate(channels))
 
-    def planes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> Iterator[Planes]:
-        """Probabilities on `prepared.geometry` by planes across one axis, swapped with x.
+    def observer(self, quality: bool, maps: bool) -> Observer:
+        """Observes all passes over one scan, and keeps its uncertainty, if that is wanted."""
+        passes = len(self.backend.networks) * len(self.flips) if quality else 0
+        return Observer(self.classes, passes, self.logits, maps)
 
-        Logits, if the plan averages them.
+    def planes(
+        self, prepared: Prepared, axis: int, to: Turn = SWAPS[0], observer: Observer | None = None
+    ) -> Iterator[Planes]:
+        """Probabilities, or logits, on `prepared.geometry` by planes across one axis, as x.
 
         Args:
             prepared: the scan.
             axis: 0, 1 or 2, after that turn.
             to: brings that grid to the one of the planes.
+            observer: is shown each pass.
         """
         view, inference = to.then(SWAPS[axis]), self.plan.inference
         slabs = predict_slabs(
-            lambda patches: turned(self.probabilities(turned(patches, view.inverse())), view),
+            lambda p: turned(self.probabilities(turned(p, view.inverse()), observer), view),
             view.array(prepared.image),
             view.triple(self.plan.sampling.patch_size),
             inference.model_copy(update={"overlap": view.triple(inference.overlap)}),
@@ -254,7 +265,7 @@ class Predictor(Segmenter[Prepared]):
         return (ProbabilityPlanes(p, self.classes) for p in planes) if self.logits else planes
 
     @torch.inference_mode()
-    def probabilities(self, patches: Tensor) -> Tensor:
+    def probabilities(self, patches: Tensor, observer: Observer | None = None) -> Tensor:
         """Probabilities of patches (B, channel, *patch), averaged over folds and mirrored patches.
 
         Those of classes sum to one (softmax); those of regions are independent (sigmoid). If the
@@ -268,29 +279,41 @@ class Predictor(Segmenter[Prepared]):
             parts = len(self.classes.parts) - 1
             patches = with_masks(patches[:, :-1], patches[:, -1], parts)
         if self.float16:
-            folds = [self._mean((network,), patches) for network in self.backend.networks]
-            return torch.cat(folds, dim=1)
-        return self._mean(self.backend.networks, patches)
+            folds = [self._mean((net,), patches, observer) for net in self.backend.networks]
+            found = torch.cat(folds, dim=1)
+        else:
+            folds = [found := self._mean(self.backend.networks, patches, observer)]
+        if observer is not None:
+            if self.compared:
+                observer.add(self._pass(self.backend.networks[0], self.compared, patches))
+            observer.finish(torch.stack(folds).mean(0) if len(folds) > 1 else found)
+        return found.cpu()
 
-    def _mean(self, networks: Sequence[Run], patches: Tensor) -> Tensor:
-        """The mean over networks and mirrored patches, on the CPU."""
+    def _mean(self, networks: Sequence[Run], patches: Tensor, observer: Observer | None) -> Tensor:
+        """The mean over networks and mirrored patches."""
         total: Tensor | None = None
         for network, flip in itertools.product(networks, self.flips):
-            axes = [2 + axis for axis in flip]
-            sided = bool(self.plan.mirrored_labels) and self.plan.left_right in flip
-            flipped = patches.flip(axes) if axes else patches
-            logits = network(flipped[:, self._exchanged_inputs] if sided else flipped)
-            if self.logits:
-                found = logits
-            elif self.classes.are_regions:
-                found = torch.sigmoid(logits)
-            else:
-                found = logits.softmax(dim=1)
-            found = found[:, self.plan.exchanged_outputs] if sided else found
-            found = found.flip(axes) if axes else found
+            found = self._pass(network, flip, patches)
+            if observer is not None:
+                observer.add(found)
             total = found if total is None else total.add_(found)
         assert total is not None
-        return total.div_(len(networks) * len(self.flips)).cpu()
+        return total.div_(len(networks) * len(self.flips))
+
+    def _pass(self, network: Run, flip: Sequence[int], patches: Tensor) -> Tensor:
+        """The output of a network for patches mirrored along some axes, mirrored back."""
+        axes = [2 + axis for axis in flip]
+        sided = bool(self.plan.mirrored_labels) and self.plan.left_right in flip
+        flipped = patches.flip(axes) if axes else patches
+        logits = network(flipped[:, self._exchanged_inputs] if sided else flipped)
+        if self.logits:
+            found = logits
+        elif self.classes.are_regions:
+            found = torch.sigmoid(logits)
+        else:
+            found = logits.softmax(dim=1)
+        found = found[:, self.plan.exchanged_outputs] if sided else found
+        return found.flip(axes) if axes else found
 
     @cached_property
     def _exchanged_inputs(self) -> list[int]:
@@ -351,7 +374,13 @@ class Ensemble(Segmenter[PreparedForEach]):
         assert previous is None, "each cascade has another previous stage"
         return PreparedForEach(tuple(member.prepare(image) for member in self.members))
 
-    def planes(self, prepared: PreparedForEach, axis: int) -> Iterator[Planes]:
+    def observer(self, quality: bool, maps: bool) -> Observer:
+        """Observes no pass, as there is no calibration."""
+        return Observer(self.plan.classes, 0, False, maps)
+
+    def planes(
+        self, prepared: PreparedForEach, axis: int, observer: Observer | None = None
+    ) -> Iterator[Planes]:
         """Mean probabilities on `prepared.geometry` by planes across one axis, swapped with x."""
         each = [
             member.probability_planes(scan, axis, scan.turn.inverse().then(prepared.turn))
@@ -376,13 +405,6 @@ class Ensemble(Segmenter[PreparedForEach]):
         """Warn once for each model whose plan has no orientation."""
         for member in self.members:
             member.check_orientation(grid, what)
-
-
-def turned(patches: Tensor, turn: Turn) -> Tensor:
-    """Turn the last three axes of patches; without flips, the result is a view."""
-    found = patches.permute(0, 1, *(2 + axis for axis in turn.axes))
-    flips = [2 + axis for axis, flip in enumerate(turn.flips) if flip]
-    return found.flip(flips) if flips else found
 
 
 def _check_same_classes(plan: Plan, other: Plan) -> None:

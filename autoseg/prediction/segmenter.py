@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -33,9 +34,10 @@ from autoseg.image.label_writer import to_simpleitk
 from autoseg.models.folder import RESEARCH
 from autoseg.plan.plan import Plan
 from autoseg.prediction.fit import Differences, warn
-from autoseg.prediction.native_grid import Planes, label_map
+from autoseg.prediction.native_grid import Planes, Save, label_map
 from autoseg.prediction.output import draw_preview, probability_file
 from autoseg.prediction.postprocessing import Postprocessing
+from autoseg.prediction.quality import Calibration, Observer
 from autoseg.preprocessing.steps import Prepared
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class Segmenter(ABC, Generic[Scan]):
         qualification: what results are for, as the model's card states it.
         logits: whether `planes` yields logits, not probabilities.
         axes: along which the window may slide.
+        calibration: what the cross-validation says about predictions, or why it is not known.
     """
 
     plan: Plan
@@ -100,6 +103,7 @@ class Segmenter(ABC, Generic[Scan]):
     qualification: str = RESEARCH
     logits: bool = False
     axes: tuple[int, ...] = AXES
+    calibration: Calibration | str = "not calibrated: an average of several plans"
 
     @overload
     def predict(self, scan: Image, previous: LabelMap | None = None) -> LabelMap: ...
@@ -164,7 +168,11 @@ class Segmenter(ABC, Generic[Scan]):
         self.check_orientation(image.geometry, what)
 
     def segment(
-        self, prepared: Scan, save: Path | None = None, report: Report | None = None
+        self,
+        prepared: Scan,
+        save: Path | None = None,
+        report: Report | None = None,
+        observer: Observer | None = None,
     ) -> LabelMap:
         """The label map (x, y, z) of a prepared scan on the scan's own grid.
 
@@ -173,20 +181,26 @@ class Segmenter(ABC, Generic[Scan]):
             save: a file for the probabilities, see `autoseg.prediction.output`. They are those of
                 the networks: postprocessing changes the label map only.
             report: called now and then with the finished part of the scan, from 0 to 1.
+            observer: of this scan, by `observer`; the label map does not depend on it.
         """
         classes, shape = self.plan.classes, prepared.geometry.size
         # The window slides along the axis that takes the least memory. That axis and x are
         # swapped: all code below goes through planes of x. Results are written through `view`.
         axis = min(self.axes, key=lambda axis: self.window_bytes(prepared, axis))
         view, size = prepared.turn.then(SWAPS[axis]), prepared.turn.inverse().triple(shape)
-        planes = self.planes(prepared, axis)
+        planes = self.planes(
+            prepared, axis, observer=observer if observer and observer.averaged else None
+        )
         if report is not None:
             planes = _reported(planes, shape[axis], report)
         names = classes.output_names
         saving = nullcontext() if save is None else probability_file(save, names, size, view)
         with saving as file:
-            write = file.write if file else None
-            label = label_map(planes, classes, size, write, view, self.logits)
+            saves: list[Save] = [file.write] if file else []
+            if observer is not None and observer.maps:
+                saves.append(observer.entropies(size, view))
+            save_all = partial(_save_all, saves) if saves else None
+            label = label_map(planes, classes, size, save_all, view, self.logits)
         if self.postprocessing is not None:
             self.postprocessing.apply(prepared.turn.array(label))
         return label
@@ -209,7 +223,13 @@ class Segmenter(ABC, Generic[Scan]):
         """Preprocess a scan that passed `check` for the networks."""
 
     @abstractmethod
-    def planes(self, prepared: Scan, axis: int) -> Iterator[Planes]:
+    def observer(self, quality: bool, maps: bool) -> Observer:
+        """An observer for one scan, of the passes (`quality`) or the uncertainty (`maps`)."""
+
+    @abstractmethod
+    def planes(
+        self, prepared: Scan, axis: int, *, observer: Observer | None = None
+    ) -> Iterator[Planes]:
         """Probabilities (or logits) on `prepared.geometry` by planes across one axis, as x."""
 
     @abstractmethod
@@ -224,6 +244,11 @@ class Segmenter(ABC, Generic[Scan]):
     @abstractmethod
     def check_orientation(self, grid: Geometry, what: str) -> None:
         """Warn once if a model cannot tell whether it knows the orientation of a scan."""
+
+
+def _save_all(saves: Sequence[Save], index: int, rows: slice, shares: NDArray[np.float32]) -> None:
+    for save in saves:
+        save(index, rows, shares)
 
 
 def _reported(planes: Iterator[Planes], count: int, report: Report) -> Iterator[Planes]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.common.arrays import Triple
+from autoseg.image.geometry import Turn
 from autoseg.plan.sections import Inference
 
 Network = Callable[[Tensor], Tensor]  # patches (B, channel, *patch) -> (B, class, *patch)
@@ -195,6 +196,13 @@ class _Window:
                 else:
                     self.sums[:, rows, y, z].addcmul_(found, self.weights)
                 self.totals[rows, y, z] += self.weights
+
+
+def turned(patches: Tensor, turn: Turn) -> Tensor:
+    """Turn the last three axes of patches; without flips, the result is a view."""
+    found = patches.permute(0, 1, *(2 + axis for axis in turn.axes))
+    flips = [2 + axis for axis, flip in enumerate(turn.flips) if flip]
+    return found.flip(flips) if flips else found
 
 
 def _shift_out(planes: Tensor, count: int, dim: int) -> None:

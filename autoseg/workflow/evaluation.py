@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import is_there
+from autoseg.common.files import is_there, read_json
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import join_names
 from autoseg.dataset.splits import SPLITS_FILE, count_folds
@@ -24,7 +25,10 @@ from autoseg.evaluation.report.contents import (
 )
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import metric_rows, print_dice, print_rows
-from autoseg.models.folder import SUMMARY
+from autoseg.models.folder import SUMMARY, VALIDATION, fold_folder, write_calibration
+from autoseg.prediction.quality import FEWEST_CASES, calibrate
+from autoseg.prediction.quality import KEY as QUALITY
+from autoseg.prediction.record import RECORD
 from autoseg.workflow.workspace import Workspace, folders_in
 
 
@@ -109,11 +113,12 @@ def evaluate_task(
         "Dice of the folds": evaluate.fold_rows(validation),
         **_learn_postprocessing(folder, validation, fold_count, processes),
     }
+    trained = files.Trained(folder, workspace.raw_folder(given))
+    _calibrate_quality(trained, validation)
     out = folder / "cross_validation"
     _write_tables(out, validation.combined, tables)
     if validation.missing:
         print(f"missing folds: {', '.join(map(str, validation.missing))}")
-    trained = files.Trained(folder, workspace.raw_folder(given))
     exhibits = trained.exhibits(validation.combined)
     for path in files.write_cross_validation(trained, validation, out, processes, exhibits):
         print(f"{path.parent.name}: {path}")
@@ -180,6 +185,32 @@ def _learn_postprocessing(
         say(f"no postprocessing was learned: {error}")
         return {}
     return {"Postprocessing (the scores elsewhere are without it)": learned.rows()}
+
+
+def _calibrate_quality(trained: files.Trained, validation: evaluate.CrossValidation) -> None:
+    """Learn how sure predictions are, for `autoseg_predict`; says why if that is not possible."""
+    cases, plan = [], trained.plan
+    for fold, summary in validation.folds.items():
+        path = fold_folder(trained.folder, fold) / VALIDATION / RECORD
+        record = read_json(path).get("cases", {}) if path.is_file() else {}
+        for scores in summary.cases:
+            if found := record.get(scores.case, {}).get("assessment"):
+                dice = {name: scores.value(name, "Dice") for name in scores.classes}
+                cases.append((found["evidence"], dice))
+    total = len(validation.combined.cases)
+    if plan is None or len(cases) < max(total, FEWEST_CASES):
+        write_calibration(trained.folder, QUALITY, None)
+        say(
+            f"quality of predictions: not calibrated; {len(cases)} of {total} validation cases (at "
+            f"least {FEWEST_CASES}) have a record of what the networks said; delete "
+            "fold_K/validation and run autoseg_train with --resume"
+        )
+        return
+    found = calibrate(plan.id, cases, list(plan.labels)[1:])
+    write_calibration(trained.folder, QUALITY, asdict(found))
+    bounded = sum(of.margin is not None for of in found.classes.values())
+    about = f"bounds of Dice for {bounded} of {counted(len(found.classes), 'class')}"
+    print(f"quality of predictions: calibrated on {counted(len(cases), 'case')}; {about}")
 
 
 def _write_tables(out: Path, summary: Summary, tables: files.Tables | None = None) -> None:

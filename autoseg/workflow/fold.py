@@ -201,8 +201,10 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
     The network runs in torch, so that the scores do not depend on whether OpenVINO is installed.
     """
     model = load_model(job.folder.parent, [job.fold], job.device)
+    predictor = Predictor(model, device=str(job.device), postprocess=False, backend="torch")
+    predictor.compared = ()  # the calibration of an earlier training does not matter here
     return predict_and_score(
-        Predictor(model, device=str(job.device), postprocess=False, backend="torch"),
+        predictor,
         {case.name: case.images for case in cases},
         {case.name: case.label for case in cases},
         ScoredClasses.of_plan(model.plan),

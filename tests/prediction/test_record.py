@@ -64,7 +64,7 @@ def test_the_record_names_files_model_and_versions(scans: Path, out: Path) -> No
     assert case["files"] == {"a.nii.gz": file_facts(out / "a.nii.gz")}
     assert case["inputs"] == [str(scans / "a_0000.nii.gz")]
     assert case["input_bytes"] == (scans / "a_0000.nii.gz").stat().st_size
-    assert list(case["seconds"]) == ["reading", "preparing", "network", "writing"]
+    assert list(case["seconds"]) == ["reading", "preparing", "network", "quality", "writing"]
     assert min(case["seconds"].values()) >= 0
 
 
