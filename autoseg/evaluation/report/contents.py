@@ -87,7 +87,7 @@ def cross_validation_report(
             *_missing_cases(summary),
             *_overfitting(trainings),
         ),
-        tables=tables | files.lesion_tables(summary),
+        tables={**tables, **files.lesion_tables(summary)},
         cases=facts.case_table(summary, folds, links),
         charts=(*_charts(summary, trained.colours), boxes),
         curves=tuple(_curves(trained, validation, trainings)),

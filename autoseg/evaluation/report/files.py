@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 METHODS, BIBTEX = "methods.txt", "references.bib"
 TABLES, FIGURES, OVERLAYS = "tables", "figures", "overlays"
 TEMPLATES = Path(__file__).parent / "templates"
-Tables = dict[str, Sequence[Row]]  # heading -> header and rows
+Tables = Mapping[str, Sequence[Row]]  # heading -> header and rows
 
 
 def decisions(plan: Plan) -> dict[str, list[Explained]]:
