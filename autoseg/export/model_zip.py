@@ -82,6 +82,8 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
         files[layout.FINGERPRINT] = folder / layout.FINGERPRINT
     if (postprocessing := _postprocessing(folder, plan, source is not None)) is not None:
         files[POSTPROCESSING] = folder / POSTPROCESSING
+    if model.has(layout.CALIBRATION):
+        files[layout.CALIBRATION] = model.path(layout.CALIBRATION)
     scores = []
     for fold in folds:
         path = layout.fold_folder(folder, fold) / layout.SUMMARY

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import is_there, parse_json, read_json, sha256_of
+from autoseg.common.files import is_there, parse_json, read_json, sha256_of, write_json
 from autoseg.models.archive import Archive, is_archive, open_archive
 from autoseg.plan.plan import Plan, parse_plan
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PLAN = "plan.json"
 FINGERPRINT = "fingerprint.json"
+CALIBRATION = "calibration.json"  # what a cross-validation says about later predictions
 EVERY_FOLD = "fold_*"  # pattern of the folders of folds
 # In the folder of a fold:
 FINAL, LATEST, BEST = "final.safetensors", "latest.safetensors", "best.safetensors"
@@ -194,3 +195,21 @@ def plan_in(files: ModelFiles) -> Plan:
         PlanError: it is not a plan, or has another format.
     """
     return parse_plan(files.json(PLAN), str(files.path(PLAN)))
+
+
+def read_calibration(files: ModelFiles) -> dict[str, Any]:
+    """What the cross-validation of a model says about its predictions; empty if nothing yet.
+
+    Raises:
+        AutosegError: the file is not valid.
+    """
+    found = files.json(CALIBRATION) if files.has(CALIBRATION) else {}
+    if not isinstance(found, dict):
+        raise AutosegError(f"{files.path(CALIBRATION)}: not an object; run autoseg_evaluate again")
+    return found
+
+
+def write_calibration(folder: Path, key: str, value: Any) -> None:
+    """Replace one part of the calibration of a model; None removes it."""
+    found = read_calibration(FolderFiles(folder)) | {key: value}
+    write_json(folder / CALIBRATION, {name: of for name, of in found.items() if of is not None})

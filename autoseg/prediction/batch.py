@@ -159,6 +159,8 @@ def predict_cases(
     output.check_format(format, inputs)
     if predictor.not_checked:
         say(f"not checked whether scans are like the training scans: {predictor.not_checked}")
+    if save_probabilities and predictor.temperature != 1:
+        say(f"saved probabilities have the learned temperature {predictor.temperature:.3g}")
     writer = None
     if format == output.DICOM_SEG:
         from autoseg.prediction.dicom_seg import SegWriter  # pydicom is slow to import
@@ -307,6 +309,8 @@ class _Stages:
 
     def _segment(self, case: _Case) -> None:
         save = self._path(case, output.PROBABILITIES)
+        if self.predictor.reliability is not None:
+            self.predictor.reliability.case = case.name
         with case.timed("network"):
             case.label = self.predictor.segment(
                 case.prepared, save, lambda part: self.bar.tell(f"{case.name} {part:.0%}")

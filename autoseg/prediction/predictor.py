@@ -37,6 +37,7 @@ from autoseg.prediction.model import (
     load_model,
     load_postprocessing,
     load_previous,
+    load_temperature,
     load_training_set,
 )
 from autoseg.prediction.native_grid import (
@@ -105,6 +106,7 @@ class Predictor(Segmenter[Prepared]):
         if orientation is not None:
             self.plan = self.plan.model_copy(update={"orientation": orientation})
         self.postprocessing = load_postprocessing(model) if postprocess else None
+        self.temperature = load_temperature(model)
         self.qualification = qualification_in(model.files) if model.files else RESEARCH
         self.classes = self.plan.classes
         self.wanted_backend = backend

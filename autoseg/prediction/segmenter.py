@@ -35,7 +35,7 @@ from autoseg.plan.plan import Plan
 from autoseg.prediction.fit import Differences, warn
 from autoseg.prediction.native_grid import Planes, label_map
 from autoseg.prediction.output import draw_preview, probability_file
-from autoseg.prediction.postprocessing import Postprocessing
+from autoseg.prediction.postprocessing import Postprocessing, Reliability
 from autoseg.preprocessing.steps import Prepared
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class Segmenter(ABC, Generic[Scan]):
         qualification: what results are for, as the model's card states it.
         logits: whether `planes` yields logits, not probabilities.
         axes: along which the window may slide.
+        temperature: of saved probabilities, learned from the cross-validation.
+        reliability: watches the probabilities of cases whose labels are known, if it is given.
     """
 
     plan: Plan
@@ -100,6 +102,8 @@ class Segmenter(ABC, Generic[Scan]):
     qualification: str = RESEARCH
     logits: bool = False
     axes: tuple[int, ...] = AXES
+    temperature: float = 1.0
+    reliability: Reliability | None = None
 
     @overload
     def predict(self, scan: Image, previous: LabelMap | None = None) -> LabelMap: ...
@@ -180,13 +184,19 @@ class Segmenter(ABC, Generic[Scan]):
         axis = min(self.axes, key=lambda axis: self.window_bytes(prepared, axis))
         view, size = prepared.turn.then(SWAPS[axis]), prepared.turn.inverse().triple(shape)
         planes = self.planes(prepared, axis)
+        if self.reliability is not None:
+            planes = self.reliability.watch(planes, view, self.logits)
         if report is not None:
             planes = _reported(planes, shape[axis], report)
         names = classes.output_names
-        saving = nullcontext() if save is None else probability_file(save, names, size, view)
+        saving = (
+            nullcontext()
+            if save is None
+            else probability_file(save, names, size, view, self.temperature)
+        )
         with saving as file:
             write = file.write if file else None
-            label = label_map(planes, classes, size, write, view, self.logits)
+            label = label_map(planes, classes, size, write, view, self.logits, self.temperature)
         if self.postprocessing is not None:
             self.postprocessing.apply(prepared.turn.array(label))
         return label
