@@ -12,10 +12,10 @@ from autoseg.common.errors import AutosegError
 def _evaluate(arguments: argparse.Namespace) -> int:
     _check(arguments)
 
-    from autoseg.workflow.evaluation import compare_plans, evaluate_task, score_folders
+    from autoseg.workflow import evaluation
 
     if arguments.task is None:
-        is_complete = score_folders(
+        is_complete = evaluation.score_folders(
             arguments.reference,
             arguments.predicted,
             arguments.out,
@@ -29,12 +29,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             volumes=arguments.volumes,
         )
         return common.DONE if is_complete else common.BAD_INPUT
-    workspace = common.find_workspace(arguments)
+    workspace, task = common.find_workspace(arguments), arguments.task
+    if arguments.corrections:
+        evaluation.correct_labels(workspace, task, arguments.corrections, arguments.processes)
     if arguments.compare:
-        compare_plans(workspace, arguments.task, arguments.compare)
+        evaluation.compare_plans(workspace, task, arguments.compare)
     else:
         processes, volumes = arguments.processes, arguments.volumes
-        evaluate_task(workspace, arguments.task, arguments.plan, processes, volumes)
+        evaluation.evaluate_task(workspace, task, arguments.plan, processes, volumes)
     return common.DONE
 
 
@@ -47,8 +49,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.task is None:
         if not (arguments.reference and arguments.predicted):
             raise AutosegError("give either TASK, or both -g REFERENCE and -p PREDICTED")
-        if arguments.plan or arguments.workspace or arguments.compare:
-            raise AutosegError("--plan, --compare and --workspace need TASK, not -g and -p")
+        only = ("plan", "workspace", "compare", "corrections")
+        if given := [f"--{name}" for name in only if getattr(arguments, name)]:
+            raise AutosegError(f"{given[0]} needs TASK, not -g and -p")
         return
     if arguments.map or arguments.merge or arguments.tolerance or arguments.labels:
         raise AutosegError("--labels, --map, --merge and --tolerance need -g and -p, not TASK")

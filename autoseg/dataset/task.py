@@ -18,6 +18,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.files import NO_SUCH_FILE, obstacle, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset import declaration
+from autoseg.dataset.corrections import CORRECTED, corrected_labels
 from autoseg.dataset.declaration import DATASET_FILE, Declaration, LabelValues, ListedCase
 from autoseg.dataset.problems import Problem, raise_errors, shown_path
 from autoseg.image import formats
@@ -102,6 +103,8 @@ def find_task(folder: Path, labels: Labels | None = None) -> tuple[Task, list[Pr
     else:
         declared = declaration.read_declaration(folder)
         cases, problems = find_cases(folder, declared)
+    corrected = corrected_labels(folder)
+    cases = tuple(replace(case, label=corrected.get(case.name, case.label)) for case in cases)
     groups, unmatched = _groups(declared, cases, problems)
     names = {case.name for case in cases} | {problem.case for problem in problems}
     annotated, strange = declared.annotated_in(sorted(names))
@@ -224,7 +227,7 @@ def _missing_files(case: Case, folder: Path) -> list[Problem]:
 
 def _cases_in_folders(folder: Path, channels: int) -> tuple[list[Case], list[Problem]]:
     """Pair imagesTr/CASE_XXXX with labelsTr/CASE; file endings may differ."""
-    images, labels = _by_stem(folder / IMAGES), _by_stem(folder / LABELS)
+    images, labels = by_stem(folder / IMAGES), by_stem(folder / LABELS)
     problems = [*_ambiguous(images, folder), *_ambiguous(labels, folder)]
     cases = []
     used: set[str] = set()
@@ -239,7 +242,7 @@ def _cases_in_folders(folder: Path, channels: int) -> tuple[list[Case], list[Pro
     return cases, sorted(problems, key=lambda problem: (problem.case, problem.file))
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
+def by_stem(folder: Path) -> dict[str, list[Path]]:
     """Return the scans in a folder by stem; a subfolder may be a DICOM series."""
     found: defaultdict[str, list[Path]] = defaultdict(list)
     entries = _visible(folder)
@@ -347,7 +350,7 @@ def _labels_in_maps(folder: Path) -> LabelValues:
     Raises:
         DataError: no map has a value above 0.
     """
-    maps = [file for path in _subfolders(folder) for file in _by_stem(path).get(LABEL_STEM, [])]
+    maps = [file for path in _subfolders(folder) for file in by_stem(path).get(LABEL_STEM, [])]
     if not (values := set().union(*in_parallel(values_in, maps, 1, "finding labels")) - {0}):
         raise DataError(
             f"{folder}: no readable label map has a value above 0; "
@@ -370,16 +373,16 @@ def _read_content(folder: Path) -> Any:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir()]
+    return [path for path in _visible(folder) if path.is_dir() and path.name != CORRECTED]
 
 
 def _is_case(path: Path) -> bool:
-    return not _by_stem(path).keys().isdisjoint({IMAGE_STEM, f"{IMAGE_STEM}_0000", LABEL_STEM})
+    return not by_stem(path).keys().isdisjoint({IMAGE_STEM, f"{IMAGE_STEM}_0000", LABEL_STEM})
 
 
 def _case_in(path: Path, channels: int) -> tuple[Case | None, list[Problem]]:
     """Return the case in a folder, or its problems."""
-    found = _by_stem(path)
+    found = by_stem(path)
     if not _is_case(path):
         return None, [Problem.of("no case", path.name, path.name)]
     numbered = [f"{IMAGE_STEM}_{number:04d}" for number in range(channels)]

@@ -27,9 +27,17 @@ from autoseg.evaluation.evaluate import CrossValidation, LabelMapPair
 from autoseg.evaluation.tables import Row, number
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
-from autoseg.models.folder import PLAN, SUMMARY, VALIDATION, fold_folder
+from autoseg.models.folder import PLAN, SUMMARY, VALIDATION, fold_folder, write_calibration
 from autoseg.plan.plan import Plan, load_plan
-from autoseg.prediction.postprocessing import FILE_NAME, FORMAT_VERSION, KeepLargest, Postprocessing
+from autoseg.prediction.postprocessing import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    RELIABILITY,
+    TEMPERATURE,
+    TEMPERATURES,
+    KeepLargest,
+    Postprocessing,
+)
 
 ALL_FOREGROUND = "all foreground"
 Steps = tuple[KeepLargest, ...]
@@ -153,7 +161,7 @@ def learn(folder: Path, validation: CrossValidation, plan: Plan, processes: int)
         RunError: a worker process was killed.
     """
     _check_folds(folder, validation, plan)
-    pairs = _pairs(folder, validation)
+    pairs = list(label_pairs(folder, validation).values())
     score = partial(mean_dice, pairs=pairs, plan=plan, processes=processes)
     (foreground,), *rounds = _rounds(plan)
     before, after = score([(), (foreground,)])
@@ -226,8 +234,12 @@ def _check_folds(folder: Path, validation: CrossValidation, plan: Plan) -> None:
             )
 
 
-def _pairs(folder: Path, validation: CrossValidation) -> list[LabelMapPair]:
-    """Reference and prediction of each case, sorted by case name."""
+def label_pairs(folder: Path, validation: CrossValidation) -> dict[str, LabelMapPair]:
+    """Case -> its reference and its prediction, sorted by case name.
+
+    Raises:
+        DataError: a file is missing.
+    """
     found = {}
     for fold, summary in validation.folds.items():
         predicted = fold_folder(folder, fold) / VALIDATION
@@ -238,7 +250,7 @@ def _pairs(folder: Path, validation: CrossValidation) -> list[LabelMapPair]:
     for path in (path for pair in found.values() for path in pair):
         if not path.is_file():
             raise DataError(f"{path} is missing; the scores of the folds refer to it: restore it")
-    return [found[name] for name in sorted(found)]
+    return {name: found[name] for name in sorted(found)}
 
 
 def mean_dice(
@@ -306,3 +318,45 @@ def _dice(matrix: ConfusionMatrix, members: NDArray[np.int64]) -> float | None:
     both = int(matrix[np.ix_(members, members)].sum())
     sizes = int(matrix[members].sum() + matrix[:, members].sum())
     return 2 * both / sizes if sizes else None
+
+
+def learn_temperature(folder: Path, validation: CrossValidation) -> list[Row]:
+    """Learn a temperature of saved probabilities, and write it to `calibration.json`.
+
+    It is 1 unless another one lowers the mean expected calibration error of the classes on each
+    fold in turn, if it is chosen on the other folds.
+
+    Returns:
+        a header and the errors of each class.
+
+    Raises:
+        DataError: a fold has no record of its probabilities, or there is only one fold.
+    """
+    plan, folds = load_plan(folder / PLAN), list(validation.folds)
+    paths = [fold_folder(folder, fold) / VALIDATION / RELIABILITY for fold in folds]
+    records = [read_json(path) for path in paths if path.is_file()]
+    if len(folds) < 2 or [plan.id] * len(folds) != [record["plan_id"] for record in records]:
+        write_calibration(folder, TEMPERATURE, None)
+        raise DataError("not recorded by all folds with this plan, of which two are needed")
+    names = list(plan.labels)[1:]  # a softmax has an output for the background, too
+    sums = np.array([record["sums"] for record in records])[:, :, -len(names) :]
+    total = sums.sum(axis=0)
+    before = _calibration_errors(total[TEMPERATURES.index(1.0)])
+    after = _calibration_errors(np.sum([of[_best(total - of)] for of in sums], axis=0))
+    value = TEMPERATURES[_best(total)] if after.mean() < before.mean() else 1.0
+    errors = dict(zip(names, zip(before.tolist(), after.tolist(), strict=True), strict=True))
+    found = {"plan_id": plan.id, "value": value, "folds": folds, "ece_before_after": errors}
+    write_calibration(folder, TEMPERATURE, found)
+    head = ("class", "temperature 1", f"learned on the other folds ({value:.3g} on all)")
+    return [head, *((name, *map(number, both)) for name, both in errors.items())]
+
+
+def _best(sums: NDArray[np.float64]) -> int:
+    """The index of the temperature with the lowest mean error."""
+    return int(np.argmin([_calibration_errors(each).mean() for each in sums]))
+
+
+def _calibration_errors(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The expected calibration error of each class (class, bin, ...)."""
+    voxels, probability, hits = np.moveaxis(sums, -1, 0)
+    return np.asarray(np.abs(probability - hits).sum(axis=1) / voxels.sum(axis=1))

@@ -169,6 +169,8 @@ def predict_cases(
     output.check_format(format, inputs)
     if predictor.not_checked:
         say(f"not checked whether scans are like the training scans: {predictor.not_checked}")
+    if save_probabilities and predictor.temperature != 1:
+        say(f"saved probabilities have the learned temperature {predictor.temperature:.3g}")
     writer = None
     if format == output.DICOM_SEG:
         from autoseg.prediction.dicom_seg import SegWriter  # pydicom is slow to import
@@ -331,13 +333,14 @@ class _Stages:
         save = self._path(case, output.PROBABILITIES)
         maps = self._path(case, output.UNCERTAINTY) is not None
         case.observer = self.predictor.observer(self.quality, maps)
+        if self.predictor.reliability is not None:
+            self.predictor.reliability.case = case.name
+
+        def tell(part: float) -> None:
+            self.bar.tell(f"{case.name} {part:.0%}")
+
         with case.timed("network"):
-            case.label = self.predictor.segment(
-                case.prepared,
-                save,
-                lambda part: self.bar.tell(f"{case.name} {part:.0%}"),
-                case.observer,
-            )
+            case.label = self.predictor.segment(case.prepared, save, tell, case.observer)
         case.prepared = None
 
     def _write(self, case: _Case) -> None:

@@ -21,11 +21,12 @@ from autoseg.models.folder import (
     ModelFiles,
     open_model,
     plan_in,
+    read_calibration,
     weights_name,
 )
 from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
-from autoseg.prediction.postprocessing import FILE_NAME, Postprocessing
+from autoseg.prediction.postprocessing import FILE_NAME, TEMPERATURE, Postprocessing
 
 PREVIOUS = "previous_stage.json"
 
@@ -170,6 +171,12 @@ def load_postprocessing(model: Model) -> Postprocessing | None:
             f"{model.plan.id}; learn it again with autoseg_evaluate TASK, or delete it"
         )
     return found
+
+
+def load_temperature(model: Model) -> float:
+    """The temperature of saved probabilities, if the cross-validation of the plan has shown one."""
+    found = read_calibration(model.files or FolderFiles(model.folder)).get(TEMPERATURE, {})
+    return float(found["value"]) if found.get("plan_id") == model.plan.id else 1.0
 
 
 ADVICE = "restore it; the model was trained on the data that it describes"

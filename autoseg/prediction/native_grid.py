@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from autoseg.common.arrays import Box, LabelMap, Triple, union_of_boxes
 from autoseg.image.geometry import SWAPS, Turn
@@ -38,6 +38,7 @@ from autoseg.preprocessing.resample import (
 )
 
 PLANES_AT_ONCE = 16
+TINY = np.float32(1e-6)  # a probability that stands for zero
 
 Area = Box  # a rectangle of all planes: slices along y and z
 Save = Callable[[int, slice, NDArray[np.float32]], None]  # class, planes, probabilities (x, y, z)
@@ -119,6 +120,7 @@ def label_map(
     save: Save | None = None,
     view: Turn = SWAPS[0],
     logits: bool = False,
+    temperature: float = 1.0,
 ) -> LabelMap:
     """The label values (x, y, z) of a whole grid; 0 is the background.
 
@@ -132,6 +134,7 @@ def label_map(
         save: called with all probabilities, one class of some planes at a time.
         view: from the returned grid to that of the planes. Planes are contiguous in memory.
         logits: whether the planes hold logits.
+        temperature: of the probabilities that are saved; the label map does not depend on it.
     """
     swap, kind = view.axes[0], np.uint8 if max(classes.painted) < 256 else np.uint16
     label: LabelMap = np.zeros(SWAPS[swap].triple(size), kind).swapaxes(0, swap)
@@ -145,7 +148,8 @@ def label_map(
             least = None if logits else 0.5 / len(classes.painted)
             _paint_classes(some, classes.painted, out[some.rows], least)
         if save is not None:
-            some = ProbabilityPlanes(some, classes) if logits else some
+            if logits or temperature != 1:
+                some = ProbabilityPlanes(some, classes, logits, temperature)
             for index in range(classes.outputs):
                 save(index, some.rows, some.probabilities(index, whole_area(some.shape)))
     return label
@@ -177,11 +181,19 @@ def _paint_regions(
 
 
 class ProbabilityPlanes:
-    """The probabilities of planes of logits."""
+    """The probabilities of planes of logits, or of probabilities with another temperature."""
 
-    def __init__(self, logits: Planes, classes: Classes) -> None:
-        self.logits, self.classes = logits, classes
-        self.rows, self.shape = logits.rows, logits.shape
+    def __init__(
+        self, planes: Planes, classes: Classes, logits: bool = True, temperature: float = 1.0
+    ) -> None:
+        self.planes, self.classes, self.temperature = planes, classes, temperature
+        self.logits, self.rows, self.shape = logits, planes.rows, planes.shape
+
+    def _logits(self, index: int, area: Area) -> NDArray[np.float32]:
+        found = self.planes.probabilities(index, area)
+        if not self.logits:
+            found = to_logits(found, self.classes.are_regions)
+        return found / np.float32(self.temperature) if self.temperature != 1 else found
 
     def area_above(self, index: int, threshold: float | None) -> Area | None:
         """All of the planes: the largest probability is not known from the logits around."""
@@ -191,7 +203,7 @@ class ProbabilityPlanes:
     def _normaliser(self) -> NDArray[np.float32]:
         """The logarithm of the sum of the classes' exponentials."""
         whole = whole_area(self.shape)
-        each = (self.logits.probabilities(i, whole) for i in range(self.classes.outputs))
+        each = (self._logits(i, whole) for i in range(self.classes.outputs))
         total = next(each)
         for logits in each:
             total = np.logaddexp(total, logits)
@@ -199,10 +211,16 @@ class ProbabilityPlanes:
 
     def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
         """A class's softmax, or a region's sigmoid, in an area of the planes."""
-        found = self.logits.probabilities(index, area)
+        found = self._logits(index, area)
         if self.classes.are_regions:
             return np.asarray(expit(found), np.float32)
         return np.asarray(np.exp(found - self._normaliser[:, *area]))
+
+
+def to_logits(probabilities: NDArray[np.float32], are_regions: bool) -> NDArray[np.float32]:
+    """Finite logits of which a softmax, or for regions a sigmoid, gives the probabilities."""
+    found = np.clip(probabilities, TINY, 1 - TINY)
+    return np.asarray(logit(found) if are_regions else np.log(found), np.float32)
 
 
 class MeanPlanes:

@@ -118,7 +118,11 @@ class ProbabilityFile:
 
 @contextmanager
 def probability_file(
-    path: Path, names: Sequence[str], size: Triple, view: Turn = SWAPS[0]
+    path: Path,
+    names: Sequence[str],
+    size: Triple,
+    view: Turn = SWAPS[0],
+    temperature: float = 1.0,
 ) -> Iterator[ProbabilityFile]:
     """A file to fill within the block; it appears when the block succeeds.
 
@@ -127,6 +131,7 @@ def probability_file(
         names: of the classes.
         size: voxels along x, y, z.
         view: from this grid to that of the planes (x) that are written, `PLANES_AT_ONCE` at a time.
+        temperature: of the probabilities, which is recorded.
 
     Raises:
         AutosegError: it cannot be written.
@@ -146,6 +151,7 @@ def probability_file(
                 cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
             )
             array.vlmeta["classes"] = list(names)
+            array.vlmeta["temperature"] = temperature
         yield ProbabilityFile(path, array, view)
 
 

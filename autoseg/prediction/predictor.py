@@ -37,6 +37,7 @@ from autoseg.prediction.model import (
     load_model,
     load_postprocessing,
     load_previous,
+    load_temperature,
     load_training_set,
 )
 from autoseg.prediction.native_grid import (
@@ -71,8 +72,7 @@ class Predictor(Segmenter[Prepared]):
         model: a folder `models/TASK/PLAN`, a zip of `autoseg_pack`, or a loaded model.
         folds: which folds; all that are finished if None.
         device: `cpu`, `cuda`, ...; the best available one if None.
-        mirror: also average over mirrored patches, along the axes that the plan allows; None: if
-            the plan does.
+        mirror: also average over patches mirrored along the plan's axes; None: if the plan does.
         postprocess: apply what `autoseg_evaluate TASK` has learned (`postprocessing.json`), if any.
         backend: what runs the networks, `auto`, `torch` or `openvino`; see `choose_backend`.
         orientation: to which the axes of scans are brought instead of the plan's, such as `RAS`;
@@ -105,6 +105,7 @@ class Predictor(Segmenter[Prepared]):
         if orientation is not None:
             self.plan = self.plan.model_copy(update={"orientation": orientation})
         self.postprocessing = load_postprocessing(model) if postprocess else None
+        self.temperature = load_temperature(model)
         self.qualification = qualification_in(model.files) if model.files else RESEARCH
         self.calibration = load_calibration(model)
         self.classes = self.plan.classes

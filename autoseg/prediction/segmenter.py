@@ -36,7 +36,7 @@ from autoseg.plan.plan import Plan
 from autoseg.prediction.fit import Differences, warn
 from autoseg.prediction.native_grid import Planes, Save, label_map
 from autoseg.prediction.output import draw_preview, probability_file
-from autoseg.prediction.postprocessing import Postprocessing
+from autoseg.prediction.postprocessing import Postprocessing, Reliability
 from autoseg.prediction.quality import Calibration, Observer
 from autoseg.preprocessing.steps import Prepared
 
@@ -94,6 +94,8 @@ class Segmenter(ABC, Generic[Scan]):
         logits: whether `planes` yields logits, not probabilities.
         axes: along which the window may slide.
         calibration: what the cross-validation says about predictions, or why it is not known.
+        temperature: of saved probabilities, learned from the cross-validation.
+        reliability: watches the probabilities of cases whose labels are known, if it is given.
     """
 
     plan: Plan
@@ -104,6 +106,8 @@ class Segmenter(ABC, Generic[Scan]):
     logits: bool = False
     axes: tuple[int, ...] = AXES
     calibration: Calibration | str = "not calibrated: an average of several plans"
+    temperature: float = 1.0
+    reliability: Reliability | None = None
 
     @overload
     def predict(self, scan: Image, previous: LabelMap | None = None) -> LabelMap: ...
@@ -191,16 +195,22 @@ class Segmenter(ABC, Generic[Scan]):
         planes = self.planes(
             prepared, axis, observer=observer if observer and observer.averaged else None
         )
+        if self.reliability is not None:
+            planes = self.reliability.watch(planes, view, self.logits)
         if report is not None:
             planes = _reported(planes, shape[axis], report)
         names = classes.output_names
-        saving = nullcontext() if save is None else probability_file(save, names, size, view)
+        saving = (
+            nullcontext()
+            if save is None
+            else probability_file(save, names, size, view, self.temperature)
+        )
         with saving as file:
             saves: list[Save] = [file.write] if file else []
             if observer is not None and observer.maps:
                 saves.append(observer.entropies(size, view))
             save_all = partial(_save_all, saves) if saves else None
-            label = label_map(planes, classes, size, save_all, view, self.logits)
+            label = label_map(planes, classes, size, save_all, view, self.logits, self.temperature)
         if self.postprocessing is not None:
             self.postprocessing.apply(prepared.turn.array(label))
         return label

@@ -15,6 +15,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.locks import locked
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
+from autoseg.dataset.problems import join_names
 from autoseg.dataset.task import Case
 from autoseg.image.geometry import Turn, check_same_grid
 from autoseg.image.image import files_of, read_geometry, read_image, read_label
@@ -60,6 +61,8 @@ def preprocess(
         for case in missing:
             if _is_stored(plan, case, store):
                 say(f"{store.folder / case.name} is damaged; preprocessing it again")
+        if changed := [c.name for c in missing if store.has_older(c.name, _source(plan, c))]:
+            say(f"files changed since preprocessing, which is done again: {join_names(changed)}")
         if plans is not None:
             pairs = [(case, _source(plan, case)) for case in missing]
             missing = [c for c, files in pairs if not link_from_others(store, plans, c.name, files)]

@@ -69,6 +69,10 @@ class CaseStore:
             and record.get("source") == [list(pair) for pair in source]
         )
 
+    def has_older(self, name: str, source: Source) -> bool:
+        """Return whether the case was stored, of files that have changed since."""
+        return (self.folder / name / files.CHECKSUMS).exists() and not self.has(name, source)
+
     def is_unchanged(self, name: str) -> bool:
         """Return whether size and time of the files are those of writing; reads no array."""
         folder = self.folder / name

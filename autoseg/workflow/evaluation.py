@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import is_there, read_json
 from autoseg.common.progress import counted, say
-from autoseg.dataset.problems import join_names
+from autoseg.dataset.corrections import CORRECTED, save_corrections
+from autoseg.dataset.problems import join_names, raise_errors
 from autoseg.dataset.splits import SPLITS_FILE, count_folds
-from autoseg.evaluation import evaluate
+from autoseg.dataset.task import by_stem, find_task
+from autoseg.evaluation import evaluate, label_review
 from autoseg.evaluation.comparison import SHOWN, compare
 from autoseg.evaluation.figures.overlay import draw_examples
+from autoseg.evaluation.label_review import Finding, findings_rows
 from autoseg.evaluation.labels import parse_options
-from autoseg.evaluation.learn_postprocessing import update
+from autoseg.evaluation.learn_postprocessing import label_pairs, learn_temperature, update
 from autoseg.evaluation.report import files
 from autoseg.evaluation.report.contents import (
     VOLUMES,
     cross_validation_report,
+    draw_labels,
     find_exhibits,
     folder_report,
 )
 from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import metric_rows, print_dice, print_rows
+from autoseg.evaluation.tables import Row, metric_rows, print_dice, print_rows
+from autoseg.fingerprint import survey
 from autoseg.models.folder import SUMMARY, VALIDATION, fold_folder, write_calibration
+from autoseg.plan.labels import class_of
 from autoseg.prediction.quality import FEWEST_CASES, calibrate
 from autoseg.prediction.quality import KEY as QUALITY
 from autoseg.prediction.record import RECORD
 from autoseg.workflow.workspace import Workspace, folders_in
+
+CALIBRATION_ERROR = "Expected calibration error of saved probabilities"
+TRAIN_AGAIN = "plan and train again: trained folds have learned from the labels before"
 
 
 def score_folders(
@@ -109,11 +118,12 @@ def evaluate_task(
     splits = planned / SPLITS_FILE
     fold_count = count_folds(splits) if splits.is_file() else 0  # unknown in this workspace
     validation = evaluate.gather(folder, fold_count)
+    trained = files.Trained(folder, workspace.raw_folder(given))
+    _score_corrected(trained, validation)
     tables: files.Tables = {
         "Dice of the folds": evaluate.fold_rows(validation),
-        **_learn_postprocessing(folder, validation, fold_count, processes),
+        **_learn(folder, validation, fold_count, processes),
     }
-    trained = files.Trained(folder, workspace.raw_folder(given))
     _calibrate_quality(trained, validation)
     out = folder / "cross_validation"
     _write_tables(out, validation.combined, tables)
@@ -122,10 +132,85 @@ def evaluate_task(
     exhibits = trained.exhibits(validation.combined)
     for path in files.write_cross_validation(trained, validation, out, processes, exhibits):
         print(f"{path.parent.name}: {path}")
+    found = _review(trained, validation, out / label_review.FILE_NAME, processes)
     report = cross_validation_report(
         trained, validation, exhibits, planned / "fingerprint.json", tables, processes, volumes
     )
+    if found is not None:
+        rows, pictures = findings_rows(found), draw_labels(found, exhibits, processes)
+        report = replace(report, labels=rows, label_pictures=pictures)
     _write_report(out, report)
+
+
+def correct_labels(workspace: Workspace, given: str, source: str, processes: int) -> None:
+    """Use corrected label maps of a task from now on, or its originals again.
+
+    Args:
+        workspace: where the task is.
+        given: name of the task, or a unique prefix of it.
+        source: folder of label maps that are named like the cases; `none` for the originals.
+        processes: worker processes that check them.
+
+    Raises:
+        AutosegError: a map is not of a case, or would be refused in planning; nothing is changed.
+    """
+    folder = workspace.find_task_folder(given)
+    if source == "none":
+        save_corrections(folder, {})
+        say(f"{folder.name}: the original labels are used again; {TRAIN_AGAIN}")
+        return
+    (task, _), maps = find_task(folder), by_stem(Path(source))
+    unknown = sorted(maps.keys() - {case.name for case in task.cases})
+    several = [str(path) for paths in maps.values() for path in paths[1:]]
+    if unknown or several or not maps:
+        what = f"{unknown[0]} is not a case of {task.name}" if unknown else "no label map found"
+        what = f"{several[0]}: the case has another file there" if several else what
+        raise DataError(f"--corrections {source}: {what}; name one file like each case")
+    changed = [replace(case, label=maps[case.name][0]) for case in task.cases if case.name in maps]
+    _, problems = survey(replace(task, cases=tuple(changed)), processes)
+    raise_errors(problems, task.name, f"correct the maps in {source}; nothing was changed")
+    save_corrections(folder, {case.name: case.label for case in changed})
+    count = counted(len(changed), "corrected label map")
+    say(f"{task.name}: {count} recorded in {CORRECTED}/ beside the originals; {TRAIN_AGAIN}")
+
+
+def _review(
+    trained: files.Trained, validation: evaluate.CrossValidation, path: Path, processes: int
+) -> list[Finding] | None:
+    """Rank the labels and write the ranking; the cases to look at, None if that is impossible."""
+    plan, classes, kept = trained.plan, trained.labels, label_review.read_kept(path)
+    try:
+        pairs = label_pairs(trained.folder, validation)
+    except DataError as error:
+        say(f"the labels were not reviewed: {error}")
+        return None
+    if plan is None or classes is None:  # which is told: no case can be drawn
+        return None
+    sides = [{class_of(v, plan.labels) for v in pair} for pair in plan.mirrored_labels]
+    folds = {case.case: k for k, of in validation.folds.items() for case in of.cases}
+    found = label_review.review(pairs, classes, sides, processes, folds)
+    label_review.write_review(path, found, kept)
+    print(f"{path.stem}: {path}")
+    return [of for of in found if of.suspicion != label_review.NONE and of.case not in kept]
+
+
+def _score_corrected(trained: files.Trained, validation: evaluate.CrossValidation) -> None:
+    """Score cases against labels that were corrected, or restored, maybe after the validation."""
+    task, classes, done = trained.task, trained.labels, []
+    labels = {} if task is None else {case.name: case.label for case in task.cases}
+    for fold, summary in validation.folds.items():
+        cases = list(summary.cases)
+        for i, case in enumerate(cases):
+            label = labels.get(case.case, used := Path(case.reference_file))
+            if classes and CORRECTED in (label.parent.name, used.parent.name):
+                folder = fold_folder(trained.folder, fold) / VALIDATION
+                prediction = folder / Path(case.prediction_file).name
+                scores = evaluate.evaluate_case(label, prediction, classes)
+                cases[i] = replace(scores, case=case.case)
+                done.append(case.case)
+        validation.folds[fold] = replace(summary, cases=tuple(cases))
+    if done:
+        say(f"scored again, because their labels were corrected or restored: {join_names(done)}")
 
 
 def compare_plans(workspace: Workspace, given: str, plans: Sequence[str]) -> None:
@@ -175,16 +260,21 @@ def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
     return given or found[0]
 
 
-def _learn_postprocessing(
+def _learn(
     folder: Path, validation: evaluate.CrossValidation, fold_count: int, processes: int
 ) -> files.Tables:
-    """A table of the candidates; empty if nothing can be learned, as before all folds are there."""
+    """Tables of what was learned for predictions; without those that cannot be learned (yet)."""
+    tables: dict[str, Sequence[Row]] = {}
     try:
         learned = update(folder, validation, fold_count, processes)
+        tables["Postprocessing (the scores elsewhere are without it)"] = learned.rows()
     except AutosegError as error:
         say(f"no postprocessing was learned: {error}")
-        return {}
-    return {"Postprocessing (the scores elsewhere are without it)": learned.rows()}
+    try:
+        tables[CALIBRATION_ERROR] = learn_temperature(folder, validation)
+    except AutosegError as error:
+        say(f"{CALIBRATION_ERROR}: {error}")
+    return tables
 
 
 def _calibrate_quality(trained: files.Trained, validation: evaluate.CrossValidation) -> None:

@@ -38,6 +38,7 @@ from autoseg.prediction.batch import predict_cases
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import check_previous, load_model, save_previous
 from autoseg.prediction.output import output_path
+from autoseg.prediction.postprocessing import Reliability
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.sliding_window import count_tiles
 from autoseg.preprocessing.preprocess import add_previous, preprocess
@@ -203,16 +204,20 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
     model = load_model(job.folder.parent, [job.fold], job.device)
     predictor = Predictor(model, device=str(job.device), postprocess=False, backend="torch")
     predictor.compared = ()  # the calibration of an earlier training does not matter here
-    return predict_and_score(
+    references = {case.name: case.label for case in cases}
+    predictor.reliability = Reliability(references, model.plan)
+    summary = predict_and_score(
         predictor,
         {case.name: case.images for case in cases},
-        {case.name: case.label for case in cases},
+        references,
         ScoredClasses.of_plan(model.plan),
         job.folder / VALIDATION,
         job.processes,
         overwrite=True,
         previous=previous,
     )
+    predictor.reliability.save(job.folder / VALIDATION)
+    return summary
 
 
 def predict_and_score(

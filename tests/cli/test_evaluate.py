@@ -72,7 +72,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["-g", "x"], "give either TASK, or both -g"),
         (["Task004", "-g", "x", "-p", "y"], "give either TASK or -g and -p"),
         (["Task004", "-o", "x"], "give either TASK or -g and -p"),
-        (["-g", "x", "-p", "y", "--plan", "z"], "--plan, --compare and --workspace"),
+        (["-g", "x", "-p", "y", "--plan", "z"], "--plan"),
         (["-g", "x", "-p", "y", "-i", "nowhere"], "-i nowhere: "),
         (["-g", "nowhere", "-p", "y"], "nowhere: no such folder"),
         (["Task004", "--map", "3:1"], "--labels, --map, --merge and --tolerance"),

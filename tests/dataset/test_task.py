@@ -1,15 +1,28 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
 from autoseg.common.errors import DataError
+from autoseg.dataset.corrections import save_corrections
 from autoseg.dataset.task import find_task, read_task, without
 from autoseg.image.image import read_image
-from tests.dataset.making import HIPPOCAMPUS, MSD, V2, declare, touch, write_4d
+from tests.dataset.making import (
+    HIPPOCAMPUS,
+    MSD,
+    V2,
+    declare,
+    touch,
+    write_4d,
+    write_case,
+    write_scan,
+)
 
 TWO_CHANNELS = {"channel_names": {"0": "T1", "1": "T2"}}
 
@@ -197,3 +210,49 @@ def test_a_wrong_number_of_cases_is_a_warning(tmp_path: Path) -> None:
 def test_no_cases_at_all(tmp_path: Path, fields: dict[str, object]) -> None:
     with pytest.raises(DataError, match=r"dataset\.json.*imagesTr/CASE_0000"):
         read_task(declare(tmp_path, fields))
+
+
+def corrected_task(folder: Path) -> Path:
+    """A task of two cases, and a corrected label map of the second one in `given/`."""
+    task = folder / "Task009_X"
+    for name in ("a", "b"):
+        write_case(task, name, np.zeros((5, 4, 3), np.float32), np.ones((5, 4, 3), np.uint8))
+    declare(task, V2)
+    write_scan(folder / "given" / "b.nii.gz", np.zeros((5, 4, 3), np.uint8))
+    return task
+
+
+def test_corrected_labels_are_used_recorded_and_withdrawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = corrected_task(tmp_path)
+    originals = {path: path.read_bytes() for path in (task / "labelsTr").iterdir()}
+    given = tmp_path / "given" / "b.nii.gz"
+    save_corrections(task, {"b": given})
+    a, b = find_task(task)[0].cases
+    assert a.label.parent == task / "labelsTr"
+    assert b.label == task / "labelsTr_corrected" / "b.nii.gz"
+    assert not np.asanyarray(nibabel.Nifti1Image.from_filename(b.label).dataobj).any()
+    assert "1 corrected label map" in capsys.readouterr().err
+    (entry,) = json.loads((b.label.parent / "corrections.json").read_text())
+    assert entry["case"] == "b"
+    assert entry["sha256"] == hashlib.sha256(b.label.read_bytes()).hexdigest()
+    assert entry["from"] == str(given)
+    assert entry["in_use"]
+    save_corrections(task, {"b": given})  # once more: the earlier entry stays, out of use
+    entries = json.loads((b.label.parent / "corrections.json").read_text())
+    assert [of["in_use"] for of in entries] == [False, True]
+    save_corrections(task, {})
+    assert [case.label.parent.name for case in find_task(task)[0].cases] == ["labelsTr"] * 2
+    assert b.label.is_file()
+    assert originals == {path: path.read_bytes() for path in (task / "labelsTr").iterdir()}
+
+
+def test_a_corrected_label_map_that_is_lost_is_refused(tmp_path: Path) -> None:
+    task = corrected_task(tmp_path)
+    save_corrections(task, {"b": tmp_path / "given" / "b.nii.gz"})
+    (task / "labelsTr_corrected" / "b.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"b\.nii\.gz.*--corrections none"):
+        find_task(task)
+    save_corrections(task, {})
+    assert len(find_task(task)[0].cases) == 2

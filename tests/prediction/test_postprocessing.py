@@ -12,15 +12,26 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import softmax as scipy_softmax
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import write_json
+from autoseg.image.geometry import Turn
 from autoseg.image.image import Image
+from autoseg.image.label_writer import write_label
+from autoseg.plan.plan import Plan
 from autoseg.prediction.model import load_model, load_postprocessing, save_previous
-from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
+from autoseg.prediction.native_grid import Area, whole_area
+from autoseg.prediction.postprocessing import (
+    BINS,
+    TEMPERATURES,
+    KeepLargest,
+    Postprocessing,
+    Reliability,
+)
 from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.prediction.record import origin
-from tests.making import CASCADE, grid, tiny_plan
+from tests.making import CASCADE, REGIONS, grid, tiny_plan
 from tests.prediction.making import Pointwise, model_of, save_model
 
 LabelMap = NDArray[Any]
@@ -187,3 +198,70 @@ def test_peak_memory_is_little_more_than_the_components() -> None:
         tracemalloc.stop()
     assert np.count_nonzero(label_map) == label_map[92:, 80:, 80:].sum()
     assert peak < 7.5 * label_map.size
+
+
+# What outputs say, and how often they are right.
+
+
+class Given:
+    """Planes of given probabilities (class, x, y, z), at full resolution."""
+
+    def __init__(self, probabilities: NDArray[np.float32], rows: slice) -> None:
+        self.of, self.rows = probabilities[:, rows], rows
+        self.shape = self.of.shape[1:]
+
+    def area_above(self, index: int, threshold: float | None) -> Area | None:
+        return whole_area(self.shape)
+
+    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.of[index][:, *area]
+        return found
+
+
+def watched(
+    folder: Path, probabilities: NDArray[np.float32], truth: LabelMap, plan: Plan, logits: bool
+) -> Reliability:
+    write_label(folder / "a.nii.gz", truth, grid(truth.shape))
+    found = Reliability({"a": folder / "a.nii.gz"}, plan)
+    found.case = "a"
+    planes = [Given(probabilities, slice(x, x + 4)) for x in range(0, truth.shape[0], 4)]
+    assert list(found.watch(planes, Turn(), logits)) == planes
+    return found
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_reliability_counts_each_voxel_in_its_bin(tmp_path: Path, logits: bool) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 2, (3, 8, 8, 8)).astype(np.float32)
+    truth = rng.integers(0, 3, (8, 8, 8)).astype(np.uint8)
+    given = scores if logits else scipy_softmax(scores, axis=0)
+    found = watched(tmp_path, given, truth, PLAN, logits)  # small enough: all voxels are taken
+    for k, temperature in enumerate(TEMPERATURES):
+        heated = scipy_softmax(scores.astype(float) / temperature, axis=0)
+        for c in range(3):
+            for b in range(BINS):
+                inside = (heated[c] >= b / BINS) & (heated[c] < (b + 1) / BINS)
+                expected = inside.sum(), heated[c][inside].sum(), (inside & (truth == c)).sum()
+                # A voxel at the edge of two bins may be in either.
+                assert np.abs(found.sums[k, c, b] - expected).max() <= 1.1
+        assert found.sums[k, :, :, 0].sum() == 3 * 512
+
+
+def test_reliability_leaves_out_ignored_voxels(tmp_path: Path) -> None:
+    plan = tiny_plan(ignore_label=3)
+    truth = np.random.default_rng(0).integers(0, 4, (8, 8, 8)).astype(np.uint8)
+    given = np.full((3, 8, 8, 8), 1 / 3, np.float32)
+    found = watched(tmp_path, given, truth, plan, False)
+    assert found.sums[0, 0, :, 0].sum() == (truth != 3).sum()
+
+
+def test_reliability_of_regions(tmp_path: Path) -> None:
+    plan = tiny_plan(**REGIONS)
+    values = list(plan.labels.values())[1:]
+    truth = np.random.default_rng(0).integers(0, 3, (8, 8, 8)).astype(np.uint8)
+    given = np.random.default_rng(1).random((len(values), 8, 8, 8)).astype(np.float32)
+    found = watched(tmp_path, given, truth, plan, False)
+    one = found.sums[TEMPERATURES.index(1.0)].sum(axis=1)
+    for c, covered in enumerate(values):
+        assert one[c, 2] == np.isin(truth, covered).sum()
+        assert one[c, 1] == pytest.approx(given[c].sum(), rel=1e-3)

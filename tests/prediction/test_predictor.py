@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -16,6 +17,8 @@ from autoseg.common.errors import DataError
 from autoseg.common.progress import counted
 from autoseg.image.geometry import SWAPS
 from autoseg.image.image import Image
+from autoseg.models.folder import write_calibration
+from autoseg.prediction.model import load_model
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.segmenter import Segmenter
 from autoseg.preprocessing.steps import prepare
@@ -318,3 +321,24 @@ def test_prediction_is_deterministic(tmp_path: Path) -> None:
     assert (predictor.predict(image) == first).all()
     assert (Predictor(folder, device="cpu", mirror=True).predict(image) == first).all()
     assert Predictor(folder, folds=["1"], device="cpu").model.folds == ("1",)
+
+
+def test_a_learned_temperature_changes_saved_probabilities_alone(tmp_path: Path) -> None:
+    plan = tiny_plan()
+    model = load_model(save_model(plan, tmp_path / "m", "0"), [], torch.device("cpu"))
+    scan = Image(np.random.default_rng(0).normal(size=(1, 9, 8, 10)), grid((9, 8, 10)))
+    found = []
+    for temperature in (1.0, 2.0):
+        write_calibration(tmp_path / "m", "temperature", {"plan_id": plan.id, "value": temperature})
+        predictor = Predictor(model, device="cpu")
+        assert predictor.temperature == temperature
+        label = predictor.segment(predictor.prepare(scan), tmp_path / f"{temperature}.b2nd")
+        saved = blosc2.open(str(tmp_path / f"{temperature}.b2nd"), mode="r")
+        assert saved.vlmeta["temperature"] == temperature
+        found.append((label, saved[:].astype(float)))
+    (one, plain), (other, heated) = found
+    assert (one == other).all()
+    expected = plain**0.5 / (plain**0.5).sum(axis=0)
+    np.testing.assert_allclose(heated, expected, atol=2e-3)
+    write_calibration(tmp_path / "m", "temperature", {"plan_id": "another", "value": 2.0})
+    assert Predictor(model, device="cpu").temperature == 1.0

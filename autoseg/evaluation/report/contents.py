@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from autoseg.dataset.problems import join_names
 from autoseg.evaluation.evaluate import CrossValidation
 from autoseg.evaluation.figures.charts import SURFACE, draw_groups, draw_scores, draw_volumes
 from autoseg.evaluation.figures.overlay import find_image, volume_of, worst_to_best
+from autoseg.evaluation.label_review import Finding
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report import facts, files
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import in_mm, number
 from autoseg.fingerprint import Fingerprint
 from autoseg.image.picture import draw_view
-from autoseg.image.view import Exhibit, read_view
+from autoseg.image.view import PREDICTION, REFERENCE, Exhibit, read_view
 from autoseg.models.folder import VALIDATION, fold_folder
 from autoseg.models.log import ADVICE, Training, draw_dice, draw_losses, read_training
 from autoseg.plan.plan import Plan
@@ -87,7 +89,7 @@ def cross_validation_report(
             *_missing_cases(summary),
             *_overfitting(trainings),
         ),
-        tables=tables | files.lesion_tables(summary),
+        tables={**tables, **files.lesion_tables(summary)},
         cases=facts.case_table(summary, folds, links),
         charts=(*_charts(summary, trained.colours), boxes),
         curves=tuple(_curves(trained, validation, trainings)),
@@ -239,6 +241,26 @@ def methods_of(plan: Plan, validation: CrossValidation) -> str:
         "tolerance": in_mm(summary.tolerance_mm),
     }
     return " ".join(fill(files.TEMPLATES / "methods.txt.j2", **about).split())
+
+
+def draw_labels(
+    found: Sequence[Finding], exhibits: Sequence[Exhibit], processes: int
+) -> dict[str, Chart]:
+    """Case -> a picture of its suspicious labels, for the first ones that can be drawn."""
+    suspicions = {of.case: of.suspicion for of in found}
+    titled = {e.case: replace(e, title=f"{e.case}: {suspicions.get(e.case)}") for e in exhibits}
+    drawn = [titled[case] for case in suspicions if case in titled][:MOST_CASES]
+    pictures = in_parallel(_draw_difference, drawn, processes, "drawing labels to review")
+    return dict(zip((exhibit.case for exhibit in drawn), pictures, strict=True))
+
+
+def _draw_difference(exhibit: Exhibit) -> Chart:
+    """The planes with most differing voxels."""
+    view = read_view(exhibit)
+    differs = view.maps[REFERENCE] != view.maps[PREDICTION]
+    x, y, z = (int(differs.sum(axis=axes).argmax()) for axes in ((1, 2), (0, 2), (0, 1)))
+    alt = f"{exhibit.case}: three planes with image, contours and errors"
+    return chart(draw_view(view, at=(x, y, z)), exhibit.title, alt, form="webp")
 
 
 def _links(summary: Summary, exhibits: Sequence[Exhibit]) -> dict[str, str]:

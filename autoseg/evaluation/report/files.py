@@ -15,7 +15,7 @@ from autoseg.common.files import write_text
 from autoseg.common.pages import SIZE, Chart, fill, write_page
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
-from autoseg.dataset.task import find_task
+from autoseg.dataset.task import Task, find_task
 from autoseg.evaluation.evaluate import CrossValidation, tables
 from autoseg.evaluation.figures.charts import (
     SURFACE,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 METHODS, BIBTEX = "methods.txt", "references.bib"
 TABLES, FIGURES, OVERLAYS = "tables", "figures", "overlays"
 TEMPLATES = Path(__file__).parent / "templates"
-Tables = dict[str, Sequence[Row]]  # heading -> header and rows
+Tables = Mapping[str, Sequence[Row]]  # heading -> header and rows
 
 
 def decisions(plan: Plan) -> dict[str, list[Explained]]:
@@ -85,6 +85,8 @@ class Report:
         plan_notes: short name of a publication that values come from -> its citation.
         times: fold -> its training, and its predictions.
         versions: devices and versions.
+        labels: a header and the rows of the table "Labels to review"; None: not reviewed.
+        label_pictures: case -> its picture where the labels differ most.
     """
 
     title: str
@@ -107,6 +109,8 @@ class Report:
     plan_notes: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[Any, tuple[Training | None, Predictions | None]] = field(default_factory=dict)
     versions: tuple[Fact, ...] = ()
+    labels: Sequence[Row] | None = None
+    label_pictures: Mapping[str, Chart] = field(default_factory=dict)
 
 
 def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
@@ -172,6 +176,12 @@ class Trained:
         path = self.folder / PLAN
         return load_plan(path) if path.is_file() else None
 
+    @cached_property
+    def task(self) -> Task | None:
+        """The raw task; None if it is missing, or the plan."""
+        plan, raw = self.plan, self.raw
+        return None if plan is None or raw is None else find_task(raw, plan.labels)[0]
+
     @property
     def labels(self) -> ScoredClasses | None:
         """The scored classes, with the colours of the plan."""
@@ -189,11 +199,10 @@ class Trained:
 
     def exhibits(self, summary: Summary) -> list[Exhibit]:
         """The scored cases that can be drawn."""
-        labels, plan = self.labels, self.plan
-        if labels is None or plan is None or self.raw is None:
+        labels, task = self.labels, self.task
+        if labels is None or task is None:
             say("no case is drawn: the plan or the raw task is missing in this workspace")
             return []
-        task, _ = find_task(self.raw, plan.labels)
         images = {case.name: case.images[0] for case in task.cases}
         return exhibits_of(summary.cases, images, labels)
 

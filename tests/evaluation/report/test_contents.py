@@ -103,9 +103,9 @@ def test_folders_with_scans(models: Path) -> None:
     assert list(report.pictures) == ["hippocampus_008", "hippocampus_003"]
     assert report.facts["reference"] == str(truth)
     assert report.facts["predicted by plan"] == "p"
-    ((_, predicted),) = report.times.values()
-    assert predicted is not None
-    assert predicted.seconds == (1.5, 1.5)
+    ((_, record),) = report.times.values()
+    assert record is not None
+    assert record.seconds == (1.5, 1.5)
     assert not report.plan
 
 
