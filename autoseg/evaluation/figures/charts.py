@@ -206,6 +206,8 @@ def draw_volumes(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
         axes.set_title(f"{label}  n = {len(mean)}", fontsize=10, parse_math=False)
         axes.set_xlabel("mean of both volumes (ml)", fontsize=8.5)
         axes.margins(x=0.08, y=0.2)
+        if not np.round(difference, 9).any():
+            axes.set_ylim(-0.1, 0.1)  # not the rounding errors
         axes.tick_params(labelsize=8)
         tidy(axes)
     name, over = f"prediction {MINUS} reference (ml)", grid[0].transAxes

@@ -236,6 +236,7 @@ def methods_of(plan: Plan, validation: CrossValidation) -> str:
     about = {
         "plan": plan,
         "version": __version__,
+        "counted": counted,
         "folds": len(validation.folds),
         "cases": len(summary.cases),
         "tolerance": in_mm(summary.tolerance_mm),
