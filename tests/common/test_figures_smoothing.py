@@ -123,3 +123,12 @@ def test_any_values_give_finite_curves_and_no_warning(values: list[float | None]
             assert np.isfinite(array).all()
         assert (curve.low <= curve.mean).all()
         assert (curve.mean <= curve.high).all()
+
+
+def test_one_value_far_away_makes_no_bump() -> None:
+    x = list(range(1, 41))
+    y = [9.0, *(0.4 + 0.6 * float(np.exp(-n / 4)) for n in x[1:])]
+    curve = smooth(x, y)
+    assert curve is not None
+    behind = curve.mean[curve.x > 2]
+    assert np.diff(behind).max() < 0.01  # the values fall everywhere
