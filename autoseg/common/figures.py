@@ -216,7 +216,7 @@ def smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
         return Curve(at, flat, flat, flat)
     low, high = np.quantile(values, (0.1, 0.9))
     if high > low:  # one value far away would make the curve swing beside it
-        values = np.clip(values, low - 2 * (high - low), high + 2 * (high - low))
+        values = np.clip(values, low - 5 * (high - low), high + 5 * (high - low))
     mean, deviation = _regress(_warp(_binned(known_x), at), _binned(values), _warp(at, at))
     return Curve(at, mean, mean - BAND * deviation, mean + BAND * deviation)
 
