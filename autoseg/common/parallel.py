@@ -39,7 +39,7 @@ THREAD_LIMITS = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-RAPL = Path("/sys/class/powercap")  # counters of energy, on Linux
+SYS = Path("/sys")  # portable: without it, no energy is known
 KILLS = ("memory.events", "memory.oom_control")
 
 
@@ -72,18 +72,14 @@ def limit_threads() -> None:
 
 def peak_memory_gb() -> float | None:
     """The largest memory of this process so far; None where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError):  # there is no such file but on Linux
-        kilobytes = (PROC / "self/status").read_text().split("VmHWM:")[1].split()[0]
-        return int(kilobytes) * 1024 / 1e9
-    return None
+    peak = _read(PROC / "self/status").partition("VmHWM:")[2].split()
+    return int(peak[0]) * 1024 / 1e9 if peak else None
 
 
 def energy_kwh() -> float | None:
     """What the processors of this machine have used (RAPL); None where they do not tell."""
-    try:
-        found = [int(path.read_text()) for path in RAPL.glob("intel-rapl:?/energy_uj")]
-    except (OSError, ValueError):  # often only root may read it
-        return None
+    counters = SYS.glob("class/powercap/intel-rapl:?/energy_uj")
+    found = [int(text) for path in counters if (text := _read(path))]  # often only root may read
     return sum(found) / 3.6e12 if found else None
 
 

@@ -12,7 +12,7 @@ from autoseg.evaluation.scores import Summary
 from autoseg.workflow.evaluation import different_names
 from tests.evaluation.scores import HIPPOCAMPUS, case, shifted_hippocampus
 
-FORMS = ("csv", "md", "png", "svg", "tex")
+FORMS = ("csv", "md", "pdf", "png", "svg", "tex")
 
 
 def save_plan(root: Path, plan: str, *tenths: int) -> None:
