@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoseg.common.arrays import LabelMap
+from autoseg.common.arrays import Array, LabelMap
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.files import replacing
 from autoseg.image.formats import LONGEST_HEADER, ending_of
@@ -67,8 +67,8 @@ def write_label(path: File, label: LabelMap, geometry: Geometry, like: File | No
             copy_grid(like, temporary)
 
 
-def to_simpleitk(label: LabelMap, geometry: Geometry) -> sitk.Image:
-    """A label map of shape (x, y, z) as a SimpleITK image on its grid."""
+def to_simpleitk(label: Array, geometry: Geometry) -> sitk.Image:
+    """A label map or a scan of shape (x, y, z) as a SimpleITK image on its grid."""
     import SimpleITK as sitk
 
     assert label.shape == geometry.size, (label.shape, geometry.size)

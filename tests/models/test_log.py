@@ -176,7 +176,9 @@ def test_losses_of_all_folds_make_one_curve():
     assert np.array_equal(curve.get_ydata(), expected.mean)
     styles = {found.get_linestyle() for found in shown[0].lines if found.get_marker() == "None"}
     assert styles == {"-", "--"}
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
         "training",
         "validation",
     ]

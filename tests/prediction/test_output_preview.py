@@ -36,7 +36,7 @@ def test_three_planes_have_the_contours_of_the_classes() -> None:
     figure = draw_preview(*phantom(), grid(SIZE, SPACING), PLAN)
     axes = figure.axes
     assert len(axes) == 3
-    sizes = [ax.get_position().size * figure.get_size_inches() for ax in axes]
+    sizes = [np.asarray(ax.get_position().size) * figure.get_size_inches() for ax in axes]
     axial, coronal, sagittal = (size / sizes[0][0] * 24 for size in sizes)
     assert axial == pytest.approx((24, 16))
     assert coronal == pytest.approx((24, 24))

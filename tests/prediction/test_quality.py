@@ -72,10 +72,11 @@ def test_confidence_and_agreement(plan: Any) -> None:
     shares = passes(plan.classes.outputs, regions)
     observer = Observer(plan.classes, 2, False, False)
     for which in (slice(0, 1), slice(1, 2)):  # patch after patch
-        for each in shares:
-            observer.add(each[which])
+        for share in shares:
+            observer.add(share[which])
         observer.finish(torch.stack(shares).mean(0)[which])
-    seen = [each.numpy()[OBSERVED] for each in (*shares, sum(shares) / 2)]
+    both = (*shares, torch.stack(shares).sum(0) / 2)
+    seen = [each.numpy()[OBSERVED] for each in both]
     hard = [each > 0.5 if regions else each.argmax(1)[:, None] == 0 for each in seen]
     for index, name in enumerate(plan.classes.output_names):
         if index == 0 and not regions:
@@ -196,7 +197,7 @@ def test_bounds_hold_as_often_as_they_say() -> None:
         found = calibrated(40, seed)
         for of, scored in cases(40, 1000 + seed):
             bound = assess(found, of, {})["assessment"]["dice_lower_bound"]["organ"]
-            held.append(scored["organ"] >= bound)  # type: ignore[operator]
+            held.append(scored["organ"] >= bound)
     assert LEVEL - 0.03 < np.mean(held) < LEVEL + 0.03
 
 
@@ -211,13 +212,14 @@ def test_what_is_unusual_is_checked_or_has_failed() -> None:
     assert usual["assessment"]["dice_lower_bound"]["tumour"] is None
     assert usual["assessment"]["n"] == {"organ": 60, "tumour": 0}
     assert usual["assessment"]["usual_dice"]["organ"] == pytest.approx(0.85, abs=0.03)
-    for of, word in (
+    failures: list[tuple[dict[str, dict[str, float] | None], str]] = [
         ({"organ": evidence(0.2), "tumour": None}, "confidence"),
         ({"organ": evidence(0.9, agreement=0.2), "tumour": None}, "agreement"),
         ({"organ": evidence(0.9, volume=0.1), "tumour": None}, "volume ml"),
         ({"organ": evidence(0.9, position_left_right_mm=99.0), "tumour": None}, "left right"),
         ({"organ": None, "tumour": None}, "not found"),
-    ):
+    ]
+    for of, word in failures:
         failed = assess(found, of, {})
         assert failed["quality"] == FAILED
         assert word in failed["assessment"]["why"][0]
