@@ -131,7 +131,7 @@ def probability_file(
         names: of the classes.
         size: voxels along x, y, z.
         view: from this grid to that of the planes (x) that are written, `PLANES_AT_ONCE` at a time.
-        temperature: of the probabilities, which is recorded.
+        temperature: of the probabilities, which is recorded unless it is 1.
 
     Raises:
         AutosegError: it cannot be written.
@@ -151,7 +151,8 @@ def probability_file(
                 cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
             )
             array.vlmeta["classes"] = list(names)
-            array.vlmeta["temperature"] = temperature
+            if temperature != 1:
+                array.vlmeta["temperature"] = temperature
         yield ProbabilityFile(path, array, view)
 
 
