@@ -70,12 +70,6 @@ def limit_threads() -> None:
             os.environ.setdefault(name, str(count))
 
 
-def peak_memory_gb() -> float | None:
-    """The largest memory of this process so far; None where the system does not tell."""
-    peak = _read(PROC / "self/status").partition("VmHWM:")[2].split()
-    return int(peak[0]) * 1024 / 1e9 if peak else None
-
-
 def energy_kwh() -> float | None:
     """What the processors of this machine have used (RAPL); None where they do not tell."""
     counters = SYS.glob("class/powercap/intel-rapl:?/energy_uj")

@@ -22,7 +22,7 @@ from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.parallel import in_parallel
-from autoseg.common.progress import listed
+from autoseg.common.progress import counted, listed, say
 from autoseg.evaluation.evaluate import CrossValidation, LabelMapPair
 from autoseg.evaluation.tables import Row, number
 from autoseg.image.geometry import check_same_grid
@@ -237,16 +237,26 @@ def _check_folds(folder: Path, validation: CrossValidation, plan: Plan) -> None:
 def label_pairs(folder: Path, validation: CrossValidation) -> dict[str, LabelMapPair]:
     """Case -> its reference and its prediction, sorted by case name.
 
+    Partly annotated cases are left out: their references lack classes that the scans may have.
+
     Raises:
-        DataError: a file is missing.
+        DataError: a file is missing, or all cases are partly annotated.
     """
     found = {}
+    every = validation.combined.classes
     for fold, summary in validation.folds.items():
         predicted = fold_folder(folder, fold) / VALIDATION
         for case in summary.cases:
+            if set(case.classes) != set(every):
+                continue
             # The summary has absolute paths; the models may have been moved since.
             prediction = predicted / Path(case.prediction_file).name
             found[case.case] = Path(case.reference_file), prediction
+    if left_out := len(validation.combined.cases) - len(found):
+        count = counted(left_out, "partly annotated case")
+        if not found:
+            raise DataError(f"{count}, and no case with labels of all classes")
+        say(f"{count} left out of label review and postprocessing")
     for path in (path for pair in found.values() for path in pair):
         if not path.is_file():
             raise DataError(f"{path} is missing; the scores of the folds refer to it: restore it")

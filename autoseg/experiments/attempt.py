@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from autoseg.common.errors import AutosegError, InUse, Stopped, stopped_by_signals
 from autoseg.common.files import write_json
 from autoseg.common.locks import locked
-from autoseg.common.parallel import energy_kwh, peak_memory_gb
+from autoseg.common.parallel import energy_kwh, memory_of_this_process
 from autoseg.common.progress import tolerate_output
 from autoseg.evaluation.evaluate import label_maps
 from autoseg.evaluation.scores import Summary
@@ -149,7 +149,7 @@ def attempt(order: RunOrder) -> None:
             for test_set in run.held_out:
                 if not status.is_scored(run, test_set, workspace):
                     score_held_out(run, test_set, workspace, str(device), order.processes)
-            memory = peak_memory_gb()
+            memory = memory_of_this_process() / 1e9
             if device.type == "cuda":
                 memory = torch.cuda.max_memory_allocated(device) / 1e9
             used = None

@@ -17,9 +17,9 @@ from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.evaluation.evaluate import CrossValidation, evaluate_case, gather
 from autoseg.evaluation.labels import ScoredClasses
-from autoseg.evaluation.learn_postprocessing import Learned, learn, mean_dice, update
-from autoseg.evaluation.metrics import METRICS, cut_masks, overlap
-from autoseg.evaluation.scores import Summary
+from autoseg.evaluation.learn_postprocessing import Learned, label_pairs, learn, mean_dice, update
+from autoseg.evaluation.metrics import METRICS, Overlap, cut_masks, overlap
+from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
 from autoseg.plan.plan import Plan, make_plan
@@ -257,3 +257,22 @@ def test_a_label_map_that_is_gone_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=str(path)):
         update(tmp_path, validation, 2, 1)
+
+
+def test_partly_annotated_cases_are_left_out(tmp_path: Path) -> None:
+    """Their references lack classes, whose predictions would look like errors."""
+
+    def scores(case: str, *classes: str) -> CaseScores:
+        for name in (f"{case}.truth", f"{case}.nii.gz"):
+            path = tmp_path / "fold_0" / "validation" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        reference = tmp_path / "fold_0" / "validation" / f"{case}.truth"
+        labels = dict.fromkeys(classes, Overlap(1, 0, 0, 1))
+        return CaseScores(case, str(reference), f"{case}.nii.gz", labels, {})
+
+    whole, part = scores("a", "liver", "spleen"), scores("b", "liver")
+    found = label_pairs(tmp_path, CrossValidation({0: Summary((whole, part))}, ()))
+    assert list(found) == ["a"]
+    with pytest.raises(DataError, match="partly annotated"):
+        label_pairs(tmp_path, CrossValidation({0: Summary((scores("c", "spleen"), part))}, ()))
