@@ -189,7 +189,10 @@ def prepare_plans(
             options, like = variant.options, measured.get(variant.measured_with)
             if options.seconds is not None and like is not None:
                 options = replace(options, measured=like)
-            plan = write_plan(workspace, surveyed[study.task], options, processes, device)
+            try:
+                plan = write_plan(workspace, surveyed[study.task], options, processes, device)
+            except PlanError as error:
+                raise PlanError(f"study {study.name}: plan {variant.name}: {error}") from error
             measured.setdefault(variant.measured_with, plan)
             _check(variant, workspace, plan)
             say(f"plan {plan.name} ({plan.id})")

@@ -84,6 +84,13 @@ def stack(rules: PlanValues, evidence: Evidence, layers: Sequence[Layer], name: 
             inside = (k for k in layer.origins if k.startswith(f"{key}."))  # entries of a list
             provenance |= {k: layer.provenance(k) for k in inside}
         merged = merge(merged, layer.values)
+        for key, kept in _without_deeper_stages(merged, layer).items():
+            merged["network"] = merged["network"] | {key: kept}
+            provenance[f"network.{key}"] = Provenance(
+                source=layer.source,
+                evidence="cut to the stages of network.features",
+                rule_value=value_at(rules, ["network", key]),
+            )
     where = " + ".join(["the rules", *(layer.source for layer in layers)])
     records = {
         key: entry.model_dump(mode="json")
@@ -91,6 +98,17 @@ def stack(rules: PlanValues, evidence: Evidence, layers: Sequence[Layer], name: 
         if _exists(merged, key)  # values of a replaced optimiser no longer exist
     }
     return make_plan(merged | {"name": name, "provenance": records}, where)
+
+
+def _without_deeper_stages(merged: PlanValues, layer: Layer) -> PlanValues:
+    """What else a layer cuts off the network by giving fewer features than there are stages."""
+    given = layer.values.get("network", {})
+    if not isinstance(given, dict) or not isinstance(features := given.get("features"), list):
+        return {}
+    lengths = dict.fromkeys(("strides", "kernels", "blocks_encoder"), len(features))
+    lengths["blocks_decoder"] = max(0, len(features) - 1)
+    cut = {key: (merged["network"].get(key), n) for key, n in lengths.items() if key not in given}
+    return {k: v[:n] for k, (v, n) in cut.items() if isinstance(v, list) and len(v) > n}
 
 
 def complete(values: PlanValues, where: str) -> PlanValues:

@@ -76,6 +76,32 @@ def test_the_same_kind_is_merged() -> None:
     assert plan.training.optimizer == Sgd(momentum=0.5, learning_rate=1.0)
 
 
+def test_fewer_features_leave_out_the_deeper_stages() -> None:
+    deep = {
+        "features": [2, 4, 8],
+        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 1]],
+        "kernels": [[3, 3, 3], [3, 3, 3], [3, 3, 1]],
+        "blocks_encoder": [1, 2, 3],
+        "blocks_decoder": [2, 1],
+    }
+    plan = stacked({"network": deep}, {"network": {"features": [6, 8]}})
+    assert plan.network.features == (6, 8)
+    assert plan.network.strides == ((1, 1, 1), (2, 2, 2))
+    assert plan.network.kernels == ((3, 3, 3), (3, 3, 3))
+    assert (plan.network.blocks_encoder, plan.network.blocks_decoder) == ((1, 2), (2,))
+    found = plan.provenance["network.strides"]
+    assert (found.source, found.rule_value) == ("layer 1", TINY["network"]["strides"])
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{"features": [2, 4, 8]}, {"features": [2, 4], "strides": [[1, 1, 1]]}],
+)
+def test_stages_that_are_not_there_are_named(network: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="network: strides has"):
+        stacked({"network": network})
+
+
 def test_labels_are_replaced_as_a_whole() -> None:
     plan = stacked({"labels": {"background": [0], "both": [1, 2]}})
     assert plan.labels == {"background": (0,), "both": (1, 2)}
