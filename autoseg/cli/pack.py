@@ -13,7 +13,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     from autoseg.export.model_zip import PackOptions, pack
 
     common.take_task(arguments)
-    folder = common.model_folder(argparse.Namespace(model=None, **vars(arguments)))
+    folder = common.model_folder(arguments, None, arguments.plan)
     order = PackOptions(
         workspace=common.find_workspace(arguments),
         task=folder.parent.name,

@@ -19,21 +19,13 @@ from autoseg.evaluation.figures.overlay import draw_examples
 from autoseg.evaluation.label_review import Finding, findings_rows
 from autoseg.evaluation.labels import parse_options
 from autoseg.evaluation.learn_postprocessing import label_pairs, learn_temperature, update
-from autoseg.evaluation.report import files
-from autoseg.evaluation.report.contents import (
-    VOLUMES,
-    cross_validation_report,
-    draw_labels,
-    find_exhibits,
-    folder_report,
-)
+from autoseg.evaluation.report import contents, files
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import Row, metric_rows, print_dice, print_rows
 from autoseg.fingerprint import survey
-from autoseg.models.folder import SUMMARY, VALIDATION, fold_folder, write_calibration
+from autoseg.models.folder import FINGERPRINT, SUMMARY, VALIDATION, fold_folder, write_calibration
 from autoseg.plan.labels import class_of
-from autoseg.prediction.quality import FEWEST_CASES, calibrate
-from autoseg.prediction.quality import KEY as QUALITY
+from autoseg.prediction import quality
 from autoseg.prediction.record import RECORD
 from autoseg.workflow.workspace import Workspace, folders_in
 
@@ -53,7 +45,7 @@ def score_folders(
     tolerance: str | None = None,
     classes: str | None = None,
     processes: int = 1,
-    volumes: int = VOLUMES,
+    volumes: int = contents.VOLUMES,
 ) -> bool:
     """Score a folder of predictions; write and print tables, pictures and a report.
 
@@ -86,9 +78,9 @@ def score_folders(
     if images:
         for picture in draw_examples(summary, images, labels, out):
             print(f"picture: {picture}")
-    exhibits = find_exhibits(summary, images, labels) if images else []
-    report = folder_report(reference, predicted, summary, exhibits, labels, processes, volumes)
-    _write_report(out, report)
+    exhibits = contents.find_exhibits(summary, images, labels) if images else []
+    scored = reference, predicted, summary
+    _write_report(out, contents.folder_report(*scored, exhibits, labels, processes, volumes))
     refused = summary.refused
     if against:
         other = evaluate.evaluate_folders(reference, against, labels, processes)
@@ -98,7 +90,7 @@ def score_folders(
 
 
 def evaluate_task(
-    workspace: Workspace, given: str, plan: str | None, processes: int, volumes: int = VOLUMES
+    workspace: Workspace, given: str, plan: str | None, processes: int, volumes: int
 ) -> None:
     """Summarise the cross-validation of a plan: tables, figures, postprocessing and a report.
 
@@ -133,11 +125,10 @@ def evaluate_task(
     for path in files.write_cross_validation(trained, validation, out, processes, exhibits):
         print(f"{path.parent.name}: {path}")
     found = _review(trained, validation, out / label_review.FILE_NAME, processes)
-    report = cross_validation_report(
-        trained, validation, exhibits, planned / "fingerprint.json", tables, processes, volumes
-    )
+    of = trained, validation, exhibits, planned / FINGERPRINT, tables
+    report = contents.cross_validation_report(*of, processes, volumes)
     if found is not None:
-        rows, pictures = findings_rows(found), draw_labels(found, exhibits, processes)
+        rows, pictures = findings_rows(found), contents.draw_labels(found, exhibits, processes)
         report = replace(report, labels=rows, label_pictures=pictures)
     _write_report(out, report)
 
@@ -288,16 +279,16 @@ def _calibrate_quality(trained: files.Trained, validation: evaluate.CrossValidat
                 dice = {name: scores.value(name, "Dice") for name in scores.classes}
                 cases.append((found["evidence"], dice))
     total = len(validation.combined.cases)
-    if plan is None or len(cases) < max(total, FEWEST_CASES):
-        write_calibration(trained.folder, QUALITY, None)
+    if plan is None or len(cases) < max(total, quality.FEWEST_CASES):
+        write_calibration(trained.folder, quality.KEY, None)
         say(
             f"quality of predictions: not calibrated; {len(cases)} of {total} validation cases (at "
-            f"least {FEWEST_CASES}) have a record of what the networks said; delete "
+            f"least {quality.FEWEST_CASES}) have a record of what the networks said; delete "
             "fold_K/validation and run autoseg_train with --resume"
         )
         return
-    found = calibrate(plan.id, cases, list(plan.labels)[1:])
-    write_calibration(trained.folder, QUALITY, asdict(found))
+    found = quality.calibrate(plan.id, cases, list(plan.labels)[1:])
+    write_calibration(trained.folder, quality.KEY, asdict(found))
     bounded = sum(of.margin is not None for of in found.classes.values())
     about = f"bounds of Dice for {bounded} of {counted(len(found.classes), 'class')}"
     print(f"quality of predictions: calibrated on {counted(len(cases), 'case')}; {about}")

@@ -20,16 +20,7 @@ from autoseg.dataset.task import Case, Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.models.folder import (
-    BEST,
-    EVERY_FOLD,
-    FINAL,
-    FINGERPRINT,
-    LATEST,
-    PLAN,
-    VALIDATION,
-    fold_name,
-)
+from autoseg.models import folder as layout
 from autoseg.models.log import failures_of
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan, is_extension, load_plan
@@ -120,9 +111,11 @@ def run_fold(job: FoldJob) -> Summary | None:
     split = find_split(plan, task, job.plan_folder, job.fold)
     cases = {case.name: case for case in task.cases}
     with locked(job.folder / FOLD_LOCK, f"fold {job.fold} of {task.name}"):
-        remove_leftovers(job.folder, (LATEST, BEST, FINAL))
+        remove_leftovers(job.folder, (layout.LATEST, layout.BEST, layout.FINAL))
         claim(plan, job.folder.parent, job.fold, job.resume)
-        _copy_fingerprint(job.plan_folder, job.folder.parent)
+        measured = job.plan_folder / layout.FINGERPRINT  # prediction holds new scans against it
+        if measured.is_file():  # the fold `all` can be trained without
+            write_json(job.folder.parent / layout.FINGERPRINT, read_json(measured))
         store = job.store(plan)
         names = (*split.train, *split.validation)
         previous = claim_segmentations(job.workspace, plan, task, names)
@@ -140,7 +133,7 @@ def run_fold(job: FoldJob) -> Summary | None:
         if summary is not None:
             failures += summary.never_predicted
             summary = replace(summary, failures=tuple(failures))
-            summary.save(job.folder / VALIDATION / "summary.json")
+            summary.save(job.folder / layout.SUMMARY)
         for failure in failures:
             say(f"warning: fold {job.fold}: {failure}")
         say(f"fold {job.fold} took {in_words(time.monotonic() - job.started)}: {job.folder}")
@@ -155,7 +148,7 @@ def check_fold(job: FoldJob) -> None:
 
 
 def _read(job: FoldJob) -> tuple[Plan, Task]:
-    plan = load_plan(job.plan_folder / PLAN)
+    plan = load_plan(job.plan_folder / layout.PLAN)
     return plan, read_task(job.task, plan.labels, plan.skipped_cases)
 
 
@@ -169,7 +162,8 @@ def _check_resources(plan: Plan, job: FoldJob) -> None:
         )
     if job.tensorboard:
         check_tensorboard()
-    if job.pretrained is not None and not (job.resume and (job.folder / LATEST).exists()):
+    goes_on = job.resume and (job.folder / layout.LATEST).exists()
+    if job.pretrained is not None and not goes_on:
         transfer(read_pretrained(job.pretrained), plan, build_network(plan))
 
 
@@ -211,12 +205,12 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
         {case.name: case.images for case in cases},
         references,
         ScoredClasses.of_plan(model.plan),
-        job.folder / VALIDATION,
+        job.folder / layout.VALIDATION,
         job.processes,
         overwrite=True,
         previous=previous,
     )
-    predictor.reliability.save(job.folder / VALIDATION)
+    predictor.reliability.save(job.folder / layout.VALIDATION)
     return summary
 
 
@@ -253,8 +247,8 @@ def predict_and_score(
     )
     outcome.raise_failures()
     score = partial(_score, references=references, folder=folder, labels=labels)
-    scores = in_parallel(score, list(inputs), processes, "evaluating")
-    summary = Summary(tuple(scores), (), tolerances(labels))
+    scores = tuple(in_parallel(score, list(inputs), processes, "evaluating"))
+    summary = Summary(scores, (), tolerances(labels))
     summary.save(folder / "summary.json")
     return summary
 
@@ -275,28 +269,23 @@ def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
     Raises:
         AutosegError: there are models of another plan, or of a shorter one without `resume`.
     """
-    path = folder / PLAN
-    begun = sorted({file.parent.name for file in folder.glob(f"{EVERY_FOLD}/*.safetensors")})
-    if begun:
-        owner = load_plan(path)
-        _check_owner(owner, plan, folder, begun, resume)
-        others = [name for name in begun if name != fold_name(fold)]
+    if begun := sorted({file.parent.name for file in _weights_in(folder)}):
+        owner = load_plan(folder / layout.PLAN)
+        _check_owner(owner, plan, folder, ", ".join(begun), resume)
+        others = [name for name in begun if name != layout.fold_name(fold)]
         if others and owner.id != plan.id:
             say(f"also extend {', '.join(others)} (--resume): prediction needs folds of one plan")
-    plan.save(path)
+    plan.save(folder / layout.PLAN)
 
 
-def _copy_fingerprint(source: Path, models: Path) -> None:
-    """Put the fingerprint beside the plan: prediction holds new scans against it."""
-    if (source / FINGERPRINT).is_file():  # the fold `all` can be trained without
-        write_json(models / FINGERPRINT, read_json(source / FINGERPRINT))
+def _weights_in(models: Path) -> list[Path]:
+    return list(models.glob(f"{layout.EVERY_FOLD}/*.safetensors"))
 
 
-def _check_owner(owner: Plan, plan: Plan, folder: Path, begun: list[str], resume: bool) -> None:
-    extends = is_extension(owner, plan)
+def _check_owner(owner: Plan, plan: Plan, folder: Path, folds: str, resume: bool) -> None:
+    extends, keys = is_extension(owner, plan), differences(owner, plan)
     if owner.id == plan.id or (resume and extends):
         return
-    keys, folds = differences(owner, plan), ", ".join(begun)
     if extends:
         raise AutosegError(
             f"{folder} holds models of a plan that differs only in {keys} ({folds}); extend them "
@@ -328,7 +317,7 @@ def claim_segmentations(
     previous = previous_plan(workspace, plan)
     found = find_segmentations(workspace, plan, task, cases)
     models = workspace.models(plan.task, plan.name)
-    if any(models.glob(f"{EVERY_FOLD}/*.safetensors")):
+    if _weights_in(models):
         check_previous(models, previous)
     else:
         save_previous(models, previous)
@@ -348,12 +337,12 @@ def previous_plan(workspace: Workspace, plan: Plan) -> Plan:
             f"{plan.name} refines {plan.previous_stage}, which is not planned yet; plan it with "
             "--config 3d_lowres and the same options, and train all its folds"
         )
-    if not (folder / PLAN).is_file():
+    if not (folder / layout.PLAN).is_file():
         raise AutosegError(
             f"{plan.name} refines {plan.previous_stage}, which has no trained fold; run: "
             f"{_train_stage(plan, range(count_folds(splits)))}"
         )
-    previous = load_plan(folder / PLAN)
+    previous = load_plan(folder / layout.PLAN)
     if wrong := [key for key in SHARED_KEYS if getattr(plan, key) != getattr(previous, key)]:
         raise AutosegError(
             f"{plan.name} refines {previous.name}, which differs in {' and '.join(wrong)}; plan "
@@ -394,8 +383,9 @@ def find_segmentations(
         fold: workspace.fold(plan.task, str(plan.previous_stage), fold)
         for fold in {fold_of[name] for name in cases}
     }
-    found = {name: output_path(folders[fold_of[name]] / VALIDATION, name) for name in cases}
-    missing = {fold for fold, folder in folders.items() if not (folder / FINAL).exists()}
+    predicted = {name: folders[fold_of[name]] / layout.VALIDATION for name in cases}
+    found = {name: output_path(folder, name) for name, folder in predicted.items()}
+    missing = {fold for fold, folder in folders.items() if not (folder / layout.FINAL).exists()}
     missing |= {fold_of[name] for name, path in found.items() if not path.exists()}
     if folds := sorted(missing):
         raise AutosegError(

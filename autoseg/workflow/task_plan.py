@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,27 +17,14 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import Mask
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.progress import counted, listed, say
+from autoseg.dataset import splits
 from autoseg.dataset.merge import merge_tasks
 from autoseg.dataset.problems import (
-    Problem,
     errors_by_case,
     errors_in,
     problems_table,
     raise_errors,
     write_verification,
-)
-from autoseg.dataset.splits import (
-    SPLITS_FILE,
-    Patient,
-    Split,
-    SplitOptions,
-    find_splits,
-    load_or_make_splits,
-    other_nnunet_splits,
-    patients,
-    read_splits,
-    remake_splits,
-    write_splits,
 )
 from autoseg.dataset.task import Task, find_task, read_task, without
 from autoseg.evaluation.tables import print_rows
@@ -44,7 +32,6 @@ from autoseg.fingerprint import Fingerprint, survey
 from autoseg.image.image import read_label
 from autoseg.models.folder import FINGERPRINT, PLAN, folds_in
 from autoseg.plan.plan import Plan, differing_keys, load_plan
-from autoseg.plan.sections import Splits
 from autoseg.planner.budget import expected_overhead
 from autoseg.planner.compose import PlanOptions, compose, other_plans, pairs_of
 from autoseg.workflow.workspace import Workspace
@@ -100,11 +87,18 @@ def survey_task(
     cases, errors = counted(len(task.cases), "case"), len(found)
     warnings = counted(len(problems) - errors, "warning")
     say(f"{task.name}: {cases}, {counted(errors, 'error')}, {warnings}")
+    bad = errors_by_case(problems)
     if not skip_bad_cases:
-        raise_errors(problems, task.name, _advice(fingerprint, problems), listed=True)
+        some_can_be_left_out = "" not in bad and fingerprint.cases
+        advice = "fix these cases, or leave them out with --skip-bad-cases"
+        raise_errors(problems, task.name, advice if some_can_be_left_out else "", listed=True)
         return Surveyed(task, fingerprint)
-    bad = _bad_cases(task, fingerprint, problems)
-    return Surveyed(without(task, bad), fingerprint, bad)
+    raise_errors(bad.pop("", ()), task.name)  # of the whole task
+    if not fingerprint.cases:
+        raise_errors(problems, task.name)
+    if bad:
+        say(f"skipping {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
+    return Surveyed(without(task, bad), fingerprint, tuple(bad))
 
 
 def merge(workspace: Workspace, tasks: Sequence[str], name: str, processes: int) -> None:
@@ -122,23 +116,6 @@ def merge(workspace: Workspace, tasks: Sequence[str], name: str, processes: int)
     found = [read_task(workspace.find_task_folder(task)) for task in tasks]
     print_rows(merge_tasks(found, workspace.raw(name), processes))
     say(f"{workspace.raw(name)}: {counted(sum(len(t.cases) for t in found), 'case')}")
-
-
-def _advice(fingerprint: Fingerprint, problems: list[Problem]) -> str:
-    """What to do if some cases have errors and others have none."""
-    if "" in errors_by_case(problems) or not fingerprint.cases:
-        return ""
-    return "fix these cases, or leave them out with --skip-bad-cases"
-
-
-def _bad_cases(task: Task, fingerprint: Fingerprint, problems: list[Problem]) -> tuple[str, ...]:
-    bad = errors_by_case(problems)
-    raise_errors(bad.pop("", ()), task.name)  # of the whole task
-    if not fingerprint.cases:
-        raise_errors(problems, task.name)
-    if bad:
-        say(f"skipping {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
-    return tuple(bad)
 
 
 def differences(one: Plan, other: Plan) -> str:
@@ -214,8 +191,8 @@ def _centre(mask: Mask) -> NDArray[np.float64]:
     return np.array([np.arange(len(each)) @ each / each.sum() for each in counts])
 
 
-def _patients(task: Task) -> list[Patient]:
-    return patients([case.name for case in task.cases], task.groups)
+def _patients(task: Task) -> list[splits.Patient]:
+    return splits.patients([case.name for case in task.cases], task.groups)
 
 
 def write_plan(
@@ -224,7 +201,7 @@ def write_plan(
     options: PlanOptions,
     processes: int,
     device: str | None,
-    splits: Path | None = None,
+    splits_file: Path | None = None,
 ) -> Plan:
     """Compose a plan and write it with its splits and fingerprint to `preprocessed/TASK/PLAN/`.
 
@@ -234,16 +211,17 @@ def write_plan(
         options: the user's options.
         processes: worker processes for measuring, with a time budget.
         device: device to measure, with a time budget.
-        splits: a file of splits to use instead of made ones.
+        splits_file: a file of splits to use instead of made ones.
 
     Raises:
         PlanError: an option is invalid for this task.
-        DataError: the cases cannot be split into so many folds, or `splits` is not valid.
-        AutosegError: folds of this plan were trained with other splits than `splits`.
+        DataError: the cases cannot be split into so many folds, or `splits_file` is not valid.
+        AutosegError: folds of this plan were trained with other splits than `splits_file`.
     """
     task, fingerprint = surveyed.task, surveyed.fingerprint
     options = fitted(options, surveyed)
-    chosen = None if splits is None else read_splits(splits, [case.name for case in task.cases])
+    names = [case.name for case in task.cases]
+    chosen = None if splits_file is None else splits.read_splits(splits_file, names)
     plan = _compose(task, fingerprint, options, processes, device)
     if plan.orientation is None and "," in (orders := fingerprint.counted_orientations):
         say(
@@ -264,7 +242,7 @@ def write_plan(
         _use_splits(chosen, task, folder, workspace.models(task.name, plan.name))
     else:
         _split(task, plan, fingerprint, folder)
-        if theirs := other_nnunet_splits(task.folder, folder / SPLITS_FILE):
+        if theirs := splits.other_nnunet_splits(task.folder, folder / splits.SPLITS_FILE):
             say(f"nnU-Net split the cases differently; to use its folds, add --splits {theirs}")
     fingerprint.save(folder / "fingerprint.json")
     for other in other_plans(fingerprint, options, plan):
@@ -273,38 +251,44 @@ def write_plan(
     return plan
 
 
-def _use_splits(splits: tuple[Split, ...], task: Task, folder: Path, models: Path) -> None:
+def _use_splits(chosen: Sequence[splits.Split], task: Task, folder: Path, models: Path) -> None:
     """Replace the splits of a plan by the user's, unless folds were trained with others."""
-    names, saved = [case.name for case in task.cases], folder / SPLITS_FILE
+    names, saved = [case.name for case in task.cases], folder / splits.SPLITS_FILE
     with suppress(AutosegError):  # none are saved, or those of other cases
-        if read_splits(saved, names) == splits:
+        if splits.read_splits(saved, names) == chosen:
             return
     if trained := [fold for fold in folds_in(models) if fold != "all"]:
         raise AutosegError(
             f"{models} has {listed('fold', trained)}, trained with other splits than those of "
             "--splits; choose another --name"
         )
-    write_splits(saved, splits)
-    load_or_make_splits(folder, task.folder, names)  # names the cases that they leave out
+    splits.write_splits(saved, chosen)
+    splits.load_or_make_splits(folder, task.folder, names)  # names the cases that they leave out
 
 
 def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
     """Write the plan's splits; splits that an earlier plan of this name made are replaced."""
-    if len(_patients(task)) == 1 and find_splits(task.folder) is None:
+    if len(_patients(task)) == 1 and splits.find_splits(task.folder) is None:
         say("one patient cannot be split into folds; only `fold all` can be trained")
         return
-    names = tuple(case.name for case in task.cases)
-    folds, seed, classes = plan.splits.folds, plan.splits.seed, fingerprint.presence
-    if earlier := _earlier_plan(folder):
-        splits, data = earlier
-        before = SplitOptions(
-            tuple(data.cases), splits.folds, splits.seed, task.groups, data.presence
-        )
-        remake_splits(folder, before, SplitOptions(names, folds, seed, task.groups, classes))
-    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
+    wanted = _how_to_split(plan, task, fingerprint, [case.name for case in task.cases])
+    earlier = None
+    with suppress(AutosegError):  # there is no earlier plan of this name
+        data = Fingerprint.load(folder / FINGERPRINT)
+        earlier = _how_to_split(load_plan(folder / PLAN), task, data, list(data.cases))
+    if earlier is not None:
+        splits.remake_splits(folder, earlier, wanted)
+    splits.load_or_make_splits(folder, task.folder, *wanted)
 
 
-def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
+def _how_to_split(
+    plan: Plan, task: Task, fingerprint: Fingerprint, names: list[str]
+) -> tuple[Any, ...]:
+    """The arguments of `make_splits`."""
+    return names, plan.splits.folds, plan.splits.seed, task.groups, fingerprint.presence
+
+
+def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> splits.Split:
     """The cases of a fold.
 
     Raises:
@@ -312,22 +296,12 @@ def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
     """
     names = [case.name for case in task.cases]
     if fold == ALL:
-        return Split(tuple(names), ())
-    classes = Fingerprint.load(folder / FINGERPRINT).presence
-    splits = load_or_make_splits(
-        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
-    )
-    if not fold.isdecimal() or int(fold) >= len(splits):
-        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(splits) - 1}, or {ALL}")
-    return splits[int(fold)]
-
-
-def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
-    """What the splits of an earlier plan of this name were made from; None without such a plan."""
-    try:
-        return load_plan(folder / PLAN).splits, Fingerprint.load(folder / "fingerprint.json")
-    except AutosegError:
-        return None
+        return splits.Split(tuple(names), ())
+    how = _how_to_split(plan, task, Fingerprint.load(folder / FINGERPRINT), names)
+    found = splits.load_or_make_splits(folder, task.folder, *how)
+    if not fold.isdecimal() or int(fold) >= len(found):
+        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(found) - 1}, or {ALL}")
+    return found[int(fold)]
 
 
 def _compose(
