@@ -106,7 +106,7 @@ def compose(
     values["mirrored_labels"] = [list(pair) for pair in pairs]
     if names:
         evidence["mirrored_labels"] = (rule_values.EXCHANGED_SIDES, names)
-    lower = [] if reference is None else [*reference.layers]
+    lower = [*reference.layers] if reference else []
     if (seconds := options.seconds) is not None:
         recipe = short_recipe(make_plan(values, "the rules"), seconds)
         lower = lower if recipe is None else [recipe, *lower]
@@ -122,9 +122,7 @@ def compose(
         lower = [patch_rule.patch_layer(trial, fingerprint, memory_gb), *lower]
     plan = build(*lower)
     if seconds is None:
-        return (
-            plan if reference is None else patch_rule.with_own_rules(plan, fingerprint, memory_gb)
-        )
+        return patch_rule.with_own_rules(plan, fingerprint, memory_gb) if reference else plan
     if plan.previous_stage is not None:
         raise PlanError(
             f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "
@@ -147,15 +145,7 @@ def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: P
 
 def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[Plan]:
     """The rules' plans of the configurations besides the plan's."""
-    kept = (
-        "name",
-        "planner",
-        "memory_gb",
-        "regions_class_order",
-        "annotated",
-        "skipped_cases",
-        "patients",
-    )
+    kept = "name planner memory_gb regions_class_order annotated skipped_cases patients".split()
     by_rules = PlanOptions(**{key: getattr(options, key) for key in kept}, use_reference=False)
     turned = fingerprint.turned_to(fingerprint.usual_orientation)
     found = rule_values.configurations(turned, options.planner, options.memory_gb)
@@ -174,10 +164,9 @@ def _describe(configuration: Configuration) -> str:
 def _orientation(usual: str, options: PlanOptions, reference: Reference | None) -> str | None:
     """The orientation of the plan, which all figures of the rules mean; by rule the usual one."""
     settings = tuple(text for text in options.settings if text.startswith("orientation="))
-    layers = [] if reference is None else [*reference.layers]
-    layers += _users_layers(replace(options, settings=settings), {}, [])
+    layers = _users_layers(replace(options, settings=settings), {}, [])
     found = usual
-    for layer in layers:
+    for layer in [*(reference.layers if reference else ()), *layers]:
         found = layer.values.get("orientation", found)
     # An invalid one is an error when the plan is made.
     return found if found is None or is_orientation(found) else usual
@@ -193,13 +182,10 @@ def _rules(
     if configuration.name == CASCADE:
         values["previous_stage"] = f"{options.name}-3d_lowres"
     values["regions_class_order"] = options.regions_class_order
-    if options.codes:
-        codes = options.codes.items()
-        values["codes"] = {name: code.model_dump(mode="json") for name, code in codes}
-        evidence["codes"] = (rule_values.DECLARED, "")
-    if options.annotated:
-        values["annotated"] = options.annotated
-        evidence["annotated"] = (rule_values.DECLARED, "")
+    codes = {name: code.model_dump(mode="json") for name, code in options.codes.items()}
+    declared = {"codes": codes, "annotated": options.annotated}
+    for key in (key for key, value in declared.items() if value):
+        values[key], evidence[key] = declared[key], (rule_values.DECLARED, "")
     if options.skipped_cases:
         values["skipped_cases"] = options.skipped_cases
         evidence["skipped_cases"] = (rule_values.SKIPPED, "verification.json says why")

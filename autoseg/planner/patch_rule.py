@@ -84,7 +84,7 @@ def patch_layer(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Layer
     """
     spacing, shape = median_grid(plan, fingerprint)
     patch = largest_patch(plan, spacing, shape, memory_gb)
-    peak = training_memory(plan, patch).peak_gb
+    peak = training_memory(plan, patch).peak / GB
     evidence = (
         f"multiples of {times(plan.network.reduction)}, equal sides in mm, within the median shape "
         f"{times(shape)} at {times(spacing)} mm; a batch of {plan.sampling.batch_size} takes "
@@ -238,11 +238,6 @@ class TrainingMemory:
     def peak(self) -> int:
         """Peak memory of the step in bytes."""
         return self.kept + round(TRANSIENT_SHARE * self.activations)
-
-    @property
-    def peak_gb(self) -> float:
-        """Peak memory in units of 2^30 bytes."""
-        return self.peak / GB
 
 
 def training_memory(plan: Plan, patch_size: Triple | None = None) -> TrainingMemory:

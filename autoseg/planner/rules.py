@@ -317,13 +317,8 @@ def _evidence(draft: _Draft, task: _Task, low: _Draft | None) -> dict[str, str]:
     most = grids.MOST_FEATURES[len(grid.axes)]
     figures |= {"first_features": grids.FIRST_FEATURES, "most_features": most}
     figures["mask_below"] = MASK_BELOW
+    figures |= {"share": math.prod(topology.patch) / grid.voxels, "low": "a" if low else "no"}
     found = {name: text.format(**figures) for name, text in TABLES["evidence"].items()}
-    return found | {"batch_dice": _batch_dice_evidence(draft, low)}
-
-
-def _batch_dice_evidence(draft: _Draft, low: _Draft | None) -> str:
-    if len(draft.grid.axes) == 2:
-        return "slices: a batch is one sample"
-    share = math.prod(draft.topology.patch) / draft.grid.voxels
-    exists = "there is no 3d_lowres" if low is None else "there is a 3d_lowres"
-    return f"a patch covers {share:.1%} of a median case; {exists}"
+    if len(grid.axes) == 2:
+        found["batch_dice"] = "slices: a batch is one sample"
+    return found
