@@ -38,6 +38,7 @@ CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # JSON escapes line breaks in strings: an actual line break is always layout.
 PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")
+INDENT = re.compile(r"\n *")
 
 
 @contextmanager
@@ -241,12 +242,7 @@ def to_json(value: Any) -> str:
     The same value gives the same bytes.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    return PLAIN_LIST.sub(_on_one_line, text) + "\n"
-
-
-def _on_one_line(found: re.Match[str]) -> str:
-    lines = found[1].split("\n")
-    return f"[{' '.join(line.strip() for line in lines)}]"
+    return PLAIN_LIST.sub(lambda found: "[" + INDENT.sub(" ", found[1]) + "]", text) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:

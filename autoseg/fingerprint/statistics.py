@@ -45,6 +45,11 @@ class IntensityStatistics:
     p99_5: float
     max: float
 
+    @staticmethod
+    def rounded(*figures: float) -> IntensityStatistics:
+        """The statistics from unrounded figures, in the order of the fields."""
+        return IntensityStatistics(*map(rounded, figures))
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -134,8 +139,7 @@ def histogram(values: Array, mask: Mask | None = None) -> Histogram:
 
 def summarize(values: Values) -> IntensityStatistics:
     """Return the statistics of at least one intensity."""
-    figures = (*values.mean_and_std, *quantiles(values, SUMMARY_FRACTIONS))
-    return IntensityStatistics(*map(rounded, figures))  # the fields have the same order
+    return IntensityStatistics.rounded(*values.mean_and_std, *quantiles(values, SUMMARY_FRACTIONS))
 
 
 def sample_quantiles(values: Values) -> Quantiles:

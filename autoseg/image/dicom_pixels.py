@@ -112,9 +112,8 @@ def check_pixels(header: Dataset, length: int | None) -> None:
     stored = int(header.get("BitsStored") or allocated)
     highest = header.get("HighBit")
     if allocated not in BITS or not 1 <= stored <= allocated or highest not in (None, stored - 1):
-        raise ValueError(
-            f"{stored} of {allocated} bits up to bit {highest} is not a valid pixel format"
-        )
+        bits = f"{stored} of {allocated} bits up to bit {highest}"
+        raise ValueError(f"{bits} is not a valid pixel format")
     if length is None:
         if columns * rows > LARGEST_SLICE:
             raise ValueError(f"{columns} x {rows} pixels are too many for a slice")

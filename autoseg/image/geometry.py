@@ -113,9 +113,8 @@ def check_same_grid(
     if not (differences := expected.differences(found)):
         return
     if not expected.nearly(found):
-        raise DataError(
-            f"{path}: not on the grid of {reference}: {', '.join(differences)}; {advice}"
-        )
+        where = ", ".join(differences)
+        raise DataError(f"{path}: not on the grid of {reference}: {where}; {advice}")
     note(
         f"{path}: its grid differs from that of {reference} by less than 5 % of a voxel "
         f"({', '.join(differences)}); taken as equal"

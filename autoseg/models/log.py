@@ -235,15 +235,11 @@ def draw_dice(folds: Mapping[int, Training]) -> Figure:
     figure = new_figure(5.0, 3.6)
     axes = figure.subplots()
     for index, (fold, training) in enumerate(folds.items()):
-        axes.plot(
-            list(training.dice),
-            list(training.dice.values()),
-            marker="o" if len(training.dice) == 1 else "",
-            color=DARK_COLOURS[index % len(DARK_COLOURS)],
-            linestyle=LINES[(index // len(DARK_COLOURS) + index) % len(LINES)],
-            linewidth=1.5,
-            label=f"fold {fold}",
-        )
+        x, y = list(training.dice), list(training.dice.values())
+        colour = DARK_COLOURS[index % len(DARK_COLOURS)]
+        style = LINES[(index // len(DARK_COLOURS) + index) % len(LINES)]
+        (line,) = axes.plot(x, y, color=colour, linestyle=style, label=f"fold {fold}")
+        line.set_marker("o" if len(x) == 1 else "")
     axes.set(xlabel="epoch", ylabel="Dice of patches", ylim=(-0.02, 1.02))
     axes.locator_params(axis="x", integer=True)
     tidy(axes)

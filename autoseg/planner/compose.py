@@ -23,6 +23,7 @@ from autoseg.planner.overrides import Layer, Reference, merge
 from autoseg.planner.rules import Configuration, find_planner
 
 FEWEST_FOLDS = 2
+OF_TASK = ("regions_class_order", "annotated", "skipped_cases", "patients")  # of `PlanOptions`
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: P
 
 def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[Plan]:
     """The rules' plans of the configurations besides the plan's."""
-    kept = "name planner memory_gb regions_class_order annotated skipped_cases patients".split()
+    kept = ("name", "planner", "memory_gb", *OF_TASK)
     by_rules = PlanOptions(**{key: getattr(options, key) for key in kept}, use_reference=False)
     turned = fingerprint.turned_to(fingerprint.usual_orientation)
     found = rule_values.configurations(turned, options.planner, options.memory_gb)
