@@ -14,13 +14,9 @@ def _pack(arguments: argparse.Namespace) -> int:
 
     common.take_task(arguments)
     folder = common.model_folder(arguments, None, arguments.plan)
-    order = PackOptions(
-        workspace=common.find_workspace(arguments),
-        task=folder.parent.name,
-        plan=folder.name,
-        folds=tuple(arguments.folds) if arguments.folds else None,
-        card=arguments.card,
-    )
+    workspace = common.find_workspace(arguments)
+    folds = tuple(arguments.folds) if arguments.folds else None
+    order = PackOptions(workspace, folder.parent.name, folder.name, folds, arguments.card)
     names = pack(order, arguments.output, arguments.overwrite)
     megabytes = arguments.output.stat().st_size / 1e6
     say(f"packed {len(names)} files of {folder}, {megabytes:.1f} MB")
