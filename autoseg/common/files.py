@@ -271,6 +271,12 @@ def read_json(path: Path) -> Any:
     return parse_json(text, str(path))
 
 
+def texts_in(path: Path) -> Callable[..., str]:
+    """Fill in one of the texts (messages) of a JSON file by its key and the values it names."""
+    texts = read_json(path)
+    return lambda key, /, **values: texts[key].format(**values)
+
+
 def parse_json(text: str, where: str) -> Any:
     """Parse strict JSON; messages begin with `where`."""
 

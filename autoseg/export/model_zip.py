@@ -163,10 +163,9 @@ def _planning_files(planned: Path, folder: Path, plan: Plan) -> Files:
             raise AutosegError(f"{planned / name} is missing; restore it: {folder} depends on it")
     now = load_plan(planned / layout.PLAN)
     if now.id != plan.id:
-        raise AutosegError(
-            f"{planned / layout.PLAN} is plan {now.id}, but the models in {folder} are of plan "
-            f"{plan.id}; restore the plan that they were trained by"
-        )
+        models = f"the models in {folder} are of plan {plan.id}"
+        advice = "restore the plan that they were trained by"
+        raise AutosegError(f"{planned / layout.PLAN} is plan {now.id}, but {models}; {advice}")
     return {name: planned / name for name in (layout.FINGERPRINT, SPLITS)}
 
 
@@ -193,10 +192,9 @@ def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing 
         return found
     complete = all((layout.fold_folder(folder, fold) / layout.SUMMARY).is_file() for fold in folds)
     if found.plan_id != plan.id or not complete or about.get("source") != source_of(folder, folds):
-        raise AutosegError(
-            f"{path} was learned from other scores than those of the folds; learn it again with "
-            f"autoseg_evaluate {plan.task}, or delete it"
-        )
+        advice = f"learn it again with autoseg_evaluate {plan.task}, or delete it"
+        text = f"{path} was learned from other scores than those of the folds"
+        raise AutosegError(f"{text}; {advice}")
     return found
 
 

@@ -177,10 +177,8 @@ def compare(got: Tensor, expected: Tensor, are_regions: bool, what: str) -> floa
     classes = [(each > 0) if are_regions else each.argmax(dim=1) for each in (got, expected)]
     same = float((classes[0] == classes[1]).double().mean())
     if not (difference <= allowed and same >= LEAST_SAME):  # NaN fails, too
-        raise RunError(
-            f"{what} differs from torch: logits by {difference:.3g} (allowed {allowed:.3g}), "
-            f"{same:.4%} of the voxels have the same class; nothing was exported"
-        )
+        found = f"logits by {difference:.3g} (allowed {allowed:.3g}), {same:.4%} of the voxels have"
+        raise RunError(f"{what} differs from torch: {found} the same class; nothing was exported")
     return difference
 
 

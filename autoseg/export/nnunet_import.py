@@ -144,10 +144,8 @@ def _find_model(folder: Path, options: ImportOptions) -> _Source:
     if len(chosen) != 1:
         names = ", ".join(path.name for path in sorted(found)) or "none"
         text = "several models match" if chosen else "there is no such model of nnU-Net v2"
-        raise AutosegError(
-            f"{options.source}: {text}; give TRAINER__PLANS__CONFIG or choose with -c; "
-            f"models there: {names}"
-        )
+        text += f"; give TRAINER__PLANS__CONFIG or choose with -c; models there: {names}"
+        raise AutosegError(f"{options.source}: {text}")
     return _Source(chosen[0], options.source / chosen[0].relative_to(folder))
 
 
@@ -173,9 +171,8 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
         if not re.fullmatch(r"\w+", fold) or not (source.folder / file).is_file():
             found = source.folder.glob("fold_*/*.pth")
             there = ", ".join(sorted(str(path.relative_to(source.folder)) for path in found))
-            raise AutosegError(
-                f"{source.name / file} is missing; choose -f, or --checkpoint; there: {there}"
-            )
+            advice = f"choose -f, or --checkpoint; there: {there}"
+            raise AutosegError(f"{source.name / file} is missing; {advice}")
         target = temporary / f"{source.folder.name}_{fold}.safetensors"
         digest = sha256_of(source.folder / file)
         try:
@@ -196,10 +193,8 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     for fold, state in states.items():
         for key in ("trainer_name", "configuration", "mirror_axes"):
             if state[key] != first[key]:
-                raise AutosegError(
-                    f"{source.name}: fold {fold} has {key} {state[key]}, but the first fold "
-                    f"{first[key]}; choose folds with -f"
-                )
+                values = f"{key} {state[key]}, but the first fold {first[key]}"
+                raise AutosegError(f"{source.name}: fold {fold} has {values}; choose folds with -f")
     own = exported_plan(source.folder) if options.checkpoint == CHECKPOINT else None
     try:
         configuration = nnunet.configuration_of(plans, first["configuration"])
@@ -222,10 +217,9 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
                 network = build_network(plan)
             load_weights(network, weights[fold], source.name / f"fold_{fold}", assign=True)
         except AutosegError as error:
-            raise AutosegError(
-                f"{error}: trainer {first['trainer_name']} changes the network, or the files are "
-                "of different models"
-            ) from None
+            trainer = f"trainer {first['trainer_name']} changes the network"
+            text = f"{error}: {trainer}, or the files are of different models"
+            raise AutosegError(text) from None
     postprocessing = _postprocessing(source, list(weights), plan)
     fingerprint = _fingerprint(source, plans, plan, own is not None)
     card = _card(source, plans, plan, states)

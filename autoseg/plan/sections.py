@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from autoseg.common.arrays import Doubles, Triple
-from autoseg.common.files import read_json
+from autoseg.common.files import read_json, texts_in
 
 FOR_ID = {"purpose": "id"}  # serialisation context of the dump that an id is computed from
 SINCE = "since"
 FIELDS: dict[str, dict[str, dict[str, str]]] = read_json(Path(__file__).with_name("fields.json"))
-FAULTS: dict[str, str] = read_json(Path(__file__).with_name("faults.json"))  # of whole plans
+FAULTS = texts_in(Path(__file__).with_name("faults.json"))
 
 
 def fault(kind: str, **found: Any) -> ValueError:
     """What is wrong with a plan: the error of this kind in `faults.json`."""
-    return ValueError(FAULTS[kind].format(**found))
+    return ValueError(FAULTS(kind, **found))
 
 
 def _is_ascending(limits: tuple[float, float]) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from autoseg.plan.sections import Size3
 from autoseg.planner.grid import pool_and_kernels, times
 from autoseg.planner.overrides import Layer, read_layer
 from autoseg.planner.rule_values import ANISOTROPY, PlanValues
+from autoseg.planner.rules import TEXT
 
 SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
 AIM = 0.95  # share of the budget to plan; the run itself corrects errors of the measurement
@@ -104,11 +105,7 @@ def budget_layer(
     say("measuring training steps on this device, which takes a minute or more")
     busy = used_by_others()
     if busy > BUSY:
-        say(
-            f"warning: other processes use {busy:.0%} of this machine's cores, so that steps take "
-            "longer than on an idle machine and the plan has fewer of them; wait and plan again, "
-            "unless the training will share the machine, too"
-        )
+        say(TEXT("busy", busy=busy))
 
     def attempt(choice: Choice) -> Trial:
         """Measure a choice once: the user's values may make several choices the same plan."""
@@ -120,10 +117,8 @@ def budget_layer(
 
     choice, trial = _choose(plan, attempt)
     if trial.steps < 1:
-        raise PlanError(
-            f"a time budget of {in_words(seconds)} leaves no time for training on this device "
-            f"after preprocessing the cases; give at least {in_words(trial.least_seconds)}"
-        )
+        least = in_words(trial.least_seconds)
+        raise PlanError(TEXT("no time", budget=in_words(seconds), least=least))
     epochs = max(1, min(EPOCHS, trial.steps, int(trial.training_seconds / SHORTEST_EPOCH)))
     layer = _layer(plan, choice, seconds, trial.steps, epochs)
     measured = {

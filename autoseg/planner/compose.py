@@ -20,7 +20,7 @@ from autoseg.planner import overrides, patch_rule, rule_values
 from autoseg.planner.budget import Overhead, Timing, budget_layer, frozen_layer, short_recipe
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import Layer, Reference, merge
-from autoseg.planner.rules import Configuration, find_planner
+from autoseg.planner.rules import TEXT, Configuration, find_planner
 
 FEWEST_FOLDS = 2
 OF_TASK = ("regions_class_order", "annotated", "skipped_cases", "patients")  # of `PlanOptions`
@@ -125,10 +125,7 @@ def compose(
     if seconds is None:
         return patch_rule.with_own_rules(plan, fingerprint, memory_gb) if reference else plan
     if plan.previous_stage is not None:
-        raise PlanError(
-            f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "
-            "plan it without --time-budget, and --set training.epochs or training.seconds"
-        )
+        raise PlanError(TEXT("cascade", stage=plan.previous_stage))
     if options.measured is not None:
         return build(*lower, frozen_layer(options.measured))
     assert overhead is not None
@@ -209,20 +206,14 @@ def _choose(
     """
     fixed = reference.configuration if reference else None
     if reference and fixed and requested not in (None, fixed):
-        raise PlanError(
-            f"--config {requested}: the reference plan {reference.name} is for {fixed}; use "
-            "--no-reference to plan another configuration by the rules"
-        )
+        raise PlanError(TEXT("configuration", given=requested, reference=reference))
     chosen = requested or fixed or next(iter(available))
     if chosen not in available:
-        why = ", whose cases are single slices"
-        if (full := available.get("3d_fullres")) is not None:
-            patch, case = times(full.patch_size), times(full.median_shape)
-            why = f": a median case of {case} voxels is small enough for patches of {patch}"
-        raise PlanError(
-            f"configuration {chosen!r} is not useful for these data{why}; "
-            f"available: {', '.join(available)}"
-        )
+        found = {"chosen": chosen, "available": ", ".join(available)}
+        if (full := available.get("3d_fullres")) is None:
+            raise PlanError(TEXT("slices", **found))
+        patch, case = times(full.patch_size), times(full.median_shape)
+        raise PlanError(TEXT("small cases", case=case, patch=patch, **found))
     return chosen
 
 

@@ -127,11 +127,8 @@ def _target_spacing_zyx(figures: DataFigures) -> tuple[Doubles, str]:
         return target, f"{evidence}; not anisotropic"
     fine = float(np.percentile(figures.spacings_zyx[:, worst], FINE_PERCENTILE))
     target[worst] = fine if fine >= others else others + 1e-5
-    evidence += (
-        f"; anisotropic along {'zyx'[worst]}: median shape {times(shape[::-1])}; "
-        f"{FINE_PERCENTILE}th percentile there {fine:.6g} mm"
-    )
-    return target, evidence
+    evidence += f"; anisotropic along {'zyx'[worst]}: median shape {times(shape[::-1])}"
+    return target, f"{evidence}; {FINE_PERCENTILE}th percentile there {fine:.6g} mm"
 
 
 def _reversed_table(values: ArrayLike) -> Doubles:

@@ -21,11 +21,12 @@ import numpy as np
 
 from autoseg.common.arrays import Doubles
 from autoseg.common.errors import PlanError
-from autoseg.common.files import read_json
+from autoseg.common.files import read_json, texts_in
 from autoseg.planner import grid as grids
 from autoseg.planner.grid import DataFigures, Grid, Topology, times
 
 TABLES = read_json(Path(__file__).with_name("rules.json"))
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 LARGEST_SIDE = {2: 2048, 3: 256}  # of the initial patch, before it is fitted to data and memory
 SMALLEST_BATCH = 2
 LOWRES_COVERAGE = 0.25  # if a patch covers less of the median case, a low resolution is planned
@@ -204,10 +205,7 @@ def _draft(grid: Grid, task: _Task) -> _Draft:
     topology = grids.pool_and_kernels(grid.spacing_mm, first)
     while (cost := _cost(topology, task)) > limit:
         if (patch := _smaller_patch(grid, topology)) is None:
-            raise PlanError(
-                f"memory of {task.memory_gb:g} GB is too small for planner {task.planner.name!r}; "
-                "increase it, or choose a smaller planner"
-            )
+            raise PlanError(TEXT("memory", task=task))
         topology = grids.pool_and_kernels(grid.spacing_mm, patch)
     return _Draft(grid, first, topology, cost)
 
@@ -251,10 +249,7 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
     while math.prod(low.topology.patch) / low.grid.voxels < LOWRES_COVERAGE:
         spacing = coarsened(spacing)
         steps += 1
-        evidence = (
-            f"full resolution coarsened in {steps} steps of {LOWRES_STEP - 1:.0%} until a patch "
-            f"covers {LOWRES_COVERAGE:.0%} of a median case"
-        )
+        evidence = TEXT("coarsened", n=steps, step=LOWRES_STEP - 1, coverage=LOWRES_COVERAGE)
         low = _draft(grids.coarser(full.grid, spacing, evidence), task)
     return low if full.grid.voxels / low.grid.voxels >= LOWRES_GAIN else None
 
@@ -272,10 +267,7 @@ def _batch(draft: _Draft, task: _Task) -> tuple[int, str]:
     by_memory = round(budget / draft.cost * REFERENCE_BATCH[dimensions])
     voxels = draft.grid.voxels * task.figures.cases
     by_data = round(task.planner.coverage * voxels / math.prod(draft.topology.patch))
-    evidence = (
-        f"{task.memory_gb:g} GB hold {by_memory}; {task.planner.coverage:.0%} of all voxels are "
-        f"{by_data} patches; at least {SMALLEST_BATCH}"
-    )
+    evidence = TEXT("batch", task=task, fit=by_memory, share=by_data, least=SMALLEST_BATCH)
     return max(min(by_memory, by_data), SMALLEST_BATCH), evidence
 
 

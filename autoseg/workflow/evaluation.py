@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import is_there, read_json
+from autoseg.common.files import is_there, read_json, texts_in
 from autoseg.common.progress import counted, say
 from autoseg.dataset.corrections import CORRECTED, save_corrections
 from autoseg.dataset.problems import join_names, raise_errors
@@ -29,6 +29,7 @@ from autoseg.prediction import quality
 from autoseg.prediction.record import RECORD
 from autoseg.workflow.workspace import Workspace, folders_in
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 CALIBRATION_ERROR = "Expected calibration error of saved probabilities"
 TRAIN_AGAIN = "plan and train again: trained folds have learned from the labels before"
 
@@ -242,10 +243,7 @@ def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
     if not found:
         raise AutosegError(f"{models} has no validated fold; run: autoseg_train {task} fold 0")
     if given is not None and given not in found:
-        raise AutosegError(
-            f"plan {given!r} has no validated fold; run: autoseg_train {task} fold 0 "
-            f"--plan {given} (with --resume if it was stopped), or choose one of {', '.join(found)}"
-        )
+        raise AutosegError(TEXT("not validated", plan=given, task=task, found=", ".join(found)))
     if given is None and len(found) > 1:
         raise AutosegError(f"{task} has the plans {', '.join(found)}; choose with --plan NAME")
     return given or found[0]
@@ -281,11 +279,7 @@ def _calibrate_quality(trained: files.Trained, validation: evaluate.CrossValidat
     total = len(validation.combined.cases)
     if plan is None or len(cases) < max(total, quality.FEWEST_CASES):
         write_calibration(trained.folder, quality.KEY, None)
-        say(
-            f"quality of predictions: not calibrated; {len(cases)} of {total} validation cases (at "
-            f"least {quality.FEWEST_CASES}) have a record of what the networks said; delete "
-            "fold_K/validation and run autoseg_train with --resume"
-        )
+        say(TEXT("not calibrated", found=len(cases), total=total, fewest=quality.FEWEST_CASES))
         return
     found = quality.calibrate(plan.id, cases, list(plan.labels)[1:])
     write_calibration(trained.folder, quality.KEY, asdict(found))

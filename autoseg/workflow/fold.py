@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import read_json, remove_leftovers, write_json
+from autoseg.common.files import read_json, remove_leftovers, texts_in, write_json
 from autoseg.common.locks import locked
 from autoseg.common.parallel import GB, free_memory, in_parallel
 from autoseg.common.progress import in_words, listed, say
@@ -42,6 +42,7 @@ from autoseg.training.transfer import read_pretrained, transfer
 from autoseg.workflow.task_plan import ALL, differences, find_split
 from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 NUMBER_OF_ALL = 999_999  # seeds the fold `all`; above every real fold number
 SHARED_KEYS = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
 
@@ -156,10 +157,7 @@ def _check_resources(plan: Plan, job: FoldJob) -> None:
     """Raise an AutosegError before preprocessing starts; a lack of memory is told."""
     needed, free = training_memory(plan).peak, free_memory()
     if job.device.type == "cpu" and needed > free:
-        say(
-            f"warning: a training step takes about {needed / GB:.2g} GB, but {free / GB:.2g} GB "
-            "are free; if it is killed, plan a smaller network or patch with --memory"
-        )
+        say(TEXT("memory", needed=needed / GB, free=free / GB))
     if job.tensorboard:
         check_tensorboard()
     goes_on = job.resume and (job.folder / layout.LATEST).exists()
@@ -286,15 +284,8 @@ def _check_owner(owner: Plan, plan: Plan, folder: Path, folds: str, resume: bool
     extends, keys = is_extension(owner, plan), differences(owner, plan)
     if owner.id == plan.id or (resume and extends):
         return
-    if extends:
-        raise AutosegError(
-            f"{folder} holds models of a plan that differs only in {keys} ({folds}); extend them "
-            "with --resume, or plan with another --name"
-        )
-    raise AutosegError(
-        f"{folder} holds models of another plan ({folds}), which differs in {keys}; plan with "
-        "another --name, or move that folder away"
-    )
+    kind = "shorter plan" if extends else "another plan"
+    raise AutosegError(TEXT(kind, folder=folder, keys=keys, folds=folds))
 
 
 def claim_segmentations(
@@ -333,21 +324,14 @@ def previous_plan(workspace: Workspace, plan: Plan) -> Plan:
     folder = workspace.models(plan.task, plan.previous_stage)
     splits = workspace.preprocessed(plan.task, plan.previous_stage) / SPLITS_FILE
     if not splits.is_file():
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which is not planned yet; plan it with "
-            "--config 3d_lowres and the same options, and train all its folds"
-        )
+        raise AutosegError(TEXT("stage not planned", plan=plan))
     if not (folder / layout.PLAN).is_file():
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which has no trained fold; run: "
-            f"{_train_stage(plan, range(count_folds(splits)))}"
-        )
+        command = _train_stage(plan, range(count_folds(splits)))
+        raise AutosegError(TEXT("stage not trained", plan=plan, command=command))
     previous = load_plan(folder / layout.PLAN)
     if wrong := [key for key in SHARED_KEYS if getattr(plan, key) != getattr(previous, key)]:
-        raise AutosegError(
-            f"{plan.name} refines {previous.name}, which differs in {' and '.join(wrong)}; plan "
-            "both with the same options"
-        )
+        keys = " and ".join(wrong)
+        raise AutosegError(TEXT("stage differs", plan=plan, previous=previous, keys=keys))
     return previous
 
 
@@ -370,29 +354,19 @@ def find_segmentations(
     files = [workspace.preprocessed(plan.task, name) / SPLITS_FILE for name in names]
     splits, previous_splits = (read_splits(file, known) for file in files)
     if splits != previous_splits:
-        raise AutosegError(
-            f"{files[0]} and {files[1]} differ; a cascade and its previous stage need equal splits"
-        )
+        raise AutosegError(TEXT("splits differ", files=files))
     fold_of = {name: fold for fold, split in enumerate(splits) for name in split.validation}
     if never := [name for name in cases if name not in fold_of]:
-        raise AutosegError(
-            f"{files[1]}: no fold validates {never[0]} ({len(never)} such cases), so the previous "
-            "stage has no segmentation of it; use splits in which every case is validated once"
-        )
-    folders = {
-        fold: workspace.fold(plan.task, str(plan.previous_stage), fold)
-        for fold in {fold_of[name] for name in cases}
-    }
+        raise AutosegError(TEXT("never validated", file=files[1], case=never[0], count=len(never)))
+    models = workspace.models(plan.task, plan.previous_stage)
+    folders = {k: layout.fold_folder(models, k) for k in {fold_of[name] for name in cases}}
     predicted = {name: folders[fold_of[name]] / layout.VALIDATION for name in cases}
     found = {name: output_path(folder, name) for name, folder in predicted.items()}
     missing = {fold for fold, folder in folders.items() if not (folder / layout.FINAL).exists()}
     missing |= {fold_of[name] for name, path in found.items() if not path.exists()}
     if folds := sorted(missing):
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which lacks {listed('fold', folds)}: each "
-            "case is refined from the segmentation of the fold that validated it; run: "
-            f"{_train_stage(plan, folds)}"
-        )
+        lacking, command = listed("fold", folds), _train_stage(plan, folds)
+        raise AutosegError(TEXT("stage lacks", plan=plan, folds=lacking, command=command))
     return found
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from autoseg.common.arrays import Mask
 from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import texts_in
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset import splits
 from autoseg.dataset.merge import merge_tasks
@@ -36,6 +37,7 @@ from autoseg.planner.budget import expected_overhead
 from autoseg.planner.compose import PlanOptions, compose, other_plans, pairs_of
 from autoseg.workflow.workspace import Workspace
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 ALL = "all"  # the fold that trains on every case
 MOST_KEYS = 4  # that a message lists
 TIMED_CASES = 4  # that a time budget is measured with
@@ -108,9 +110,7 @@ def merge(workspace: Workspace, tasks: Sequence[str], name: str, processes: int)
         AutosegError: there are fewer than two tasks, they cannot be merged, or `name` exists.
     """
     if len(tasks) < 2:
-        raise AutosegError(
-            "--merge NAME: name at least two tasks, as in autoseg_plan A B --merge C"
-        )
+        raise AutosegError(TEXT("merge one"))
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise AutosegError(f"--merge {name!r} is not a folder name; use letters, digits, _ . -")
     found = [read_task(workspace.find_task_folder(task)) for task in tasks]
@@ -144,10 +144,7 @@ def _annotated(surveyed: Surveyed) -> dict[str, tuple[str, ...]]:
     known = {case: task.annotated.get(case, names) or found for case, found in presence.items()}
     for case, labels in known.items():
         if not labels:
-            raise DataError(
-                f'{task.path}: "annotated" of {case} is "present", but its label map is empty; '
-                "list the labels that were annotated"
-            )
+            raise DataError(TEXT("annotated", path=task.path, case=case))
     if never := set(names) - {name for labels in known.values() for name in labels}:
         raise DataError(f"{task.path}: {min(never)!r} is annotated in no case; remove the label")
     return {
@@ -173,14 +170,8 @@ def _sides(task: Task) -> dict[str, str] | None:
                 apart += abs(to_mm @ (_centre(label == one) - _centre(label == other)))
     if not apart.any() or apart.argmax() == 0:
         return task.mirrored_labels
-    declared = (
-        "they are exchanged, as dataset.json says" if task.mirrored_labels else "not exchanged"
-    )
-    say(
-        f"warning: {names} lie apart along the {('', 'front-back', 'head-foot')[apart.argmax()]} "
-        f"axis of the scans' headers, so the orientation in the headers is probably wrong; correct "
-        f"it, or predictions of scans with right headers will be wrong ({declared} by mirroring)"
-    )
+    kind = "sides, exchanged" if task.mirrored_labels else "sides"
+    say(TEXT(kind, names=names, axis=("", "front-back", "head-foot")[apart.argmax()]))
     return task.mirrored_labels or {}
 
 
@@ -224,15 +215,10 @@ def write_plan(
     chosen = None if splits_file is None else splits.read_splits(splits_file, names)
     plan = _compose(task, fingerprint, options, processes, device)
     if plan.orientation is None and "," in (orders := fingerprint.counted_orientations):
-        say(
-            f"plan {plan.name}: orientation is null, but cases are stored in several orders of "
-            f"axes: {orders}; set it to one of them"
-        )
+        say(TEXT("orders", plan=plan, orders=orders))
     if plan.annotated:
-        say(
-            f"plan {plan.name}: {len(plan.annotated)} of {counted(len(fingerprint.cases), 'case')} "
-            "are annotated for some classes only; training and scores leave out their others"
-        )
+        cases = counted(len(fingerprint.cases), "case")
+        say(TEXT("partly annotated", plan=plan, count=len(plan.annotated), cases=cases))
     sides = plan.provenance.get("mirrored_labels")
     exchanged = plan.mirrored_labels and plan.left_right in plan.mirrored_axes
     if exchanged and sides and sides.source.startswith("rule"):
@@ -258,10 +244,7 @@ def _use_splits(chosen: Sequence[splits.Split], task: Task, folder: Path, models
         if splits.read_splits(saved, names) == chosen:
             return
     if trained := [fold for fold in folds_in(models) if fold != "all"]:
-        raise AutosegError(
-            f"{models} has {listed('fold', trained)}, trained with other splits than those of "
-            "--splits; choose another --name"
-        )
+        raise AutosegError(TEXT("other splits", models=models, folds=listed("fold", trained)))
     splits.write_splits(saved, chosen)
     splits.load_or_make_splits(folder, task.folder, names)  # names the cases that they leave out
 
