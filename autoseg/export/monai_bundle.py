@@ -188,19 +188,16 @@ def _metadata(plan: Plan) -> dict[str, Any]:
     fixed = read_json(FIXED)
     named = {"inputs": {"image": plan.channels}, "outputs": {"pred": plan.classes.output_names}}
     patch = fixed["array"] | {"spatial_shape": list(plan.sampling.patch_size)}
-    metadata: dict[str, Any] = fixed["metadata"]
-    return metadata | {
-        "changelog": {metadata["version"]: f"exported by autoseg {__version__}"},
-        "pytorch_version": torch.__version__,
-        "numpy_version": np.__version__,
-        "name": f"{plan.task}, plan {plan.name}",
-        "task": f"segmentation of {', '.join(list(plan.labels)[1:])}",
-        "description": f"plan {plan.id} of autoseg",
-        "network_data_format": {
-            side: {
-                key: patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
-                for key, names in arrays.items()
-            }
-            for side, arrays in named.items()
-        },
+    formats = {
+        side: {
+            key: patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
+            for key, names in arrays.items()
+        }
+        for side, arrays in named.items()
     }
+    found: dict[str, Any] = fixed["metadata"]
+    found["changelog"] = {found["version"]: f"exported by autoseg {__version__}"}
+    found |= {"pytorch_version": torch.__version__, "numpy_version": np.__version__}
+    found["name"] = f"{plan.task}, plan {plan.name}"
+    found["task"] = f"segmentation of {', '.join(list(plan.labels)[1:])}"
+    return found | {"description": f"plan {plan.id} of autoseg", "network_data_format": formats}

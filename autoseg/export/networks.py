@@ -225,32 +225,18 @@ def describe(model: Model) -> dict[str, Any]:
     """Input, preprocessing, output and origin of a model's networks, for programs."""
     plan, channels = model.plan, list(model.plan.channels)
     values, classes = plan.model_dump(mode="json"), plan.classes
+    # Regions have no output of the background.
     outputs = list(zip(classes.names, classes.painted, strict=True))[int(classes.are_regions) :]
-    patches = {"type": "float32", "axes": ["batch", "channel", "x", "y", "z"]}
+    patches: dict[str, Any] = {"type": "float32", "axes": ["batch", "channel", "x", "y", "z"]}
     if plan.previous_stage is not None:  # a cascade takes one mask for each part
         parts = (", ".join(map(str, part)) for part in classes.parts[1:])
         channels += [f"mask of label {part} by {plan.previous_stage}" for part in parts]
-    return {
-        "autoseg": __version__,
-        "torch": torch.__version__,
-        **identity(plan),
-        "folds": list(model.folds),
-        "input": {
-            "name": INPUT,
-            **patches,
-            "channels": channels,
-            "patch_size": values["sampling"]["patch_size"],
-            "spacing_mm": values["target_spacing_mm"],
-            "orientation": plan.orientation,
-        },
-        "preprocessing": values["preprocessing"],
-        "output": {
-            "name": OUTPUT,
-            **patches,
-            "axes": ["batch", "output", "x", "y", "z"],
-            "activation": "sigmoid" if classes.are_regions else "softmax",
-            # Regions have no output of the background.
-            "outputs": [{"class": name, "label": value} for name, value in outputs],
-        },
-        "sliding_window": values["inference"],
-    }
+    given = {"name": INPUT, **patches, "channels": channels}
+    given |= {"patch_size": values["sampling"]["patch_size"]}
+    given |= {"spacing_mm": values["target_spacing_mm"], "orientation": plan.orientation}
+    found = {"name": OUTPUT, **patches, "axes": ["batch", "output", "x", "y", "z"]}
+    found["activation"] = "sigmoid" if classes.are_regions else "softmax"
+    found["outputs"] = [{"class": name, "label": value} for name, value in outputs]
+    about = {"autoseg": __version__, "torch": torch.__version__, **identity(plan)}
+    about |= {"folds": list(model.folds), "input": given, "preprocessing": values["preprocessing"]}
+    return about | {"output": found, "sliding_window": values["inference"]}

@@ -132,22 +132,22 @@ def _plans(plan: Plan, order: nnunet.AxisOrder, measured: Fingerprint | None) ->
         raise _refusal(f"orientation {plan.orientation}", "orientation")
     steps, resample = _steps(plan)
     schemes, masks, figures = zip(*map(_scheme, steps), strict=True)
-    configuration = {
-        "data_identifier": f"autoseg_{plan.configuration}",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": plan.sampling.batch_size,
-        "batch_dice": getattr(plan.training.loss, "batch_dice", False),
-        "patch_size": order.to_nnunet(plan.sampling.patch_size),
-        "spacing": order.to_nnunet([mm or 1.0 for mm in plan.target_spacing_mm]),
-        "normalization_schemes": list(schemes),
-        "use_mask_for_norm": list(masks),
-        **_resampling(plan, resample),
-        "architecture": _architecture(plan.network, order),
-    }
+    spacing, sampling = [mm or 1.0 for mm in plan.target_spacing_mm], plan.sampling
+    configuration: dict[str, Any] = {"data_identifier": f"autoseg_{plan.configuration}"}
+    configuration["preprocessor_name"] = "DefaultPreprocessor"
+    configuration["batch_size"] = sampling.batch_size
+    configuration["batch_dice"] = getattr(plan.training.loss, "batch_dice", False)
+    configuration["patch_size"] = order.to_nnunet(sampling.patch_size)
+    configuration["spacing"] = order.to_nnunet(spacing)
+    configuration |= {"normalization_schemes": list(schemes), "use_mask_for_norm": list(masks)}
+    configuration |= _resampling(plan, resample)
+    configuration["architecture"] = _architecture(plan.network, order)
     if plan.previous_stage is not None:
         configuration["previous_stage"] = "3d_lowres"
     found = re.fullmatch(r"[A-Za-z]+(\d{1,3})_(.+)", plan.task)
     number, name = (int(found[1]), found[2]) if found else (999, plan.task)
+    intensities = {str(n): _intensities(measured, n) | given for n, given in enumerate(figures)}
+    about = {"plan_id": plan.id, "computed_in_another_way": _differences(plan)}
     return {
         "dataset_name": f"Dataset{number:03d}_{name}",
         "plans_name": f"autoseg-{plan.name}".replace("__", "_"),  # which separates in nnU-Net
@@ -156,15 +156,8 @@ def _plans(plan: Plan, order: nnunet.AxisOrder, measured: Fingerprint | None) ->
         "transpose_backward": [order.transpose_forward.index(axis) for axis in range(3)],
         "configurations": {plan.configuration: configuration},
         **nnunet.FACTS["plans"],
-        INTENSITIES: {
-            str(channel): _intensities(measured, channel) | given
-            for channel, given in enumerate(figures)
-        },
-        "autoseg": {
-            "plan_id": plan.id,
-            "computed_in_another_way": _differences(plan),
-            "tile_step": _tile_step(plan),
-        },
+        INTENSITIES: intensities,
+        "autoseg": {**about, "tile_step": _tile_step(plan)},
     }
 
 
@@ -269,11 +262,9 @@ def _architecture(network: Network, order: nnunet.AxisOrder) -> dict[str, Any]:
         "norm_op_kwargs": {"affine": True},
         "nonlin": f"torch.nn.{activation}",
         "nonlin_kwargs": {"inplace": not network.activation_first},
-        **{
-            theirs: [order.to_nnunet(of_stage) for of_stage in getattr(network, ours)]
-            for theirs, ours in nnunet.LAYERS.items()
-        },
     }
+    for theirs, ours in nnunet.LAYERS.items():
+        values[theirs] = [order.to_nnunet(of_stage) for of_stage in getattr(network, ours)]
     for theirs, (ours, default) in nnunet.VALUES.items():
         if ours == "negative_slope" and network.activation != "leaky_relu":
             continue

@@ -289,14 +289,9 @@ def _fingerprint(
         except INVALID:
             values = {}
         foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
-    return {
-        "format": FORMAT,
-        "task": plan.task,
-        "channels": list(plan.channels),
-        **{key: value for key, value in labels_of(plan).items() if key != "regions_class_order"},
-        "foreground": foreground,
-        "cases": {},
-    }
+    found = {"format": FORMAT, "task": plan.task, "channels": list(plan.channels)}
+    found |= {key: labels_of(plan)[key] for key in ("labels", "ignore_label")}
+    return found | {"foreground": foreground, "cases": {}}
 
 
 def _card(
@@ -304,23 +299,15 @@ def _card(
 ) -> dict[str, Any]:
     """Where the model comes from."""
     first = next(iter(states.values()))
-    return {
-        **about_plan(plan),
-        QUALIFICATION: NOT_STATED,
-        "imported_with": {"autoseg": __version__, "torch": torch.__version__},
-        "source": {
-            "format": "nnU-Net v2",
-            "name": source.name.name,
-            "nnunet_version": NOT_STATED,  # nnU-Net's files do not name it
-            "trainer": first["trainer_name"],
-            "plans": str(plans.get("plans_name")),
-            "configuration": first["configuration"],
-            "checkpoints": {
-                fold: {key: state[key] for key in ("sha256", "epochs")}
-                for fold, state in states.items()
-            },
-        },
-    }
+    versions = {"autoseg": __version__, "torch": torch.__version__}
+    facts = {"format": "nnU-Net v2", "name": source.name.name}
+    facts |= {"nnunet_version": NOT_STATED}  # nnU-Net's files do not name it
+    facts |= {"trainer": first["trainer_name"], "plans": str(plans.get("plans_name"))}
+    facts["configuration"] = first["configuration"]
+    keys = ("sha256", "epochs")
+    facts["checkpoints"] = {k: {key: of[key] for key in keys} for k, of in states.items()}
+    stated = {QUALIFICATION: NOT_STATED, "imported_with": versions, "source": facts}
+    return about_plan(plan) | stated
 
 
 def _write_model(model: _Model, out: Path, previous: _Model | None) -> None:

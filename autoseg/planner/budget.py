@@ -121,12 +121,9 @@ def budget_layer(
         raise PlanError(TEXT("no time", budget=in_words(seconds), least=least))
     epochs = max(1, min(EPOCHS, trial.steps, int(trial.training_seconds / SHORTEST_EPOCH)))
     layer = _layer(plan, choice, seconds, trial.steps, epochs)
-    measured = {
-        "seconds": seconds,
-        "used_by_others": round(busy, 2),
-        "tried": [entry.figures for entry in tried.values()],
-        "decided": layer.values,
-    }
+    figures = [entry.figures for entry in tried.values()]
+    measured = {"seconds": seconds, "used_by_others": round(busy, 2)}
+    measured |= {"tried": figures, "decided": layer.values}
     return Layer(layer.source, layer.values | {"measured": measured}, f"{trial.steps} steps fit")
 
 
@@ -230,27 +227,22 @@ def _narrowed(features: Sequence[int], share: float) -> list[int]:
 
 
 def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) -> Layer:
+    validation_steps = min(plan.training.validation_steps, max(1, steps // epochs // 8))
+    training = {"epochs": epochs, "steps_per_epoch": max(1, steps // epochs)}
+    training |= {"validation_steps": validation_steps, "seconds": seconds}
     values: PlanValues = {
         "network": _network(plan, choice),
         "sampling": {"batch_size": choice.batch_size},
-        "training": {
-            "epochs": epochs,
-            "steps_per_epoch": max(1, steps // epochs),
-            "validation_steps": min(plan.training.validation_steps, max(1, steps // epochs // 8)),
-            "seconds": seconds,
-            "early_stopping_epochs": None,
-        },
+        "training": {**training, "early_stopping_epochs": None},
     }
     if choice.patch_size != plan.sampling.patch_size:
         values["sampling"]["patch_size"] = list(choice.patch_size)
         values["inference"] = {"overlap": [size // 2 for size in choice.patch_size]}
     if seconds < SHORT:
         # The average covers about a twentieth of the steps, but at least a hundred.
-        values["training"] |= {
-            "schedule": {"schedule": "cosine"},
-            "average_decay": 1 - 1 / min(1000, max(100, steps // 20)),
-            "keep": "last",
-        }
+        decay = 1 - 1 / min(1000, max(100, steps // 20))
+        recipe = {"schedule": {"schedule": "cosine"}, "average_decay": decay, "keep": "last"}
+        values["training"] |= recipe
     return Layer(f"time budget of {in_words(seconds)}", values)
 
 

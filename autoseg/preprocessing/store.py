@@ -97,13 +97,9 @@ class CaseStore:
             members: the label values of each class; by default each value is a class.
         """
         assert case.label is not None
-        record = {
-            "preprocessing_id": self.preprocessing_id,
-            "source": [list(pair) for pair in source],
-            "shape": list(case.image.shape[1:]),
-            "spacing_mm": list(case.spacing_mm),
-            "box": [list(pair) for pair in case.box],
-        }
+        record: dict[str, Any] = {"preprocessing_id": self.preprocessing_id}
+        record |= {"source": [list(pair) for pair in source], "shape": list(case.image.shape[1:])}
+        record |= {"spacing_mm": list(case.spacing_mm), "box": [list(pair) for pair in case.box]}
         try:
             with files.replacing_folder(self.folder / name) as folder:
                 _compress(folder / "image.b2nd", case.image)
