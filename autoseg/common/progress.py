@@ -242,14 +242,12 @@ def _bar(job: str, total: int, done: int, keeps: bool) -> Iterator[Progress]:
                 return text.Text()
             return text.Text(f"{in_words(end - time.monotonic())} left")
 
-    columns = (
+    name, counts = (
         progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(bar_width=20),
         progress.MofNCompleteColumn(),
-        TimeLeft(),
     )
+    bar = progress.Progress(name, progress.BarColumn(bar_width=20), counts, TimeLeft())
     steps = _Steps(total, done)
-    bar = progress.Progress(*columns)
 
     def with_note(note: str) -> console.Group:
         # Text, not a string: case names may contain [brackets].

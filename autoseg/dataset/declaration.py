@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import read_json
+from autoseg.common.files import read_json, texts_in
 from autoseg.image.formats import composed, stem_of
 from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.plan.labels import SegmentCode, check_codes
@@ -26,8 +26,8 @@ DATASET_FILE = "dataset.json"
 PRESENT: tuple[str, ...] = ()  # of a case whose annotated labels are those in its label map
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
 MAX_SHOWN = 80  # characters of a value in an error message
-# What each field must be, and what else may be wrong with it.
-MUST, WRONG = read_json(Path(__file__).with_name("declaration.json")).values()
+MUST: dict[str, str] = read_json(Path(__file__).with_name("declaration.json"))  # of each field
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 
 LabelValues = dict[str, tuple[int, ...]]
 """Label name -> the values that it covers."""
@@ -109,10 +109,7 @@ def read_declaration(folder: Path) -> Declaration:
     """
     path = folder / DATASET_FILE
     if not path.exists():
-        raise AutosegError(
-            f"{path} is missing; write it with channel_names and labels, beside imagesTr and "
-            "labelsTr (or give each case a folder with imaging.nii.gz and segmentation.nii.gz)"
-        )
+        raise AutosegError(TEXT("no declaration", path=path))
     return declaration_of(read_json(path), path)
 
 
@@ -155,7 +152,7 @@ def declaration_of(content: Any, path: Path) -> Declaration:
 
 def _wrong(kind: str, **found: Any) -> ValueError:
     """The error of this kind."""
-    return ValueError(WRONG[kind].format(**found))
+    return ValueError(TEXT(kind, **found))
 
 
 def shown(value: Any) -> str:

@@ -185,10 +185,9 @@ def _read_folds(path: Path) -> list[Any]:
 def _split_of(fold: Any, known: set[str], where: str) -> Split:
     train, validation = _names(fold, "train", where), _names(fold, "val", where)
     if unknown := sorted({*train, *validation} - known):
-        raise DataError(
-            f"{where}: {join_names(unknown, MOST_NAMED)} is not a case of this task; "
-            "correct the names, or delete the file to make new splits"
-        )
+        advice = "correct the names, or delete the file to make new splits"
+        names = join_names(unknown, MOST_NAMED)
+        raise DataError(f"{where}: {names} is not a case of this task; {advice}")
     if both := sorted(set(train) & set(validation)):
         raise DataError(f"{where}: {join_names(both, MOST_NAMED)} is in train and val; keep one")
     return Split(tuple(sorted(train)), tuple(sorted(validation)))

@@ -156,11 +156,8 @@ def find_cases(folder: Path, declared: Declaration) -> tuple[tuple[Case, ...], l
     else:
         cases, problems = _listed_cases(folder, declared.listed, len(declared.channels))
     if not cases and not problems:
-        raise DataError(
-            f"{declared.path}: no cases; expected {IMAGES}/CASE_0000.nii.gz and "
-            f"{LABELS}/CASE.nii.gz beside it, or a folder per case with imaging.nii.gz and "
-            f"segmentation.nii.gz (endings: {', '.join(formats.READABLE)})"
-        )
+        endings = ", ".join(formats.READABLE)
+        raise DataError(declaration.TEXT("no cases", path=declared.path, endings=endings))
     for message in alike(case.name for case in cases):
         problems.append(Problem.of("names", text=message))
     if not problems and declared.case_count not in (None, len(cases)):
@@ -264,16 +261,13 @@ def _visible(folder: Path) -> list[Path]:
 
 def _ambiguous(found: dict[str, list[Path]], folder: Path) -> list[Problem]:
     """Return a problem for each stem that several files have."""
-    return [
-        Problem.of(
-            "ambiguous",
-            CHANNEL_NUMBER.sub("", stem),
-            shown_path(paths[0], folder),
-            found=" and ".join(path.name for path in paths),
-        )
-        for stem, paths in found.items()
-        if len(paths) > 1
-    ]
+    problems = []
+    for stem, paths in found.items():
+        if len(paths) > 1:
+            case, file = CHANNEL_NUMBER.sub("", stem), shown_path(paths[0], folder)
+            names = " and ".join(path.name for path in paths)
+            problems.append(Problem.of("ambiguous", case, file, found=names))
+    return problems
 
 
 def _unlabelled(stems: Iterable[str], labelled: set[str], channels: int) -> list[Problem]:
@@ -343,10 +337,7 @@ def _labels_in_maps(folder: Path) -> LabelValues:
     """
     maps = [file for path in _subfolders(folder) for file in by_stem(path).get(LABEL_STEM, [])]
     if not (values := set().union(*in_parallel(values_in, maps, 1, "finding labels")) - {0}):
-        raise DataError(
-            f"{folder}: no readable label map has a value above 0; "
-            f"correct the maps, or declare the labels in {DATASET_FILE}"
-        )
+        raise DataError(declaration.TEXT("no labels", folder=folder))
     return {"background" if value == 0 else str(value): (value,) for value in [0, *sorted(values)]}
 
 

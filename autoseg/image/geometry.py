@@ -153,10 +153,9 @@ def check_geometry(geometry: Geometry, path: File) -> None:
 
 def sheared(path: File) -> DataError:
     """The error for axes that are not perpendicular to each other."""
-    return DataError(
-        f"{path}: its direction matrix is sheared (not orthonormal), which ITK "
-        "refuses; write a rigid sform/qform, or resample it onto an orthonormal grid"
-    )
+    advice = "write a rigid sform/qform, or resample it onto an orthonormal grid"
+    what = "its direction matrix is sheared (not orthonormal), which ITK refuses"
+    return DataError(f"{path}: {what}; {advice}")
 
 
 # Of world axes as in DICOM and ITK, which grow to the left, to the back and upwards.
@@ -172,10 +171,10 @@ def check_code(code: str) -> str:
         DataError: it is not one of the 48 orientation codes.
     """
     if code.upper() not in CODES:
-        raise DataError(
-            f"orientation {code!r}: not an orientation; give one letter of R/L, A/P and S/I for "
-            "each of the axes x, y, z, for example RAS or LPS"
+        advice = (
+            "one letter of R/L, A/P and S/I for each of the axes x, y, z, for example RAS or LPS"
         )
+        raise DataError(f"orientation {code!r}: not an orientation; give {advice}")
     return code.upper()
 
 

@@ -113,10 +113,8 @@ def _as_floats(values: Array, what: File, own_type: bool) -> Array:
         with np.errstate(over="ignore"):  # overflow becomes infinity, an error below
             values = values.astype(np.float32, copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise VoxelError(
-            f"{what}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite; "
-            "replace them, for example with the value of air"
-        )
+        bad = f"{np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite"
+        raise VoxelError(f"{what}: {bad}; replace them, for example with the value of air")
     return values
 
 

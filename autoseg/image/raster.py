@@ -64,9 +64,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             if (pages := getattr(picture, "n_frames", 1)) > 1:
+                advice = "write each page as a case, or all as a NIfTI volume"
                 raise DataError(
-                    f"{path}: has {counted(pages, 'page')}; a picture has one: write each page as "
-                    "a case, or all as a NIfTI volume"
+                    f"{path}: has {counted(pages, 'page')}; a picture has one: {advice}"
                 )
             yield picture
     except (AutosegError, MemoryError, RunError):

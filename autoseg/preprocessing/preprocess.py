@@ -82,10 +82,8 @@ def _prepare(plan: Plan, case: Case) -> Prepared:
     label, geometry = read_label(case.label)
     check_same_grid(geometry, case.label, image.geometry, case.images[0])
     if len(image.array) != len(plan.channels):
-        raise DataError(
-            f"{case.images[0]}: has {counted(len(image.array), 'channel')}, the plan has "
-            f"{len(plan.channels)}"
-        )
+        found = f"{counted(len(image.array), 'channel')}, the plan has {len(plan.channels)}"
+        raise DataError(f"{case.images[0]}: has {found}")
     if names := plan.annotated.get(case.name):
         label = annotated_part(label, plan.labels, names)
     return prepare(plan, image, label)

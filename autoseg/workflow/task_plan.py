@@ -18,15 +18,9 @@ from autoseg.common.arrays import Mask
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import texts_in
 from autoseg.common.progress import counted, listed, say
+from autoseg.dataset import problems as listing
 from autoseg.dataset import splits
 from autoseg.dataset.merge import merge_tasks
-from autoseg.dataset.problems import (
-    errors_by_case,
-    errors_in,
-    problems_table,
-    raise_errors,
-    write_verification,
-)
 from autoseg.dataset.task import Task, find_task, read_task, without
 from autoseg.evaluation.tables import print_rows
 from autoseg.fingerprint import Fingerprint, survey
@@ -81,23 +75,25 @@ def survey_task(
     plans = workspace.preprocessed(task.name)
     fingerprint, more = survey(task, processes, plans / ".survey", folds)
     problems = [*problems, *more]
-    write_verification(plans / "verification.json", problems)
-    found = errors_in(problems)
+    listing.write_verification(plans / "verification.json", problems)
+    found = listing.errors_in(problems)
     alone = found if len(found) == 1 and not skip_bad_cases else []  # it ends the command
     if shown := [problem for problem in problems if problem not in alone]:
-        print(problems_table(shown), file=sys.stderr)
+        print(listing.problems_table(shown), file=sys.stderr)
     cases, errors = counted(len(task.cases), "case"), len(found)
     warnings = counted(len(problems) - errors, "warning")
     say(f"{task.name}: {cases}, {counted(errors, 'error')}, {warnings}")
-    bad = errors_by_case(problems)
+    bad = listing.errors_by_case(problems)
     if not skip_bad_cases:
         some_can_be_left_out = "" not in bad and fingerprint.cases
         advice = "fix these cases, or leave them out with --skip-bad-cases"
-        raise_errors(problems, task.name, advice if some_can_be_left_out else "", listed=True)
+        listing.raise_errors(
+            problems, task.name, advice if some_can_be_left_out else "", listed=True
+        )
         return Surveyed(task, fingerprint)
-    raise_errors(bad.pop("", ()), task.name)  # of the whole task
+    listing.raise_errors(bad.pop("", ()), task.name)  # of the whole task
     if not fingerprint.cases:
-        raise_errors(problems, task.name)
+        listing.raise_errors(problems, task.name)
     if bad:
         say(f"skipping {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
     return Surveyed(without(task, bad), fingerprint, tuple(bad))
