@@ -242,11 +242,9 @@ def _bar(job: str, total: int, done: int, keeps: bool) -> Iterator[Progress]:
                 return text.Text()
             return text.Text(f"{in_words(end - time.monotonic())} left")
 
-    name, counts = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.MofNCompleteColumn(),
-    )
-    bar = progress.Progress(name, progress.BarColumn(bar_width=20), counts, TimeLeft())
+    name = progress.TextColumn("{task.description}", markup=False)
+    shape, counts = progress.BarColumn(bar_width=20), progress.MofNCompleteColumn()
+    bar = progress.Progress(name, shape, counts, TimeLeft())
     steps = _Steps(total, done)
 
     def with_note(note: str) -> console.Group:

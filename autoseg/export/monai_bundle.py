@@ -59,10 +59,8 @@ def export_monai(model: Model, out: Path) -> None:
     if (model.files or FolderFiles(model.folder)).has(POSTPROCESSING):
         say(f"{POSTPROCESSING} is not part of the bundle, which does not postprocess")
     say("MONAI places tiles in another way: where a scan is larger than a patch, voxels may differ")
-    say(
-        f"run: python -m monai.bundle run --config_file {out / 'configs' / 'inference.json'} "
-        f"--bundle_root {out} --dataset_dir IN --output_dir OUT"
-    )
+    options = f"--config_file {out / 'configs' / 'inference.json'} --bundle_root {out}"
+    say(f"run: python -m monai.bundle run {options} --dataset_dir IN --output_dir OUT")
 
 
 class _Mean(nn.Module):

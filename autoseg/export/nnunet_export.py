@@ -89,10 +89,8 @@ def export_nnunet(model: Model, out: Path) -> None:
         options += f" -step_size {step:g}"
     command = f"nnUNetv2_predict_from_modelfolder -m {out} -i IN -o OUT"
     say(f"run: {command} -f {' '.join(model.folds)}{options}")
-    say(
-        f"for nnUNetv2_predict, move it to $nnUNet_results/{plans['dataset_name']}/"
-        f"{trainer}__{plans['plans_name']}__{plan.configuration}"
-    )
+    name = f"{trainer}__{plans['plans_name']}__{plan.configuration}"
+    say(f"for nnUNetv2_predict, move it to $nnUNet_results/{plans['dataset_name']}/{name}")
 
 
 def exported_plan(folder: Path) -> Plan | None:

@@ -231,10 +231,7 @@ def _check_known(plans: nnunet.Values, configuration: nnunet.Values, trainer: st
     if OTHER_NETWORKS.match(trainer):
         raise AutosegError(f"trainer {trainer} builds another network than the plans say")
     if not KNOWN_TRAINER.fullmatch(trainer):
-        say(
-            f"trainer {trainer} is not one of nnU-Net's; the model is imported if its weights fit "
-            "the plans' network, but a changed activation or prediction would not be noticed"
-        )
+        say(nnunet.FACTS["unknown_trainer"].format(trainer=trainer))
     for where, key, known in (
         (plans, "label_manager", ("LabelManager",)),
         (plans, "image_reader_writer", tuple(nnunet.READERS)),
@@ -266,10 +263,8 @@ def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[s
         raise AutosegError(f"{source.name / name} is not valid ({error!r})") from None
     if not steps:
         return None
-    say(
-        f"{source.name / name}: autoseg_predict will apply it, unless --no-postprocessing is "
-        "given; nnUNetv2_predict does not"
-    )
+    unless = "unless --no-postprocessing is given; nnUNetv2_predict does not"
+    say(f"{source.name / name}: autoseg_predict will apply it, {unless}")
     about = {"folds": list(folds), "source": f"nnU-Net: {name}"}
     header = {"format_version": POSTPROCESSING_FORMAT, "plan_id": plan.id}
     return {**header, "steps": steps, "learned_on": about}

@@ -115,10 +115,8 @@ def check_same_grid(
     if not expected.nearly(found):
         where = ", ".join(differences)
         raise DataError(f"{path}: not on the grid of {reference}: {where}; {advice}")
-    note(
-        f"{path}: its grid differs from that of {reference} by less than 5 % of a voxel "
-        f"({', '.join(differences)}); taken as equal"
-    )
+    what = f"its grid differs from that of {reference} by less than 5 % of a voxel"
+    note(f"{path}: {what} ({', '.join(differences)}); taken as equal")
 
 
 def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: File) -> Geometry:
@@ -171,10 +169,9 @@ def check_code(code: str) -> str:
         DataError: it is not one of the 48 orientation codes.
     """
     if code.upper() not in CODES:
-        advice = (
-            "one letter of R/L, A/P and S/I for each of the axes x, y, z, for example RAS or LPS"
-        )
-        raise DataError(f"orientation {code!r}: not an orientation; give {advice}")
+        letters = "one letter of R/L, A/P and S/I for each of the axes x, y, z"
+        advice = f"give {letters}, for example RAS or LPS"
+        raise DataError(f"orientation {code!r}: not an orientation; {advice}")
     return code.upper()
 
 

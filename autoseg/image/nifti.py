@@ -274,10 +274,8 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
     if np.allclose(spacing, geometry.spacing_mm, rtol=1e-3):
         spacing = np.array(geometry.spacing_mm)
     else:
-        note(
-            f"{path}: its sform has a spacing of {by_axis(spacing, '.4g')} mm, pixdim "
-            f"{by_axis(geometry.spacing_mm, '.4g')} mm; using the sform"
-        )
+        own, pixdim = by_axis(spacing, ".4g"), by_axis(geometry.spacing_mm, ".4g")
+        note(f"{path}: its sform has a spacing of {own} mm, pixdim {pixdim} mm; using the sform")
     found = Geometry.of(geometry.size, spacing, matrix[:, 3], axes)
     return found if geometry.differences(found, SFORM_TOLERANCE_MM) else geometry
 

@@ -156,17 +156,15 @@ def failures_of(epochs: Sequence[Epoch], planned: int) -> list[str]:
     """
     found = []
     if len(epochs) < ENOUGH_EPOCHS * planned:
-        found.append(
-            f"planned {counted(planned, 'epoch')}, done {len(epochs)}: the time budget was used "
-            "up; plan again on an idle machine, or with a longer --time-budget"
-        )
+        what = f"planned {counted(planned, 'epoch')}, done {len(epochs)}"
+        advice = "plan again on an idle machine, or with a longer --time-budget"
+        found.append(f"{what}: the time budget was used up; {advice}")
     first, last = epochs[0].training_loss, epochs[-1].training_loss
     dice = mean_of_known(list(epochs[-1].training_dice.values())[1:]) or 0.0
     if last > first - LEAST_FALL * abs(first) and dice < LEAST_DICE:
-        found.append(
-            f"the training loss hardly fell ({first:.3g} to {last:.3g}), and the Dice of training "
-            f"patches is {dice:.2f}: train longer, or look at the label maps"
-        )
+        losses = f"the training loss hardly fell ({first:.3g} to {last:.3g})"
+        scores = f"the Dice of training patches is {dice:.2f}"
+        found.append(f"{losses}, and {scores}: train longer, or look at the label maps")
     return found
 
 

@@ -154,11 +154,10 @@ def _try(
     spent += overhead.patches * timing.patch_seconds
     steps = max(0, int((AIM * seconds - spent) / timing.step_seconds))
     features, sampling = chosen.network.features, chosen.sampling
-    say(
-        f"{features[0]} to {features[-1]} feature maps, {counted(sampling.batch_size, 'patch')} of "
-        f"{times(sampling.patch_size)}: {timing.step_seconds:.2f} s per step, time for "
-        f"{counted(steps, 'step')}"
-    )
+    maps = f"{features[0]} to {features[-1]} feature maps"
+    patches = f"{counted(sampling.batch_size, 'patch')} of {times(sampling.patch_size)}"
+    time = f"{timing.step_seconds:.2f} s per step, time for {counted(steps, 'step')}"
+    say(f"{maps}, {patches}: {time}")
     figures: PlanValues = {"features": list(features), "patch_size": list(sampling.patch_size)}
     figures |= {"batch_size": sampling.batch_size, "steps": steps}
     for name, value in asdict(timing).items():
@@ -207,18 +206,13 @@ def _network(plan: Plan, choice: Choice) -> PlanValues:
     if choice.patch_size == plan.sampling.patch_size:
         return {"features": _narrowed(features, choice.share)}
     topology = pool_and_kernels(plan.target_spacing_of(COARSE), choice.patch_size)
-    kernels = [
-        [1 if size == 1 else width for size, width in zip(choice.patch_size, kernel, strict=True)]
-        for kernel in topology.kernels
-    ]
+    flat = np.array(choice.patch_size) == 1
+    kernels = np.where(flat, 1, topology.kernels).tolist()
     stages = min(len(topology.strides), len(features))
-    return {
-        "features": _narrowed(features[:stages], choice.share),
-        "strides": [list(stride) for stride in topology.strides[:stages]],
-        "kernels": kernels[:stages],
-        "blocks_encoder": list(plan.network.blocks_encoder[:stages]),
-        "blocks_decoder": list(plan.network.blocks_decoder[: stages - 1]),
-    }
+    strides, network = [list(stride) for stride in topology.strides[:stages]], plan.network
+    values = {"features": _narrowed(features[:stages], choice.share), "strides": strides}
+    values |= {"kernels": kernels[:stages], "blocks_encoder": [*network.blocks_encoder[:stages]]}
+    return values | {"blocks_decoder": [*network.blocks_decoder[: stages - 1]]}
 
 
 def _narrowed(features: Sequence[int], share: float) -> list[int]:

@@ -196,19 +196,13 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
     model = load_model(job.folder.parent, [job.fold], job.device)
     predictor = Predictor(model, device=str(job.device), postprocess=False, backend="torch")
     predictor.compared = ()  # the calibration of an earlier training does not matter here
+    scans = {case.name: case.images for case in cases}
     references = {case.name: case.label for case in cases}
     predictor.reliability = Reliability(references, model.plan)
-    summary = predict_and_score(
-        predictor,
-        {case.name: case.images for case in cases},
-        references,
-        ScoredClasses.of_plan(model.plan),
-        job.folder / layout.VALIDATION,
-        job.processes,
-        overwrite=True,
-        previous=previous,
-    )
-    predictor.reliability.save(job.folder / layout.VALIDATION)
+    classes, folder = ScoredClasses.of_plan(model.plan), job.folder / layout.VALIDATION
+    given = predictor, scans, references, classes, folder, job.processes
+    summary = predict_and_score(*given, overwrite=True, previous=previous)
+    predictor.reliability.save(folder)
     return summary
 
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import Mask
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import texts_in
 from autoseg.common.progress import counted, listed, say
@@ -161,21 +159,15 @@ def _sides(task: Task) -> dict[str, str] | None:
     for case in task.cases[:SIDED_CASES] if pairs else ():
         label, grid = read_label(case.label)
         to_mm = np.reshape(grid.direction, (3, 3)) * grid.spacing_mm
-        for one, other in pairs:
-            if (label == one).any() and (label == other).any():
-                apart += abs(to_mm @ (_centre(label == one) - _centre(label == other)))
+        for pair in pairs:
+            one, other = (np.argwhere(label == value) for value in pair)
+            if len(one) and len(other):
+                apart += abs(to_mm @ (one.mean(axis=0) - other.mean(axis=0)))
     if not apart.any() or apart.argmax() == 0:
         return task.mirrored_labels
     kind = "sides, exchanged" if task.mirrored_labels else "sides"
     say(TEXT(kind, names=names, axis=("", "front-back", "head-foot")[apart.argmax()]))
     return task.mirrored_labels or {}
-
-
-def _centre(mask: Mask) -> NDArray[np.float64]:
-    """The mean position of a mask's voxels."""
-    axes = ((1, 2), (0, 2), (0, 1))
-    counts = [mask.sum(axis=others) for others in axes]
-    return np.array([np.arange(len(each)) @ each / each.sum() for each in counts])
 
 
 def _patients(task: Task) -> list[splits.Patient]:
