@@ -14,11 +14,6 @@ from autoseg.common.progress import counted, say
 
 WIDTH = 200  # of tables that are not printed on a terminal
 EXAMPLE = Path(__file__).with_name("study_example.json5").read_text("utf-8")
-EPILOG = f"""\
-example of a study file; only `task` is required (with `extends: "OTHER"` the
-file takes all keys that it does not contain from another study):
-
-{EXAMPLE}"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = common.parser("autoseg_experiment")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = textwrap.fill(parser.description or "", 79)
-    parser.epilog = EPILOG
+    parser.epilog = common.declarations()["autoseg_experiment"]["epilog"] + EXAMPLE
     return parser
 
 
