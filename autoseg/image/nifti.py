@@ -295,13 +295,11 @@ def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
     """Whether ITK would return the stored voxels unchanged."""
     import SimpleITK as sitk
 
-    return (
-        reader.GetDimension() in (3, 4)
-        and reader.GetNumberOfComponents() == 1
-        and not layout.is_scaled
-        and (reader.GetPixelID() == getattr(sitk, TYPES[layout.code][1]) or layout.scale[1] != 0)
-        and math.prod(layout.size) == math.prod(reader.GetSize())
-    )
+    if reader.GetDimension() not in (3, 4) or reader.GetNumberOfComponents() != 1:
+        return False
+    own_type = reader.GetPixelID() == getattr(sitk, TYPES[layout.code][1]) or layout.scale[1] != 0
+    same_size = math.prod(layout.size) == math.prod(reader.GetSize())
+    return own_type and same_size and not layout.is_scaled
 
 
 def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> Array:

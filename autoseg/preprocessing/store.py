@@ -62,12 +62,10 @@ class CaseStore:
         folder, record = self.folder / name, None
         with suppress(AutosegError):
             record = files.read_json(folder / "case.json")
-        return bool(
-            (folder / files.CHECKSUMS).exists()  # older versions wrote none
-            and isinstance(record, dict)
-            and record.get("preprocessing_id") == self.preprocessing_id
-            and record.get("source") == [list(pair) for pair in source]
-        )
+        if not isinstance(record, dict) or not (folder / files.CHECKSUMS).exists():
+            return False  # without checksums: of an older version
+        found = record.get("preprocessing_id"), record.get("source")
+        return found == (self.preprocessing_id, [list(pair) for pair in source])
 
     def has_older(self, name: str, source: Source) -> bool:
         """Return whether the case was stored, of files that have changed since."""

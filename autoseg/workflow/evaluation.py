@@ -235,11 +235,10 @@ def different_names(one: Path, other: Path) -> tuple[str, str]:
 def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
     """The given plan, or the only one with a validated fold."""
     models = workspace.models(task)
-    found = [
-        plan
-        for plan in folders_in(models)
-        if any(is_there(models / plan / fold / SUMMARY) for fold in folders_in(models / plan))
-    ]
+    found = []
+    for plan in folders_in(models):
+        if any(is_there(models / plan / fold / SUMMARY) for fold in folders_in(models / plan)):
+            found.append(plan)
     if not found:
         raise AutosegError(f"{models} has no validated fold; run: autoseg_train {task} fold 0")
     if given is not None and given not in found:
