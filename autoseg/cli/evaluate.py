@@ -1,7 +1,5 @@
 """`autoseg_evaluate`: score predictions, or summarise the folds of a cross-validation."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 

@@ -1,7 +1,5 @@
 """`autoseg_experiment STUDY`: train and test all models of a study, here or on a cluster."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """`autoseg_export -m MODEL -o OUT`: write a model for other programs."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 

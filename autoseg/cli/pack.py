@@ -1,7 +1,5 @@
 """`autoseg_pack TASK -o model.zip`: pack a trained model and its model card into one file."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 

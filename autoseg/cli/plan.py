@@ -1,7 +1,5 @@
 """`autoseg_plan TASK`: verify and measure the data, and write the plan."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 from pathlib import Path

@@ -8,8 +8,6 @@ Other machines, and file systems without such locks, are judged by the heartbeat
 A process that lost its lock while it was suspended writes nothing more (see `files.guarded`).
 """
 
-from __future__ import annotations
-
 import os
 import re
 import time

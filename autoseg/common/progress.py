@@ -1,7 +1,5 @@
 """Progress bars and log lines, and numbers, times and lists as text."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

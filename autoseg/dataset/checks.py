@@ -1,7 +1,5 @@
 """Checks of a case, and of a data set once all cases have been read."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 `corrections.json` there lists who gave which file when, and which are in use; the originals stay.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from datetime import datetime

@@ -5,8 +5,6 @@ Two dialects are understood, also mixed: that of the Medical Segmentation Decath
 (`channel_names`, `labels` from name to value or values, optional `dataset` with explicit paths).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

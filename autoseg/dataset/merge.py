@@ -1,7 +1,5 @@
 """One task from several, whose cases may have been annotated for different labels."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Splits of the cases into training and validation, fold by fold."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress

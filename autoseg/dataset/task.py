@@ -3,8 +3,6 @@
 The files of the cases are found in the layouts of the Decathlon, nnU-Net and MIScnn.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter, defaultdict

@@ -5,8 +5,6 @@ the previous stage of a cascade) and what describes the model (the fingerprint, 
 scores of the folds and a card).
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

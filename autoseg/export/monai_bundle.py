@@ -4,8 +4,6 @@ The bundle preprocesses with MONAI's transforms as the plan says, to float preci
 start at other positions: MONAI shifts the last one, we spread all of them evenly.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Sequence

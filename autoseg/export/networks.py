@@ -4,8 +4,6 @@ Only the network of one patch is exported. Preprocessing, the sliding window and
 to the scan's grid are described by the plan, which is exported, too.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import warnings

@@ -4,8 +4,6 @@ Arrays of nnU-Net are (channel, z, y, x), permuted by `transpose_forward`; its 2
 first of these axes. Kernels are (output, input, *axes) in the same order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ What nnU-Net cannot express is refused, by its key. What it computes in another 
 same result, such as the mean of the tiles, is said by its key and recorded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ The plan reproduces nnU-Net's prediction: what has no equal here is refused, by 
 anything is written.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import tempfile

@@ -4,8 +4,6 @@ pydicom reads the pixels, because GDCM inverts MONOCHROME1, ignores a Modality L
 knows the geometry of some object types only. Compressed pixels are decoded by GDCM.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

@@ -237,11 +237,6 @@ class Turn:
         """The turn that brings a grid to an orientation; None leaves it as it is."""
         return cls() if target is None else cls.between(orientation_of(grid), target)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether nothing is turned."""
-        return self == Turn()
-
     def then(self, other: Turn) -> Turn:
         """This turn followed by another one."""
         pairs = zip(other.triple(self.flips), other.flips, strict=True)
@@ -274,7 +269,7 @@ class Turn:
 
     def geometry(self, grid: Geometry) -> Geometry:
         """The turned grid: its voxels lie in the same places of the patient."""
-        if self.is_identity:
+        if self == Turn():
             return grid
         direction = np.reshape(grid.direction, (3, 3))
         origin = np.array(grid.origin_mm, float)

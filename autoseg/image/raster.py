@@ -3,8 +3,6 @@
 They have no grid: the spacing is 1 x 1 x 1 mm, and x and y run to the right and down.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -5,8 +5,6 @@ and only harmless formats are read: JSON, text and safetensors. The checksums de
 not authenticate the author, as whoever changes a member can change the manifest as well.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

@@ -9,8 +9,6 @@ The evaluation affects no model and is not part of a plan's id. The codes say wh
 SNOMED CT: for DICOM segmentation objects.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence

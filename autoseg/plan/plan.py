@@ -5,8 +5,6 @@ do not fit together are errors that name the key. All sizes and spacings are in 
 A plan is read from JSON, its first error described, and compared with others.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

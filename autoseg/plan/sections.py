@@ -4,8 +4,6 @@
 schema show; they are not written to a plan file and do not change a plan's id.
 """
 
-from __future__ import annotations
-
 import re
 from itertools import permutations
 from math import prod

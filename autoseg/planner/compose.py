@@ -1,7 +1,5 @@
 """Compose the plan of a task: rules < reference plan < time budget < overrides file < settings."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -3,8 +3,6 @@
 Titles and units come from the fields of the plan (see `autoseg.plan.sections`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ nnU-Net breaks ties between axes in its own order: the axis with the lowest reso
 the others as z, y, x. The rules use this planner's order, too.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Iterable, Sequence

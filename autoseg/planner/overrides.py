@@ -4,8 +4,6 @@ Each layer replaces values of the layers below it. A value's provenance names th
 set it and the value that the rules alone would choose.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence

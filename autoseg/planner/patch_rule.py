@@ -20,8 +20,6 @@ foreground in the median case in Hounsfield units, a quarter of their distance f
 These two are not used by default; they are recorded beside the values of a reference plan.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass

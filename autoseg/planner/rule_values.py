@@ -4,8 +4,6 @@
 nnU-Net's preprocessing steps and augmentation.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import replace

@@ -9,8 +9,6 @@ The results equal those of nnU-Net 2.8.1 (Isensee et al., Nature Methods 2021). 
 the planner's order (see `grid`); `_finished` brings everything to x, y, z order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Preprocessing of the missing cases of a task, in parallel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial

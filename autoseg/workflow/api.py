@@ -1,7 +1,5 @@
 """Planning and training from Python."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Score predictions, summarise a cross-validation, and compare two sets of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One fold from raw cases to its validation scores: preprocess, train, predict, evaluate."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

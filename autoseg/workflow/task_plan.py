@@ -1,7 +1,5 @@
 """From a raw task to its plan on disk: verify and measure the data, compose the plan, split."""
 
-from __future__ import annotations
-
 import functools
 import re
 import sys
