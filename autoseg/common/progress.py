@@ -65,13 +65,9 @@ def tolerate_output() -> None:
         if stream is not getattr(sys, f"__{name}__"):
             continue
         raw = _Lenient(os.devnull if stream is None else number, "w", closefd=stream is None)
-        lenient = io.TextIOWrapper(
-            io.BufferedWriter(raw),
-            encoding="utf-8" if stream is None else stream.encoding,
-            errors="replace",
-            line_buffering=True,
-        )
-        setattr(sys, name, lenient)
+        how: Any = {"errors": "replace", "line_buffering": True}
+        how["encoding"] = "utf-8" if stream is None else stream.encoding
+        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **how))
 
 
 def on_terminal() -> bool:

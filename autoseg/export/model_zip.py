@@ -169,12 +169,10 @@ def _planning_files(planned: Path, folder: Path, plan: Plan) -> Files:
 
 def _without_paths(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary with bare file names: folders reveal a machine and its users."""
-    keys = ("reference_file", "prediction_file")
-    cases = [
-        {key: Path(value).name if key in keys else value for key, value in case.items()}
-        for case in summary["metric_per_case"]
-    ]
-    return {**summary, "metric_per_case": cases}
+    for case in summary["metric_per_case"]:
+        for key in case.keys() & {"reference_file", "prediction_file"}:
+            case[key] = Path(case[key]).name
+    return summary
 
 
 def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing | None:
