@@ -124,8 +124,8 @@ def evaluate_task(
     for path in files.write_cross_validation(trained, validation, out, processes, exhibits):
         print(f"{path.parent.name}: {path}")
     found = _review(trained, validation, out / label_review.FILE_NAME, processes)
-    of = trained, validation, exhibits, planned / FINGERPRINT, tables
-    report = contents.cross_validation_report(*of, processes, volumes)
+    facts = trained, validation, exhibits, planned / FINGERPRINT, tables
+    report = contents.cross_validation_report(*facts, processes, volumes)
     if found is not None:
         rows, pictures = findings_rows(found), contents.draw_labels(found, exhibits, processes)
         report = replace(report, labels=rows, label_pictures=pictures)
