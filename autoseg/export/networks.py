@@ -229,12 +229,12 @@ def describe(model: Model) -> dict[str, Any]:
     if plan.previous_stage is not None:  # a cascade takes one mask for each part
         parts = (", ".join(map(str, part)) for part in classes.parts[1:])
         channels += [f"mask of label {part} by {plan.previous_stage}" for part in parts]
-    given = {"name": INPUT, **patches, "channels": channels}
+    given: dict[str, Any] = {"name": INPUT, **patches, "channels": channels}
     given |= {"patch_size": values["sampling"]["patch_size"]}
     given |= {"spacing_mm": values["target_spacing_mm"], "orientation": plan.orientation}
-    found = {"name": OUTPUT, **patches, "axes": ["batch", "output", "x", "y", "z"]}
+    found: dict[str, Any] = {"name": OUTPUT, **patches, "axes": ["batch", "output", "x", "y", "z"]}
     found["activation"] = "sigmoid" if classes.are_regions else "softmax"
     found["outputs"] = [{"class": name, "label": value} for name, value in outputs]
-    about = {"autoseg": __version__, "torch": torch.__version__, **identity(plan)}
+    about: dict[str, Any] = {"autoseg": __version__, "torch": torch.__version__, **identity(plan)}
     about |= {"folds": list(model.folds), "input": given, "preprocessing": values["preprocessing"]}
     return about | {"output": found, "sliding_window": values["inference"]}

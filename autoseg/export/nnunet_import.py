@@ -282,9 +282,9 @@ def _fingerprint(
         except INVALID:
             values = {}
         foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
-    found = {"format": FORMAT, "task": plan.task, "channels": list(plan.channels)}
-    found |= {key: labels_of(plan)[key] for key in ("labels", "ignore_label")}
-    return found | {"foreground": foreground, "cases": {}}
+    about: dict[str, Any] = {"format": FORMAT, "task": plan.task, "channels": list(plan.channels)}
+    about |= {key: labels_of(plan)[key] for key in ("labels", "ignore_label")}
+    return about | {"foreground": foreground, "cases": {}}
 
 
 def _card(
@@ -293,7 +293,7 @@ def _card(
     """Where the model comes from."""
     first = next(iter(states.values()))
     versions = {"autoseg": __version__, "torch": torch.__version__}
-    facts = {"format": "nnU-Net v2", "name": source.name.name}
+    facts: dict[str, Any] = {"format": "nnU-Net v2", "name": source.name.name}
     facts |= {"nnunet_version": NOT_STATED}  # nnU-Net's files do not name it
     facts |= {"trainer": first["trainer_name"], "plans": str(plans.get("plans_name"))}
     facts["configuration"] = first["configuration"]

@@ -122,7 +122,7 @@ def budget_layer(
     epochs = max(1, min(EPOCHS, trial.steps, int(trial.training_seconds / SHORTEST_EPOCH)))
     layer = _layer(plan, choice, seconds, trial.steps, epochs)
     figures = [entry.figures for entry in tried.values()]
-    measured = {"seconds": seconds, "used_by_others": round(busy, 2)}
+    measured: PlanValues = {"seconds": seconds, "used_by_others": round(busy, 2)}
     measured |= {"tried": figures, "decided": layer.values}
     return Layer(layer.source, layer.values | {"measured": measured}, f"{trial.steps} steps fit")
 
@@ -210,7 +210,8 @@ def _network(plan: Plan, choice: Choice) -> PlanValues:
     kernels = np.where(flat, 1, topology.kernels).tolist()
     stages = min(len(topology.strides), len(features))
     strides, network = [list(stride) for stride in topology.strides[:stages]], plan.network
-    values = {"features": _narrowed(features[:stages], choice.share), "strides": strides}
+    narrowed = _narrowed(features[:stages], choice.share)
+    values: PlanValues = {"features": narrowed, "strides": strides}
     values |= {"kernels": kernels[:stages], "blocks_encoder": [*network.blocks_encoder[:stages]]}
     return values | {"blocks_decoder": [*network.blocks_decoder[: stages - 1]]}
 
@@ -222,7 +223,7 @@ def _narrowed(features: Sequence[int], share: float) -> list[int]:
 
 def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) -> Layer:
     validation_steps = min(plan.training.validation_steps, max(1, steps // epochs // 8))
-    training = {"epochs": epochs, "steps_per_epoch": max(1, steps // epochs)}
+    training: PlanValues = {"epochs": epochs, "steps_per_epoch": max(1, steps // epochs)}
     training |= {"validation_steps": validation_steps, "seconds": seconds}
     values: PlanValues = {
         "network": _network(plan, choice),
