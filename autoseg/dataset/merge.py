@@ -42,8 +42,8 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
         if task.regions_class_order:
             raise DataError(f"{task.path}: tasks with regions cannot be merged; declare its values")
         if task.channels != first.channels:
-            own, others = ", ".join(task.channels), ", ".join(first.channels)
-            what = f"its channels are {own}, those of {first.name} {others}"
+            here, there = ", ".join(task.channels), ", ".join(first.channels)
+            what = f"its channels are {here}, those of {first.name} {there}"
             raise DataError(f"{task.path}: {what}; merge tasks with the same channels")
     names = dict.fromkeys(name for task in tasks for name in _foreground(task))
     values = {name: value for value, name in enumerate(names, start=1)}

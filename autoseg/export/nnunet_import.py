@@ -191,8 +191,8 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     for fold, state in states.items():
         for key in ("trainer_name", "configuration", "mirror_axes"):
             if state[key] != first[key]:
-                values = f"{key} {state[key]}, but the first fold {first[key]}"
-                raise AutosegError(f"{source.name}: fold {fold} has {values}; choose folds with -f")
+                both = f"{key} {state[key]}, but the first fold {first[key]}"
+                raise AutosegError(f"{source.name}: fold {fold} has {both}; choose folds with -f")
     own = exported_plan(source.folder) if options.checkpoint == CHECKPOINT else None
     try:
         configuration = nnunet.configuration_of(plans, first["configuration"])

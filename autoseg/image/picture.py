@@ -248,5 +248,5 @@ def _letter(
     axes: Axes, place: tuple[float, float], text: str, align: tuple[str, str], **style: Any
 ) -> None:
     """White text with a dark rim."""
-    style = {"color": "white", "fontsize": 8, "ha": align[0], "va": align[1]} | style
-    axes.text(*place, text, **style).set_path_effects(HALO)
+    style = {"fontsize": 8, "ha": align[0], "va": align[1], **style}
+    axes.text(*place, text, color="white", **style).set_path_effects(HALO)
