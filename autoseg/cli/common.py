@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import multiprocessing
 import signal
@@ -72,13 +73,17 @@ def parser(name: str, description: str | None = None) -> argparse.ArgumentParser
 
     Args:
         name: of the command; `options.json` declares its other options, and those of nnU-Net's
-            corresponding command, which are errors with advice.
+            corresponding command and of other commands, which are errors with advice.
         description: of a command that is not declared there.
     """
     declared = declarations().get(name, {"description": description, "options": {}})
     made = Parser(prog=name, description=declared["description"], allow_abbrev=False)
-    for option, instead in declared.get("nnunet", {}).items():
-        made.add_argument(option, action=NnunetOption, const=instead, help=argparse.SUPPRESS)
+    nnunet = {
+        option: f"is an option of nnU-Net; {instead}"
+        for option, instead in declared.get("nnunet", {}).items()
+    }
+    for option, instead in (nnunet | declared.get("elsewhere", {})).items():
+        made.add_argument(option, action=NoOption, const=instead, help=argparse.SUPPRESS)
     made.add_argument("--version", action="version", version=f"autoseg {__version__}")
     made.add_argument("--debug", action="store_true", help="print the full traceback of an error")
     add_options(made, declared["options"])
@@ -109,8 +114,8 @@ def add_options(to: argparse.ArgumentParser, options: Mapping[str, dict[str, Any
     to.set_defaults(processes=min(cores(), 12))
 
 
-class NnunetOption(argparse.Action):
-    """An option of nnU-Net, which is an error; `const` is what to write instead."""
+class NoOption(argparse.Action):
+    """An option of another program, which is an error; `const` is what to write instead."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(nargs=0, **settings | {"dest": argparse.SUPPRESS})
@@ -119,7 +124,13 @@ class NnunetOption(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
     ) -> None:
         """Exit with a message."""
-        parser.error(f"{option} is an option of nnU-Net; {self.const}")
+        parser.error(f"{option} {self.const}")
+
+
+def named_in(function: Callable[..., Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a command that a function or a dataclass has parameters for."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def find_workspace(arguments: argparse.Namespace) -> Workspace:
@@ -139,6 +150,10 @@ def take_task(arguments: argparse.Namespace, more: str | None = "") -> str:
     Raises:
         AutosegError: there is none, or words are left over.
     """
+    folds = getattr(arguments, "folds", None) or []
+    if arguments.task is None and not arguments.words:  # `-f 0 TASK`: -f takes what follows it
+        arguments.words = [word for word in folds if not is_fold(word)]
+        arguments.folds = [word for word in folds if is_fold(word)]
     if arguments.task is None and arguments.words:
         arguments.task = arguments.words.pop(0)
     if arguments.task is None:
@@ -148,6 +163,11 @@ def take_task(arguments: argparse.Namespace, more: str | None = "") -> str:
         names = " ".join([arguments.task, *arguments.words])
         raise errors.AutosegError(f"{names!r}: give one TASK{more}")
     return str(arguments.task)
+
+
+def is_fold(word: str) -> bool:
+    """Whether a word is the number of a fold, or `all`."""
+    return word == "all" or word.isdecimal()
 
 
 def spawn_workers() -> None:
@@ -230,23 +250,20 @@ def model_folders(arguments: argparse.Namespace) -> list[Path]:
     Raises:
         AutosegError: a name matches no model, or several.
     """
-    return [
-        model_folder(argparse.Namespace(**{**vars(arguments), "model": model, "plan": plan}))
-        for model in arguments.model or [None]
-        for plan in arguments.plan or [None]
-    ]
+    models, plans = arguments.model or [None], arguments.plan or [None]
+    return [model_folder(arguments, model, plan) for model in models for plan in plans]
 
 
-def model_folder(arguments: argparse.Namespace) -> Path:
-    """The given folder, or the workspace's only trained model of this task and plan.
+def model_folder(arguments: argparse.Namespace, model: Path | None, plan: str | None) -> Path:
+    """The given folder, or the workspace's only trained model of the task and this plan.
 
     Raises:
         AutosegError: no model matches, or several.
     """
-    if arguments.model is not None:
-        if arguments.task or arguments.plan:
+    if model is not None:
+        if arguments.task or plan:
             raise errors.AutosegError("-m already names a model; leave out -t and -p")
-        return Path(arguments.model)
+        return model
     workspace = find_workspace(arguments)
     trained = workspace.trained()
     if not trained:
@@ -254,17 +271,14 @@ def model_folder(arguments: argparse.Namespace) -> Path:
             f"{workspace.root / 'models'} has no trained model; run: autoseg_train TASK fold 0"
         )
     task = workspace.find_task_name(arguments.task) if arguments.task else None
-    matches = [
-        pair
-        for pair in trained
-        if task in (None, pair[0]) and arguments.plan in (None, "", pair[1])
-    ]
+    of_task = [pair for pair in trained if task in (None, pair[0])]
+    matches = [pair for pair in of_task if plan in (None, "", pair[1])]
     if len(matches) == 1:
         return workspace.models(*matches[0])
     if not matches:
-        given = {"-t": arguments.task, "-p": arguments.plan}
+        given = {"-t": arguments.task, "-p": plan}
         options = " ".join(f"{option} {name}" for option, name in given.items() if name)
-        meant = nearest(arguments.plan or "", [plan for of, plan in trained if task in (None, of)])
+        meant = nearest(plan or "", [name for _, name in of_task])
         raise errors.AutosegError(
             f"no trained model matches {options}; available: {_listed(trained)}{meant}"
         )

@@ -1,7 +1,5 @@
 """`autoseg doctor`: this machine, the device and the workspace, to paste into a bug report."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform

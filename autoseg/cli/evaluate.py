@@ -1,7 +1,5 @@
 """`autoseg_evaluate`: score predictions, or summarise the folds of a cross-validation."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 
@@ -15,19 +13,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from autoseg.workflow import evaluation
 
     if arguments.task is None:
-        is_complete = evaluation.score_folders(
-            arguments.reference,
-            arguments.predicted,
-            arguments.out,
-            images=arguments.images,
-            against=arguments.against,
-            maps=arguments.map or (),
-            merges=arguments.merge or (),
-            tolerance=arguments.tolerance,
-            classes=arguments.labels,
-            processes=arguments.processes,
-            volumes=arguments.volumes,
-        )
+        score = evaluation.score_folders
+        is_complete = score(**common.named_in(score, arguments))
         return common.DONE if is_complete else common.BAD_INPUT
     workspace, task = common.find_workspace(arguments), arguments.task
     if arguments.corrections:
@@ -53,7 +40,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if given := [f"--{name}" for name in only if getattr(arguments, name)]:
             raise AutosegError(f"{given[0]} needs TASK, not -g and -p")
         return
-    if arguments.map or arguments.merge or arguments.tolerance or arguments.labels:
+    if arguments.maps or arguments.merges or arguments.tolerance or arguments.classes:
         raise AutosegError("--labels, --map, --merge and --tolerance need -g and -p, not TASK")
     folders = ("reference", "predicted", "images", "out", "against")
     if any(getattr(arguments, name) for name in folders):

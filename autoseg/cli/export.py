@@ -1,7 +1,5 @@
 """`autoseg_export -m MODEL -o OUT`: write a model for other programs."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 
@@ -20,7 +18,8 @@ def _export(arguments: argparse.Namespace) -> int:
     formats = list(dict.fromkeys(arguments.format))
     if len(formats) > 1 and (whole := next((name for name in formats if name in MODELS), None)):
         raise AutosegError(f"--format {whole} writes a folder of its own; give it alone")
-    model = load_model(common.model_folder(arguments), arguments.folds, torch.device("cpu"))
+    folder = common.model_folder(arguments, arguments.model, arguments.plan)
+    model = load_model(folder, arguments.folds, torch.device("cpu"))
     if formats == ["nnunet"]:
         nnunet_export.export_nnunet(model, arguments.output)
     elif formats == ["monai-bundle"]:

@@ -1,7 +1,5 @@
 """`autoseg_import FOLDER -o MODEL`: make a model of a trained model of nnU-Net v2."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 

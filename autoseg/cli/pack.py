@@ -1,7 +1,5 @@
 """`autoseg_pack TASK -o model.zip`: pack a trained model and its model card into one file."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 
@@ -13,14 +11,10 @@ def _pack(arguments: argparse.Namespace) -> int:
     from autoseg.export.model_zip import PackOptions, pack
 
     common.take_task(arguments)
-    folder = common.model_folder(argparse.Namespace(model=None, **vars(arguments)))
-    order = PackOptions(
-        workspace=common.find_workspace(arguments),
-        task=folder.parent.name,
-        plan=folder.name,
-        folds=tuple(arguments.folds) if arguments.folds else None,
-        card=arguments.card,
-    )
+    folder = common.model_folder(arguments, None, arguments.plan)
+    workspace = common.find_workspace(arguments)
+    folds = tuple(arguments.folds) if arguments.folds else None
+    order = PackOptions(workspace, folder.parent.name, folder.name, folds, arguments.card)
     names = pack(order, arguments.output, arguments.overwrite)
     megabytes = arguments.output.stat().st_size / 1e6
     say(f"packed {len(names)} files of {folder}, {megabytes:.1f} MB")

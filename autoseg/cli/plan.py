@@ -1,16 +1,11 @@
 """`autoseg_plan TASK`: verify and measure the data, and write the plan."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from autoseg.cli import common
-from autoseg.common.progress import by_axis, counted, say
-
-if TYPE_CHECKING:
-    from autoseg.plan.plan import Plan
+from autoseg.common.progress import by_axis, counted, rendered, say
 
 MERGE_HINT = ", or --merge NAME to make one task of several"
 MANY_STEPS = 20_000  # training steps that take hours on most CPUs
@@ -38,17 +33,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     surveyed = survey_task(workspace, folder, arguments.processes, skip)
     if arguments.verify_only:
         return common.DONE
-    options = PlanOptions(
-        name=arguments.name,
-        configuration=arguments.config,
-        planner=arguments.planner,
-        memory_gb=arguments.memory,
-        use_reference=not arguments.no_reference,
-        reference=arguments.reference,
-        overrides=arguments.overrides,
-        settings=tuple(arguments.settings),
-        seconds=seconds,
-    )
+    given = common.named_in(PlanOptions, arguments) | {"settings": tuple(arguments.settings)}
+    options = PlanOptions(**given, seconds=seconds)
     if seconds is not None:
         common.spawn_workers()
     plan = write_plan(
@@ -56,38 +42,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     if arguments.explain:
         explain(plan)
-    _summarise(plan)
+    spacing = by_axis("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)
+    facts = {"spacing": spacing, "by_axis": by_axis, "counted": counted, "many": MANY_STEPS}
+    say(rendered(Path(__file__).with_name("plan.txt.j2"), plan=plan, **facts).rstrip())
     if others := other_configurations(surveyed.fingerprint, fitted(options, surveyed), plan):
         option = "--no-reference --config NAME" if citations(plan) else "--config NAME"
         say(f"other configurations, with {option}: {'; '.join(others)}")
     print(workspace.preprocessed(plan.task, plan.name) / "plan.json")
     return common.DONE
-
-
-def _summarise(plan: Plan) -> None:
-    """Print the plan in short, with advice for training."""
-    say(_in_short(plan))
-    if plan.training.seconds is None and plan.training.steps >= MANY_STEPS:
-        say("this training is long and meant for a GPU; plan for this device with --time-budget 2h")
-    if plan.previous_stage is not None:
-        say(
-            f"this plan refines {plan.previous_stage}: first plan that with the same options and "
-            f"--config 3d_lowres, and train all its folds (autoseg_train {plan.task} fold "
-            f"{' '.join(map(str, range(plan.splits.folds)))} --plan {plan.previous_stage})"
-        )
-
-
-def _in_short(plan: Plan) -> str:
-    """The plan in one line."""
-    patch = by_axis(plan.sampling.patch_size)
-    spacing = by_axis("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)
-    grid = f"{spacing} mm" if plan.resamples else "original voxel size"
-    training = plan.training
-    return (
-        f"plan {plan.name} ({plan.id}): {grid}, patch {patch}, batch size "
-        f"{plan.sampling.batch_size}, {'-'.join(map(str, plan.network.features))} feature maps, "
-        f"{counted(training.epochs, 'epoch')}, {counted(training.steps, 'step')}"
-    )
 
 
 main = partial(common.run, partial(common.parser, "autoseg_plan"), _plan)

@@ -40,23 +40,10 @@ def _train(arguments: argparse.Namespace) -> int:
     task = workspace.find_task_folder(given)
     plan = workspace.find_plan_name(task.name, arguments.plan)
     with joined(arguments.device) as (group, device):
-        jobs = [
-            FoldJob(
-                workspace=workspace,
-                task=task,
-                plan=plan,
-                fold=fold,
-                device=device,
-                processes=arguments.processes,
-                resume=arguments.resume,
-                started=started,
-                group=group,
-                pretrained=arguments.pretrained,
-                tensorboard=arguments.tensorboard,
-                verify=arguments.verify,
-            )
-            for fold in folds
-        ]
+        order = common.named_in(FoldJob, arguments)
+        order |= {"workspace": workspace, "task": task, "plan": plan, "started": started}
+        order |= {"device": device, "group": group}
+        jobs = [FoldJob(**order, fold=fold) for fold in folds]
         try:
             if len(jobs) == 1 or group.is_shared:  # processes that share a fold fail together
                 for job in jobs:
@@ -91,13 +78,12 @@ def _run_each(jobs: Sequence[FoldJob], run: Callable[[FoldJob], None]) -> None:
 def _folds(words: Sequence[str]) -> list[str]:
     """The folds of `fold 0 1`, `0 1` or `fold all`."""
     folds = list(words[1:]) if words[:1] in (["fold"], ["folds"]) else list(words)
-    bad = [fold for fold in folds if fold != "all" and not fold.isdecimal()]
+    bad = [fold for fold in folds if not common.is_fold(fold)]
     if bad or not folds:
         named = any(word.startswith(("2d", "3d_")) for word in bad)
         more = "; choose a configuration by --plan NAME" if named else ""
-        raise AutosegError(
-            f"folds {' '.join(words)!r}: write `fold 0`, `fold 0 1 2` or `fold all`{more}"
-        )
+        given = " ".join(words)
+        raise AutosegError(f"folds {given!r}: write `fold 0`, `fold 0 1 2` or `fold all`{more}")
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
 
 

@@ -1,7 +1,5 @@
 """Questions about label maps and masks: class members, bounding boxes, components, counts."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Error types, which errors mean that memory ran out, and signals."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

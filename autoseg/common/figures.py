@@ -132,14 +132,9 @@ def new_grid(
     width = left + columns * (size[0] + gap) - gap + RIGHT
     height = rows * (size[1] + above + BELOW)
     figure = Figure(figsize=(width, height))
-    places = {
-        "left": left / width,
-        "right": 1 - RIGHT / width,
-        "bottom": BELOW / height,
-        "top": 1 - above / height,
-        "wspace": gap / size[0],
-        "hspace": (above + BELOW) / size[1],
-    }
+    places = {"left": left / width, "right": 1 - RIGHT / width, "bottom": BELOW / height}
+    places |= {"top": 1 - above / height, "wspace": gap / size[0]}
+    places["hspace"] = (above + BELOW) / size[1]
     grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=places).ravel().tolist()
     for axes in grid[count:]:
         axes.set_visible(False)

@@ -38,6 +38,7 @@ CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # JSON escapes line breaks in strings: an actual line break is always layout.
 PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]")
+INDENT = re.compile(r"\n *")
 
 
 @contextmanager
@@ -241,12 +242,7 @@ def to_json(value: Any) -> str:
     The same value gives the same bytes.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    return PLAIN_LIST.sub(_on_one_line, text) + "\n"
-
-
-def _on_one_line(found: re.Match[str]) -> str:
-    lines = found[1].split("\n")
-    return f"[{' '.join(line.strip() for line in lines)}]"
+    return PLAIN_LIST.sub(lambda found: "[" + INDENT.sub(" ", found[1]) + "]", text) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -273,6 +269,12 @@ def read_json(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise AutosegError(f"cannot read {path}: {error}") from error
     return parse_json(text, str(path))
+
+
+def texts_in(path: Path) -> Callable[..., str]:
+    """Fill in one of the texts (messages) of a JSON file by its key and the values it names."""
+    texts = read_json(path)
+    return lambda key, /, **values: texts[key].format(**values)
 
 
 def parse_json(text: str, where: str) -> Any:

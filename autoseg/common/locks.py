@@ -8,8 +8,6 @@ Other machines, and file systems without such locks, are judged by the heartbeat
 A process that lost its lock while it was suspended writes nothing more (see `files.guarded`).
 """
 
-from __future__ import annotations
-
 import os
 import re
 import time
@@ -83,10 +81,9 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     def check() -> None:
         holder = lease.owner
         if holder is not None and holder.token != token:
-            raise InUse(
-                f"{what} was taken over by {_name_of(holder, _marker(path))} while this process "
-                "was suspended or could not reach the folder; nothing more is written"
-            )
+            why = "while this process was suspended or could not reach the folder"
+            by = _name_of(holder, _marker(path))
+            raise InUse(f"{what} was taken over by {by} {why}; nothing more is written")
 
     try:
         with files.guarded(path.parent, check):
@@ -136,10 +133,9 @@ def _acquire(lease: SoftFileLease, path: Path, what: str, wait: bool) -> int | N
                 continue
         if quiet and time.monotonic() - started > QUIET_SECONDS:
             quiet = False
-            say(
-                f"waiting for {what}, in use by {watch.name} ({path}): wait, or stop that process; "
-                f"if it has ended, this goes on within {LEASE_SECONDS + SOON_SECONDS:.0f} s"
-            )
+            end = f"this goes on within {LEASE_SECONDS + SOON_SECONDS:.0f} s"
+            advice = f"wait, or stop that process; if it has ended, {end}"
+            say(f"waiting for {what}, in use by {watch.name} ({path}): {advice}")
         time.sleep(POLL_SECONDS)
 
 
@@ -210,10 +206,9 @@ class _Watch:
                 try:
                     self.path.unlink()  # we have the kernel's lock on it: no other process does so
                 except PermissionError as error:
-                    raise AutosegError(
-                        f"{self.path} is left by {self.name}, which has ended, and cannot be "
-                        "removed by this user; ask its owner to delete it"
-                    ) from error
+                    what = f"{self.path} is left by {self.name}, which has ended"
+                    why = "cannot be removed by this user; ask its owner to delete it"
+                    raise AutosegError(f"{what}, and {why}") from error
         return self.state
 
     def _judge(self, is_free: bool | None, found: os.stat_result) -> str:
@@ -289,10 +284,8 @@ def _boot(record: OwnerRecord) -> int | None:
 
 
 def _say_lost(lost: LeaseCompromise) -> None:
-    say(
-        f"warning: this process has lost its lock {lost.lock_file} ({lost.reason}); it stops when "
-        "another process takes over"
-    )
+    what = f"this process has lost its lock {lost.lock_file} ({lost.reason})"
+    say(f"warning: {what}; it stops when another process takes over")
 
 
 @cache

@@ -4,8 +4,6 @@ Cores and memory are those of the machine or of its container, which is limited 
 (cgroups, version 1 or 2), and by those above its own.
 """
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Progress bars and log lines, and numbers, times and lists as text."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys
@@ -67,13 +65,9 @@ def tolerate_output() -> None:
         if stream is not getattr(sys, f"__{name}__"):
             continue
         raw = _Lenient(os.devnull if stream is None else number, "w", closefd=stream is None)
-        lenient = io.TextIOWrapper(
-            io.BufferedWriter(raw),
-            encoding="utf-8" if stream is None else stream.encoding,
-            errors="replace",
-            line_buffering=True,
-        )
-        setattr(sys, name, lenient)
+        how: Any = {"errors": "replace", "line_buffering": True}
+        how["encoding"] = "utf-8" if stream is None else stream.encoding
+        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **how))
 
 
 def on_terminal() -> bool:
@@ -242,14 +236,10 @@ def _bar(job: str, total: int, done: int, keeps: bool) -> Iterator[Progress]:
                 return text.Text()
             return text.Text(f"{in_words(end - time.monotonic())} left")
 
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(bar_width=20),
-        progress.MofNCompleteColumn(),
-        TimeLeft(),
-    )
+    name = progress.TextColumn("{task.description}", markup=False)
+    shape, counts = progress.BarColumn(bar_width=20), progress.MofNCompleteColumn()
+    bar = progress.Progress(name, shape, counts, TimeLeft())
     steps = _Steps(total, done)
-    bar = progress.Progress(*columns)
 
     def with_note(note: str) -> console.Group:
         # Text, not a string: case names may contain [brackets].

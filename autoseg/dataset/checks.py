@@ -1,7 +1,5 @@
 """Checks of a case, and of a data set once all cases have been read."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -83,7 +81,12 @@ def check_task(task: Task, facts: Mapping[str, CaseFacts], folds: int = 5) -> li
         facts: case name -> facts, for the usable cases.
         folds: number of folds that cross-validation will use.
     """
-    problems = _too_few_for_folds(task, folds)
+    names, problems = [case.name for case in task.cases], []
+    available = len(patients(names, task.groups))
+    if available < folds and find_splits(task.folder) is None:
+        kind = "too few cases" if available > 1 else "too few cases, one"
+        found = count_patients(names, task.groups)
+        problems.append(Problem.of(kind, found=found, folds=folds))
     if facts:
         problems += [*_absent_labels(task, facts), *_duplicates(facts), *_wrong_scales(task, facts)]
         problems += [*_mixed_orientations(facts), *_spacing_outliers(facts)]
@@ -115,15 +118,6 @@ def scale_of(smallest: float, low: float, high: float, largest: float) -> str:
 def is_ct_name(channel: str) -> bool:
     """Return whether a channel name means computed tomography, such as CT, CTA or low_dose_ct."""
     return re.search(r"(^|[^a-z])cta?($|[^a-z])", channel.casefold()) is not None
-
-
-def _too_few_for_folds(task: Task, folds: int) -> list[Problem]:
-    names = [case.name for case in task.cases]
-    available = len(patients(names, task.groups))
-    if available >= folds or find_splits(task.folder) is not None:
-        return []
-    kind = "too few cases" if available > 1 else "too few cases, one"
-    return [Problem.of(kind, found=count_patients(names, task.groups), folds=folds)]
 
 
 def _absent_labels(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:

@@ -3,8 +3,6 @@
 `corrections.json` there lists who gave which file when, and which are in use; the originals stay.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -30,10 +28,9 @@ def corrected_labels(task: Path) -> dict[str, Path]:
     folder = task / CORRECTED
     used = {entry["case"]: folder / entry["file"] for entry in _entries(folder) if entry["in_use"]}
     if lost := [str(path) for path in used.values() if not path.is_file()]:
-        raise DataError(
-            f"{lost[0]}: the corrected label map is missing; restore it, or use the original "
-            f"labels again: autoseg_evaluate {task.name} --corrections none"
-        )
+        restored = f"autoseg_evaluate {task.name} --corrections none"
+        what = "the corrected label map is missing; restore it, or use the original labels again"
+        raise DataError(f"{lost[0]}: {what}: {restored}")
     if used:
         note(f"{folder}: {counted(len(used), 'corrected label map')} used, not the original")
     return used
@@ -45,10 +42,9 @@ def save_corrections(task: Path, given: Mapping[str, Path]) -> None:
     Without any, all corrections are withdrawn; their files stay.
     """
     folder = task / CORRECTED
-    entries = [
-        entry | {"in_use": bool(given) and entry["in_use"] and entry["case"] not in given}
-        for entry in _entries(folder)
-    ]
+    entries = _entries(folder)
+    for entry in entries:
+        entry["in_use"] = bool(given) and entry["in_use"] and entry["case"] not in given
     who = os.environ.get("USER") or os.environ.get("USERNAME") or "unknown"
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     for case, source in given.items():

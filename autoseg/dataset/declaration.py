@@ -5,8 +5,6 @@ Two dialects are understood, also mixed: that of the Medical Segmentation Decath
 (`channel_names`, `labels` from name to value or values, optional `dataset` with explicit paths).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import read_json
+from autoseg.common.files import read_json, texts_in
 from autoseg.image.formats import composed, stem_of
 from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.plan.labels import SegmentCode, check_codes
@@ -27,6 +25,7 @@ PRESENT: tuple[str, ...] = ()  # of a case whose annotated labels are those in i
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
 MAX_SHOWN = 80  # characters of a value in an error message
 MUST: dict[str, str] = read_json(Path(__file__).with_name("declaration.json"))  # of each field
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 
 LabelValues = dict[str, tuple[int, ...]]
 """Label name -> the values that it covers."""
@@ -108,10 +107,7 @@ def read_declaration(folder: Path) -> Declaration:
     """
     path = folder / DATASET_FILE
     if not path.exists():
-        raise AutosegError(
-            f"{path} is missing; write it with channel_names and labels, beside imagesTr and "
-            "labelsTr (or give each case a folder with imaging.nii.gz and segmentation.nii.gz)"
-        )
+        raise AutosegError(TEXT("no declaration", path=path))
     return declaration_of(read_json(path), path)
 
 
@@ -152,6 +148,11 @@ def declaration_of(content: Any, path: Path) -> Declaration:
         raise DataError(f"{path}: {error}") from None
 
 
+def _wrong(kind: str, **found: Any) -> ValueError:
+    """The error of this kind."""
+    return ValueError(TEXT(kind, **found))
+
+
 def shown(value: Any) -> str:
     """Return the value as Python writes it, truncated if it is long."""
     text = repr(value)
@@ -169,9 +170,9 @@ def _labels_by_name(labels: Any) -> Any:
     for value, name in labels.items():
         if not value.isdecimal() or len(value) > MAX_SHOWN:  # Python parses 4300 digits at most
             hint = "; write values without quotes" if name.isdecimal() else ""
-            raise ValueError(f"the value {shown(value)} is not a whole number{hint}")
+            raise _wrong("value", value=shown(value), hint=hint)
         if name in named:
-            raise ValueError(f"the values {named[name]} and {value} are both called {name!r}")
+            raise _wrong("name twice", name=name, values=(named[name], value))
         named[name] = int(value)
     return named
 
@@ -233,7 +234,7 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
 def _channels(names: dict[str, str]) -> tuple[str, ...]:
     keys = [str(index) for index in range(len(names))]
     if set(names) != set(keys):
-        raise ValueError(f'"channel_names" must have the keys "0", "1", ...; found {shown(names)}')
+        raise _wrong("channels", found=shown(names))
     return tuple(names[key] for key in keys)
 
 
@@ -243,23 +244,21 @@ def _labels(declared: dict[str, int | list[int]]) -> tuple[LabelValues, int | No
     for name, covered in declared.items():
         labels[name] = tuple(sorted(covered)) if isinstance(covered, list) else (covered,)
         if len(set(labels[name])) < len(labels[name]):
-            raise ValueError(f"label {name!r} has the same value twice: {shown(covered)}")
+            raise _wrong("value twice", name=name, found=shown(covered))
     ignored = labels.pop(IGNORE, None)
     if ignored and (len(ignored) > 1 or any(ignored[0] in values for values in labels.values())):
-        raise ValueError(f"label {IGNORE!r} must have one value of its own; found {list(ignored)}")
+        raise _wrong("ignored", found=list(ignored))
     if (0,) not in labels.values() or ignored == (0,):
-        raise ValueError('no label has the value 0; declare "background": 0')
+        raise _wrong("no background")
     if len(labels) < 2:
-        raise ValueError('"labels" declares only the background; add a label to segment')
+        raise _wrong("only background")
     names: dict[tuple[int, ...], str] = {}
     for name, values in labels.items():
         if values in names:
-            raise ValueError(
-                f"labels {names[values]!r} and {name!r} have the same value "
-                f"{', '.join(map(str, values))}; use different values"
-            )
+            same = ", ".join(map(str, values))
+            raise _wrong("same values", one=names[values], other=name, values=same)
         if 0 in values and len(values) > 1:
-            raise ValueError(f"region {name!r} covers the background value 0; remove it")
+            raise _wrong("background in region", name=name)
         names[values] = name
     ordered = sorted(labels, key=lambda name: labels[name] != (0,))  # background first
     if not _has_regions(labels):
@@ -278,10 +277,7 @@ def _painting_order(order: Any, labels: LabelValues) -> tuple[int, ...] | None:
     declared = {value for values in labels.values() for value in values if value != 0}
     valid = isinstance(order, list) and all(type(value) is int for value in order)
     if not valid or len(order) != len(labels) - 1 or not declared.issuperset(order):
-        raise ValueError(
-            f'"regions_class_order" must list {len(labels) - 1} declared values, one for each '
-            f"region in painting order; found {shown(order)}"
-        )
+        raise _wrong("order", count=len(labels) - 1, found=shown(order))
     return tuple(order)
 
 
@@ -289,33 +285,29 @@ def _mirrored(pairs: dict[str, str] | None, labels: LabelValues) -> dict[str, st
     seen: list[str] = []
     for pair in (pairs or {}).items():
         for name in pair:
-            if name not in labels or labels[name] == (0,):
-                raise ValueError(
-                    f'"mirrored_labels": {name!r} is not a label; the labels are '
-                    f"{', '.join(name for name, values in labels.items() if values != (0,))}"
-                )
+            if name not in (known := _foreground(labels)):
+                raise _wrong("mirrored, unknown", name=name, known=", ".join(known))
             if name in seen:
-                raise ValueError(f'"mirrored_labels": {name!r} is there twice; pair it once')
+                raise _wrong("mirrored twice", name=name)
             seen.append(name)
-        if len(labels[pair[0]]) != len(labels[pair[1]]):
-            raise ValueError(
-                f'"mirrored_labels": {pair[0]!r} has {len(labels[pair[0]])} values, {pair[1]!r} '
-                f"{len(labels[pair[1]])}; pair labels with as many values"
-            )
+        counts = [len(labels[name]) for name in pair]
+        if counts[0] != counts[1]:
+            raise _wrong("mirrored, unequal", pair=pair, counts=counts)
     return pairs
+
+
+def _foreground(labels: LabelValues) -> list[str]:
+    return [name for name, values in labels.items() if values != (0,)]
 
 
 def _annotated(
     declared: dict[str, list[str] | Literal["present"]], labels: LabelValues
 ) -> dict[str, tuple[str, ...]]:
-    foreground = [name for name, values in labels.items() if values != (0,)]
+    known = _foreground(labels)
     for case, names in declared.items():
         for name in names if isinstance(names, list) else ():
-            if name not in foreground:
-                raise ValueError(
-                    f'"annotated": {name!r} of {case} is not a label; the labels are '
-                    f"{', '.join(foreground)}"
-                )
+            if name not in known:
+                raise _wrong("annotated", name=name, case=case, known=", ".join(known))
     return {
         composed(case): PRESENT if isinstance(names, str) else tuple(dict.fromkeys(names))
         for case, names in declared.items()
@@ -329,7 +321,7 @@ def _group_pattern(groups: dict[str, Any]) -> str | None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f'"groups": {pattern!r} is not a regular expression: {error}') from None
+        raise _wrong("group pattern", pattern=pattern, error=error) from None
     return pattern
 
 
@@ -340,15 +332,10 @@ def _groups(declared: dict[str, str | int | list[str]]) -> dict[str, str]:
     groups: dict[str, str] = {}
     for patient, cases in declared.items():
         if not isinstance(cases, list):
-            raise ValueError(
-                f'"groups" must map either cases to patients or patients to lists of cases; '
-                f'found both, as "{patient}": {shown(cases)}'
-            )
+            raise _wrong("groups", patient=patient, cases=shown(cases))
         for case in map(composed, cases):
             if groups.setdefault(case, patient) != patient:
-                raise ValueError(
-                    f'"groups" assigns case {case} to {groups[case]} and {patient}; choose one'
-                )
+                raise _wrong("two groups", case=case, one=groups[case], other=patient)
     return groups
 
 
@@ -356,7 +343,7 @@ def _listed(fields: _Fields, content: dict[str, Any]) -> tuple[ListedCase, ...] 
     if "dataset" in content:
         for name in fields.dataset:
             if not name or name.startswith(".") or "/" in name or "\\" in name:
-                raise ValueError(f'"dataset": case {name!r} is not a valid file name; rename it')
+                raise _wrong("case name", name=name)
         files = fields.dataset.items()
         return tuple(ListedCase(n, tuple(f.images), f.label, expand=False) for n, f in files)
     if "training" in content:
@@ -364,8 +351,5 @@ def _listed(fields: _Fields, content: dict[str, Any]) -> tuple[ListedCase, ...] 
         pairs = zip(names, fields.training, strict=True)
         return tuple(ListedCase(n, (entry.image,), entry.label, expand=True) for n, entry in pairs)
     if "modality" in content and "channel_names" not in content:
-        raise ValueError(
-            '"training" is missing; list the cases as '
-            '[{"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}, ...]'
-        )
+        raise _wrong("no training")
     return None

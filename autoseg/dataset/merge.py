@@ -1,11 +1,10 @@
 """One task from several, whose cases may have been annotated for different labels."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +42,9 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
         if task.regions_class_order:
             raise DataError(f"{task.path}: tasks with regions cannot be merged; declare its values")
         if task.channels != first.channels:
-            raise DataError(
-                f"{task.path}: its channels are {', '.join(task.channels)}, those of {first.name} "
-                f"{', '.join(first.channels)}; merge tasks with the same channels"
-            )
+            here, there = ", ".join(task.channels), ", ".join(first.channels)
+            what = f"its channels are {here}, those of {first.name} {there}"
+            raise DataError(f"{task.path}: {what}; merge tasks with the same channels")
     names = dict.fromkeys(name for task in tasks for name in _foreground(task))
     values = {name: value for value, name in enumerate(names, start=1)}
     ignored = len(values) + 1 if any(task.ignore_label is not None for task in tasks) else None
@@ -62,10 +60,8 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
                 table[list(covered)] = values[name]
             if task.ignore_label is not None and ignored is not None:
                 table[task.ignore_label] = ignored
-            new = {
-                c.name: c.name if counts[c.name] == 1 else f"{task.name}_{c.name}"
-                for c in task.cases
-            }
+            old = [case.name for case in task.cases]
+            new = {name: name if counts[name] == 1 else f"{task.name}_{name}" for name in old}
             maps = [(case, temporary / LABELS / f"{new[case.name]}.nii.gz") for case in task.cases]
             in_parallel(partial(_write, table), maps, processes, f"label maps of {task.name}")
             for case in task.cases:
@@ -76,16 +72,13 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
                 if set(own) != set(names):
                     annotated[name] = list(own) or "present"
                 groups[name] = f"{task.name} {task.groups.get(case.name, case.name)}"
-        declared = {
+        declared: dict[str, Any] = {
             "channel_names": {str(i): name for i, name in enumerate(first.channels)},
             "labels": {BACKGROUND: 0, **values, **({IGNORE: ignored} if ignored else {})},
-            "file_ending": ".nii.gz",
-            "numTraining": len(listed),
-            "merged_from": [str(task.folder) for task in tasks],
-            "annotated": annotated,
-            "groups": groups,
-            "dataset": listed,
         }
+        declared |= {"file_ending": ".nii.gz", "numTraining": len(listed)}
+        declared["merged_from"] = [str(task.folder) for task in tasks]
+        declared |= {"annotated": annotated, "groups": groups, "dataset": listed}
         write_json(temporary / DATASET_FILE, declared)
     head = ("label", "value", *(task.name for task in tasks))
     return [head, *((n, str(v), *(_value(task, n) for task in tasks)) for n, v in values.items())]

@@ -1,7 +1,5 @@
 """Splits of the cases into training and validation, fold by fold."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -41,7 +39,7 @@ class Split:
 
 
 def make_splits(
-    cases: Iterable[str],
+    cases: Collection[str],
     folds: int = 5,
     seed: int = 12345,
     groups: Mapping[str, str] | None = None,
@@ -64,13 +62,14 @@ def make_splits(
         cases: names of the cases.
         folds: number of folds, at least 2.
         seed: seed of the shuffle.
-        groups: case -> patient; a case without an entry is a patient of its own.
+        groups: case -> patient; a case without an entry is a patient of its own. Other cases are
+            ignored.
         classes: case -> names of the classes that occur in it.
 
     Raises:
         DataError: there are fewer patients than folds.
     """
-    groups = groups or {}
+    groups = {case: groups[case] for case in cases if case in groups} if groups else {}
     units = patients(cases, groups)
     if folds < 2:
         raise DataError(f"{counted(folds, 'fold')}: cross-validation needs at least 2")
@@ -184,10 +183,9 @@ def _read_folds(path: Path) -> list[Any]:
 def _split_of(fold: Any, known: set[str], where: str) -> Split:
     train, validation = _names(fold, "train", where), _names(fold, "val", where)
     if unknown := sorted({*train, *validation} - known):
-        raise DataError(
-            f"{where}: {join_names(unknown, MOST_NAMED)} is not a case of this task; "
-            "correct the names, or delete the file to make new splits"
-        )
+        advice = "correct the names, or delete the file to make new splits"
+        names = join_names(unknown, MOST_NAMED)
+        raise DataError(f"{where}: {names} is not a case of this task; {advice}")
     if both := sorted(set(train) & set(validation)):
         raise DataError(f"{where}: {join_names(both, MOST_NAMED)} is in train and val; keep one")
     return Split(tuple(sorted(train)), tuple(sorted(validation)))
@@ -209,35 +207,24 @@ def write_splits(path: Path, splits: Iterable[Split]) -> None:
     write_json(path, [{"train": split.train, "val": split.validation} for split in splits])
 
 
-@dataclass(frozen=True)
-class SplitOptions:
-    """The arguments of `make_splits`."""
-
-    cases: tuple[str, ...]
-    folds: int
-    seed: int
-    groups: Mapping[str, str]
-    classes: Classes
-
-    def make(self) -> tuple[Split, ...]:
-        """Make the splits; groups of other cases are ignored."""
-        groups = {case: who for case, who in self.groups.items() if case in set(self.cases)}
-        return make_splits(self.cases, self.folds, self.seed, groups, self.classes)
-
-
-def remake_splits(folder: Path, earlier: SplitOptions, wanted: SplitOptions) -> None:
+def remake_splits(folder: Path, earlier: Sequence[Any], wanted: Sequence[Any]) -> None:
     """Replace `folder/splits.json` if an earlier plan made it; the user's splits are kept.
+
+    Args:
+        folder: of the plan.
+        earlier: the arguments of `make_splits` for the earlier plan.
+        wanted: those for the new one.
 
     Raises:
         DataError: there are fewer patients than folds.
     """
     saved = folder / SPLITS_FILE
     try:
-        was_made = read_splits(saved, earlier.cases) == earlier.make()
+        was_made = read_splits(saved, earlier[0]) == make_splits(*earlier)
     except AutosegError:  # missing, damaged, or for other cases
         return
     if was_made:
-        write_splits(saved, wanted.make())
+        write_splits(saved, make_splits(*wanted))
 
 
 # Stratification: exchange patients between folds, so that validation sees every class.

@@ -3,8 +3,6 @@
 The files of the cases are found in the layouts of the Decathlon, nnU-Net and MIScnn.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter, defaultdict
@@ -133,17 +131,13 @@ def _groups(
         unmatched = sorted(set(declared.groups) - known)
         groups = {name: declared.groups[name] for name in names if name in declared.groups}
         return groups, [Problem.of("groups", name, file) for name in unmatched]
-    groups = _groups_by_pattern(declared.group_pattern, names)
+    matches = {name: re.search(declared.group_pattern, name) for name in names}
+    # The patient is the first group of the match, or else the whole match.
+    groups = {n: (m[1] if m.re.groups else None) or m[0] for n, m in matches.items() if m}
     if groups or not names:
         return groups, []
     found = {"pattern": declared.group_pattern, "name": names[0]}
     return groups, [Problem.of("groups, pattern", "", file, **found)]
-
-
-def _groups_by_pattern(pattern: str, names: Sequence[str]) -> dict[str, str]:
-    """Return as each patient the first group of the match, or else the whole match."""
-    matches = {name: re.search(pattern, name) for name in names}
-    return {name: (m[1] if m.re.groups else None) or m[0] for name, m in matches.items() if m}
 
 
 # The layouts of the Decathlon and nnU-Net.
@@ -160,11 +154,8 @@ def find_cases(folder: Path, declared: Declaration) -> tuple[tuple[Case, ...], l
     else:
         cases, problems = _listed_cases(folder, declared.listed, len(declared.channels))
     if not cases and not problems:
-        raise DataError(
-            f"{declared.path}: no cases; expected {IMAGES}/CASE_0000.nii.gz and "
-            f"{LABELS}/CASE.nii.gz beside it, or a folder per case with imaging.nii.gz and "
-            f"segmentation.nii.gz (endings: {', '.join(formats.READABLE)})"
-        )
+        endings = ", ".join(formats.READABLE)
+        raise DataError(declaration.TEXT("no cases", path=declared.path, endings=endings))
     for message in alike(case.name for case in cases):
         problems.append(Problem.of("names", text=message))
     if not problems and declared.case_count not in (None, len(cases)):
@@ -268,16 +259,13 @@ def _visible(folder: Path) -> list[Path]:
 
 def _ambiguous(found: dict[str, list[Path]], folder: Path) -> list[Problem]:
     """Return a problem for each stem that several files have."""
-    return [
-        Problem.of(
-            "ambiguous",
-            CHANNEL_NUMBER.sub("", stem),
-            shown_path(paths[0], folder),
-            found=" and ".join(path.name for path in paths),
-        )
-        for stem, paths in found.items()
-        if len(paths) > 1
-    ]
+    problems = []
+    for stem, paths in found.items():
+        if len(paths) > 1:
+            case, file = CHANNEL_NUMBER.sub("", stem), shown_path(paths[0], folder)
+            names = " and ".join(path.name for path in paths)
+            problems.append(Problem.of("ambiguous", case, file, found=names))
+    return problems
 
 
 def _unlabelled(stems: Iterable[str], labelled: set[str], channels: int) -> list[Problem]:
@@ -334,14 +322,9 @@ def declare_case_folders(
 
 def find_case_folders(folder: Path, channels: int) -> tuple[tuple[Case, ...], list[Problem]]:
     """Return the complete cases, sorted by name, and the problems of the others."""
-    cases: list[Case] = []
-    problems: list[Problem] = []
-    for path in _subfolders(folder):
-        case, found = _case_in(path, channels)
-        problems += found
-        if case is not None:
-            cases.append(case)
-    return tuple(cases), problems
+    found = [_case_in(path, channels) for path in _subfolders(folder)]
+    cases = tuple(each for each in found if isinstance(each, Case))
+    return cases, [problem for each in found if isinstance(each, list) for problem in each]
 
 
 def _labels_in_maps(folder: Path) -> LabelValues:
@@ -352,10 +335,7 @@ def _labels_in_maps(folder: Path) -> LabelValues:
     """
     maps = [file for path in _subfolders(folder) for file in by_stem(path).get(LABEL_STEM, [])]
     if not (values := set().union(*in_parallel(values_in, maps, 1, "finding labels")) - {0}):
-        raise DataError(
-            f"{folder}: no readable label map has a value above 0; "
-            f"correct the maps, or declare the labels in {DATASET_FILE}"
-        )
+        raise DataError(declaration.TEXT("no labels", folder=folder))
     return {"background" if value == 0 else str(value): (value,) for value in [0, *sorted(values)]}
 
 
@@ -380,11 +360,11 @@ def _is_case(path: Path) -> bool:
     return not by_stem(path).keys().isdisjoint({IMAGE_STEM, f"{IMAGE_STEM}_0000", LABEL_STEM})
 
 
-def _case_in(path: Path, channels: int) -> tuple[Case | None, list[Problem]]:
+def _case_in(path: Path, channels: int) -> Case | list[Problem]:
     """Return the case in a folder, or its problems."""
     found = by_stem(path)
     if not _is_case(path):
-        return None, [Problem.of("no case", path.name, path.name)]
+        return [Problem.of("no case", path.name, path.name)]
     numbered = [f"{IMAGE_STEM}_{number:04d}" for number in range(channels)]
     stems = numbered if numbered[0] in found and IMAGE_STEM not in found else [IMAGE_STEM]
     wanted = {stem: found[stem] for stem in (*stems, LABEL_STEM) if stem in found}
@@ -393,5 +373,5 @@ def _case_in(path: Path, channels: int) -> tuple[Case | None, list[Problem]]:
         kind = "missing label" if stem == LABEL_STEM else "missing image"
         problems.append(Problem.of(kind, path.name, f"{path.name}/{stem}.*"))
     if problems:
-        return None, problems
-    return Case(path.name, tuple(found[stem][0] for stem in stems), found[LABEL_STEM][0]), []
+        return problems
+    return Case(path.name, tuple(found[stem][0] for stem in stems), found[LABEL_STEM][0])

@@ -5,8 +5,6 @@ the previous stage of a cascade) and what describes the model (the fingerprint, 
 scores of the folds and a card).
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,16 +17,17 @@ from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import read_json, to_json
 from autoseg.common.locks import writing
+from autoseg.common.pages import fill
 from autoseg.common.progress import by_axis, in_words
 from autoseg.dataset.splits import SPLITS_FILE as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
 from autoseg.evaluation.scores import Statistic, Summary, combine
 from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
-from autoseg.export.networks import filled, identity
+from autoseg.export.networks import identity
 from autoseg.fingerprint import Fingerprint
 from autoseg.models import folder as layout
 from autoseg.models.archive import ENDING, Content, write_archive
-from autoseg.models.log import Training, read_training
+from autoseg.models.log import read_training
 from autoseg.plan.plan import Plan, load_plan
 from autoseg.prediction.model import PREVIOUS, check_previous, choose_folds, read_weights
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
@@ -94,30 +93,19 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     dataset = order.workspace.raw(order.task) / "dataset.json"
     declared = read_json(dataset) if dataset.is_file() else {}
     steps = () if postprocessing is None else postprocessing.steps
-    pooled = combine(scores) if scores else None
     fingerprint = Fingerprint.load((planned if source is None else folder) / layout.FINGERPRINT)
-    trained = {fold: _training(layout.fold_folder(folder, fold)) for fold in folds}
-    card = {
-        **about_plan(plan),
-        **read_statements(order.card, declared if isinstance(declared, dict) else {}),
-        "trained_on": _data_figures(fingerprint),
-        "dice": pooled
-        and {
-            "mean": pooled.foreground_mean(),
-            **{label: asdict(pooled.statistic(label)) for label in pooled.labels},
-        },
-        "postprocessing": [f"keeps the largest component of {step.name}" for step in steps],
-        "training": {
-            fold: time and {"epochs": time.epochs, "seconds": round(time.seconds, 1)}
-            for fold, time in trained.items()
-        },
-        **({} if source is None else {"source": source}),
-        "packed_with": {
-            "autoseg": __version__,
-            "torch": version("torch"),
-            "Python": platform.python_version(),
-        },
-    }
+    card = about_plan(plan)
+    card |= read_statements(order.card, declared if isinstance(declared, dict) else {})
+    card |= {"trained_on": _data_figures(fingerprint), "dice": None}
+    if scores:
+        pooled = combine(scores)
+        of_classes = {label: asdict(pooled.statistic(label)) for label in pooled.labels}
+        card["dice"] = {"mean": pooled.foreground_mean(), **of_classes}
+    card["postprocessing"] = [f"keeps the largest component of {step.name}" for step in steps]
+    card["training"] = {fold: _training(layout.fold_folder(folder, fold)) for fold in folds}
+    card |= {} if source is None else {"source": source}
+    versions = {"torch": version("torch"), "Python": platform.python_version()}
+    card["packed_with"] = {"autoseg": __version__, **versions}
     files[layout.CARD], files["card.md"] = _encoded(card), card_page(card).encode()
     files["labels.json"] = _encoded(labels_of(plan))
     with writing(out):
@@ -173,21 +161,18 @@ def _planning_files(planned: Path, folder: Path, plan: Plan) -> Files:
             raise AutosegError(f"{planned / name} is missing; restore it: {folder} depends on it")
     now = load_plan(planned / layout.PLAN)
     if now.id != plan.id:
-        raise AutosegError(
-            f"{planned / layout.PLAN} is plan {now.id}, but the models in {folder} are of plan "
-            f"{plan.id}; restore the plan that they were trained by"
-        )
+        models = f"the models in {folder} are of plan {plan.id}"
+        advice = "restore the plan that they were trained by"
+        raise AutosegError(f"{planned / layout.PLAN} is plan {now.id}, but {models}; {advice}")
     return {name: planned / name for name in (layout.FINGERPRINT, SPLITS)}
 
 
 def _without_paths(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary with bare file names: folders reveal a machine and its users."""
-    keys = ("reference_file", "prediction_file")
-    cases = [
-        {key: Path(value).name if key in keys else value for key, value in case.items()}
-        for case in summary["metric_per_case"]
-    ]
-    return {**summary, "metric_per_case": cases}
+    for case in summary["metric_per_case"]:
+        for key in case.keys() & {"reference_file", "prediction_file"}:
+            case[key] = Path(case[key]).name
+    return summary
 
 
 def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing | None:
@@ -203,10 +188,9 @@ def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing 
         return found
     complete = all((layout.fold_folder(folder, fold) / layout.SUMMARY).is_file() for fold in folds)
     if found.plan_id != plan.id or not complete or about.get("source") != source_of(folder, folds):
-        raise AutosegError(
-            f"{path} was learned from other scores than those of the folds; learn it again with "
-            f"autoseg_evaluate {plan.task}, or delete it"
-        )
+        advice = f"learn it again with autoseg_evaluate {plan.task}, or delete it"
+        text = f"{path} was learned from other scores than those of the folds"
+        raise AutosegError(f"{text}; {advice}")
     return found
 
 
@@ -217,38 +201,34 @@ def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing 
 STATEMENTS: dict[str, list[str]] = read_json(Path(__file__).with_name("statements.json"))
 
 
-def _training(fold: Path) -> Training | None:
+def _training(fold: Path) -> dict[str, float] | None:
     """How long a fold was trained; None if it has no readable log."""
     with suppress(DataError):
-        return read_training(fold)
+        if (found := read_training(fold)) is not None:
+            return {"epochs": found.epochs, "seconds": round(found.seconds, 1)}
     return None
 
 
 def card_page(card: Mapping[str, Any]) -> str:
     """The card for people."""
     keys = ("format", "name", "trainer", "plans", "configuration") if "source" in card else ()
-    imported: list[Row] = [(f"imported: {key}", str(card["source"][key])) for key in keys]
-    data = [(key.replace("_", " "), _figure_text(v)) for key, v in card["trained_on"].items()]
-    unknown = (layout.NOT_STATED, layout.NOT_STATED)
-    times = [
-        (fold, *((str(of["epochs"]), in_words(of["seconds"])) if of else unknown))
-        for fold, of in card["training"].items()
-    ]
-    dice = [
-        (label, spread(Statistic(**of)), number(of["median"]), str(of["n"]))
-        for label, of in (card["dice"] or {}).items()
-        if label != "mean"
-    ]
-    return filled(
-        "card.md.j2",
-        card=card,
-        statements=STATEMENTS,
-        imported=imported,
-        data=[("what", "value"), *data],
-        times=[("fold", "epochs", "time"), *times],
-        dice=[("class", "mean ± std", "median", "cases"), *dice],
-        table=rows_as_markdown,
-    )
+    rows: dict[str, list[Row]] = {
+        "imported": [(f"imported: {key}", str(card["source"][key])) for key in keys],
+        "data": [("what", "value")],
+        "times": [("fold", "epochs", "time")],
+        "dice": [("class", "mean ± std", "median", "cases")],
+    }
+    for key, value in card["trained_on"].items():
+        rows["data"].append((key.replace("_", " "), _figure_text(value)))
+    for fold, of in card["training"].items():
+        times = (str(of["epochs"]), in_words(of["seconds"])) if of else (layout.NOT_STATED,) * 2
+        rows["times"].append((fold, *times))
+    for label, of in (card["dice"] or {}).items():
+        if label != "mean":
+            found = (spread(Statistic(**of)), number(of["median"]), str(of["n"]))
+            rows["dice"].append((label, *found))
+    template = Path(__file__).with_name("card.md.j2")
+    return fill(template, card=card, statements=STATEMENTS, table=rows_as_markdown, **rows) + "\n"
 
 
 def read_statements(path: Path | None, declared: Mapping[str, Any]) -> dict[str, str]:
@@ -287,22 +267,18 @@ def _data_figures(fingerprint: Fingerprint) -> dict[str, Any]:
         return {"cases": layout.NOT_STATED}
     spacings = fingerprint.spacings_mm
     shapes = [case.shape for case in fingerprint.cases.values()]
-    presence = fingerprint.presence.values()
+    presence, names = fingerprint.presence.values(), list(fingerprint.labels)[1:]
     return {
         "cases": len(shapes),
         "smallest_spacing_mm": spacings.min(axis=0).tolist(),
         "largest_spacing_mm": spacings.max(axis=0).tolist(),
         "smallest_size": [min(sizes) for sizes in zip(*shapes, strict=True)],
         "largest_size": [max(sizes) for sizes in zip(*shapes, strict=True)],
-        "cases_with": {
-            name: sum(name in found for found in presence) for name in list(fingerprint.labels)[1:]
-        },
+        "cases_with": {n: sum(n in found for found in presence) for n in names},
     }
 
 
 def _figure_text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {count}" for name, count in value.items())
-    if isinstance(value, list):
-        return by_axis(value, "g")
-    return str(value)
+    return by_axis(value, "g") if isinstance(value, list) else str(value)

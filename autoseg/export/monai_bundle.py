@@ -4,8 +4,6 @@ The bundle preprocesses with MONAI's transforms as the plan says, to float preci
 start at other positions: MONAI shifts the last one, we spread all of them evenly.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -59,10 +57,8 @@ def export_monai(model: Model, out: Path) -> None:
     if (model.files or FolderFiles(model.folder)).has(POSTPROCESSING):
         say(f"{POSTPROCESSING} is not part of the bundle, which does not postprocess")
     say("MONAI places tiles in another way: where a scan is larger than a patch, voxels may differ")
-    say(
-        f"run: python -m monai.bundle run --config_file {out / 'configs' / 'inference.json'} "
-        f"--bundle_root {out} --dataset_dir IN --output_dir OUT"
-    )
+    options = f"--config_file {out / 'configs' / 'inference.json'} --bundle_root {out}"
+    say(f"run: python -m monai.bundle run {options} --dataset_dir IN --output_dir OUT")
 
 
 class _Mean(nn.Module):
@@ -188,19 +184,16 @@ def _metadata(plan: Plan) -> dict[str, Any]:
     fixed = read_json(FIXED)
     named = {"inputs": {"image": plan.channels}, "outputs": {"pred": plan.classes.output_names}}
     patch = fixed["array"] | {"spatial_shape": list(plan.sampling.patch_size)}
-    metadata: dict[str, Any] = fixed["metadata"]
-    return metadata | {
-        "changelog": {metadata["version"]: f"exported by autoseg {__version__}"},
-        "pytorch_version": torch.__version__,
-        "numpy_version": np.__version__,
-        "name": f"{plan.task}, plan {plan.name}",
-        "task": f"segmentation of {', '.join(list(plan.labels)[1:])}",
-        "description": f"plan {plan.id} of autoseg",
-        "network_data_format": {
-            side: {
-                key: patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
-                for key, names in arrays.items()
-            }
-            for side, arrays in named.items()
-        },
+    formats = {
+        side: {
+            key: patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
+            for key, names in arrays.items()
+        }
+        for side, arrays in named.items()
     }
+    found: dict[str, Any] = fixed["metadata"]
+    found["changelog"] = {found["version"]: f"exported by autoseg {__version__}"}
+    found |= {"pytorch_version": torch.__version__, "numpy_version": np.__version__}
+    found["name"] = f"{plan.task}, plan {plan.name}"
+    found["task"] = f"segmentation of {', '.join(list(plan.labels)[1:])}"
+    return found | {"description": f"plan {plan.id} of autoseg", "network_data_format": formats}

@@ -4,8 +4,6 @@ Only the network of one patch is exported. Preprocessing, the sliding window and
 to the scan's grid are described by the plan, which is exported, too.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import warnings
@@ -17,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from autoseg import __version__
@@ -26,6 +23,7 @@ from autoseg.common.arrays import Array, Floats, Triple
 from autoseg.common.errors import AutosegError, RunError, install_hint
 from autoseg.common.files import sha256_of, write_json, write_text
 from autoseg.common.locks import writing
+from autoseg.common.pages import fill
 from autoseg.common.progress import by_axis
 from autoseg.image.image import from_array
 from autoseg.models.folder import PLAN, fold_name
@@ -37,6 +35,7 @@ from autoseg.prediction.backends import INPUT, OUTPUT
 from autoseg.prediction.model import Model
 from autoseg.preprocessing.steps import prepare
 
+README = Path(__file__).with_name("README.md.j2")
 TOLERANCE = 1e-4  # of the largest logit
 LEAST_SAME = 0.9999  # share of the voxels that keep their class
 ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")  # torch's exporter is built on onnxscript
@@ -88,22 +87,22 @@ class ExportFormat:
         ending: of the file that is opened.
         write: writes a network for patches of a size.
         run: runs such a file on patches.
-        is_installed: whether the required libraries are installed.
+        needs: the required libraries.
     """
 
     ending: str
     write: Callable[[UNet, Triple, Path], None]
     run: Callable[[Path, Tensor], Tensor]
-    is_installed: Callable[[], bool]
+    needs: tuple[str, ...]
+
+    def is_installed(self) -> bool:
+        """Whether the required libraries are installed."""
+        return all(map(importlib.util.find_spec, self.needs))
 
 
 FORMATS = {
-    "onnx": ExportFormat(
-        ".onnx", write_onnx, run_onnx, lambda: all(map(importlib.util.find_spec, ONNX_NEEDS))
-    ),
-    "openvino": ExportFormat(
-        ".xml", backends.write_openvino, backends.run_openvino, backends.is_installed
-    ),
+    "onnx": ExportFormat(".onnx", write_onnx, run_onnx, ONNX_NEEDS),
+    "openvino": ExportFormat(".xml", backends.write_openvino, backends.run_openvino, ("openvino",)),
 }
 
 
@@ -138,22 +137,15 @@ def export_model(model: Model, out: Path, formats: Sequence[str]) -> None:
                 difference = compare(logits, expected, regions, path.name)
                 differences[path.name] = {"largest_difference_of_logits": difference}
         sums: dict[str, Any] = {
-            path.name: {"sha256": sha256_of(path)} for path in sorted(folder.iterdir())
+            path.name: {"sha256": sha256_of(path), **differences.get(path.name, {})}
+            for path in sorted(folder.iterdir())
         }
-        sums = {name: found | differences.get(name, {}) for name, found in sums.items()}
         facts = describe(model)
         write_json(folder / "export.json", facts | {"files": sums})
         spacing = ["the scan's own" if mm is None else f"{mm:g}" for mm in plan.target_spacing_mm]
-        page = filled(
-            "README.md.j2",
-            plan=plan,
-            facts=facts,
-            files=list(differences),
-            spacing=by_axis(spacing),
-            values=plan.inference.average.partition("_")[0],
-            by_axis=by_axis,
-        )
-        write_text(folder / "README.md", page)
+        values = plan.inference.average.partition("_")[0]
+        content = {"files": list(differences), "spacing": by_axis(spacing), "values": values}
+        write_text(folder / "README.md", fill(README, plan=plan, facts=facts, **content) + "\n")
 
 
 @contextmanager
@@ -183,10 +175,8 @@ def compare(got: Tensor, expected: Tensor, are_regions: bool, what: str) -> floa
     classes = [(each > 0) if are_regions else each.argmax(dim=1) for each in (got, expected)]
     same = float((classes[0] == classes[1]).double().mean())
     if not (difference <= allowed and same >= LEAST_SAME):  # NaN fails, too
-        raise RunError(
-            f"{what} differs from torch: logits by {difference:.3g} (allowed {allowed:.3g}), "
-            f"{same:.4%} of the voxels have the same class; nothing was exported"
-        )
+        found = f"logits by {difference:.3g} (allowed {allowed:.3g}), {same:.4%} of the voxels have"
+        raise RunError(f"{what} differs from torch: {found} the same class; nothing was exported")
     return difference
 
 
@@ -233,40 +223,18 @@ def describe(model: Model) -> dict[str, Any]:
     """Input, preprocessing, output and origin of a model's networks, for programs."""
     plan, channels = model.plan, list(model.plan.channels)
     values, classes = plan.model_dump(mode="json"), plan.classes
+    # Regions have no output of the background.
     outputs = list(zip(classes.names, classes.painted, strict=True))[int(classes.are_regions) :]
-    patches = {"type": "float32", "axes": ["batch", "channel", "x", "y", "z"]}
+    patches: dict[str, Any] = {"type": "float32", "axes": ["batch", "channel", "x", "y", "z"]}
     if plan.previous_stage is not None:  # a cascade takes one mask for each part
         parts = (", ".join(map(str, part)) for part in classes.parts[1:])
         channels += [f"mask of label {part} by {plan.previous_stage}" for part in parts]
-    return {
-        "autoseg": __version__,
-        "torch": torch.__version__,
-        **identity(plan),
-        "folds": list(model.folds),
-        "input": {
-            "name": INPUT,
-            **patches,
-            "channels": channels,
-            "patch_size": values["sampling"]["patch_size"],
-            "spacing_mm": values["target_spacing_mm"],
-            "orientation": plan.orientation,
-        },
-        "preprocessing": values["preprocessing"],
-        "output": {
-            "name": OUTPUT,
-            **patches,
-            "axes": ["batch", "output", "x", "y", "z"],
-            "activation": "sigmoid" if classes.are_regions else "softmax",
-            # Regions have no output of the background.
-            "outputs": [{"class": name, "label": value} for name, value in outputs],
-        },
-        "sliding_window": values["inference"],
-    }
-
-
-def filled(template: str, **content: Any) -> str:
-    """A text by one of the templates of this room."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    plain_text: Any = dict.fromkeys(("trim_blocks", "lstrip_blocks", "keep_trailing_newline"), True)
-    environment = Environment(loader=loader, undefined=StrictUndefined, **plain_text)
-    return environment.get_template(template).render(content)
+    given: dict[str, Any] = {"name": INPUT, **patches, "channels": channels}
+    given |= {"patch_size": values["sampling"]["patch_size"]}
+    given |= {"spacing_mm": values["target_spacing_mm"], "orientation": plan.orientation}
+    found: dict[str, Any] = {"name": OUTPUT, **patches, "axes": ["batch", "output", "x", "y", "z"]}
+    found["activation"] = "sigmoid" if classes.are_regions else "softmax"
+    found["outputs"] = [{"class": name, "label": value} for name, value in outputs]
+    about: dict[str, Any] = {"autoseg": __version__, "torch": torch.__version__, **identity(plan)}
+    about |= {"folds": list(model.folds), "input": given, "preprocessing": values["preprocessing"]}
+    return about | {"output": found, "sliding_window": values["inference"]}

@@ -4,8 +4,6 @@ Arrays of nnU-Net are (channel, z, y, x), permuted by `transpose_forward`; its 2
 first of these axes. Kernels are (output, input, *axes) in the same order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +36,7 @@ BATCH_NORM_TRAINER, ONE_HEAD_TRAINER = "nnUNetTrainerBN", "nnUNetTrainerNoDeepSu
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # Our heads, and what nnU-Net stores twice (`COPIES`), are not in `layer_names`.
 HEADS = "decoder.seg_layers."
+CROP = {"step": "crop_to_nonzero"}
 Values = Mapping[str, Any]  # of nnU-Net's files
 
 
@@ -204,20 +203,15 @@ def architecture_of(configuration: Values, is_2d: bool) -> dict[str, Any]:
     kind, dimensions = configuration["UNet_class_name"], "2d" if is_2d else "3d"
     first, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
     blocks = list(configuration["n_conv_per_stage_encoder"])
-    return {
-        "network_class_name": f"{PACKAGE}.architectures.unet.{kind}",
-        "arch_kwargs": FACTS["old_architecture"]
-        | {
-            "n_stages": len(blocks),
-            "features_per_stage": [min(first * 2**i, most) for i in range(len(blocks))],
-            "conv_op": f"Conv{dimensions}",
-            "norm_op": f"InstanceNorm{dimensions}",
-            "kernel_sizes": configuration["conv_kernel_sizes"],
-            "strides": configuration["pool_op_kernel_sizes"],
-            BLOCKS.get(kind, "n_conv_per_stage"): blocks,
-            "n_conv_per_stage_decoder": configuration["n_conv_per_stage_decoder"],
-        },
-    }
+    values = FACTS["old_architecture"] | {"n_stages": len(blocks)}
+    values["features_per_stage"] = [min(first * 2**i, most) for i in range(len(blocks))]
+    values |= {"conv_op": f"Conv{dimensions}", "norm_op": f"InstanceNorm{dimensions}"}
+    values["kernel_sizes"] = configuration["conv_kernel_sizes"]
+    values["strides"] = configuration["pool_op_kernel_sizes"]
+    values[BLOCKS.get(kind, "n_conv_per_stage")] = blocks
+    values["n_conv_per_stage_decoder"] = configuration["n_conv_per_stage_decoder"]
+    name = f"{PACKAGE}.architectures.unet.{kind}"
+    return {"network_class_name": name, "arch_kwargs": values}
 
 
 # The plan.
@@ -260,6 +254,13 @@ def plan_to_ours(
     batch_dice = configuration.get("batch_dice", False)
     given = {"source": f"nnU-Net: {state['trainer_name']}, {plans.get('plans_name')}, {name}"}
     guessed = {"source": "nnU-Net's default; a trainer's own values are not in its files"}
+    normalisation_steps = _normalisation(plans, configuration, len(channels))
+    loss = {"loss": "dice_cross_entropy", "batch_dice": bool(batch_dice)}
+    inference = FACTS["inference"] | {"overlap": [size // 2 for size in patch]}
+    inference |= {"slide_axis": order.places.index(0), "anisotropy": logits}
+    inference |= {"mirror_axes": mirror, "mirror": bool(mirror)}
+    provenance = dict.fromkeys(("preprocessing", "sampling", "network", "inference"), given)
+    provenance |= dict.fromkeys(("augmentation", "training"), guessed)
     return {
         "task": str(plans["dataset_name"]),
         "configuration": kind,
@@ -267,29 +268,13 @@ def plan_to_ours(
         **_labels(dataset),
         "orientation": READERS[plans["image_reader_writer"]],
         "target_spacing_mm": order.to_ours(configuration["spacing"], None),
-        "preprocessing": [
-            {"step": "crop_to_nonzero"},
-            *_normalisation(plans, configuration, len(channels)),
-            FACTS["resample"] | resampling,
-        ],
+        "preprocessing": [CROP, *normalisation_steps, FACTS["resample"] | resampling],
         "sampling": {"patch_size": patch, "batch_size": configuration["batch_size"]},
         "augmentation": augmentation_values(kind, order.is_2d, patch, mirror),
         "network": network,
-        "training": {
-            "epochs": state["epochs"] or 1000,
-            "loss": {"loss": "dice_cross_entropy", "batch_dice": bool(batch_dice)},
-            "precision": "nnunet",
-        },
-        "inference": FACTS["inference"]
-        | {
-            "overlap": [size // 2 for size in patch],
-            "slide_axis": order.places.index(0),
-            "anisotropy": logits,
-            "mirror_axes": mirror,
-            "mirror": bool(mirror),
-        },
-        "provenance": dict.fromkeys(("preprocessing", "sampling", "network", "inference"), given)
-        | dict.fromkeys(("augmentation", "training"), guessed),
+        "training": {"epochs": state["epochs"] or 1000, "loss": loss, "precision": "nnunet"},
+        "inference": inference,
+        "provenance": provenance,
     }
 
 

@@ -4,8 +4,6 @@ What nnU-Net cannot express is refused, by its key. What it computes in another 
 same result, such as the mean of the tiles, is said by its key and recorded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,10 +87,8 @@ def export_nnunet(model: Model, out: Path) -> None:
         options += f" -step_size {step:g}"
     command = f"nnUNetv2_predict_from_modelfolder -m {out} -i IN -o OUT"
     say(f"run: {command} -f {' '.join(model.folds)}{options}")
-    say(
-        f"for nnUNetv2_predict, move it to $nnUNet_results/{plans['dataset_name']}/"
-        f"{trainer}__{plans['plans_name']}__{plan.configuration}"
-    )
+    name = f"{trainer}__{plans['plans_name']}__{plan.configuration}"
+    say(f"for nnUNetv2_predict, move it to $nnUNet_results/{plans['dataset_name']}/{name}")
 
 
 def exported_plan(folder: Path) -> Plan | None:
@@ -132,22 +128,22 @@ def _plans(plan: Plan, order: nnunet.AxisOrder, measured: Fingerprint | None) ->
         raise _refusal(f"orientation {plan.orientation}", "orientation")
     steps, resample = _steps(plan)
     schemes, masks, figures = zip(*map(_scheme, steps), strict=True)
-    configuration = {
-        "data_identifier": f"autoseg_{plan.configuration}",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": plan.sampling.batch_size,
-        "batch_dice": getattr(plan.training.loss, "batch_dice", False),
-        "patch_size": order.to_nnunet(plan.sampling.patch_size),
-        "spacing": order.to_nnunet([mm or 1.0 for mm in plan.target_spacing_mm]),
-        "normalization_schemes": list(schemes),
-        "use_mask_for_norm": list(masks),
-        **_resampling(plan, resample),
-        "architecture": _architecture(plan.network, order),
-    }
+    spacing, sampling = [mm or 1.0 for mm in plan.target_spacing_mm], plan.sampling
+    configuration: dict[str, Any] = {"data_identifier": f"autoseg_{plan.configuration}"}
+    configuration["preprocessor_name"] = "DefaultPreprocessor"
+    configuration["batch_size"] = sampling.batch_size
+    configuration["batch_dice"] = getattr(plan.training.loss, "batch_dice", False)
+    configuration["patch_size"] = order.to_nnunet(sampling.patch_size)
+    configuration["spacing"] = order.to_nnunet(spacing)
+    configuration |= {"normalization_schemes": list(schemes), "use_mask_for_norm": list(masks)}
+    configuration |= _resampling(plan, resample)
+    configuration["architecture"] = _architecture(plan.network, order)
     if plan.previous_stage is not None:
         configuration["previous_stage"] = "3d_lowres"
     found = re.fullmatch(r"[A-Za-z]+(\d{1,3})_(.+)", plan.task)
     number, name = (int(found[1]), found[2]) if found else (999, plan.task)
+    intensities = {str(n): _intensities(measured, n) | given for n, given in enumerate(figures)}
+    about = {"plan_id": plan.id, "computed_in_another_way": _differences(plan)}
     return {
         "dataset_name": f"Dataset{number:03d}_{name}",
         "plans_name": f"autoseg-{plan.name}".replace("__", "_"),  # which separates in nnU-Net
@@ -156,15 +152,8 @@ def _plans(plan: Plan, order: nnunet.AxisOrder, measured: Fingerprint | None) ->
         "transpose_backward": [order.transpose_forward.index(axis) for axis in range(3)],
         "configurations": {plan.configuration: configuration},
         **nnunet.FACTS["plans"],
-        INTENSITIES: {
-            str(channel): _intensities(measured, channel) | given
-            for channel, given in enumerate(figures)
-        },
-        "autoseg": {
-            "plan_id": plan.id,
-            "computed_in_another_way": _differences(plan),
-            "tile_step": _tile_step(plan),
-        },
+        INTENSITIES: intensities,
+        "autoseg": {**about, "tile_step": _tile_step(plan)},
     }
 
 
@@ -269,11 +258,9 @@ def _architecture(network: Network, order: nnunet.AxisOrder) -> dict[str, Any]:
         "norm_op_kwargs": {"affine": True},
         "nonlin": f"torch.nn.{activation}",
         "nonlin_kwargs": {"inplace": not network.activation_first},
-        **{
-            theirs: [order.to_nnunet(of_stage) for of_stage in getattr(network, ours)]
-            for theirs, ours in nnunet.LAYERS.items()
-        },
     }
+    for theirs, ours in nnunet.LAYERS.items():
+        values[theirs] = [order.to_nnunet(of_stage) for of_stage in getattr(network, ours)]
     for theirs, (ours, default) in nnunet.VALUES.items():
         if ours == "negative_slope" and network.activation != "leaky_relu":
             continue

@@ -4,8 +4,6 @@ The plan reproduces nnU-Net's prediction: what has no equal here is refused, by 
 anything is written.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import tempfile
@@ -144,10 +142,8 @@ def _find_model(folder: Path, options: ImportOptions) -> _Source:
     if len(chosen) != 1:
         names = ", ".join(path.name for path in sorted(found)) or "none"
         text = "several models match" if chosen else "there is no such model of nnU-Net v2"
-        raise AutosegError(
-            f"{options.source}: {text}; give TRAINER__PLANS__CONFIG or choose with -c; "
-            f"models there: {names}"
-        )
+        text += f"; give TRAINER__PLANS__CONFIG or choose with -c; models there: {names}"
+        raise AutosegError(f"{options.source}: {text}")
     return _Source(chosen[0], options.source / chosen[0].relative_to(folder))
 
 
@@ -173,9 +169,8 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
         if not re.fullmatch(r"\w+", fold) or not (source.folder / file).is_file():
             found = source.folder.glob("fold_*/*.pth")
             there = ", ".join(sorted(str(path.relative_to(source.folder)) for path in found))
-            raise AutosegError(
-                f"{source.name / file} is missing; choose -f, or --checkpoint; there: {there}"
-            )
+            advice = f"choose -f, or --checkpoint; there: {there}"
+            raise AutosegError(f"{source.name / file} is missing; {advice}")
         target = temporary / f"{source.folder.name}_{fold}.safetensors"
         digest = sha256_of(source.folder / file)
         try:
@@ -196,10 +191,8 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     for fold, state in states.items():
         for key in ("trainer_name", "configuration", "mirror_axes"):
             if state[key] != first[key]:
-                raise AutosegError(
-                    f"{source.name}: fold {fold} has {key} {state[key]}, but the first fold "
-                    f"{first[key]}; choose folds with -f"
-                )
+                both = f"{key} {state[key]}, but the first fold {first[key]}"
+                raise AutosegError(f"{source.name}: fold {fold} has {both}; choose folds with -f")
     own = exported_plan(source.folder) if options.checkpoint == CHECKPOINT else None
     try:
         configuration = nnunet.configuration_of(plans, first["configuration"])
@@ -222,10 +215,9 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
                 network = build_network(plan)
             load_weights(network, weights[fold], source.name / f"fold_{fold}", assign=True)
         except AutosegError as error:
-            raise AutosegError(
-                f"{error}: trainer {first['trainer_name']} changes the network, or the files are "
-                "of different models"
-            ) from None
+            trainer = f"trainer {first['trainer_name']} changes the network"
+            text = f"{error}: {trainer}, or the files are of different models"
+            raise AutosegError(text) from None
     postprocessing = _postprocessing(source, list(weights), plan)
     fingerprint = _fingerprint(source, plans, plan, own is not None)
     card = _card(source, plans, plan, states)
@@ -237,10 +229,7 @@ def _check_known(plans: nnunet.Values, configuration: nnunet.Values, trainer: st
     if OTHER_NETWORKS.match(trainer):
         raise AutosegError(f"trainer {trainer} builds another network than the plans say")
     if not KNOWN_TRAINER.fullmatch(trainer):
-        say(
-            f"trainer {trainer} is not one of nnU-Net's; the model is imported if its weights fit "
-            "the plans' network, but a changed activation or prediction would not be noticed"
-        )
+        say(nnunet.FACTS["unknown_trainer"].format(trainer=trainer))
     for where, key, known in (
         (plans, "label_manager", ("LabelManager",)),
         (plans, "image_reader_writer", tuple(nnunet.READERS)),
@@ -272,10 +261,8 @@ def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[s
         raise AutosegError(f"{source.name / name} is not valid ({error!r})") from None
     if not steps:
         return None
-    say(
-        f"{source.name / name}: autoseg_predict will apply it, unless --no-postprocessing is "
-        "given; nnUNetv2_predict does not"
-    )
+    unless = "unless --no-postprocessing is given; nnUNetv2_predict does not"
+    say(f"{source.name / name}: autoseg_predict will apply it, {unless}")
     about = {"folds": list(folds), "source": f"nnU-Net: {name}"}
     header = {"format_version": POSTPROCESSING_FORMAT, "plan_id": plan.id}
     return {**header, "steps": steps, "learned_on": about}
@@ -295,14 +282,9 @@ def _fingerprint(
         except INVALID:
             values = {}
         foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
-    return {
-        "format": FORMAT,
-        "task": plan.task,
-        "channels": list(plan.channels),
-        **{key: value for key, value in labels_of(plan).items() if key != "regions_class_order"},
-        "foreground": foreground,
-        "cases": {},
-    }
+    about: dict[str, Any] = {"format": FORMAT, "task": plan.task, "channels": list(plan.channels)}
+    about |= {key: labels_of(plan)[key] for key in ("labels", "ignore_label")}
+    return about | {"foreground": foreground, "cases": {}}
 
 
 def _card(
@@ -310,23 +292,15 @@ def _card(
 ) -> dict[str, Any]:
     """Where the model comes from."""
     first = next(iter(states.values()))
-    return {
-        **about_plan(plan),
-        QUALIFICATION: NOT_STATED,
-        "imported_with": {"autoseg": __version__, "torch": torch.__version__},
-        "source": {
-            "format": "nnU-Net v2",
-            "name": source.name.name,
-            "nnunet_version": NOT_STATED,  # nnU-Net's files do not name it
-            "trainer": first["trainer_name"],
-            "plans": str(plans.get("plans_name")),
-            "configuration": first["configuration"],
-            "checkpoints": {
-                fold: {key: state[key] for key in ("sha256", "epochs")}
-                for fold, state in states.items()
-            },
-        },
-    }
+    versions = {"autoseg": __version__, "torch": torch.__version__}
+    facts: dict[str, Any] = {"format": "nnU-Net v2", "name": source.name.name}
+    facts |= {"nnunet_version": NOT_STATED}  # nnU-Net's files do not name it
+    facts |= {"trainer": first["trainer_name"], "plans": str(plans.get("plans_name"))}
+    facts["configuration"] = first["configuration"]
+    keys = ("sha256", "epochs")
+    facts["checkpoints"] = {k: {key: of[key] for key in keys} for k, of in states.items()}
+    stated = {QUALIFICATION: NOT_STATED, "imported_with": versions, "source": facts}
+    return about_plan(plan) | stated
 
 
 def _write_model(model: _Model, out: Path, previous: _Model | None) -> None:

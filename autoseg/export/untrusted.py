@@ -57,21 +57,13 @@ def read_untrusted(path: Path, target: Path) -> None:
     Raises:
         CheckpointError: it is refused, or not read within the limits.
     """
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "PATH": os.defpath,
-        **{key: os.environ[key] for key in ("SYSTEMROOT", "LD_LIBRARY_PATH") if key in os.environ},
-    }
+    kept = ("SYSTEMROOT", "LD_LIBRARY_PATH")
+    environment = {key: os.environ[key] for key in kept if key in os.environ}
+    environment |= {"OMP_NUM_THREADS": "1", "PATH": os.defpath}
     command = [*without_network(), sys.executable, "-I", __file__, str(path), str(target)]
+    limits: Any = {"stdin": subprocess.DEVNULL, "timeout": TIME_LIMIT_SECONDS, "env": environment}
     try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIME_LIMIT_SECONDS,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, check=False, **limits)
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"was not read within {TIME_LIMIT_SECONDS} s") from None
     if done.returncode == 0 and target.is_file():
@@ -136,13 +128,9 @@ def checked_weights(weights: Any, file_bytes: int) -> dict[str, torch.Tensor]:
         if any(copy in name for copy in COPIES):
             continue
         counter = name.endswith("num_batches_tracked")
-        if (
-            not isinstance(tensor, torch.Tensor)
-            or tensor.layout is not torch.strided
-            or tensor.device.type != "cpu"
-            or tensor.dtype not in ((torch.int64,) if counter else KINDS)
-            or tensor.ndim > MOST_AXES
-        ):
+        plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+        plain = plain and tensor.device.type == "cpu" and tensor.ndim <= MOST_AXES
+        if not plain or tensor.dtype not in ((torch.int64,) if counter else KINDS):
             raise CheckpointError(f"has {name!r}, which is not a dense tensor of floats")
         total += tensor.numel() * 2  # bytes, in the shortest type
         if total > file_bytes:  # such as one number that is repeated by strides of zero

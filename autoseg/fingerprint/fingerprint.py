@@ -24,13 +24,7 @@ from autoseg.common.progress import by_axis, noted, rendered
 from autoseg.dataset.checks import CaseFacts, check_case, check_task
 from autoseg.dataset.problems import Problem, errors_in, shown_path
 from autoseg.dataset.task import Case, Task
-from autoseg.fingerprint.statistics import (
-    CaseStatistics,
-    IntensityStatistics,
-    Quantiles,
-    measure,
-    rounded,
-)
+from autoseg.fingerprint.statistics import CaseStatistics, IntensityStatistics, Quantiles, measure
 from autoseg.image.geometry import Geometry, counted_codes, most_common
 from autoseg.image.image import Image, files_of, read_image, read_label
 from autoseg.plan.labels import annotated_part
@@ -206,8 +200,12 @@ def _read_case(task: Task, case: Case, cache: Path | None) -> _CaseSurvey:
     image, label, problems = _load(task, case)
     if image is None or label is None:  # not cached: the disk or network may work next time
         return _CaseSurvey(tuple(problems))
-    result = _check_and_measure(task, case, image, *label)
-    result = replace(result, problems=(*problems, *result.problems))
+    voxels = count_labels(label[0])
+    problems += check_case(task, case, image, voxels, label[1])
+    result = _CaseSurvey(tuple(problems))
+    if not errors_in(problems):
+        measured = measure(image, label[0], voxels, task.labels, task.ignore_label)
+        result = _CaseSurvey(tuple(problems), *measured)
     if cache is not None:
         write_json(cache / f"{case.name}.json", {"key": key} | asdict(result))
     return result
@@ -229,31 +227,16 @@ def _load(
                 label = annotated_part(label[0], task.labels, names), label[1]
         except DataError as error:
             problems.append(_unreadable(task, case, case.label, error))
-    problems += [_noted(task, case, text) for text in notes]
+    for text in notes:  # without the path, so that those of many cases become one line
+        file = next((f for f in (case.label, *case.images) if text.startswith(f"{f}: ")), None)
+        shown, text = file and shown_path(file, task.folder), text.removeprefix(f"{file}: ")
+        problems.append(Problem.of("reading", case.name, shown or "", text=text))
     return image, label, problems
-
-
-def _noted(task: Task, case: Case, text: str) -> Problem:
-    """A note about a file; without its path, so that those of many cases become one line."""
-    file = next((f for f in (case.label, *case.images) if text.startswith(f"{f}: ")), None)
-    shown = "" if file is None else shown_path(file, task.folder)
-    return Problem.of("reading", case.name, shown, text=text.removeprefix(f"{file}: "))
 
 
 def _unreadable(task: Task, case: Case, path: Path, error: DataError) -> Problem:
     kind = "impossible values" if isinstance(error, VoxelError) else "unreadable"
     return Problem.of(kind, case.name, shown_path(path, task.folder), text=str(error))
-
-
-def _check_and_measure(
-    task: Task, case: Case, image: Image, label: LabelMap, label_geometry: Geometry
-) -> _CaseSurvey:
-    voxels = count_labels(label)
-    problems = tuple(check_case(task, case, image, voxels, label_geometry))
-    if errors_in(problems):
-        return _CaseSurvey(problems)
-    figures, samples = measure(image, label, voxels, task.labels, task.ignore_label)
-    return _CaseSurvey(problems, figures, samples)
 
 
 def _blocked(task: Task, case: Case) -> _CaseSurvey | None:
@@ -307,5 +290,5 @@ def _mixture(
     # samples are the centres of equal intervals, which is Hazen's definition of a quantile
     low, median, high = np.quantile(values, (0.005, 0.5, 0.995), method="hazen")
     least, most = min(part.min for part in parts), max(part.max for part in parts)
-    figures = (mean, float(variance) ** 0.5, least, low, median, high, most)
-    return IntensityStatistics(*map(rounded, figures))  # the fields have the same order
+    std = float(variance) ** 0.5
+    return IntensityStatistics.rounded(mean, std, least, low, median, high, most)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,11 @@ class IntensityStatistics:
     median: float
     p99_5: float
     max: float
+
+    @staticmethod
+    def rounded(*figures: float) -> IntensityStatistics:
+        """The statistics from unrounded figures, in the order of the fields."""
+        return IntensityStatistics(*map(rounded, figures))
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,7 @@ def histogram(values: Array, mask: Mask | None = None) -> Histogram:
 
 def summarize(values: Values) -> IntensityStatistics:
     """Return the statistics of at least one intensity."""
-    figures = (*values.mean_and_std, *quantiles(values, SUMMARY_FRACTIONS))
-    return IntensityStatistics(*map(rounded, figures))  # the fields have the same order
+    return IntensityStatistics.rounded(*values.mean_and_std, *quantiles(values, SUMMARY_FRACTIONS))
 
 
 def sample_quantiles(values: Values) -> Quantiles:
@@ -194,16 +199,12 @@ def measure_labels(
     inside = label[around or np.s_[:1, :1, :1]]  # if all is background, one voxel is enough
     # Entry i is the box of the value i + 1, or None; .T: the memory order of a file
     boxes = [box and (box[2], box[1], box[0]) for box in find_objects(inside.T)]
-    return {
-        name: _measure(
-            inside,
-            values,
-            arrays.union_of_boxes(boxes[value - 1] for value in values if value <= len(boxes)),
-            spacing_mm,
-        )
-        for name, values in labels.items()
-        if 0 not in values
-    }
+    found = {}
+    for name, values in labels.items():
+        if 0 not in values:
+            own = (boxes[value - 1] for value in values if value <= len(boxes))
+            found[name] = _measure(inside, values, arrays.union_of_boxes(own), spacing_mm)
+    return found
 
 
 def _measure(
@@ -246,17 +247,13 @@ class CaseStatistics:
     def turned_to(self, orientation: str) -> CaseStatistics:
         """The same case with its axes in another orientation."""
         turn = Turn.between(self.orientation, orientation)
-        return replace(
-            self,
-            shape=turn.triple(self.shape),
-            spacing_mm=turn.triple(self.spacing_mm),
-            orientation=orientation,
-            shape_after_crop=turn.triple(self.shape_after_crop),
-            labels={
-                name: replace(found, extent_mm=found.extent_mm and turn.triple(found.extent_mm))
-                for name, found in self.labels.items()
-            },
-        )
+        sizes = ("shape", "spacing_mm", "shape_after_crop")
+        turned: dict[str, Any] = {key: turn.triple(getattr(self, key)) for key in sizes}
+        extents = {
+            name: of.extent_mm and turn.triple(of.extent_mm) for name, of in self.labels.items()
+        }
+        turned["labels"] = {n: replace(self.labels[n], extent_mm=mm) for n, mm in extents.items()}
+        return replace(self, orientation=orientation, **turned)
 
 
 @dataclass(frozen=True)

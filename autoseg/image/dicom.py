@@ -125,11 +125,11 @@ def read_contents(files: Iterable[Path]) -> Contents:
             slices[found[0].series] += found
     for other in others:
         if other.series in slices:
-            raise DataError(
-                f"{other.file}: has the series of slices, but is {other.reason}; a slice may be "
-                "damaged: copy the folder again, or remove the file"
-            )
-    series = sorted(joined([Series.of(each) for each in slices.values()]), key=_by_number)
+            advice = "a slice may be damaged: copy the folder again, or remove the file"
+            what = f"has the series of slices, but is {other.reason}"
+            raise DataError(f"{other.file}: {what}; {advice}")
+    series = joined([Series.of(each) for each in slices.values()])
+    series.sort(key=lambda each: (each.first.number is None, each.first.number or 0, each.uids[1]))
     return Contents(tuple(series), tuple(others))
 
 
@@ -147,10 +147,8 @@ def find_series(path: Path | Series) -> Series:
         contents = read_contents(dicom_files(path))
         found = contents.volumes or list(contents.series)
         if len(found) != 1:
-            raise DataError(
-                f"{path}: contains {len(found)} DICOM series; give a folder with one series, or "
-                "one slice of a series"
-            )
+            advice = "give a folder with one series, or one slice of a series"
+            raise DataError(f"{path}: contains {len(found)} DICOM series; {advice}")
         return found[0]
     contents = read_contents(dicom_files(path.parent))
     if not (names := [each for each in contents.series if path in each.files]):
@@ -200,11 +198,6 @@ def read_series(source: Path | Series) -> tuple[Array, Geometry]:
         names = ", ".join(each.file.name for each in series.scouts)
         note(f"{source}: left out {counted(len(series.scouts), 'scout')} of the series ({names})")
     return read_pixels(series).transpose(2, 1, 0)[None], series.geometry
-
-
-def _by_number(series: Series) -> tuple[bool, int, str]:
-    number = series.first.number
-    return number is None, number or 0, series.first.series
 
 
 def _read_header(file: Path) -> list[Slice] | Other:

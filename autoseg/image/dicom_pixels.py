@@ -4,8 +4,6 @@ pydicom reads the pixels, because GDCM inverts MONOCHROME1, ignores a Modality L
 knows the geometry of some object types only. Compressed pixels are decoded by GDCM.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -112,9 +110,8 @@ def check_pixels(header: Dataset, length: int | None) -> None:
     stored = int(header.get("BitsStored") or allocated)
     highest = header.get("HighBit")
     if allocated not in BITS or not 1 <= stored <= allocated or highest not in (None, stored - 1):
-        raise ValueError(
-            f"{stored} of {allocated} bits up to bit {highest} is not a valid pixel format"
-        )
+        bits = f"{stored} of {allocated} bits up to bit {highest}"
+        raise ValueError(f"{bits} is not a valid pixel format")
     if length is None:
         if columns * rows > LARGEST_SLICE:
             raise ValueError(f"{columns} x {rows} pixels are too many for a slice")

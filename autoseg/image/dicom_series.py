@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -183,6 +184,10 @@ def check_stack(series: Series, where: str) -> None:
         raise DataError(f"{where}: {wrong}")
 
 
+def _fault(kind: str, **found: Any) -> str:
+    return str(TABLES["faults"][kind].format(**found))
+
+
 def joined(found: list[Series]) -> list[Series]:
     """The series, with those put together that have one slice each, as some programs export them.
 
@@ -205,21 +210,15 @@ def _inconsistent(series: Series) -> str | None:
     sizes = Counter(each.size for each in series.slices)
     if len(sizes) > 1:
         found = " and ".join(f"{x} x {y}" for (x, y), _ in sizes.most_common(2))
-        return f"its slices have {found} pixels; export slices of one size as one series"
+        return _fault("sizes", found=found)
     spacings = [each.spacing_mm for each in series.slices]
     if np.ptp(spacings, axis=0).max() * max(series.first.size) > series.first.spacing_mm[0]:
-        return "its slices have different pixel sizes; export each size as its own series"
+        return _fault("spacings")
     if len(stated := Counter(each.is_rescaled for each in series.slices)) > 1:
-        return (
-            f"{counted(stated[False], 'slice')} of {len(series.slices)} without RescaleSlope and "
-            "RescaleIntercept, which the others have; export the series again"
-        )
+        return _fault("scales", without=counted(stated[False], "slice"), all=len(series.slices))
     rotation = np.subtract([each.orientation for each in series.slices], series.first.orientation)
     if np.abs(rotation).max() > ROTATION_TOLERANCE:
-        return (
-            "its slices have different orientations (several stacks in one series); export each "
-            "stack as its own series"
-        )
+        return _fault("orientations")
     return None
 
 
@@ -235,24 +234,16 @@ def _uneven(series: Series) -> str | None:
         return None
     at = int(wrong.argmax())
     names = " and ".join(each.file.name for each in series.slices[at : at + 2])
-    return (
-        f"neighbouring slices are {apart.min():.4g} to {apart.max():.4g} mm apart, "
-        f"usually {usual:.4g}; slices are missing or out of place (look at {names}); export "
-        "the series again"
-    )
+    return _fault("uneven", low=apart.min(), high=apart.max(), usual=usual, names=names)
 
 
 def _duplicates(series: Series, apart: Doubles) -> str:
     starts = np.flatnonzero(np.concatenate([[True], apart >= SAME_POSITION_MM]))
     counts = np.diff([*starts, len(series.slices)])
     if len(counts) > 1 and counts.min() == counts.max():
-        return (
-            f"{counts[0]} slices lie at each of its {len(counts)} positions (phases, echoes, or "
-            "duplicates); export each volume as its own series"
-        )
+        return _fault("several", slices=counts[0], positions=len(counts))
     at = int(apart.argmin())
-    first, second = (each.file.name for each in series.slices[at : at + 2])
-    return f"{first} and {second} are slices of the same position; remove the duplicates"
+    return _fault("duplicates", files=[each.file.name for each in series.slices[at : at + 2]])
 
 
 def _drifting(series: Series) -> str | None:
@@ -262,17 +253,13 @@ def _drifting(series: Series) -> str | None:
     drift = float(np.linalg.norm(shift - (shift @ first.normal) * first.normal))
     if drift <= DRIFT_TOLERANCE * min(first.spacing_mm):
         return None
-    return (
-        f"its slices drift {drift:.4g} mm sideways (a tilted gantry); resample the series to an "
-        "orthogonal volume"
-    )
+    return _fault("drift", drift=drift)
 
 
 def _mixed(series: Series) -> str | None:
     for name in ("study", "frame_of_reference"):
         if len({getattr(each, name) for each in series.slices} - {""}) > 1:
-            what = name.replace("_", " ")
-            return f"its slices have several values of {what}; export each as its own series"
+            return _fault("mixed", what=name.replace("_", " "))
     return None
 
 

@@ -4,8 +4,6 @@ ITK crashes on some impossible headers (a MetaImage of -3 dimensions), replaces 
 by 0, and allocates what a header claims before it looks at the length of the file.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

@@ -113,13 +113,10 @@ def check_same_grid(
     if not (differences := expected.differences(found)):
         return
     if not expected.nearly(found):
-        raise DataError(
-            f"{path}: not on the grid of {reference}: {', '.join(differences)}; {advice}"
-        )
-    note(
-        f"{path}: its grid differs from that of {reference} by less than 5 % of a voxel "
-        f"({', '.join(differences)}); taken as equal"
-    )
+        where = ", ".join(differences)
+        raise DataError(f"{path}: not on the grid of {reference}: {where}; {advice}")
+    what = f"its grid differs from that of {reference} by less than 5 % of a voxel"
+    note(f"{path}: {what} ({', '.join(differences)}); taken as equal")
 
 
 def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: File) -> Geometry:
@@ -154,10 +151,9 @@ def check_geometry(geometry: Geometry, path: File) -> None:
 
 def sheared(path: File) -> DataError:
     """The error for axes that are not perpendicular to each other."""
-    return DataError(
-        f"{path}: its direction matrix is sheared (not orthonormal), which ITK "
-        "refuses; write a rigid sform/qform, or resample it onto an orthonormal grid"
-    )
+    advice = "write a rigid sform/qform, or resample it onto an orthonormal grid"
+    what = "its direction matrix is sheared (not orthonormal), which ITK refuses"
+    return DataError(f"{path}: {what}; {advice}")
 
 
 # Of world axes as in DICOM and ITK, which grow to the left, to the back and upwards.
@@ -173,10 +169,9 @@ def check_code(code: str) -> str:
         DataError: it is not one of the 48 orientation codes.
     """
     if code.upper() not in CODES:
-        raise DataError(
-            f"orientation {code!r}: not an orientation; give one letter of R/L, A/P and S/I for "
-            "each of the axes x, y, z, for example RAS or LPS"
-        )
+        letters = "one letter of R/L, A/P and S/I for each of the axes x, y, z"
+        advice = f"give {letters}, for example RAS or LPS"
+        raise DataError(f"orientation {code!r}: not an orientation; {advice}")
     return code.upper()
 
 
@@ -242,11 +237,6 @@ class Turn:
         """The turn that brings a grid to an orientation; None leaves it as it is."""
         return cls() if target is None else cls.between(orientation_of(grid), target)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether nothing is turned."""
-        return self == Turn()
-
     def then(self, other: Turn) -> Turn:
         """This turn followed by another one."""
         pairs = zip(other.triple(self.flips), other.flips, strict=True)
@@ -279,7 +269,7 @@ class Turn:
 
     def geometry(self, grid: Geometry) -> Geometry:
         """The turned grid: its voxels lie in the same places of the patient."""
-        if self.is_identity:
+        if self == Turn():
             return grid
         direction = np.reshape(grid.direction, (3, 3))
         origin = np.array(grid.origin_mm, float)

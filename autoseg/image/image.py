@@ -21,21 +21,13 @@ from autoseg.common.arrays import Array, LabelMap, bounding_box
 from autoseg.common.errors import DataError, Stopped, VoxelError, is_lack_of_memory
 from autoseg.common.files import obstacle
 from autoseg.common.progress import note
+from autoseg.image import geometry as grids
 from autoseg.image.dicom import find_volume, is_dicom, read_series
 from autoseg.image.dicom_series import Series, Source
 from autoseg.image.formats import READABLE, check_header, ending_of, is_picture, stem_of
-from autoseg.image.geometry import (
-    File,
-    Geometry,
-    Turn,
-    check_same_grid,
-    direction_of,
-    geometry_of,
-    orientation_of,
-    sheared,
-)
+from autoseg.image.geometry import File, Geometry, Turn
 from autoseg.image.label_writer import HIGHEST_LABEL, smallest_type
-from autoseg.image.nifti import check_nifti, is_nifti, layout_of, read_nifti, with_sform
+from autoseg.image.nifti import check_nifti, is_nifti, itk_header, layout_of, read_nifti, with_sform
 from autoseg.image.raster import read_picture
 
 if TYPE_CHECKING:
@@ -106,7 +98,7 @@ def read_image(paths: File | Series | Sequence[File | Series], own_type: bool = 
     for path in files:
         values, found = _read(path)
         geometry = geometry or found
-        check_same_grid(found, str(path), geometry, getattr(files[0], "name", str(files[0])))
+        grids.check_same_grid(found, str(path), geometry, getattr(files[0], "name", str(files[0])))
         values = _as_floats(values, str(path), own_type)
         channels.extend(values)
     assert geometry is not None
@@ -121,10 +113,8 @@ def _as_floats(values: Array, what: File, own_type: bool) -> Array:
         with np.errstate(over="ignore"):  # overflow becomes infinity, an error below
             values = values.astype(np.float32, copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise VoxelError(
-            f"{what}: {np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite; "
-            "replace them, for example with the value of air"
-        )
+        bad = f"{np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite"
+        raise VoxelError(f"{what}: {bad}; replace them, for example with the value of air")
     return values
 
 
@@ -145,7 +135,7 @@ def from_array(array: Array, spacing_mm: Sequence[float], orientation: str = "LP
     if len(spacing_mm) != 3 or not all(0 < spacing < np.inf for spacing in spacing_mm):
         raise DataError(f"spacing_mm is {tuple(spacing_mm)}; give three positive numbers (x, y, z)")
     values = _as_floats(array if array.ndim == 4 else array[np.newaxis], "the array", own_type=True)
-    direction = direction_of(orientation)
+    direction = grids.direction_of(orientation)
     return Image(values, Geometry.of(values.shape[1:], spacing_mm, (0, 0, 0), direction))
 
 
@@ -200,38 +190,31 @@ def _rounded(values: NDArray[np.floating[Any]], path: Path) -> NDArray[np.floati
     rounded: NDArray[np.floating[Any]] = np.rint(values)
     if np.array_equal(rounded, values):
         return rounded
-    slope = layout_of(path).scale[0] if is_nifti(path) and layout_of(path).is_scaled else None
-    scaled = "" if slope is None else f" (scl_slope of its header is {slope:.4g})"
+    scaled, advice = "", "resample label maps with nearest-neighbour interpolation"
+    if is_nifti(path) and (layout := layout_of(path)).is_scaled:
+        scaled = f" (scl_slope of its header is {layout.scale[0]:.4g})"
+        advice = "save it as integers without scaling"
     odd = values[np.abs(rounded - values) > LABEL_TOLERANCE]
     if odd.size:
-        advice = "resample label maps with nearest-neighbour interpolation"
-        if slope is not None:
-            advice = "save it as integers without scaling"
-        raise VoxelError(
-            f"{path}: {odd.size} voxels are not integers, such as {odd.flat[0]:.6g}{scaled}; "
-            f"{advice}"
-        )
+        what = f"{odd.size} voxels are not integers, such as {odd.flat[0]:.6g}{scaled}"
+        raise VoxelError(f"{path}: {what}; {advice}")
     note(f"{path}: labels are not exactly whole numbers{scaled}; rounded")
     return rounded
 
 
 def read_geometry(path: Path) -> Geometry:
     """Read only the header of an image file."""
-    import SimpleITK as sitk
-
     _must_exist(path)
     if not _is_one_file(path):
         return find_volume(path).geometry
     check_header(path)
     if is_picture(path):
         return _read(path, as_label=True)[1]
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        reader = itk_header(path)
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    return with_sform(path, geometry_of(reader, path))
+    return with_sform(path, grids.geometry_of(reader, path))
 
 
 def _read(path: Source, as_label: bool = False) -> tuple[Array, Geometry]:
@@ -271,7 +254,7 @@ def _unpack(image: sitk.Image, what: File) -> tuple[Array, Geometry]:
         array = array[np.newaxis]
     if array.ndim != 4:
         raise DataError(f"{what}: {image.GetDimension()} dimensions; expected 3 (4 with channels)")
-    return array.transpose(0, 3, 2, 1), geometry_of(image, what)
+    return array.transpose(0, 3, 2, 1), grids.geometry_of(image, what)
 
 
 def _is_one_file(path: Path) -> bool:
@@ -293,7 +276,7 @@ def _unreadable(path: Path, error: RuntimeError) -> DataError | MemoryError:
         return MemoryError(f"to read {path}")
     text = str(error)
     if "orthonormal" in text:
-        return sheared(path)
+        return grids.sheared(path)
     reason = text.strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
     reason = re.sub(r"\(0x\w+\): ", ": ", reason)  # the address of an object
     return DataError(f"{path}: cannot be read ({reason}); it may be truncated; copy it again")
@@ -340,7 +323,7 @@ class Appearance:
 
 def appearance_of(image: Image) -> Appearance:
     """Measure a scan."""
-    orientation, spacing = orientation_of(image.geometry), image.geometry.spacing_mm
+    orientation, spacing = grids.orientation_of(image.geometry), image.geometry.spacing_mm
     sampled, strides = _sample(image.array)
     box = bounding_box((sampled != 0).any(axis=0)) or tuple(map(slice, sampled.shape[1:]))
     axes = zip(box, strides, image.geometry.size, spacing, strict=True)

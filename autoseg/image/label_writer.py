@@ -94,10 +94,8 @@ def _storable(label: LabelMap, geometry: Geometry, path: Path) -> LabelMap:
         raise DataError(f"{path}: an array of {label.shape} does not fit a grid of {geometry.size}")
     low, high = label.min(), label.max()
     if label.dtype.kind not in "iub" or low < 0 or high > HIGHEST_LABEL:
-        raise VoxelError(
-            f"{path}: labels {low} to {high} of type {label.dtype}; allowed: integers from 0 "
-            f"to {HIGHEST_LABEL}"
-        )
+        allowed = f"allowed: integers from 0 to {HIGHEST_LABEL}"
+        raise VoxelError(f"{path}: labels {low} to {high} of type {label.dtype}; {allowed}")
     return label.astype(smallest_type(high), copy=False)
 
 

@@ -92,10 +92,9 @@ def check_nifti(path: Path) -> None:
         return
     layout = layout_of(path)
     if not layout.is_scaled and layout.scale not in ((0, 0), (1, 0)):  # ITK would add scl_inter
-        raise DataError(
-            f"{path}: scl_slope is {layout.scale[0]:g} and scl_inter {layout.scale[1]:g} in a file "
-            "of several components, or with data behind its voxels; set both to 0"
-        )
+        found = "scl_slope is {:g} and scl_inter {:g}".format(*layout.scale)
+        where = "in a file of several components, or with data behind its voxels"
+        raise DataError(f"{path}: {found} {where}; set both to 0")
     if layout.code not in FLOATS and has_size(voxel_file(path), layout.end):
         return
     end, bad = _scan(path, layout)
@@ -175,10 +174,8 @@ def _fields(path: Path) -> tuple[np.void, str]:
         if fields["sizeof_hdr"] == HEADER.itemsize and fields["magic"][:3] in MAGICS:
             return fields, order
         if fields["sizeof_hdr"] == HEADER.itemsize and ending_of(path) == ".hdr":
-            raise DataError(
-                f"{path}: an Analyze 7.5 header, which stores no orientation; convert it to "
-                "NIfTI with the program that wrote it"
-            )
+            what = "an Analyze 7.5 header, which stores no orientation"
+            raise DataError(f"{path}: {what}; convert it to NIfTI with the program that wrote it")
     raise DataError(f"{path}: not a NIfTI file, or its header is damaged; copy it again")
 
 
@@ -246,7 +243,7 @@ def read_nifti(path: Path) -> tuple[Array, Geometry] | None:
     layout = layout_of(path)
     if layout.code not in TYPES or not has_size(voxel_file(path), layout.end):
         return None
-    reader = _itk_header(path)
+    reader = itk_header(path, "NiftiImageIO")
     if not _is_plain(reader, layout):
         return None
     geometry = with_sform(path, geometry_of(reader, path))
@@ -277,20 +274,18 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
     if np.allclose(spacing, geometry.spacing_mm, rtol=1e-3):
         spacing = np.array(geometry.spacing_mm)
     else:
-        note(
-            f"{path}: its sform has a spacing of {by_axis(spacing, '.4g')} mm, pixdim "
-            f"{by_axis(geometry.spacing_mm, '.4g')} mm; using the sform"
-        )
+        own, pixdim = by_axis(spacing, ".4g"), by_axis(geometry.spacing_mm, ".4g")
+        note(f"{path}: its sform has a spacing of {own} mm, pixdim {pixdim} mm; using the sform")
     found = Geometry.of(geometry.size, spacing, matrix[:, 3], axes)
     return found if geometry.differences(found, SFORM_TOLERANCE_MM) else geometry
 
 
-def _itk_header(path: Path) -> sitk.ImageFileReader:
-    """The header as ITK reads it."""
+def itk_header(path: Path, format: str = "") -> sitk.ImageFileReader:
+    """The header as ITK reads it, in this format or the one that it finds."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NiftiImageIO")
+    reader.SetImageIO(format)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     return reader
@@ -300,20 +295,17 @@ def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
     """Whether ITK would return the stored voxels unchanged."""
     import SimpleITK as sitk
 
-    return (
-        reader.GetDimension() in (3, 4)
-        and reader.GetNumberOfComponents() == 1
-        and not layout.is_scaled
-        and (reader.GetPixelID() == getattr(sitk, TYPES[layout.code][1]) or layout.scale[1] != 0)
-        and math.prod(layout.size) == math.prod(reader.GetSize())
-    )
+    if reader.GetDimension() not in (3, 4) or reader.GetNumberOfComponents() != 1:
+        return False
+    own_type = reader.GetPixelID() == getattr(sitk, TYPES[layout.code][1]) or layout.scale[1] != 0
+    same_size = math.prod(layout.size) == math.prod(reader.GetSize())
+    return own_type and same_size and not layout.is_scaled
 
 
 def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> Array:
     damaged = DataError(f"{path}: cannot be read (is damaged or its end is missing); copy it anew")
     path = voxel_file(path)
-    limit = path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1)
-    if layout.end > limit:
+    if layout.end > path.stat().st_size * (PACKED_AT_MOST if is_packed(path) else 1):
         raise damaged
     dtype = np.dtype(layout.order + TYPES[layout.code][0])
     array = np.empty(size[::-1], dtype)

@@ -31,6 +31,8 @@ HEAD = 0.26  # inches above a row
 EDGE, GAP = 0.1, 0.06  # inches at the edges and between panels
 TITLE_CHARACTERS, LINE_CHARACTERS = 100, 140  # that fit the width
 LEGEND_COLUMNS = 4
+LEGEND: dict[str, Any] = {"loc": "upper left", "ncols": LEGEND_COLUMNS, "frameon": False}
+LEGEND |= {"fontsize": 8.5, "borderaxespad": 0, "borderpad": 0, "labelspacing": 0.35}
 MOST_COLOURED = 7  # more classes are told apart by numbers, too
 HALO = [Stroke(linewidth=2, foreground="black"), Normal()]  # around text in a picture
 
@@ -53,9 +55,8 @@ class Panel:
     def of(view: View, axis: int, k: int, kind: str) -> Panel:
         """A panel whose caption names plane and slice."""
         name = next(name for name, of in PLANES.items() if of == axis)
-        return Panel(
-            Plane(view, axis, k), kind, f"{name}, slice {k + 1} of {view.image.shape[axis]}"
-        )
+        caption = f"{name}, slice {k + 1} of {view.image.shape[axis]}"
+        return Panel(Plane(view, axis, k), kind, caption)
 
 
 def kinds_of(view: View) -> tuple[str, ...]:
@@ -126,18 +127,8 @@ def draw_rows(rows: Sequence[Sequence[Panel]], heads: Sequence[str], title: str 
         _draw_row(figure, row, (y, height, scale), shown)
     handles, names = [mark for _, mark in marks], [name for name, _ in marks]
     if marks:
-        drawn = figure.legend(
-            handles,
-            names,
-            loc="upper left",
-            bbox_to_anchor=(EDGE / figure.get_figwidth(), (y - 0.04) / total),
-            ncols=LEGEND_COLUMNS,
-            frameon=False,
-            fontsize=8.5,
-            borderaxespad=0,
-            borderpad=0,
-            labelspacing=0.35,
-        )
+        anchor = (EDGE / figure.get_figwidth(), (y - 0.04) / total)
+        drawn = figure.legend(handles, names, bbox_to_anchor=anchor, **LEGEND)
         take_literally(drawn.get_texts())
     for i, line in enumerate(below[::-1]):
         _write(figure, 0.08 + 0.19 * i, line, fontsize=8, color="0.3")
@@ -203,9 +194,9 @@ def _draw_row(
         bottom = y + height - high
         axes = figure.add_axes((x / width, bottom / total, wide / width, high / total))
         _draw_panel(axes, panel, shown)
-        place_of_caption = (y + height + 0.05) / total
         if panel.caption:
-            take_literally([figure.text(x / width, place_of_caption, panel.caption, fontsize=8)])
+            above = (y + height + 0.05) / total
+            figure.text(x / width, above, panel.caption, fontsize=8, parse_math=False)
         x += wide + GAP
 
 
@@ -250,17 +241,12 @@ def _draw_contours(axes: Axes, plane: Plane, shown: Mapping[str, int]) -> None:
             if which == first and len(shown) > MOST_COLOURED:
                 inside = np.argwhere(mask)
                 y, x = inside[((inside - inside.mean(0)) ** 2).sum(1).argmin()]
-                _letter(axes, (x, y), str(shown[name]), ("center", "center"), 7)
+                _letter(axes, (x, y), str(shown[name]), ("center", "center"), fontsize=7)
 
 
 def _letter(
-    axes: Axes,
-    place: tuple[float, float],
-    text: str,
-    align: tuple[str, str],
-    size: int = 8,
-    **style: Any,
+    axes: Axes, place: tuple[float, float], text: str, align: tuple[str, str], **style: Any
 ) -> None:
     """White text with a dark rim."""
-    drawn = axes.text(*place, text, color="white", fontsize=size, ha=align[0], va=align[1], **style)
-    drawn.set_path_effects(HALO)
+    style = {"fontsize": 8, "ha": align[0], "va": align[1], **style}
+    axes.text(*place, text, color="white", **style).set_path_effects(HALO)

@@ -3,8 +3,6 @@
 They have no grid: the spacing is 1 x 1 x 1 mm, and x and y run to the right and down.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,9 +62,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             if (pages := getattr(picture, "n_frames", 1)) > 1:
+                advice = "write each page as a case, or all as a NIfTI volume"
                 raise DataError(
-                    f"{path}: has {counted(pages, 'page')}; a picture has one: write each page as "
-                    "a case, or all as a NIfTI volume"
+                    f"{path}: has {counted(pages, 'page')}; a picture has one: {advice}"
                 )
             yield picture
     except (AutosegError, MemoryError, RunError):

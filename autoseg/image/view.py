@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import Box, LabelMap, Mask, Triple
+from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple
 from autoseg.common.figures import Colours, colours_of, window_of
 from autoseg.image.geometry import LETTERS, Turn, check_same_grid, orientation_of
 from autoseg.image.image import read_image, read_label
 
-Array = NDArray[Any]
 ClassValues = Mapping[str, tuple[int, ...]]  # class -> its label values
 Window = tuple[float, float]  # the values shown as black and white
 
@@ -106,7 +103,7 @@ class View:
         return replace(self, image=self.image[box], maps=maps)
 
     @cached_property
-    def amounts(self) -> tuple[NDArray[np.float64], ...]:
+    def amounts(self) -> tuple[Doubles, ...]:
         """For each axis, (classes, slices): the share of a class's largest slice, in the maps."""
         return tuple(_amounts(self, axis) for axis in range(3))
 
@@ -149,9 +146,8 @@ def make_view(
         hits = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
         extent = hits[-1] - hits[0] + 1 if len(hits) else 0
         margin = round(max(MARGIN_MM / spacing_mm[axis], MARGIN * extent))
-        box.append(
-            slice(max(0, hits[0] - margin), hits[-1] + margin + 1) if extent else slice(None)
-        )
+        ends = (max(0, hits[0] - margin), hits[-1] + margin + 1) if extent else (None, None)
+        box.append(slice(*ends))
     cropped = view.crop(tuple(box))
     found = _ct_window(image, float(np.median(values)), exhibit.channel)
     window, tissue = found or (window_of(cropped.image), "")
@@ -175,25 +171,19 @@ def _marked(label_map: LabelMap, values: Sequence[int]) -> Mask:
     """The voxels with one of these values."""
     table = np.zeros(1 + max(int(label_map.max(initial=0)), *values, 0), bool)
     table[list(values)] = True
-    found: Mask = table[label_map]
-    return found
+    return np.asarray(table[label_map])
 
 
-def _amounts(view: View, axis: int) -> NDArray[np.float64]:
+def _amounts(view: View, axis: int) -> Doubles:
     total = np.zeros((len(view.exhibit.labels), view.image.shape[axis]))
     for which, label_map in view.maps.items():
         classes = view.classes_of(which)
         most = 1 + max([int(label_map.max(initial=0)), *(v for of in classes.values() for v in of)])
-        counts = np.array(
-            [
-                np.bincount(plane.ravel(), minlength=most)
-                for plane in np.moveaxis(label_map, axis, 0)
-            ]
-        )
+        planes = np.moveaxis(label_map, axis, 0)
+        counts = np.array([np.bincount(plane.ravel(), minlength=most) for plane in planes])
         for row, values in zip(total, classes.values(), strict=True):
             row += counts[:, list(values)].sum(1)
-    shares: NDArray[np.float64] = total / np.maximum(total.max(1, keepdims=True), 1)
-    return shares
+    return np.asarray(total / np.maximum(total.max(1, keepdims=True), 1))
 
 
 @dataclass(frozen=True)
@@ -241,10 +231,8 @@ class Plane:
 
     def masks(self, which: str) -> dict[str, Mask]:
         """Class -> its mask in one of the maps."""
-        label_map = self.cut(self.view.maps[which])
-        return {
-            name: _marked(label_map, values) for name, values in self.view.classes_of(which).items()
-        }
+        label_map, classes = self.cut(self.view.maps[which]), self.view.classes_of(which)
+        return {name: _marked(label_map, values) for name, values in classes.items()}
 
     def errors(self) -> dict[str, Mask]:
         """Kind of error -> its mask: where the prediction differs from the reference."""

@@ -5,8 +5,6 @@ and only harmless formats are read: JSON, text and safetensors. The checksums de
 not authenticate the author, as whoever changes a member can change the manifest as well.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re
@@ -206,10 +204,9 @@ def _read_manifest(file: zipfile.ZipFile, path: Path) -> Archive:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise _refused(path, f"is not of the format {FORMAT!r}")
     if about.get("format_version") != FORMAT_VERSION:
-        raise AutosegError(
-            f"{path} has format version {about.get('format_version')!r}; this version of autoseg "
-            f"reads {FORMAT_VERSION}: pack the model again"
-        )
+        found = f"{path} has format version {about.get('format_version')!r}"
+        reads = f"this version of autoseg reads {FORMAT_VERSION}"
+        raise AutosegError(f"{found}; {reads}: pack the model again")
     listed = about.pop("files", None)
     entries = dataclass_from_json(dict[str, Entry], listed, f"{where}: files", ADVICE, extra=None)
     return Archive(path, about, entries)

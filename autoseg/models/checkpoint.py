@@ -1,7 +1,5 @@
 """Checkpoints: a safetensors file with a JSON state in its header, written atomically."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

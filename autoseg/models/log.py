@@ -156,17 +156,15 @@ def failures_of(epochs: Sequence[Epoch], planned: int) -> list[str]:
     """
     found = []
     if len(epochs) < ENOUGH_EPOCHS * planned:
-        found.append(
-            f"planned {counted(planned, 'epoch')}, done {len(epochs)}: the time budget was used "
-            "up; plan again on an idle machine, or with a longer --time-budget"
-        )
+        what = f"planned {counted(planned, 'epoch')}, done {len(epochs)}"
+        advice = "plan again on an idle machine, or with a longer --time-budget"
+        found.append(f"{what}: the time budget was used up; {advice}")
     first, last = epochs[0].training_loss, epochs[-1].training_loss
     dice = mean_of_known(list(epochs[-1].training_dice.values())[1:]) or 0.0
     if last > first - LEAST_FALL * abs(first) and dice < LEAST_DICE:
-        found.append(
-            f"the training loss hardly fell ({first:.3g} to {last:.3g}), and the Dice of training "
-            f"patches is {dice:.2f}: train longer, or look at the label maps"
-        )
+        losses = f"the training loss hardly fell ({first:.3g} to {last:.3g})"
+        scores = f"the Dice of training patches is {dice:.2f}"
+        found.append(f"{losses}, and {scores}: train longer, or look at the label maps")
     return found
 
 
@@ -235,15 +233,11 @@ def draw_dice(folds: Mapping[int, Training]) -> Figure:
     figure = new_figure(5.0, 3.6)
     axes = figure.subplots()
     for index, (fold, training) in enumerate(folds.items()):
-        axes.plot(
-            list(training.dice),
-            list(training.dice.values()),
-            marker="o" if len(training.dice) == 1 else "",
-            color=DARK_COLOURS[index % len(DARK_COLOURS)],
-            linestyle=LINES[(index // len(DARK_COLOURS) + index) % len(LINES)],
-            linewidth=1.5,
-            label=f"fold {fold}",
-        )
+        x, y = list(training.dice), list(training.dice.values())
+        colour = DARK_COLOURS[index % len(DARK_COLOURS)]
+        style = LINES[(index // len(DARK_COLOURS) + index) % len(LINES)]
+        (line,) = axes.plot(x, y, color=colour, linestyle=style, label=f"fold {fold}")
+        line.set_marker("o" if len(x) == 1 else "")
     axes.set(xlabel="epoch", ylabel="Dice of patches", ylim=(-0.02, 1.02))
     axes.locator_params(axis="x", integer=True)
     tidy(axes)

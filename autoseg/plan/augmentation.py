@@ -3,8 +3,6 @@
 The transforms are in order, with probabilities.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

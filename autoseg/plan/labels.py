@@ -9,10 +9,7 @@ The evaluation affects no model and is not part of a plan's id. The codes say wh
 SNOMED CT: for DICOM segmentation objects.
 """
 
-from __future__ import annotations
-
 import hashlib
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, StringConstraints
 
-from autoseg.plan.sections import LabelValue, Positive, Section
+from autoseg.common.files import read_json
+from autoseg.plan.sections import LabelValue, Positive, Section, fault
 
 ClassValues = Mapping[str, tuple[int, ...]]  # class name -> its label values
 
@@ -75,16 +73,14 @@ def classes_of(labels: ClassValues, regions_class_order: Sequence[int] | None) -
 def check_labels(labels: ClassValues, ignore_label: int | None) -> None:
     """Raise a ValueError unless the first class is the background and no value is repeated."""
     if not labels or 0 not in next(iter(labels.values())):
-        raise ValueError("labels: the first class must be the background with the value 0")
+        raise fault("no background")
     if len(labels) < 2:
-        raise ValueError("labels: give at least one class besides the background")
+        raise fault("only background")
     for name, covered in labels.items():
         if twice := sorted({value for value in covered if covered.count(value) > 1}):
-            raise ValueError(f"labels: {name!r} has the value {twice[0]} twice; remove one")
+            raise fault("value twice", name=name, value=twice[0])
     if ignore_label in values_of(labels):
-        raise ValueError(
-            f"ignore_label is {ignore_label}, also in labels; use another, or remove it there"
-        )
+        raise fault("ignored", value=ignore_label)
 
 
 def check_regions(labels: ClassValues, order: Sequence[int] | None) -> None:
@@ -92,21 +88,15 @@ def check_regions(labels: ClassValues, order: Sequence[int] | None) -> None:
     if order is None:
         for (first, values), (second, others) in combinations(labels.items(), 2):
             if shared := set(values) & set(others):
-                raise ValueError(
-                    f"labels: {first!r} and {second!r} share the value {min(shared)}; make them "
-                    "disjoint, or give regions_class_order, the value that each class paints"
-                )
+                raise fault("shared", one=first, other=second, value=min(shared))
         return
     if len(order) != len(labels) - 1:
-        raise ValueError(
-            f"regions_class_order has {len(order)} values for {len(labels) - 1} classes besides "
-            "the background; give one value per class"
-        )
+        raise fault("order", count=len(order), needed=len(labels) - 1)
     if unknown := sorted(set(order) - (values_of(labels) - {0})):
-        raise ValueError(f"regions_class_order: {unknown[0]} is not a value of any class")
+        raise fault("order, unknown", value=unknown[0])
     background, *regions = labels.values()
     if shared := {value for covered in regions for value in covered} & set(background):
-        raise ValueError(f"labels: background and region share the value {min(shared)}; remove one")
+        raise fault("background shared", value=min(shared))
 
 
 def check_mirrored(labels: ClassValues, pairs: Sequence[tuple[int, int]]) -> None:
@@ -116,17 +106,14 @@ def check_mirrored(labels: ClassValues, pairs: Sequence[tuple[int, int]]) -> Non
     seen: set[int] = set()
     for value in (value for pair in pairs for value in pair):
         if value not in known:
-            raise ValueError(f"mirrored_labels: {value} is not a value of any class; remove it")
+            raise fault("mirrored, unknown", value=value)
         if value in seen:
-            raise ValueError(f"mirrored_labels: {value} is there twice; pair each value once")
+            raise fault("mirrored twice", value=value)
         seen.add(value)
     sets = {frozenset(covered) for covered in labels.values()}
     for name, covered in labels.items():
-        if _exchanged(covered, pairs) not in sets:
-            raise ValueError(
-                f"mirrored_labels: {name!r} would become {sorted(_exchanged(covered, pairs))}, "
-                "which is not a class; pair all its values"
-            )
+        if (exchanged := _exchanged(covered, pairs)) not in sets:
+            raise fault("mirrored, incomplete", name=name, values=sorted(exchanged))
 
 
 def _exchanged(values: Iterable[int], pairs: Sequence[tuple[int, int]]) -> frozenset[int]:
@@ -197,18 +184,18 @@ class Evaluation(Section):
         for key in ("tolerances", "merged", "colours"):
             for value in (value for entry in getattr(self, key) for value in entry.labels):
                 if class_of(value, labels) is None:
-                    raise ValueError(f"evaluation.{key}: label {value} belongs to no class")
+                    raise fault("no class", key=f"evaluation.{key}", value=value)
         names = [*labels, *(entry.name for entry in self.merged)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"evaluation.merged: the name {twice[0]!r} occurs twice; change one")
+            raise fault("row twice", name=twice[0])
 
     def tolerance_of(self, labels: ClassValues) -> dict[str, float]:
         """Class -> tolerance in mm."""
-        found = {}
-        for name, covered in labels.items():
-            own = (entry.mm for entry in self.tolerances if set(entry.labels) & set(covered))
-            found[name] = max(own, default=self.tolerance_mm)
-        return found
+        own = {
+            name: [entry.mm for entry in self.tolerances if set(entry.labels) & set(covered)]
+            for name, covered in labels.items()
+        }
+        return {name: max(limits, default=self.tolerance_mm) for name, limits in own.items()}
 
     def colours_of(self, labels: ClassValues) -> dict[str, str]:
         """Class or merged row -> colour, for those that have one.
@@ -250,7 +237,7 @@ Scheme = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=r
 
 def _is_sct_number(code: tuple[str, str, str]) -> tuple[str, str, str]:
     if code[1] == "SCT" and not code[0].isdecimal():
-        raise ValueError(f"{code[0]!r} is not a SNOMED CT code, which is a number")
+        raise fault("code", code=code[0])
     return code
 
 
@@ -279,9 +266,8 @@ class SegmentCode(Section):
 # Names -> SNOMED CT code and meaning: of organs (singular, without sides), lesions, sides. Organs
 # in pairs. Other spellings, irregular plurals and words that add nothing: SNOMED CT has no closer
 # structure than a lesion for an infection, or for how it appears in a scan.
-ORGANS, LESIONS, SIDES, PAIRED, SPELLINGS = json.loads(
-    Path(__file__).with_name("snomed.json").read_text(encoding="utf-8")
-).values()
+SNOMED = read_json(Path(__file__).with_name("snomed.json"))
+ORGANS, LESIONS, SIDES, PAIRED, SPELLINGS = SNOMED.values()
 KNOWN = {word for text in (*ORGANS, *LESIONS, *SIDES, *SPELLINGS) for word in text.split()}
 
 
@@ -289,7 +275,7 @@ def check_codes(declared: Codes, labels: ClassValues) -> None:
     """Raise a ValueError if codes are of no class besides the background, which is no segment."""
     classes = [name for name, values in labels.items() if 0 not in values]
     if unknown := [name for name in declared if name not in classes]:
-        raise ValueError(f"codes: {unknown[0]!r} is none of {', '.join(classes)}")
+        raise fault("codes", name=unknown[0], classes=", ".join(classes))
 
 
 def codes_of(labels: ClassValues, declared: Codes, task: str = "") -> dict[str, SegmentCode]:
@@ -304,10 +290,10 @@ def codes_of(labels: ClassValues, declared: Codes, task: str = "") -> dict[str, 
 
 
 def _by_name(name: str, task: str) -> SegmentCode:
-    words = _words(name)
+    words = _spelled(words_of(name))
     code = _read(words)
     if code is None and words and all(word in SIDES for word in words):
-        organ = [word for word in _words(task) if not any(map(str.isdigit, word))]
+        organ = [word for word in _spelled(words_of(task)) if not any(map(str.isdigit, word))]
         code = _read([*words, *organ])
     if code is not None:
         return code
@@ -322,15 +308,15 @@ def words_of(name: str) -> list[str]:
     return re.findall(r"[^\W_]+", spaced.casefold())
 
 
-def _words(name: str) -> list[str]:
-    """The words of a name in one spelling."""
-    return [word for each in words_of(name) for word in SPELLINGS.get(each, each).split()]
+def _spelled(words: Sequence[str]) -> list[str]:
+    """Words in one spelling."""
+    return [word for each in words for word in SPELLINGS.get(each, each).split()]
 
 
 def _read(words: Sequence[str]) -> SegmentCode | None:
     """The codes that words stand for; None if one of them is unknown."""
     singular = [w[:-1] if w not in KNOWN and w[:-1] in KNOWN and w[-1] == "s" else w for w in words]
-    known = [word for each in singular for word in SPELLINGS.get(each, each).split()]
+    known = _spelled(singular)
     sides = [word for word in known if word in SIDES]
     if sides and (text := " ".join(known)) in ORGANS:  # such as left atrium
         return SegmentCode(type=_sct(ORGANS[text]))

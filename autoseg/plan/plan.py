@@ -5,8 +5,6 @@ do not fit together are errors that name the key. All sizes and spacings are in 
 A plan is read from JSON, its first error described, and compared with others.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json
@@ -23,7 +21,7 @@ from autoseg.common.progress import counted, rendered
 from autoseg.plan import augmentation as patches
 from autoseg.plan import labels, sections
 from autoseg.plan.labels import Classes, Evaluation, SegmentCode
-from autoseg.plan.sections import FIELDS
+from autoseg.plan.sections import fault
 
 FORMAT_VERSION = 1
 TABLE = Path(__file__).with_name("plan.html.j2")  # for notebooks
@@ -103,77 +101,51 @@ class Plan(sections.Section):
             if size % factor:
                 below = size // factor * factor
                 fitting = f"{below} or {below + factor}" if below else factor
-                raise ValueError(
-                    f"sampling.patch_size is {size} along {axis}, which is not divisible by the "
-                    f"product {factor} of the network's strides; use {fitting}"
-                )
+                raise fault("patch", size=size, axis=axis, factor=factor, fitting=fitting)
         for axis, size, overlap in zip("xyz", patch, self.inference.overlap, strict=True):
             if not 0 <= overlap < size:
-                raise ValueError(
-                    f"inference.overlap is {overlap} along {axis}; use 0 to {size - 1}, less than "
-                    f"the patch size (half of it is {[each // 2 for each in patch]})"
-                )
+                half = [each // 2 for each in patch]
+                raise fault("overlap", overlap=overlap, axis=axis, most=size - 1, half=half)
         if self.network.norm == "instance" and patch == reduction:
-            raise ValueError(
-                "the coarsest stage of the network is a single voxel, for which instance "
-                "normalisation is undefined; increase sampling.patch_size or use fewer stages"
-            )
-
+            raise fault("instance norm")
         if untrained := set(self.inference.mirror_axes) - self.mirrored_axes:
-            raise ValueError(
-                f"inference.mirror_axes has {sorted(untrained)}, but no mirror transform of the "
-                "augmentation flips along it; remove it, or add it to the augmentation"
-            )
+            raise fault("mirror axes", axes=sorted(untrained))
 
     def _check_steps(self) -> None:
         order = [step.step for step in self.preprocessing]
         if "resample" in order and "crop_to_nonzero" in order[order.index("resample") :]:
-            raise ValueError("preprocessing: crop_to_nonzero must come before resample")
+            raise fault("crop")
         for index, step in enumerate(self.preprocessing):
             channel = getattr(step, "channel", None)
             if channel is not None and channel >= len(self.channels):
-                raise ValueError(
-                    f"preprocessing.{index}.channel is {channel}, but the plan has "
-                    f"{counted(len(self.channels), 'channel')}, counted from 0"
-                )
+                count = counted(len(self.channels), "channel")
+                raise fault("channel", index=index, channel=channel, count=count)
 
     def _check_labels(self) -> None:
         labels.check_labels(self.labels, self.ignore_label)
         labels.check_regions(self.labels, self.regions_class_order)
         labels.check_codes(self.codes, self.labels)
         if self.regions_class_order and getattr(self.training.loss, "background", False):
-            raise ValueError(
-                "training.loss.background is true, but regions have no background; set it to false"
-            )
+            raise fault("background of regions")
         labels.check_mirrored(self.labels, self.mirrored_labels)
         for case, names in self.annotated.items():
             if strange := sorted(set(names) - set(self.classes.names[1:])):
-                raise ValueError(f"annotated: {strange[0]!r} of {case} is not a class")
+                raise fault("annotated", name=strange[0], case=case)
         if self.mirrored_labels and self.orientation is None:
-            raise ValueError(
-                "mirrored_labels is given, but orientation is null, so that the left-right axis is "
-                "not known; set orientation, or mirrored_labels to []"
-            )
+            raise fault("mirrored, no orientation")
         values = labels.values_of(self.labels)
         for share in self.shares:
             if share.label in share.container:
-                raise ValueError(f"shares: label {share.label} is in its own container; remove it")
+                raise fault("share", label=share.label)
             if unknown := sorted({share.label, *share.container} - values):
-                raise ValueError(f"shares: label {unknown[0]} belongs to no class")
+                raise fault("no class", key="shares", value=unknown[0])
 
     def _check_stage(self) -> None:
         if (self.configuration == CASCADE) != (self.previous_stage is not None):
-            raise ValueError(
-                f"previous_stage is {self.previous_stage!r} in a plan for {self.configuration}; "
-                f"it must name the refined plan for {CASCADE}, and be null for all others"
-            )
-        if self.previous_stage is None:
-            for index, entry in enumerate(self.augmentation):
-                if isinstance(entry, patches.Previous):
-                    raise ValueError(
-                        f"augmentation.{index}: {entry.transform} changes the segmentation of a "
-                        f"previous stage, which only {CASCADE} has; remove it"
-                    )
+            raise fault("stage", found=self.previous_stage, configuration=self.configuration)
+        for index, entry in enumerate(self.augmentation if self.previous_stage is None else ()):
+            if isinstance(entry, patches.Previous):
+                raise fault("no stage", index=index, transform=entry.transform)
 
     @property
     def mirrored_axes(self) -> set[int]:
@@ -262,7 +234,6 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 LISTS_OF_KINDS = (("preprocessing",), ("augmentation",))
 KINDS = (("training", "loss"), ("training", "optimizer"), ("training", "schedule"))
 
@@ -347,22 +318,6 @@ def _all_keys() -> list[str]:
     schema = Plan.model_json_schema()
     parts = (schema, *schema["$defs"].values())
     return sorted({key for part in parts for key in part["properties"]})
-
-
-def plan_schema() -> dict[str, Any]:
-    """The JSON Schema of a plan file, for editors and programs in other languages.
-
-    It does not cover checks across keys; `make_plan` does.
-    """
-    schema = Plan.model_json_schema()
-    for name, fields in FIELDS.items():
-        properties = (schema if name == "Plan" else schema["$defs"][name])["properties"]
-        for key, words in fields.items():
-            properties[key] = dict(sorted((properties[key] | words).items()))
-    schema["description"] = schema["description"].partition("\n\n>>>")[0]  # without the doctest
-    id_schema = {"type": "string", "description": "informative; recomputed when a plan is read"}
-    schema["properties"] = {"id": id_schema, **schema["properties"]}
-    return {"$schema": SCHEMA_DIALECT, **schema}
 
 
 # A training run may be continued with a plan that differs only in the length of the training.

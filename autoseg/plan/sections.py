@@ -4,8 +4,6 @@
 schema show; they are not written to a plan file and do not change a plan's id.
 """
 
-from __future__ import annotations
-
 import re
 from itertools import permutations
 from math import prod
@@ -18,25 +16,28 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from autoseg.common.arrays import Doubles, Triple
-from autoseg.common.files import read_json
+from autoseg.common.files import read_json, texts_in
 
 FOR_ID = {"purpose": "id"}  # serialisation context of the dump that an id is computed from
 SINCE = "since"
 FIELDS: dict[str, dict[str, dict[str, str]]] = read_json(Path(__file__).with_name("fields.json"))
+FAULTS = texts_in(Path(__file__).with_name("faults.json"))
+
+
+def fault(kind: str, **found: Any) -> ValueError:
+    """What is wrong with a plan: the error of this kind in `faults.json`."""
+    return ValueError(FAULTS(kind, **found))
 
 
 def _is_ascending(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[0] > limits[1]:
-        raise ValueError(f"{list(limits)} is not ascending; write [low, high]")
+        raise fault("not ascending", limits=list(limits))
     return limits
 
 
 def _reaches_one(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[1] < 1:
-        raise ValueError(
-            f"{list(limits)} ends below 1; batchgenerators draws half of the factors below 1 and "
-            "half above: the upper limit must be at least 1"
-        )
+        raise fault("below one", limits=list(limits))
     return limits
 
 
@@ -47,19 +48,13 @@ def is_orientation(code: Any) -> bool:
 
 def _orientation(code: str) -> str:
     if not is_orientation(code):
-        raise ValueError(
-            f"{code!r} is not an orientation; write one letter of R/L, A/P and S/I for each of the "
-            "axes x, y, z, for example RAS or LPS"
-        )
+        raise fault("orientation", code=code)
     return code
 
 
 ORIENTATIONS = "|".join(map("".join, permutations(("[RL]", "[AP]", "[IS]"))))
-Orientation = Annotated[
-    str,
-    AfterValidator(_orientation),
-    Field(json_schema_extra={"pattern": f"^({ORIENTATIONS})$"}),
-]
+PATTERN = Field(json_schema_extra={"pattern": f"^({ORIENTATIONS})$"})
+Orientation = Annotated[str, AfterValidator(_orientation), PATTERN]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -135,7 +130,7 @@ class Clip(Section):
     @model_validator(mode="after")
     def _is_open(self) -> Self:
         if self.window[0] == self.window[1]:
-            raise ValueError(f"the window {list(self.window)} is empty; write [low, high]")
+            raise fault("empty window", window=list(self.window))
         return self
 
 
@@ -218,19 +213,16 @@ class Network(Section):
     def _stages_agree(self) -> Self:
         stages = len(self.features)
         if stages < 2:
-            raise ValueError("a U-Net has at least two stages; give features for each")
+            raise fault("one stage")
         if stages > MOST_STAGES:
-            raise ValueError(f"features has {stages} stages; give at most {MOST_STAGES}")
+            raise fault("many stages", stages=stages, most=MOST_STAGES)
         for key in ("strides", "kernels", "blocks_encoder"):
-            if len(getattr(self, key)) != stages:
-                raise ValueError(f"{key} has {len(getattr(self, key))} entries, features {stages}")
-        if len(self.blocks_decoder) != stages - 1:
-            raise ValueError(
-                f"blocks_decoder has {len(self.blocks_decoder)} entries; give {stages - 1}, one "
-                "fewer than features"
-            )
+            if (count := len(getattr(self, key))) != stages:
+                raise fault("entries", key=key, count=count, stages=stages)
+        if (count := len(self.blocks_decoder)) != stages - 1:
+            raise fault("decoder", count=count, needed=stages - 1)
         if self.strides[0] != (1, 1, 1):
-            raise ValueError("the stride of the first stage must be 1, 1, 1 (full resolution)")
+            raise fault("first stride")
         return self
 
     @property

@@ -25,6 +25,7 @@ from autoseg.plan.sections import Size3
 from autoseg.planner.grid import pool_and_kernels, times
 from autoseg.planner.overrides import Layer, read_layer
 from autoseg.planner.rule_values import ANISOTROPY, PlanValues
+from autoseg.planner.rules import TEXT
 
 SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
 AIM = 0.95  # share of the budget to plan; the run itself corrects errors of the measurement
@@ -104,11 +105,7 @@ def budget_layer(
     say("measuring training steps on this device, which takes a minute or more")
     busy = used_by_others()
     if busy > BUSY:
-        say(
-            f"warning: other processes use {busy:.0%} of this machine's cores, so that steps take "
-            "longer than on an idle machine and the plan has fewer of them; wait and plan again, "
-            "unless the training will share the machine, too"
-        )
+        say(TEXT("busy", busy=busy))
 
     def attempt(choice: Choice) -> Trial:
         """Measure a choice once: the user's values may make several choices the same plan."""
@@ -120,18 +117,13 @@ def budget_layer(
 
     choice, trial = _choose(plan, attempt)
     if trial.steps < 1:
-        raise PlanError(
-            f"a time budget of {in_words(seconds)} leaves no time for training on this device "
-            f"after preprocessing the cases; give at least {in_words(trial.least_seconds)}"
-        )
+        least = in_words(trial.least_seconds)
+        raise PlanError(TEXT("no time", budget=in_words(seconds), least=least))
     epochs = max(1, min(EPOCHS, trial.steps, int(trial.training_seconds / SHORTEST_EPOCH)))
     layer = _layer(plan, choice, seconds, trial.steps, epochs)
-    measured = {
-        "seconds": seconds,
-        "used_by_others": round(busy, 2),
-        "tried": [entry.figures for entry in tried.values()],
-        "decided": layer.values,
-    }
+    figures = [entry.figures for entry in tried.values()]
+    measured: PlanValues = {"seconds": seconds, "used_by_others": round(busy, 2)}
+    measured |= {"tried": figures, "decided": layer.values}
     return Layer(layer.source, layer.values | {"measured": measured}, f"{trial.steps} steps fit")
 
 
@@ -162,11 +154,10 @@ def _try(
     spent += overhead.patches * timing.patch_seconds
     steps = max(0, int((AIM * seconds - spent) / timing.step_seconds))
     features, sampling = chosen.network.features, chosen.sampling
-    say(
-        f"{features[0]} to {features[-1]} feature maps, {counted(sampling.batch_size, 'patch')} of "
-        f"{times(sampling.patch_size)}: {timing.step_seconds:.2f} s per step, time for "
-        f"{counted(steps, 'step')}"
-    )
+    maps = f"{features[0]} to {features[-1]} feature maps"
+    patches = f"{counted(sampling.batch_size, 'patch')} of {times(sampling.patch_size)}"
+    time = f"{timing.step_seconds:.2f} s per step, time for {counted(steps, 'step')}"
+    say(f"{maps}, {patches}: {time}")
     figures: PlanValues = {"features": list(features), "patch_size": list(sampling.patch_size)}
     figures |= {"batch_size": sampling.batch_size, "steps": steps}
     for name, value in asdict(timing).items():
@@ -215,18 +206,14 @@ def _network(plan: Plan, choice: Choice) -> PlanValues:
     if choice.patch_size == plan.sampling.patch_size:
         return {"features": _narrowed(features, choice.share)}
     topology = pool_and_kernels(plan.target_spacing_of(COARSE), choice.patch_size)
-    kernels = [
-        [1 if size == 1 else width for size, width in zip(choice.patch_size, kernel, strict=True)]
-        for kernel in topology.kernels
-    ]
+    flat = np.array(choice.patch_size) == 1
+    kernels = np.where(flat, 1, topology.kernels).tolist()
     stages = min(len(topology.strides), len(features))
-    return {
-        "features": _narrowed(features[:stages], choice.share),
-        "strides": [list(stride) for stride in topology.strides[:stages]],
-        "kernels": kernels[:stages],
-        "blocks_encoder": list(plan.network.blocks_encoder[:stages]),
-        "blocks_decoder": list(plan.network.blocks_decoder[: stages - 1]),
-    }
+    strides, network = [list(stride) for stride in topology.strides[:stages]], plan.network
+    narrowed = _narrowed(features[:stages], choice.share)
+    values: PlanValues = {"features": narrowed, "strides": strides}
+    values |= {"kernels": kernels[:stages], "blocks_encoder": [*network.blocks_encoder[:stages]]}
+    return values | {"blocks_decoder": [*network.blocks_decoder[: stages - 1]]}
 
 
 def _narrowed(features: Sequence[int], share: float) -> list[int]:
@@ -235,27 +222,22 @@ def _narrowed(features: Sequence[int], share: float) -> list[int]:
 
 
 def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) -> Layer:
+    validation_steps = min(plan.training.validation_steps, max(1, steps // epochs // 8))
+    training: PlanValues = {"epochs": epochs, "steps_per_epoch": max(1, steps // epochs)}
+    training |= {"validation_steps": validation_steps, "seconds": seconds}
     values: PlanValues = {
         "network": _network(plan, choice),
         "sampling": {"batch_size": choice.batch_size},
-        "training": {
-            "epochs": epochs,
-            "steps_per_epoch": max(1, steps // epochs),
-            "validation_steps": min(plan.training.validation_steps, max(1, steps // epochs // 8)),
-            "seconds": seconds,
-            "early_stopping_epochs": None,
-        },
+        "training": {**training, "early_stopping_epochs": None},
     }
     if choice.patch_size != plan.sampling.patch_size:
         values["sampling"]["patch_size"] = list(choice.patch_size)
         values["inference"] = {"overlap": [size // 2 for size in choice.patch_size]}
     if seconds < SHORT:
         # The average covers about a twentieth of the steps, but at least a hundred.
-        values["training"] |= {
-            "schedule": {"schedule": "cosine"},
-            "average_decay": 1 - 1 / min(1000, max(100, steps // 20)),
-            "keep": "last",
-        }
+        decay = 1 - 1 / min(1000, max(100, steps // 20))
+        recipe = {"schedule": {"schedule": "cosine"}, "average_decay": decay, "keep": "last"}
+        values["training"] |= recipe
     return Layer(f"time budget of {in_words(seconds)}", values)
 
 

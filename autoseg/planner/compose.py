@@ -1,7 +1,5 @@
 """Compose the plan of a task: rules < reference plan < time budget < overrides file < settings."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +18,10 @@ from autoseg.planner import overrides, patch_rule, rule_values
 from autoseg.planner.budget import Overhead, Timing, budget_layer, frozen_layer, short_recipe
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import Layer, Reference, merge
-from autoseg.planner.rules import Configuration, find_planner
+from autoseg.planner.rules import TEXT, Configuration, find_planner
 
 FEWEST_FOLDS = 2
+OF_TASK = ("regions_class_order", "annotated", "skipped_cases", "patients")  # of `PlanOptions`
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def compose(
     values["mirrored_labels"] = [list(pair) for pair in pairs]
     if names:
         evidence["mirrored_labels"] = (rule_values.EXCHANGED_SIDES, names)
-    lower = [] if reference is None else [*reference.layers]
+    lower = [*reference.layers] if reference else []
     if (seconds := options.seconds) is not None:
         recipe = short_recipe(make_plan(values, "the rules"), seconds)
         lower = lower if recipe is None else [recipe, *lower]
@@ -122,14 +121,9 @@ def compose(
         lower = [patch_rule.patch_layer(trial, fingerprint, memory_gb), *lower]
     plan = build(*lower)
     if seconds is None:
-        return (
-            plan if reference is None else patch_rule.with_own_rules(plan, fingerprint, memory_gb)
-        )
+        return patch_rule.with_own_rules(plan, fingerprint, memory_gb) if reference else plan
     if plan.previous_stage is not None:
-        raise PlanError(
-            f"--time-budget: a {CASCADE} cannot be timed before {plan.previous_stage} is trained; "
-            "plan it without --time-budget, and --set training.epochs or training.seconds"
-        )
+        raise PlanError(TEXT("cascade", stage=plan.previous_stage))
     if options.measured is not None:
         return build(*lower, frozen_layer(options.measured))
     assert overhead is not None
@@ -147,15 +141,7 @@ def other_configurations(fingerprint: Fingerprint, options: PlanOptions, plan: P
 
 def other_plans(fingerprint: Fingerprint, options: PlanOptions, plan: Plan) -> list[Plan]:
     """The rules' plans of the configurations besides the plan's."""
-    kept = (
-        "name",
-        "planner",
-        "memory_gb",
-        "regions_class_order",
-        "annotated",
-        "skipped_cases",
-        "patients",
-    )
+    kept = ("name", "planner", "memory_gb", *OF_TASK)
     by_rules = PlanOptions(**{key: getattr(options, key) for key in kept}, use_reference=False)
     turned = fingerprint.turned_to(fingerprint.usual_orientation)
     found = rule_values.configurations(turned, options.planner, options.memory_gb)
@@ -174,10 +160,9 @@ def _describe(configuration: Configuration) -> str:
 def _orientation(usual: str, options: PlanOptions, reference: Reference | None) -> str | None:
     """The orientation of the plan, which all figures of the rules mean; by rule the usual one."""
     settings = tuple(text for text in options.settings if text.startswith("orientation="))
-    layers = [] if reference is None else [*reference.layers]
-    layers += _users_layers(replace(options, settings=settings), {}, [])
+    layers = _users_layers(replace(options, settings=settings), {}, [])
     found = usual
-    for layer in layers:
+    for layer in [*(reference.layers if reference else ()), *layers]:
         found = layer.values.get("orientation", found)
     # An invalid one is an error when the plan is made.
     return found if found is None or is_orientation(found) else usual
@@ -193,13 +178,10 @@ def _rules(
     if configuration.name == CASCADE:
         values["previous_stage"] = f"{options.name}-3d_lowres"
     values["regions_class_order"] = options.regions_class_order
-    if options.codes:
-        codes = options.codes.items()
-        values["codes"] = {name: code.model_dump(mode="json") for name, code in codes}
-        evidence["codes"] = (rule_values.DECLARED, "")
-    if options.annotated:
-        values["annotated"] = options.annotated
-        evidence["annotated"] = (rule_values.DECLARED, "")
+    codes = {name: code.model_dump(mode="json") for name, code in options.codes.items()}
+    declared = {"codes": codes, "annotated": options.annotated}
+    for key in (key for key, value in declared.items() if value):
+        values[key], evidence[key] = declared[key], (rule_values.DECLARED, "")
     if options.skipped_cases:
         values["skipped_cases"] = options.skipped_cases
         evidence["skipped_cases"] = (rule_values.SKIPPED, "verification.json says why")
@@ -222,20 +204,14 @@ def _choose(
     """
     fixed = reference.configuration if reference else None
     if reference and fixed and requested not in (None, fixed):
-        raise PlanError(
-            f"--config {requested}: the reference plan {reference.name} is for {fixed}; use "
-            "--no-reference to plan another configuration by the rules"
-        )
+        raise PlanError(TEXT("configuration", given=requested, reference=reference))
     chosen = requested or fixed or next(iter(available))
     if chosen not in available:
-        why = ", whose cases are single slices"
-        if (full := available.get("3d_fullres")) is not None:
-            patch, case = times(full.patch_size), times(full.median_shape)
-            why = f": a median case of {case} voxels is small enough for patches of {patch}"
-        raise PlanError(
-            f"configuration {chosen!r} is not useful for these data{why}; "
-            f"available: {', '.join(available)}"
-        )
+        found = {"chosen": chosen, "available": ", ".join(available)}
+        if (full := available.get("3d_fullres")) is None:
+            raise PlanError(TEXT("slices", **found))
+        patch, case = times(full.patch_size), times(full.median_shape)
+        raise PlanError(TEXT("small cases", case=case, patch=patch, **found))
     return chosen
 
 

@@ -3,8 +3,6 @@
 Titles and units come from the fields of the plan (see `autoseg.plan.sections`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,12 +200,9 @@ def _section_text(section: Section, channels: Sequence[str]) -> str:
     """An entry of a list: a step, a transform, a volume share, or an entry of the evaluation."""
     channel = getattr(section, "channel", None)
     names = channels if channel is None else [channels[channel]]
-    text = TEMPLATE.render(
-        kind=type(section).__name__,
-        entry=section,
-        unit=" HU" if all(name.casefold() == "ct" for name in names) else "",
-        of="" if channel is None or len(channels) == 1 else f" ({channels[channel]})",
-    )
+    unit = " HU" if all(name.casefold() == "ct" for name in names) else ""
+    of = "" if channel is None or len(channels) == 1 else f" ({channels[channel]})"
+    text = TEMPLATE.render(kind=type(section).__name__, entry=section, unit=unit, of=of)
     return text.strip() or _transform_text(section)
 
 
@@ -256,14 +251,10 @@ def _plain(value: Any) -> str:
 
 def _is_vector(value: Any) -> bool:
     """Whether `value` has one number (or None) per axis."""
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 3
-        and all(each is None or isinstance(each, int | float) for each in value)
-    )
+    is_triple = isinstance(value, tuple | list) and len(value) == 3
+    return is_triple and all(each is None or isinstance(each, int | float) for each in value)
 
 
-TEMPLATE = Environment(undefined=StrictUndefined).from_string(
-    Path(__file__).with_name("explain.j2").read_text("utf-8"),
-    {"range": _range, "plain": _plain, "orders": ORDERS},
-)
+NAMES = {"range": _range, "plain": _plain, "orders": ORDERS}
+SOURCE = Path(__file__).with_name("explain.j2").read_text("utf-8")
+TEMPLATE = Environment(undefined=StrictUndefined).from_string(SOURCE, NAMES)

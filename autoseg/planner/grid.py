@@ -9,15 +9,13 @@ nnU-Net breaks ties between axes in its own order: the axis with the lowest reso
 the others as z, y, x. The rules use this planner's order, too.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,7 +23,6 @@ from numpy.typing import ArrayLike
 from autoseg.common.arrays import Doubles
 from autoseg.common.progress import by_axis
 
-Number = TypeVar("Number", int, float)
 Lengths = Sequence[float]
 ANISOTROPY_FACTOR = 3
 FINE_PERCENTILE = 10  # of the spacings of an anisotropic axis
@@ -128,11 +125,8 @@ def _target_spacing_zyx(figures: DataFigures) -> tuple[Doubles, str]:
         return target, f"{evidence}; not anisotropic"
     fine = float(np.percentile(figures.spacings_zyx[:, worst], FINE_PERCENTILE))
     target[worst] = fine if fine >= others else others + 1e-5
-    evidence += (
-        f"; anisotropic along {'zyx'[worst]}: median shape {times(shape[::-1])}; "
-        f"{FINE_PERCENTILE}th percentile there {fine:.6g} mm"
-    )
-    return target, evidence
+    evidence += f"; anisotropic along {'zyx'[worst]}: median shape {times(shape[::-1])}"
+    return target, f"{evidence}; {FINE_PERCENTILE}th percentile there {fine:.6g} mm"
 
 
 def _reversed_table(values: ArrayLike) -> Doubles:
@@ -217,7 +211,7 @@ def pool_and_kernels(spacing: Lengths, patch: Lengths, min_feature_map: int = 4)
             size[axis] = math.ceil(size[axis] / 2)
         strides.append(tuple(2 if axis in halved else 1 for axis in range(len(size))))
     kernels.append((3,) * len(size))
-    pairs = _pairs(patch, _products(strides))
+    pairs = zip(patch, _products(strides), strict=True)
     padded = (math.ceil(side / factor) * factor for side, factor in pairs)
     return Topology(tuple(strides), tuple(kernels), tuple(padded))
 
@@ -243,12 +237,12 @@ def feature_map_voxels(
         residual: whether the encoder is residual.
         label_count: maps of the last layer, including the background.
     """
-    maps = [features * voxels for features, voxels in _pairs(topology.features, topology.voxels)]
-    decoder = sum((blocks + 1) * size for blocks, size in _pairs(decoder_blocks, maps[:-1]))
-    # Plus one: the stem in the first stage, the projection in the others.
-    convolutions = [2 * blocks + 1 if residual else blocks for blocks in encoder_blocks]
-    encoder = sum(count * size for count, size in _pairs(convolutions, maps))
-    return encoder + decoder + label_count * topology.voxels[0]
+    maps = np.multiply(topology.features, topology.voxels)
+    # Plus one: the stem in the first stage, the projection in the others; the transposed one.
+    encoder = [2 * blocks + 1 if residual else blocks for blocks in encoder_blocks]
+    decoder = [blocks + 1 for blocks in decoder_blocks]
+    total = np.dot(encoder, maps) + np.dot(decoder, maps[:-1])
+    return int(total) + label_count * topology.voxels[0]
 
 
 def _halved_axes(size: Lengths, spacing: Lengths, min_feature_map: int) -> list[int]:
@@ -266,7 +260,3 @@ def _comparable(axes: Sequence[int], spacing: Lengths) -> list[int]:
 
 def _products(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
-
-
-def _pairs(first: Sequence[Number], second: Sequence[int]) -> zip[tuple[Number, int]]:
-    return zip(first, second, strict=True)

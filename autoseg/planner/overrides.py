@@ -4,8 +4,6 @@ Each layer replaces values of the layers below it. A value's provenance names th
 set it and the value that the rules alone would choose.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -302,10 +300,10 @@ def read_reference(name: str, above: tuple[str, ...] = ()) -> Reference:
         raise PlanError(f"reference plans extend each other: {' -> '.join((*above, name))}")
     if name not in reference_names():
         by = f", which {above[-1]} extends," if above else ""
-        raise PlanError(
-            f"no reference plan {name!r}{by} in {plans_folder()}; "
-            f"available: {', '.join(reference_names()) or 'none'}{nearest(name, reference_names())}"
-        )
+        known = ", ".join(reference_names()) or "none"
+        meant = nearest(name, reference_names())
+        where = f"{plans_folder()}; available: {known}{meant}"
+        raise PlanError(f"no reference plan {name!r}{by} in {where}")
     path = plans_folder() / f"{name}{SUFFIX}"
     source = f"reference plan {path.name}"
     values = dict(read_layer(path, source).values)
@@ -339,9 +337,8 @@ def _origins(values: PlanValues, reference: Reference, where: str) -> dict[str, 
     known, origins = {**reference.citations, OURS: ""}, {}
     for key, text in reference.sources.items():
         if (name := publication(text)) not in known:
-            raise PlanError(
-                f"{where}: sources.{key} is {text!r}; begin with one of {', '.join(known)}"
-            )
+            names = ", ".join(known)
+            raise PlanError(f"{where}: sources.{key} is {text!r}; begin with one of {names}")
         if _exists(values, key):
             origins[key] = (text, known[name])
     return origins

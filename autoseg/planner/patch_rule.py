@@ -20,8 +20,6 @@ foreground in the median case in Hounsfield units, a quarter of their distance f
 These two are not used by default; they are recorded beside the values of a reference plan.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ from autoseg.plan import sections
 from autoseg.plan.plan import Plan
 from autoseg.planner.grid import times
 from autoseg.planner.overrides import Layer, value_at
-from autoseg.planner.rules import LOWRES_COVERAGE, coarsened
+from autoseg.planner.rules import LOWRES_COVERAGE, TEXT, coarsened
 
 # Half of the memory stays free: libraries differ by nearly as much in the memory of the same step,
 # and a card may be shared, for example with a display. 0.45 to 0.53 reproduce the one published
@@ -84,13 +82,10 @@ def patch_layer(plan: Plan, fingerprint: Fingerprint, memory_gb: float) -> Layer
     """
     spacing, shape = median_grid(plan, fingerprint)
     patch = largest_patch(plan, spacing, shape, memory_gb)
-    peak = training_memory(plan, patch).peak_gb
-    evidence = (
-        f"multiples of {times(plan.network.reduction)}, equal sides in mm, within the median shape "
-        f"{times(shape)} at {times(spacing)} mm; a batch of {plan.sampling.batch_size} takes "
-        f"{peak:.3g} GB, half of {memory_gb:g} GB may be used"
-    )
-    return _layer(patch, evidence)
+    factors, sizes, mm = (times(each) for each in (plan.network.reduction, shape, spacing))
+    found = {"factors": factors, "shape": sizes, "mm": mm, "batch": plan.sampling.batch_size}
+    peak = training_memory(plan, patch).peak / GB
+    return _layer(patch, TEXT("patch", **found, peak=peak, memory_gb=memory_gb))
 
 
 def largest_patch(
@@ -115,10 +110,7 @@ def largest_patch(
             break
         best = (x, y, z)
     if best is None:
-        raise PlanError(
-            f"no patch for this network fits {memory_gb:g} GB and cases of {times(median_shape)} "
-            "voxels; increase --memory, reduce features or stages, or set sampling.patch_size"
-        )
+        raise PlanError(TEXT("no patch", memory_gb=memory_gb, case=times(median_shape)))
     return best
 
 
@@ -238,11 +230,6 @@ class TrainingMemory:
     def peak(self) -> int:
         """Peak memory of the step in bytes."""
         return self.kept + round(TRANSIENT_SHARE * self.activations)
-
-    @property
-    def peak_gb(self) -> float:
-        """Peak memory in units of 2^30 bytes."""
-        return self.peak / GB
 
 
 def training_memory(plan: Plan, patch_size: Triple | None = None) -> TrainingMemory:

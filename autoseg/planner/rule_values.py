@@ -4,8 +4,6 @@
 nnU-Net's preprocessing steps and augmentation.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,6 +63,13 @@ def rule_values(
     reduction = tuple(prod(along) for along in zip(*configuration.strides, strict=True))
     name, mirrored = configuration.name, [axis for axis in range(3) if patch[axis] > 1]
     loss = {"loss": "dice_cross_entropy", "batch_dice": configuration.batch_dice}
+    network = {
+        key: [_in_space(configuration, of_stage) for of_stage in getattr(configuration, key)]
+        for key in ("strides", "kernels")
+    }
+    for key in ("features", "blocks_encoder", "blocks_decoder"):
+        network[key] = list(getattr(configuration, key))
+    norm = "batch" if configuration.patch_size == reduction else "instance"
     values: PlanValues = {
         "task": fingerprint.task,
         "configuration": name,
@@ -76,15 +81,7 @@ def rule_values(
         "preprocessing": _steps(configuration, fingerprint),
         "sampling": {"patch_size": patch, "batch_size": configuration.batch_size},
         "augmentation": augmentation_values(name, len(configuration.axes) == 2, patch, mirrored),
-        "network": {
-            "features": list(configuration.features),
-            "strides": [_in_space(configuration, s) for s in configuration.strides],
-            "kernels": [_in_space(configuration, k) for k in configuration.kernels],
-            "blocks_encoder": list(configuration.blocks_encoder),
-            "blocks_decoder": list(configuration.blocks_decoder),
-            "residual": configuration.residual,
-            "norm": "batch" if configuration.patch_size == reduction else "instance",
-        },
+        "network": {**network, "residual": configuration.residual, "norm": norm},
         "training": {"loss": loss},
         "inference": {"overlap": [size // 2 for size in patch], "mirror_axes": mirrored},
     }

@@ -9,8 +9,6 @@ The results equal those of nnU-Net 2.8.1 (Isensee et al., Nature Methods 2021). 
 the planner's order (see `grid`); `_finished` brings everything to x, y, z order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,11 +19,12 @@ import numpy as np
 
 from autoseg.common.arrays import Doubles
 from autoseg.common.errors import PlanError
-from autoseg.common.files import read_json
+from autoseg.common.files import read_json, texts_in
 from autoseg.planner import grid as grids
 from autoseg.planner.grid import DataFigures, Grid, Topology, times
 
 TABLES = read_json(Path(__file__).with_name("rules.json"))
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 LARGEST_SIDE = {2: 2048, 3: 256}  # of the initial patch, before it is fitted to data and memory
 SMALLEST_BATCH = 2
 LOWRES_COVERAGE = 0.25  # if a patch covers less of the median case, a low resolution is planned
@@ -204,10 +203,7 @@ def _draft(grid: Grid, task: _Task) -> _Draft:
     topology = grids.pool_and_kernels(grid.spacing_mm, first)
     while (cost := _cost(topology, task)) > limit:
         if (patch := _smaller_patch(grid, topology)) is None:
-            raise PlanError(
-                f"memory of {task.memory_gb:g} GB is too small for planner {task.planner.name!r}; "
-                "increase it, or choose a smaller planner"
-            )
+            raise PlanError(TEXT("memory", task=task))
         topology = grids.pool_and_kernels(grid.spacing_mm, patch)
     return _Draft(grid, first, topology, cost)
 
@@ -251,10 +247,7 @@ def _low_resolution(full: _Draft, task: _Task) -> _Draft | None:
     while math.prod(low.topology.patch) / low.grid.voxels < LOWRES_COVERAGE:
         spacing = coarsened(spacing)
         steps += 1
-        evidence = (
-            f"full resolution coarsened in {steps} steps of {LOWRES_STEP - 1:.0%} until a patch "
-            f"covers {LOWRES_COVERAGE:.0%} of a median case"
-        )
+        evidence = TEXT("coarsened", n=steps, step=LOWRES_STEP - 1, coverage=LOWRES_COVERAGE)
         low = _draft(grids.coarser(full.grid, spacing, evidence), task)
     return low if full.grid.voxels / low.grid.voxels >= LOWRES_GAIN else None
 
@@ -272,10 +265,7 @@ def _batch(draft: _Draft, task: _Task) -> tuple[int, str]:
     by_memory = round(budget / draft.cost * REFERENCE_BATCH[dimensions])
     voxels = draft.grid.voxels * task.figures.cases
     by_data = round(task.planner.coverage * voxels / math.prod(draft.topology.patch))
-    evidence = (
-        f"{task.memory_gb:g} GB hold {by_memory}; {task.planner.coverage:.0%} of all voxels are "
-        f"{by_data} patches; at least {SMALLEST_BATCH}"
-    )
+    evidence = TEXT("batch", task=task, fit=by_memory, share=by_data, least=SMALLEST_BATCH)
     return max(min(by_memory, by_data), SMALLEST_BATCH), evidence
 
 
@@ -317,13 +307,8 @@ def _evidence(draft: _Draft, task: _Task, low: _Draft | None) -> dict[str, str]:
     most = grids.MOST_FEATURES[len(grid.axes)]
     figures |= {"first_features": grids.FIRST_FEATURES, "most_features": most}
     figures["mask_below"] = MASK_BELOW
+    figures |= {"share": math.prod(topology.patch) / grid.voxels, "low": "a" if low else "no"}
     found = {name: text.format(**figures) for name, text in TABLES["evidence"].items()}
-    return found | {"batch_dice": _batch_dice_evidence(draft, low)}
-
-
-def _batch_dice_evidence(draft: _Draft, low: _Draft | None) -> str:
-    if len(draft.grid.axes) == 2:
-        return "slices: a batch is one sample"
-    share = math.prod(draft.topology.patch) / draft.grid.voxels
-    exists = "there is no 3d_lowres" if low is None else "there is a 3d_lowres"
-    return f"a patch covers {share:.1%} of a median case; {exists}"
+    if len(grid.axes) == 2:
+        found["batch_dice"] = "slices: a batch is one sample"
+    return found

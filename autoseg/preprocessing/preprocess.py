@@ -1,7 +1,5 @@
 """Preprocessing of the missing cases of a task, in parallel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -82,10 +80,8 @@ def _prepare(plan: Plan, case: Case) -> Prepared:
     label, geometry = read_label(case.label)
     check_same_grid(geometry, case.label, image.geometry, case.images[0])
     if len(image.array) != len(plan.channels):
-        raise DataError(
-            f"{case.images[0]}: has {counted(len(image.array), 'channel')}, the plan has "
-            f"{len(plan.channels)}"
-        )
+        found = f"{counted(len(image.array), 'channel')}, the plan has {len(plan.channels)}"
+        raise DataError(f"{case.images[0]}: has {found}")
     if names := plan.annotated.get(case.name):
         label = annotated_part(label, plan.labels, names)
     return prepare(plan, image, label)

@@ -62,12 +62,10 @@ class CaseStore:
         folder, record = self.folder / name, None
         with suppress(AutosegError):
             record = files.read_json(folder / "case.json")
-        return bool(
-            (folder / files.CHECKSUMS).exists()  # older versions wrote none
-            and isinstance(record, dict)
-            and record.get("preprocessing_id") == self.preprocessing_id
-            and record.get("source") == [list(pair) for pair in source]
-        )
+        if not isinstance(record, dict) or not (folder / files.CHECKSUMS).exists():
+            return False  # without checksums: of an older version
+        found = record.get("preprocessing_id"), record.get("source")
+        return found == (self.preprocessing_id, [list(pair) for pair in source])
 
     def has_older(self, name: str, source: Source) -> bool:
         """Return whether the case was stored, of files that have changed since."""
@@ -97,13 +95,9 @@ class CaseStore:
             members: the label values of each class; by default each value is a class.
         """
         assert case.label is not None
-        record = {
-            "preprocessing_id": self.preprocessing_id,
-            "source": [list(pair) for pair in source],
-            "shape": list(case.image.shape[1:]),
-            "spacing_mm": list(case.spacing_mm),
-            "box": [list(pair) for pair in case.box],
-        }
+        record: dict[str, Any] = {"preprocessing_id": self.preprocessing_id}
+        record |= {"source": [list(pair) for pair in source], "shape": list(case.image.shape[1:])}
+        record |= {"spacing_mm": list(case.spacing_mm), "box": [list(pair) for pair in case.box]}
         try:
             with files.replacing_folder(self.folder / name) as folder:
                 _compress(folder / "image.b2nd", case.image)

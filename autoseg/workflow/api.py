@@ -1,7 +1,5 @@
 """Planning and training from Python."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping
@@ -140,19 +138,9 @@ def train_fold(
     started = time.monotonic()
     where = Workspace.find(workspace)
     folder = where.find_task_folder(str(task))
-    return run_fold(
-        FoldJob(
-            workspace=where,
-            task=folder,
-            plan=where.find_plan_name(folder.name, plan),
-            fold=str(fold),
-            device=pick_device(device),
-            processes=processes,
-            resume=resume,
-            started=started,
-            pretrained=None if pretrained is None else Path(pretrained),
-        )
-    )
+    name = where.find_plan_name(folder.name, plan)
+    given = (where, folder, name, str(fold), pick_device(device), processes, resume, started)
+    return run_fold(FoldJob(*given, pretrained=None if pretrained is None else Path(pretrained)))
 
 
 def describe_device(name: str | None) -> str:

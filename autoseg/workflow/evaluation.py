@@ -1,13 +1,11 @@
 """Score predictions, summarise a cross-validation, and compare two sets of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import is_there, read_json
+from autoseg.common.files import is_there, read_json, texts_in
 from autoseg.common.progress import counted, say
 from autoseg.dataset.corrections import CORRECTED, save_corrections
 from autoseg.dataset.problems import join_names, raise_errors
@@ -19,24 +17,17 @@ from autoseg.evaluation.figures.overlay import draw_examples
 from autoseg.evaluation.label_review import Finding, findings_rows
 from autoseg.evaluation.labels import parse_options
 from autoseg.evaluation.learn_postprocessing import label_pairs, learn_temperature, update
-from autoseg.evaluation.report import files
-from autoseg.evaluation.report.contents import (
-    VOLUMES,
-    cross_validation_report,
-    draw_labels,
-    find_exhibits,
-    folder_report,
-)
+from autoseg.evaluation.report import contents, files
 from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import Row, metric_rows, print_dice, print_rows
 from autoseg.fingerprint import survey
-from autoseg.models.folder import SUMMARY, VALIDATION, fold_folder, write_calibration
+from autoseg.models.folder import FINGERPRINT, SUMMARY, VALIDATION, fold_folder, write_calibration
 from autoseg.plan.labels import class_of
-from autoseg.prediction.quality import FEWEST_CASES, calibrate
-from autoseg.prediction.quality import KEY as QUALITY
+from autoseg.prediction import quality
 from autoseg.prediction.record import RECORD
 from autoseg.workflow.workspace import Workspace, folders_in
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 CALIBRATION_ERROR = "Expected calibration error of saved probabilities"
 TRAIN_AGAIN = "plan and train again: trained folds have learned from the labels before"
 
@@ -53,7 +44,7 @@ def score_folders(
     tolerance: str | None = None,
     classes: str | None = None,
     processes: int = 1,
-    volumes: int = VOLUMES,
+    volumes: int = contents.VOLUMES,
 ) -> bool:
     """Score a folder of predictions; write and print tables, pictures and a report.
 
@@ -86,9 +77,9 @@ def score_folders(
     if images:
         for picture in draw_examples(summary, images, labels, out):
             print(f"picture: {picture}")
-    exhibits = find_exhibits(summary, images, labels) if images else []
-    report = folder_report(reference, predicted, summary, exhibits, labels, processes, volumes)
-    _write_report(out, report)
+    exhibits = contents.find_exhibits(summary, images, labels) if images else []
+    scored = reference, predicted, summary
+    _write_report(out, contents.folder_report(*scored, exhibits, labels, processes, volumes))
     refused = summary.refused
     if against:
         other = evaluate.evaluate_folders(reference, against, labels, processes)
@@ -98,7 +89,7 @@ def score_folders(
 
 
 def evaluate_task(
-    workspace: Workspace, given: str, plan: str | None, processes: int, volumes: int = VOLUMES
+    workspace: Workspace, given: str, plan: str | None, processes: int, volumes: int
 ) -> None:
     """Summarise the cross-validation of a plan: tables, figures, postprocessing and a report.
 
@@ -133,11 +124,10 @@ def evaluate_task(
     for path in files.write_cross_validation(trained, validation, out, processes, exhibits):
         print(f"{path.parent.name}: {path}")
     found = _review(trained, validation, out / label_review.FILE_NAME, processes)
-    report = cross_validation_report(
-        trained, validation, exhibits, planned / "fingerprint.json", tables, processes, volumes
-    )
+    facts = trained, validation, exhibits, planned / FINGERPRINT, tables
+    report = contents.cross_validation_report(*facts, processes, volumes)
     if found is not None:
-        rows, pictures = findings_rows(found), draw_labels(found, exhibits, processes)
+        rows, pictures = findings_rows(found), contents.draw_labels(found, exhibits, processes)
         report = replace(report, labels=rows, label_pictures=pictures)
     _write_report(out, report)
 
@@ -243,18 +233,14 @@ def different_names(one: Path, other: Path) -> tuple[str, str]:
 def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
     """The given plan, or the only one with a validated fold."""
     models = workspace.models(task)
-    found = [
-        plan
-        for plan in folders_in(models)
-        if any(is_there(models / plan / fold / SUMMARY) for fold in folders_in(models / plan))
-    ]
+    found = []
+    for plan in folders_in(models):
+        if any(is_there(models / plan / fold / SUMMARY) for fold in folders_in(models / plan)):
+            found.append(plan)
     if not found:
         raise AutosegError(f"{models} has no validated fold; run: autoseg_train {task} fold 0")
     if given is not None and given not in found:
-        raise AutosegError(
-            f"plan {given!r} has no validated fold; run: autoseg_train {task} fold 0 "
-            f"--plan {given} (with --resume if it was stopped), or choose one of {', '.join(found)}"
-        )
+        raise AutosegError(TEXT("not validated", plan=given, task=task, found=", ".join(found)))
     if given is None and len(found) > 1:
         raise AutosegError(f"{task} has the plans {', '.join(found)}; choose with --plan NAME")
     return given or found[0]
@@ -288,16 +274,12 @@ def _calibrate_quality(trained: files.Trained, validation: evaluate.CrossValidat
                 dice = {name: scores.value(name, "Dice") for name in scores.classes}
                 cases.append((found["evidence"], dice))
     total = len(validation.combined.cases)
-    if plan is None or len(cases) < max(total, FEWEST_CASES):
-        write_calibration(trained.folder, QUALITY, None)
-        say(
-            f"quality of predictions: not calibrated; {len(cases)} of {total} validation cases (at "
-            f"least {FEWEST_CASES}) have a record of what the networks said; delete "
-            "fold_K/validation and run autoseg_train with --resume"
-        )
+    if plan is None or len(cases) < max(total, quality.FEWEST_CASES):
+        write_calibration(trained.folder, quality.KEY, None)
+        say(TEXT("not calibrated", found=len(cases), total=total, fewest=quality.FEWEST_CASES))
         return
-    found = calibrate(plan.id, cases, list(plan.labels)[1:])
-    write_calibration(trained.folder, QUALITY, asdict(found))
+    found = quality.calibrate(plan.id, cases, list(plan.labels)[1:])
+    write_calibration(trained.folder, quality.KEY, asdict(found))
     bounded = sum(of.margin is not None for of in found.classes.values())
     about = f"bounds of Dice for {bounded} of {counted(len(found.classes), 'class')}"
     print(f"quality of predictions: calibrated on {counted(len(cases), 'case')}; {about}")

@@ -1,7 +1,5 @@
 """One fold from raw cases to its validation scores: preprocess, train, predict, evaluate."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +9,7 @@ from pathlib import Path
 import torch
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import read_json, remove_leftovers, write_json
+from autoseg.common.files import read_json, remove_leftovers, texts_in, write_json
 from autoseg.common.locks import locked
 from autoseg.common.parallel import GB, free_memory, in_parallel
 from autoseg.common.progress import in_words, listed, say
@@ -20,16 +18,7 @@ from autoseg.dataset.task import Case, Task, read_task
 from autoseg.evaluation.evaluate import evaluate_case, tolerances
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.models.folder import (
-    BEST,
-    EVERY_FOLD,
-    FINAL,
-    FINGERPRINT,
-    LATEST,
-    PLAN,
-    VALIDATION,
-    fold_name,
-)
+from autoseg.models import folder as layout
 from autoseg.models.log import failures_of
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan, is_extension, load_plan
@@ -51,6 +40,7 @@ from autoseg.training.transfer import read_pretrained, transfer
 from autoseg.workflow.task_plan import ALL, differences, find_split
 from autoseg.workflow.workspace import FOLD_LOCK, Workspace
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 NUMBER_OF_ALL = 999_999  # seeds the fold `all`; above every real fold number
 SHARED_KEYS = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
 
@@ -120,9 +110,11 @@ def run_fold(job: FoldJob) -> Summary | None:
     split = find_split(plan, task, job.plan_folder, job.fold)
     cases = {case.name: case for case in task.cases}
     with locked(job.folder / FOLD_LOCK, f"fold {job.fold} of {task.name}"):
-        remove_leftovers(job.folder, (LATEST, BEST, FINAL))
+        remove_leftovers(job.folder, (layout.LATEST, layout.BEST, layout.FINAL))
         claim(plan, job.folder.parent, job.fold, job.resume)
-        _copy_fingerprint(job.plan_folder, job.folder.parent)
+        measured = job.plan_folder / layout.FINGERPRINT  # prediction holds new scans against it
+        if measured.is_file():  # the fold `all` can be trained without
+            write_json(job.folder.parent / layout.FINGERPRINT, read_json(measured))
         store = job.store(plan)
         names = (*split.train, *split.validation)
         previous = claim_segmentations(job.workspace, plan, task, names)
@@ -140,7 +132,7 @@ def run_fold(job: FoldJob) -> Summary | None:
         if summary is not None:
             failures += summary.never_predicted
             summary = replace(summary, failures=tuple(failures))
-            summary.save(job.folder / VALIDATION / "summary.json")
+            summary.save(job.folder / layout.SUMMARY)
         for failure in failures:
             say(f"warning: fold {job.fold}: {failure}")
         say(f"fold {job.fold} took {in_words(time.monotonic() - job.started)}: {job.folder}")
@@ -155,7 +147,7 @@ def check_fold(job: FoldJob) -> None:
 
 
 def _read(job: FoldJob) -> tuple[Plan, Task]:
-    plan = load_plan(job.plan_folder / PLAN)
+    plan = load_plan(job.plan_folder / layout.PLAN)
     return plan, read_task(job.task, plan.labels, plan.skipped_cases)
 
 
@@ -163,13 +155,11 @@ def _check_resources(plan: Plan, job: FoldJob) -> None:
     """Raise an AutosegError before preprocessing starts; a lack of memory is told."""
     needed, free = training_memory(plan).peak, free_memory()
     if job.device.type == "cpu" and needed > free:
-        say(
-            f"warning: a training step takes about {needed / GB:.2g} GB, but {free / GB:.2g} GB "
-            "are free; if it is killed, plan a smaller network or patch with --memory"
-        )
+        say(TEXT("memory", needed=needed / GB, free=free / GB))
     if job.tensorboard:
         check_tensorboard()
-    if job.pretrained is not None and not (job.resume and (job.folder / LATEST).exists()):
+    goes_on = job.resume and (job.folder / layout.LATEST).exists()
+    if job.pretrained is not None and not goes_on:
         transfer(read_pretrained(job.pretrained), plan, build_network(plan))
 
 
@@ -204,19 +194,13 @@ def _validate(job: FoldJob, cases: list[Case], previous: dict[str, Path] | None)
     model = load_model(job.folder.parent, [job.fold], job.device)
     predictor = Predictor(model, device=str(job.device), postprocess=False, backend="torch")
     predictor.compared = ()  # the calibration of an earlier training does not matter here
+    scans = {case.name: case.images for case in cases}
     references = {case.name: case.label for case in cases}
     predictor.reliability = Reliability(references, model.plan)
-    summary = predict_and_score(
-        predictor,
-        {case.name: case.images for case in cases},
-        references,
-        ScoredClasses.of_plan(model.plan),
-        job.folder / VALIDATION,
-        job.processes,
-        overwrite=True,
-        previous=previous,
-    )
-    predictor.reliability.save(job.folder / VALIDATION)
+    classes, folder = ScoredClasses.of_plan(model.plan), job.folder / layout.VALIDATION
+    given = predictor, scans, references, classes, folder, job.processes
+    summary = predict_and_score(*given, overwrite=True, previous=previous)
+    predictor.reliability.save(folder)
     return summary
 
 
@@ -253,8 +237,8 @@ def predict_and_score(
     )
     outcome.raise_failures()
     score = partial(_score, references=references, folder=folder, labels=labels)
-    scores = in_parallel(score, list(inputs), processes, "evaluating")
-    summary = Summary(tuple(scores), (), tolerances(labels))
+    scores = tuple(in_parallel(score, list(inputs), processes, "evaluating"))
+    summary = Summary(scores, (), tolerances(labels))
     summary.save(folder / "summary.json")
     return summary
 
@@ -275,37 +259,25 @@ def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
     Raises:
         AutosegError: there are models of another plan, or of a shorter one without `resume`.
     """
-    path = folder / PLAN
-    begun = sorted({file.parent.name for file in folder.glob(f"{EVERY_FOLD}/*.safetensors")})
-    if begun:
-        owner = load_plan(path)
-        _check_owner(owner, plan, folder, begun, resume)
-        others = [name for name in begun if name != fold_name(fold)]
+    if begun := sorted({file.parent.name for file in _weights_in(folder)}):
+        owner = load_plan(folder / layout.PLAN)
+        _check_owner(owner, plan, folder, ", ".join(begun), resume)
+        others = [name for name in begun if name != layout.fold_name(fold)]
         if others and owner.id != plan.id:
             say(f"also extend {', '.join(others)} (--resume): prediction needs folds of one plan")
-    plan.save(path)
+    plan.save(folder / layout.PLAN)
 
 
-def _copy_fingerprint(source: Path, models: Path) -> None:
-    """Put the fingerprint beside the plan: prediction holds new scans against it."""
-    if (source / FINGERPRINT).is_file():  # the fold `all` can be trained without
-        write_json(models / FINGERPRINT, read_json(source / FINGERPRINT))
+def _weights_in(models: Path) -> list[Path]:
+    return list(models.glob(f"{layout.EVERY_FOLD}/*.safetensors"))
 
 
-def _check_owner(owner: Plan, plan: Plan, folder: Path, begun: list[str], resume: bool) -> None:
-    extends = is_extension(owner, plan)
+def _check_owner(owner: Plan, plan: Plan, folder: Path, folds: str, resume: bool) -> None:
+    extends, keys = is_extension(owner, plan), differences(owner, plan)
     if owner.id == plan.id or (resume and extends):
         return
-    keys, folds = differences(owner, plan), ", ".join(begun)
-    if extends:
-        raise AutosegError(
-            f"{folder} holds models of a plan that differs only in {keys} ({folds}); extend them "
-            "with --resume, or plan with another --name"
-        )
-    raise AutosegError(
-        f"{folder} holds models of another plan ({folds}), which differs in {keys}; plan with "
-        "another --name, or move that folder away"
-    )
+    kind = "shorter plan" if extends else "another plan"
+    raise AutosegError(TEXT(kind, folder=folder, keys=keys, folds=folds))
 
 
 def claim_segmentations(
@@ -328,7 +300,7 @@ def claim_segmentations(
     previous = previous_plan(workspace, plan)
     found = find_segmentations(workspace, plan, task, cases)
     models = workspace.models(plan.task, plan.name)
-    if any(models.glob(f"{EVERY_FOLD}/*.safetensors")):
+    if _weights_in(models):
         check_previous(models, previous)
     else:
         save_previous(models, previous)
@@ -344,21 +316,14 @@ def previous_plan(workspace: Workspace, plan: Plan) -> Plan:
     folder = workspace.models(plan.task, plan.previous_stage)
     splits = workspace.preprocessed(plan.task, plan.previous_stage) / SPLITS_FILE
     if not splits.is_file():
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which is not planned yet; plan it with "
-            "--config 3d_lowres and the same options, and train all its folds"
-        )
-    if not (folder / PLAN).is_file():
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which has no trained fold; run: "
-            f"{_train_stage(plan, range(count_folds(splits)))}"
-        )
-    previous = load_plan(folder / PLAN)
+        raise AutosegError(TEXT("stage not planned", plan=plan))
+    if not (folder / layout.PLAN).is_file():
+        command = _train_stage(plan, range(count_folds(splits)))
+        raise AutosegError(TEXT("stage not trained", plan=plan, command=command))
+    previous = load_plan(folder / layout.PLAN)
     if wrong := [key for key in SHARED_KEYS if getattr(plan, key) != getattr(previous, key)]:
-        raise AutosegError(
-            f"{plan.name} refines {previous.name}, which differs in {' and '.join(wrong)}; plan "
-            "both with the same options"
-        )
+        keys = " and ".join(wrong)
+        raise AutosegError(TEXT("stage differs", plan=plan, previous=previous, keys=keys))
     return previous
 
 
@@ -381,28 +346,19 @@ def find_segmentations(
     files = [workspace.preprocessed(plan.task, name) / SPLITS_FILE for name in names]
     splits, previous_splits = (read_splits(file, known) for file in files)
     if splits != previous_splits:
-        raise AutosegError(
-            f"{files[0]} and {files[1]} differ; a cascade and its previous stage need equal splits"
-        )
+        raise AutosegError(TEXT("splits differ", files=files))
     fold_of = {name: fold for fold, split in enumerate(splits) for name in split.validation}
     if never := [name for name in cases if name not in fold_of]:
-        raise AutosegError(
-            f"{files[1]}: no fold validates {never[0]} ({len(never)} such cases), so the previous "
-            "stage has no segmentation of it; use splits in which every case is validated once"
-        )
-    folders = {
-        fold: workspace.fold(plan.task, str(plan.previous_stage), fold)
-        for fold in {fold_of[name] for name in cases}
-    }
-    found = {name: output_path(folders[fold_of[name]] / VALIDATION, name) for name in cases}
-    missing = {fold for fold, folder in folders.items() if not (folder / FINAL).exists()}
+        raise AutosegError(TEXT("never validated", file=files[1], case=never[0], count=len(never)))
+    models = workspace.models(plan.task, plan.previous_stage)
+    folders = {k: layout.fold_folder(models, k) for k in {fold_of[name] for name in cases}}
+    predicted = {name: folders[fold_of[name]] / layout.VALIDATION for name in cases}
+    found = {name: output_path(folder, name) for name, folder in predicted.items()}
+    missing = {fold for fold, folder in folders.items() if not (folder / layout.FINAL).exists()}
     missing |= {fold_of[name] for name, path in found.items() if not path.exists()}
     if folds := sorted(missing):
-        raise AutosegError(
-            f"{plan.name} refines {plan.previous_stage}, which lacks {listed('fold', folds)}: each "
-            "case is refined from the segmentation of the fold that validated it; run: "
-            f"{_train_stage(plan, folds)}"
-        )
+        lacking, command = listed("fold", folds), _train_stage(plan, folds)
+        raise AutosegError(TEXT("stage lacks", plan=plan, folds=lacking, command=command))
     return found
 
 

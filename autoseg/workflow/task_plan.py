@@ -1,7 +1,5 @@
 """From a raw task to its plan on disk: verify and measure the data, compose the plan, split."""
 
-from __future__ import annotations
-
 import functools
 import re
 import sys
@@ -9,46 +7,27 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autoseg.common.arrays import Mask
 from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.files import texts_in
 from autoseg.common.progress import counted, listed, say
+from autoseg.dataset import problems as listing
+from autoseg.dataset import splits
 from autoseg.dataset.merge import merge_tasks
-from autoseg.dataset.problems import (
-    Problem,
-    errors_by_case,
-    errors_in,
-    problems_table,
-    raise_errors,
-    write_verification,
-)
-from autoseg.dataset.splits import (
-    SPLITS_FILE,
-    Patient,
-    Split,
-    SplitOptions,
-    find_splits,
-    load_or_make_splits,
-    other_nnunet_splits,
-    patients,
-    read_splits,
-    remake_splits,
-    write_splits,
-)
 from autoseg.dataset.task import Task, find_task, read_task, without
 from autoseg.evaluation.tables import print_rows
 from autoseg.fingerprint import Fingerprint, survey
 from autoseg.image.image import read_label
 from autoseg.models.folder import FINGERPRINT, PLAN, folds_in
 from autoseg.plan.plan import Plan, differing_keys, load_plan
-from autoseg.plan.sections import Splits
 from autoseg.planner.budget import expected_overhead
 from autoseg.planner.compose import PlanOptions, compose, other_plans, pairs_of
 from autoseg.workflow.workspace import Workspace
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 ALL = "all"  # the fold that trains on every case
 MOST_KEYS = 4  # that a message lists
 TIMED_CASES = 4  # that a time budget is measured with
@@ -92,19 +71,28 @@ def survey_task(
     plans = workspace.preprocessed(task.name)
     fingerprint, more = survey(task, processes, plans / ".survey", folds)
     problems = [*problems, *more]
-    write_verification(plans / "verification.json", problems)
-    found = errors_in(problems)
+    listing.write_verification(plans / "verification.json", problems)
+    found = listing.errors_in(problems)
     alone = found if len(found) == 1 and not skip_bad_cases else []  # it ends the command
     if shown := [problem for problem in problems if problem not in alone]:
-        print(problems_table(shown), file=sys.stderr)
+        print(listing.problems_table(shown), file=sys.stderr)
     cases, errors = counted(len(task.cases), "case"), len(found)
     warnings = counted(len(problems) - errors, "warning")
     say(f"{task.name}: {cases}, {counted(errors, 'error')}, {warnings}")
+    bad = listing.errors_by_case(problems)
     if not skip_bad_cases:
-        raise_errors(problems, task.name, _advice(fingerprint, problems), listed=True)
+        some_can_be_left_out = "" not in bad and fingerprint.cases
+        advice = "fix these cases, or leave them out with --skip-bad-cases"
+        listing.raise_errors(
+            problems, task.name, advice if some_can_be_left_out else "", listed=True
+        )
         return Surveyed(task, fingerprint)
-    bad = _bad_cases(task, fingerprint, problems)
-    return Surveyed(without(task, bad), fingerprint, bad)
+    listing.raise_errors(bad.pop("", ()), task.name)  # of the whole task
+    if not fingerprint.cases:
+        listing.raise_errors(problems, task.name)
+    if bad:
+        say(f"skipping {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
+    return Surveyed(without(task, bad), fingerprint, tuple(bad))
 
 
 def merge(workspace: Workspace, tasks: Sequence[str], name: str, processes: int) -> None:
@@ -114,31 +102,12 @@ def merge(workspace: Workspace, tasks: Sequence[str], name: str, processes: int)
         AutosegError: there are fewer than two tasks, they cannot be merged, or `name` exists.
     """
     if len(tasks) < 2:
-        raise AutosegError(
-            "--merge NAME: name at least two tasks, as in autoseg_plan A B --merge C"
-        )
+        raise AutosegError(TEXT("merge one"))
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise AutosegError(f"--merge {name!r} is not a folder name; use letters, digits, _ . -")
     found = [read_task(workspace.find_task_folder(task)) for task in tasks]
     print_rows(merge_tasks(found, workspace.raw(name), processes))
     say(f"{workspace.raw(name)}: {counted(sum(len(t.cases) for t in found), 'case')}")
-
-
-def _advice(fingerprint: Fingerprint, problems: list[Problem]) -> str:
-    """What to do if some cases have errors and others have none."""
-    if "" in errors_by_case(problems) or not fingerprint.cases:
-        return ""
-    return "fix these cases, or leave them out with --skip-bad-cases"
-
-
-def _bad_cases(task: Task, fingerprint: Fingerprint, problems: list[Problem]) -> tuple[str, ...]:
-    bad = errors_by_case(problems)
-    raise_errors(bad.pop("", ()), task.name)  # of the whole task
-    if not fingerprint.cases:
-        raise_errors(problems, task.name)
-    if bad:
-        say(f"skipping {counted(len(bad), 'case')} with errors: {', '.join(bad)}")
-    return tuple(bad)
 
 
 def differences(one: Plan, other: Plan) -> str:
@@ -167,10 +136,7 @@ def _annotated(surveyed: Surveyed) -> dict[str, tuple[str, ...]]:
     known = {case: task.annotated.get(case, names) or found for case, found in presence.items()}
     for case, labels in known.items():
         if not labels:
-            raise DataError(
-                f'{task.path}: "annotated" of {case} is "present", but its label map is empty; '
-                "list the labels that were annotated"
-            )
+            raise DataError(TEXT("annotated", path=task.path, case=case))
     if never := set(names) - {name for labels in known.values() for name in labels}:
         raise DataError(f"{task.path}: {min(never)!r} is annotated in no case; remove the label")
     return {
@@ -191,31 +157,19 @@ def _sides(task: Task) -> dict[str, str] | None:
     for case in task.cases[:SIDED_CASES] if pairs else ():
         label, grid = read_label(case.label)
         to_mm = np.reshape(grid.direction, (3, 3)) * grid.spacing_mm
-        for one, other in pairs:
-            if (label == one).any() and (label == other).any():
-                apart += abs(to_mm @ (_centre(label == one) - _centre(label == other)))
+        for pair in pairs:
+            one, other = (np.argwhere(label == value) for value in pair)
+            if len(one) and len(other):
+                apart += abs(to_mm @ (one.mean(axis=0) - other.mean(axis=0)))
     if not apart.any() or apart.argmax() == 0:
         return task.mirrored_labels
-    declared = (
-        "they are exchanged, as dataset.json says" if task.mirrored_labels else "not exchanged"
-    )
-    say(
-        f"warning: {names} lie apart along the {('', 'front-back', 'head-foot')[apart.argmax()]} "
-        f"axis of the scans' headers, so the orientation in the headers is probably wrong; correct "
-        f"it, or predictions of scans with right headers will be wrong ({declared} by mirroring)"
-    )
+    kind = "sides, exchanged" if task.mirrored_labels else "sides"
+    say(TEXT(kind, names=names, axis=("", "front-back", "head-foot")[apart.argmax()]))
     return task.mirrored_labels or {}
 
 
-def _centre(mask: Mask) -> NDArray[np.float64]:
-    """The mean position of a mask's voxels."""
-    axes = ((1, 2), (0, 2), (0, 1))
-    counts = [mask.sum(axis=others) for others in axes]
-    return np.array([np.arange(len(each)) @ each / each.sum() for each in counts])
-
-
-def _patients(task: Task) -> list[Patient]:
-    return patients([case.name for case in task.cases], task.groups)
+def _patients(task: Task) -> list[splits.Patient]:
+    return splits.patients([case.name for case in task.cases], task.groups)
 
 
 def write_plan(
@@ -224,7 +178,7 @@ def write_plan(
     options: PlanOptions,
     processes: int,
     device: str | None,
-    splits: Path | None = None,
+    splits_file: Path | None = None,
 ) -> Plan:
     """Compose a plan and write it with its splits and fingerprint to `preprocessed/TASK/PLAN/`.
 
@@ -234,27 +188,23 @@ def write_plan(
         options: the user's options.
         processes: worker processes for measuring, with a time budget.
         device: device to measure, with a time budget.
-        splits: a file of splits to use instead of made ones.
+        splits_file: a file of splits to use instead of made ones.
 
     Raises:
         PlanError: an option is invalid for this task.
-        DataError: the cases cannot be split into so many folds, or `splits` is not valid.
-        AutosegError: folds of this plan were trained with other splits than `splits`.
+        DataError: the cases cannot be split into so many folds, or `splits_file` is not valid.
+        AutosegError: folds of this plan were trained with other splits than `splits_file`.
     """
     task, fingerprint = surveyed.task, surveyed.fingerprint
     options = fitted(options, surveyed)
-    chosen = None if splits is None else read_splits(splits, [case.name for case in task.cases])
+    names = [case.name for case in task.cases]
+    chosen = None if splits_file is None else splits.read_splits(splits_file, names)
     plan = _compose(task, fingerprint, options, processes, device)
     if plan.orientation is None and "," in (orders := fingerprint.counted_orientations):
-        say(
-            f"plan {plan.name}: orientation is null, but cases are stored in several orders of "
-            f"axes: {orders}; set it to one of them"
-        )
+        say(TEXT("orders", plan=plan, orders=orders))
     if plan.annotated:
-        say(
-            f"plan {plan.name}: {len(plan.annotated)} of {counted(len(fingerprint.cases), 'case')} "
-            "are annotated for some classes only; training and scores leave out their others"
-        )
+        cases = counted(len(fingerprint.cases), "case")
+        say(TEXT("partly annotated", plan=plan, count=len(plan.annotated), cases=cases))
     sides = plan.provenance.get("mirrored_labels")
     exchanged = plan.mirrored_labels and plan.left_right in plan.mirrored_axes
     if exchanged and sides and sides.source.startswith("rule"):
@@ -264,7 +214,7 @@ def write_plan(
         _use_splits(chosen, task, folder, workspace.models(task.name, plan.name))
     else:
         _split(task, plan, fingerprint, folder)
-        if theirs := other_nnunet_splits(task.folder, folder / SPLITS_FILE):
+        if theirs := splits.other_nnunet_splits(task.folder, folder / splits.SPLITS_FILE):
             say(f"nnU-Net split the cases differently; to use its folds, add --splits {theirs}")
     fingerprint.save(folder / "fingerprint.json")
     for other in other_plans(fingerprint, options, plan):
@@ -273,38 +223,41 @@ def write_plan(
     return plan
 
 
-def _use_splits(splits: tuple[Split, ...], task: Task, folder: Path, models: Path) -> None:
+def _use_splits(chosen: Sequence[splits.Split], task: Task, folder: Path, models: Path) -> None:
     """Replace the splits of a plan by the user's, unless folds were trained with others."""
-    names, saved = [case.name for case in task.cases], folder / SPLITS_FILE
+    names, saved = [case.name for case in task.cases], folder / splits.SPLITS_FILE
     with suppress(AutosegError):  # none are saved, or those of other cases
-        if read_splits(saved, names) == splits:
+        if splits.read_splits(saved, names) == chosen:
             return
     if trained := [fold for fold in folds_in(models) if fold != "all"]:
-        raise AutosegError(
-            f"{models} has {listed('fold', trained)}, trained with other splits than those of "
-            "--splits; choose another --name"
-        )
-    write_splits(saved, splits)
-    load_or_make_splits(folder, task.folder, names)  # names the cases that they leave out
+        raise AutosegError(TEXT("other splits", models=models, folds=listed("fold", trained)))
+    splits.write_splits(saved, chosen)
+    splits.load_or_make_splits(folder, task.folder, names)  # names the cases that they leave out
 
 
 def _split(task: Task, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
     """Write the plan's splits; splits that an earlier plan of this name made are replaced."""
-    if len(_patients(task)) == 1 and find_splits(task.folder) is None:
+    if len(_patients(task)) == 1 and splits.find_splits(task.folder) is None:
         say("one patient cannot be split into folds; only `fold all` can be trained")
         return
-    names = tuple(case.name for case in task.cases)
-    folds, seed, classes = plan.splits.folds, plan.splits.seed, fingerprint.presence
-    if earlier := _earlier_plan(folder):
-        splits, data = earlier
-        before = SplitOptions(
-            tuple(data.cases), splits.folds, splits.seed, task.groups, data.presence
-        )
-        remake_splits(folder, before, SplitOptions(names, folds, seed, task.groups, classes))
-    load_or_make_splits(folder, task.folder, names, folds, seed, task.groups, classes)
+    wanted = _how_to_split(plan, task, fingerprint, [case.name for case in task.cases])
+    earlier = None
+    with suppress(AutosegError):  # there is no earlier plan of this name
+        data = Fingerprint.load(folder / FINGERPRINT)
+        earlier = _how_to_split(load_plan(folder / PLAN), task, data, list(data.cases))
+    if earlier is not None:
+        splits.remake_splits(folder, earlier, wanted)
+    splits.load_or_make_splits(folder, task.folder, *wanted)
 
 
-def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
+def _how_to_split(
+    plan: Plan, task: Task, fingerprint: Fingerprint, names: list[str]
+) -> tuple[Any, ...]:
+    """The arguments of `make_splits`."""
+    return names, plan.splits.folds, plan.splits.seed, task.groups, fingerprint.presence
+
+
+def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> splits.Split:
     """The cases of a fold.
 
     Raises:
@@ -312,22 +265,12 @@ def find_split(plan: Plan, task: Task, folder: Path, fold: str) -> Split:
     """
     names = [case.name for case in task.cases]
     if fold == ALL:
-        return Split(tuple(names), ())
-    classes = Fingerprint.load(folder / FINGERPRINT).presence
-    splits = load_or_make_splits(
-        folder, task.folder, names, plan.splits.folds, plan.splits.seed, task.groups, classes
-    )
-    if not fold.isdecimal() or int(fold) >= len(splits):
-        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(splits) - 1}, or {ALL}")
-    return splits[int(fold)]
-
-
-def _earlier_plan(folder: Path) -> tuple[Splits, Fingerprint] | None:
-    """What the splits of an earlier plan of this name were made from; None without such a plan."""
-    try:
-        return load_plan(folder / PLAN).splits, Fingerprint.load(folder / "fingerprint.json")
-    except AutosegError:
-        return None
+        return splits.Split(tuple(names), ())
+    how = _how_to_split(plan, task, Fingerprint.load(folder / FINGERPRINT), names)
+    found = splits.load_or_make_splits(folder, task.folder, *how)
+    if not fold.isdecimal() or int(fold) >= len(found):
+        raise AutosegError(f"fold {fold!r} does not exist; choose 0 to {len(found) - 1}, or {ALL}")
+    return found[int(fold)]
 
 
 def _compose(

@@ -118,8 +118,15 @@ class Workspace:
 
     def _raw_folders_elsewhere(self) -> dict[str, Path]:
         """Task -> its recorded folder outside `raw/`."""
-        records = sorted((self.root / "preprocessed").glob(f"*/{RAW_FOLDER}"))
-        return {record.parent.name: _read_raw_folder(record) for record in records}
+        found = {}
+        for path in sorted((self.root / "preprocessed").glob(f"*/{RAW_FOLDER}")):
+            values = read_json(path)
+            folder = values.get("folder") if isinstance(values, dict) else None
+            if not isinstance(folder, str):
+                advice = "delete the file and plan again"
+                raise AutosegError(f'{path}: must be {{"folder": PATH}}; {advice}')
+            found[path.parent.name] = Path(folder)
+        return found
 
     def find_plan_name(self, task: str, plan: str | None) -> str:
         """The name of the plan to train: the given one, or the task's only plan."""
@@ -152,16 +159,15 @@ class Workspace:
 
     def trained(self) -> list[tuple[str, str]]:
         """(task, plan) of every model that has a finished fold."""
-        tasks = folders_in(self.root / "models")
-        found = [(task, plan) for task in tasks for plan in folders_in(self.models(task))]
-        return [pair for pair in found if self._is_trained(*pair)]
-
-    def _is_trained(self, task: str, plan: str) -> bool:
-        try:
-            return bool(FolderFiles(self.models(task, plan)).folds())
-        except DataError as error:  # it may be that of another user
-            note(str(error))
-            return False
+        found = []
+        for task in folders_in(self.root / "models"):
+            for plan in folders_in(self.models(task)):
+                try:
+                    if FolderFiles(self.models(task, plan)).folds():
+                        found.append((task, plan))
+                except DataError as error:  # it may be that of another user
+                    note(str(error))
+        return found
 
 
 def folders_in(folder: Path) -> list[str]:
@@ -176,14 +182,6 @@ def folders_in(folder: Path) -> list[str]:
     for reason in filter(None, map(obstacle, found)):
         note(reason)
     return [path.name for path in found if not obstacle(path) and path.is_dir()]
-
-
-def _read_raw_folder(path: Path) -> Path:
-    values = read_json(path)
-    folder = values.get("folder") if isinstance(values, dict) else None
-    if not isinstance(folder, str):
-        raise AutosegError(f'{path}: must be {{"folder": PATH}}; delete the file and plan again')
-    return Path(folder)
 
 
 def _is_path(task: str) -> bool:

@@ -98,6 +98,11 @@ ANSWERS = [
     ("predict -i in/a.nii.gz -o seg.nii -t Task003 -p long", "label maps end in .nii.gz"),
     ("predict -i photos -o out -t Task003 -p long", "convert it without loss, to a.png"),
     ("pack -o model.zip", "TASK is missing"),
+    ("train -f 0 1", "TASK is missing"),
+    ("train -f 9 Task001 0", "choose 0 to 1, or all"),
+    ("evaluate Task001 -f 0", "write autoseg_evaluate TASK"),
+    ("evaluate Task001 --fold 0", "write autoseg_evaluate TASK"),
+    ("pack -f 0 Task003 -o model.zip --plan lnog", "did you mean long?"),
     ("pack Task003 -o model.zip --plan lnog", "did you mean long?"),
     ("plan -d 1", "or -t TASK"),
 ]
@@ -152,6 +157,8 @@ def test_plan_takes_task_and_plan_as_options(
         "-t Task001 fold 9",
         "Task001 --fold 9 -p default",
         "--task 1 --folds 9 --plan default",
+        "-f 9 Task001",
+        "-p default --fold 9 Task001",
     ],
 )
 def test_train_takes_them_in_every_form(

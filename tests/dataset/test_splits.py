@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from autoseg.common.errors import DataError
 from autoseg.dataset.splits import (
     Split,
-    SplitOptions,
     load_or_make_splits,
     make_splits,
     patients,
@@ -156,17 +154,16 @@ def test_classes_stratify_new_and_remade_splits(tmp_path: Path) -> None:
     classes = {case: {"rare"} if case in rare else set() for case in CASES}
     made = load_or_make_splits(tmp_path, tmp_path / "task", CASES, folds=3, classes=classes)
     assert made == make_splits(CASES, 3, classes=classes) != make_splits(CASES, 3)
-    before = SplitOptions(tuple(CASES), 3, 12345, {}, classes)
-    remake_splits(tmp_path, before, replace(before, folds=2, seed=1))
+    before, wanted = (CASES, 3, 12345, {}, classes), (CASES, 2, 1, {}, classes)
+    remake_splits(tmp_path, before, wanted)
     assert read_splits(tmp_path / "splits.json", CASES) == make_splits(CASES, 2, 1, None, classes)
 
 
 def test_remade_splits_follow_the_cases_but_user_splits_are_kept(tmp_path: Path) -> None:
-    before = SplitOptions(tuple(CASES), 3, 1, {}, {})
-    fewer = replace(before, cases=tuple(CASES[2:]))
-    write_splits(tmp_path / "splits.json", before.make())
+    before, fewer = (CASES, 3, 1, {}, {}), (CASES[2:], 3, 1, {CASES[0]: "p"}, {})
+    write_splits(tmp_path / "splits.json", make_splits(*before))
     remake_splits(tmp_path, before, fewer)
-    assert read_splits(tmp_path / "splits.json", CASES) == fewer.make()
+    assert read_splits(tmp_path / "splits.json", CASES) == make_splits(CASES[2:], 3, 1)
     user_splits = make_splits(CASES, 2, 77)
     write_splits(tmp_path / "splits.json", user_splits)
     remake_splits(tmp_path, before, fewer)

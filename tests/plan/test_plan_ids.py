@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from write_schema import plan_schema
 
-from autoseg.plan.plan import load_plan, plan_schema
+from autoseg.plan.plan import load_plan
 from autoseg.plan.sections import FOR_ID, Section, since
 from tests.making import tiny_plan
 from tests.plan.test_plan import full_plan

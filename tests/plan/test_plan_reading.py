@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from write_schema import plan_schema
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import to_json
-from autoseg.plan.plan import Plan, differing_keys, is_extension, make_plan, plan_schema, recipe_id
+from autoseg.plan.plan import Plan, differing_keys, is_extension, make_plan, recipe_id
 from autoseg.planner.overrides import merge
 from tests.making import TINY, tiny_plan
 from tests.plan.test_plan import full_plan

@@ -120,7 +120,6 @@ def test_memory_grows_with_batch_and_patch() -> None:
     larger = training_memory(plan, (64, 24, 16))
     assert larger.activations == 2 * training_memory(plan).activations
     assert larger.parameters == training_memory(plan).parameters
-    assert larger.peak_gb == pytest.approx(larger.peak / 2**30)
     assert larger.peak == larger.kept + larger.activations // 2
 
 
