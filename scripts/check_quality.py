@@ -127,7 +127,7 @@ def predicted(
                 inputs[name] = (Path(folder, f"{name}.nrrd"),)
                 sitk.WriteImage(to_simpleitk(changed, image.geometry), str(inputs[name][0]))
         out = Path(folder, "out")
-        outcome = predict_cases(predictor, inputs, out, False)
+        outcome = predict_cases(predictor, inputs, out)
         for name, record in outcome.predicted.items():
             classes = dict(list(predictor.plan.labels.items())[1:])
             dice = score(output_path(out, name), truths[name.removesuffix("_0000")], classes)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Floats, Triple
 from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import cannot_write
 from autoseg.networks.devices import autocast, autocast_type, place
@@ -309,7 +309,7 @@ def _scaled(ops: ModuleType, x: Node, scale: NDArray[Any], offset: NDArray[Any])
     return ops.add(ops.multiply(x, _per_map(scale)), _per_map(offset))
 
 
-def _array(values: Tensor | None) -> NDArray[np.float32]:
+def _array(values: Tensor | None) -> Floats:
     assert values is not None
     return values.detach().cpu().contiguous().numpy()
 
@@ -319,6 +319,6 @@ def _per_map(values: NDArray[Any]) -> Node:
     return _constant(values.astype(np.float32).reshape(1, -1, 1, 1, 1))
 
 
-def _constant(values: NDArray[np.float32]) -> Node:
+def _constant(values: Floats) -> Node:
     # An operation that is given an array makes a list of it first: 3 s for the paper's network.
     return importlib.import_module("openvino.op").Constant(values)

@@ -22,7 +22,7 @@ from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
 from autoseg.prediction.output import DEFAULT_FORMAT, PICTURE
 from autoseg.prediction.output import ENDINGS as OUTPUTS
-from autoseg.prediction.studies import Choice, Scan, find_studies, scan_of_slice
+from autoseg.prediction.studies import Choice, Scan, Studies, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 IMAGING = re.compile(rf"^{IMAGE_STEM}(_\d{{4}})?$")
@@ -31,25 +31,17 @@ HIGHEST_RATIO, SMALL_BYTES = 100, 2**30  # unpacked to packed size, above some b
 Inputs = Mapping[str, tuple[Source, ...]]
 
 
-@dataclass(frozen=True)
-class FoundInputs:
+@dataclass
+class FoundInputs(Studies):
     """The cases of a file or folder.
 
     Attributes:
         cases: case name -> its files, one per channel, in the order of the channels. A DICOM series
             is its folder, one of its slices if the folder holds several, or a Series if its slices
             lie in several folders.
-        refused: scans that cannot be read or assigned, by name -> why.
-        passed_over: what is not meant as a scan, by file or series -> what it is.
-        listed: case name -> one line about its DICOM series, also of those that are not chosen.
-        uids: case name -> SeriesInstanceUID.
     """
 
-    cases: dict[str, tuple[Source, ...]]
-    refused: dict[str, str]
-    passed_over: dict[str, str]
-    listed: dict[str, str] = field(default_factory=dict)
-    uids: dict[str, str] = field(default_factory=dict)
+    cases: dict[str, tuple[Source, ...]] = field(default_factory=dict)
 
     def for_output(self, out: Path, format: str) -> tuple[FoundInputs, Path, str]:
         """The inputs, the output folder and the format; a single scan may be given a file.
@@ -79,10 +71,7 @@ class FoundInputs:
 
 
 def find_inputs(
-    path: Path,
-    channels: tuple[str, ...],
-    name_by: str = "patient",
-    choice: Choice | None = None,
+    path: Path, channels: tuple[str, ...], name_by: str = "patient", choice: Choice | None = None
 ) -> FoundInputs:
     """The cases of a scan, or of a folder of scans.
 
@@ -104,30 +93,24 @@ def find_inputs(
     if reason := obstacle(path):
         raise DataError(reason)
     if path.is_file():
-        return _group([_single(path, name_by)], channels, FoundInputs({}, {}, {}))
-    studies = find_studies(path, name_by, choice, len(channels))
-    if choice is not None and not studies.scans and not studies.refused:
-        listed = "; ".join(f"{name}: {line}" for name, line in studies.listed.items())
+        return _group([_single(path, name_by)], channels, FoundInputs())
+    found = FoundInputs(**vars(find_studies(path, name_by, choice, len(channels))))
+    if choice is not None and not found.scans and not found.refused:
+        listed = "; ".join(f"{name}: {line}" for name, line in found.listed.items())
         raise DataError(f"{path}: --series chooses no series of these: {listed or 'none'}")
-    refused = _folders_named_as_files(path) if choice is None else {}
-    found = FoundInputs(
-        {}, refused | studies.refused, studies.passed_over, studies.listed, studies.uids
-    )
-    files = _image_files(path) if choice is None else []
-    if studies.scans:  # pictures beside them are screenshots
-        files = [
-            scan
-            for scan in files
-            if isinstance(scan.path, Path) and not formats.is_picture(scan.path)
-        ]
-    scans = studies.scans + files
-    if not scans and not found.refused:
+    if choice is None:
+        found.refused = _folders_named_as_files(path) | found.refused
+        files = _image_files(path)
+        if found.scans:  # pictures beside them are screenshots
+            files = [scan for scan in files if not formats.is_picture(Path(str(scan.path)))]
+        found.scans = found.scans + files
+    if not found.scans and not found.refused:
         others = "; ".join(f"{name}: {reason}" for name, reason in found.passed_over.items())
         raise DataError(
             f"{path}: holds no scan; supported are {', '.join(formats.READABLE)} files and DICOM "
             f"series{'; skipped: ' if others else ''}{others}"
         )
-    return _group(scans, channels, found)
+    return _group(found.scans, channels, found)
 
 
 @contextmanager
@@ -147,11 +130,7 @@ def unpacked(path: Path) -> Iterator[Path]:
             with zipfile.ZipFile(path) as file:
                 members = [m for m in file.infolist() if not m.is_dir()]
                 _check_members(path, members, shutil.disk_usage(temporary).free)
-                for member in members:
-                    target = folder / member.filename
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with file.open(member) as source, target.open("wb") as copy:
-                        shutil.copyfileobj(source, copy, 2**20)
+                file.extractall(folder, members)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise DataError(f"{path}: not a valid zip file ({error}); copy it again") from error
         folder.mkdir(exist_ok=True)
@@ -239,23 +218,19 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
         if twin != scan.path:
             found.refused[name] = f"{scan.path} and {twin} are the same case; rename or remove one"
     for name, files in sorted(cases.items()):
+        reasons = [obstacle(file) or "" for file in files.values() if isinstance(file, Path)]
         if len(channels) == 1 and len(files) > 1:
-            found.refused.setdefault(
-                name,
+            reasons[:0] = [
                 f"{', '.join(map(str, files.values()))}: the numbers at the end of their names "
                 f"were taken for channels, but the model has one channel, {channels[0]}; rename "
-                f"them if they are separate scans, for example to {name}-{max(files):04d}",
-            )
+                f"them if they are separate scans, for example to {name}-{max(files):04d}"
+            ]
         elif gaps := sorted(set(range(len(files))) - set(files)):
             missing = ", ".join(f"{name}_{gap:04d}" for gap in gaps)
-            found.refused.setdefault(
-                name,
-                f"case {name}: {missing} is missing; the model's channels are "
-                f"{', '.join(channels)}",
-            )
-        for file in files.values():
-            if isinstance(file, Path) and (reason := obstacle(file)):
-                found.refused.setdefault(name, reason)
+            known = ", ".join(channels)
+            reasons[:0] = [f"case {name}: {missing} is missing; the model's channels are {known}"]
+        if any(reasons):
+            found.refused.setdefault(name, next(filter(None, reasons)))
         if name not in found.refused:
             found.cases[name] = tuple(files[channel] for channel in sorted(files))
     for message in formats.alike(found.cases):

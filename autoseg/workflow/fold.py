@@ -34,7 +34,7 @@ from autoseg.models.log import failures_of
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan, is_extension, load_plan
 from autoseg.planner.patch_rule import training_memory
-from autoseg.prediction.batch import predict_cases
+from autoseg.prediction.batch import Options, predict_cases
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import check_previous, load_model, save_previous
 from autoseg.prediction.output import output_path
@@ -249,7 +249,7 @@ def predict_and_score(
         AutosegError, RunError: a case cannot be predicted or scored.
     """
     outcome = predict_cases(
-        predictor, inputs, folder, overwrite=overwrite, previous=previous, refused=refused
+        predictor, inputs, folder, Options(overwrite=overwrite), previous, refused
     )
     outcome.raise_failures()
     score = partial(_score, references=references, folder=folder, labels=labels)

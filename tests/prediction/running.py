@@ -56,7 +56,7 @@ def share(scans: Path, out: Path, together: str) -> None:
     meeting = out.with_name("meeting")
     meeting.mkdir(exist_ok=True)
     predictor = Predictor(model_of(PLAN, Meeting(meeting, int(together))), device="cpu")
-    outcome = predict_cases(predictor, inputs_of(scans), out, overwrite=False)
+    outcome = predict_cases(predictor, inputs_of(scans), out)
     print(json.dumps({"predicted": list(outcome.predicted), "skipped": list(outcome.skipped)}))
 
 

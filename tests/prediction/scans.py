@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from autoseg.plan.plan import Plan
-from autoseg.prediction.batch import Outcome, predict_cases
+from autoseg.prediction.batch import Options, Outcome, predict_cases
 from autoseg.prediction.predictor import Predictor
 from tests.dataset.making import write_scan
 from tests.making import tiny_plan
@@ -41,7 +41,9 @@ def predict(
     folder: Path, out: Path, overwrite: bool = False, plan: Plan = PLAN, **options: Any
 ) -> Outcome:
     """Predict all scans of a folder."""
-    return predict_cases(predictor_of(plan), inputs_of(folder), out, overwrite, **options)
+    others = {name: options.pop(name, None) for name in ("previous", "refused", "uids")}
+    wanted = Options(overwrite=overwrite, **options)
+    return predict_cases(predictor_of(plan), inputs_of(folder), out, wanted, **others)
 
 
 def files_in(folder: Path) -> set[str]:

@@ -46,9 +46,7 @@ def out(scans: Path, tmp_path: Path) -> Path:
 def queue_in(out: Path, scans: Path, overwrite: bool = False) -> CaseQueue:
     inputs = inputs_of(scans)
     outputs = {name: (f"{name}.nii.gz",) for name in inputs}
-    return CaseQueue(
-        out, inputs, outputs, PredictionRecord(out, predictor_of(), {"format": "nii.gz"}), overwrite
-    )
+    return CaseQueue(inputs, outputs, PredictionRecord(out, predictor_of(), "nii.gz"), overwrite)
 
 
 def test_predicted_cases_are_skipped_and_keep_their_record(scans: Path, out: Path) -> None:
@@ -193,7 +191,7 @@ def test_a_case_that_another_run_finishes_at_the_start_is_recognised(
             return {}
 
     outputs = {name: (f"{name}.nii.gz",) for name in NAMES}
-    record = Early(out, predictor_of(), {"format": "nii.gz"})
+    record = Early(out, predictor_of(), "nii.gz")
     work = CaseQueue(out, inputs_of(scans), outputs, record, overwrite=False)
     assert work.wanted == []
     assert "kept" not in capsys.readouterr().err

@@ -64,6 +64,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
+GB = 1 << 30
 LARGE = 100_000  # elements from which a copy between layouts counts
 WITHOUT_TRAFFIC = {
     "view",
@@ -283,8 +284,8 @@ def _apply(module: torch.nn.Module, fn: Callable[[Any], Any], recurse: bool = Tr
 
 
 @contextlib.contextmanager
-def pretended_card(capability: tuple[int, int] = (9, 0)) -> Iterator[Card]:
-    """A card of this compute capability, within the block."""
+def pretended_card(capability: tuple[int, int] = (9, 0), free: int = 80 * GB) -> Iterator[Card]:
+    """A card of this compute capability and free memory, within the block."""
     card = Card()
     cuda = torch.cuda
     with contextlib.ExitStack() as stack:
@@ -297,6 +298,9 @@ def pretended_card(capability: tuple[int, int] = (9, 0)) -> Iterator[Card]:
         replaced(cuda, "device_count", lambda: 1)
         replaced(cuda, "get_device_capability", lambda device=None: capability)
         replaced(cuda, "get_device_name", lambda device=None: "a pretended card")
+        replaced(cuda, "mem_get_info", lambda device=None: (free - card.living, free))
+        replaced(cuda, "memory_reserved", lambda device=None: card.living)
+        replaced(cuda, "memory_allocated", lambda device=None: card.living)
         replaced(cuda, "is_bf16_supported", lambda *_, **__: capability >= (8, 0))
         replaced(cuda.amp.common, "amp_definitely_not_available", lambda: False)
         replaced(torch.Tensor, "pin_memory", lambda self, *_: self)
