@@ -157,6 +157,9 @@ class Card(TorchDispatchMode):
         is_there = device is not None and device.type == "cuda"
         if name == "device" or not (on_card or is_there):
             return func(*args, **kwargs)
+        if name == "to":  # in inference mode, it is not made of a copy yet
+            with self:
+                return func.decompose(*args, **kwargs)
         if (answer := self._waiting(name, args, kwargs, on_card, device)) is not NotImplemented:
             return answer
         if name.startswith(("_fused_", "_amp_")):
