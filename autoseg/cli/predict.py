@@ -76,10 +76,7 @@ def _predict_in(path: Path, arguments: argparse.Namespace, choice: Choice | None
         say(f"ignored {name}: {reason}")
     found, folder, arguments.format = found.for_output(arguments.output, arguments.format)
     options = batch.Options(*(getattr(arguments, each.name) for each in fields(batch.Options)))
-    refused, uids = found.refused, found.uids
-    outcome = batch.predict_cases(
-        predictor, found.cases, folder, options, refused=refused, uids=uids
-    )
+    outcome = batch.predict_cases(predictor, found, folder, options)
     batch.show(outcome, arguments.debug)
     print(arguments.output)
     if outcome.is_our_fault:

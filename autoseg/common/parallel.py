@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache, partial
-from itertools import islice, pairwise
+from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path, PurePosixPath
@@ -171,67 +171,6 @@ def why_killed() -> str:
     if limit is not None and _kills() > KILLS_BEFORE:
         return f"by the kernel, as the container's memory limit of {limit / GB:.3g} GB was reached"
     return "most often because memory ran out"
-
-
-class _OneBlasThread:
-    """Within the block, a product of matrices has one thread; blocks may overlap in time."""
-
-    def __init__(self) -> None:
-        self.lock, self.users, self.threads, self.limiter = threading.Lock(), 0, 1, Any
-
-    def __enter__(self) -> int:
-        """Limit the threads; the number of those that a product would have had."""
-        with self.lock:
-            if self.users == 0:
-                pools = _blas()
-                self.threads = max((pool["num_threads"] for pool in pools.info()), default=1)
-                self.limiter = pools.limit(limits=1)
-            self.users += 1
-            return self.threads
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                self.limiter.restore_original_limits()
-
-
-@lru_cache(maxsize=1)
-def _blas() -> Any:
-    import threadpoolctl  # here: `--help` needs the cores only
-
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")
-
-
-@lru_cache(maxsize=1)
-def _slab_threads(process: int) -> ThreadPoolExecutor:
-    """Threads of this process: a fork does not have those of its parent."""
-    return ThreadPoolExecutor(cores(), "slabs")
-
-
-ONE_BLAS_THREAD = _OneBlasThread()
-
-
-def in_slabs(function: Callable[[slice], None], length: int, least: int = 1) -> None:
-    """Call a function of small matrix products with slices that cover `length` items, in threads.
-
-    BLAS itself waits for the slowest of its threads in each product. Beside other work, a small
-    product then takes as long as the system lets another process run.
-
-    Args:
-        function: writes the results of a slice.
-        length: number of items.
-        least: items that are worth a thread.
-    """
-    with ONE_BLAS_THREAD as threads:
-        count = max(1, min(threads, length // least))
-        first, *others = [
-            slice(*ends) for ends in pairwise(n * length // count for n in range(count + 1))
-        ]
-        coming = [_slab_threads(os.getpid()).submit(function, slab) for slab in others]
-        function(first)
-        for each in coming:
-            each.result()
 
 
 Item = TypeVar("Item")

@@ -167,13 +167,9 @@ def openvino() -> ModuleType:
             sys.modules[TELEMETRY] = hidden
 
 
-def core() -> Any:
-    """OpenVINO's runtime, shared by all networks of this process."""
-    return _core_of(os.getpid())
-
-
 @cache
-def _core_of(process: int) -> Any:
+def core_of(process: int) -> Any:
+    """OpenVINO's runtime, shared by all networks of this process."""
     return openvino().Core()
 
 
@@ -184,7 +180,7 @@ def version() -> str:
 
 def computes_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this CPU."""
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core_of(os.getpid()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _compile(graph: Any, precision: torch.dtype, **settings: Any) -> Any:
@@ -192,7 +188,7 @@ def _compile(graph: Any, precision: torch.dtype, **settings: Any) -> Any:
         "INFERENCE_PRECISION_HINT": "bf16" if precision is torch.bfloat16 else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    return core().compile_model(graph, "CPU", settings)
+    return core_of(os.getpid()).compile_model(graph, "CPU", settings)
 
 
 def write_openvino(network: UNet, patch: Triple, path: Path) -> None:
@@ -215,7 +211,7 @@ def write_openvino(network: UNet, patch: Triple, path: Path) -> None:
 
 def run_openvino(path: Path, patches: Tensor) -> Tensor:
     """Logits of patches by a file of `write_openvino`, in float32."""
-    compiled = _compile(core().read_model(path), torch.float32)
+    compiled = _compile(core_of(os.getpid()).read_model(path), torch.float32)
     return torch.from_numpy(compiled(patches.numpy())[0])
 
 

@@ -29,7 +29,7 @@ from autoseg.image.label_writer import write_label
 from autoseg.prediction import output
 from autoseg.prediction import record as records
 from autoseg.prediction.fit import Differences, differs_from
-from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.quality import assess, bounds_text, evidence_of, in_words
 
@@ -118,11 +118,8 @@ def show(outcome: Outcome, debug: bool = False) -> None:
     for line in in_words(outcome.predicted):
         say(line)
     named: dict[tuple[str, str], list[str]] = {}
-    differing = [
-        ("differs", name, ", ".join(case["differs"]))
-        for name, case in outcome.predicted.items()
-        if case.get("differs")
-    ]
+    known = outcome.predicted.items()
+    differing = [("differs", n, ", ".join(of["differs"])) for n, of in known if of.get("differs")]
     for state, name, reason in (*differing, *outcome.missing()):
         named.setdefault((state, reason), []).append(name)
     differ = f" ({len(differing)} differ)" if differing else ""
@@ -147,28 +144,24 @@ def _one_line(error: Exception) -> str:
 
 def predict_cases(
     predictor: Predictor,
-    inputs: Inputs,
+    found: FoundInputs,
     out: Path,
     options: Options = Options(),
     previous: Mapping[str, Path] | None = None,
-    refused: Mapping[str, str] | None = None,
-    uids: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Predict every case that is not predicted yet, shared with other runs on the same folder.
 
     Args:
         predictor: a model.
-        inputs: case -> its files.
+        found: the cases; a name that has another SeriesInstanceUID in the record is refused.
         out: folder for the label maps.
         options: what is predicted and written.
         previous: for a cascade, case -> the label map of its previous stage, if it is known.
-        refused: cases that cannot be predicted -> why.
-        uids: case -> SeriesInstanceUID; a name that has another UID in the record is refused.
 
     Raises:
         AutosegError: an output would replace a scan, or the predictions there are of another model.
     """
-    output.check_format(options.format, inputs)
+    output.check_format(options.format, found.cases)
     if predictor.not_checked:
         say(f"not checked whether scans are like the training scans: {predictor.not_checked}")
     if options.save_probabilities and predictor.temperature != 1:
@@ -187,29 +180,37 @@ def predict_cases(
         output.CAPTURE: draws and writer is not None,
     }
     suffixes = [suffix for suffix, is_wanted in wanted.items() if is_wanted]
-    outputs = {name: [name + suffix for suffix in suffixes] for name in inputs}
-    for name, files in inputs.items():
+    outputs = {name: [name + suffix for suffix in suffixes] for name in found.cases}
+    for name, files in found.cases.items():
         path = out / outputs[name][0]
         # Not Path.resolve, which raises for circular links.
         if os.path.realpath(path) in [os.path.realpath(f) for f in files if isinstance(f, Path)]:
             raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
     record = records.PredictionRecord(out, predictor, options.format, known=previous is not None)
     # Anonymised patients may share an id.
-    taken = {} if options.overwrite else record.taken(uids or {})
-    inputs = {name: files for name, files in inputs.items() if name not in taken}
-    outcome = Outcome(refused={**(refused or {}), **taken})
+    taken = {} if options.overwrite else record.taken(found.uids)
+    inputs = {name: files for name, files in found.cases.items() if name not in taken}
+    outcome = Outcome(refused=found.refused | taken)
     with (
         closing(records.CaseQueue(inputs, outputs, record, options.overwrite)) as queue,
         progress("predicting", len(queue.wanted)) as bar,
     ):
-        stages = _Stages(predictor, queue, previous, writer, options, bar, uids or {})
+        stages = _Stages(predictor, queue, previous, writer, options, bar, found.uids)
         for names in queue.rounds():
             read, segment = partial(stages.run, stages.read), partial(stages.run, stages.segment)
             for case in overlap(map(_Case, names), read, segment, stages.finish):
-                _add_to(outcome, case)
                 bar.advance(case.name)
-        skipped = {*queue.skipped, *queue.elsewhere}
-    outcome = replace(outcome, skipped=tuple(name for name in inputs if name in skipped))
+                if case.record is not None:
+                    outcome.predicted[case.name] = case.record
+                    continue
+                is_refused = isinstance(case.error, DataError)
+                say(f"skipped {case.name}: {case.error if is_refused else repr(case.error)}")
+                if is_refused:
+                    outcome.refused[case.name] = str(case.error)
+                elif case.error is not None:
+                    outcome.failed[case.name] = case.error
+    skipped = tuple(name for name in inputs if name in queue.skipped)
+    outcome = replace(outcome, skipped=skipped)
     if options.report:
         output.write_report(out, read_json(out / records.RECORD), list(outcome.missing()))
         say(f"report: {out / output.REPORT}")
@@ -390,14 +391,3 @@ class _Stages:
         """The file of a case with this suffix, if it is wanted."""
         name = case.name + suffix
         return self.queue.folder / name if name in self.queue.outputs[case.name] else None
-
-
-def _add_to(outcome: Outcome, case: _Case) -> None:
-    if case.record is not None:
-        outcome.predicted[case.name] = case.record
-    elif isinstance(case.error, DataError):
-        outcome.refused[case.name] = str(case.error)
-        say(f"skipped {case.name}: {case.error}")
-    elif case.error is not None:
-        outcome.failed[case.name] = case.error
-        say(f"skipped {case.name}: {case.error!r}")

@@ -38,7 +38,10 @@ from autoseg.plan.plan import Plan
 # type may be invalid. A capture has planes of three orientations, and no patient is named in it.
 FIXED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 SEXES = ("", "M", "F", "O")
-OTHER_FORMAT = "choose the format nii.gz, nrrd or mha"
+
+
+def _unfit(path: Path | Series, reason: str) -> DataError:
+    return DataError(f"{path}: {reason}; choose the format nii.gz, nrrd or mha")
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,7 @@ class Source:
                 if not header.get(name) and (known := header.file_meta.get(f"MediaStorage{name}")):
                     setattr(header, name, known)
             if missing := [name for name in FIXED["identities"] if not header.get(name)]:
-                raise DataError(
-                    f"{file}: {missing[0]} is missing, which a DICOM SEG refers to; {OTHER_FORMAT}"
-                )
+                raise _unfit(file, f"{missing[0]} is missing, which a DICOM SEG refers to")
             headers.append(header)
         if len(headers) > 1:
             apart = float(np.median(np.diff(series.offsets_mm)))
@@ -103,16 +104,12 @@ class Source:
     def _check_identities(self) -> None:
         for name in FIXED["in_common"]:
             found = {str(header.get(name) or "") for header in self.headers}
-            if len(found) > 1:
-                raise DataError(
-                    f"{self.path}: its slices have {len(found)} values of {name}, and a DICOM SEG "
-                    f"refers to one; {OTHER_FORMAT}"
-                )
+            if (count := len(found)) > 1:
+                reason = f"its slices have {count} values of {name}, and a DICOM SEG refers to one"
+                raise _unfit(self.path, reason)
         if len({header.SOPInstanceUID for header in self.headers}) < len(self.headers):
-            raise DataError(
-                f"{self.path}: several slices have the same SOPInstanceUID, so that a DICOM SEG "
-                f"cannot refer to them; {OTHER_FORMAT}"
-            )
+            reason = "several slices have the same SOPInstanceUID: a DICOM SEG cannot refer to them"
+            raise _unfit(self.path, reason)
 
     def _complete(self) -> None:
         """Add attributes that must be there but may be empty, and empty invalid ones."""
@@ -150,6 +147,7 @@ COMMENT_LENGTH = 10240
 SERIES_NUMBER, PICTURE_NUMBER = 1000, 2000  # added to the source's: viewers list results behind it
 LARGEST_NUMBER = 2**31 - 1
 MAKER = "autoseg"
+NO_CODES: Codes = {}
 
 
 @dataclass(frozen=True)
@@ -177,12 +175,27 @@ class SegWriter:
     qualification: str = RESEARCH
 
     @classmethod
-    def of(cls, plan: Plan, qualification: str = RESEARCH) -> SegWriter:
-        """What a plan knows."""
+    def of(
+        cls, plan: Plan | Mapping[str, Any], qualification: str = RESEARCH, codes: Codes = NO_CODES
+    ) -> SegWriter:
+        """What a plan knows, or class -> values; the codes go before those of a plan.
+
+        Raises:
+            DataError: no class is named, or one has the value 0.
+        """
+        if not isinstance(plan, Plan):
+            each = {n: (v,) if isinstance(v, int) else tuple(v) for n, v in plan.items()}
+            labels = {name: values for name, values in each.items() if values != (0,)}
+            flat = [value for values in labels.values() for value in values]
+            if not flat or 0 in flat:
+                raise DataError(f"classes: {labels} names no class, or one with the value 0")
+            about = MAKER, MAKER, __version__, qualification
+            return cls(labels, len(set(flat)) < len(flat), codes, {}, *about)
         labels, task = dict(list(plan.labels.items())[1:]), plan.task
         colours, overlap = plan.evaluation.colours_of(labels), plan.classes.are_regions
         model = f"{task} {plan.name}"
-        return cls(labels, overlap, plan.codes, colours, task, model, plan.id, qualification)
+        known = {**plan.codes, **codes}
+        return cls(labels, overlap, known, colours, task, model, plan.id, qualification)
 
     @cached_property
     def codes(self) -> dict[str, SegmentCode]:
@@ -210,9 +223,7 @@ class SegWriter:
             raise
         except Exception as error:  # of highdicom and pydicom, which raise nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(
-                f"{path}: cannot be the source of a DICOM SEG ({reason}); {OTHER_FORMAT}"
-            ) from error
+            raise _unfit(path, f"cannot be the source of a DICOM SEG ({reason})") from error
         return source
 
     def write(
@@ -346,32 +357,16 @@ def write_dicom_seg(
     Raises:
         DataError: the series has no such grid, or lacks what a segmentation refers to.
     """
-    writer = SegWriter.of(classes) if isinstance(classes, Plan) else _described(classes)
     given = {name: SegmentCode.model_validate(code) for name, code in (codes or {}).items()}
+    writer = SegWriter.of(classes, content_qualification, given)
     coding.check_codes(given, writer.labels)
-    known = {**writer.declared, **given}
-    writer = replace(writer, declared=known, qualification=content_qualification)
     source = Source.read(Path(series))
     if label.shape != (size := source.size):
         raise DataError(f"{path}: the label map has {label.shape} voxels, {series} has {size}")
     counts = count_values(label, 1 + max(int(label.max(initial=0)), 0))
-    values = {value for covered in writer.labels.values() for value in covered}
-    if unknown := [value for value in np.flatnonzero(counts)[1:] if value not in values]:
+    if unknown := sorted({*np.flatnonzero(counts)[1:]} - coding.values_of(writer.labels)):
         raise DataError(f"{path}: the value {unknown[0]} of the label map belongs to no class")
     writer.write(Path(path), label, source, note)
-
-
-def _described(classes: Mapping[str, int | Sequence[int]]) -> SegWriter:
-    labels = {
-        name: (values,) if isinstance(values, int) else tuple(values)
-        for name, values in classes.items()
-    }
-    labels = {name: values for name, values in labels.items() if values != (0,)}
-    flat = [value for values in labels.values() for value in values]
-    if not flat or 0 in flat:
-        raise DataError(f"classes: {labels} names no class, or a class with the background value 0")
-    overlap = len(set(flat)) < len(flat)
-    return SegWriter(labels, overlap, {}, {}, MAKER, MAKER, __version__)
 
 
 def _save(dataset: pydicom.Dataset, path: Path, note: str) -> None:

@@ -93,14 +93,29 @@ def find_inputs(
     if reason := obstacle(path):
         raise DataError(reason)
     if path.is_file():
-        return _group([_single(path, name_by)], channels, FoundInputs())
+        if formats.ending_of(path):
+            scan = Scan("", formats.stem_of(path), path)
+        elif is_dicom(path):
+            scan = scan_of_slice(path, name_by)
+        else:
+            known = ", ".join(formats.READABLE)
+            raise DataError(f"{path}: not a scan; use {known}, or a DICOM series")
+        return _group([scan], channels, FoundInputs())
     found = FoundInputs(**vars(find_studies(path, name_by, choice, len(channels))))
     if choice is not None and not found.scans and not found.refused:
         listed = "; ".join(f"{name}: {line}" for name, line in found.listed.items())
         raise DataError(f"{path}: --series chooses no series of these: {listed or 'none'}")
     if choice is None:
-        found.refused = _folders_named_as_files(path) | found.refused
-        files = _image_files(path)
+        for entry in _folders_in(path):  # which some programs make of a scan they unpack
+            if formats.ending_of(entry) and not dicom_files(entry):
+                reason = "a folder without a DICOM series, although it is named like a file"
+                found.refused.setdefault(
+                    entry.name, f"{entry}: {reason}; put the scan itself there"
+                )
+        folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
+        top = [] if path in folders else _files_in(path)
+        files = [Scan("", formats.stem_of(file), file) for file in top]
+        files += [scan for folder in folders for scan in _imaging(folder)]
         if found.scans:  # pictures beside them are screenshots
             files = [scan for scan in files if not formats.is_picture(Path(str(scan.path)))]
         found.scans = found.scans + files
@@ -157,22 +172,6 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo], free: int) -> Non
         raise DataError(f"{path}: {total} bytes do not fit into the temporary folder ({free} free)")
 
 
-def _image_files(path: Path) -> list[Scan]:
-    """The image files at the top of a folder, and those of case folders."""
-    folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
-    files = [] if path in folders else _files_in(path)
-    scans = [Scan("", formats.stem_of(file), file) for file in files]
-    return scans + [scan for folder in folders for scan in _imaging(folder)]
-
-
-def _single(path: Path, name_by: str) -> Scan:
-    if formats.ending_of(path):
-        return Scan("", formats.stem_of(path), path)
-    if is_dicom(path):
-        return scan_of_slice(path, name_by)
-    raise DataError(f"{path}: not a scan; use {', '.join(formats.READABLE)}, or a DICOM series")
-
-
 def _visible(folder: Path) -> list[Path]:
     return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
 
@@ -194,16 +193,6 @@ def _imaging(folder: Path) -> list[Scan]:
     if not all(numbers):
         return []
     return [Scan("", name + (n[1] or ""), f) for n, f in zip(numbers, files, strict=True) if n]
-
-
-def _folders_named_as_files(folder: Path) -> dict[str, str]:
-    """Folders such as `a.nii.gz`, which some programs make of a scan when they unpack it."""
-    return {
-        entry.name: f"{entry}: a folder without a DICOM series, although it is named like a file; "
-        "put the scan itself there"
-        for entry in _folders_in(folder)
-        if formats.ending_of(entry) and not dicom_files(entry)
-    }
 
 
 def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs) -> FoundInputs:

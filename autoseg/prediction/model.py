@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,11 @@ def load_model(folder: Path, folds: list[str] | None, device: torch.device) -> M
     Raises:
         AutosegError: it is not a model, a fold is missing, or the weights are of another plan.
     """
-    return _load(layout.open_model(folder), folder, folds, device)
+    return _load(layout.open_model(folder), folds, device)
 
 
-def _load(
-    files: ModelFiles, folder: Path, folds: Sequence[str] | None, device: torch.device
-) -> Model:
-    plan = layout.plan_in(files)
+def _load(files: ModelFiles, folds: Sequence[str] | None, device: torch.device) -> Model:
+    folder, plan = files.path(""), layout.plan_in(files)
     folds = choose_folds(files, folder, plan, folds)
     networks = []
     for fold in folds:
@@ -116,7 +114,7 @@ def load_previous(model: Model, device: torch.device) -> Model:
     before = model.where.previous(str(model.plan.previous_stage))
     if not before.has(PLAN):
         raise AutosegError(f"{before.path('')} has no {PLAN}; restore it: {model.folder} needs it")
-    previous = _load(before, before.path(""), None, device)
+    previous = _load(before, None, device)
     check_previous(model.folder, previous.plan, model.where)
     return previous
 
@@ -242,12 +240,10 @@ def _cases(cases: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for case in cases.values():
         code, spacing = case["orientation"], case["spacing_mm"]
         x, y, z = (size * mm for size, mm in zip(case["shape_after_crop"], spacing, strict=True))
-        yield asdict(
-            Appearance(
-                orientation=code,
-                spacing_mm=on_patient_axes(spacing, code),
-                extent_mm=on_patient_axes((x, y, z), code),
-                ranges=tuple((c["image"]["p00_5"], c["image"]["p99_5"]) for c in case["channels"]),
-                bodies=tuple(channel.get("body", ()) for channel in case["channels"]),
-            )
-        )
+        yield {
+            "orientation": code,
+            "spacing_mm": on_patient_axes(spacing, code),
+            "extent_mm": on_patient_axes((x, y, z), code),
+            "ranges": [(c["image"]["p00_5"], c["image"]["p99_5"]) for c in case["channels"]],
+            "bodies": [channel.get("body", ()) for channel in case["channels"]],
+        }

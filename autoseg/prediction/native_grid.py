@@ -19,8 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from functools import cached_property, lru_cache, reduce
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -40,25 +40,14 @@ Area = Box  # a rectangle of all planes: slices along y and z
 Save = Callable[[int, slice, Floats], None]  # class, planes, probabilities (x, y, z)
 
 
-class Planes(Protocol):
-    """Consecutive planes (x) of a scan's own grid, and the probabilities there.
-
-    Attributes:
-        rows: which planes.
-        shape: voxels of all of them, (x, y, z).
-    """
-
-    rows: slice
-    shape: Triple
-
-    def area_above(self, index: int, threshold: float | None) -> Area | None:
-        """An area outside of which a class is nowhere more probable than a threshold.
-
-        None: than the first class.
-        """
-
-    def probabilities(self, index: int, area: Area) -> Floats:
-        """A class's probabilities in an area of the planes, (x, *area)."""
+# Consecutive planes (x) of a scan's own grid, and the probabilities there:
+#
+#     rows                        which planes
+#     shape                       voxels of all of them, (x, y, z)
+#     area_above(index, least)    an area outside of which a class is nowhere more probable than a
+#                                 threshold (None: than the first class); None if it is nowhere
+#     probabilities(index, area)  of a class in an area of the planes, (x, *area)
+Planes = Union["_NativePlanes", "ProbabilityPlanes", "MeanPlanes"]
 
 
 @dataclass(frozen=True)
@@ -214,11 +203,7 @@ class ProbabilityPlanes:
     def _normaliser(self) -> Floats:
         """The logarithm of the sum of the classes' exponentials."""
         whole = whole_area(self.shape)
-        each = (self._logits(i, whole) for i in range(self.classes.outputs))
-        total = next(each)
-        for logits in each:
-            total = np.logaddexp(total, logits)
-        return total
+        return reduce(np.logaddexp, (self._logits(i, whole) for i in range(self.classes.outputs)))
 
     def probabilities(self, index: int, area: Area) -> Floats:
         """A class's softmax, or a region's sigmoid, in an area of the planes."""
@@ -354,7 +339,8 @@ class _CardPlanes(_NativePlanes):
     @cached_property
     def values(self) -> Tensor:
         """Of all classes in the box, (class, x, y, z)."""
-        found, rows = self.low, [self.own, *(slice(0, s.stop - s.start) for s in self.sides)]
+        found: Tensor = self.low
+        rows = [self.own, *(slice(0, s.stop - s.start) for s in self.sides)]
         sizes = [some.stop - some.start for some in rows]
         for axis in most_shrinking_first(found.shape[1:], sizes):
             if not (of := self.placement.axes[axis]).is_identity:

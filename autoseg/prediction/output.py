@@ -115,14 +115,9 @@ def probability_file(
     chunk[axis] = min(PLANES_AT_ONCE, size[axis])  # so that each chunk is compressed once
     with replacing(path) as temporary:
         with errors_name(path):
-            array = blosc2.zeros(
-                (len(names), *size),
-                dtype=np.float16,
-                urlpath=str(temporary),
-                mode="w",
-                chunks=(1, *chunk),
-                cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
-            )
+            small: Any = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}
+            how: Any = {"mode": "w", "chunks": (1, *chunk), "cparams": small}
+            array = blosc2.zeros((len(names), *size), np.float16, urlpath=str(temporary), **how)
             array.vlmeta["classes"] = list(names)
             if temperature != 1:
                 array.vlmeta["temperature"] = temperature
@@ -164,21 +159,13 @@ def volumes(label: LabelMap, geometry: Geometry, plan: Plan) -> dict[str, Any]:
     counts = count_values(label, max(values_of(plan.labels)) + 1)
     voxel_ml = prod(geometry.spacing_mm) / 1000
     classes = dict(itertools.islice(plan.labels.items(), 1, None))
-    found: dict[str, Any] = {
-        "volume_ml": {
-            name: round(float(counts[list(covered)].sum() * voxel_ml), 6)
-            for name, covered in classes.items()
-        }
-    }
-    if plan.shares:
-        found["share"] = {}
-        for share in plan.shares:
-            part = _voxels(counts, {share.label}, plan)
-            whole = part + _voxels(counts, set(share.container), plan)
-            found["share"][class_of(share.label, plan.labels)] = (
-                round(part / whole, 6) if whole else None
-            )
-    return found
+    volumes = {n: round(float(counts[[*of]].sum() * voxel_ml), 6) for n, of in classes.items()}
+    shares: dict[str | None, float | None] = {}
+    for share in plan.shares:
+        part = _voxels(counts, {share.label}, plan)
+        whole = part + _voxels(counts, set(share.container), plan)
+        shares[class_of(share.label, plan.labels)] = round(part / whole, 6) if whole else None
+    return {"volume_ml": volumes} | ({"share": shares} if plan.shares else {})
 
 
 def _voxels(counts: NDArray[np.int64], labels: set[int], plan: Plan) -> int:

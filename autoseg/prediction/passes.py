@@ -15,34 +15,35 @@ from autoseg.networks.unet import with_masks
 from autoseg.plan.plan import Plan
 from autoseg.prediction.backends import Backend, Run, choose_backend
 from autoseg.prediction.model import Model
-from autoseg.prediction.quality import Calibration, Observer
+from autoseg.prediction.quality import Calibration, Observer, load_calibration
 
 
 class Passes:
     """Runs the networks of a model on patches.
 
-    Attributes:
+    Args:
         model: whose networks these are.
         plan: defines the channels and the labels.
         device: where the networks run.
-        backend_name: library, version and precision that run them: `torch 2.13.0 bfloat16`.
+        backend: what runs them, see `choose_backend`.
+        mirror: whether to average over mirrored patches; None: if the plan does.
+
+    Attributes:
+        backend_name: library, version and precision: `torch 2.13.0 bfloat16`.
         logits: whether logits are averaged, not probabilities.
         float16: whether their sums are rounded to float16.
         flips: the axes along which the patches of each pass are mirrored.
         calibration: what the cross-validation says about predictions, or why it is not known.
     """
 
-    model: Model
-    plan: Plan
-    device: torch.device
-    backend_name: str
-    wanted_backend: str
     logits: bool = False
-    float16: bool = False
     calibration: Calibration | str = "not calibrated: an average of several plans"
 
-    def _start(self, mirror: bool | None) -> None:
-        """Prepare the passes of `model`; `mirror` as in `Predictor`."""
+    def __init__(
+        self, model: Model, plan: Plan, device: torch.device, backend: str, mirror: bool | None
+    ) -> None:
+        self.model, self.plan, self.device, self.wanted_backend = model, plan, device, backend
+        self.calibration, self.mirror = load_calibration(model), mirror
         inference = self.plan.inference
         self.logits = inference.average != "probabilities"
         self.float16 = inference.average == "logits_float16"

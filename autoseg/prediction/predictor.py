@@ -39,7 +39,7 @@ from autoseg.prediction.model import Model
 from autoseg.prediction.output import Prediction, probability_file
 from autoseg.prediction.passes import Passes
 from autoseg.prediction.postprocessing import Postprocessing, Reliability
-from autoseg.prediction.quality import Observer, load_calibration
+from autoseg.prediction.quality import Observer
 from autoseg.prediction.sliding_window import CPU, Float16Sums, predict_slabs, turned, window_bytes
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.resample import axis_orders
@@ -101,22 +101,18 @@ class Predictor(Passes):
         backend: str = AUTO,
         orientation: str | None = None,
     ) -> None:
-        orientation = None if orientation is None else check_code(orientation)
-        self.device = pick_device(device)
+        code = None if orientation is None else check_code(orientation)
+        where = pick_device(device)
         if isinstance(model, Path | str):
-            folds = [str(fold) for fold in folds or ()]
-            model = models.load_model(Path(model), folds, self.device)
-        self.model, self.plan, self.mirror = model, model.plan, mirror
-        if (slide := self.plan.inference.slide_axis) is not None:
+            model = models.load_model(Path(model), [str(fold) for fold in folds or ()], where)
+        plan = model.plan.model_copy(update={"orientation": code}) if code else model.plan
+        super().__init__(model, plan, where, backend, mirror)
+        self.wanted_orientation = code
+        if (slide := plan.inference.slide_axis) is not None:
             self.axes = (slide,)
-        self.wanted_orientation, self.wanted_backend = orientation, backend
-        if orientation is not None:
-            self.plan = self.plan.model_copy(update={"orientation": orientation})
         self.postprocessing = models.load_postprocessing(model) if postprocess else None
         self.temperature = models.load_temperature(model)
         self.qualification = qualification_in(model.where)
-        self.calibration = load_calibration(model)
-        self._start(mirror)
 
     @cached_property
     def previous(self) -> Predictor | None:
@@ -258,8 +254,7 @@ class Predictor(Passes):
 
         Args:
             prepared: by `prepare`.
-            save: a file for the probabilities, see `autoseg.prediction.output`. They are those of
-                the networks: postprocessing changes the label map only.
+            save: a file for the probabilities of the networks, see `autoseg.prediction.output`.
             report: called now and then with the finished part of the scan, from 0 to 1.
             observer: of this scan, by `observer`; the label map does not depend on it.
         """
@@ -319,16 +314,12 @@ class Predictor(Passes):
         low, size = view.triple(prepared.image.shape[1:]), view.triple(prepared.geometry.size)
         spacings = prepared.spacing_mm, prepared.geometry.spacing_mm
         needed = self.window_bytes(prepared, axis, to) + prepared.image.nbytes
-        return native.Placement(
-            low_shape=low,
-            box=view.box(prepared.box, prepared.geometry.size),
-            size=size,
-            outside=None if self.classes.are_regions else 0,
-            orders=view.triple(axis_orders(1, *spacings, self.plan.inference.anisotropy)),
-            logits=self.logits,
-            float16=self.float16,
-            on_card=self._holds(needed + native.card_bytes(low, size, outputs)),
-        )
+        on_card = self._holds(needed + native.card_bytes(low, size, outputs))
+        box = view.box(prepared.box, prepared.geometry.size)
+        outside = None if self.classes.are_regions else 0
+        orders = view.triple(axis_orders(1, *spacings, self.plan.inference.anisotropy))
+        how = self.logits, self.float16, on_card
+        return native.Placement(low, box, size, outside, orders, *how)
 
     def _holds(self, needed: int) -> bool:
         """Whether half of the free memory of a card holds so many bytes; if not, say it."""

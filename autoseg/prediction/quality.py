@@ -68,6 +68,7 @@ FIGURES = {
     **{f"extent_{axis}_mm": 0.1 for axis in AXES},
     **{f"position_{axis}_mm": 2.0 for axis in AXES},  # of its centre from that of all classes
 }
+Assessed = dict[str, Any]
 Evidence = dict[str, dict[str, float] | None]  # class -> its figures; None: it does not occur
 Scored = tuple[Evidence, Mapping[str, float | None]]  # and the Dice of each class
 # Whether the networks say it, and what in words -> how far from usual, in spreads.
@@ -277,9 +278,7 @@ class Calibration:
         return found
 
 
-def assess(
-    calibration: Calibration | str, evidence: Evidence, differs: Differences
-) -> dict[str, Any]:
+def assess(calibration: Calibration | str, evidence: Evidence, differs: Differences) -> Assessed:
     """The `quality` of a prediction and its `assessment`, for its record.
 
     Args:

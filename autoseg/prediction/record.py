@@ -31,6 +31,7 @@ from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
 from autoseg.image.image import files_of, read_label
 from autoseg.networks.devices import describe
+from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Ensemble, Predictor
 
@@ -38,6 +39,7 @@ RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
 POLL_SECONDS = 0.2
 
 CaseRecord = dict[str, Any]
+Outputs = Mapping[str, Sequence[str]]
 FileFacts = dict[str, Any]  # file name -> its size and SHA-256
 
 
@@ -239,22 +241,16 @@ class CaseQueue:
 
     Attributes:
         wanted: cases to predict.
-        skipped: cases that were predicted before.
-        elsewhere: cases that other runs have predicted meanwhile.
+        skipped: cases that were predicted before, or by other runs meanwhile.
     """
 
     def __init__(
-        self,
-        inputs: Mapping[str, tuple[Source, ...]],
-        outputs: Mapping[str, Sequence[str]],
-        record: PredictionRecord,
-        overwrite: bool,
+        self, inputs: Inputs, outputs: Outputs, record: PredictionRecord, overwrite: bool
     ) -> None:
         self.inputs, self.outputs, self.record = inputs, outputs, record
         self.folder = record.path.parent
         self.known = record.begin(overwrite)
         self.claims: dict[str, ExitStack] = {}
-        self.elsewhere: list[str] = []
         self._remove_leftovers()
         self.wanted = [name for name in inputs if overwrite or self._is_wanted(name)]
         self.skipped = [name for name in inputs if name not in self.wanted]
@@ -298,7 +294,7 @@ class CaseQueue:
             now = self.record.read().get(name)
             if now and now != self.known.get(name) and self._why_not(name, now) is None:
                 self.release(name)
-                self.elsewhere.append(name)
+                self.skipped.append(name)
             else:
                 yield name
 

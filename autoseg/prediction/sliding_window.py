@@ -7,10 +7,12 @@ probabilities of the whole scan.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,10 +106,13 @@ def predict_slabs(
     inside = tuple(slice(b, b + n) for b, n in zip(before[1:], image.shape[2:], strict=True))
     on_host = torch.from_numpy(np.ascontiguousarray(padded))
     volume, weights = on_host.to(device), weight_map(patch, inference.weighting).to(device)
-    groups, boxes, batch = _tiles(padded.shape[1:], patch, inference, float16, device)
+    at_once = VOXELS_ON_CARD if device.type == "cuda" else VOXELS_AT_ONCE
+    z_before_y = float16 is not None and float16.z_before_y
+    batch = max(1, at_once // math.prod(patch))
+    groups, boxes = _tiles(padded.shape[1:], patch, inference, z_before_y, batch)
     length = max(group[-1] - group[0] for group in groups) + patch[0]
     folds, kind = (float16.folds, torch.float16) if float16 else (1, torch.float32)
-    plane, where = padded.shape[2:], {"dtype": kind, "device": device}
+    plane, where = padded.shape[2:], cast("Any", {"dtype": kind, "device": device})
     sums = torch.zeros(folds * classes, length, *plane, **where)  # (map, length, y, z)
     totals = torch.zeros(length, *plane, **where)  # of the weights
     network = _reusing(probabilities)
@@ -135,23 +140,15 @@ def predict_slabs(
 
 
 def _tiles(
-    shape: Sequence[int],
-    patch: Triple,
-    inference: Inference,
-    float16: Float16Sums | None,
-    device: torch.device,
-) -> tuple[list[list[int]], list[tuple[slice, slice]], int]:
-    """Groups of starts along x, the boxes (y, z) at each of them, and the patches of a batch."""
+    shape: Sequence[int], patch: Triple, inference: Inference, z_before_y: bool, batch: int
+) -> tuple[list[list[int]], list[tuple[slice, slice]]]:
+    """Groups of starts along x, which share batches, and the boxes (y, z) at each of them."""
     axes = zip(shape, patch, inference.overlap, strict=True)
     xs, ys, zs = (tile_starts(*axis, inference.tile_step) for axis in axes)
-    corners = [(y, z) for y in ys for z in zs]
-    if float16 is not None and float16.z_before_y:
-        corners = [(y, z) for z in zs for y in ys]
+    corners = [(y, z) for z in zs for y in ys] if z_before_y else [*itertools.product(ys, zs)]
     boxes = [(slice(y, y + patch[1]), slice(z, z + patch[2])) for y, z in corners]
-    at_once = VOXELS_ON_CARD if device.type == "cuda" else VOXELS_AT_ONCE
-    batch = max(1, at_once // math.prod(patch))
-    rows = max(1, batch // len(boxes))  # x positions that share a batch
-    return [xs[first : first + rows] for first in range(0, len(xs), rows)], boxes, batch
+    rows = max(1, batch // len(boxes))
+    return [xs[first : first + rows] for first in range(0, len(xs), rows)], boxes
 
 
 def tile_starts(size: int, patch: int, overlap: int, step: float | None = None) -> list[int]:
@@ -175,29 +172,25 @@ def count_tiles(shape: Sequence[int], patch: Triple, overlap: Sequence[int]) -> 
 
 
 def weight_map(patch: Triple, weighting: str) -> Tensor:
-    """Weight of each voxel of a patch: shape `patch`, nowhere zero."""
+    """Weight of each voxel of a patch: shape `patch`, nowhere zero.
+
+    NnU-Net's Gaussian lies around the middle voxel, is cut off at 4 sigma, has a maximum of 10, and
+    is rounded to float16.
+    """
     if weighting == "uniform":
         return torch.ones(patch)
-    if weighting == "nnunet":
-        return _weights_of_nnunet(patch)
-    sides = []
+    is_nnunet, sides = weighting == "nnunet", []
     for size in patch:
-        offsets = torch.arange(size) - (size - 1) / 2
+        middle = size // 2 if is_nnunet else (size - 1) / 2
+        kind = torch.float64 if is_nnunet else torch.float32
+        offsets = torch.arange(size, dtype=kind) - middle
         sides.append(torch.exp(-0.5 * (offsets / (size * GAUSSIAN_SIGMA)) ** 2))
+        if is_nnunet:
+            sides[-1][offsets.abs() > int(4 * size * GAUSSIAN_SIGMA + 0.5)] = 0
     weights = reduce(lambda product, side: product[..., None] * side, sides)
-    return (weights / weights.max()).clamp_min(1e-4)
-
-
-def _weights_of_nnunet(patch: Triple) -> Tensor:
-    """A Gaussian around the middle voxel, cut off at 4 sigma, with a maximum of 10, in float16."""
-    sides = []
-    for size in patch:
-        offsets = torch.arange(size, dtype=torch.float64) - size // 2
-        side = torch.exp(-0.5 * (offsets / (size * GAUSSIAN_SIGMA)) ** 2)
-        reach = int(4 * size * GAUSSIAN_SIGMA + 0.5)
-        sides.append(side.masked_fill(offsets.abs() > reach, 0.0))
-    weights = 10 * reduce(lambda product, side: product[..., None] * side, sides)
-    rounded = weights.half().float()
+    if not is_nnunet:
+        return (weights / weights.max()).clamp_min(1e-4)
+    rounded = (10 * weights).half().float()
     return rounded.masked_fill(rounded == 0, float(rounded[rounded > 0].min()))
 
 

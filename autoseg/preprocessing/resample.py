@@ -20,8 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Array, Doubles, Floats, Triple, without_tiny
-from autoseg.common.parallel import in_slabs
+from autoseg.common.arrays import Array, Doubles, Floats, Triple, in_slabs, without_tiny
 from autoseg.plan.sections import whole_sizes
 
 Lengths = Sequence[float]
@@ -60,7 +59,7 @@ class Axis:
     @property
     def is_identity(self) -> bool:
         """Whether the new voxels are the old ones."""
-        return self.weights.shape[0] == self.weights.shape[1]
+        return len(self.weights) == len(self.weights.T)
 
     def columns(self, rows: slice) -> slice:
         """The old voxels that some consecutive new ones depend on."""

@@ -15,7 +15,7 @@ from autoseg.image.image import Image, read_geometry, read_image, read_label
 from autoseg.image.label_writer import write_label
 from autoseg.prediction import output
 from autoseg.prediction.batch import Options, predict_cases
-from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.inputs import FoundInputs, Inputs
 from autoseg.prediction.output import (
     FORMATS,
     PROBABILITIES,
@@ -254,14 +254,18 @@ def test_probability_files_are_recorded_and_restored(tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", image.array[0])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
     model = Predictor(model_of(tiny_plan(), Pointwise()), device="cpu")
-    predict_cases(model, inputs, out)
+    predict_cases(model, FoundInputs(cases=inputs), out)
     assert not (out / f"a{PROBABILITIES}").exists()
     for _ in range(2):
-        outcome = predict_cases(model, inputs, out, options=Options(save_probabilities=True))
+        outcome = predict_cases(
+            model, FoundInputs(cases=inputs), out, options=Options(save_probabilities=True)
+        )
         assert list(outcome.predicted) == ["a"]
         files = read_json(out / "predictions.json")["cases"]["a"]["files"]
         assert set(files) == {"a.nii.gz", f"a{PROBABILITIES}"}
         assert files[f"a{PROBABILITIES}"]["bytes"] == (out / f"a{PROBABILITIES}").stat().st_size
-        again = predict_cases(model, inputs, out, options=Options(save_probabilities=True))
+        again = predict_cases(
+            model, FoundInputs(cases=inputs), out, options=Options(save_probabilities=True)
+        )
         assert again.skipped == ("a",)
         (out / f"a{PROBABILITIES}").unlink()

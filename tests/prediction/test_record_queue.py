@@ -174,7 +174,7 @@ def test_the_second_run_waits_and_takes_over_failed_cases(
     first.record.add("a", record)
     first.close()  # `b` and `c` have failed there
     assert list(next(rounds)) == ["b", "c"]
-    assert second.elsewhere == ["a"]
+    assert second.skipped == ["a"]
     second.close()
     assert list(rounds) == []
     assert [name for name in files_in(out) if name.startswith(".")] == []
@@ -192,7 +192,7 @@ def test_a_case_that_another_run_finishes_at_the_start_is_recognised(
 
     outputs = {name: (f"{name}.nii.gz",) for name in NAMES}
     record = Early(out, predictor_of(), "nii.gz")
-    work = CaseQueue(out, inputs_of(scans), outputs, record, overwrite=False)
+    work = CaseQueue(inputs_of(scans), outputs, record, overwrite=False)
     assert work.wanted == []
     assert "kept" not in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,7 +240,7 @@ def test_only_a_few_planes_of_a_long_volume_are_in_memory(monkeypatch: pytest.Mo
 
     def watched(*shape: int, **where: Any) -> Tensor:
         allocated.append(shape)
-        return cast("Tensor", zeros(*shape, **where))
+        return zeros(*shape, **where)
 
     monkeypatch.setattr(torch, "zeros", watched)
     list(slabs_of(np.zeros((1, 40, 7, 8), np.float32), how((3, 2, 2))))
