@@ -64,7 +64,7 @@ def choose_backend(
         raise AutosegError(f"OpenVINO cannot be used: {obstacle}; use --backend {TORCH}")
     precision = autocast_type(device, plan.training.precision)
     if wanted == TORCH or obstacle:
-        runs: list[Run] = [TorchNetwork(each, device, precision) for each in networks]
+        runs: list[Run] = [torch_network(each, device, precision) for each in networks]
         library = f"torch {torch.__version__}"
     else:
         if not computes_bfloat16():
@@ -86,19 +86,17 @@ def _obstacle(networks: Sequence[nn.Module], device: torch.device) -> str | None
     return f"it runs U-Nets, not {foreign[0]}" if foreign else None
 
 
-class TorchNetwork:
+def torch_network(network: nn.Module, device: torch.device, precision: torch.dtype) -> Run:
     """A network in torch, in the precision and memory format that are fast on its device."""
-
-    def __init__(self, network: nn.Module, device: torch.device, precision: torch.dtype) -> None:
-        self.device, self.precision, self.network = device, precision, network
-        self.format = place(network, device)
+    layout = place(network, device)
 
     @torch.inference_mode()
-    def __call__(self, patches: Tensor) -> Tensor:
-        """Logits (B, output, x, y, z) in float32, on the device."""
-        with autocast(self.device, self.precision):
-            logits: Tensor = self.network(patches.to(memory_format=self.format))
+    def run(patches: Tensor) -> Tensor:
+        with autocast(device, precision):
+            logits: Tensor = network(patches.to(memory_format=layout))
         return logits.float()
+
+    return run
 
 
 class OpenVinoNetwork:

@@ -130,17 +130,20 @@ def label_map(
     out = view.array(label)
     # The winner has at least 1 / classes of a sum of one. A class that is below half of that
     # everywhere cannot win.
-    limit = 0.5 if classes.are_regions else 0.5 / len(classes.painted)
-    least = (0.0 if classes.are_regions else None) if logits else limit
+    limit = 0.0 if logits else 0.5 if classes.are_regions else 0.5 / len(classes.painted)
+    least = None if logits and not classes.are_regions else limit
     on_card: list[Tensor] = []
     box: Box = ()
     for some in planes:
         if isinstance(some, _CardPlanes):
             if some.low is not None:
-                on_card.append(some.painted(classes, least or 0.0))
+                on_card.append(some.painted(classes, limit))
                 box = tuple(slice(*side) for side in some.placement.box)
         elif classes.are_regions:
-            _paint_regions(some, classes.painted[1:], out[some.rows], least or 0.0)
+            for index, value in enumerate(classes.painted[1:]):
+                if (area := some.area_above(index, least)) is not None:
+                    is_inside = some.probabilities(index, area) > limit
+                    np.copyto(out[some.rows][:, *area], value, where=is_inside)
         else:
             _paint_classes(some, classes.painted, out[some.rows], least)
         if saves:
@@ -170,14 +173,6 @@ def _paint_classes(
         rival = best[:, y, z]
         np.copyto(out[:, *area], values[index], where=candidate > rival)
         np.maximum(candidate, rival, out=rival)
-
-
-def _paint_regions(
-    planes: Planes, values: tuple[int, ...], out: LabelMap, threshold: float
-) -> None:
-    for index, value in enumerate(values):
-        if (area := planes.area_above(index, threshold)) is not None:
-            np.copyto(out[:, *area], value, where=planes.probabilities(index, area) > threshold)
 
 
 class ProbabilityPlanes:
@@ -309,7 +304,7 @@ class _NativePlanes:
         if self.low is None or y.start >= y.stop or z.start >= z.stop:
             return np.full(shape, self._outside(index), np.float32)
         rows = [self.own, *map(_shifted, (y, z), (-side.start for side in self.sides))]
-        found = self._interpolated(self.low[index], rows)
+        found = self._interpolated(index, rows)
         if found.shape == shape:
             return found
         out = np.full(shape, self._outside(index), np.float32)
@@ -317,9 +312,9 @@ class _NativePlanes:
         out[self.inside, y, z] = found
         return out
 
-    def _interpolated(self, low: Floats, rows: Sequence[slice]) -> Floats:
+    def _interpolated(self, index: int, rows: Sequence[slice]) -> Floats:
         """Some voxels of the part of the scan's grid that the network's grid reaches."""
-        axes = self.placement.axes
+        axes, low = self.placement.axes, self.low[index]
         needed = [axis.columns(some) for axis, some in zip(axes, rows, strict=True)]
         found = low[:, needed[1], needed[2]]
         for axis in most_shrinking_first(found.shape, [some.stop - some.start for some in rows]):
@@ -327,7 +322,7 @@ class _NativePlanes:
                 found = axes[axis].apply(found, axis, rows[axis], needed[axis].start)
         if self.placement.float16:
             return found.astype(np.float16).astype(np.float32)
-        return found.copy() if np.may_share_memory(found, low) else found
+        return np.asarray(found.copy() if np.may_share_memory(found, low) else found)
 
 
 class _CardPlanes(_NativePlanes):
@@ -348,11 +343,8 @@ class _CardPlanes(_NativePlanes):
                 found = torch.tensordot(found, weights, ([1 + axis], [1])).movedim(-1, 1 + axis)
         return found.half().float() if self.placement.float16 else found
 
-    def probabilities(self, index: int, area: Area) -> Floats:
-        out = np.full(self.shape, self._outside(index), np.float32)
-        if self.low is not None:
-            out[self.inside, *self.sides] = self.values[index].cpu().numpy()
-        return out[:, *area]
+    def _interpolated(self, index: int, rows: Sequence[slice]) -> Floats:
+        return self.values[index][:, rows[1], rows[2]].cpu().numpy()
 
     def painted(self, classes: Classes, threshold: float) -> Tensor:
         """The number of each voxel's class in the box; regions count from 1."""

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 Network = Callable[[Tensor], Tensor]  # patches (B, channel, *patch) -> (B, class, *patch)
 GAUSSIAN_SIGMA = 1 / 8  # of the patch size, as in nnU-Net
 VOXELS_AT_ONCE = 1 << 18  # small patches, such as 2D slices, are batched up to this size
-VOXELS_ON_CARD = 1 << 23
+VALUES_AT_ONCE = 1 << 25  # on a card, of all classes
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def predict_slabs(
     inside = tuple(slice(b, b + n) for b, n in zip(before[1:], image.shape[2:], strict=True))
     on_host = torch.from_numpy(np.ascontiguousarray(padded))
     volume, weights = on_host.to(device), weight_map(patch, inference.weighting).to(device)
-    at_once = VOXELS_ON_CARD if device.type == "cuda" else VOXELS_AT_ONCE
+    at_once = VOXELS_AT_ONCE
+    if device.type == "cuda":
+        at_once = max(at_once, VALUES_AT_ONCE // classes)
     z_before_y = float16 is not None and float16.z_before_y
     batch = max(1, at_once // math.prod(patch))
     groups, boxes = _tiles(padded.shape[1:], patch, inference, z_before_y, batch)

@@ -108,9 +108,7 @@ class Axis:
                 weights = self.weights[band, columns]
                 at = slice(columns.start - first_column, columns.stop - first_column)
                 to = slice(start - rows.start, band.stop - rows.start)
-                if axis == 0:
-                    np.matmul(weights, old[part, at].T, out=new[part, to].T)
-                elif axis == 1:
+                if axis == 1:
                     np.matmul(weights, old[part, at], out=new[part, to])
                 else:
                     np.matmul(old[part, at], weights.T, out=new[part, to])
