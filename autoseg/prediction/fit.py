@@ -144,14 +144,10 @@ class Judge:
 
     def __init__(self, plan: Plan, training: TrainingSet | None, model: str = "") -> None:
         self.plan, self.model, self.is_warned = plan, model, False
-        self.training = known = training if training is not None and training.cases else None
-        count = len(plan.channels) if known else 0
-        self.channels = [_Channel(plan, known, index) for index in range(count) if known]
-
-    @property
-    def orientations(self) -> tuple[str, ...]:
-        """The orientation in which each training case is stored; empty if it is not known."""
-        return () if self.training is None else self.training.orientations
+        self.training = training or TrainingSet((), ())
+        count = len(plan.channels) if self.training.cases else 0
+        self.channels = [_Channel(plan, self.training, index) for index in range(count)]
+        self.orientations = self.training.orientations
 
     @property
     def orientation_of_arrays(self) -> str:
@@ -174,7 +170,7 @@ class Judge:
     @property
     def not_checked(self) -> str:
         """What cannot be checked, and why; empty if everything is."""
-        if self.training is None:
+        if not self.training.cases:
             missing = "the model has no fingerprint.json, or one without cases"
             return f"spacing, field of view and intensities ({missing})"
         if self.training.has_bodies:
@@ -196,7 +192,7 @@ class Judge:
                 which grows with its size, would be wasted.
         """
         found = dict(_other_modality(self.plan.channels, modalities))
-        if self.training is None:
+        if not self.training.cases:
             return found
         scan, cases, codes = appearance_of(image), self.training.cases, self.orientations
         if self.plan.orientation is None and scan.orientation not in codes:

@@ -227,10 +227,8 @@ class MeanPlanes:
 
     def probabilities(self, index: int, area: Area) -> Floats:
         """The mean of a class in an area of the planes, (x, *area)."""
-        total = self.members[0].probabilities(index, area)
-        for member in self.members[1:]:
-            total = total + member.probabilities(index, area)
-        return total / np.float32(len(self.members))
+        each = (member.probabilities(index, area) for member in self.members)
+        return np.asarray(reduce(np.add, each) / np.float32(len(self.members)))
 
 
 class _SlabBuffer:

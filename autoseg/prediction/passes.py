@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -105,14 +105,15 @@ class Passes:
 
     def _mean(self, networks: Sequence[Run], patches: Tensor, observer: Observer | None) -> Tensor:
         """The mean over networks and mirrored patches."""
-        total: Tensor | None = None
-        for network, flip in itertools.product(networks, self.flips):
-            found = self._pass(network, flip, patches)
-            if observer is not None:
-                observer.add(found)
-            total = found if total is None else total.add_(found)
-        assert total is not None
-        return total.div_(len(networks) * len(self.flips))
+
+        def each() -> Iterator[Tensor]:
+            for network, flip in itertools.product(networks, self.flips):
+                found = self._pass(network, flip, patches)
+                if observer is not None:
+                    observer.add(found)
+                yield found
+
+        return reduce(Tensor.add_, each()).div_(len(networks) * len(self.flips))
 
     def _pass(self, network: Run, flip: Sequence[int], patches: Tensor) -> Tensor:
         """The output of a network for patches mirrored along some axes, mirrored back."""

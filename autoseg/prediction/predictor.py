@@ -40,7 +40,7 @@ from autoseg.prediction.output import Prediction, probability_file
 from autoseg.prediction.passes import Passes
 from autoseg.prediction.postprocessing import Postprocessing, Reliability
 from autoseg.prediction.quality import Observer
-from autoseg.prediction.sliding_window import CPU, Float16Sums, predict_slabs, turned, window_bytes
+from autoseg.prediction.sliding_window import CPU, predict_slabs, turned, window_bytes
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.steps import Prepared, prepare
@@ -303,7 +303,8 @@ class Predictor(Passes):
             view.triple(self.plan.sampling.patch_size),
             inference.model_copy(update={"overlap": view.triple(inference.overlap)}),
             self.classes.outputs,
-            Float16Sums(len(self.backend.networks), z_before_y=axis < 2) if self.float16 else None,
+            len(self.backend.networks) if self.float16 else 0,
+            self.float16 and axis < 2,
             self.device if placement.on_card else CPU,
         )
         return native.native_planes(slabs, placement)

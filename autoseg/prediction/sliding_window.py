@@ -30,19 +30,6 @@ VALUES_AT_ONCE = 1 << 25  # on a card, of all classes
 
 
 @dataclass(frozen=True)
-class Float16Sums:
-    """How sums of logits are rounded to float16, as in nnU-Net.
-
-    Attributes:
-        folds: the network returns (B, fold x class, *patch); folds are averaged after the patches.
-        z_before_y: the order of the patches that start at the same x.
-    """
-
-    folds: int
-    z_before_y: bool
-
-
-@dataclass(frozen=True)
 class Slab:
     """Finished planes of a scan; they are valid until the next slab is taken.
 
@@ -86,7 +73,8 @@ def predict_slabs(
     patch: Triple,
     inference: Inference,
     classes: int,
-    float16: Float16Sums | None = None,
+    folds: int = 0,
+    z_before_y: bool = False,
     device: torch.device = CPU,
 ) -> Iterator[Slab]:
     """Slide over a scan and yield its finished planes in the order of x.
@@ -99,7 +87,9 @@ def predict_slabs(
         patch: patch size.
         inference: overlap and weighting.
         classes: number of classes.
-        float16: for sums in float16.
+        folds: if not 0, sums are rounded to float16, as in nnU-Net: the network returns (B, fold x
+            class, *patch), and folds are averaged after the patches.
+        z_before_y: the order of the patches that start at the same x.
         device: that holds the scan and the sums.
     """
     padded, before = _pad_to_patch(image, patch)
@@ -109,13 +99,12 @@ def predict_slabs(
     at_once = VOXELS_AT_ONCE
     if device.type == "cuda":
         at_once = max(at_once, VALUES_AT_ONCE // classes)
-    z_before_y = float16 is not None and float16.z_before_y
     batch = max(1, at_once // math.prod(patch))
     groups, boxes = _tiles(padded.shape[1:], patch, inference, z_before_y, batch)
     length = max(group[-1] - group[0] for group in groups) + patch[0]
-    folds, kind = (float16.folds, torch.float16) if float16 else (1, torch.float32)
+    kind = torch.float16 if folds else torch.float32
     plane, where = padded.shape[2:], cast("Any", {"dtype": kind, "device": device})
-    sums = torch.zeros(folds * classes, length, *plane, **where)  # (map, length, y, z)
+    sums = torch.zeros((folds or 1) * classes, length, *plane, **where)  # (map, length, y, z)
     totals = torch.zeros(length, *plane, **where)  # of the weights
     network = _reusing(probabilities)
     following = [*(group[0] for group in groups[1:]), padded.shape[1]]
@@ -136,7 +125,7 @@ def predict_slabs(
         first, last = max(group[0], before[0]), min(next_start, before[0] + image.shape[1])
         if first < last:  # otherwise all of it is padding
             finished = (slice(first - group[0], last - group[0]), *inside)
-            yield Slab(first - before[0], sums[:, *finished], totals[finished], folds)
+            yield Slab(first - before[0], sums[:, *finished], totals[finished], folds or 1)
         _shift_out(sums, next_start - group[0], dim=1)
         _shift_out(totals, next_start - group[0], dim=0)
 

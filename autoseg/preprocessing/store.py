@@ -192,15 +192,13 @@ class StoredArray:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values."""
-        dtype: np.dtype[Any] = self.data.dtype
-        return dtype
+        return np.dtype(self.data.dtype)
 
     def __getitem__(self, part: Any) -> Array:
         try:
-            values: Array = self.data[part]
+            return np.asarray(self.data[part])
         except (OSError, RuntimeError) as error:
             raise _damaged(self.folder, error) from error
-        return values
 
 
 @dataclass(frozen=True)
