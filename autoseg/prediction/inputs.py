@@ -41,7 +41,7 @@ class FoundInputs(Studies):
             lie in several folders.
     """
 
-    cases: dict[str, tuple[Source, ...]] = field(default_factory=dict)
+    cases: Inputs = field(default_factory=dict)
 
     def for_output(self, out: Path, format: str) -> tuple[FoundInputs, Path, str]:
         """The inputs, the output folder and the format; a single scan may be given a file.
@@ -62,7 +62,7 @@ class FoundInputs(Studies):
         if not found or format not in (DEFAULT_FORMAT, *found):
             given = f", with --format {format} {ends[format]}" if format != DEFAULT_FORMAT else ""
             raise AutosegError(f"-o {out}: label maps end in {', '.join(ends.values())}{given}")
-        if (count := len(self.cases | self.refused)) > 1:
+        if (count := len({*self.cases, *self.refused})) > 1:
             raise AutosegError(f"-o {out} is one file, for {count} scans; give a folder: -o out/")
         name = out.name[: -len(ends[found[0]])]
         cases = dict.fromkeys([name][: len(self.cases)], *self.cases.values())
@@ -200,6 +200,7 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
     scans = list(scans)
     stems = {(scan.above, scan.stem) for scan in scans}
     cases: dict[str, dict[int, Source]] = {}
+    grouped: dict[str, tuple[Source, ...]] = {}
     for scan in scans:
         stem, channel = _case_and_channel(scan, stems, len(channels))
         name = Scan(scan.above, stem, scan.path).name
@@ -221,7 +222,8 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
         if any(reasons):
             found.refused.setdefault(name, next(filter(None, reasons)))
         if name not in found.refused:
-            found.cases[name] = tuple(files[channel] for channel in sorted(files))
+            grouped[name] = tuple(files[channel] for channel in sorted(files))
+    found.cases = grouped
     for message in formats.alike(found.cases):
         note(message)
     return found

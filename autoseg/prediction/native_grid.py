@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
-from typing import Any, Union
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,14 +40,25 @@ Area = Box  # a rectangle of all planes: slices along y and z
 Save = Callable[[int, slice, Floats], None]  # class, planes, probabilities (x, y, z)
 
 
-# Consecutive planes (x) of a scan's own grid, and the probabilities there:
-#
-#     rows                        which planes
-#     shape                       voxels of all of them, (x, y, z)
-#     area_above(index, least)    an area outside of which a class is nowhere more probable than a
-#                                 threshold (None: than the first class); None if it is nowhere
-#     probabilities(index, area)  of a class in an area of the planes, (x, *area)
-Planes = Union["_NativePlanes", "ProbabilityPlanes", "MeanPlanes"]
+class Planes(Protocol):
+    """Consecutive planes (x) of a scan's own grid, and the probabilities there.
+
+    Attributes:
+        rows: which planes.
+        shape: voxels of all of them, (x, y, z).
+    """
+
+    rows: slice
+    shape: Triple
+
+    def area_above(self, index: int, threshold: float | None) -> Area | None:
+        """An area outside of which a class is nowhere more probable than a threshold.
+
+        None: than the first class.
+        """
+
+    def probabilities(self, index: int, area: Area) -> Floats:
+        """A class's probabilities in an area of the planes, (x, *area)."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +323,8 @@ class _NativePlanes:
 
     def _interpolated(self, index: int, rows: Sequence[slice]) -> Floats:
         """Some voxels of the part of the scan's grid that the network's grid reaches."""
-        axes, low = self.placement.axes, self.low[index]
+        axes = self.placement.axes
+        low: Floats = self.low[index]
         needed = [axis.columns(some) for axis, some in zip(axes, rows, strict=True)]
         found = low[:, needed[1], needed[2]]
         for axis in most_shrinking_first(found.shape, [some.stop - some.start for some in rows]):

@@ -48,8 +48,6 @@ from autoseg.preprocessing.steps import Prepared, prepare
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-Report = Callable[[float], None]  # called with the finished part of a scan, from 0 to 1
-
 
 class Predictor(Passes):
     """Segments scans with the folds of one model, averaging their probabilities.
@@ -247,7 +245,7 @@ class Predictor(Passes):
         self,
         prepared: Prepared,
         save: Path | None = None,
-        report: Report | None = None,
+        report: Callable[[float], None] | None = None,
         observer: Observer | None = None,
     ) -> LabelMap:
         """The label map (x, y, z) of a prepared scan on the scan's own grid.
@@ -413,7 +411,7 @@ class Ensemble(Predictor):
 
 
 def _reported(
-    planes: Iterator[native.Planes], count: int, report: Report
+    planes: Iterator[native.Planes], count: int, report: Callable[[float], None]
 ) -> Iterator[native.Planes]:
     """The planes; those that are yielded are finished when the next ones are requested."""
     for some in planes:

@@ -192,7 +192,8 @@ class StoredArray:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values."""
-        return np.dtype(self.data.dtype)
+        dtype: np.dtype[Any] = self.data.dtype
+        return dtype
 
     def __getitem__(self, part: Any) -> Array:
         try:

@@ -248,7 +248,7 @@ def predict_and_score(
     Raises:
         AutosegError, RunError: a case cannot be predicted or scored.
     """
-    found = FoundInputs(cases={**inputs}, refused={**(refused or {})})
+    found = FoundInputs(cases=inputs, refused={**(refused or {})})
     outcome = predict_cases(predictor, found, folder, Options(overwrite=overwrite), previous)
     outcome.raise_failures()
     score = partial(_score, references=references, folder=folder, labels=labels)
