@@ -9,7 +9,7 @@ the work and the peak memory of its process, including libraries and volumes.
 * cubic: the scan to the coarse grid.
 * export: probabilities of 4 classes to the scan's grid, and the most probable class. scikit-image
   resizes one class after the other. Once with blurred organs, once with noise, where any class may
-  be the most probable one.
+  be the most probable one. The organs also beside as many busy processes as there are cores.
 * segment: a scan of 512 x 512 x 600 voxels with 4 and 40 classes, from patches of 160 x 160 x 80;
   the network is one convolution. This row shows memory only.
 """
@@ -17,8 +17,10 @@ the work and the peak memory of its process, including libraries and volumes.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +37,7 @@ from side_by_side import (
     self_measured,
 )
 
+from autoseg.common.parallel import cores
 from autoseg.image.image import from_array
 from autoseg.plan.labels import Classes
 from autoseg.plan.plan import make_plan
@@ -90,7 +93,8 @@ def ours(shares: Volume) -> Any:
 
     def slabs() -> Iterator[Slab]:
         for start in range(0, LOW[0], 8):
-            yield start, shares[:, start : start + 8]
+            planes = torch.from_numpy(shares[:, start : start + 8])
+            yield Slab(start, planes, torch.ones(planes.shape[1:]))
 
     values = tuple(range(CLASSES))
     kinds = Classes(tuple("abcd"), ((0,),), ((0,),), values, are_regions=False)
@@ -152,6 +156,19 @@ def measure(*job: str) -> Cost:
     return self_measured([sys.executable, __file__, "--job", *job], {})
 
 
+@contextmanager
+def load() -> Iterator[None]:
+    """Within the block, a busy process for each core."""
+    command = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(command) for _ in range(cores())]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
 def print_pair(what: str, *job: str, rounds: int) -> None:
     """Measure both alternately, and print a row."""
     name, *more = job
@@ -178,6 +195,9 @@ def main() -> None:
             kind,
             rounds=arguments.rounds,
         )
+    with load():
+        what = f"the same, organs, beside {cores()} busy processes"
+        print_pair(what, "export", "organs", rounds=arguments.rounds)
     for classes in ("4", "40"):
         cost = measure("segment", classes)
         print(f"| segment 512 x 512 x 600, {classes} classes | {cost} | | | |", flush=True)

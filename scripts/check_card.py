@@ -1,4 +1,4 @@
-"""What a training step does on a graphics card, as a Markdown table.
+"""What a training step and a prediction do on a graphics card, as Markdown tables.
 
     python scripts/check_card.py --pretend
 
@@ -27,12 +27,23 @@ HEAD = (
 )
 
 
+PREDICTION = (
+    "prediction",
+    "tiles",
+    "KB to the host",
+    "KB of label maps",
+    "KB a tile",
+    "copies",
+    "waits",
+)
+
+
 def pretended() -> dict[str, dict[str, Any]]:
     """The figures of all plans, from a process that has a pretended card."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.pretended_card.step"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return {name: figures for name, figures in found.items() if "waits" in figures}
+    return found
 
 
 def main() -> None:
@@ -40,13 +51,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pretend", action="store_true", required=True, help="without a card")
     parser.parse_args()
-    found = pretended()
+    every = pretended()
+    found = {name: of for name, of in every.items() if "waits" in of}
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
     for name, of in found.items():
         planned = f"{of['planned_gb']:.2f}" if "planned_gb" in of else ""
         cells = [name, sum(of["waits"].values()), f"{of['traffic_gb']:.4g}", f"{of['peak_gb']:.3g}"]
         cells += [planned, sum(of["copies_to_card"].values()), sum(of["layouts"].values())]
         print(f"| {' | '.join(map(str, cells))} |")
+    print(f"\n| {' | '.join(PREDICTION)} |\n|{' --- |' * len(PREDICTION)}")
+    for name, of in every.items():
+        if "tiles" in of:
+            to_host, label, tiles = of["to_host"] / 1000, of["label"] / 1000, of["tiles"]
+            cells = [name.removeprefix("predict "), tiles, f"{to_host:.1f}", f"{label:.1f}"]
+            cells += [f"{to_host / tiles:.2f}", of["copies"], sum(of["bus_waits"].values())]
+            print(f"| {' | '.join(map(str, cells))} |")
     waits = sum(sum(of["waits"].values()) for of in found.values())
     print(f"\nwaits in a training step: {waits}")
 

@@ -34,6 +34,7 @@ from autoseg.image.image import Image, read_image, read_label
 from autoseg.image.label_writer import to_simpleitk
 from autoseg.models.folder import SUMMARY, VALIDATION, folds_in
 from autoseg.prediction.batch import predict_cases
+from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.output import output_path
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.quality import GOOD, assess, calibrate
@@ -127,7 +128,7 @@ def predicted(
                 inputs[name] = (Path(folder, f"{name}.nrrd"),)
                 sitk.WriteImage(to_simpleitk(changed, image.geometry), str(inputs[name][0]))
         out = Path(folder, "out")
-        outcome = predict_cases(predictor, inputs, out, False)
+        outcome = predict_cases(predictor, FoundInputs(cases=inputs), out)
         for name, record in outcome.predicted.items():
             classes = dict(list(predictor.plan.labels.items())[1:])
             dice = score(output_path(out, name), truths[name.removesuffix("_0000")], classes)

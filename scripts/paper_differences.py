@@ -77,8 +77,8 @@ def resized_labels(predictor: Predictor, scan: Any) -> Labels:
     slabs = sliding_window.predict_slabs(
         predictor.probabilities, prepared.image, patch, inference, len(found)
     )
-    for start, planes in slabs:
-        found[:, start : start + planes.shape[1]] = planes
+    for slab in slabs:
+        slab.mean(slab.first, slab.stop, torch.from_numpy(found)[:, slab.first : slab.stop])
     label = found.argmax(axis=0).astype(np.int16)
     return prepared.turn.inverse().array(
         resample_label(label, prepared.geometry.size, (1, 1, 1), "nearest")

@@ -12,7 +12,7 @@ from autoseg.evaluation.scores import Summary
 from autoseg.fingerprint import Fingerprint
 from autoseg.image.image import from_array
 from autoseg.planner.explain import rows
-from autoseg.prediction.segmenter import Prediction
+from autoseg.prediction.output import Prediction
 from tests.evaluation.scores import case
 from tests.making import tiny_plan
 from tests.planner.making import fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ def _predict_in(path: Path, arguments: argparse.Namespace, choice: Choice | None
     predictor = members[0] if len(members) == 1 else Ensemble(members)
     for member in members:
         say(_in_short(member))
-        if member.plan.orientation is None and not member.trained_orientations:
+        if member.plan.orientation is None and not member.judge.orientations:
             say(
                 f"{member.model.folder}: neither the plan nor a fingerprint has the orientation of "
                 "the training scans; scans are segmented as they are stored: check that they have "
@@ -73,25 +74,10 @@ def _predict_in(path: Path, arguments: argparse.Namespace, choice: Choice | None
         say(f"found {name}: {line}")
     for name, reason in found.passed_over.items():
         say(f"ignored {name}: {reason}")
-    found, folder, format = found.for_output(arguments.output, arguments.format)
-    outcome = batch.predict_cases(
-        predictor,
-        found.cases,
-        folder,
-        arguments.overwrite,
-        format=format,
-        refused=found.refused,
-        save_probabilities=arguments.save_probabilities,
-        strict=arguments.strict,
-        preview=arguments.preview,
-        quality=not arguments.no_quality,
-        uncertainty=arguments.uncertainty,
-        report=arguments.report,
-        uids=found.uids,
-    )
-    batch.show(outcome)
-    if arguments.debug:
-        outcome.print_tracebacks()
+    found, folder, arguments.format = found.for_output(arguments.output, arguments.format)
+    options = batch.Options(*(getattr(arguments, each.name) for each in fields(batch.Options)))
+    outcome = batch.predict_cases(predictor, found, folder, options)
+    batch.show(outcome, arguments.debug)
     print(arguments.output)
     if outcome.is_our_fault:
         return common.FAILED

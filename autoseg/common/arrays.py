@@ -1,12 +1,23 @@
-"""Questions about label maps and masks: class members, bounding boxes, components, counts."""
+"""Questions about label maps and masks: class members, bounding boxes, components, counts.
 
+Also small products of matrices, in threads.
+"""
+
+import os
 import statistics
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from autoseg.common.parallel import cores
 
 Triple = tuple[int, int, int]  # one integer for each of x, y, z: a shape, a patch size, a stride
 Box = tuple[slice, ...]  # one slice for each axis
@@ -140,3 +151,60 @@ def without_tiny(weights: Floats) -> Floats:
     """
     weights[np.abs(weights) < TINY] = 0
     return weights
+
+
+class _OneBlasThread:
+    """Within the block, a product of matrices has one thread; blocks may overlap in time."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.threads = threading.Lock(), 0, 1
+        self.pools: Any = None
+        self.limiter: Any = None
+
+    def __enter__(self) -> int:
+        """Limit the threads; the number of those that a product would have had."""
+        with self.lock:
+            if self.users == 0:
+                self.pools = self.pools or ThreadpoolController().select(user_api="blas")
+                found = (pool.num_threads for pool in self.pools.lib_controllers)
+                self.threads = max(found, default=1)
+                self.limiter = self.pools.limit(limits=1)
+            self.users += 1
+            return self.threads
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.limiter.restore_original_limits()
+
+
+@lru_cache(maxsize=1)
+def _slab_threads(process: int) -> ThreadPoolExecutor:
+    """Threads of this process: a fork does not have those of its parent."""
+    return ThreadPoolExecutor(cores(), "slabs")
+
+
+ONE_BLAS_THREAD = _OneBlasThread()
+
+
+def in_slabs(function: Callable[[slice], None], length: int, least: int = 1) -> None:
+    """Call a function of small matrix products with slices that cover `length` items, in threads.
+
+    BLAS itself waits for the slowest of its threads in each product. Beside other work, a small
+    product then takes as long as the system lets another process run.
+
+    Args:
+        function: writes the results of a slice.
+        length: number of items.
+        least: items that are worth a thread.
+    """
+    with ONE_BLAS_THREAD as threads:
+        count = max(1, min(threads, length // least))
+        first, *others = [
+            slice(*ends) for ends in pairwise(n * length // count for n in range(count + 1))
+        ]
+        coming = [_slab_threads(os.getpid()).submit(function, slab) for slab in others]
+        function(first)
+        for each in coming:
+            each.result()

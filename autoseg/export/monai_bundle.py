@@ -19,7 +19,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import say
 from autoseg.export.networks import new_folder
-from autoseg.models.folder import PLAN, FolderFiles
+from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
 from autoseg.prediction.model import Model
@@ -54,7 +54,7 @@ def export_monai(model: Model, out: Path) -> None:
         write_json(folder / "configs" / "inference.json", inference)
         write_json(folder / "configs" / "metadata.json", _metadata(plan))
         plan.save(folder / PLAN)
-    if (model.files or FolderFiles(model.folder)).has(POSTPROCESSING):
+    if model.where.has(POSTPROCESSING):
         say(f"{POSTPROCESSING} is not part of the bundle, which does not postprocess")
     say("MONAI places tiles in another way: where a scan is larger than a patch, voxels may differ")
     options = f"--config_file {out / 'configs' / 'inference.json'} --bundle_root {out}"

@@ -19,7 +19,7 @@ from autoseg.export import nnunet
 from autoseg.export.networks import new_folder
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.checkpoint import Tensors
-from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, fold_name
+from autoseg.models.folder import FINGERPRINT, PLAN, fold_name
 from autoseg.plan.plan import Plan, load_plan
 from autoseg.plan.sections import Clip, CropToNonzero, Network, Resample, Rescale, Step, ZScore
 from autoseg.prediction.model import Model, with_fingerprint
@@ -41,7 +41,7 @@ def export_nnunet(model: Model, out: Path) -> None:
     Raises:
         AutosegError: `out` exists, or nnU-Net cannot express the plan.
     """
-    plan, files = model.plan, model.files or FolderFiles(model.folder)
+    plan, files = model.plan, model.where
     order = _axis_order(plan)
     found = with_fingerprint(files)
     measured = None

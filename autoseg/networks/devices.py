@@ -14,7 +14,7 @@ from torch import nn
 
 from autoseg.common.arrays import Array
 from autoseg.common.errors import AutosegError
-from autoseg.common.parallel import THREAD_LIMITS, cores
+from autoseg.common.parallel import THREAD_LIMITS, cores, free_memory
 from autoseg.common.progress import nearest, note
 
 NO_CUDA = "this PyTorch is built without CUDA (install another: pytorch.org/get-started)"
@@ -135,6 +135,14 @@ def to_device(array: Array, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":  # a copy of pageable memory would wait
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def free_bytes(device: torch.device) -> int:
+    """The free memory of a card, with what torch keeps of it; else of this machine."""
+    if device.type != "cuda":
+        return free_memory()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return kept + torch.cuda.mem_get_info(device)[0]
 
 
 def describe(device: torch.device) -> str:

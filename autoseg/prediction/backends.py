@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from autoseg.common.arrays import Triple
+from autoseg.common.arrays import Floats, Triple
 from autoseg.common.errors import AutosegError, install_hint
 from autoseg.common.files import cannot_write
 from autoseg.networks.devices import autocast, autocast_type, place
@@ -64,7 +64,7 @@ def choose_backend(
         raise AutosegError(f"OpenVINO cannot be used: {obstacle}; use --backend {TORCH}")
     precision = autocast_type(device, plan.training.precision)
     if wanted == TORCH or obstacle:
-        runs: list[Run] = [TorchNetwork(each, device, precision) for each in networks]
+        runs: list[Run] = [torch_network(each, device, precision) for each in networks]
         library = f"torch {torch.__version__}"
     else:
         if not computes_bfloat16():
@@ -86,19 +86,17 @@ def _obstacle(networks: Sequence[nn.Module], device: torch.device) -> str | None
     return f"it runs U-Nets, not {foreign[0]}" if foreign else None
 
 
-class TorchNetwork:
+def torch_network(network: nn.Module, device: torch.device, precision: torch.dtype) -> Run:
     """A network in torch, in the precision and memory format that are fast on its device."""
-
-    def __init__(self, network: nn.Module, device: torch.device, precision: torch.dtype) -> None:
-        self.device, self.precision, self.network = device, precision, network
-        self.format = place(network, device)
+    layout = place(network, device)
 
     @torch.inference_mode()
-    def __call__(self, patches: Tensor) -> Tensor:
-        """Logits (B, output, x, y, z) in float32, on the device."""
-        with autocast(self.device, self.precision):
-            logits: Tensor = self.network(patches.to(memory_format=self.format))
+    def run(patches: Tensor) -> Tensor:
+        with autocast(device, precision):
+            logits: Tensor = network(patches.to(memory_format=layout))
         return logits.float()
+
+    return run
 
 
 class OpenVinoNetwork:
@@ -167,13 +165,9 @@ def openvino() -> ModuleType:
             sys.modules[TELEMETRY] = hidden
 
 
-def core() -> Any:
-    """OpenVINO's runtime, shared by all networks of this process."""
-    return _core_of(os.getpid())
-
-
 @cache
-def _core_of(process: int) -> Any:
+def core_of(process: int) -> Any:
+    """OpenVINO's runtime, shared by all networks of this process."""
     return openvino().Core()
 
 
@@ -184,7 +178,7 @@ def version() -> str:
 
 def computes_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this CPU."""
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core_of(os.getpid()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _compile(graph: Any, precision: torch.dtype, **settings: Any) -> Any:
@@ -192,7 +186,7 @@ def _compile(graph: Any, precision: torch.dtype, **settings: Any) -> Any:
         "INFERENCE_PRECISION_HINT": "bf16" if precision is torch.bfloat16 else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    return core().compile_model(graph, "CPU", settings)
+    return core_of(os.getpid()).compile_model(graph, "CPU", settings)
 
 
 def write_openvino(network: UNet, patch: Triple, path: Path) -> None:
@@ -215,7 +209,7 @@ def write_openvino(network: UNet, patch: Triple, path: Path) -> None:
 
 def run_openvino(path: Path, patches: Tensor) -> Tensor:
     """Logits of patches by a file of `write_openvino`, in float32."""
-    compiled = _compile(core().read_model(path), torch.float32)
+    compiled = _compile(core_of(os.getpid()).read_model(path), torch.float32)
     return torch.from_numpy(compiled(patches.numpy())[0])
 
 
@@ -309,7 +303,7 @@ def _scaled(ops: ModuleType, x: Node, scale: NDArray[Any], offset: NDArray[Any])
     return ops.add(ops.multiply(x, _per_map(scale)), _per_map(offset))
 
 
-def _array(values: Tensor | None) -> NDArray[np.float32]:
+def _array(values: Tensor | None) -> Floats:
     assert values is not None
     return values.detach().cpu().contiguous().numpy()
 
@@ -319,6 +313,6 @@ def _per_map(values: NDArray[Any]) -> Node:
     return _constant(values.astype(np.float32).reshape(1, -1, 1, 1, 1))
 
 
-def _constant(values: NDArray[np.float32]) -> Node:
+def _constant(values: Floats) -> Node:
     # An operation that is given an array makes a list of it first: 3 s for the paper's network.
     return importlib.import_module("openvino.op").Constant(values)

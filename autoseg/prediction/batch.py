@@ -9,40 +9,57 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.figures import pixels_of, save_figure
 from autoseg.common.files import check_guards, read_json, replacing
 from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, noted, progress, say, shown
 from autoseg.image.dicom import modality_of
-from autoseg.image.dicom_series import Series
 from autoseg.image.formats import PREVIEW
 from autoseg.image.geometry import Geometry, orientation_of
-from autoseg.image.image import Image, read_image, read_label
+from autoseg.image.image import read_image, read_label
 from autoseg.image.label_writer import write_label
 from autoseg.prediction import output
-from autoseg.prediction.fit import Differences, differs_from, warn
-from autoseg.prediction.inputs import Inputs
-from autoseg.prediction.predictor import Ensemble, Predictor
-from autoseg.prediction.quality import Observer, assess, bounds_text, evidence_of, in_words
-from autoseg.prediction.record import (
-    RECORD,
-    CaseQueue,
-    CaseRecord,
-    PredictionRecord,
-    file_facts,
-    input_bytes,
-)
+from autoseg.prediction import record as records
+from autoseg.prediction.fit import Differences, differs_from
+from autoseg.prediction.inputs import FoundInputs
+from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.quality import assess, bounds_text, evidence_of, in_words
 
 if TYPE_CHECKING:
     from autoseg.prediction.dicom_seg import SegWriter, Source
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is predicted and written.
+
+    Attributes:
+        format: of the label maps, see `output.FORMATS`.
+        overwrite: also predict cases that are predicted already.
+        strict: refuse scans that differ from the training scans, instead of warning.
+        save_probabilities: write them beside the label maps, see `prediction.output`.
+        uncertainty: write the entropy of the mean probabilities beside the label maps.
+        quality: assess each prediction, see `prediction.quality`.
+        preview: draw each case, see `output.draw_preview`; for DICOM SEG also as a DICOM file.
+        report: write a page on the folder, with the previews.
+    """
+
+    format: str = output.DEFAULT_FORMAT
+    overwrite: bool = False
+    strict: bool = False
+    save_probabilities: bool = False
+    uncertainty: bool = False
+    quality: bool = True
+    preview: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ class Outcome:
         failed: name -> the error that a valid scan has led to, such as a MemoryError.
     """
 
-    predicted: dict[str, CaseRecord] = field(default_factory=dict)
+    predicted: dict[str, records.CaseRecord] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
@@ -85,40 +102,36 @@ class Outcome:
             more = f" (and {len(self.refused) - 1} more)" if len(self.refused) > 1 else ""
             raise DataError(f"{reason}{more}")
 
-    def print_tracebacks(self) -> None:
-        """Print the traceback of each failed case (standard error)."""
-        for error in self.failed.values():
-            traceback.print_exception(error)
-
-    def counts(self) -> str:
-        """The number of cases with each outcome, in one line."""
-        differing = f" ({len(names)} differ)" if (names := list(self.differing())) else ""
-        done = f"{len(self.predicted)} predicted{differing}, {len(self.skipped)} were there already"
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{done}, {len(self.refused)} refused{failed}"
-
-    def differing(self) -> Iterator[tuple[str, str, str]]:
-        """`differs`, case and what differs of each case that is unlike the training scans."""
-        for name, case in self.predicted.items():
-            if case.get("differs"):
-                yield "differs", name, ", ".join(case["differs"])
-
     def missing(self) -> Iterator[tuple[str, str, str]]:
         """Outcome, case and reason of each case that is not predicted."""
         yield from (("refused", name, reason) for name, reason in self.refused.items())
         yield from (("failed", name, _one_line(error)) for name, error in self.failed.items())
 
 
-def show(outcome: Outcome) -> None:
-    """Print the outcome (standard error); cases that differ in the same way are one line."""
+def show(outcome: Outcome, debug: bool = False) -> None:
+    """Print the outcome (standard error); cases that differ in the same way are one line.
+
+    Args:
+        outcome: of a run.
+        debug: also print the traceback of each failed case.
+    """
     for line in in_words(outcome.predicted):
         say(line)
     named: dict[tuple[str, str], list[str]] = {}
-    for state, name, reason in (*outcome.differing(), *outcome.missing()):
+    known = outcome.predicted.items()
+    differing = [("differs", n, ", ".join(of["differs"])) for n, of in known if of.get("differs")]
+    for state, name, reason in (*differing, *outcome.missing()):
         named.setdefault((state, reason), []).append(name)
-    say(outcome.counts())
+    differ = f" ({len(differing)} differ)" if differing else ""
+    failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+    say(
+        f"{len(outcome.predicted)} predicted{differ}, {len(outcome.skipped)} were there already, "
+        f"{len(outcome.refused)} refused{failed}"
+    )
     for (state, reason), names in named.items():
         say(f"{state} {', '.join(names)}: {reason}")
+    for error in outcome.failed.values() if debug else ():
+        traceback.print_exception(error)
 
 
 def _one_line(error: Exception) -> str:
@@ -130,87 +143,78 @@ def _one_line(error: Exception) -> str:
 
 
 def predict_cases(
-    predictor: Predictor | Ensemble,
-    inputs: Inputs,
+    predictor: Predictor,
+    found: FoundInputs,
     out: Path,
-    overwrite: bool,
+    options: Options = Options(),
     previous: Mapping[str, Path] | None = None,
-    format: str = output.DEFAULT_FORMAT,
-    refused: Mapping[str, str] | None = None,
-    save_probabilities: bool = False,
-    strict: bool = False,
-    preview: bool = False,
-    uids: Mapping[str, str] | None = None,
-    quality: bool = True,
-    uncertainty: bool = False,
-    report: bool = False,
 ) -> Outcome:
     """Predict every case that is not predicted yet, shared with other runs on the same folder.
 
     Args:
         predictor: a model.
-        inputs: case -> its files.
+        found: the cases; a name that has another SeriesInstanceUID in the record is refused.
         out: folder for the label maps.
-        overwrite: also predict cases that are predicted already.
+        options: what is predicted and written.
         previous: for a cascade, case -> the label map of its previous stage, if it is known.
-        format: of the label maps, see `output.FORMATS`.
-        refused: cases that cannot be predicted -> why.
-        save_probabilities: write them beside the label maps, see `prediction.output`.
-        strict: refuse scans that differ from the training scans, instead of warning.
-        preview: draw each case, see `prediction.preview`; for DICOM SEG also as a DICOM file.
-        uids: case -> SeriesInstanceUID; a name that has another UID in the record is refused.
-        quality: assess each prediction, see `prediction.quality`.
-        uncertainty: write the entropy of the mean probabilities beside the label maps.
-        report: write a page on the folder, with the previews.
 
     Raises:
         AutosegError: an output would replace a scan, or the predictions there are of another model.
     """
-    output.check_format(format, inputs)
+    output.check_format(options.format, found.cases)
     if predictor.not_checked:
         say(f"not checked whether scans are like the training scans: {predictor.not_checked}")
-    if save_probabilities and predictor.temperature != 1:
+    if options.save_probabilities and predictor.temperature != 1:
         say(f"saved probabilities have the learned temperature {predictor.temperature:.3g}")
     writer = None
-    if format == output.DICOM_SEG:
+    if options.format == output.DICOM_SEG:
         from autoseg.prediction.dicom_seg import SegWriter  # pydicom is slow to import
 
         writer = SegWriter.of(predictor.plan, predictor.qualification)
-    pictures = [PREVIEW, *([output.CAPTURE] if writer else [])] if preview or report else []
-    wanted = {output.PROBABILITIES: save_probabilities, output.UNCERTAINTY: uncertainty}
-    more = [*(suffix for suffix, is_wanted in wanted.items() if is_wanted), *pictures]
-    outputs = {
-        name: (output.output_path(out, name, format).name, *(name + suffix for suffix in more))
-        for name in inputs
+    draws = options.preview or options.report
+    wanted = {
+        output.ending(options.format): True,
+        output.PROBABILITIES: options.save_probabilities,
+        output.UNCERTAINTY: options.uncertainty,
+        PREVIEW: draws,
+        output.CAPTURE: draws and writer is not None,
     }
-    _protect_scans(inputs, {name: out / files[0] for name, files in outputs.items()})
-    record = PredictionRecord(out, predictor, {"format": format}, known=previous is not None)
-    taken = {} if overwrite else record.taken(uids or {})  # anonymised patients may share an id
-    inputs = {name: files for name, files in inputs.items() if name not in taken}
-    outcome = Outcome(refused={**(refused or {}), **taken})
+    suffixes = [suffix for suffix, is_wanted in wanted.items() if is_wanted]
+    outputs = {name: [name + suffix for suffix in suffixes] for name in found.cases}
+    for name, files in found.cases.items():
+        path = out / outputs[name][0]
+        # Not Path.resolve, which raises for circular links.
+        if os.path.realpath(path) in [os.path.realpath(f) for f in files if isinstance(f, Path)]:
+            raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
+    record = records.PredictionRecord(out, predictor, options.format, known=previous is not None)
+    # Anonymised patients may share an id.
+    taken = {} if options.overwrite else record.taken(found.uids)
+    inputs = {name: files for name, files in found.cases.items() if name not in taken}
+    outcome = Outcome(refused=found.refused | taken)
     with (
-        closing(CaseQueue(out, inputs, outputs, record, overwrite)) as queue,
+        closing(records.CaseQueue(inputs, outputs, record, options.overwrite)) as queue,
         progress("predicting", len(queue.wanted)) as bar,
     ):
-        stages = _Stages(predictor, queue, previous, writer, strict, bar, uids or {}, quality)
+        stages = _Stages(predictor, queue, previous, writer, options, bar, found.uids)
         for names in queue.rounds():
-            for case in overlap(names, stages.prepare, stages.compute, stages.finish):
-                _add_to(outcome, case)
+            read, segment = partial(stages.run, stages.read), partial(stages.run, stages.segment)
+            for case in overlap(map(_Case, names), read, segment, stages.finish):
                 bar.advance(case.name)
-        skipped = {*queue.skipped, *queue.elsewhere}
-    outcome = replace(outcome, skipped=tuple(name for name in inputs if name in skipped))
-    if report:
-        output.write_report(out, read_json(out / RECORD), list(outcome.missing()))
+                if case.record is not None:
+                    outcome.predicted[case.name] = case.record
+                    continue
+                is_refused = isinstance(case.error, DataError)
+                say(f"skipped {case.name}: {case.error if is_refused else repr(case.error)}")
+                if is_refused:
+                    outcome.refused[case.name] = str(case.error)
+                elif case.error is not None:
+                    outcome.failed[case.name] = case.error
+    skipped = tuple(name for name in inputs if name in queue.skipped)
+    outcome = replace(outcome, skipped=skipped)
+    if options.report:
+        output.write_report(out, read_json(out / records.RECORD), list(outcome.missing()))
         say(f"report: {out / output.REPORT}")
     return outcome
-
-
-def _protect_scans(inputs: Inputs, outputs: Mapping[str, Path]) -> None:
-    for name, path in outputs.items():
-        # Not Path.resolve, which raises for circular links.
-        files = [file for file in inputs[name] if isinstance(file, Path)]
-        if os.path.realpath(path) in map(os.path.realpath, files):
-            raise AutosegError(f"{path}: the prediction would replace its scan; choose another -o")
 
 
 @dataclass
@@ -219,7 +223,7 @@ class _Case:
 
     Attributes:
         seconds: of each part.
-        geometry: the grid of the scan.
+        geometry: the grid of the scan, from the first stage on.
         differs: what is unlike the training scans.
         source: the scan's series, for DICOM SEG.
         remarks: what was guessed or changed on the way.
@@ -233,15 +237,15 @@ class _Case:
 
     name: str
     seconds: dict[str, float] = field(default_factory=dict)
-    geometry: Geometry | None = None
+    geometry: Geometry = field(init=False)
     differs: Differences = field(default_factory=dict)
     source: Source | None = None
     remarks: list[str] = field(default_factory=list)
     prepared: Any = None
-    label: LabelMap | None = None
-    observer: Observer | None = None
+    label: Any = None
+    observer: Any = None
     assessed: dict[str, Any] = field(default_factory=dict)
-    record: CaseRecord | None = None
+    record: records.CaseRecord | None = None
     error: Exception | None = None
 
     @property
@@ -263,28 +267,21 @@ class _Case:
 class _Stages:
     """The three stages of a case: read and preprocess, segment, write."""
 
-    predictor: Predictor | Ensemble
-    queue: CaseQueue
+    predictor: Predictor
+    queue: records.CaseQueue
     previous: Mapping[str, Path] | None
     writer: SegWriter | None
-    strict: bool
+    options: Options
     bar: Progress
     uids: Mapping[str, str]
-    quality: bool
-
-    def prepare(self, name: str) -> _Case:
-        return self._run(self._read, _Case(name))
-
-    def compute(self, case: _Case) -> _Case:
-        return self._run(self._segment, case)
 
     def finish(self, case: _Case) -> _Case:
         try:
-            return self._run(self._write, case)
+            return self.run(self.write, case)
         finally:
             self.queue.release(case.name)
 
-    def _run(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
+    def run(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
         """Run a stage; an error that concerns this case alone is kept in it.
 
         Other errors of the user (the folder is not writable, a model is missing) and signals would
@@ -305,7 +302,7 @@ class _Stages:
                 case.prepared = case.label = None
         return case
 
-    def _read(self, case: _Case) -> None:
+    def read(self, case: _Case) -> None:
         files = self.queue.inputs[case.name]
         with case.timed("reading"):
             if self.writer is not None:
@@ -315,24 +312,19 @@ class _Stages:
         case.geometry = image.geometry
         with case.timed("preparing"):
             try:
-                case.differs = self._check(case.name, image, files)
+                case.differs = self.predictor.check(image, [modality_of(file) for file in files])
+                if case.differs and self.options.strict:
+                    text = differs_from(self.predictor.plan, case.differs)
+                    raise DataError(f"{text}; predict it without --strict to accept that")
+                self.predictor.warn(case.name, image, case.differs, str(files[0]))
                 case.prepared = self.predictor.prepare(image, previous)
             except DataError as error:
                 raise DataError(f"{files[0]}: {error}") from error
 
-    def _check(self, name: str, image: Image, files: Sequence[Path | Series]) -> Differences:
-        found = self.predictor.check(image, [modality_of(file) for file in files])
-        if found and self.strict:
-            text = differs_from(self.predictor.plan, found)
-            raise DataError(f"{text}; predict it without --strict to accept that")
-        warn(name, self.predictor.plan, found)
-        self.predictor.check_orientation(image.geometry, str(files[0]))
-        return found
-
-    def _segment(self, case: _Case) -> None:
+    def segment(self, case: _Case) -> None:
         save = self._path(case, output.PROBABILITIES)
         maps = self._path(case, output.UNCERTAINTY) is not None
-        case.observer = self.predictor.observer(self.quality, maps)
+        case.observer = self.predictor.observer(self.options.quality, maps)
         if self.predictor.reliability is not None:
             self.predictor.reliability.case = case.name
 
@@ -343,24 +335,26 @@ class _Stages:
             case.label = self.predictor.segment(case.prepared, save, tell, case.observer)
         case.prepared = None
 
-    def _write(self, case: _Case) -> None:
+    def write(self, case: _Case) -> None:
         label, geometry, observer = case.label, case.geometry, case.observer
-        assert label is not None
-        assert geometry is not None
-        assert observer is not None
         plan, folder, files = self.predictor.plan, self.queue.folder, self.queue.inputs[case.name]
         first, *more = self.queue.outputs[case.name]
         path = folder / first
-        if self.quality:
+        if self.options.quality:
             with case.timed("quality"):
                 evidence = evidence_of(label, geometry, plan.labels, observer)
                 case.assessed = assess(self.predictor.calibration, evidence, case.differs)
-        if observer.uncertainty is not None:
-            file = folder / (case.name + output.UNCERTAINTY)
+        if file := self._path(case, output.UNCERTAINTY):
             output.write_uncertainty(file, observer.uncertainty, geometry)
         if png := self._path(case, PREVIEW):
             with case.timed("preview"):
-                self._draw(case, png, self._path(case, output.CAPTURE))
+                # The scan is read again, so as not to keep all of them.
+                scan = read_image(files, own_type=True).array[0]
+                figure = output.draw_preview(scan, label, geometry, plan)
+                save_figure(figure, png)
+                if self.writer is not None and case.source is not None:
+                    capture, pixels = folder / (case.name + output.CAPTURE), pixels_of(figure)
+                    self.writer.write_picture(capture, pixels, case.source, case.note)
         with replacing(path) as temporary:
             with case.timed("writing"):
                 found = output.volumes(label, geometry, plan)
@@ -371,7 +365,7 @@ class _Stages:
                     else:
                         like = files[0] if isinstance(files[0], Path) else None
                         write_label(temporary, label, geometry, like)
-                facts = file_facts(temporary)
+                facts = records.file_facts(temporary)
             # The old file is removed, the record written, then the new file appears: so a run that
             # is killed in between leaves no file that another run would take for complete.
             check_guards(path)
@@ -380,11 +374,11 @@ class _Stages:
                 case.name,
                 {
                     "inputs": [shown(str(file)) for file in files],
-                    "input_bytes": input_bytes(files),
+                    "input_bytes": records.input_bytes(files),
                     "orientation": orientation_of(geometry),
                     "differs": case.differs,
                     **case.assessed,
-                    "files": {first: facts} | {name: file_facts(folder / name) for name in more},
+                    "files": {first: facts} | {n: records.file_facts(folder / n) for n in more},
                     "seconds": case.seconds,
                     **({"remarks": case.remarks} if case.remarks else {}),
                     **({"series_uid": uid} if (uid := self.uids.get(case.name)) else {}),
@@ -397,24 +391,3 @@ class _Stages:
         """The file of a case with this suffix, if it is wanted."""
         name = case.name + suffix
         return self.queue.folder / name if name in self.queue.outputs[case.name] else None
-
-    def _draw(self, case: _Case, png: Path, capture: Path | None) -> None:
-        """Write the picture of a case; the scan is read again, so as not to keep all of them."""
-        assert case.label is not None
-        assert case.geometry is not None
-        scan = read_image(self.queue.inputs[case.name], own_type=True).array[0]
-        figure = output.draw_preview(scan, case.label, case.geometry, self.predictor.plan)
-        save_figure(figure, png)
-        if self.writer is not None and case.source is not None and capture is not None:
-            self.writer.write_picture(capture, pixels_of(figure), case.source, case.note)
-
-
-def _add_to(outcome: Outcome, case: _Case) -> None:
-    if case.record is not None:
-        outcome.predicted[case.name] = case.record
-    elif isinstance(case.error, DataError):
-        outcome.refused[case.name] = str(case.error)
-        say(f"skipped {case.name}: {case.error}")
-    elif case.error is not None:
-        outcome.failed[case.name] = case.error
-        say(f"skipped {case.name}: {case.error!r}")

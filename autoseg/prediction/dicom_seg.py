@@ -5,9 +5,11 @@ The first part is the series that was segmented, which the objects refer to.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,20 +29,19 @@ from autoseg.common.progress import note, say
 from autoseg.image.dicom import find_series
 from autoseg.image.dicom_series import Series, check_stack
 from autoseg.models.folder import RESEARCH
-from autoseg.plan.labels import PRIVATE_SCHEME, ClassValues, SegmentCode, check_codes, codes_of
+from autoseg.plan import labels as coding
+from autoseg.plan.labels import PRIVATE_SCHEME, ClassValues, Codes, SegmentCode
 from autoseg.plan.plan import Plan
 
-# Each file of a series must have them; the SEG refers to them.
-IDENTITIES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
-IN_COMMON = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-# May be empty, but must be there. Those with a type may also be invalid.
-OPTIONAL = {
-    **dict.fromkeys(("PatientID", "PatientName", "AccessionNumber", "StudyID")),
-    **{"PatientBirthDate": "DA", "StudyDate": "DA", "StudyTime": "TM", "PatientSex": "CS"},
-    "ReferringPhysicianName": None,
-}
+# What never changes. Each file of a series must have the identities, as the SEG refers to them;
+# some are the same for all files. The optional ones may be empty, but must be there; those with a
+# type may be invalid. A capture has planes of three orientations, and no patient is named in it.
+FIXED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 SEXES = ("", "M", "F", "O")
-OTHER_FORMAT = "choose the format nii.gz, nrrd or mha"
+
+
+def _unfit(path: Path | Series, reason: str) -> DataError:
+    return DataError(f"{path}: {reason}; choose the format nii.gz, nrrd or mha")
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,14 @@ class Source:
             for name in ("SOPClassUID", "SOPInstanceUID"):
                 if not header.get(name) and (known := header.file_meta.get(f"MediaStorage{name}")):
                     setattr(header, name, known)
-            if missing := [name for name in IDENTITIES if not header.get(name)]:
-                raise DataError(
-                    f"{file}: {missing[0]} is missing, which a DICOM SEG refers to; {OTHER_FORMAT}"
-                )
+            if missing := [name for name in FIXED["identities"] if not header.get(name)]:
+                raise _unfit(file, f"{missing[0]} is missing, which a DICOM SEG refers to")
             headers.append(header)
         if len(headers) > 1:
             apart = float(np.median(np.diff(series.offsets_mm)))
             for header in headers:
                 header.SpacingBetweenSlices = f"{apart:.10g}"
-                if not header.get("SliceThickness"):
-                    header.SliceThickness = f"{apart:.10g}"
+                header.SliceThickness = header.get("SliceThickness") or f"{apart:.10g}"
         source = cls(path, headers, [each.frame for each in series.slices])
         source._check_identities()
         source._complete()
@@ -104,28 +102,24 @@ class Source:
         return stored
 
     def _check_identities(self) -> None:
-        for name in IN_COMMON:
+        for name in FIXED["in_common"]:
             found = {str(header.get(name) or "") for header in self.headers}
-            if len(found) > 1:
-                raise DataError(
-                    f"{self.path}: its slices have {len(found)} values of {name}, and a DICOM SEG "
-                    f"refers to one; {OTHER_FORMAT}"
-                )
+            if (count := len(found)) > 1:
+                reason = f"its slices have {count} values of {name}, and a DICOM SEG refers to one"
+                raise _unfit(self.path, reason)
         if len({header.SOPInstanceUID for header in self.headers}) < len(self.headers):
-            raise DataError(
-                f"{self.path}: several slices have the same SOPInstanceUID, so that a DICOM SEG "
-                f"cannot refer to them; {OTHER_FORMAT}"
-            )
+            reason = "several slices have the same SOPInstanceUID: a DICOM SEG cannot refer to them"
+            raise _unfit(self.path, reason)
 
     def _complete(self) -> None:
         """Add attributes that must be there but may be empty, and empty invalid ones."""
         first = self.headers[0]
-        for name, kind in OPTIONAL.items():
+        for name, kind in FIXED["optional"].items():
             value = first.get(name)
-            if value and kind and not _is_valid(kind, str(value)):
+            is_valid = not (value and kind) or _is_valid(kind, str(value))
+            if not is_valid:
                 note(f"{self.path}: {name} is {str(value)!r}, which is not valid; left empty")
-                value = None
-            if not value:
+            if not (value and is_valid):
                 setattr(first, name, "")
         if not first.get("FrameOfReferenceUID"):
             note(
@@ -153,8 +147,7 @@ COMMENT_LENGTH = 10240
 SERIES_NUMBER, PICTURE_NUMBER = 1000, 2000  # added to the source's: viewers list results behind it
 LARGEST_NUMBER = 2**31 - 1
 MAKER = "autoseg"
-UTF_8 = "ISO_IR 192"  # labels may contain any letter
-ALGORITHM = ("123110", "DCM", "Artificial Intelligence")
+NO_CODES: Codes = {}
 
 
 @dataclass(frozen=True)
@@ -164,8 +157,8 @@ class SegWriter:
     Attributes:
         labels: class -> its values, without the background.
         overlap: whether classes may overlap.
-        codes: of each class.
-        colours: of each class, `#RRGGBB`.
+        declared: codes of some classes.
+        colours: of some classes, `#RRGGBB`.
         task: what was segmented.
         model: its name.
         version: of the model.
@@ -174,7 +167,7 @@ class SegWriter:
 
     labels: ClassValues
     overlap: bool
-    codes: Mapping[str, SegmentCode]
+    declared: Codes
     colours: Colours
     task: str
     model: str
@@ -182,19 +175,38 @@ class SegWriter:
     qualification: str = RESEARCH
 
     @classmethod
-    def of(cls, plan: Plan, qualification: str = RESEARCH) -> SegWriter:
-        """What a plan knows; classes without a standard code are named (standard error)."""
-        labels = dict(list(plan.labels.items())[1:])
-        return cls(
-            labels,
-            plan.classes.are_regions,
-            _coded(labels, plan.codes, plan.task),
-            colours_of(labels, plan.evaluation.colours_of(labels)),
-            plan.task,
-            f"{plan.task} {plan.name}",
-            plan.id,
-            qualification,
-        )
+    def of(
+        cls, plan: Plan | Mapping[str, Any], qualification: str = RESEARCH, codes: Codes = NO_CODES
+    ) -> SegWriter:
+        """What a plan knows, or class -> values; the codes go before those of a plan.
+
+        Raises:
+            DataError: no class is named, or one has the value 0.
+        """
+        if not isinstance(plan, Plan):
+            each = {n: (v,) if isinstance(v, int) else tuple(v) for n, v in plan.items()}
+            labels = {name: values for name, values in each.items() if values != (0,)}
+            flat = [value for values in labels.values() for value in values]
+            if not flat or 0 in flat:
+                raise DataError(f"classes: {labels} names no class, or one with the value 0")
+            about = MAKER, MAKER, __version__, qualification
+            return cls(labels, len(set(flat)) < len(flat), codes, {}, *about)
+        labels, task = dict(list(plan.labels.items())[1:]), plan.task
+        colours, overlap = plan.evaluation.colours_of(labels), plan.classes.are_regions
+        model = f"{task} {plan.name}"
+        known = {**plan.codes, **codes}
+        return cls(labels, overlap, known, colours, task, model, plan.id, qualification)
+
+    @cached_property
+    def codes(self) -> dict[str, SegmentCode]:
+        """Of each class; classes without a standard code are named (standard error)."""
+        found = coding.codes_of(self.labels, self.declared, self.task)
+        if private := [name for name, code in found.items() if code.is_private]:
+            say(
+                f"no SNOMED CT code is known for {', '.join(private)}: DICOM SEG gets a private "
+                f'code ({PRIVATE_SCHEME}); "codes" in dataset.json declares others'
+            )
+        return found
 
     def read(self, path: Path | Series) -> Source:
         """Read a series, and check by an empty segmentation of two slices that one can be written.
@@ -211,9 +223,7 @@ class SegWriter:
             raise
         except Exception as error:  # of highdicom and pydicom, which raise nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(
-                f"{path}: cannot be the source of a DICOM SEG ({reason}); {OTHER_FORMAT}"
-            ) from error
+            raise _unfit(path, f"cannot be the source of a DICOM SEG ({reason})") from error
         return source
 
     def write(
@@ -229,16 +239,11 @@ class SegWriter:
         capture = _highdicom().sc.SCImage.from_ref_dataset(
             source.headers[0],
             picture,
-            photometric_interpretation="RGB",
-            bits_allocated=8,
-            coordinate_system="PATIENT",
-            patient_orientation=("L", "P"),
-            transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian,
+            **FIXED["picture"],
             **self._series(source.headers[0], PICTURE_NUMBER, "Preview of", note),
         )
-        capture.PatientOrientation = capture.Laterality = None  # planes of three orientations
-        capture.BurnedInAnnotation = "NO"  # no patient is named in it
-        capture.ImageType = ["DERIVED", "SECONDARY"]
+        for name, value in FIXED["capture"].items():
+            setattr(capture, name, value)
         _save(capture, path, note)
 
     def _series(self, header: pydicom.Dataset, above: int, kind: str, note: str) -> dict[str, Any]:
@@ -247,15 +252,14 @@ class SegWriter:
         return {
             "series_instance_uid": generate_uid(),
             "sop_instance_uid": generate_uid(),
-            "instance_number": 1,
             "series_number": number if 0 < number <= LARGEST_NUMBER else above,
             # The note comes first, as viewers show 64 characters.
             "series_description": ": ".join(filter(None, (note, f"{kind} {self.task}")))[:LENGTH],
-            "manufacturer": MAKER,
             "manufacturer_model_name": self.task[:LENGTH],
             "software_versions": __version__,
             "device_serial_number": self.version,
             "content_qualification": self.qualification,
+            **FIXED["series"],
         }
 
     def _frames(self, label: LabelMap) -> NDArray[Any]:
@@ -267,35 +271,32 @@ class SegWriter:
         numbers = np.zeros(highest + 1, np.uint8 if len(classes) < 256 else np.uint16)
         for number, covered in enumerate(classes, start=1):
             numbers[list(covered)] = number
-        frames: NDArray[Any] = numbers[label.T]
-        return frames
+        return np.asarray(numbers[label.T])
 
     def _segmentation(self, source: Source, label: LabelMap, note: str) -> pydicom.Dataset:
-        seg, headers = _highdicom().seg, source.headers
-        series, frames = headers[0].SeriesInstanceUID, source.as_stored(self._frames(label))
-        segmentation: pydicom.Dataset = seg.Segmentation(
+        headers, frames = source.headers, source.as_stored(self._frames(label))
+        series = headers[0].SeriesInstanceUID
+        segmentation: pydicom.Dataset = _highdicom().seg.Segmentation(
             source_images=list(headers),
             pixel_array=frames,
-            segmentation_type=seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[
                 self._segment(number, name, series) for number, name in enumerate(self.labels, 1)
             ],
-            content_label="SEGMENTATION",
-            specific_character_set=UTF_8,
             content_description=self.model[:LENGTH],
             omit_empty_frames=bool(frames.any()),  # an object needs frames, even if only empty ones
+            **FIXED["segmentation"],
             **self._series(headers[0], SERIES_NUMBER, "Segmentation by", note),
         )
         if any(code.is_private for code in self.codes.values()):
             scheme = pydicom.Dataset()
-            scheme.CodingSchemeDesignator = PRIVATE_SCHEME
-            scheme.CodingSchemeName = "autoseg: classes by the hash of their name"
-            scheme.CodingSchemeResponsibleOrganization = MAKER
+            for name, value in FIXED["scheme"].items():
+                setattr(scheme, name, value)
             segmentation.CodingSchemeIdentificationSequence = [scheme]
         return segmentation
 
     def _segment(self, number: int, name: str, series: str) -> pydicom.Dataset:
         highdicom, code = _highdicom(), self.codes[name]
+        colour = colours_of(self.labels, self.colours)[name]
         concept = highdicom.sr.CodedConcept
         # The same model finds the same structure of the same scan again under the same identity.
         tracked = generate_uid(entropy_srcs=[series, self.version, name])
@@ -306,14 +307,12 @@ class SegWriter:
             segmented_property_type=concept(*code.type),
             algorithm_type="AUTOMATIC",
             algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                self.model[:LENGTH], concept(*ALGORITHM), self.version, source=MAKER
+                self.model[:LENGTH], concept(*FIXED["algorithm"]), self.version, source=MAKER
             ),
             tracking_uid=tracked,
             tracking_id=f"{name} {tracked.rpartition('.')[2]}",
             anatomic_regions=[concept(*code.region)] if code.region else None,
-            display_color=highdicom.color.CIELabColor.from_rgb(
-                *bytes.fromhex(self.colours[name][1:])
-            ),
+            display_color=highdicom.color.CIELabColor.from_rgb(*bytes.fromhex(colour[1:])),
         )
         modifiers = [concept(*modifier) for modifier in code.modifiers]
         if modifiers and code.region:
@@ -358,48 +357,21 @@ def write_dicom_seg(
     Raises:
         DataError: the series has no such grid, or lacks what a segmentation refers to.
     """
-    writer = SegWriter.of(classes) if isinstance(classes, Plan) else _described(classes)
     given = {name: SegmentCode.model_validate(code) for name, code in (codes or {}).items()}
-    check_codes(given, writer.labels)
+    writer = SegWriter.of(classes, content_qualification, given)
+    coding.check_codes(given, writer.labels)
     source = Source.read(Path(series))
     if label.shape != (size := source.size):
         raise DataError(f"{path}: the label map has {label.shape} voxels, {series} has {size}")
     counts = count_values(label, 1 + max(int(label.max(initial=0)), 0))
-    values = {value for covered in writer.labels.values() for value in covered}
-    if unknown := [value for value in np.flatnonzero(counts)[1:] if value not in values]:
+    if unknown := sorted({*np.flatnonzero(counts)[1:]} - coding.values_of(writer.labels)):
         raise DataError(f"{path}: the value {unknown[0]} of the label map belongs to no class")
-    writer = replace(writer, codes={**writer.codes, **given}, qualification=content_qualification)
     writer.write(Path(path), label, source, note)
 
 
-def _described(classes: Mapping[str, int | Sequence[int]]) -> SegWriter:
-    labels = {
-        name: (values,) if isinstance(values, int) else tuple(values)
-        for name, values in classes.items()
-    }
-    labels = {name: values for name, values in labels.items() if values != (0,)}
-    flat = [value for values in labels.values() for value in values]
-    if not flat or 0 in flat:
-        raise DataError(f"classes: {labels} names no class, or a class with the background value 0")
-    overlap = len(set(flat)) < len(flat)
-    coded = _coded(labels, {}, "")
-    return SegWriter(labels, overlap, coded, colours_of(labels, {}), MAKER, MAKER, __version__)
-
-
-def _coded(
-    labels: ClassValues, declared: Mapping[str, SegmentCode], task: str
-) -> dict[str, SegmentCode]:
-    found = codes_of(labels, declared, task)
-    if private := [name for name, code in found.items() if code.is_private]:
-        say(
-            f"no SNOMED CT code is known for {', '.join(private)}: DICOM SEG gets a private code "
-            f'({PRIVATE_SCHEME}); "codes" in dataset.json declares others'
-        )
-    return found
-
-
 def _save(dataset: pydicom.Dataset, path: Path, note: str) -> None:
-    dataset.SpecificCharacterSet = UTF_8
+    # Labels may contain any letter.
+    dataset.SpecificCharacterSet = FIXED["segmentation"]["specific_character_set"]
     if note:
         dataset.ImageComments = note[:COMMENT_LENGTH]
     with replacing(path) as temporary:

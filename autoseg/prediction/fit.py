@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from autoseg.common.arrays import Doubles
 from autoseg.common.errors import DataError
 from autoseg.common.progress import by_axis, counted, say
-from autoseg.image.geometry import Turn, counted_codes
+from autoseg.image.geometry import Geometry, Turn, counted_codes, most_common, orientation_of
 from autoseg.image.image import BODY_FRACTIONS, Image, Lengths, appearance_of
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, Rescale, Step, ZScore
 from autoseg.prediction.model import TrainingSet
 
 Differences = dict[str, str]  # what differs -> how
-Floats = NDArray[np.float64]
 ORIENTATION = "orientation"
 
 # What cannot be segmented.
@@ -66,88 +65,69 @@ def check_scan(plan: Plan, image: Image) -> None:
     Raises:
         DataError: the model cannot segment it; the message says what was found and expected.
     """
-    fault = _wrong_channels(plan, image) or _wrong_size(plan, image) or _wrong_values(plan, image)
-    if fault:
+    for fault in _faults(plan, image):
         raise DataError(fault)
 
 
-def _wrong_channels(plan: Plan, image: Image) -> str | None:
-    if len(image.array) == len(plan.channels):
-        return None
-    return (
-        f"the scan has {counted(len(image.array), 'channel')}, the model needs "
-        f"{len(plan.channels)}: {', '.join(plan.channels)}"
-    )
-
-
-def _wrong_size(plan: Plan, image: Image) -> str | None:
+def _faults(plan: Plan, image: Image) -> Iterator[str]:
+    """What is wrong with a scan; what follows a fault is not valid."""
+    if len(image.array) != (count := len(plan.channels)):
+        found = counted(len(image.array), "channel")
+        yield f"the scan has {found}, the model needs {count}: {', '.join(plan.channels)}"
     turn = Turn.of(image.geometry, plan.orientation)
     geometry, axes = turn.geometry(image.geometry), turn.triple("xyz")
     for axis, size, patch in zip(axes, geometry.size, plan.sampling.patch_size, strict=True):
         if size == 1 and patch > 1:
-            return f"the scan has a single slice along {axis}; the model segments volumes"
+            yield f"the scan has a single slice along {axis}; the model segments volumes"
     target = plan.target_spacing_of(geometry.spacing_mm)
-    factors = [own / wanted for own, wanted in zip(geometry.spacing_mm, target, strict=True)]
-    if not plan.resamples or all(1 / SPACING_FACTOR < f < SPACING_FACTOR for f in factors):
-        return None
-    return (
-        f"implausible voxel spacing: {by_axis(geometry.spacing_mm, '.3g')} mm, and the model's is "
-        f"{by_axis(target, '.3g')} mm; fix the spacing in the file (in mm)"
-    )
-
-
-def _wrong_values(plan: Plan, image: Image) -> str | None:
+    factors = np.divide(geometry.spacing_mm, target)
+    if plan.resamples and max(*factors, *1 / factors) >= SPACING_FACTOR:
+        yield (
+            f"implausible voxel spacing: {by_axis(geometry.spacing_mm, '.3g')} mm, and the "
+            f"model's is {by_axis(target, '.3g')} mm; fix the spacing in the file (in mm)"
+        )
     limits = [(float(values.min()), float(values.max())) for values in image.array]
     if all(low == high for low, high in limits):
-        return f"the scan is empty: every voxel has the value {limits[0][0]:g}"
-    for index, (low, high) in enumerate(limits):
-        steps = [
-            step for step in plan.preprocessing if getattr(step, "channel", None) in (None, index)
-        ]
-        if low < high and (fault := _wrong_range(steps, low, high)):
-            channel = plan.channels[index]
-            unit = " Hounsfield units" if channel.upper() == "CT" else ""
-            return f"channel {channel}: {fault}{unit}; provide the scan in its original values"
-    return None
+        yield f"the scan is empty: every voxel has the value {limits[0][0]:g}"
+    for index, ((low, high), channel) in enumerate(zip(limits, plan.channels, strict=True)):
+        unit = " Hounsfield units" if channel.upper() == "CT" else ""
+        for fault in _wrong_range(_steps(plan, index), low, high) if low < high else ():
+            yield f"channel {channel}: {fault}{unit}; provide the scan in its original values"
 
 
-def _wrong_range(steps: Iterable[Step], low: float, high: float) -> str | None:
+def _steps(plan: Plan, channel: int) -> list[Step]:
+    return [s for s in plan.preprocessing if getattr(s, "channel", None) in (None, channel)]
+
+
+def _wrong_range(steps: Sequence[Step], low: float, high: float) -> Iterator[str]:
     """What is wrong with values from `low` to `high`, followed through the steps."""
-    found = f"the values range from {low:g} to {high:g}"
-    window: tuple[float, float] | None = None
+    found, first, last = f"the values range from {low:g} to {high:g}", -np.inf, np.inf
     for step in steps:
         match step:
             case Clip():
-                window = step.window
-                if high <= window[0] or low >= window[1]:
-                    return f"{found}, outside of the model's window {window[0]:g} to {window[1]:g}"
-                low, high = max(low, window[0]), min(high, window[1])
+                first, last = step.window
+                if high <= first or low >= last:
+                    yield f"{found}, outside of the model's window {first:g} to {last:g}"
+                low, high = max(low, first), min(high, last)
             case Rescale():
-                return None
-            case ZScore():
-                return _far_from_training(step, low, high, found)
-    if window and high - low < SMALLEST_PART * (window[1] - window[0]):
-        return f"{found}, too little of the model's window {window[0]:g} to {window[1]:g}"
-    return None
-
-
-def _far_from_training(step: ZScore, low: float, high: float, found: str) -> str | None:
-    if step.std is None:
-        return None
-    trained = f"the training values have a standard deviation of {step.std:g}"
-    if high - low < SMALLEST_RANGE * step.std:
-        return f"{found}; {trained}"
-    if step.mean is not None:
-        nearest = min(max(step.mean, low), high)
-        if abs(nearest - step.mean) > FARTHEST * step.std:
-            return f"{found}; {trained} and a mean of {step.mean:g}"
-    return None
+                return
+            case ZScore(std=std, mean=mean):
+                if std is None:
+                    return
+                trained = f"{found}; the training values have a standard deviation of {std:g}"
+                if high - low < SMALLEST_RANGE * std:
+                    yield trained
+                if mean is not None and abs(min(max(mean, low), high) - mean) > FARTHEST * std:
+                    yield f"{trained} and a mean of {mean:g}"
+                return
+    if last < np.inf and high - low < SMALLEST_PART * (last - first):
+        yield f"{found}, too little of the model's window {first:g} to {last:g}"
 
 
 def warn(what: str, plan: Plan, found: Differences) -> None:
     """Print what differs in one line, unless only the orientation does.
 
-    `Predictor.check_orientation` says that once a run, with what to do.
+    `Judge.check_orientation` says that once a run, with what to do.
     """
     if set(found) - {ORIENTATION}:
         say(f"warning: {what} {differs_from(plan, found)}")
@@ -159,21 +139,38 @@ class Judge:
     Args:
         plan: of the model.
         training: the scans that trained it; None if they are not known.
+        model: its folder, for messages.
     """
 
-    def __init__(self, plan: Plan, training: TrainingSet | None) -> None:
-        self.plan = plan
-        self.training = training if training is not None and training.cases else None
-        self.channels = [
-            _Channel(plan, self.training, index)
-            for index in range(len(plan.channels))
-            if self.training is not None
-        ]
+    def __init__(self, plan: Plan, training: TrainingSet | None, model: str = "") -> None:
+        self.plan, self.model, self.is_warned = plan, model, False
+        self.training = training or TrainingSet((), ())
+        count = len(plan.channels) if self.training.cases else 0
+        self.channels = [_Channel(plan, self.training, index) for index in range(count)]
+        self.orientations = self.training.orientations
+
+    @property
+    def orientation_of_arrays(self) -> str:
+        """The orientation of arrays without a direction: the plan's, or of most training cases."""
+        return self.plan.orientation or most_common(self.orientations or ("LPS",))
+
+    def check_orientation(self, grid: Geometry, what: str) -> None:
+        """Warn once if the plan has no orientation, and a scan another one than the training."""
+        trained, code = self.orientations, orientation_of(grid)
+        if self.plan.orientation is not None or self.is_warned or code in trained or not trained:
+            return
+        self.is_warned = True
+        say(
+            f"{what}: stored in the orientation {code}, but the training scans of "
+            f"{self.model} are {counted_codes(trained)}; its plan has no orientation, so "
+            "scans are segmented as they are stored, and the result may be wrong; predict with "
+            f"--orientation {most_common(trained)}, or plan (autoseg_plan) and train again"
+        )
 
     @property
     def not_checked(self) -> str:
         """What cannot be checked, and why; empty if everything is."""
-        if self.training is None:
+        if not self.training.cases:
             missing = "the model has no fingerprint.json, or one without cases"
             return f"spacing, field of view and intensities ({missing})"
         if self.training.has_bodies:
@@ -195,20 +192,18 @@ class Judge:
                 which grows with its size, would be wasted.
         """
         found = dict(_other_modality(self.plan.channels, modalities))
-        if self.training is None:
+        if not self.training.cases:
             return found
-        scan, cases = appearance_of(image), self.training.cases
-        codes = self.training.orientations
+        scan, cases, codes = appearance_of(image), self.training.cases, self.orientations
         if self.plan.orientation is None and scan.orientation not in codes:
             found[ORIENTATION] = f"is {scan.orientation} (training scans: {counted_codes(codes)})"
         found |= {
             "spacing": _other_lengths(scan.spacing_mm, [case.spacing_mm for case in cases]),
             "field of view": _other_lengths(scan.extent_mm, [case.extent_mm for case in cases]),
         }
-        for index, channel in enumerate(self.channels):
-            name = channel.name
-            found[f"range of {name}"] = channel.other_range(*scan.ranges[index])
-            found[f"histogram of {name}"] = channel.other_histogram(np.array(scan.bodies[index]))
+        for of, limits, body in zip(self.channels, scan.ranges, scan.bodies, strict=True):
+            found[f"range of {of.name}"] = of.other_range(*limits)
+            found[f"histogram of {of.name}"] = of.other_histogram(np.array(body))
         found = {what: how for what, how in found.items() if how}
         larger = math.prod(scan.extent_mm) / max(math.prod(case.extent_mm) for case in cases)
         if larger > LARGEST_FACTOR and found.keys() - {ORIENTATION, "field of view"}:
@@ -237,12 +232,8 @@ def _other_modality(
     channels: Sequence[str], modalities: Sequence[str | None]
 ) -> Iterator[tuple[str, str]]:
     for channel, modality in zip(channels, modalities, strict=False):
-        words = re.split(r"[^a-z0-9]+", channel.casefold())
-        meant = [
-            kind
-            for kind, pattern in MODALITIES.items()
-            if any(re.fullmatch(pattern, word) for word in words)
-        ]
+        words = re.sub(r"[^a-z0-9]+", " ", channel.casefold())
+        meant = [kind for kind, known in MODALITIES.items() if re.search(rf"\b({known})\b", words)]
         if modality in MODALITIES and meant and modality not in meant:
             yield "modality", f"is {modality} (channel of the model: {channel})"
 
@@ -275,8 +266,12 @@ class _Channel:
 
     def __init__(self, plan: Plan, training: TrainingSet, index: int) -> None:
         self.name, cases = plan.channels[index], training.cases
-        steps = [s for s in plan.preprocessing if getattr(s, "channel", None) in (None, index)]
-        self.is_scaled = _is_scaled(steps)
+        steps = _steps(plan, index)
+        first = next((s for s in steps if isinstance(s, Clip | Rescale | ZScore)), None)
+        # Before anything fixes the scale of the values.
+        self.is_scaled = isinstance(first, Rescale) or (
+            isinstance(first, ZScore) and None in (first.mean, first.std)
+        )
         self.lowest = min(case.ranges[index][0] for case in cases)
         self.highest = max(case.ranges[index][1] for case in cases)
         self.labelled = None if self.is_scaled else training.labelled[index]
@@ -290,10 +285,10 @@ class _Channel:
         widest = max(_distances(self.seen, each).max() for each in self.seen)
         self.allowed = max(NEAR, float(widest) * (1 + margin_of(len(cases))))
 
-    def as_seen(self, body: Floats) -> Floats:
+    def as_seen(self, body: Doubles) -> Doubles:
         """Quantiles as the network sees them, in standard deviations."""
         if self.is_scaled:
-            scaled: Floats = (body - body.mean()) / (float(body.std()) or 1.0)
+            scaled: Doubles = (body - body.mean()) / (float(body.std()) or 1.0)
             return scaled
         if self.window is not None:  # wider by its own width on either side, so that a shift shows
             low, high = self.window
@@ -305,34 +300,26 @@ class _Channel:
 
         Of scans that are scaled by their own values, only the sign tells: a CT has negative values.
         """
+        margin = RANGE_PART * (self.highest - self.lowest)
+        is_usual = low >= self.lowest - margin and high <= self.highest + margin
         if self.is_scaled:
             is_usual = low >= -RANGE_PART * (high - low) or self.lowest < 0
-        else:
-            margin = RANGE_PART * (self.highest - self.lowest)
-            is_usual = low >= self.lowest - margin and high <= self.highest + margin
         if is_usual:
             return ""
         return f"is {low:g} to {high:g} (training scans: {self.lowest:g} to {self.highest:g})"
 
-    def other_histogram(self, body: Floats) -> str:
+    def other_histogram(self, body: Doubles) -> str:
         """How the intensities in a body differ from the training scans'; empty if they do not."""
         if not len(self.bodies):
             return ""
-        return self._too_little_tissue(body) or self._far_from_all(body)
-
-    def _too_little_tissue(self, body: Floats) -> str:
-        if self.labelled is None:
-            return ""
-        own, *shares = (_share(values, *self.labelled) for values in (body, *self.bodies))
-        if own * SHARE_FACTOR * (1 + margin_of(len(shares))) >= min(shares):
-            return ""
-        low, high = self.labelled
-        return (
-            f"has {own:.0%} of the body from {low:g} to {high:g} like labelled tissue (training "
-            f"scans: {min(shares):.0%} to {max(shares):.0%})"
-        )
-
-    def _far_from_all(self, body: Floats) -> str:
+        if self.labelled is not None:
+            low, high = self.labelled
+            own, *shares = (_share(values, low, high) for values in (body, *self.bodies))
+            if own * SHARE_FACTOR * (1 + margin_of(len(shares))) < min(shares):
+                return (
+                    f"has {own:.0%} of the body from {low:g} to {high:g} like labelled tissue "
+                    f"(training scans: {min(shares):.0%} to {max(shares):.0%})"
+                )
         nearest = float(_distances(self.seen, self.as_seen(body)).min())
         if len(self.seen) < 2 or nearest <= self.allowed:
             return ""
@@ -342,26 +329,13 @@ class _Channel:
         )
 
 
-def _is_scaled(steps: Iterable[Step]) -> bool:
-    """Whether each scan is normalised by its own values, before anything fixes their scale."""
-    for step in steps:
-        match step:
-            case Clip():
-                return False
-            case Rescale():
-                return True
-            case ZScore():
-                return step.mean is None or step.std is None
-    return False
-
-
-def _share(body: Floats, low: float, high: float) -> float:
+def _share(body: Doubles, low: float, high: float) -> float:
     """Share of the body with values from `low` to `high`."""
     below_low, below_high = np.interp([low, high], body, BODY_FRACTIONS, left=0, right=1)
     return float(below_high - below_low)
 
 
-def _distances(bodies: Floats, body: Floats) -> Floats:
+def _distances(bodies: Doubles, body: Doubles) -> Doubles:
     """The earth mover's distance of histograms: the mean difference of their quantiles."""
-    found: Floats = np.abs(bodies - body).mean(axis=1)
+    found: Doubles = np.abs(bodies - body).mean(axis=1)
     return found

@@ -22,7 +22,7 @@ from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
 from autoseg.prediction.output import DEFAULT_FORMAT, PICTURE
 from autoseg.prediction.output import ENDINGS as OUTPUTS
-from autoseg.prediction.studies import Choice, Scan, find_studies, scan_of_slice
+from autoseg.prediction.studies import Choice, Scan, Studies, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 IMAGING = re.compile(rf"^{IMAGE_STEM}(_\d{{4}})?$")
@@ -31,25 +31,17 @@ HIGHEST_RATIO, SMALL_BYTES = 100, 2**30  # unpacked to packed size, above some b
 Inputs = Mapping[str, tuple[Source, ...]]
 
 
-@dataclass(frozen=True)
-class FoundInputs:
+@dataclass
+class FoundInputs(Studies):
     """The cases of a file or folder.
 
     Attributes:
         cases: case name -> its files, one per channel, in the order of the channels. A DICOM series
             is its folder, one of its slices if the folder holds several, or a Series if its slices
             lie in several folders.
-        refused: scans that cannot be read or assigned, by name -> why.
-        passed_over: what is not meant as a scan, by file or series -> what it is.
-        listed: case name -> one line about its DICOM series, also of those that are not chosen.
-        uids: case name -> SeriesInstanceUID.
     """
 
-    cases: dict[str, tuple[Source, ...]]
-    refused: dict[str, str]
-    passed_over: dict[str, str]
-    listed: dict[str, str] = field(default_factory=dict)
-    uids: dict[str, str] = field(default_factory=dict)
+    cases: Inputs = field(default_factory=dict)
 
     def for_output(self, out: Path, format: str) -> tuple[FoundInputs, Path, str]:
         """The inputs, the output folder and the format; a single scan may be given a file.
@@ -70,7 +62,7 @@ class FoundInputs:
         if not found or format not in (DEFAULT_FORMAT, *found):
             given = f", with --format {format} {ends[format]}" if format != DEFAULT_FORMAT else ""
             raise AutosegError(f"-o {out}: label maps end in {', '.join(ends.values())}{given}")
-        if (count := len(self.cases | self.refused)) > 1:
+        if (count := len({*self.cases, *self.refused})) > 1:
             raise AutosegError(f"-o {out} is one file, for {count} scans; give a folder: -o out/")
         name = out.name[: -len(ends[found[0]])]
         cases = dict.fromkeys([name][: len(self.cases)], *self.cases.values())
@@ -79,10 +71,7 @@ class FoundInputs:
 
 
 def find_inputs(
-    path: Path,
-    channels: tuple[str, ...],
-    name_by: str = "patient",
-    choice: Choice | None = None,
+    path: Path, channels: tuple[str, ...], name_by: str = "patient", choice: Choice | None = None
 ) -> FoundInputs:
     """The cases of a scan, or of a folder of scans.
 
@@ -104,30 +93,39 @@ def find_inputs(
     if reason := obstacle(path):
         raise DataError(reason)
     if path.is_file():
-        return _group([_single(path, name_by)], channels, FoundInputs({}, {}, {}))
-    studies = find_studies(path, name_by, choice, len(channels))
-    if choice is not None and not studies.scans and not studies.refused:
-        listed = "; ".join(f"{name}: {line}" for name, line in studies.listed.items())
+        if formats.ending_of(path):
+            scan = Scan("", formats.stem_of(path), path)
+        elif is_dicom(path):
+            scan = scan_of_slice(path, name_by)
+        else:
+            known = ", ".join(formats.READABLE)
+            raise DataError(f"{path}: not a scan; use {known}, or a DICOM series")
+        return _group([scan], channels, FoundInputs())
+    found = FoundInputs(**vars(find_studies(path, name_by, choice, len(channels))))
+    if choice is not None and not found.scans and not found.refused:
+        listed = "; ".join(f"{name}: {line}" for name, line in found.listed.items())
         raise DataError(f"{path}: --series chooses no series of these: {listed or 'none'}")
-    refused = _folders_named_as_files(path) if choice is None else {}
-    found = FoundInputs(
-        {}, refused | studies.refused, studies.passed_over, studies.listed, studies.uids
-    )
-    files = _image_files(path) if choice is None else []
-    if studies.scans:  # pictures beside them are screenshots
-        files = [
-            scan
-            for scan in files
-            if isinstance(scan.path, Path) and not formats.is_picture(scan.path)
-        ]
-    scans = studies.scans + files
-    if not scans and not found.refused:
+    if choice is None:
+        for entry in _folders_in(path):  # which some programs make of a scan they unpack
+            if formats.ending_of(entry) and not dicom_files(entry):
+                reason = "a folder without a DICOM series, although it is named like a file"
+                found.refused.setdefault(
+                    entry.name, f"{entry}: {reason}; put the scan itself there"
+                )
+        folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
+        top = [] if path in folders else _files_in(path)
+        files = [Scan("", formats.stem_of(file), file) for file in top]
+        files += [scan for folder in folders for scan in _imaging(folder)]
+        if found.scans:  # pictures beside them are screenshots
+            files = [scan for scan in files if not formats.is_picture(Path(str(scan.path)))]
+        found.scans = found.scans + files
+    if not found.scans and not found.refused:
         others = "; ".join(f"{name}: {reason}" for name, reason in found.passed_over.items())
         raise DataError(
             f"{path}: holds no scan; supported are {', '.join(formats.READABLE)} files and DICOM "
             f"series{'; skipped: ' if others else ''}{others}"
         )
-    return _group(scans, channels, found)
+    return _group(found.scans, channels, found)
 
 
 @contextmanager
@@ -147,11 +145,7 @@ def unpacked(path: Path) -> Iterator[Path]:
             with zipfile.ZipFile(path) as file:
                 members = [m for m in file.infolist() if not m.is_dir()]
                 _check_members(path, members, shutil.disk_usage(temporary).free)
-                for member in members:
-                    target = folder / member.filename
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with file.open(member) as source, target.open("wb") as copy:
-                        shutil.copyfileobj(source, copy, 2**20)
+                file.extractall(folder, members)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise DataError(f"{path}: not a valid zip file ({error}); copy it again") from error
         folder.mkdir(exist_ok=True)
@@ -178,22 +172,6 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo], free: int) -> Non
         raise DataError(f"{path}: {total} bytes do not fit into the temporary folder ({free} free)")
 
 
-def _image_files(path: Path) -> list[Scan]:
-    """The image files at the top of a folder, and those of case folders."""
-    folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
-    files = [] if path in folders else _files_in(path)
-    scans = [Scan("", formats.stem_of(file), file) for file in files]
-    return scans + [scan for folder in folders for scan in _imaging(folder)]
-
-
-def _single(path: Path, name_by: str) -> Scan:
-    if formats.ending_of(path):
-        return Scan("", formats.stem_of(path), path)
-    if is_dicom(path):
-        return scan_of_slice(path, name_by)
-    raise DataError(f"{path}: not a scan; use {', '.join(formats.READABLE)}, or a DICOM series")
-
-
 def _visible(folder: Path) -> list[Path]:
     return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
 
@@ -217,21 +195,12 @@ def _imaging(folder: Path) -> list[Scan]:
     return [Scan("", name + (n[1] or ""), f) for n, f in zip(numbers, files, strict=True) if n]
 
 
-def _folders_named_as_files(folder: Path) -> dict[str, str]:
-    """Folders such as `a.nii.gz`, which some programs make of a scan when they unpack it."""
-    return {
-        entry.name: f"{entry}: a folder without a DICOM series, although it is named like a file; "
-        "put the scan itself there"
-        for entry in _folders_in(folder)
-        if formats.ending_of(entry) and not dicom_files(entry)
-    }
-
-
 def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs) -> FoundInputs:
     """Group the channels of each case."""
     scans = list(scans)
     stems = {(scan.above, scan.stem) for scan in scans}
     cases: dict[str, dict[int, Source]] = {}
+    grouped: dict[str, tuple[Source, ...]] = {}
     for scan in scans:
         stem, channel = _case_and_channel(scan, stems, len(channels))
         name = Scan(scan.above, stem, scan.path).name
@@ -239,25 +208,22 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
         if twin != scan.path:
             found.refused[name] = f"{scan.path} and {twin} are the same case; rename or remove one"
     for name, files in sorted(cases.items()):
+        reasons = [obstacle(file) or "" for file in files.values() if isinstance(file, Path)]
         if len(channels) == 1 and len(files) > 1:
-            found.refused.setdefault(
-                name,
+            reasons[:0] = [
                 f"{', '.join(map(str, files.values()))}: the numbers at the end of their names "
                 f"were taken for channels, but the model has one channel, {channels[0]}; rename "
-                f"them if they are separate scans, for example to {name}-{max(files):04d}",
-            )
+                f"them if they are separate scans, for example to {name}-{max(files):04d}"
+            ]
         elif gaps := sorted(set(range(len(files))) - set(files)):
             missing = ", ".join(f"{name}_{gap:04d}" for gap in gaps)
-            found.refused.setdefault(
-                name,
-                f"case {name}: {missing} is missing; the model's channels are "
-                f"{', '.join(channels)}",
-            )
-        for file in files.values():
-            if isinstance(file, Path) and (reason := obstacle(file)):
-                found.refused.setdefault(name, reason)
+            known = ", ".join(channels)
+            reasons[:0] = [f"case {name}: {missing} is missing; the model's channels are {known}"]
+        if any(reasons):
+            found.refused.setdefault(name, next(filter(None, reasons)))
         if name not in found.refused:
-            found.cases[name] = tuple(files[channel] for channel in sorted(files))
+            grouped[name] = tuple(files[channel] for channel in sorted(files))
+    found.cases = grouped
     for message in formats.alike(found.cases):
         note(message)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,9 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, write_json
 from autoseg.common.progress import listed
 from autoseg.image.image import Appearance, on_patient_axes
+from autoseg.models import folder as layout
 from autoseg.models.checkpoint import Tensors, load_weights
-from autoseg.models.folder import (
-    FINGERPRINT,
-    PLAN,
-    FolderFiles,
-    ModelFiles,
-    open_model,
-    plan_in,
-    read_calibration,
-    weights_name,
-)
+from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, ModelFiles
 from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.prediction.postprocessing import FILE_NAME, TEMPERATURE, Postprocessing
@@ -46,6 +38,11 @@ class Model:
     networks: tuple[UNet, ...]
     files: ModelFiles | None = None
 
+    @property
+    def where(self) -> ModelFiles:
+        """The files beside its weights."""
+        return self.files or FolderFiles(self.folder)
+
 
 def load_model(folder: Path, folds: list[str] | None, device: torch.device) -> Model:
     """Load the named folds, or all that are finished, of a model folder or a packed model (.zip).
@@ -53,20 +50,18 @@ def load_model(folder: Path, folds: list[str] | None, device: torch.device) -> M
     Raises:
         AutosegError: it is not a model, a fold is missing, or the weights are of another plan.
     """
-    return _load(open_model(folder), folder, folds, device)
+    return _load(layout.open_model(folder), folds, device)
 
 
-def _load(
-    files: ModelFiles, folder: Path, folds: Sequence[str] | None, device: torch.device
-) -> Model:
-    plan = plan_in(files)
+def _load(files: ModelFiles, folds: Sequence[str] | None, device: torch.device) -> Model:
+    folder, plan = files.path(""), layout.plan_in(files)
     folds = choose_folds(files, folder, plan, folds)
     networks = []
     for fold in folds:
         tensors = read_weights(files, fold, plan)
         with torch.device("meta"):  # allocates nothing: an unknown plan may define any network
             network = build_network(plan)
-        load_weights(network, tensors, files.path(weights_name(fold)), assign=True)
+        load_weights(network, tensors, files.path(layout.weights_name(fold)), assign=True)
         networks.append(network.to(device).eval())
     return Model(folder, plan, tuple(folds), tuple(networks), files)
 
@@ -95,7 +90,7 @@ def read_weights(files: ModelFiles, fold: str, plan: Plan) -> Tensors:
     Raises:
         AutosegError: the file is damaged, or another plan trained it.
     """
-    name = weights_name(fold)
+    name = layout.weights_name(fold)
     tensors, state = files.checkpoint(name)
     if state.get("plan_id") != plan.id:
         raise AutosegError(
@@ -116,12 +111,11 @@ def load_previous(model: Model, device: torch.device) -> Model:
     Raises:
         AutosegError: it is missing, or the cascade was trained on segmentations of another plan.
     """
-    files = model.files or FolderFiles(model.folder)
-    before = files.previous(str(model.plan.previous_stage))
+    before = model.where.previous(str(model.plan.previous_stage))
     if not before.has(PLAN):
         raise AutosegError(f"{before.path('')} has no {PLAN}; restore it: {model.folder} needs it")
-    previous = _load(before, before.path(""), None, device)
-    check_previous(model.folder, previous.plan, files)
+    previous = _load(before, None, device)
+    check_previous(model.folder, previous.plan, model.where)
     return previous
 
 
@@ -145,13 +139,20 @@ def check_previous(folder: Path, previous: Plan, files: ModelFiles | None = None
         )
 
 
-def load_training_set(model: Model) -> TrainingSet | None:
-    """What the training scans of a model looked like; None if that is not known.
+def check_same_classes(plan: Plan, other: Plan) -> None:
+    """Check that the probabilities of two plans can be averaged.
 
     Raises:
-        AutosegError: its fingerprint is damaged.
+        AutosegError: they do not segment the same classes of the same channels.
     """
-    return training_set_of(model.files or FolderFiles(model.folder))
+    for key in ("channels", "labels", "regions_class_order"):
+        values = [getattr(each, key) for each in (plan, other)]
+        # The order of the labels is that of the classes, so it has to be the same, too.
+        if str(values[0]) != str(values[1]):
+            raise AutosegError(
+                f"plans {plan.name} and {other.name} cannot be averaged: their {key} differ "
+                f"({values[0]} and {values[1]}); choose plans of the same task"
+            )
 
 
 def load_postprocessing(model: Model) -> Postprocessing | None:
@@ -160,7 +161,7 @@ def load_postprocessing(model: Model) -> Postprocessing | None:
     Raises:
         AutosegError: it is not valid, or was learned for another plan.
     """
-    files = model.files or FolderFiles(model.folder)
+    files = model.where
     if not files.has(FILE_NAME):
         return None
     where = str(files.path(FILE_NAME))
@@ -175,7 +176,7 @@ def load_postprocessing(model: Model) -> Postprocessing | None:
 
 def load_temperature(model: Model) -> float:
     """The temperature of saved probabilities, if the cross-validation of the plan has shown one."""
-    found = read_calibration(model.files or FolderFiles(model.folder)).get(TEMPERATURE, {})
+    found = layout.read_calibration(model.where).get(TEMPERATURE, {})
     return float(found["value"]) if found.get("plan_id") == model.plan.id else 1.0
 
 
@@ -216,7 +217,8 @@ def training_set_of(files: ModelFiles) -> TrainingSet | None:
         return None
     values, where = found.json(FINGERPRINT), found.path(FINGERPRINT)
     try:
-        made = {"cases": list(_cases(values["cases"])), "labelled": _labelled(values["foreground"])}
+        labelled = [each and (each["p00_5"], each["p99_5"]) for each in values["foreground"]]
+        made = {"cases": list(_cases(values["cases"])), "labelled": labelled}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AutosegError(f"{where}: not a fingerprint ({error!r}); {ADVICE}") from error
     return dataclass_from_json(TrainingSet, made, where, ADVICE)
@@ -228,11 +230,8 @@ def with_fingerprint(files: ModelFiles) -> ModelFiles | None:
         return files
     if isinstance(files, FolderFiles) and len((path := files.folder.absolute()).parts) > 3:
         planned = FolderFiles(path.parents[2] / "preprocessed" / path.parent.name / path.name)
-        if (
-            planned.has(PLAN)
-            and planned.has(FINGERPRINT)
-            and plan_in(planned).id == plan_in(files).id
-        ):
+        is_whole = planned.has(PLAN) and planned.has(FINGERPRINT)
+        if is_whole and layout.plan_in(planned).id == layout.plan_in(files).id:
             return planned
     return None
 
@@ -241,16 +240,10 @@ def _cases(cases: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for case in cases.values():
         code, spacing = case["orientation"], case["spacing_mm"]
         x, y, z = (size * mm for size, mm in zip(case["shape_after_crop"], spacing, strict=True))
-        yield asdict(
-            Appearance(
-                orientation=code,
-                spacing_mm=on_patient_axes(spacing, code),
-                extent_mm=on_patient_axes((x, y, z), code),
-                ranges=tuple((c["image"]["p00_5"], c["image"]["p99_5"]) for c in case["channels"]),
-                bodies=tuple(channel.get("body", ()) for channel in case["channels"]),
-            )
-        )
-
-
-def _labelled(foreground: Any) -> list[Any]:
-    return [found and (found["p00_5"], found["p99_5"]) for found in foreground]
+        yield {
+            "orientation": code,
+            "spacing_mm": on_patient_axes(spacing, code),
+            "extent_mm": on_patient_axes((x, y, z), code),
+            "ranges": [(c["image"]["p00_5"], c["image"]["p99_5"]) for c in case["channels"]],
+            "bodies": [channel.get("body", ()) for channel in case["channels"]],
+        }

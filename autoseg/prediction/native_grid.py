@@ -16,32 +16,28 @@ The same holds for logits: a class cannot win where none around a voxel is above
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from functools import cached_property, lru_cache, reduce
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from scipy.special import expit, logit
+from torch import Tensor
 
-from autoseg.common.arrays import Box, LabelMap, Triple, union_of_boxes
+from autoseg.common.arrays import Box, Floats, LabelMap, Triple, union_of_boxes
 from autoseg.image.geometry import SWAPS, Turn
 from autoseg.plan.labels import Classes
 from autoseg.prediction.sliding_window import Slab
-from autoseg.preprocessing.resample import (
-    Band,
-    apply_bands,
-    axis_bands,
-    axis_operator,
-    most_shrinking_first,
-)
+from autoseg.preprocessing.resample import Axis, axis_of, most_shrinking_first
 
 PLANES_AT_ONCE = 16
 TINY = np.float32(1e-6)  # a probability that stands for zero
 
 Area = Box  # a rectangle of all planes: slices along y and z
-Save = Callable[[int, slice, NDArray[np.float32]], None]  # class, planes, probabilities (x, y, z)
+Save = Callable[[int, slice, Floats], None]  # class, planes, probabilities (x, y, z)
 
 
 class Planes(Protocol):
@@ -61,7 +57,7 @@ class Planes(Protocol):
         None: than the first class.
         """
 
-    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+    def probabilities(self, index: int, area: Area) -> Floats:
         """A class's probabilities in an area of the planes, (x, *area)."""
 
 
@@ -77,6 +73,7 @@ class Placement:
         orders: of the interpolation along x, y, z: 1, or 0 for the nearest plane.
         logits: whether logits are placed, not probabilities.
         float16: whether interpolated values are rounded to float16.
+        on_card: whether all classes are interpolated and painted at once, where the sums are.
     """
 
     low_shape: Triple
@@ -86,38 +83,41 @@ class Placement:
     orders: Triple = (1, 1, 1)
     logits: bool = False
     float16: bool = False
+    on_card: bool = False
+
+    @cached_property
+    def axes(self) -> Sequence[Axis]:
+        """How each axis of the box is interpolated."""
+        sides = [stop - start for start, stop in self.box]
+        return [axis_of(*each) for each in zip(self.low_shape, sides, self.orders, strict=True)]
 
 
 def native_planes(slabs: Iterable[Slab], placement: Placement) -> Iterator[Planes]:
     """All planes of the scan's grid in order, `PLANES_AT_ONCE` at a time.
 
     Args:
-        slabs: consecutive planes of probabilities (class, planes, y, z) of the network's grid,
-            from x = 0 on. Each is taken as late as possible.
+        slabs: consecutive planes of the network's grid, from x = 0 on. Each is taken as late as
+            possible.
         placement: of the network's grid.
     """
-    start, stop = placement.box[0]
-    low_x = placement.low_shape[0]
-    operator = axis_operator(low_x, stop - start, placement.orders[0])  # (native x, low x)
     buffer = _SlabBuffer(iter(slabs))
     for first in range(0, placement.size[0], PLANES_AT_ONCE):
         rows = slice(first, min(first + PLANES_AT_ONCE, placement.size[0]))
-        inside = slice(max(first, start), min(rows.stop, stop))
-        if inside.start >= inside.stop:
-            yield _OutsidePlanes(rows, placement)
-            continue
-        mix = operator[inside.start - start : inside.stop - start]
-        used = np.flatnonzero(mix.any(axis=0))
-        low = buffer.planes(int(used[0]), int(used[-1]) + 1)  # (class, low planes, low y, low z)
-        yield _InterpolatedPlanes(rows, inside, placement, low, mix[:, used[0] : used[-1] + 1])
-        del low
+        yield (_CardPlanes if placement.on_card else _NativePlanes)(rows, placement, buffer)
+
+
+def card_bytes(low_shape: Triple, size: Triple, outputs: int) -> int:
+    """Memory of planes and of the label map on a card."""
+    y, z = map(max, zip(low_shape[1:], size[1:], strict=True))
+    # Planes of the network's grid, the interpolated ones, and two steps on the way.
+    return 4 * 4 * outputs * PLANES_AT_ONCE * y * z + math.prod(size)
 
 
 def label_map(
     planes: Iterable[Planes],
     classes: Classes,
     size: Triple,
-    save: Save | None = None,
+    saves: Sequence[Save] = (),
     view: Turn = SWAPS[0],
     logits: bool = False,
     temperature: float = 1.0,
@@ -131,7 +131,7 @@ def label_map(
         planes: all planes of the grid.
         classes: what the probabilities are of, and the value that each class paints.
         size: voxels of the returned grid.
-        save: called with all probabilities, one class of some planes at a time.
+        saves: are called with all probabilities, one class of some planes at a time.
         view: from the returned grid to that of the planes. Planes are contiguous in memory.
         logits: whether the planes hold logits.
         temperature: of the probabilities that are saved; the label map does not depend on it.
@@ -139,19 +139,33 @@ def label_map(
     swap, kind = view.axes[0], np.uint8 if max(classes.painted) < 256 else np.uint16
     label: LabelMap = np.zeros(SWAPS[swap].triple(size), kind).swapaxes(0, swap)
     out = view.array(label)
+    # The winner has at least 1 / classes of a sum of one. A class that is below half of that
+    # everywhere cannot win.
+    limit = 0.0 if logits else 0.5 if classes.are_regions else 0.5 / len(classes.painted)
+    least = None if logits and not classes.are_regions else limit
+    on_card: list[Tensor] = []
+    box: Box = ()
     for some in planes:
-        if classes.are_regions:
-            _paint_regions(some, classes.painted[1:], out[some.rows], 0.0 if logits else 0.5)
+        if isinstance(some, _CardPlanes):
+            if some.low is not None:
+                on_card.append(some.painted(classes, limit))
+                box = tuple(slice(*side) for side in some.placement.box)
+        elif classes.are_regions:
+            for index, value in enumerate(classes.painted[1:]):
+                if (area := some.area_above(index, least)) is not None:
+                    is_inside = some.probabilities(index, area) > limit
+                    np.copyto(out[some.rows][:, *area], value, where=is_inside)
         else:
-            # The winner has at least 1 / classes of a sum of one. A class that is below half of
-            # that everywhere cannot win.
-            least = None if logits else 0.5 / len(classes.painted)
             _paint_classes(some, classes.painted, out[some.rows], least)
-        if save is not None:
+        if saves:
             if logits or temperature != 1:
                 some = ProbabilityPlanes(some, classes, logits, temperature)
             for index in range(classes.outputs):
-                save(index, some.rows, some.probabilities(index, whole_area(some.shape)))
+                shares = some.probabilities(index, whole_area(some.shape))
+                for save in saves:
+                    save(index, some.rows, shares)
+    if on_card:
+        out[box] = np.array(classes.painted, kind)[torch.cat(on_card).cpu().numpy()]
     return label
 
 
@@ -172,14 +186,6 @@ def _paint_classes(
         np.maximum(candidate, rival, out=rival)
 
 
-def _paint_regions(
-    planes: Planes, values: tuple[int, ...], out: LabelMap, threshold: float
-) -> None:
-    for index, value in enumerate(values):
-        if (area := planes.area_above(index, threshold)) is not None:
-            np.copyto(out[:, *area], value, where=planes.probabilities(index, area) > threshold)
-
-
 class ProbabilityPlanes:
     """The probabilities of planes of logits, or of probabilities with another temperature."""
 
@@ -189,7 +195,7 @@ class ProbabilityPlanes:
         self.planes, self.classes, self.temperature = planes, classes, temperature
         self.logits, self.rows, self.shape = logits, planes.rows, planes.shape
 
-    def _logits(self, index: int, area: Area) -> NDArray[np.float32]:
+    def _logits(self, index: int, area: Area) -> Floats:
         found = self.planes.probabilities(index, area)
         if not self.logits:
             found = to_logits(found, self.classes.are_regions)
@@ -200,16 +206,12 @@ class ProbabilityPlanes:
         return whole_area(self.shape)
 
     @cached_property
-    def _normaliser(self) -> NDArray[np.float32]:
+    def _normaliser(self) -> Floats:
         """The logarithm of the sum of the classes' exponentials."""
         whole = whole_area(self.shape)
-        each = (self._logits(i, whole) for i in range(self.classes.outputs))
-        total = next(each)
-        for logits in each:
-            total = np.logaddexp(total, logits)
-        return total
+        return reduce(np.logaddexp, (self._logits(i, whole) for i in range(self.classes.outputs)))
 
-    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+    def probabilities(self, index: int, area: Area) -> Floats:
         """A class's softmax, or a region's sigmoid, in an area of the planes."""
         found = self._logits(index, area)
         if self.classes.are_regions:
@@ -217,7 +219,7 @@ class ProbabilityPlanes:
         return np.asarray(np.exp(found - self._normaliser[:, *area]))
 
 
-def to_logits(probabilities: NDArray[np.float32], are_regions: bool) -> NDArray[np.float32]:
+def to_logits(probabilities: Floats, are_regions: bool) -> Floats:
     """Finite logits of which a softmax, or for regions a sigmoid, gives the probabilities."""
     found = np.clip(probabilities, TINY, 1 - TINY)
     return np.asarray(logit(found) if are_regions else np.log(found), np.float32)
@@ -234,143 +236,140 @@ class MeanPlanes:
         """An area outside of which the mean is not above `threshold`: there, no member is."""
         return union_of_boxes(member.area_above(index, threshold) for member in self.members)
 
-    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
+    def probabilities(self, index: int, area: Area) -> Floats:
         """The mean of a class in an area of the planes, (x, *area)."""
-        total = self.members[0].probabilities(index, area)
-        for member in self.members[1:]:
-            total = total + member.probabilities(index, area)
-        return total / np.float32(len(self.members))
+        each = (member.probabilities(index, area) for member in self.members)
+        return np.asarray(reduce(np.add, each) / np.float32(len(self.members)))
 
 
 class _SlabBuffer:
     """The planes of the network's grid that are needed now."""
 
     def __init__(self, slabs: Iterator[Slab]) -> None:
-        self.slabs, self.stop = slabs, 0
-        self.parts: list[Slab] = []
+        self.slabs, self.at = slabs, slice(0, 0)
+        self.slab: Slab | None = None
+        self.low: Tensor | None = None  # the planes `at`
 
-    def planes(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Planes from `start` to `stop`; planes before `start` are never needed again."""
-        self._drop_before(start)
-        while self.stop < stop:
-            first, planes = next(self.slabs)
-            self.stop = first + planes.shape[1]
-            self.parts.append((first, planes))
-            self._drop_before(start)
-        if len(self.parts) > 1:
-            kept = [planes[:, max(0, start - first) :] for first, planes in self.parts]
-            self.parts = [(start, np.concatenate(kept, axis=1))]
-        first, planes = self.parts[0]
-        return planes[:, start - first : stop - first]
+    def planes(self, needed: slice) -> Tensor:
+        """Some planes (class, x, y, z); planes before them are never needed again."""
+        if self.low is None or needed.stop > self.at.stop:
+            slab = self.slab or next(self.slabs)
+            kept, done = self.low, max(needed.start, self.at.stop)
+            low = slab.empty(needed.stop - needed.start)
+            if kept is not None and done > needed.start:
+                low[:, : done - needed.start] = kept[:, needed.start - self.at.start :]
+            while done < needed.stop:
+                if slab.stop <= done:
+                    slab = next(self.slabs)
+                    continue
+                stop = min(needed.stop, slab.stop)
+                slab.mean(done, stop, low[:, done - needed.start : stop - needed.start])
+                done = stop
+            self.slab, self.low, self.at = slab, low, needed
+        first = needed.start - self.at.start
+        return self.low[:, first : first + needed.stop - needed.start]
 
-    def _drop_before(self, start: int) -> None:
-        self.parts = [part for part in self.parts if part[0] + part[1].shape[1] > start]
 
+class _NativePlanes:
+    """Planes of the scan's grid, which are interpolated where the network's grid reaches."""
 
-class _OutsidePlanes:
-    """Planes that the network's grid does not reach."""
-
-    def __init__(self, rows: slice, placement: Placement) -> None:
-        self.rows, self.index = rows, placement.outside
-        self.absent, self.present = (-np.inf, 0.0) if placement.logits else (0.0, 1.0)
+    def __init__(self, rows: slice, placement: Placement, buffer: _SlabBuffer) -> None:
+        self.rows, self.placement = rows, placement
         self.shape = (rows.stop - rows.start, placement.size[1], placement.size[2])
+        (start, stop), *sides = placement.box
+        self.sides = [slice(*side) for side in sides]
+        # Which of the planes the network's grid reaches, counted from its start.
+        self.own = _shifted(_intersection(rows, slice(start, stop)), -start)
+        self.inside = _shifted(self.own, start - rows.start)
+        self.low: Any = None  # an array, on a card a tensor
+        if self.own.start < self.own.stop:
+            self.low = buffer.planes(placement.axes[0].columns(self.own))
+            self.low = self.low if placement.on_card else self.low.numpy()
+
+    def _outside(self, index: int) -> float:
+        absent, present = (-math.inf, 0.0) if self.placement.logits else (0.0, 1.0)
+        return present if index == self.placement.outside else absent
 
     def area_above(self, index: int, threshold: float | None) -> Area | None:
-        return whole_area(self.shape) if index == self.index else None
-
-    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
-        shape = (self.shape[0], *(side.stop - side.start for side in area))
-        return np.full(shape, self.present if index == self.index else self.absent, np.float32)
-
-
-class _InterpolatedPlanes:
-    """Planes that are interpolated, at least in part, from those of the network's grid.
-
-    Args:
-        rows: which planes of the scan's grid.
-        inside: those of them that the network's grid reaches.
-        placement: of the network's grid.
-        low: the planes of the network's grid that they depend on, (class, x, y, z).
-        mix: weights of these for each plane inside, (inside, x).
-    """
-
-    def __init__(
-        self,
-        rows: slice,
-        inside: slice,
-        placement: Placement,
-        low: NDArray[np.float32],
-        mix: NDArray[np.float32],
-    ) -> None:
-        self.rows, self.low, self.float16 = rows, low, placement.float16
-        self.outside = _OutsidePlanes(rows, placement)
-        self.shape = self.outside.shape
-        self.inside = _shifted(inside, -rows.start)
-        self.x_bands = (Band(slice(0, len(mix)), slice(0, mix.shape[1]), mix),)
-        self.sides = tuple(slice(start, stop) for start, stop in placement.box[1:])
-        sizes = [side.stop - side.start for side in self.sides]
-        self.yz_bands = [
-            axis_bands(low_size, size, order)
-            for low_size, size, order in zip(
-                placement.low_shape[1:], sizes, placement.orders[1:], strict=True
-            )
-        ]
-        self.is_whole = inside == rows and self.sides == whole_area(self.shape)
-
-    def area_above(self, index: int, threshold: float | None) -> Area | None:
-        if index == self.outside.index and not self.is_whole:
-            return whole_area(self.shape)
+        whole = whole_area(self.shape)
+        is_whole = self.inside == slice(0, self.shape[0]) and self.sides == [*whole]
+        if index == self.placement.outside and not is_whole:
+            return whole
+        if self.low is None:
+            return None
         limit = self.low[0] if threshold is None else threshold
         likely = (self.low[index] > limit).any(axis=0)  # (low y, low z)
-        if not likely.any():
-            return None
-        y, z = (
-            _reached(bands, np.flatnonzero(likely.any(axis=other)), side.start)
-            for bands, other, side in zip(self.yz_bands, (1, 0), self.sides, strict=True)
-        )
-        return y, z
+        found = []
+        for axis, other, side in zip(self.placement.axes[1:], (1, 0), self.sides, strict=True):
+            low = np.flatnonzero(likely.any(axis=other))
+            if not len(low) or not (rows := axis.depending_on(int(low[0]), int(low[-1]))):
+                return None
+            found.append(_shifted(rows, side.start))
+        return found[0], found[1]
 
-    def probabilities(self, index: int, area: Area) -> NDArray[np.float32]:
-        covered = [_intersection(*pair) for pair in zip(area, self.sides, strict=True)]
-        if any(side.start >= side.stop for side in covered):
-            return self.outside.probabilities(index, area)
-        # Interpolate whole bands, then cut out what is needed of them.
-        own = [_shifted(side, -of.start) for side, of in zip(covered, self.sides, strict=True)]
-        bands = [_overlapping(*pair) for pair in zip(self.yz_bands, own, strict=True)]
-        y, z = (_shifted(side, -of[0].rows.start) for side, of in zip(own, bands, strict=True))
-        found = self._interpolated(index, bands)[:, y, z]
-        if len(found) == self.shape[0] and covered == list(area):
+    def probabilities(self, index: int, area: Area) -> Floats:
+        shape = (self.shape[0], *(side.stop - side.start for side in area))
+        y, z = (_intersection(*pair) for pair in zip(area, self.sides, strict=True))
+        if self.low is None or y.start >= y.stop or z.start >= z.stop:
+            return np.full(shape, self._outside(index), np.float32)
+        rows = [self.own, *map(_shifted, (y, z), (-side.start for side in self.sides))]
+        found = self._interpolated(index, rows)
+        if found.shape == shape:
             return found
-        out = self.outside.probabilities(index, area)
-        y, z = (_shifted(side, -of.start) for side, of in zip(covered, area, strict=True))
+        out = np.full(shape, self._outside(index), np.float32)
+        y, z = map(_shifted, (y, z), (-side.start for side in area))
         out[self.inside, y, z] = found
         return out
 
-    def _interpolated(self, index: int, bands: Sequence[Sequence[Band]]) -> NDArray[np.float32]:
-        """All planes inside, at these bands of y and z."""
-        along = [self.x_bands, *bands]
-        needed = [slice(axis[0].columns.start, axis[-1].columns.stop) for axis in along]
-        volume: NDArray[np.float32] = self.low[index][tuple(needed)]
-        shape = [axis[-1].rows.stop - axis[0].rows.start for axis in along]
-        for axis in most_shrinking_first(volume.shape, shape):
-            volume = apply_bands(along[axis], volume, axis, needed[axis].start)
-        return volume.astype(np.float16).astype(np.float32) if self.float16 else volume
+    def _interpolated(self, index: int, rows: Sequence[slice]) -> Floats:
+        """Some voxels of the part of the scan's grid that the network's grid reaches."""
+        axes = self.placement.axes
+        low: Floats = self.low[index]
+        needed = [axis.columns(some) for axis, some in zip(axes, rows, strict=True)]
+        found = low[:, needed[1], needed[2]]
+        for axis in most_shrinking_first(found.shape, [some.stop - some.start for some in rows]):
+            if not axes[axis].is_identity:
+                found = axes[axis].apply(found, axis, rows[axis], needed[axis].start)
+        if self.placement.float16:
+            return found.astype(np.float16).astype(np.float32)
+        return np.asarray(found.copy() if np.may_share_memory(found, low) else found)
 
 
-def _reached(bands: Sequence[Band], low: NDArray[np.intp], offset: int) -> slice:
-    """The voxels of all bands that depend on any of these low voxels, on the scan's grid.
+class _CardPlanes(_NativePlanes):
+    """Planes of all classes on the device of the sums, from which only labels come back."""
 
-    If no band does, because the scan's grid is the coarser one, it is a band close by.
-    """
-    last = [band for band in bands if band.columns.start <= low[-1]][-1:] or [bands[0]]
-    first = [band for band in bands if low[0] < band.columns.stop][:1] or [bands[-1]]
-    start = min(first[0].rows.start, last[0].rows.start)
-    return slice(start + offset, max(first[0].rows.stop, last[0].rows.stop) + offset)
+    def area_above(self, index: int, threshold: float | None) -> Area | None:
+        return whole_area(self.shape)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Of all classes in the box, (class, x, y, z)."""
+        found: Tensor = self.low
+        rows = [self.own, *(slice(0, s.stop - s.start) for s in self.sides)]
+        sizes = [some.stop - some.start for some in rows]
+        for axis in most_shrinking_first(found.shape[1:], sizes):
+            if not (of := self.placement.axes[axis]).is_identity:
+                weights = _on_device(of, found.device)[rows[axis], of.columns(rows[axis])]
+                found = torch.tensordot(found, weights, ([1 + axis], [1])).movedim(-1, 1 + axis)
+        return found.half().float() if self.placement.float16 else found
+
+    def _interpolated(self, index: int, rows: Sequence[slice]) -> Floats:
+        return self.values[index][:, rows[1], rows[2]].cpu().numpy()
+
+    def painted(self, classes: Classes, threshold: float) -> Tensor:
+        """The number of each voxel's class in the box; regions count from 1."""
+        kind = torch.uint8 if len(classes.painted) <= 256 else torch.int16
+        if not classes.are_regions:
+            return self.values.argmax(0).to(kind)
+        found = self.values.new_zeros(self.values.shape[1:], dtype=kind)
+        for number, values in enumerate(self.values, start=1):
+            found.masked_fill_(values > threshold, number)
+        return found
 
 
-def _overlapping(bands: Sequence[Band], side: slice) -> list[Band]:
-    """The bands that hold any of these new voxels."""
-    return [band for band in bands if band.rows.start < side.stop and side.start < band.rows.stop]
+@lru_cache(maxsize=16)
+def _on_device(axis: Axis, device: torch.device) -> Tensor:
+    return torch.from_numpy(axis.weights).to(device)
 
 
 def _intersection(one: slice, other: slice) -> slice:

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from math import prod
@@ -17,18 +18,20 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
 
-from autoseg.common.arrays import LabelMap, Triple, count_values
+from autoseg.common.arrays import Floats, LabelMap, Triple, count_values
 from autoseg.common.errors import AutosegError, DataError, install_hint
+from autoseg.common.figures import rendered
 from autoseg.common.files import cannot_write, replacing
 from autoseg.common.pages import picture_uri, write_page
 from autoseg.image.dicom_series import Source
 from autoseg.image.formats import PREVIEW, ending_of
 from autoseg.image.geometry import SWAPS, Geometry, Turn, orientation_of
+from autoseg.image.image import Image as Scan
 from autoseg.image.label_writer import to_simpleitk
 from autoseg.image.view import PREDICTION, Exhibit, make_view
 from autoseg.plan.labels import class_of, values_of
 from autoseg.plan.plan import Plan
-from autoseg.prediction.native_grid import PLANES_AT_ONCE
+from autoseg.prediction.native_grid import PLANES_AT_ONCE, Save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,43 +91,13 @@ def check_format(format: str, inputs: Mapping[str, tuple[Source, ...]]) -> None:
 #     names = probabilities.vlmeta["classes"]
 
 
-class ProbabilityFile:
-    """An array (class, x, y, z) on disk that is filled by planes across one axis.
-
-    Args:
-        path: for messages.
-        array: the open Blosc2 array.
-        view: from the grid of the file to that of what `write` takes.
-    """
-
-    def __init__(self, path: Path, array: Any, view: Turn) -> None:
-        self.path, self.array, self.view = path, array, view
-
-    def write(self, index: int, rows: slice, probabilities: NDArray[np.float32]) -> None:
-        """Write some planes (x, y, z) of a class.
-
-        Raises:
-            AutosegError: the disk is full.
-        """
-        axis = 1 + self.view.axes[0]
-        where: list[Any] = [index, slice(None), slice(None), slice(None)]
-        if self.view.flips[0]:
-            rows = slice(self.array.shape[axis] - rows.stop, self.array.shape[axis] - rows.start)
-        where[axis] = rows
-        turned = self.view.inverse().array(probabilities.astype(np.float16))
-        with errors_name(self.path):
-            self.array[tuple(where)] = np.ascontiguousarray(turned)
-
-
 @contextmanager
 def probability_file(
-    path: Path,
-    names: Sequence[str],
-    size: Triple,
-    view: Turn = SWAPS[0],
-    temperature: float = 1.0,
-) -> Iterator[ProbabilityFile]:
-    """A file to fill within the block; it appears when the block succeeds.
+    path: Path, names: Sequence[str], size: Triple, view: Turn = SWAPS[0], temperature: float = 1.0
+) -> Iterator[Save]:
+    """A file of an array (class, x, y, z), by what writes some planes of a class within the block.
+
+    The file appears when the block succeeds.
 
     Args:
         path: the file.
@@ -134,7 +107,7 @@ def probability_file(
         temperature: of the probabilities, which is recorded unless it is 1.
 
     Raises:
-        AutosegError: it cannot be written.
+        AutosegError: it cannot be written, also within the block.
     """
     import blosc2  # slow to import, and rarely needed
 
@@ -142,18 +115,23 @@ def probability_file(
     chunk[axis] = min(PLANES_AT_ONCE, size[axis])  # so that each chunk is compressed once
     with replacing(path) as temporary:
         with errors_name(path):
-            array = blosc2.zeros(
-                (len(names), *size),
-                dtype=np.float16,
-                urlpath=str(temporary),
-                mode="w",
-                chunks=(1, *chunk),
-                cparams={"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1},
-            )
+            small: Any = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}
+            how: Any = {"mode": "w", "chunks": (1, *chunk), "cparams": small}
+            array = blosc2.zeros((len(names), *size), np.float16, urlpath=str(temporary), **how)
             array.vlmeta["classes"] = list(names)
             if temperature != 1:
                 array.vlmeta["temperature"] = temperature
-        yield ProbabilityFile(path, array, view)
+
+        def write(index: int, rows: slice, probabilities: Floats) -> None:
+            where: list[Any] = [index, slice(None), slice(None), slice(None)]
+            if view.flips[0]:
+                rows = slice(size[axis] - rows.stop, size[axis] - rows.start)
+            where[1 + axis] = rows
+            turned = view.inverse().array(probabilities.astype(np.float16))
+            with errors_name(path):
+                array[tuple(where)] = np.ascontiguousarray(turned)
+
+        yield write
 
 
 @contextmanager
@@ -181,21 +159,13 @@ def volumes(label: LabelMap, geometry: Geometry, plan: Plan) -> dict[str, Any]:
     counts = count_values(label, max(values_of(plan.labels)) + 1)
     voxel_ml = prod(geometry.spacing_mm) / 1000
     classes = dict(itertools.islice(plan.labels.items(), 1, None))
-    found: dict[str, Any] = {
-        "volume_ml": {
-            name: round(float(counts[list(covered)].sum() * voxel_ml), 6)
-            for name, covered in classes.items()
-        }
-    }
-    if plan.shares:
-        found["share"] = {}
-        for share in plan.shares:
-            part = _voxels(counts, {share.label}, plan)
-            whole = part + _voxels(counts, set(share.container), plan)
-            found["share"][class_of(share.label, plan.labels)] = (
-                round(part / whole, 6) if whole else None
-            )
-    return found
+    volumes = {n: round(float(counts[[*of]].sum() * voxel_ml), 6) for n, of in classes.items()}
+    shares: dict[str | None, float | None] = {}
+    for share in plan.shares:
+        part = _voxels(counts, {share.label}, plan)
+        whole = part + _voxels(counts, set(share.container), plan)
+        shares[class_of(share.label, plan.labels)] = round(part / whole, 6) if whole else None
+    return {"volume_ml": volumes} | ({"share": shares} if plan.shares else {})
 
 
 def _voxels(counts: NDArray[np.int64], labels: set[int], plan: Plan) -> int:
@@ -224,6 +194,21 @@ def draw_preview(image: NDArray[Any], label: LabelMap, geometry: Geometry, plan:
     maps = {PREDICTION: turn.array(label)}
     view = make_view(exhibit, turn.array(image), maps, turn.triple(geometry.spacing_mm))
     return draw_view(view, kinds=("contours",))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A scan with its label map (x, y, z), which a notebook shows in three planes."""
+
+    image: Scan
+    label: LabelMap
+    plan: Plan
+
+    def _repr_html_(self) -> str:
+        """Three planes through the largest class, as those of `--preview`."""
+        picture = draw_preview(self.image.array[0], self.label, self.image.geometry, self.plan)
+        uri = picture_uri("png", rendered(picture, "png"))
+        return f'<img alt="three planes" src="{uri}">'
 
 
 def write_report(folder: Path, record: Mapping[str, Any], missing: Sequence[Sequence[str]]) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import expit, softmax
 
 from autoseg.common import arrays
+from autoseg.common.arrays import Floats
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, write_json
 from autoseg.image.geometry import Turn
@@ -143,7 +143,7 @@ class Reliability:
                 self._add(found, logits, part[:, *area].ravel()[at])
             yield some
 
-    def _add(self, found: NDArray[np.float32], logits: bool, truth: arrays.LabelMap) -> None:
+    def _add(self, found: Floats, logits: bool, truth: arrays.LabelMap) -> None:
         """Count voxels: (output, voxel) and their label values."""
         regions, values = self.plan.classes.are_regions, list(self.plan.labels.values())
         scores = found if logits else to_logits(found, regions)

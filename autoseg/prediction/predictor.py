@@ -1,61 +1,55 @@
-"""The networks of a model, or of several models, that segment scans; see `segmenter`."""
+"""Segment a scan: from a scan in memory to its label map on the same grid.
+
+A prediction has four steps, here in the order in which `Predictor.segment` calls them:
+
+    prepare        scan (channel, X, Y, Z) -> checked and preprocessed (channel, x, y, z)
+    predict_slabs  patches (B, channel, *patch) -> probabilities (class, some planes, y, z)
+    native_planes  interpolated to the scan's grid (class, some planes, Y, Z)
+    label_map      the most probable class: label values (X, Y, Z)
+
+Between `prepare` and `label_map`, axes are those of the plan's orientation.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from autoseg.common.arrays import LabelMap
-from autoseg.common.errors import AutosegError
-from autoseg.common.progress import say
-from autoseg.image.geometry import (
-    SWAPS,
-    Geometry,
-    Turn,
-    check_code,
-    counted_codes,
-    most_common,
-    orientation_of,
-)
-from autoseg.image.image import Image
+from autoseg.common.errors import DataError
+from autoseg.common.parallel import GB
+from autoseg.common.progress import note
+from autoseg.image.geometry import SWAPS, Turn, check_code
+from autoseg.image.image import Image, from_array, from_simpleitk
+from autoseg.image.label_writer import to_simpleitk
 from autoseg.models.folder import RESEARCH, qualification_in
-from autoseg.networks.devices import limit_torch, pick_device
-from autoseg.networks.unet import with_masks
-from autoseg.plan.plan import Plan
-from autoseg.prediction.backends import AUTO, Run, choose_backend
-from autoseg.prediction.fit import Differences, Judge, check_scan
-from autoseg.prediction.model import (
-    Model,
-    load_model,
-    load_postprocessing,
-    load_previous,
-    load_temperature,
-    load_training_set,
-)
-from autoseg.prediction.native_grid import (
-    MeanPlanes,
-    Placement,
-    Planes,
-    ProbabilityPlanes,
-    native_planes,
-)
-from autoseg.prediction.quality import Observer, load_calibration
-from autoseg.prediction.segmenter import PreparedForEach, Segmenter
-from autoseg.prediction.sliding_window import Float16Sums, predict_slabs, turned, window_bytes
+from autoseg.networks.devices import fast_convolutions, free_bytes, limit_torch, pick_device
+from autoseg.prediction import model as models
+from autoseg.prediction import native_grid as native
+from autoseg.prediction.backends import AUTO
+from autoseg.prediction.fit import Differences, Judge, check_scan, warn
+from autoseg.prediction.model import Model
+from autoseg.prediction.output import Prediction, probability_file
+from autoseg.prediction.passes import Passes
+from autoseg.prediction.postprocessing import Postprocessing, Reliability
+from autoseg.prediction.quality import Observer
+from autoseg.prediction.sliding_window import CPU, predict_slabs, turned, window_bytes
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.steps import Prepared, prepare
 
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
-class Predictor(Segmenter[Prepared]):
+
+class Predictor(Passes):
     """Segments scans with the folds of one model, averaging their probabilities.
 
     The scans of a cascade are segmented by all folds of its previous stage first.
@@ -80,7 +74,20 @@ class Predictor(Segmenter[Prepared]):
 
     Attributes:
         plan: that of the model, with this orientation.
+        postprocessing: applied to every label map, if any.
+        qualification: what results are for, as the model's card states it.
+        axes: along which the window may slide.
+        temperature: of saved probabilities, learned from the cross-validation.
+        reliability: watches the probabilities of cases whose labels are known, if it is given.
+        together: models that share the memory of the card.
     """
+
+    postprocessing: Postprocessing | None = None
+    qualification: str = RESEARCH
+    axes: tuple[int, ...] = (2, 1, 0)  # z first: image files store planes across z
+    temperature: float = 1.0
+    reliability: Reliability | None = None
+    together: int = 1
 
     def __init__(
         self,
@@ -92,49 +99,18 @@ class Predictor(Segmenter[Prepared]):
         backend: str = AUTO,
         orientation: str | None = None,
     ) -> None:
-        orientation = None if orientation is None else check_code(orientation)
-        self.device = pick_device(device)
+        code = None if orientation is None else check_code(orientation)
+        where = pick_device(device)
         if isinstance(model, Path | str):
-            model = load_model(Path(model), [str(fold) for fold in folds or ()], self.device)
-        self.model, self.plan, self.mirror = model, model.plan, mirror
-        self.logits = self.plan.inference.average != "probabilities"
-        self.float16 = self.plan.inference.average == "logits_float16"
-        if (slide := self.plan.inference.slide_axis) is not None:
+            model = models.load_model(Path(model), [str(fold) for fold in folds or ()], where)
+        plan = model.plan.model_copy(update={"orientation": code}) if code else model.plan
+        super().__init__(model, plan, where, backend, mirror)
+        self.wanted_orientation = code
+        if (slide := plan.inference.slide_axis) is not None:
             self.axes = (slide,)
-        self.wanted_orientation, self.is_warned = orientation, False
-        if orientation is not None:
-            self.plan = self.plan.model_copy(update={"orientation": orientation})
-        self.postprocessing = load_postprocessing(model) if postprocess else None
-        self.temperature = load_temperature(model)
-        self.qualification = qualification_in(model.files) if model.files else RESEARCH
-        self.calibration = load_calibration(model)
-        self.classes = self.plan.classes
-        self.wanted_backend = backend
-        self._start_backend()
-        wanted = self.plan.inference.mirror if mirror is None else mirror
-        axes = self.plan.inference.mirror_axes if wanted else ()
-        self.flips = [
-            flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)
-        ]
-        # The only pass of a single fold is compared with one along the first of these.
-        is_single = len(model.networks) == len(self.flips) == 1
-        use = is_single and not isinstance(self.calibration, str)
-        self.compared = self.plan.inference.mirror_axes[:1] if use else ()
-
-    def _start_backend(self) -> None:
-        networks = self.model.networks
-        self.backend = choose_backend(self.wanted_backend, networks, self.plan, self.device)
-        self.backend_name = self.backend.name
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the backend: OpenVINO's graphs cannot be sent to another process."""
-        return {name: value for name, value in vars(self).items() if name != "backend"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start the backend again, in this process."""
-        vars(self).update(state)
-        limit_torch()
-        self._start_backend()
+        self.postprocessing = models.load_postprocessing(model) if postprocess else None
+        self.temperature = models.load_temperature(model)
+        self.qualification = qualification_in(model.where)
 
     @cached_property
     def previous(self) -> Predictor | None:
@@ -145,58 +121,43 @@ class Predictor(Segmenter[Prepared]):
         """
         if self.plan.previous_stage is None:
             return None
-        return Predictor(
-            load_previous(self.model, self.device),
-            None,
-            str(self.device),
-            self.mirror,
-            postprocess=False,  # as the segmentations that the cascade was trained on
-            backend=self.wanted_backend,
-            orientation=self.wanted_orientation,
-        )
+        # Without postprocessing, as the segmentations that the cascade was trained on.
+        how = str(self.device), self.mirror, False, self.wanted_backend, self.wanted_orientation
+        return Predictor(models.load_previous(self.model, self.device), None, *how)
 
     @cached_property
     def judge(self) -> Judge:
         """Holds scans against the training set."""
-        return Judge(self.plan, load_training_set(self.model))
+        return Judge(self.plan, models.training_set_of(self.model.where), str(self.model.folder))
+
+    @property
+    def judges(self) -> Sequence[Judge]:
+        """Those of all models."""
+        return [self.judge]
 
     @property
     def not_checked(self) -> str:
-        """What `check` cannot compare with the training scans, and why."""
-        return self.judge.not_checked
+        """What `check` cannot compare with the training scans, and why; empty if it does all."""
+        return "; ".join(dict.fromkeys(each for j in self.judges if (each := j.not_checked)))
 
     def check(self, image: Image, modalities: Sequence[str | None] = ()) -> Differences:
-        """What differs between a scan and the training scans.
+        """What differs between a scan and the training scans of any model.
 
         Raises:
-            DataError: the model cannot segment it.
+            DataError: a model cannot segment it.
         """
         limit_torch()
-        check_scan(self.plan, image)
-        return self.judge.differences(image, modalities)
+        found: Differences = {}
+        for judge in self.judges:
+            check_scan(judge.plan, image)
+            found = judge.differences(image, modalities) | found
+        return found
 
-    @property
-    def trained_orientations(self) -> tuple[str, ...]:
-        """The orientation in which each training case is stored; empty if it is not known."""
-        return () if self.judge.training is None else self.judge.training.orientations
-
-    @property
-    def orientation_of_arrays(self) -> str:
-        """The orientation of the plan, else of most training cases."""
-        return self.plan.orientation or most_common(self.trained_orientations or ("LPS",))
-
-    def check_orientation(self, grid: Geometry, what: str) -> None:
-        """Warn once if the plan has no orientation, and a scan another one than the training."""
-        trained, code = self.trained_orientations, orientation_of(grid)
-        if self.plan.orientation is not None or self.is_warned or code in trained or not trained:
-            return
-        self.is_warned = True
-        say(
-            f"{what}: stored in the orientation {code}, but the training scans of "
-            f"{self.model.folder} are {counted_codes(trained)}; its plan has no orientation, so "
-            "scans are segmented as they are stored, and the result may be wrong; predict with "
-            f"--orientation {most_common(trained)}, or plan (autoseg_plan) and train again"
-        )
+    def warn(self, what: str, image: Image, found: Differences, file: str = "") -> None:
+        """Say what is found to differ, and once if the orientation may be wrong."""
+        warn(what, self.plan, found)
+        for judge in self.judges:
+            judge.check_orientation(image.geometry, file or what)
 
     def prepare(self, image: Image, previous: LabelMap | None = None) -> Prepared:
         """Preprocess a scan that passed `check`; a cascade's previous stage is predicted here.
@@ -223,14 +184,107 @@ class Predictor(Segmenter[Prepared]):
         channels = [prepared.image, parts[None].astype(np.float32)]
         return replace(prepared, image=np.concatenate(channels))
 
-    def observer(self, quality: bool, maps: bool) -> Observer:
-        """Observes all passes over one scan, and keeps its uncertainty, if that is wanted."""
-        passes = len(self.backend.networks) * len(self.flips) if quality else 0
-        return Observer(self.classes, passes, self.logits, maps)
+    @overload
+    def predict(
+        self,
+        scan: Image | NDArray[Any],
+        previous: LabelMap | None = None,
+        *,
+        spacing_mm: Sequence[float] | None = None,
+    ) -> LabelMap: ...
+
+    @overload
+    def predict(self, scan: sitk.Image, previous: LabelMap | None = None) -> sitk.Image: ...
+
+    def predict(
+        self,
+        scan: Image | NDArray[Any] | sitk.Image,
+        previous: LabelMap | None = None,
+        *,
+        spacing_mm: Sequence[float] | None = None,
+    ) -> LabelMap | sitk.Image:
+        """The label map of a scan on its own grid, in the label values of the task.
+
+            predictor = Predictor(Path("models/Task001_COVID/default"))
+            label = predictor.predict(array, spacing_mm=(0.8, 0.8, 1.0))  # array: (x, y, z)
+            SimpleITK.WriteImage(predictor.predict(SimpleITK.ReadImage("a.nrrd")), "b.nrrd")
+
+        Args:
+            scan: an array (x, y, z) or (channel, x, y, z), a SimpleITK image, or an `Image`. The
+                axes of an array are taken to be those of the plan's `orientation` (for a plan
+                without, of the training scans); the others know the direction of their axes.
+            previous: for a cascade, the previous stage's label map (x, y, z), if it is known.
+            spacing_mm: voxel spacing of an array along x, y, z.
+
+        Returns:
+            a SimpleITK image for a SimpleITK image, else an array (x, y, z).
+
+        A warning says what differs from the training scans.
+
+        Raises:
+            DataError: the model cannot segment the scan.
+        """
+        if isinstance(scan, np.ndarray):
+            if spacing_mm is None:
+                raise DataError("an array has no voxel spacing; pass spacing_mm=(x, y, z)")
+            known = [judge for judge in self.judges if judge.plan.orientation is not None]
+            orientation = (known or self.judges)[0].orientation_of_arrays
+            scan = from_array(scan, spacing_mm, orientation)
+        is_ours = isinstance(scan, Image)
+        image = scan if isinstance(scan, Image) else from_simpleitk(scan)
+        what = "the scan" if is_ours else "the SimpleITK image"
+        self.warn(what, image, self.check(image))
+        label = self.segment(self.prepare(image, previous))
+        return label if is_ours else to_simpleitk(label, image.geometry)
+
+    def show(self, scan: Image, label: LabelMap | None = None) -> Prediction:
+        """A scan and its label map, which is predicted if it is not given, as a picture."""
+        return Prediction(scan, self.predict(scan) if label is None else label, self.plan)
+
+    def segment(
+        self,
+        prepared: Prepared,
+        save: Path | None = None,
+        report: Callable[[float], None] | None = None,
+        observer: Observer | None = None,
+    ) -> LabelMap:
+        """The label map (x, y, z) of a prepared scan on the scan's own grid.
+
+        Args:
+            prepared: by `prepare`.
+            save: a file for the probabilities of the networks, see `autoseg.prediction.output`.
+            report: called now and then with the finished part of the scan, from 0 to 1.
+            observer: of this scan, by `observer`; the label map does not depend on it.
+        """
+        classes, shape = self.plan.classes, prepared.geometry.size
+        # The window slides along the axis that takes the least memory. That axis and x are
+        # swapped: all code below goes through planes of x. Results are written through `view`.
+        axis = min(self.axes, key=lambda axis: self.window_bytes(prepared, axis))
+        view, size = prepared.turn.then(SWAPS[axis]), prepared.turn.inverse().triple(shape)
+        watched = observer if observer and observer.averaged else None
+        planes = self.planes(prepared, axis, observer=watched)
+        if self.reliability is not None:
+            planes = self.reliability.watch(planes, view, self.logits)
+        if report is not None:
+            planes = _reported(planes, shape[axis], report)
+        with (
+            fast_convolutions(self.device),
+            nullcontext()
+            if save is None
+            else probability_file(save, classes.output_names, size, view, self.temperature) as file,
+        ):
+            saves: list[native.Save] = [file] if file else []
+            if observer is not None and observer.maps:
+                saves.append(observer.entropies(size, view))
+            how = self.logits, self.temperature
+            label = native.label_map(planes, classes, size, saves, view, *how)
+        if self.postprocessing is not None:
+            self.postprocessing.apply(prepared.turn.array(label))
+        return label
 
     def planes(
         self, prepared: Prepared, axis: int, to: Turn = SWAPS[0], observer: Observer | None = None
-    ) -> Iterator[Planes]:
+    ) -> Iterator[native.Planes]:
         """Probabilities, or logits, on `prepared.geometry` by planes across one axis, as x.
 
         Args:
@@ -240,88 +294,43 @@ class Predictor(Segmenter[Prepared]):
             observer: is shown each pass.
         """
         view, inference = to.then(SWAPS[axis]), self.plan.inference
+        placement = self.placement(prepared, axis, to)
         slabs = predict_slabs(
             lambda p: turned(self.probabilities(turned(p, view.inverse()), observer), view),
             view.array(prepared.image),
             view.triple(self.plan.sampling.patch_size),
             inference.model_copy(update={"overlap": view.triple(inference.overlap)}),
             self.classes.outputs,
-            Float16Sums(len(self.backend.networks), z_before_y=axis < 2) if self.float16 else None,
+            len(self.backend.networks) if self.float16 else 0,
+            self.float16 and axis < 2,
+            self.device if placement.on_card else CPU,
         )
+        return native.native_planes(slabs, placement)
+
+    def placement(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> native.Placement:
+        """Where the network's grid lies on the scan's, turned as in `planes`."""
+        view, outputs = to.then(SWAPS[axis]), self.classes.outputs
+        low, size = view.triple(prepared.image.shape[1:]), view.triple(prepared.geometry.size)
         spacings = prepared.spacing_mm, prepared.geometry.spacing_mm
-        placement = Placement(
-            low_shape=view.triple(prepared.image.shape[1:]),
-            box=view.box(prepared.box, prepared.geometry.size),
-            size=view.triple(prepared.geometry.size),
-            outside=None if self.classes.are_regions else 0,
-            orders=view.triple(axis_orders(1, *spacings, inference.anisotropy)),
-            logits=self.logits,
-            float16=self.float16,
-        )
-        return native_planes(slabs, placement)
+        needed = self.window_bytes(prepared, axis, to) + prepared.image.nbytes
+        on_card = self._holds(needed + native.card_bytes(low, size, outputs))
+        box = view.box(prepared.box, prepared.geometry.size)
+        outside = None if self.classes.are_regions else 0
+        orders = view.triple(axis_orders(1, *spacings, self.plan.inference.anisotropy))
+        how = self.logits, self.float16, on_card
+        return native.Placement(low, box, size, outside, orders, *how)
 
-    def probability_planes(self, prepared: Prepared, axis: int, to: Turn) -> Iterator[Planes]:
-        """`planes`, always of probabilities."""
-        planes = self.planes(prepared, axis, to)
-        return (ProbabilityPlanes(p, self.classes) for p in planes) if self.logits else planes
-
-    @torch.inference_mode()
-    def probabilities(self, patches: Tensor, observer: Observer | None = None) -> Tensor:
-        """Probabilities of patches (B, channel, *patch), averaged over folds and mirrored patches.
-
-        Those of classes sum to one (softmax); those of regions are independent (sigmoid). If the
-        plan averages logits, it is these; in float16, folds are averaged later.
-
-        Returns:
-            (B, class, *patch) on the CPU; with float16, (B, fold x class, *patch).
-        """
-        patches = patches.to(self.device)
-        if self.plan.previous_stage is not None:
-            parts = len(self.classes.parts) - 1
-            patches = with_masks(patches[:, :-1], patches[:, -1], parts)
-        if self.float16:
-            folds = [self._mean((net,), patches, observer) for net in self.backend.networks]
-            found = torch.cat(folds, dim=1)
-        else:
-            folds = [found := self._mean(self.backend.networks, patches, observer)]
-        if observer is not None:
-            if self.compared:
-                observer.add(self._pass(self.backend.networks[0], self.compared, patches))
-            observer.finish(torch.stack(folds).mean(0) if len(folds) > 1 else found)
-        return found.cpu()
-
-    def _mean(self, networks: Sequence[Run], patches: Tensor, observer: Observer | None) -> Tensor:
-        """The mean over networks and mirrored patches."""
-        total: Tensor | None = None
-        for network, flip in itertools.product(networks, self.flips):
-            found = self._pass(network, flip, patches)
-            if observer is not None:
-                observer.add(found)
-            total = found if total is None else total.add_(found)
-        assert total is not None
-        return total.div_(len(networks) * len(self.flips))
-
-    def _pass(self, network: Run, flip: Sequence[int], patches: Tensor) -> Tensor:
-        """The output of a network for patches mirrored along some axes, mirrored back."""
-        axes = [2 + axis for axis in flip]
-        sided = bool(self.plan.mirrored_labels) and self.plan.left_right in flip
-        flipped = patches.flip(axes) if axes else patches
-        logits = network(flipped[:, self._exchanged_inputs] if sided else flipped)
-        if self.logits:
-            found = logits
-        elif self.classes.are_regions:
-            found = torch.sigmoid(logits)
-        else:
-            found = logits.softmax(dim=1)
-        found = found[:, self.plan.exchanged_outputs] if sided else found
-        return found.flip(axes) if axes else found
-
-    @cached_property
-    def _exchanged_inputs(self) -> list[int]:
-        """Input channels if left and right are exchanged: scan, then parts of a previous stage."""
-        channels, previous = len(self.plan.channels), self.plan.previous_stage is not None
-        parts = self.plan.exchanged_parts[1:] if previous else ()
-        return [*range(channels), *(channels + part - 1 for part in parts)]
+    def _holds(self, needed: int) -> bool:
+        """Whether half of the free memory of a card holds so many bytes; if not, say it."""
+        if self.device.type != "cuda":
+            return False
+        free = free_bytes(self.device) // self.together
+        if 2 * needed > free:
+            note(
+                f"the sums of a scan need {needed / GB:.3g} GB, more than half of the free memory "
+                f"of {self.device} ({free / GB:.3g} GB); the host keeps them, which is slower"
+            )
+        return 2 * needed <= free
 
     def window_bytes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> int:
         """Memory of the sliding window along one axis, after a turn."""
@@ -331,7 +340,14 @@ class Predictor(Segmenter[Prepared]):
         return found * len(self.backend.networks) // 2 if self.float16 else found
 
 
-class Ensemble(Segmenter[PreparedForEach]):
+@dataclass(frozen=True)
+class PreparedForEach(Prepared):
+    """A scan, prepared for each of several models; its own fields are those of the first."""
+
+    each: tuple[Prepared, ...] = ()
+
+
+class Ensemble(Predictor):
     """Segments scans with the models of several plans, averaging their probabilities.
 
     Plans may differ in spacing, patch size, crop and network: their probabilities are averaged on
@@ -350,71 +366,54 @@ class Ensemble(Segmenter[PreparedForEach]):
         self.backend_name = ", ".join(dict.fromkeys(member.backend_name for member in members))
         stated = {member.qualification for member in members}
         self.qualification = members[0].qualification if len(stated) == 1 else RESEARCH
-        for member in self.members[1:]:
-            _check_same_classes(self.plan, member.plan)
+        for member in self.members:
+            models.check_same_classes(self.plan, member.plan)
+            member.together = len(members)
 
     @property
-    def not_checked(self) -> str:
-        """What `check` cannot compare with the training scans, and why."""
-        found = (member.not_checked for member in self.members)
-        return "; ".join(dict.fromkeys(each for each in found if each))
-
-    def check(self, image: Image, modalities: Sequence[str | None] = ()) -> Differences:
-        """What differs between a scan and the training scans of any model.
-
-        Raises:
-            DataError: a model cannot segment it.
-        """
-        found: Differences = {}
-        for member in self.members:
-            found = member.check(image, modalities) | found
-        return found
+    def judges(self) -> Sequence[Judge]:
+        """Those of all models."""
+        return [member.judge for member in self.members]
 
     def prepare(self, image: Image, previous: LabelMap | None = None) -> PreparedForEach:
         """Preprocess a scan for each plan; each cascade predicts its own stage."""
         assert previous is None, "each cascade has another previous stage"
-        return PreparedForEach(tuple(member.prepare(image) for member in self.members))
+        each = tuple(member.prepare(image) for member in self.members)
+        return PreparedForEach(**vars(each[0]), each=each)
 
     def observer(self, quality: bool, maps: bool) -> Observer:
         """Observes no pass, as there is no calibration."""
         return Observer(self.plan.classes, 0, False, maps)
 
     def planes(
-        self, prepared: PreparedForEach, axis: int, observer: Observer | None = None
-    ) -> Iterator[Planes]:
+        self, prepared: Prepared, axis: int, to: Turn = SWAPS[0], observer: Observer | None = None
+    ) -> Iterator[native.Planes]:
         """Mean probabilities on `prepared.geometry` by planes across one axis, swapped with x."""
-        each = [
-            member.probability_planes(scan, axis, scan.turn.inverse().then(prepared.turn))
-            for member, scan in zip(self.members, prepared.each, strict=True)
-        ]
-        return (MeanPlanes(planes) for planes in zip(*each, strict=True))
-
-    def window_bytes(self, prepared: PreparedForEach, axis: int) -> int:
-        """Memory of all sliding windows along one axis."""
-        return sum(
-            member.window_bytes(scan, axis, scan.turn.inverse().then(prepared.turn))
-            for member, scan in zip(self.members, prepared.each, strict=True)
-        )
-
-    @property
-    def orientation_of_arrays(self) -> str:
-        """That of the first plan that has an orientation, else of the first one's training."""
-        found = (member for member in self.members if member.plan.orientation is not None)
-        return next(found, self.members[0]).orientation_of_arrays
-
-    def check_orientation(self, grid: Geometry, what: str) -> None:
-        """Warn once for each model whose plan has no orientation."""
-        for member in self.members:
-            member.check_orientation(grid, what)
-
-
-def _check_same_classes(plan: Plan, other: Plan) -> None:
-    for key in ("channels", "labels", "regions_class_order"):
-        values = [getattr(each, key) for each in (plan, other)]
-        # The order of the labels is that of the classes, so it has to be the same, too.
-        ordered = [list(value.items()) if isinstance(value, dict) else value for value in values]
-        if ordered[0] != ordered[1]:
-            raise AutosegError(
-                f"plans {plan.name} and {other.name} cannot be averaged: their {key} differ "
-                f"({values[0]} and {values[1]}); choose plans of the same task"
+        each = [member.planes(scan, axis, turn) for member, scan, turn in self._turned(prepared)]
+        for some in zip(*each, strict=True):
+            yield native.MeanPlanes(
+                [
+                    native.ProbabilityPlanes(planes, member.classes) if member.logits else planes
+                    for member, planes in zip(self.members, some, strict=True)
+                ]
             )
+
+    def window_bytes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> int:
+        """Memory of all sliding windows along one axis."""
+        each = self._turned(prepared)
+        return sum(member.window_bytes(scan, axis, turn) for member, scan, turn in each)
+
+    def _turned(self, prepared: Prepared) -> Iterator[tuple[Predictor, Prepared, Turn]]:
+        """Each model with its scan, and the turn of that to the orientation of the first plan."""
+        assert isinstance(prepared, PreparedForEach)
+        for member, scan in zip(self.members, prepared.each, strict=True):
+            yield member, scan, scan.turn.inverse().then(prepared.turn)
+
+
+def _reported(
+    planes: Iterator[native.Planes], count: int, report: Callable[[float], None]
+) -> Iterator[native.Planes]:
+    """The planes; those that are yielded are finished when the next ones are requested."""
+    for some in planes:
+        yield some
+        report(some.rows.stop / count)

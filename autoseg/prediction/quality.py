@@ -33,11 +33,12 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 from torch import Tensor
 
-from autoseg.common.arrays import LabelMap, Triple, bounding_box, connected_components, members
+from autoseg.common import arrays
+from autoseg.common.arrays import Doubles, Floats, LabelMap, Triple
 from autoseg.common.files import dataclass_from_json
 from autoseg.image.geometry import Geometry, Turn, orientation_of
 from autoseg.image.image import PATIENT
-from autoseg.models.folder import CALIBRATION, FolderFiles, read_calibration
+from autoseg.models.folder import CALIBRATION, read_calibration
 from autoseg.plan.labels import Classes, ClassValues
 from autoseg.prediction.fit import Differences, margin_of
 from autoseg.prediction.model import Model
@@ -67,6 +68,7 @@ FIGURES = {
     **{f"extent_{axis}_mm": 0.1 for axis in AXES},
     **{f"position_{axis}_mm": 2.0 for axis in AXES},  # of its centre from that of all classes
 }
+Assessed = dict[str, Any]
 Evidence = dict[str, dict[str, float] | None]  # class -> its figures; None: it does not occur
 Scored = tuple[Evidence, Mapping[str, float | None]]  # and the Dice of each class
 # Whether the networks say it, and what in words -> how far from usual, in spreads.
@@ -90,7 +92,7 @@ class Observer:
         self.classes, self.averaged, self.logits, self.maps = classes, averaged, logits, maps
         self.uncertainty: NDArray[np.float16] | None = None
         self._passes: list[tuple[Tensor, list[Tensor]]] = []  # labels and sums in these patches
-        self._sums: NDArray[np.float64] | None = None  # (pass, sum, output) of all patches
+        self._sums: list[Tensor] = []  # (pass, sum, output) of each batch of patches
 
     def add(self, found: Tensor) -> None:
         """Add one pass over patches (B, output, *patch)."""
@@ -109,8 +111,7 @@ class Observer:
         for whole, sums in self._passes:
             same = whole[where] if self.classes.are_regions else whole[where] == usual
             found.append(torch.stack([*sums, self._counted(usual, same), size]))
-        sums_here = torch.stack(found).cpu().numpy().astype(np.float64)
-        self._sums = sums_here if self._sums is None else self._sums + sums_here
+        self._sums.append(torch.stack(found))
         self._passes = []
 
     def _likely(self, found: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +143,7 @@ class Observer:
         out = view.array(self.uncertainty)
         total = np.zeros(())
 
-        def write(index: int, rows: slice, shares: NDArray[np.float32]) -> None:
+        def write(index: int, rows: slice, shares: Floats) -> None:
             nonlocal total
             own = -xlogy(shares, shares)
             if self.classes.are_regions:
@@ -155,9 +156,10 @@ class Observer:
 
     def figures(self) -> dict[str, dict[str, float]]:
         """Confidence and agreement of each class; empty if no pass was observed."""
-        if self._sums is None:
+        if not self._sums:
             return {}
-        inside, mass, own, both, mean = self._sums.swapaxes(0, 1)  # (pass, output)
+        sums = torch.stack(self._sums).cpu().numpy().astype(np.float64).sum(axis=0)
+        inside, mass, own, both, mean = sums.swapaxes(0, 1)  # (pass, output)
         found = {"confidence": _ratio(inside, mass, own)[: self.averaged].mean(0)}
         compared = _ratio(both, own, mean)[0 if self.averaged > 1 else 1 :]
         if len(compared):
@@ -168,9 +170,7 @@ class Observer:
         }
 
 
-def _ratio(
-    both: NDArray[np.float64], one: NDArray[np.float64], other: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _ratio(both: Doubles, one: Doubles, other: Doubles) -> Doubles:
     """Dice; 0 where both are empty."""
     return np.asarray(2 * both / np.maximum(one + other, 1e-9))
 
@@ -181,7 +181,7 @@ def evidence_of(
     """The figures of each class: what the networks say, and its shape along the patient's axes."""
     turn = Turn.between(orientation_of(geometry), PATIENT)
     label, spacing = turn.array(label), np.array(turn.triple(geometry.spacing_mm))
-    known, around = observer.figures(), bounding_box(label)
+    known, around = observer.figures(), arrays.bounding_box(label)
     found: Evidence = {
         name: None if around is None else _shape_of(label[around], values, spacing)
         for name, values in itertools.islice(labels.items(), 1, None)
@@ -194,11 +194,9 @@ def evidence_of(
     return {name: shape and shape | known.get(name, {}) for name, shape in found.items()}
 
 
-def _shape_of(
-    label: LabelMap, values: Sequence[int], spacing: NDArray[np.float64]
-) -> dict[str, float] | None:
-    inside = members(label, values)
-    box = bounding_box(inside)
+def _shape_of(label: LabelMap, values: Sequence[int], spacing: Doubles) -> dict[str, float] | None:
+    inside = arrays.members(label, values)
+    box = arrays.bounding_box(inside)
     if box is None:
         return None
     inside = np.ascontiguousarray(inside[box])
@@ -206,7 +204,7 @@ def _shape_of(
     voxels = int(along[0].sum())
     found = {
         "volume_ml": round(voxels * float(spacing.prod()) / 1000, 6),
-        "components": connected_components(inside)[1],
+        "components": arrays.connected_components(inside)[1],
     }
     for axis, counts, side, mm in zip(AXES, along, box, spacing, strict=True):
         found[f"extent_{axis}_mm"] = round(len(counts) * mm, 4)
@@ -280,9 +278,7 @@ class Calibration:
         return found
 
 
-def assess(
-    calibration: Calibration | str, evidence: Evidence, differs: Differences
-) -> dict[str, Any]:
+def assess(calibration: Calibration | str, evidence: Evidence, differs: Differences) -> Assessed:
     """The `quality` of a prediction and its `assessment`, for its record.
 
     Args:
@@ -366,9 +362,7 @@ def _conformal(ordered: Sequence[float], level: float) -> float | None:
     return ordered[rank - 1] if rank <= len(ordered) else None
 
 
-def _calibrated(
-    cases: Sequence[tuple[dict[str, float] | None, float | None]],
-) -> ClassCalibration:
+def _calibrated(cases: Sequence[tuple[dict[str, float] | None, float | None]]) -> ClassCalibration:
     known = [figures for figures, _ in cases if figures]
     gaps = sorted(f[DOUBT] - dice for f, dice in cases if f and dice is not None)
     figures = {}
@@ -390,7 +384,7 @@ def load_calibration(model: Model) -> Calibration | str:
     Raises:
         AutosegError: it is not valid.
     """
-    files, plan_id = model.files or FolderFiles(model.folder), model.plan.id
+    files, plan_id = model.where, model.plan.id
     found = read_calibration(files).get(KEY)
     if found is None:
         return "not calibrated: autoseg_evaluate TASK learns it from the cross-validation"

@@ -23,21 +23,15 @@ import SimpleITK as sitk
 import torch
 
 from autoseg import __version__
+from autoseg.common import files as common
 from autoseg.common.errors import AutosegError, DataError, InUse
-from autoseg.common.files import (
-    is_temporary,
-    read_json,
-    remove_leftovers,
-    sha256_of,
-    unfinished_in,
-    write_json,
-)
 from autoseg.common.locks import locked
 from autoseg.common.progress import say
 from autoseg.image.dicom_series import Source
 from autoseg.image.formats import ending_of
 from autoseg.image.image import files_of, read_label
 from autoseg.networks.devices import describe
+from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Ensemble, Predictor
 
@@ -45,6 +39,7 @@ RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
 POLL_SECONDS = 0.2
 
 CaseRecord = dict[str, Any]
+Outputs = Mapping[str, Sequence[str]]
 FileFacts = dict[str, Any]  # file name -> its size and SHA-256
 
 
@@ -57,21 +52,17 @@ class PredictionRecord:
     Args:
         folder: of the label maps.
         predictor: what predicts them.
-        options: other settings that decide a prediction: name -> value.
+        format: of the label maps.
         known: whether the label map of a cascade's previous stage is given with each scan.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        predictor: Predictor | Ensemble,
-        options: Mapping[str, Any],
-        known: bool = False,
+        self, folder: Path, predictor: Predictor, format: str, known: bool = False
     ) -> None:
         plan = predictor.plan
         self.path = folder / RECORD
-        self.origin = origin(predictor, known) | dict(options)
-        self.head = {"task": plan.task, "plan": plan.name, **self.origin}
+        self.origin = origin(predictor, known) | {"format": format}
+        self.names = {"task": plan.task, "plan": plan.name}
         self.labels = {
             "labels": {name: list(values) for name, values in plan.labels.items()},
             "ignore_label": plan.ignore_label,
@@ -87,12 +78,12 @@ class PredictionRecord:
             AutosegError: the existing predictions have another origin and `overwrite` is false.
         """
         with self._locked():
-            remove_leftovers(self.path.parent, (RECORD, LABELS))
+            common.remove_leftovers(self.path.parent, (RECORD, LABELS))
             found = self._read()
             cases, outdated = found.get("cases", {}), found.get("outdated", {})
             if differing := self._differing(found):
-                files = (outdated | _files_of(cases)).items()
-                outdated = {name: facts for name, facts in files if self._has(name)}
+                there = (outdated | _files_of(cases)).items()
+                outdated = {n: of for n, of in there if self.path.with_name(n).exists()}
                 if outdated and not overwrite:
                     raise AutosegError(
                         f"{self.path}: the existing predictions have another "
@@ -100,7 +91,7 @@ class PredictionRecord:
                     )
                 cases = {}
             self.outdated = outdated
-            write_json(self.path.with_name(LABELS), self.labels)
+            common.write_json(self.path.with_name(LABELS), self.labels)
             self._write(cases, outdated, found.get("runs", {}))
             return dict(cases)
 
@@ -144,7 +135,7 @@ class PredictionRecord:
         if not self.path.exists():
             return {}
         with suppress(AutosegError):
-            found = read_json(self.path)
+            found = common.read_json(self.path)
             if _is_record(found):
                 return dict(found)
         say(f"{self.path} is damaged; writing a new one")
@@ -154,37 +145,30 @@ class PredictionRecord:
         self, cases: dict[str, CaseRecord], outdated: FileFacts, runs: dict[str, Any]
     ) -> None:
         used = {case.get("run") for case in cases.values()}
-        record = {
-            **self.head,
-            "runs": {name: run for name, run in runs.items() if name in used},
-            "cases": dict(sorted(cases.items())),
-        }
-        write_json(self.path, record | ({"outdated": outdated} if outdated else {}))
+        runs = {name: run for name, run in runs.items() if name in used}
+        record = {**self.names, **self.origin, "runs": runs, "cases": dict(sorted(cases.items()))}
+        common.write_json(self.path, record | ({"outdated": outdated} if outdated else {}))
 
     def _differing(self, found: Mapping[str, Any]) -> list[str]:
         known = set(self.origin) | (set(found) - {"task", "plan", "runs", "cases", "outdated"})
         return [key for key in sorted(known) if found.get(key) != self.origin.get(key)]
-
-    def _has(self, file: str) -> bool:
-        return self.path.with_name(file).exists()
 
 
 def _is_record(found: Any) -> bool:
     """Whether the content of a file is laid out like a record."""
     if not isinstance(found, dict) or "cases" not in found:
         return False
-    parts = (found["cases"], found.get("runs", {}), found.get("outdated", {}))
-    if not all(isinstance(part, dict) for part in parts):
-        return False
-    cases = found["cases"].values()
-    return all(isinstance(c, dict) and isinstance(c.get("files", {}), dict) for c in cases)
+    parts = [found["cases"], found.get("runs", {}), found.get("outdated", {})]
+    cases = found["cases"].values() if isinstance(found["cases"], dict) else ()
+    parts += [*cases, *(case.get("files", {}) for case in cases if isinstance(case, dict))]
+    return all(isinstance(part, dict) for part in parts)
 
 
 def _files_of(cases: Mapping[str, CaseRecord]) -> FileFacts:
     return {file: facts for case in cases.values() for file, facts in case.get("files", {}).items()}
 
 
-def origin(predictor: Predictor | Ensemble, known: bool = False) -> dict[str, Any]:
+def origin(predictor: Predictor, known: bool = False) -> dict[str, Any]:
     """What decides a prediction besides the scan (and the previous stage, if that is `known`)."""
     if isinstance(predictor, Ensemble):  # without postprocessing
         return {"ensemble": [_origin_of_networks(member, False) for member in predictor.members]}
@@ -218,7 +202,7 @@ def model_id(model: Model) -> str:
     return digest.hexdigest()
 
 
-def run_facts(predictor: Predictor | Ensemble) -> dict[str, Any]:
+def run_facts(predictor: Predictor) -> dict[str, Any]:
     """Start, device and versions of a run."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -235,7 +219,7 @@ def run_facts(predictor: Predictor | Ensemble) -> dict[str, Any]:
 
 def file_facts(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, to recognise it later."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return {"bytes": path.stat().st_size, "sha256": common.sha256_of(path)}
 
 
 def input_bytes(files: Sequence[Source]) -> int:
@@ -250,30 +234,23 @@ class CaseQueue:
     of a dead process is taken over.
 
     Args:
-        folder: of the predictions.
         inputs: case -> the files of its scan.
         outputs: case -> the names of its files; the first is its label map.
-        record: of the folder.
+        record: of the folder of the predictions.
         overwrite: also predict cases that are predicted already.
 
     Attributes:
         wanted: cases to predict.
-        skipped: cases that were predicted before.
-        elsewhere: cases that other runs have predicted meanwhile.
+        skipped: cases that were predicted before, or by other runs meanwhile.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        inputs: Mapping[str, tuple[Source, ...]],
-        outputs: Mapping[str, Sequence[str]],
-        record: PredictionRecord,
-        overwrite: bool,
+        self, inputs: Inputs, outputs: Outputs, record: PredictionRecord, overwrite: bool
     ) -> None:
-        self.folder, self.inputs, self.outputs, self.record = folder, inputs, outputs, record
+        self.inputs, self.outputs, self.record = inputs, outputs, record
+        self.folder = record.path.parent
         self.known = record.begin(overwrite)
         self.claims: dict[str, ExitStack] = {}
-        self.elsewhere: list[str] = []
         self._remove_leftovers()
         self.wanted = [name for name in inputs if overwrite or self._is_wanted(name)]
         self.skipped = [name for name in inputs if name not in self.wanted]
@@ -314,19 +291,16 @@ class CaseQueue:
                 in_use[name] = error
                 continue
             self.claims[name] = claim
-            if self._is_done_elsewhere(name):
+            now = self.record.read().get(name)
+            if now and now != self.known.get(name) and self._why_not(name, now) is None:
                 self.release(name)
-                self.elsewhere.append(name)
+                self.skipped.append(name)
             else:
                 yield name
 
     def _claim(self, name: str) -> AbstractContextManager[None]:
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
         return locked(self.folder / f".claim-{digest}", f"case {name}")
-
-    def _is_done_elsewhere(self, name: str) -> bool:
-        now = self.record.read().get(name)
-        return now is not None and now != self.known.get(name) and self._why_not(name, now) is None
 
     def _is_wanted(self, name: str) -> bool:
         """Whether a case has to be predicted; prints why, if there is a label map of it."""
@@ -338,7 +312,8 @@ class CaseQueue:
             why = self._why_not(name, record)
         if why is None:
             return False
-        if not self._is_known(label, record) and _is_readable(label):
+        known = (record.get("files", {}).get(label.name), self.record.outdated.get(label.name))
+        if label.exists() and file_facts(label) not in known and _is_readable(label):
             say(f"kept {label}: it was changed or is not of autoseg; --overwrite replaces it")
             return False
         if record or label.exists():
@@ -359,18 +334,11 @@ class CaseQueue:
             return "its scan has changed"
         return None
 
-    def _is_known(self, path: Path, record: CaseRecord) -> bool:
-        """Whether a file is as it was recorded."""
-        if not path.exists():
-            return False
-        known = (record.get("files", {}).get(path.name), self.record.outdated.get(path.name))
-        return file_facts(path) in known
-
     def _remove_leftovers(self) -> None:
         """Remove the unfinished files that a killed run has left of these cases."""
-        leftovers = [path.name for path in unfinished_in(self.folder)]
+        leftovers = [path.name for path in common.unfinished_in(self.folder)]
         for name, files in self.outputs.items() if leftovers else ():
-            found = [left for left in leftovers if any(is_temporary(left, of) for of in files)]
+            found = [x for x in leftovers if any(common.is_temporary(x, file) for file in files)]
             if found:
                 with suppress(InUse), self._claim(name):
                     for left in found:
@@ -379,7 +347,7 @@ class CaseQueue:
 
 def _is_readable(path: Path) -> bool:
     """Whether a label map can be read to its end; false for formats that cannot be checked."""
-    if not ending_of(path) or not path.exists():
+    if not ending_of(path):
         return False
     try:
         if path.name.endswith(".gz"):

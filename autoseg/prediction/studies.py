@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -120,32 +121,32 @@ def scan_of_slice(file: Path, name_by: str) -> Scan:
 def _sort(found: Sequence[_Found], choice: Choice | None, studies: Studies) -> None:
     """Sort series into scans, refused ones, and what is not meant as a scan."""
     volumes = [each for each in found if each.series.why_no_volume is None]
+    folders, exams = {v.folder for v in volumes}, {v.series.first.study for v in volumes}
     for each in found:
         name, series = each.scan.name, each.series
-        studies.listed[name] = series.describe()
-        studies.uids[name] = series.first.series
+        first, problem = series.first, each.problem
+        studies.listed[name], studies.uids[name] = series.describe(), first.series
         if choice is not None and not choice(series):
             continue
-        problem = each.problem
         if problem is None and (reason := series.why_no_volume):
-            is_beside = any(
-                other.folder == each.folder or other.series.first.study == series.first.study
-                for other in volumes
-            )
-            is_scan = series.first.modality in dicom.VOLUMES and not series.first.is_localiser
+            is_beside = each.folder in folders or first.study in exams
+            is_scan = first.modality in dicom.VOLUMES and not first.is_localiser
             if not is_scan or (is_beside and len(series.slices) < dicom_series.LARGEST_LOCALISER):
                 studies.passed_over[name] = reason
                 continue
             problem = f"{series}: {reason}"
-        try:
-            if problem is None:
-                dicom_series.check_stack(series, f"{series}, series {series.first.number}")
-        except DataError as error:
-            problem = str(error)
-        if problem is None:
-            studies.scans.append(each.scan)
-        else:
+        if problem := problem or _problem_of(series, f"{series}, series {first.number}"):
             studies.refused[name] = problem
+        else:
+            studies.scans.append(each.scan)
+
+
+def _problem_of(series: dicom_series.Series, what: str) -> str | None:
+    try:
+        dicom_series.check_stack(series, what)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _walk(folder: Path, seen: set[Path], studies: Studies) -> Iterator[Path]:
@@ -175,19 +176,16 @@ def _scan_in(folder: Path, root: Path) -> Scan:
 
 def _found_in(contents: dicom.Contents, folder: Path, root: Path) -> list[_Found]:
     """Name the series of a folder: the only volume after the folder, others by their number."""
-    scan = _scan_in(folder, root)
-    volumes = contents.volumes
+    whole, found = _scan_in(folder, root), []
     numbers = Counter(series.first.number for series in contents.series)
-    found = []
     for series in contents.series:
-        if series in volumes and len(volumes) == 1:
-            found.append(_Found(scan, series, folder))
-            continue
-        first = series.first
-        stem = f"{scan.stem}_series{'' if first.number is None else first.number}"
-        if numbers[first.number] > 1 or first.number is None:  # the number alone is not unique
-            stem += f"_{first.series.rpartition('.')[2]}"
-        found.append(_Found(Scan(scan.above, stem, first.file), series, folder))
+        first, scan = series.first, whole
+        if contents.volumes != [series]:
+            stem = f"{scan.stem}_series{'' if first.number is None else first.number}"
+            if numbers[first.number] > 1 or first.number is None:  # the number alone is not unique
+                stem += f"_{first.series.rpartition('.')[2]}"
+            scan = Scan(scan.above, stem, first.file)
+        found.append(_Found(scan, series, folder))
     return found
 
 
@@ -221,34 +219,25 @@ def _whole(some: list[_Found]) -> list[_Found]:
     if len(some) == 1 or is_copy or series.why_no_volume:
         return some
     one = replace(some[0], scan=replace(some[0].scan, path=series), series=series)
-    try:
-        dicom_series.check_stack(series, f"{series}: hold parts of one series")
-    except DataError as error:
-        offsets = series.offsets_mm
-        if (offsets[1:] - offsets[:-1]).min() < dicom_series.SAME_POSITION_MM:
-            return some
-        return [replace(one, problem=str(error))]
-    return [one]
+    problem, offsets = _problem_of(series, f"{series}: hold parts of one series"), series.offsets_mm
+    if problem and (offsets[1:] - offsets[:-1]).min() < dicom_series.SAME_POSITION_MM:
+        return some
+    return [replace(one, problem=problem)]
 
 
 def _with_lost_slices(found: list[_Found]) -> list[_Found]:
     """Refuse volumes whose first or last slice has a SeriesInstanceUID of its own."""
     volumes = [each for each in found if each.series.why_no_volume is None]
-    lost = [
-        (single, volume)
-        for single in found
-        if len(single.series.slices) == 1 and not single.series.first.is_localiser
-        for volume in volumes
-        if dicom_series.continues(single.series.first, volume.series)
-    ]
-    for single, volume in lost:
-        reason = (
-            f"{single.series.first.file}: continues the series {volume.series.first.series}, but "
-            "has another SeriesInstanceUID; export the series again"
-        )
-        found = [
-            replace(each, problem=reason) if each in (single, volume) else each for each in found
-        ]
+    singles = [each for each in found if len(each.series.slices) == 1]
+    for single, volume in product(singles, volumes):
+        first = single.series.first
+        if not first.is_localiser and dicom_series.continues(first, volume.series):
+            reason = (
+                f"{first.file}: continues the series {volume.series.first.series}, but "
+                "has another SeriesInstanceUID; export the series again"
+            )
+            pair = single, volume
+            found = [replace(each, problem=reason) if each in pair else each for each in found]
     return found
 
 

@@ -20,12 +20,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.common.arrays import Array, Doubles, Floats, Triple, without_tiny
+from autoseg.common.arrays import Array, Doubles, Floats, Triple, in_slabs, without_tiny
 from autoseg.plan.sections import whole_sizes
 
 Lengths = Sequence[float]
 BAND_ROWS = 32
 NEGLIGIBLE = 1e-9  # weight of an old voxel
+SLAB_VOXELS = 1 << 16  # new ones that are worth a thread
 LABEL_SLAB_VOXELS = 1 << 18  # old or new ones, whichever are more
 
 
@@ -41,31 +42,87 @@ def axis_operator(size: int, new_size: int, order: int) -> Floats:
     return without_tiny(np.ascontiguousarray(operator, dtype=np.float32))
 
 
-@dataclass(frozen=True)
-class Band:
-    """Some new voxels along an axis, and the old voxels that they depend on.
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Resamples one axis.
 
     Attributes:
-        rows: the new voxels.
-        columns: the old voxels.
-        weights: (rows, columns).
+        weights: of the old voxels for each new voxel, (new, old).
+        first: for each new voxel the first old voxel that it depends on.
+        last: the last one.
     """
 
-    rows: slice
-    columns: slice
     weights: Floats
+    first: NDArray[np.intp]
+    last: NDArray[np.intp]
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the new voxels are the old ones."""
+        return len(self.weights) == len(self.weights.T)
+
+    def columns(self, rows: slice) -> slice:
+        """The old voxels that some consecutive new ones depend on."""
+        return slice(int(self.first[rows].min()), int(self.last[rows].max()) + 1)
+
+    def depending_on(self, first: int, last: int) -> slice | None:
+        """The whole bands of new voxels that depend on old ones of this range, if any do.
+
+        Only for the orders 0 and 1.
+        """
+        start = int(np.searchsorted(self.last, first))
+        stop = int(np.searchsorted(self.first, last, side="right"))
+        if start >= stop:
+            return None
+        end = -(-stop // BAND_ROWS) * BAND_ROWS
+        return slice(start // BAND_ROWS * BAND_ROWS, min(end, len(self.weights)))
+
+    def apply(
+        self, volume: Floats, axis: int, rows: slice | None = None, first_column: int = 0
+    ) -> Floats:
+        """Some new voxels, or all, along one axis of a volume (x, y, z).
+
+        Args:
+            volume: the old voxels.
+            axis: 0, 1 or 2.
+            rows: which new voxels.
+            first_column: index of the first old voxel of the volume along that axis.
+        """
+        if is_reversed(volume):
+            return self.apply(volume.T, 2 - axis, rows, first_column).T
+        rows = rows or slice(0, len(self.weights))
+        shape = list(volume.shape)
+        shape[axis] = rows.stop - rows.start
+        out = np.empty(shape, np.float32)
+        # Matrices, or stacks of them: the first axis of the result is cut into slabs.
+        old, new = volume, out
+        if axis == 0:
+            old, new = volume.reshape(len(volume), -1).T, out.reshape(len(out), -1).T
+        elif axis == 2:
+            old, new = volume.reshape(-1, volume.shape[2]), out.reshape(-1, shape[2])
+
+        def slab(part: slice) -> None:
+            for start in range(rows.start, rows.stop, BAND_ROWS):
+                band = slice(start, min(start + BAND_ROWS, rows.stop))
+                columns = self.columns(band)
+                weights = self.weights[band, columns]
+                at = slice(columns.start - first_column, columns.stop - first_column)
+                to = slice(start - rows.start, band.stop - rows.start)
+                if axis == 1:
+                    np.matmul(weights, old[part, at], out=new[part, to])
+                else:
+                    np.matmul(old[part, at], weights.T, out=new[part, to])
+
+        in_slabs(slab, len(new), 1 + SLAB_VOXELS * len(new) // out.size)
+        return out
 
 
 @lru_cache(maxsize=64)
-def axis_bands(size: int, new_size: int, order: int) -> tuple[Band, ...]:
-    """Return the matrix of `axis_operator` in bands of consecutive rows."""
-    operator, bands = axis_operator(size, new_size, order), []
-    for start in range(0, new_size, BAND_ROWS):
-        rows = slice(start, min(start + BAND_ROWS, new_size))
-        used = np.flatnonzero((np.abs(operator[rows]) > NEGLIGIBLE).any(axis=0))
-        columns = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append(Band(rows, columns, np.ascontiguousarray(operator[rows, columns])))
-    return tuple(bands)
+def axis_of(size: int, new_size: int, order: int) -> Axis:
+    """How `axis_operator` resamples an axis."""
+    weights = axis_operator(size, new_size, order)
+    used = np.abs(weights) > NEGLIGIBLE
+    return Axis(weights, used.argmax(axis=1), size - 1 - used[:, ::-1].argmax(axis=1))
 
 
 def apply_operators(volume: Floats, shape: Triple, orders: Sequence[int]) -> Floats:
@@ -86,43 +143,7 @@ def resample_axis(volume: Floats, axis: int, size: int, order: int) -> Floats:
     """Resample one axis of a volume (x, y, z) to `size` voxels."""
     if volume.shape[axis] == size:
         return volume
-    return apply_bands(axis_bands(volume.shape[axis], size, order), volume, axis)
-
-
-def apply_bands(bands: Sequence[Band], volume: Floats, axis: int, first_column: int = 0) -> Floats:
-    """Return the new voxels of consecutive bands along one axis of a volume (x, y, z).
-
-    Args:
-        bands: consecutive bands.
-        volume: the old voxels.
-        axis: 0, 1 or 2.
-        first_column: index of the first old voxel of the volume along that axis.
-    """
-    if is_reversed(volume):
-        return apply_bands(bands, volume.T, 2 - axis, first_column).T
-    shape, first = list(volume.shape), bands[0].rows.start
-    shape[axis] = bands[-1].rows.stop - first
-    out = np.empty(shape, np.float32)
-    for band in bands:
-        rows = slice(band.rows.start - first, band.rows.stop - first)
-        columns = slice(band.columns.start - first_column, band.columns.stop - first_column)
-        _multiply(band.weights, volume, columns, axis, out, rows)
-    return out
-
-
-def _multiply(
-    weights: Floats, volume: Floats, columns: slice, axis: int, out: Floats, rows: slice
-) -> None:
-    """Write weighted sums of columns of a volume into rows of `out`."""
-    x, _, z = volume.shape
-    if axis == 0:
-        flat = volume.reshape(x, -1)
-        np.matmul(weights, flat[columns], out=out.reshape(len(out), -1)[rows])
-    elif axis == 1:
-        np.matmul(weights, volume[:, columns], out=out[:, rows])
-    else:
-        flat = volume.reshape(-1, z)
-        np.matmul(flat[:, columns], weights.T, out=out.reshape(-1, out.shape[2])[:, rows])
+    return axis_of(volume.shape[axis], size, order).apply(volume, axis)
 
 
 def is_reversed(volume: Array) -> bool:

@@ -191,10 +191,9 @@ class StoredArray:
 
     def __getitem__(self, part: Any) -> Array:
         try:
-            values: Array = self.data[part]
+            return np.asarray(self.data[part])
         except (OSError, RuntimeError) as error:
             raise _damaged(self.folder, error) from error
-        return values
 
 
 @dataclass(frozen=True)

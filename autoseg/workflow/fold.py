@@ -23,8 +23,8 @@ from autoseg.models.log import failures_of
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan, is_extension, load_plan
 from autoseg.planner.patch_rule import training_memory
-from autoseg.prediction.batch import predict_cases
-from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.batch import Options, predict_cases
+from autoseg.prediction.inputs import FoundInputs, Inputs
 from autoseg.prediction.model import check_previous, load_model, save_previous
 from autoseg.prediction.output import output_path
 from autoseg.prediction.postprocessing import Reliability
@@ -232,9 +232,8 @@ def predict_and_score(
     Raises:
         AutosegError, RunError: a case cannot be predicted or scored.
     """
-    outcome = predict_cases(
-        predictor, inputs, folder, overwrite=overwrite, previous=previous, refused=refused
-    )
+    found = FoundInputs(cases=inputs, refused={**(refused or {})})
+    outcome = predict_cases(predictor, found, folder, Options(overwrite=overwrite), previous)
     outcome.raise_failures()
     score = partial(_score, references=references, folder=folder, labels=labels)
     scores = tuple(in_parallel(score, list(inputs), processes, "evaluating"))

@@ -15,7 +15,7 @@ from autoseg.cli.predict import main
 from autoseg.common.files import read_json, write_json
 from autoseg.image.image import read_geometry, read_label
 from autoseg.prediction.output import DEFAULT_FORMAT, FORMATS, ending
-from autoseg.prediction.segmenter import Segmenter
+from autoseg.prediction.predictor import Predictor
 from tests.dataset.making import write_scan
 from tests.dicom_series import REPORT, make_object, save, write_series
 from tests.making import tiny_plan
@@ -140,7 +140,7 @@ def test_an_unusable_series_is_refused_before_the_network_runs(
 ) -> None:
     pytest.importorskip("highdicom")
     write_series(tmp_path / "in", SCAN, SOPInstanceUID="1.2.3")
-    monkeypatch.setattr(Segmenter, "segment", None)
+    monkeypatch.setattr(Predictor, "segment", None)
     assert predict(model, tmp_path / "in", tmp_path / "out", "--format", "dicom-seg") == 2
     assert "SOPInstanceUID" in capsys.readouterr().err
 

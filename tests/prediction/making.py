@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoseg.models.checkpoint import save_checkpoint
@@ -13,6 +15,7 @@ from autoseg.models.folder import FINAL
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.prediction.model import Model
+from autoseg.prediction.sliding_window import Slab
 
 
 class Pointwise(nn.Module):
@@ -78,3 +81,11 @@ def save_model(plan: Plan, folder: Path, *folds: str, plan_id: str | None = None
         weights = dict(build_network(plan).state_dict())
         save_checkpoint(folder / f"fold_{fold}" / FINAL, weights, {"plan_id": plan_id or plan.id})
     return folder
+
+
+def mean_of(slab: Slab) -> NDArray[np.float32]:
+    """All planes of a slab: (class, planes, y, z)."""
+    planes = slab.empty(slab.stop - slab.first)
+    slab.mean(slab.first, slab.stop, planes)
+    found: NDArray[np.float32] = planes.numpy()
+    return found

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from autoseg.common.files import read_json
 from autoseg.prediction.batch import predict_cases
+from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.record import RECORD, file_facts
 from tests.prediction.making import Pointwise, model_of
@@ -56,7 +57,7 @@ def share(scans: Path, out: Path, together: str) -> None:
     meeting = out.with_name("meeting")
     meeting.mkdir(exist_ok=True)
     predictor = Predictor(model_of(PLAN, Meeting(meeting, int(together))), device="cpu")
-    outcome = predict_cases(predictor, inputs_of(scans), out, overwrite=False)
+    outcome = predict_cases(predictor, FoundInputs(cases=inputs_of(scans)), out)
     print(json.dumps({"predicted": list(outcome.predicted), "skipped": list(outcome.skipped)}))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from autoseg.plan.plan import Plan
-from autoseg.prediction.batch import Outcome, predict_cases
+from autoseg.prediction.batch import Options, Outcome, predict_cases
+from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.predictor import Predictor
 from tests.dataset.making import write_scan
 from tests.making import tiny_plan
@@ -41,7 +42,10 @@ def predict(
     folder: Path, out: Path, overwrite: bool = False, plan: Plan = PLAN, **options: Any
 ) -> Outcome:
     """Predict all scans of a folder."""
-    return predict_cases(predictor_of(plan), inputs_of(folder), out, overwrite, **options)
+    known = {name: options.pop(name, {}) for name in ("refused", "uids")}
+    found, previous = FoundInputs(cases=inputs_of(folder), **known), options.pop("previous", None)
+    wanted = Options(overwrite=overwrite, **options)
+    return predict_cases(predictor_of(plan), found, out, wanted, previous)
 
 
 def files_in(folder: Path) -> set[str]:

@@ -165,8 +165,8 @@ def test_both_stages_of_a_cascade_run_in_openvino(tmp_path: Path) -> None:
 def test_openvino_runs_without_telemetry(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from autoseg.prediction.backends import core, openvino\n"
-        "print(core().available_devices, hasattr(openvino(), 'convert_model'))\n"
+        "from autoseg.prediction.backends import core_of, openvino\n"
+        "print(core_of(0).available_devices, hasattr(openvino(), 'convert_model'))\n"
         "print([name for name in sys.modules if name.startswith('openvino_telemetry')])\n"
     )
     found = subprocess.run(

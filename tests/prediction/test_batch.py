@@ -12,6 +12,7 @@ from autoseg.common.errors import AutosegError, DataError, RunError, Stopped
 from autoseg.common.files import read_json
 from autoseg.image.image import read_geometry, read_image, read_label
 from autoseg.prediction.batch import Outcome, predict_cases, show
+from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.output import output_path
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.record import LABELS as LABELS_FILE
@@ -77,7 +78,9 @@ def test_a_refused_scan_does_not_stop_the_other_cases(scans: Path, out: Path) ->
     inputs = inputs_of(scans)
     inputs["two"] = (inputs["two"][0], inputs["two"][0])
     predictor = Predictor(model_of(PLAN, Pointwise()), device="cpu")
-    outcome = predict_cases(predictor, inputs, out, False, refused={"odd": "odd: no scan"})
+    outcome = predict_cases(
+        predictor, FoundInputs(cases=inputs, refused={"odd": "odd: no scan"}), out
+    )
     assert sorted(outcome.predicted) == ["Müller 2", "a"]
     assert sorted(outcome.refused) == ["bad", "odd", "two"]
     assert "bad.nii.gz" in outcome.refused["bad"]
@@ -106,7 +109,7 @@ class Failing(nn.Module):
 def predict_failing(scans: Path, out: Path, error: BaseException) -> Any:
     write_scan(scans / "b.nii.gz", np.eye(4, dtype=np.float32)[..., None].repeat(4, axis=2))
     predictor = Predictor(model_of(PLAN, Failing(error)), device="cpu")
-    return predict_cases(predictor, inputs_of(scans), out, overwrite=False)
+    return predict_cases(predictor, FoundInputs(cases=inputs_of(scans)), out)
 
 
 @pytest.mark.parametrize(
@@ -209,5 +212,5 @@ def test_failures_are_raised(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MemoryError):
         MIXED.raise_failures()
     assert issubclass(RunError, RuntimeError)
-    Outcome(failed={"d": error_of("from here")}).print_tracebacks()
+    show(Outcome(failed={"d": error_of("from here")}), debug=True)
     assert "in error_of\n    raise RuntimeError(text)" in capsys.readouterr().err

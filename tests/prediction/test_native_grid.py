@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ def segment(
     classes: int = 0,
 ) -> NDArray[Any]:
     """The index of the class of every voxel, or 1 + that of the region, or 0."""
-    classes = classes or len(slabs[0][1]) if isinstance(slabs, list) else classes
+    classes = classes or len(slabs[0].sums) if isinstance(slabs, list) else classes
     names = tuple(str(number) for number in range(classes + regions))
     kinds = Classes(names, ((0,),), ((0,),), tuple(range(len(names))), regions)
     placement = Placement(
@@ -48,7 +49,11 @@ def cut(probabilities: NDArray[np.float32], at: list[int]) -> list[Slab]:
     """Slabs that end before the planes `at`."""
     size = probabilities.shape[1]
     edges = sorted({0, size, *(place % size for place in at)})
-    return [(a, probabilities[:, a:b]) for a, b in pairwise(edges)]
+    return [slab_of(a, probabilities[:, a:b]) for a, b in pairwise(edges)]
+
+
+def slab_of(first: int, planes: NDArray[np.float32]) -> Slab:
+    return Slab(first, torch.from_numpy(planes), torch.ones(planes.shape[1:]))
 
 
 def reference(probabilities: NDArray[np.float32], shape: Triple) -> tuple[Any, Any]:
@@ -84,7 +89,7 @@ def test_the_size_of_the_slabs_does_not_matter(
 ) -> None:
     probabilities = random_probabilities(3, low, seed)
     _, margin = reference(probabilities, native)
-    whole = segment([(0, probabilities)], low, native)
+    whole = segment([slab_of(0, probabilities)], low, native)
     assert (segment(cut(probabilities, cuts), low, native) == whole)[margin > 1e-5].all()
 
 
@@ -123,7 +128,7 @@ def test_more_than_256_classes() -> None:
     probabilities = np.zeros((300, 2, 2, 2), np.float32)
     probabilities[299] = 1
     for native in ((2, 2, 2), (3, 2, 4)):
-        got = segment([(0, probabilities)], (2, 2, 2), native)
+        got = segment([slab_of(0, probabilities)], (2, 2, 2), native)
         assert got.dtype == np.uint16
         assert (got == 299).all()
 
@@ -133,13 +138,13 @@ def test_slabs_are_consumed_one_at_a_time() -> None:
     alive: list[int] = []
 
     def slabs() -> Iterator[Slab]:
-        made: list[weakref.ref[NDArray[np.float32]]] = []
+        made: list[weakref.ref[Slab]] = []
         for start in range(0, 30, 3):
             alive.append(sum(ref() is not None for ref in made))
-            planes = random_probabilities(2, (3, 4, 4), seed=start)
-            made.append(weakref.ref(planes))
-            yield start, planes
-            del planes
+            slab = slab_of(start, random_probabilities(2, (3, 4, 4), seed=start))
+            made.append(weakref.ref(slab))
+            yield slab
+            del slab
 
     segment(slabs(), (30, 4, 4), (60, 4, 4), classes=2)
     assert max(alive) <= 2
@@ -173,20 +178,21 @@ def test_regions_are_painted_in_order(
 @pytest.mark.parametrize("native", [(4, 4, 4), (7, 3, 5)])
 def test_a_region_with_probability_one_half_is_not_painted(native: Triple) -> None:
     probabilities = np.full((2, 4, 4, 4), 0.5, np.float32)
-    assert not segment([(0, probabilities)], (4, 4, 4), native, regions=True).any()
+    assert not segment([slab_of(0, probabilities)], (4, 4, 4), native, regions=True).any()
 
 
 def test_slabs_of_regions_are_consumed_one_at_a_time() -> None:
     alive: list[int] = []
 
     def slabs() -> Iterator[Slab]:
-        made: list[weakref.ref[NDArray[np.float32]]] = []
+        made: list[weakref.ref[Slab]] = []
         for start in range(0, 30, 3):
             alive.append(sum(ref() is not None for ref in made))
             planes = np.random.default_rng(start).random((3, 3, 4, 4)).astype(np.float32)
-            made.append(weakref.ref(planes))
-            yield start, planes
-            del planes
+            slab = slab_of(start, planes)
+            made.append(weakref.ref(slab))
+            yield slab
+            del slab
 
     segment(slabs(), (30, 4, 4), (60, 5, 4), regions=True, classes=3)
     assert max(alive) <= 2
@@ -256,7 +262,7 @@ def test_unlikely_classes_are_not_interpolated(monkeypatch: pytest.MonkeyPatch) 
     kinds = Classes(("",) * 6, ((0,),), ((0,),), tuple(range(6)), False)
 
     def watched() -> Iterator[Planes]:
-        for planes in native_planes([(0, probabilities)], placement):
+        for planes in native_planes([slab_of(0, probabilities)], placement):
             shares = planes.probabilities
 
             def watch(index: int, area: Area, shares: Any = shares) -> NDArray[np.float32]:

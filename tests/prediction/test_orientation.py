@@ -21,7 +21,8 @@ from autoseg.common.files import read_json
 from autoseg.image.geometry import CODES, orientation_of
 from autoseg.image.image import Image, from_array, read_image, read_label
 from autoseg.plan.plan import Plan
-from autoseg.prediction.batch import predict_cases
+from autoseg.prediction.batch import Options, predict_cases
+from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.postprocessing import KeepLargest, Postprocessing
 from autoseg.prediction.predictor import Ensemble, Predictor
 from tests.dicom_series import write_series
@@ -180,7 +181,7 @@ def test_files_of_several_orders(tmp_path: Path, capsys: pytest.CaptureFixture[s
         inputs[code] = (tmp_path / f"{code}.nii.gz",)
         sitk.WriteImage(in_order(values(), code), str(inputs[code][0]))
     model = predictor_of(plan_of())
-    outcome = predict_cases(model, inputs, tmp_path / "out", False)
+    outcome = predict_cases(model, FoundInputs(cases=inputs), tmp_path / "out")
     assert not list(outcome.missing())
     found = []
     for code in FEW:
@@ -214,8 +215,10 @@ def test_dicom_series_of_several_orders(tmp_path: Path) -> None:
             SliceThickness=z,
         )
     model = predictor_of(plan_of())
-    predict_cases(model, inputs, tmp_path / "out", False)
-    predict_cases(model, inputs, tmp_path / "seg", False, format="dicom-seg")
+    predict_cases(model, FoundInputs(cases=inputs), tmp_path / "out")
+    predict_cases(
+        model, FoundInputs(cases=inputs), tmp_path / "seg", options=Options(format="dicom-seg")
+    )
     for code in inputs:
         label, geometry = read_label(tmp_path / "out" / f"{code}.nii.gz")
         assert orientation_of(geometry) == code
@@ -272,7 +275,7 @@ def test_an_orientation_for_one_prediction(
     assert old.model.plan.orientation is None
     scan = tmp_path / "a.nii.gz"
     sitk.WriteImage(in_order(values(), "PIR"), str(scan))
-    predict_cases(old, {"a": (scan,)}, tmp_path / "out", False)
+    predict_cases(old, FoundInputs(cases={"a": (scan,)}), tmp_path / "out")
     record = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert (record["plan_id"], record["orientation"]) == (old.model.plan.id, "RAS")
     assert not capsys.readouterr().err.count("orientation")

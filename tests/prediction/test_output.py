@@ -14,12 +14,11 @@ from autoseg.image.geometry import SWAPS
 from autoseg.image.image import Image, read_geometry, read_image, read_label
 from autoseg.image.label_writer import write_label
 from autoseg.prediction import output
-from autoseg.prediction.batch import predict_cases
-from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.batch import Options, predict_cases
+from autoseg.prediction.inputs import FoundInputs, Inputs
 from autoseg.prediction.output import (
     FORMATS,
     PROBABILITIES,
-    ProbabilityFile,
     check_format,
     ending,
     probability_file,
@@ -209,12 +208,13 @@ def test_regions_have_no_background_probabilities(tmp_path: Path) -> None:
 def test_each_chunk_is_written_once_and_smooth_probabilities_become_small(tmp_path: Path) -> None:
     size = (40, 32, 30)
     with probability_file(tmp_path / "a.b2nd", ["a", "b"], size, SWAPS[2]) as file:
-        assert file.array.chunks == (1, 40, 32, 16)
         for start in (0, 16):
             rows = slice(start, min(start + 16, 30))
             for index in (0, 1):
-                file.write(index, rows, np.full((rows.stop - start, 32, 40), index, np.float32))
-    assert (blosc2.open(str(tmp_path / "a.b2nd"), mode="r")[1] == 1).all()
+                file(index, rows, np.full((rows.stop - start, 32, 40), index, np.float32))
+    found = blosc2.open(str(tmp_path / "a.b2nd"), mode="r")
+    assert found.chunks == (1, 40, 32, 16)
+    assert (found[1] == 1).all()
     assert (tmp_path / "a.b2nd").stat().st_size < 2 * 40 * 32 * 30 * 2 / 50
 
 
@@ -223,7 +223,7 @@ def test_an_interrupted_file_does_not_appear(tmp_path: Path) -> None:
 
     def interrupted() -> None:
         with probability_file(tmp_path / "a.b2nd", ["a"], (4, 4, 4)) as file:
-            file.write(0, slice(0, 4), np.ones((4, 4, 4), np.float32))
+            file(0, slice(0, 4), np.ones((4, 4, 4), np.float32))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -232,14 +232,21 @@ def test_an_interrupted_file_does_not_appear(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_error_of_blosc2_names_the_file(tmp_path: Path) -> None:
+def test_an_error_of_blosc2_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
+        def __init__(self) -> None:
+            self.vlmeta: dict[str, Any] = {}
+
         def __setitem__(self, *_: Any) -> None:
             raise RuntimeError("no space")
 
-    file = ProbabilityFile(tmp_path / "a.b2nd", Full(), SWAPS[0])
+    def fill() -> None:
+        with probability_file(tmp_path / "a.b2nd", ["a"], (4, 4, 4)) as file:
+            file(0, slice(0, 4), np.ones((4, 4, 4), np.float32))
+
+    monkeypatch.setattr(blosc2, "zeros", lambda *_, **__: Full())
     with pytest.raises(AutosegError, match=r"a\.b2nd: no space"):
-        file.write(0, slice(0, 4), np.ones((4, 4, 4), np.float32))
+        fill()
 
 
 def test_probability_files_are_recorded_and_restored(tmp_path: Path) -> None:
@@ -247,14 +254,18 @@ def test_probability_files_are_recorded_and_restored(tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", image.array[0])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
     model = Predictor(model_of(tiny_plan(), Pointwise()), device="cpu")
-    predict_cases(model, inputs, out, overwrite=False)
+    predict_cases(model, FoundInputs(cases=inputs), out)
     assert not (out / f"a{PROBABILITIES}").exists()
     for _ in range(2):
-        outcome = predict_cases(model, inputs, out, overwrite=False, save_probabilities=True)
+        outcome = predict_cases(
+            model, FoundInputs(cases=inputs), out, options=Options(save_probabilities=True)
+        )
         assert list(outcome.predicted) == ["a"]
         files = read_json(out / "predictions.json")["cases"]["a"]["files"]
         assert set(files) == {"a.nii.gz", f"a{PROBABILITIES}"}
         assert files[f"a{PROBABILITIES}"]["bytes"] == (out / f"a{PROBABILITIES}").stat().st_size
-        again = predict_cases(model, inputs, out, overwrite=False, save_probabilities=True)
+        again = predict_cases(
+            model, FoundInputs(cases=inputs), out, options=Options(save_probabilities=True)
+        )
         assert again.skipped == ("a",)
         (out / f"a{PROBABILITIES}").unlink()

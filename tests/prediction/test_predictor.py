@@ -20,7 +20,6 @@ from autoseg.image.image import Image
 from autoseg.models.folder import write_calibration
 from autoseg.prediction.model import load_model
 from autoseg.prediction.predictor import Predictor
-from autoseg.prediction.segmenter import Segmenter
 from autoseg.preprocessing.steps import prepare
 from tests.making import grid, tiny_plan
 from tests.prediction.making import Pointwise, Sided, model_of, save_model
@@ -135,7 +134,7 @@ def test_the_sliding_axis_does_not_change_the_result(
                 found[index, planes.rows] = planes.probabilities(index, whole)
         shares.append(found.swapaxes(1, 1 + across))
     assert np.abs(shares[0] - shares[1]).max() <= 1e-5
-    monkeypatch.setattr(Segmenter, "axes", (axis,))
+    monkeypatch.setattr(Predictor, "axes", (axis,))
     reported: list[float] = []
     label = model.segment(prepared, report=reported.append)
     assert reported == sorted(reported)

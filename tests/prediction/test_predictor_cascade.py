@@ -17,7 +17,7 @@ from autoseg.common.files import read_json
 from autoseg.image.image import Image, read_label
 from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
-from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.inputs import FoundInputs, Inputs
 from autoseg.prediction.model import load_model, save_previous
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.record import model_id
@@ -118,7 +118,7 @@ def test_the_previous_stage_is_recorded(models: Path, tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", scan().array[0])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
     predictor = Predictor(models, device="cpu")
-    predict_cases(predictor, inputs, tmp_path / "new", overwrite=False)
+    predict_cases(predictor, FoundInputs(cases=inputs), tmp_path / "new")
     record = read_json(tmp_path / "new" / "predictions.json")
     previous = tiny_plan(name="tiny-3d_lowres", configuration="3d_lowres")
     weights = load_model(models.parent / "tiny-3d_lowres", None, CPU)
@@ -131,7 +131,7 @@ def test_the_previous_stage_is_recorded(models: Path, tmp_path: Path) -> None:
     before = Predictor(models.parent / "tiny-3d_lowres", folds=["0"], device="cpu").predict(scan())
     write_scan(tmp_path / "before.nii.gz", before)
     known = {"a": tmp_path / "before.nii.gz"}
-    predict_cases(predictor, inputs, tmp_path / "known", overwrite=False, previous=known)
+    predict_cases(predictor, FoundInputs(cases=inputs), tmp_path / "known", previous=known)
     assert "previous_stage" not in read_json(tmp_path / "known" / "predictions.json")
     found = read_label(tmp_path / "known" / "a.nii.gz")[0]
     assert np.array_equal(found, predictor.predict(scan(), before))
@@ -142,10 +142,10 @@ def test_predictions_with_another_previous_stage_are_not_mixed(
 ) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", scan().array[0])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
-    predict_cases(Predictor(models, device="cpu"), inputs, tmp_path / "out", overwrite=False)
+    predict_cases(Predictor(models, device="cpu"), FoundInputs(cases=inputs), tmp_path / "out")
     shutil.rmtree(models.parent / "tiny-3d_lowres" / "fold_2")
     with pytest.raises(AutosegError, match="previous_stage"):
-        predict_cases(Predictor(models, device="cpu"), inputs, tmp_path / "out", overwrite=False)
+        predict_cases(Predictor(models, device="cpu"), FoundInputs(cases=inputs), tmp_path / "out")
 
 
 def test_a_cascade_without_its_previous_stage(models: Path) -> None:

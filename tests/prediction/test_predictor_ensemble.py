@@ -15,7 +15,7 @@ from autoseg.common.files import read_json
 from autoseg.image.image import Image
 from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
-from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.inputs import FoundInputs, Inputs
 from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.preprocessing.steps import prepare
 from tests.dataset.making import write_scan
@@ -161,11 +161,11 @@ def test_the_record_names_every_model(tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", scan().array[0])
     both = Ensemble([member(FINE, Pointwise()), member(COARSE, Pointwise(), Pointwise(slope=2))])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
-    outcome = predict_cases(both, inputs, tmp_path / "out", overwrite=False)
+    outcome = predict_cases(both, FoundInputs(cases=inputs), tmp_path / "out")
     assert list(outcome.predicted) == ["a"]
     found = read_json(tmp_path / "out" / "predictions.json")["ensemble"]
     assert [one["plan_id"] for one in found] == [FINE.id, COARSE.id]
     assert [one["folds"] for one in found] == [["0"], ["0", "1"]]
     alone = Ensemble([member(FINE, Pointwise())])
     with pytest.raises(AutosegError, match=r"predictions\.json.*ensemble"):
-        predict_cases(alone, inputs, tmp_path / "out", overwrite=False)
+        predict_cases(alone, FoundInputs(cases=inputs), tmp_path / "out")

@@ -15,7 +15,7 @@ from autoseg.common.files import read_json
 from autoseg.image.image import Image, read_label
 from autoseg.plan.plan import Plan
 from autoseg.prediction.batch import predict_cases
-from autoseg.prediction.inputs import Inputs
+from autoseg.prediction.inputs import FoundInputs, Inputs
 from autoseg.prediction.predictor import Predictor
 from autoseg.preprocessing.steps import prepare
 from tests.dataset.making import write_scan
@@ -91,7 +91,7 @@ def test_volumes_and_shares_of_regions(tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", array, (1, 1, 2))
     plan = regions(shares=[{"label": 4, "container": [1, 2]}])
     inputs: Inputs = {"a": (tmp_path / "in" / "a.nii.gz",)}
-    predict_cases(predictor(plan), inputs, tmp_path / "out", overwrite=False)
+    predict_cases(predictor(plan), FoundInputs(cases=inputs), tmp_path / "out")
     found = read_label(tmp_path / "out" / "a.nii.gz")[0]
     assert (found == PAINTED[array.astype(int)]).all()
     record = read_json(tmp_path / "out" / "predictions.json")

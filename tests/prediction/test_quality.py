@@ -20,7 +20,8 @@ from autoseg.common.files import read_json, write_json
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, read_label
 from autoseg.models.folder import CALIBRATION, FolderFiles, read_calibration, write_calibration
-from autoseg.prediction.batch import predict_cases
+from autoseg.prediction.batch import Options, predict_cases
+from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.output import REPORT, UNCERTAINTY
 from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.prediction.quality import (
@@ -262,17 +263,22 @@ def test_calibrations_of_a_folder(tmp_path: Path) -> None:
 def test_records_of_predictions(tmp_path: Path) -> None:
     scans = write_scans(tmp_path / "in", "a", "b")
     model = Predictor(model_of(PLAN, Pointwise()), device="cpu")
-    predict_cases(model, inputs_of(scans), tmp_path / "plain", False, quality=False)
+    predict_cases(
+        model,
+        FoundInputs(cases=inputs_of(scans)),
+        tmp_path / "plain",
+        options=Options(quality=False),
+    )
     plain = read_json(tmp_path / "plain" / RECORD)["cases"]["a"]
     assert not {"quality", "assessment"} & set(plain)
-    predict_cases(model, inputs_of(scans), tmp_path / "none", False)
+    predict_cases(model, FoundInputs(cases=inputs_of(scans)), tmp_path / "none")
     none = read_json(tmp_path / "none" / RECORD)["cases"]["a"]
     assert none["quality"] is None
     assert "not calibrated" in none["assessment"]["why"][0]
     assert 0 < none["assessment"]["evidence"]["organ"]["confidence"] < 1
     known = [(none["assessment"]["evidence"], {"organ": 0.8, "tumour": 0.7})] * 10
     model.calibration = calibrate(PLAN.id, known, NAMES)
-    predict_cases(model, inputs_of(scans), tmp_path / "out", False)
+    predict_cases(model, FoundInputs(cases=inputs_of(scans)), tmp_path / "out")
     case = read_json(tmp_path / "out" / RECORD)["cases"]["a"]
     assert case["quality"] == GOOD
     assert case["assessment"]["dice_lower_bound"] == pytest.approx({"organ": 0.8, "tumour": 0.7})
@@ -281,7 +287,7 @@ def test_records_of_predictions(tmp_path: Path) -> None:
         label = (tmp_path / name / "a.nii.gz").read_bytes()
         assert label == (tmp_path / "out" / "a.nii.gz").read_bytes()
     both = Ensemble([model, model])
-    outcome = predict_cases(both, inputs_of(scans), tmp_path / "both", False)
+    outcome = predict_cases(both, FoundInputs(cases=inputs_of(scans)), tmp_path / "both")
     assert outcome.predicted["a"]["quality"] is None
 
 
@@ -292,7 +298,12 @@ def test_uncertainty_is_the_entropy_of_the_mean(plan: Any, tmp_path: Path) -> No
     network = Pointwise(classes=plan.classes.outputs, slope=slope)
     model = Predictor(model_of(plan, network), device="cpu")
     out = tmp_path / "out"
-    predict_cases(model, inputs_of(scans), out, False, uncertainty=True, save_probabilities=True)
+    predict_cases(
+        model,
+        FoundInputs(cases=inputs_of(scans)),
+        out,
+        options=Options(uncertainty=True, save_probabilities=True),
+    )
     import blosc2
 
     shares = np.asarray(blosc2.open(str(out / "a.probabilities.b2nd"), mode="r")[:], np.float64)
@@ -312,7 +323,12 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
     model = Predictor(model_of(PLAN, Pointwise()), device="cpu")
     out = tmp_path / "out"
     refused = {"c": "c: no scan"}
-    predict_cases(model, inputs_of(scans), out, False, report=True, refused=refused)
+    predict_cases(
+        model,
+        FoundInputs(cases=inputs_of(scans), refused=refused),
+        out,
+        options=Options(report=True),
+    )
     page = (out / REPORT).read_text()
     assert page.count("data:image/webp;base64,") == 2
     assert "b &lt;i&gt;" in page
@@ -321,5 +337,7 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
     assert "not calibrated" in page
     assert "http://" not in page
     assert "https://" not in page
-    predict_cases(model, inputs_of(scans), out, False, report=True)  # all were there already
+    predict_cases(
+        model, FoundInputs(cases=inputs_of(scans)), out, options=Options(report=True)
+    )  # all were there already
     assert (out / REPORT).read_text().count("data:image/webp;base64,") == 2

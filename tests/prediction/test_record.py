@@ -128,14 +128,12 @@ def test_outdated_predictions_of_a_stopped_run_are_recognised(
     scans: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predict(scans, out)
-    PredictionRecord(out, predictor_of(OTHER), {"format": "nii.gz"}).begin(
-        overwrite=True
-    )  # and is killed
+    PredictionRecord(out, predictor_of(OTHER), "nii.gz").begin(overwrite=True)  # and is killed
     outcome = predict(scans, out, plan=OTHER)
     assert sorted(outcome.predicted) == ["Müller 2", "a"]
     assert "predicting a again: a.nii.gz is of another model" in capsys.readouterr().err
     assert "outdated" not in read_json(out / RECORD)
-    PredictionRecord(out, predictor_of(), {"format": "nii.gz"}).begin(overwrite=True)
+    PredictionRecord(out, predictor_of(), "nii.gz").begin(overwrite=True)
     with pytest.raises(AutosegError, match=rf"{RECORD}.* plan_id"):
         predict(scans, out, plan=OTHER)
 
@@ -148,10 +146,10 @@ def test_another_plan_may_predict_into_an_emptied_folder(scans: Path, out: Path)
 
 
 def test_a_run_notices_that_another_overwrites_its_folder(out: Path) -> None:
-    mine = PredictionRecord(out, predictor_of(), {})
+    mine = PredictionRecord(out, predictor_of(), "nii.gz")
     mine.begin(overwrite=False)
     mine.add("a", {})
-    PredictionRecord(out, predictor_of(OTHER), {}).begin(overwrite=True)
+    PredictionRecord(out, predictor_of(OTHER), "nii.gz").begin(overwrite=True)
     with pytest.raises(AutosegError, match=rf"{RECORD}.* plan_id"):
         mine.add("b", {})
     assert read_json(out / RECORD)["cases"] == {}
@@ -159,7 +157,7 @@ def test_a_run_notices_that_another_overwrites_its_folder(out: Path) -> None:
 
 def test_runs_that_share_a_folder_lose_no_record(out: Path) -> None:
     """They add in turns; the lock prevents simultaneous additions."""
-    records = [PredictionRecord(out, predictor_of(), {}) for _ in range(2)]
+    records = [PredictionRecord(out, predictor_of(), "nii.gz") for _ in range(2)]
     for record in records:
         record.begin(overwrite=False)
     names = [f"case {number}" for number in range(8)]

@@ -46,9 +46,7 @@ def out(scans: Path, tmp_path: Path) -> Path:
 def queue_in(out: Path, scans: Path, overwrite: bool = False) -> CaseQueue:
     inputs = inputs_of(scans)
     outputs = {name: (f"{name}.nii.gz",) for name in inputs}
-    return CaseQueue(
-        out, inputs, outputs, PredictionRecord(out, predictor_of(), {"format": "nii.gz"}), overwrite
-    )
+    return CaseQueue(inputs, outputs, PredictionRecord(out, predictor_of(), "nii.gz"), overwrite)
 
 
 def test_predicted_cases_are_skipped_and_keep_their_record(scans: Path, out: Path) -> None:
@@ -176,7 +174,7 @@ def test_the_second_run_waits_and_takes_over_failed_cases(
     first.record.add("a", record)
     first.close()  # `b` and `c` have failed there
     assert list(next(rounds)) == ["b", "c"]
-    assert second.elsewhere == ["a"]
+    assert second.skipped == ["a"]
     second.close()
     assert list(rounds) == []
     assert [name for name in files_in(out) if name.startswith(".")] == []
@@ -193,8 +191,8 @@ def test_a_case_that_another_run_finishes_at_the_start_is_recognised(
             return {}
 
     outputs = {name: (f"{name}.nii.gz",) for name in NAMES}
-    record = Early(out, predictor_of(), {"format": "nii.gz"})
-    work = CaseQueue(out, inputs_of(scans), outputs, record, overwrite=False)
+    record = Early(out, predictor_of(), "nii.gz")
+    work = CaseQueue(inputs_of(scans), outputs, record, overwrite=False)
     assert work.wanted == []
     assert "kept" not in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from autoseg.prediction.sliding_window import (
     weight_map,
     window_bytes,
 )
+from tests.prediction.making import mean_of
 
 PATCH = (6, 4, 5)
 SHAPES = st.tuples(*[st.integers(1, 15)] * 3)
@@ -36,12 +38,14 @@ def how(overlap: Triple, weighting: str = "gaussian") -> Inference:
     return Inference.model_validate({"overlap": overlap, "weighting": weighting})
 
 
-def slabs_of(image: NDArray[np.float32], inference: Inference, patch: Triple = PATCH) -> list[Slab]:
-    return list(predict_slabs(softmax_of_values, image, patch, inference, 3))
+def slabs_of(
+    image: NDArray[np.float32], inference: Inference, patch: Triple = PATCH
+) -> Iterator[Slab]:
+    return predict_slabs(softmax_of_values, image, patch, inference, 3)
 
 
-def joined(slabs: list[Slab]) -> NDArray[Any]:
-    return np.concatenate([planes for _, planes in slabs], axis=1)
+def joined(slabs: Iterator[Slab]) -> NDArray[Any]:
+    return np.concatenate([mean_of(slab) for slab in slabs], axis=1)
 
 
 @st.composite
@@ -119,7 +123,7 @@ def test_small_patches_are_batched(
         return softmax_of_values(patches)
 
     image = np.random.default_rng(0).normal(size=(1, 7, 6, 7)).astype(np.float32)
-    got = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
+    got = joined(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3))
     assert seen == batches
     whole = softmax_of_values(torch.from_numpy(image)[None])[0].numpy()
     assert np.abs(got - whole).max() <= 1e-5
@@ -163,20 +167,18 @@ def test_overlapping_patches_are_averaged_by_their_weights(weighting: str) -> No
                 box = (slice(x, x + 6), slice(y, y + 4), slice(z, z + 5))
                 sums[:, *box] += answer.double().numpy() * weights
                 totals[box] += weights
-    assert joined(list(slabs)) == pytest.approx(sums / totals, abs=1e-6)
+    assert joined(slabs) == pytest.approx(sums / totals, abs=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
 @given(SHAPES, st.tuples(*[st.integers(0, size - 1) for size in PATCH]))
-def test_slabs_come_in_order_cover_x_and_stay_thin(shape: Triple, overlap: Triple) -> None:
+def test_slabs_come_in_order_and_cover_x(shape: Triple, overlap: Triple) -> None:
     slabs = slabs_of(np.zeros((1, *shape), np.float32), how(overlap))
     following = 0
-    for start, planes in slabs:
-        assert start == following
-        assert planes.shape[0] == 3
-        assert 1 <= planes.shape[1] <= sliding_window.PLANES_AT_ONCE
-        assert planes.shape[2:] == shape[1:]
-        following = start + planes.shape[1]
+    for slab in slabs:
+        assert slab.first == following < slab.stop
+        assert slab.sums.shape == (3, slab.stop - slab.first, *shape[1:])
+        following = slab.stop
     assert following == shape[0]
 
 
@@ -191,7 +193,7 @@ def test_slices_are_batched(shape: Triple, patch: Triple, monkeypatch: pytest.Mo
         return softmax_of_values(patches)
 
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
-    got = joined(list(predict_slabs(count, image, patch, how((0, 0, 0)), 3)))
+    got = joined(predict_slabs(count, image, patch, how((0, 0, 0)), 3))
     assert max(seen) == 8
     assert len(seen) == -(-count_tiles(shape, patch, (0, 0, 0)) // 8)
     whole = softmax_of_values(torch.from_numpy(image)[None])[0].numpy()
@@ -223,10 +225,10 @@ def test_constant_patches_are_computed_once_with_the_same_bits(
         with torch.inference_mode():
             return torch.softmax(network(patches), dim=1)
 
-    got = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
-    monkeypatch.setattr(sliding_window, "_ConstantBatchCache", lambda network: network)
+    got = joined(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3))
+    monkeypatch.setattr(sliding_window, "_reusing", lambda run: lambda p, _: run(p))
     cached, seen[0] = seen[0], 0
-    expected = joined(list(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3)))
+    expected = joined(predict_slabs(count, image, PATCH, how((3, 2, 2)), 3))
     assert (got == expected).all()
     assert cached < 0.7 * seen[0]
 
@@ -236,23 +238,28 @@ def test_only_a_few_planes_of_a_long_volume_are_in_memory(monkeypatch: pytest.Mo
     allocated: list[tuple[int, ...]] = []
     zeros = torch.zeros
 
-    def watched(*shape: int, dtype: torch.dtype) -> Tensor:
+    def watched(*shape: int, **where: Any) -> Tensor:
         allocated.append(shape)
-        return zeros(*shape, dtype=dtype)
+        return zeros(*shape, **where)
 
     monkeypatch.setattr(torch, "zeros", watched)
-    slabs_of(np.zeros((1, 40, 7, 8), np.float32), how((3, 2, 2)))
+    list(slabs_of(np.zeros((1, 40, 7, 8), np.float32), how((3, 2, 2))))
     assert allocated == [(3, 6, 7, 8), (6, 7, 8)]
     assert window_bytes((40, 7, 8), PATCH, 3) == 4 * (3 + 1) * 6 * 7 * 8
 
 
-def test_a_yielded_slab_is_not_overwritten() -> None:
-    image = np.random.default_rng(0).normal(size=(1, 20, 6, 6)).astype(np.float32)
-    copies, slabs = [], []
-    for slab in predict_slabs(softmax_of_values, image, PATCH, how((3, 2, 2)), 3):
-        copies.append(slab[1].copy())
-        slabs.append(slab[1])
-    assert all((copy == slab).all() for copy, slab in zip(copies, slabs, strict=True))
+@pytest.mark.parametrize("folds", [1, 3])
+def test_the_planes_of_a_slab_can_be_taken_in_parts(folds: int) -> None:
+    made = torch.Generator().manual_seed(0)
+    kind = torch.float32 if folds == 1 else torch.float16
+    sums, totals = (torch.rand(*n, 7, 4, 5, generator=made).to(kind) for n in ((2 * folds,), ()))
+    slab = Slab(10, sums, totals, folds)
+    parts = slab.empty(7)
+    slab.mean(10, 12, parts[:, :2])
+    slab.mean(12, 17, parts[:, 2:])
+    assert (parts.numpy() == mean_of(slab)).all()
+    shares = np.asarray(sums.double() / totals.double()).reshape(folds, 2, 7, 4, 5)
+    assert mean_of(slab) == pytest.approx(shares.mean(0), rel=4e-3 if folds > 1 else 1e-6)
 
 
 def test_short_axes_are_padded_by_zeros_on_both_sides() -> None:

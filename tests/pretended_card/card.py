@@ -64,6 +64,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
+GB = 1 << 30
 LARGE = 100_000  # elements from which a copy between layouts counts
 WITHOUT_TRAFFIC = {
     "view",
@@ -156,6 +157,9 @@ class Card(TorchDispatchMode):
         is_there = device is not None and device.type == "cuda"
         if name == "device" or not (on_card or is_there):
             return func(*args, **kwargs)
+        if name == "to":  # in inference mode, it is not made of a copy yet
+            with self:
+                return func.decompose(*args, **kwargs)
         if (answer := self._waiting(name, args, kwargs, on_card, device)) is not NotImplemented:
             return answer
         if name.startswith(("_fused_", "_amp_")):
@@ -283,8 +287,8 @@ def _apply(module: torch.nn.Module, fn: Callable[[Any], Any], recurse: bool = Tr
 
 
 @contextlib.contextmanager
-def pretended_card(capability: tuple[int, int] = (9, 0)) -> Iterator[Card]:
-    """A card of this compute capability, within the block."""
+def pretended_card(capability: tuple[int, int] = (9, 0), free: int = 80 * GB) -> Iterator[Card]:
+    """A card of this compute capability and free memory, within the block."""
     card = Card()
     cuda = torch.cuda
     with contextlib.ExitStack() as stack:
@@ -297,6 +301,9 @@ def pretended_card(capability: tuple[int, int] = (9, 0)) -> Iterator[Card]:
         replaced(cuda, "device_count", lambda: 1)
         replaced(cuda, "get_device_capability", lambda device=None: capability)
         replaced(cuda, "get_device_name", lambda device=None: "a pretended card")
+        replaced(cuda, "mem_get_info", lambda device=None: (free - card.living, free))
+        replaced(cuda, "memory_reserved", lambda device=None: card.living)
+        replaced(cuda, "memory_allocated", lambda device=None: card.living)
         replaced(cuda, "is_bf16_supported", lambda *_, **__: capability >= (8, 0))
         replaced(cuda.amp.common, "amp_definitely_not_available", lambda: False)
         replaced(torch.Tensor, "pin_memory", lambda self, *_: self)

@@ -21,12 +21,17 @@ import numpy as np
 
 from autoseg.augmentation.loader import PatchSampler, Position, batches
 from autoseg.dataset.splits import Split
+from autoseg.image.image import Image
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.planner.patch_rule import training_memory
+from autoseg.prediction.predictor import Predictor
+from autoseg.prediction.sliding_window import count_tiles
 from autoseg.training.learner import Learner
 from autoseg.training.state import Run
 from autoseg.training.train import train
-from tests.making import tiny_plan, tiny_store
+from tests.making import CASCADE, grid, tiny_plan, tiny_store
+from tests.prediction.making import model_of
 
 GB = 1e9
 LARGE: dict[str, Any] = {
@@ -58,6 +63,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "float16": {"training": HALF},
     "partly annotated": {"annotated": {"case_0": ["organ"]}},
     "augment_on device": {"training": {"augment_on": "device"}},
+}
+
+
+FINER = {"target_spacing_mm": [0.8, 0.7, 1.0], "preprocessing": [{"step": "resample"}]}
+PREDICTIONS: dict[str, dict[str, Any]] = {
+    "plain": FINER,
+    "TTA": FINER | {"inference": {"mirror": True, "mirror_axes": [0, 1, 2]}},
+    "regions": FINER | REGIONS,
+    "2d": {
+        "sampling": {"patch_size": [8, 8, 1]},
+        "inference": {"overlap": [4, 4, 0]},
+        "network": {"strides": [[1, 1, 1], [2, 2, 1]], "kernels": [[3, 3, 1]] * 2},
+    },
+    "cascade": FINER | CASCADE,
+    "no memory": FINER,
 }
 
 
@@ -125,6 +145,37 @@ def whole_run(folder: Path, **changes: Any) -> dict[str, Any]:
     return {"epochs": state.done, "files": sorted(path.name for path in run.folder.iterdir())}
 
 
+def prediction(name: str, quality: bool) -> dict[str, Any]:
+    """The second prediction of a scan by two folds."""
+    plan, shape = tiny_plan(**PREDICTIONS[name]), (14, 13, 17)
+    values = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    image = Image(values, grid(shape))
+
+    def model(of: Plan) -> Predictor:
+        return Predictor(model_of(of, *(build_network(of).eval() for _ in range(2))), device="cuda")
+
+    with pretended_card(free=1000 if name == "no memory" else 80 << 30) as card:
+        predictor = model(plan)
+        if plan.previous_stage is not None:
+            predictor.previous = model(tiny_plan(**FINER))
+        for _ in range(2):
+            card.reset()
+            prepared = predictor.prepare(image)
+            observer = predictor.observer(quality, False)
+            label = predictor.segment(prepared, observer=observer)
+            observer.figures()
+        low, inference = prepared.image.shape[1:], plan.inference
+        tiles = count_tiles(low, plan.sampling.patch_size, inference.overlap)
+        return {
+            "tiles": tiles * (2 if plan.previous_stage else 1),
+            "to_host": sum(card.to_host.values()),
+            "label": label.nbytes * (2 if plan.previous_stage else 1),
+            "copies": sum(card.copies.values()),
+            "bus_waits": dict(card.waits),
+            "peak_gb": card.peak / GB,
+        }
+
+
 def main() -> None:
     """Print all figures."""
     warnings.simplefilter("ignore")
@@ -132,6 +183,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, changes) in enumerate(SMALL.items()):
             found[name] = small_step(changes, Path(folder, str(index)))
+        for name in PREDICTIONS:
+            found[f"predict {name}"] = prediction(name, quality=False)
+        found["predict with quality"] = prediction("plain", quality=True)
         found["run"] = whole_run(Path(folder, "run"))
         found["run, float16"] = whole_run(Path(folder, "run16"), precision="float16")
     json.dump(found, sys.stdout)

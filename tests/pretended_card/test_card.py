@@ -1,4 +1,4 @@
-"""Training on a pretended card: no waits, few copies, known traffic and memory."""
+"""A pretended card: no waits in training, few copies, known traffic; predictions stay there."""
 
 from __future__ import annotations
 
@@ -69,3 +69,23 @@ def test_older_cards_compute_in_float16(found: Figures) -> None:
 def test_a_whole_run_is_trained_and_resumed(found: Figures, name: str) -> None:
     assert found[name]["epochs"] == 3
     assert {"final.safetensors", "latest.safetensors", "log.jsonl"} <= set(found[name]["files"])
+
+
+@pytest.mark.parametrize("name", ["plain", "TTA", "regions", "2d", "cascade"])
+def test_only_label_maps_come_back_from_a_prediction(found: Figures, name: str) -> None:
+    of = found[f"predict {name}"]
+    assert of["to_host"] == of["label"]
+    assert sum(of["bus_waits"].values()) == (2 if name == "cascade" else 1)
+    # The scan and the weights; each operator and list of parts stays there.
+    assert of["copies"] <= (5 if name == "cascade" else 2)
+
+
+def test_a_prediction_that_does_not_fit_comes_back_tile_by_tile(found: Figures) -> None:
+    of = found["predict no memory"]
+    assert of["to_host"] == of["tiles"] * 3 * 8 * 8 * 8 * 4
+    assert of["peak_gb"] < found["predict plain"]["peak_gb"]
+
+
+def test_quality_brings_some_numbers_of_each_tile(found: Figures) -> None:
+    plain, of = found["predict plain"], found["predict with quality"]
+    assert of["to_host"] - plain["to_host"] <= of["tiles"] * 2 * 5 * 3 * 4
