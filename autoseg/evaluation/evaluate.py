@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, prod
 from pathlib import Path
 
+from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import join_names
-from autoseg.evaluation.labels import (
-    DEFAULT_OPTIONS,
-    EvaluationOptions,
-    ScoredClasses,
-    apply_options,
-    labels_in,
-    mapped_labels,
-    read_declarations,
-)
+from autoseg.evaluation import labels as classes
+from autoseg.evaluation.labels import DEFAULT_OPTIONS, EvaluationOptions, ScoredClasses
 from autoseg.evaluation.metrics import Volumes, cut_masks, flat_axes, lesions, overlap
-from autoseg.evaluation.scores import CaseScores, Statistic, Summary, combine, merge
+from autoseg.evaluation.scores import CaseScores, Summary, combine, merge
 from autoseg.evaluation.surface import surface
 from autoseg.evaluation.tables import Row, Table, number, rows_of_metrics, spread
 from autoseg.image.formats import images_among, is_picture, stem_of
@@ -75,18 +68,19 @@ def evaluate_folders(
         say(f"warning: skipped {count} without a reference: {join_names(extra)}")
     if labels is None:
         labels = choose_labels(truth, predicted, processes=processes)
-    found = list(
-        in_parallel(partial(_evaluate_pair, labels=labels), pairs, processes, "evaluating")
-    )
-    cases = [each for each in found if isinstance(each, CaseScores)]
-    names = [stem_of(reference) for reference, _ in pairs]
-    refused |= {n: str(e) for n, e in zip(names, found, strict=True) if isinstance(e, DataError)}
+    work = partial(_evaluate_pair, labels=labels)
+    cases = []
+    for pair, found in zip(pairs, in_parallel(work, pairs, processes, "evaluating"), strict=True):
+        if isinstance(found, CaseScores):
+            cases.append(found)
+        else:
+            refused[stem_of(pair[0])] = str(found)
     if not cases:
         raise DataError(next(iter(refused.values())))
     for name, reason in refused.items():
         say(f"refused {name}: {reason}")
-    _warn_of_absent(cases, labels)
     summary = Summary(tuple(cases), (*missing, *refused), tolerances(labels), refused)
+    _warn_of_absent(summary, labels)
     return replace(summary, failures=tuple(summary.never_predicted))
 
 
@@ -142,17 +136,17 @@ def choose_labels(
         DataError: all label maps are empty, or one cannot be read.
         AutosegError: an option names an unknown class.
     """
-    declared = read_declarations(truth, predicted)
+    declared = classes.read_declarations(truth, predicted)
     if options.maps:
-        found = mapped_labels(options, declared)
+        found = classes.mapped_labels(options, declared)
     elif values := options.classes or declared.model or declared.reference:
         found = ScoredClasses.planned(values, declared.evaluation, declared.ignore)
     else:
-        pairs, *_ = _pair(truth, predicted)
-        found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)
+        paths = [path for pair in _pair(truth, predicted)[0] for path in pair]
+        found = classes.labels_in(paths, declared.ignore, processes)
         if not found.values:
             raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
-    return replace(apply_options(options, found), channel=declared.channel)
+    return replace(classes.apply_options(options, found), channel=declared.channel)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -183,14 +177,12 @@ def _pair(
     if reference.is_file() and predicted.is_file():  # whatever their names
         return [(reference, predicted)], [], [], {}
     references, predictions = label_maps(reference), label_maps(predicted)
-    refused = {
-        case: reason
-        for case, path in [*predictions.items(), *references.items()]
-        if (reason := obstacle(path))
-    }
-    for case in refused:
-        references.pop(case, None)
-        predictions.pop(case, None)
+    every = [*predictions.items(), *references.items()]
+    refused = {case: reason for case, path in every if (reason := obstacle(path))}
+    references, predictions = (
+        {case: path for case, path in found.items() if case not in refused}
+        for found in (references, predictions)
+    )
     pairs = [(path, predictions[case]) for case, path in references.items() if case in predictions]
     if not pairs and refused:
         raise DataError("; ".join(refused.values()))
@@ -206,15 +198,12 @@ def _pair(
     return pairs, missing, extra, refused
 
 
-def _warn_of_absent(cases: Sequence[CaseScores], labels: ScoredClasses) -> None:
+def _warn_of_absent(summary: Summary, labels: ScoredClasses) -> None:
     """A class that occurs in no file may be a mistake in the labels or in --map."""
     for name, values in labels.values.items():
-        found = [case.labels[name] for case in cases if name in case.labels]
-        for kind, present, expected in (
-            ("reference", any(counts.n_ref for counts in found), values),
-            ("predicted", any(counts.n_pred for counts in found), labels.predicted(name)),
-        ):
-            if found and not present:
+        maps = {"reference": ("n_ref", values), "predicted": ("n_pred", labels.predicted(name))}
+        for kind, (key, expected) in maps.items():
+            if (of := summary.counts(name)) and not any(getattr(counts, key) for counts in of):
                 label = " or ".join(map(str, expected))
                 say(f"warning: {name} (label {label}) occurs in no {kind} label map")
 
@@ -274,13 +263,13 @@ def fold_rows(validation: CrossValidation) -> list[Row]:
     combined = validation.combined
     labels, cases = combined.labels, str(len(combined.cases))
     rows: list[Row] = [("fold", "cases", *labels)]
+    medians = []
     for fold, summary in validation.folds.items():
-        medians = (number(summary.statistic(label).median) for label in labels)
-        rows.append((f"{fold} (median)", str(len(summary.cases)), *medians))
+        medians.append([summary.statistic(label).median for label in labels])
+        rows.append((f"{fold} (median)", str(len(summary.cases)), *map(number, medians[-1])))
     rows += [(f"{fold}", "0", *["missing"] * len(labels)) for fold in validation.missing]
-    folds = validation.folds.values()
-    means = (Statistic.of(f.statistic(label).median for f in folds).mean for label in labels)
     of_cases = [combined.statistic(label) for label in labels]
+    means = map(mean_of_known, zip(*medians, strict=True))
     return [
         *rows,
         ("mean of the medians", cases, *map(number, means)),
@@ -292,9 +281,8 @@ def fold_rows(validation: CrossValidation) -> list[Row]:
 def tables(validation: CrossValidation) -> dict[str, Table]:
     """The tables of a cross-validation by file name."""
     combined, note = validation.combined, validation.note
-    statistic, labels = combined.statistic, combined.labels
-    means = rows_of_metrics("metric", labels, statistic, spread)
-    medians = rows_of_metrics("metric", labels, statistic, lambda s: number(s.median))
+    means = rows_of_metrics("metric", combined, spread)
+    medians = rows_of_metrics("metric", combined, lambda s: number(s.median))
     return {
         "dice_of_folds": Table("Median Dice of every fold", fold_rows(validation), note=note),
         "medians": Table("Median over all cases (n)", medians, note=note),
