@@ -101,8 +101,7 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
     prediction, found = read_label(prediction_path)
     advice = "predict on the grid of the original scan"
     check_same_grid(found, prediction_path, geometry, reference_path, advice)
-    spacing = geometry.spacing_mm
-    flat = flat_axes(geometry.size)
+    spacing, flat = geometry.spacing_mm, flat_axes(geometry.size)
     diagonal = hypot(*(geometry.size[i] * spacing[i] for i in range(3) if i not in flat))
     voxel_ml = prod(spacing) / 1000
     case = CaseScores(stem_of(reference_path), str(reference_path), str(prediction_path), {}, {})
@@ -160,8 +159,7 @@ def label_maps(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder}: {what}")
     found: dict[str, Path] = {}
     for path in images_among(p for p in sorted(folder.iterdir()) if not p.name.startswith(".")):
-        other = found.setdefault(stem_of(path), path)
-        if other != path:
+        if (other := found.setdefault(stem_of(path), path)) != path:
             raise DataError(f"{folder}: {other.name} and {path.name} are the same case; keep one")
     if not found:
         raise DataError(f"{folder}: contains no label map (.nii.gz, .nrrd, ...)")
@@ -208,7 +206,7 @@ def _warn_of_absent(summary: Summary, labels: ScoredClasses) -> None:
                 say(f"warning: {name} (label {label}) occurs in no {kind} label map")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CrossValidation:
     """The scores of the models of all folds on their validation cases.
 
@@ -248,8 +246,8 @@ def gather(folder: Path, fold_count: int = 0) -> CrossValidation:
     files = {k: fold_folder(folder, k) / SUMMARY for k in started}
     folds = {k: Summary.load(file) for k, file in files.items() if file.is_file()}
     if not folds:
-        run = f"run: autoseg_train {folder.parent.name} fold 0"
-        raise DataError(f"{folder}: no {SUMMARY} yet; {run}")
+        advice = f"run: autoseg_train {folder.parent.name} fold 0"
+        raise DataError(f"{folder}: no {SUMMARY} yet; {advice}")
     missing = set(range(max(fold_count, max(started) + 1))) - folds.keys()
     return CrossValidation(folds, tuple(sorted(missing)))
 

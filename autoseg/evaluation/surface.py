@@ -101,8 +101,8 @@ def distances(masks: Masks, spacing_mm: Sequence[float]) -> list[tuple[Array, Ar
         codes.append(_codes(mask))
     (a, a_codes), (b, b_codes) = ((_elements(of), of) for of in codes)
     return [
-        (_nearest(a, b, b_codes, spacing), areas[_at(a_codes, a)]),
-        (_nearest(b, a, a_codes, spacing), areas[_at(b_codes, b)]),
+        (_nearest(a, b, b_codes, spacing), areas[a_codes[tuple(a.T)]]),
+        (_nearest(b, a, a_codes, spacing), areas[b_codes[tuple(b.T)]]),
     ]
 
 
@@ -123,15 +123,11 @@ def _elements(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.stack(np.unravel_index(flat, codes.shape, order="F"), axis=1)
 
 
-def _at(codes: NDArray[np.uint8], elements: NDArray[np.int64]) -> NDArray[np.uint8]:
-    return np.asarray(codes[tuple(elements.T)])
-
-
 def _nearest(
     elements: NDArray[np.int64], others: NDArray[np.int64], codes: NDArray[np.uint8], spacing: Array
 ) -> Array:
     """The distance from each element to the closest of the others, whose codes are given."""
-    found = _at(codes, elements)
+    found = codes[tuple(elements.T)]
     apart = (found == 0) | (found == FULL)  # the rest are on both surfaces
     mm = np.zeros(len(elements))
     away = elements[apart]

@@ -140,7 +140,10 @@ def attempt(order: RunOrder) -> None:
             return
         earlier, before = status.read_record(folder), energy_kwh()
         with status.recorded(folder, str(order.log), order.slurm_job) as update:
-            device = _pick_device(order)
+            chosen = order.device
+            if chosen in (None, "cuda") and torch.cuda.is_available():  # the one of the slot
+                chosen = f"cuda:{order.slot % torch.cuda.device_count()}"
+            device = pick_device(chosen)
             update(device=describe(device), threads=torch.get_num_threads())
             _check_pretrained(run, folder)
             if not status.is_trained(run, workspace):
@@ -159,19 +162,11 @@ def attempt(order: RunOrder) -> None:
             update(memory_gb=memory / 1e9, energy_kwh=used)
 
 
-def _pick_device(order: RunOrder) -> torch.device:
-    """The device of the order; with several GPUs, the one of the slot."""
-    if order.device in (None, "cuda") and torch.cuda.is_available():
-        return pick_device(f"cuda:{order.slot % torch.cuda.device_count()}")
-    return pick_device(order.device)
-
-
 def _check_pretrained(run: StudyRun, folder: Path) -> None:
     """Raise an AutosegError if training started with other initial weights than the study's."""
-    if not any(folder.glob("*.safetensors")):
-        return
     was_pretrained = (folder / RECORD).is_file()
-    if was_pretrained != (run.pretrained is not None):
+    differs = was_pretrained != (run.pretrained is not None)
+    if differs and any(folder.glob("*.safetensors")):
         raise AutosegError(
             f"{folder} was trained {'from' if was_pretrained else 'without'} a pretrained model, "
             "unlike the study says; give the study's plan another name, or move that folder away"

@@ -39,7 +39,7 @@ SCORE = re.compile(r"[\d./ ]+")
 def difference(own: str, printed: str) -> str:
     """Own score minus the printed one, without std; `differs` for text, empty if incomparable."""
     if own == printed or not printed:
-        return "equal" if printed else ""
+        return "equal" * bool(printed)
     scores = [text.partition("±")[0].strip() for text in (own, printed)]
     if not all(map(SCORE.fullmatch, scores)):
         return "" if own in (MISSING, DASH) else "differs"
@@ -70,10 +70,8 @@ def median_table(study: StudyScores, _: Item) -> Table:
 def mean_table(study: StudyScores, _: Item) -> Table:
     """The same layout with mean ± std, the number of folds and the number of cases."""
 
-    def cell(arm: Arm, column: Column, metric: str) -> str:
-        return spread(arm.statistic(column, metric), DIGITS)
-
-    return _by_metric("Mean ± std over the cases of all folds", study, cell, counted=True)
+    title = "Mean ± std over the cases of all folds"
+    return _by_metric(title, study, lambda *of: spread(Arm.statistic(*of), DIGITS), counted=True)
 
 
 def fold_table(study: StudyScores, _: Item) -> Table:
@@ -183,8 +181,7 @@ def _by_fold(
 
 def _named(column: Column) -> str:
     """The name of a class; that of its set precedes it except for validation cases."""
-    where, label = column
-    return label if where == VALIDATION else f"{where} {label}"
+    return column[1] if column[0] == VALIDATION else " ".join(column)
 
 
 def _count(arm: Arm, column: Column) -> str:
@@ -223,7 +220,9 @@ def write_index(folder: Path) -> list[Path]:
     if not study.is_scored:
         return []
     others = [read_scores(path.parent) for path in sorted(folder.parent.glob(f"*/{STUDY}"))]
-    studies = [study, *(of for of in others if of.is_scored and _same_paper(study, of))]
+    paper, task = study.study.get("paper"), study.study.get("task")
+    alike = [of for of in others if (of.study.get("paper"), of.study.get("task")) == (paper, task)]
+    studies = [study, *(of for of in alike if of.is_scored and paper and of.folder != folder)]
     printed, (done, runs) = read_printed(study), study.counts
     write_page(
         folder / INDEX,
@@ -238,11 +237,6 @@ def write_index(folder: Path) -> list[Path]:
         ],
     )
     return [folder / INDEX]
-
-
-def _same_paper(one: StudyScores, other: StudyScores) -> bool:
-    a, b = ((of.study.get("paper"), of.study.get("task")) for of in (one, other))
-    return a == b and None not in a and one.folder != other.folder
 
 
 def read_printed(study: StudyScores) -> dict[str, Any]:

@@ -133,8 +133,9 @@ def evaluate_task(
     for path in files.write_cross_validation(trained, validation, out, processes, exhibits):
         print(f"{path.parent.name}: {path}")
     found = _review(trained, validation, out / label_review.FILE_NAME, processes)
+    data, overlays = planned / "fingerprint.json", out / files.OVERLAYS
     report = cross_validation_report(
-        trained, validation, exhibits, planned / "fingerprint.json", tables, processes, volumes
+        trained, validation, exhibits, data, tables, processes, volumes, overlays
     )
     if found is not None:
         rows, pictures = findings_rows(found), draw_labels(found, exhibits, processes)

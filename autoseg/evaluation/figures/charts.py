@@ -107,8 +107,7 @@ def _draw_rows(
     names = []
     for row, (name, marked) in enumerate(rows.items()):
         values = [v for v, extra in marked if v is not None and not extra]
-        penalties = sum(extra for _, extra in marked)
-        n = len(values) + penalties
+        n = len(values) + (penalties := sum(extra for _, extra in marked))
         names.append(f"{name}  n = {n}" if n else f"{name}  missing")
         shown = np.minimum(values, high)
         places = row - 0.12 + jitter(len(values), 0.4)

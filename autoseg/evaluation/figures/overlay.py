@@ -136,27 +136,18 @@ def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Pa
     Raises:
         DataError: a scan is not in `images`, or not on the grid of its label map.
     """
-    paths = []
-    for case in worst_to_best(summary):
-        paths.append(out / f"overlay_{case.case}.png")
-        overlay(exhibit(case, find_image(images, case.case), labels), paths[-1])
+    chosen = worst_to_best(summary)
+    paths = [out / f"overlay_{case.case}.png" for case in chosen]
+    for case, path in zip(chosen, paths, strict=True):
+        overlay(exhibit(case, find_image(images, case.case), labels), path)
     return paths
 
 
 def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
     """The files of a scored case and its scan."""
-    return Exhibit(
-        case=case.case,
-        image=image,
-        reference=Path(case.reference_file),
-        prediction=Path(case.prediction_file),
-        labels=labels.values,
-        title=dice_text(case),
-        in_prediction={name: labels.predicted(name) for name in labels.values},
-        colours=labels.colours,
-        ignore=labels.ignore,
-        channel=labels.channel,
-    )
+    maps = Path(case.reference_file), Path(case.prediction_file)
+    how = labels.in_prediction, labels.colours, labels.ignore, labels.channel
+    return Exhibit(case.case, image, *maps, labels.values, dice_text(case), *how)
 
 
 def worst_to_best(summary: Summary, count: int = 3) -> list[CaseScores]:
@@ -187,8 +178,7 @@ def find_image(images: Path, case: str) -> Path:
     Raises:
         DataError: there is no such file.
     """
-    for stem in (case, f"{case}_0000"):
-        for path in sorted(images.glob("*")):
-            if ending_of(path) and stem_of(path) == stem:
-                return path
+    found = {stem_of(path): path for path in sorted(images.glob("*"))[::-1] if ending_of(path)}
+    if path := found.get(case, found.get(f"{case}_0000")):
+        return path
     raise DataError(f"{images}: contains no scan of {case} ({case}.nii.gz or {case}_0000.nii.gz)")

@@ -70,7 +70,7 @@ def cross_validation_report(
     runs = {k: fold_folder(folder, k) for k in validation.folds}
     trainings = {k: read_training(run) for k, run in runs.items()}
     records = {k: facts.read_predictions(run / VALIDATION) for k, run in runs.items()}
-    missing, figures = validation.missing, files.figures_of(trained, validation)
+    missing, figures = validation.missing, dict(files.figures_of(trained, validation))
     curves = {"loss": figures.pop("loss")} if "loss" in figures else {}
     if dice := {k: each for k, each in trainings.items() if each is not None and each.dice}:
         curves["dice_in_training"] = draw_dice(dice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,7 @@ def write_cross_validation(
     paths = []
     for name, table in evaluate.tables(validation).items():
         paths += tables.write_table(out / TABLES / name, table)
-    figures = figures_of(trained, validation)
+    figures = dict(figures_of(trained, validation))
     if exhibits is None:
         exhibits = trained.exhibits(validation.combined)
     if exhibits:
@@ -288,7 +288,8 @@ def score_figures(summary: Summary, colours: Colours) -> dict[str, Figure]:
     }
 
 
-def figures_of(trained: Trained, validation: CrossValidation) -> dict[str, Figure]:
+@lru_cache(maxsize=1)  # for the folder and for the page
+def figures_of(trained: Trained, validation: CrossValidation) -> Mapping[str, Figure]:
     """Name -> figure of the scores of all folds, and of their training."""
     name, colours = trained.folder.name, trained.colours
     found = score_figures(validation.combined, colours)
