@@ -73,6 +73,14 @@ def _is_below(one: float | None, other: float | None) -> bool:
     return one is not None and (other is None or one < other)
 
 
+class Source(BaseModel, frozen=True):
+    """The cross-validation; `source` identifies its scores."""
+
+    folds: tuple[int, ...]
+    cases: int
+    source: str
+
+
 class Learned(BaseModel, frozen=True):
     """The content of `postprocessing.json`.
 
@@ -80,8 +88,7 @@ class Learned(BaseModel, frozen=True):
         format_version: of the file.
         plan_id: the plan of the models.
         steps: the chosen steps.
-        learned_on: the cross-validation: `folds`, number of `cases`, and `source`, which
-            identifies its scores.
+        learned_on: the cross-validation.
         dice_before: mean Dice of each class over the cases as predicted.
         dice_after: the same after all chosen steps.
         tried: all steps that were tried.
@@ -90,7 +97,7 @@ class Learned(BaseModel, frozen=True):
     format_version: int = FORMAT_VERSION
     plan_id: str
     steps: Steps
-    learned_on: dict[str, Any]
+    learned_on: Source
     dice_before: DiceByClass
     dice_after: DiceByClass
     tried: tuple[Attempt, ...]
@@ -122,7 +129,7 @@ def update(folder: Path, validation: CrossValidation, fold_count: int, processes
     expected = FORMAT_VERSION, plan.id, source_of(folder, validation.folds)
     with suppress(ValueError):  # missing, or written by another version
         found = Learned.model_validate(read_json(path))
-        if (found.format_version, found.plan_id, found.learned_on.get("source")) == expected:
+        if (found.format_version, found.plan_id, found.learned_on.source) == expected:
             return found
     learned = learn(folder, validation, plan, processes)
     write_json(path, learned.model_dump(mode="json"))
@@ -157,11 +164,11 @@ def learn(folder: Path, validation: CrossValidation, plan: Plan, processes: int)
                 # Steps of the same round change only the Dice of their own class.
                 current = after if len(steps) == 1 else current | {step.name: after[step.name]}
         scores = []
-    folds = list(validation.folds)
+    folds = tuple(validation.folds)
     return Learned(
         plan_id=plan.id,
         steps=tuple(chosen),
-        learned_on={"folds": folds, "cases": len(pairs), "source": source_of(folder, folds)},
+        learned_on=Source(folds=folds, cases=len(pairs), source=source_of(folder, folds)),
         dice_before=original,
         dice_after=current,
         tried=tuple(tried),
