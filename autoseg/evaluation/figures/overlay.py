@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,8 @@ def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Pa
 def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
     """The files of a scored case and its scan."""
     maps = Path(case.reference_file), Path(case.prediction_file)
-    how = labels.in_prediction, labels.colours, labels.ignore, labels.channel
-    return Exhibit(case.case, image, *maps, labels.values, dice_text(case), *how)
+    made = Exhibit(case.case, image, *maps, labels.values, dice_text(case), labels.in_prediction)
+    return replace(made, colours=labels.colours, ignore=labels.ignore, channel=labels.channel)
 
 
 def worst_to_best(summary: Summary, count: int = 3) -> list[CaseScores]:

@@ -202,8 +202,8 @@ def _key_figures(summary: Summary) -> dict[str, str]:
 
 def _missing_cases(summary: Summary) -> tuple[str, ...]:
     count = len(summary.missing)
-    verbs = ("has", "counts") if count == 1 else ("have", "count")
-    text = f"{counted(count, 'case')} {verbs[0]} no prediction and {verbs[1]} in no mean: "
+    has, counts = ("has", "counts") if count == 1 else ("have", "count")
+    text = f"{counted(count, 'case')} {has} no prediction and {counts} in no mean: "
     return (text + join_names(summary.missing),) if count else ()
 
 
