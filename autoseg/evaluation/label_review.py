@@ -10,11 +10,10 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +44,7 @@ KEPT, FILE_NAME = "kept", "label_review.csv"
 FINDINGS = ("case", "suspicion", "class", "score", "Dice", "Dice without the error", "evidence")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """How suspicious the labels of a case are.
 
     Attributes:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
@@ -34,8 +33,7 @@ RECORD = "predictions.json"  # written by prediction beside its label maps
 NO_NAMES: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A cell of a sortable table.
 
     Attributes:
@@ -56,8 +54,7 @@ class Cell:
 UNKNOWN = Cell(DASH)
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """The header of a column.
 
     Attributes:
@@ -78,16 +75,14 @@ class Column:
         return WORD_BREAK.split(self.name)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A row of a sortable table, and the class by which it can be selected."""
 
     cells: tuple[Cell, ...]
     group: str = ""
 
 
-@dataclass(frozen=True)
-class Sortable:
+class Sortable(NamedTuple):
     """A sortable table.
 
     Attributes:
@@ -226,8 +221,7 @@ def _scores(case: CaseScores, group: str, metrics: Iterable[str]) -> list[Cell]:
     return cells + [Cell(number(ml, 2), ml) for ml in (volume.reference, volume.predicted)]
 
 
-@dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """The record in a folder of predictions.
 
     Attributes:
