@@ -40,18 +40,15 @@ State = Literal["done", "running", "submitted", "waiting", "stopped", "failed"]
 
 def is_finished(run: StudyRun, workspace: Workspace) -> bool:
     """Whether the run is trained and scored on all its test sets."""
-    return is_trained(run, workspace) and all(
-        is_scored(run, each, workspace) for each in run.held_out
-    )
+    scored = (is_scored(run, each, workspace) for each in run.held_out)
+    return is_trained(run, workspace) and all(scored)
 
 
 def is_trained(run: StudyRun, workspace: Workspace) -> bool:
     """Whether the model is there, trained by the current plan, and validated."""
-    folder = run.folder(workspace)
-    if not all(path.is_file() for path in (folder / FINAL, folder / SUMMARY)):
-        return False
-    planned = plan_id(workspace.preprocessed(run.task, run.plan))
-    return planned is not None and plan_id(folder.parent) == planned
+    folder, planned = run.folder(workspace), workspace.preprocessed(run.task, run.plan)
+    is_there = (folder / FINAL).is_file() and (folder / SUMMARY).is_file()
+    return is_there and plan_id(folder.parent) == plan_id(planned) is not None
 
 
 def is_scored(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
