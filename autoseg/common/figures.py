@@ -11,6 +11,7 @@ import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -203,6 +204,11 @@ def smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
     Returns:
         the curve; None for fewer than `FEWEST_POINTS`, or if all have the same x.
     """
+    return _smooth(tuple(x), tuple(y))
+
+
+@lru_cache(maxsize=64)  # several figures show the same curve
+def _smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
     positions = np.asarray(x, float)
     known = np.array([np.nan if value is None else value for value in y], float)
     order = np.argsort(positions, kind="stable")  # the finite points, ordered by x

@@ -177,10 +177,9 @@ def _pair(
     references, predictions = label_maps(reference), label_maps(predicted)
     every = [*predictions.items(), *references.items()]
     refused = {case: reason for case, path in every if (reason := obstacle(path))}
-    references, predictions = (
-        {case: path for case, path in found.items() if case not in refused}
-        for found in (references, predictions)
-    )
+    for case in refused:
+        references.pop(case, None)
+        predictions.pop(case, None)
     pairs = [(path, predictions[case]) for case, path in references.items() if case in predictions]
     if not pairs and refused:
         raise DataError("; ".join(refused.values()))
