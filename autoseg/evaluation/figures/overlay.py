@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import textwrap
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,9 +23,17 @@ from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
 from autoseg.image.formats import ending_of, stem_of
-from autoseg.image.picture import ERROR_COLOURS, Panel, draw_rows, draw_view, kinds_of
+from autoseg.image.picture import (
+    ERROR_COLOURS,
+    TITLE_CHARACTERS,
+    Panel,
+    draw_rows,
+    draw_view,
+    kinds_of,
+)
 from autoseg.image.view import Exhibit, Plane, View, main_axis, read_view
 
+TITLE_INCHES = 0.24  # of a line of the title that `draw_view` draws
 MOST_BYTES = 6_000_000  # of a case in the viewer
 
 
@@ -111,14 +120,18 @@ def _packed(array: NDArray[Any]) -> str:
 
 
 def chart_of_file(path: Path, title: str, alt: str, pixels: int = 0) -> Chart:
-    """A picture that `save_figure` wrote, for a page; its width in `pixels`, if they are given."""
-    content = BytesIO()
+    """A picture that `save_figure` wrote, for a page; its width in `pixels`, if they are given.
+
+    Else its title is cut off, which is above it in the page.
+    """
+    content, above = BytesIO(), len(textwrap.wrap(title, TITLE_CHARACTERS)) * TITLE_INCHES
     with Image.open(path) as picture:
         width = round(picture.width / DOTS_PER_INCH * PIXELS_PER_INCH)
         if pixels:
             picture.thumbnail((pixels, 10 * pixels))
-            width = picture.width
-        picture.convert("RGB").save(content, "WEBP")
+            width, above = picture.width, 0
+        shown = picture.crop((0, round(above * DOTS_PER_INCH), *picture.size))
+        shown.convert("RGB").save(content, "WEBP")
     return Chart(title, alt, picture_uri("webp", content.getvalue()), width)
 
 
