@@ -33,7 +33,7 @@ from autoseg.image.picture import (
 )
 from autoseg.image.view import Exhibit, Plane, View, main_axis, read_view
 
-TITLE_INCHES = 0.24  # of a line of the title that `draw_view` draws
+TITLE_INCHES, BELOW_TITLE = 0.24, 0.05  # of a line of the title that `draw_view` draws
 MOST_BYTES = 6_000_000  # of a case in the viewer
 
 
@@ -124,7 +124,8 @@ def chart_of_file(path: Path, title: str, alt: str, pixels: int = 0) -> Chart:
 
     Else its title is cut off, which is above it in the page.
     """
-    content, above = BytesIO(), len(textwrap.wrap(title, TITLE_CHARACTERS)) * TITLE_INCHES
+    lines = len(textwrap.wrap(title, TITLE_CHARACTERS))
+    content, above = BytesIO(), bool(lines) * BELOW_TITLE + lines * TITLE_INCHES
     with Image.open(path) as picture:
         width = round(picture.width / DOTS_PER_INCH * PIXELS_PER_INCH)
         if pixels:
