@@ -22,15 +22,8 @@ from autoseg.common.pages import PIXELS_PER_INCH, Chart, picture_uri
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
+from autoseg.image import picture
 from autoseg.image.formats import ending_of, stem_of
-from autoseg.image.picture import (
-    ERROR_COLOURS,
-    TITLE_CHARACTERS,
-    Panel,
-    draw_rows,
-    draw_view,
-    kinds_of,
-)
 from autoseg.image.view import Exhibit, Plane, View, main_axis, read_view
 
 TITLE_INCHES, BELOW_TITLE = 0.24, 0.05  # of a line of the title that `draw_view` draws
@@ -48,7 +41,7 @@ def overlay(exhibit: Exhibit, out: Path) -> None:
         DataError: a file cannot be read, or the grids differ.
         AutosegError: `out` has another ending.
     """
-    save_figure(draw_view(read_view(exhibit), exhibit.title), out)
+    save_figure(picture.draw_view(read_view(exhibit), exhibit.title), out)
 
 
 def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
@@ -59,10 +52,10 @@ def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
         axis = main_axis(view)
         k = view.fullest()[axis]
         one = view.crop(tuple(slice(k, k + 1) if a == axis else slice(None) for a in range(3)))
-        rows.append([Panel(Plane(one, axis, 0), kind) for kind in kinds_of(view)])
+        rows.append([picture.Panel(Plane(one, axis, 0), kind) for kind in picture.kinds_of(view)])
         name = f"slice {k + 1} of {view.image.shape[axis]}"
         heads.append(f"{exhibit.title or exhibit.case} ({name})")
-    return draw_rows(rows, heads, title)
+    return picture.draw_rows(rows, heads, title)
 
 
 def volume_of(exhibit: Exhibit, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
@@ -97,7 +90,7 @@ def volume_of(exhibit: Exhibit, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
         "high": high,
         "window": [float(f"{value:.4g}") for value in view.window],
         "classes": list(view.colours.items()),
-        "errors": list(ERROR_COLOURS.items()),
+        "errors": list(picture.ERROR_COLOURS.items()),
         "layers": layers,
         "note": f"Only every {step}. voxel along each axis is in the page." if step > 1 else "",
     }
@@ -124,14 +117,14 @@ def chart_of_file(path: Path, title: str, alt: str, pixels: int = 0) -> Chart:
 
     Else its title is cut off, which is above it in the page.
     """
-    lines = len(textwrap.wrap(title, TITLE_CHARACTERS))
-    content, above = BytesIO(), bool(lines) * BELOW_TITLE + lines * TITLE_INCHES
-    with Image.open(path) as picture:
-        width = round(picture.width / DOTS_PER_INCH * PIXELS_PER_INCH)
+    lines = len(textwrap.wrap(title, picture.TITLE_CHARACTERS))
+    content, above = BytesIO(), lines * TITLE_INCHES + BELOW_TITLE
+    with Image.open(path) as drawn:
+        width = round(drawn.width / DOTS_PER_INCH * PIXELS_PER_INCH)
         if pixels:
-            picture.thumbnail((pixels, 10 * pixels))
-            width, above = picture.width, 0
-        shown = picture.crop((0, round(above * DOTS_PER_INCH), *picture.size))
+            drawn.thumbnail((pixels, 10 * pixels))
+            width, above = drawn.width, 0
+        shown = drawn.crop((0, round(above * DOTS_PER_INCH), *drawn.size))
         shown.convert("RGB").save(content, "WEBP")
     return Chart(title, alt, picture_uri("webp", content.getvalue()), width)
 
