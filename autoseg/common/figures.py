@@ -88,6 +88,8 @@ def rendered(figure: Figure, form: str, transparent: bool = False) -> bytes:
 
     metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
     options: dict[str, Any] = {"metadata": metadata[form]} if form in metadata else {}
+    if form == "png":  # a little larger, and three times as fast as the default
+        options["pil_kwargs"] = {"compress_level": 3}
     buffer = io.BytesIO()
     # Type 42 fonts, which publishers ask for, are embedded in a PDF as text.
     with rc_context({"svg.hashsalt": "autoseg", "pdf.fonttype": 42}):
