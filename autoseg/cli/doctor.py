@@ -11,13 +11,14 @@ from pathlib import Path
 
 from autoseg import __version__
 from autoseg.cli import common
+from autoseg.common.pages import fill
 from autoseg.common.parallel import GB, cores, free_memory
-from autoseg.common.progress import listed, rendered
+from autoseg.common.progress import listed
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     workspace = common.find_workspace(arguments)
-    text = rendered(
+    text = fill(
         Path(__file__).with_name("doctor.txt.j2"),
         version=__version__,
         folder=Path(__file__).parents[1],

@@ -1,4 +1,4 @@
-"""Web pages that stand alone: one HTML file from a template, with its style and pictures inside.
+"""Templates, and web pages that stand alone: one HTML file with its style and pictures inside.
 
 A page's template extends `templates/base.html.j2`, which brings style, tables that sort, and print.
 """
@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from autoseg.common.figures import rendered
 from autoseg.common.files import write_text
 from autoseg.common.progress import by_axis, in_fine_words
 
@@ -39,7 +36,9 @@ def write_page(out: Path, template: Path, **content: Any) -> None:
 
 
 def fill(template: Path, **content: Any) -> str:
-    """The text of a template; only that of a page (`.html.j2`) is escaped."""
+    """The text of a template; only that of HTML (`.html.j2`) is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # slow to import
+
     environment = Environment(
         autoescape=".html" in template.suffixes,
         undefined=StrictUndefined,
@@ -90,6 +89,8 @@ def chart(figure: Figure, title: str, alt: str, note: str = "", form: str = "svg
         note: a sentence below it.
         form: `webp` for a picture of a scan, which is smaller than an SVG.
     """
+    from autoseg.common.figures import rendered  # pages without figures need it not
+
     content = rendered(figure, form, transparent=form == "svg")
     if form == "svg" and len(content) > LARGEST_SVG:
         form, content = "png", rendered(figure, "png", transparent=True)

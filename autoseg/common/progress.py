@@ -10,7 +10,6 @@ from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -283,15 +282,6 @@ def listed(noun: str, names: Iterable[object]) -> str:
     """
     texts = [str(name) for name in names]
     return f"{noun if len(texts) == 1 else _plural(noun)} {', '.join(texts)}"
-
-
-def rendered(template: Path, **content: Any) -> str:
-    """A template, such as what a notebook shows of an object."""
-    import jinja2  # slow to import, for notebooks only
-
-    made = jinja2.Environment(trim_blocks=True, undefined=jinja2.ChainableUndefined)
-    made.autoescape = ".html" in template.name
-    return made.from_string(template.read_text("utf-8")).render(content)
 
 
 def nearest(given: str, names: Iterable[str]) -> str:

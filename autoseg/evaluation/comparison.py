@@ -16,16 +16,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
+from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import Summary
-from autoseg.evaluation.tables import DASH, Row, Table, metric_name, number
+from autoseg.evaluation.scores import CaseScores, Summary
+from autoseg.evaluation.tables import COMPARED, DASH, Row, Table, metric_name, number
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -71,7 +74,7 @@ class Difference:
     @property
     def mean(self) -> float | None:
         """The mean of A - B."""
-        return float(np.mean(self.values)) if self.values else None
+        return mean_of_known(self.values)
 
     @property
     def ties(self) -> int:
@@ -100,27 +103,15 @@ class Difference:
 
     def row(self) -> Row:
         """The row of a table."""
-        name = metric_name(self.metric)
+        bars = "|" * (METRICS[self.metric].better == "zero")
+        head = (f"{bars}{metric_name(self.metric)}{bars}", self.label, str(self.n), str(self.ties))
+        means = map(number, (self.mean_a, self.mean_b, self.mean))
         interval = DASH if self.interval is None else " to ".join(map(number, self.interval))
-        return (
-            f"|{name}|" if METRICS[self.metric].better == "zero" else name,
-            self.label,
-            str(self.n),
-            str(self.ties),
-            *map(number, (self.mean_a, self.mean_b, self.mean)),
-            interval,
-            *map(_probability, (self.p, self.p_holm)),
-            self.better(),
-            self.note(),
-        )
+        p = ("< 0.0001" if p is not None and p < 1e-4 else number(p) for p in (self.p, self.p_holm))
+        return (*head, *means, interval, *p, self.better(), self.note())
 
 
-def _probability(p: float | None) -> str:
-    return "< 0.0001" if p is not None and p < 1e-4 else number(p)
-
-
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A against B.
 
     Attributes:
@@ -145,18 +136,11 @@ class Comparison:
 
     def table(self, metrics: Sequence[str] = tuple(METRICS)) -> Table:
         """The differences as a table."""
-        header: Row = (
-            *("metric", "class", "n", "equal", "A", "B", "A - B", "95 % CI"),
-            *("p", "p (Holm)", "better", "note"),
-        )
         rows = [each.row() for metric in metrics for each in self.of(metric)]
-        note = (
-            f"A: {self.a}. B: {self.b}. n: cases with both. CI: bootstrap (BCa). "
-            "p: Wilcoxon signed-rank test, Holm: over the classes of a metric."
-        )
         left_out = "".join(f" Left out: {what}." for what in self.left_out)
         title = f"{self.a} against {self.b}, case by case"
-        return Table(title, [header, *rows], note=note + left_out)
+        note = COMPARED["note"].format(self.a, self.b) + left_out
+        return Table(title, [tuple(COMPARED["columns"]), *rows], note=note)
 
 
 def compare(a: Summary, b: Summary, names: tuple[str, str]) -> Comparison:
@@ -178,39 +162,26 @@ def compare(a: Summary, b: Summary, names: tuple[str, str]) -> Comparison:
     if a.tolerance_mm and b.tolerance_mm and a.tolerance_mm != b.tolerance_mm:
         metrics.remove("NSD")
         left_out.append("NSD (different tolerances)")
-    found: list[Difference] = []
-    for metric in metrics:
-        differences = []
-        for label in labels:
-            pairs = [
-                (a_cases[name].value(label, metric), b_cases[name].value(label, metric))
-                for name in shared
-            ]
-            differences.append(_difference(metric, label, pairs))
-        found += holm(differences)
+    pairs = [(a_cases[name], b_cases[name]) for name in shared]
+    found = (holm([_difference(metric, of, pairs) for of in labels]) for metric in metrics)
     only_a = tuple(name for name in a_cases if name not in b_cases)
     only_b = tuple(name for name in b_cases if name not in a_cases)
-    return Comparison(*names, tuple(found), only_a, only_b, tuple(left_out))
+    return Comparison(*names, tuple(chain(*found)), only_a, only_b, tuple(left_out))
 
 
 def _difference(
-    metric: str, label: str, pairs: Sequence[tuple[float | None, float | None]]
+    metric: str, label: str, cases: Sequence[tuple[CaseScores, CaseScores]]
 ) -> Difference:
+    pairs = [(a.value(label, metric), b.value(label, metric)) for a, b in cases]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     if METRICS[metric].better == "zero":
         known = [(abs(a), abs(b)) for a, b in known]
     # Rounded: floating-point noise would break ties between ranks.
     values = tuple(round(a - b, 12) for a, b in known)
-    return Difference(
-        metric=metric,
-        label=label,
-        values=values,
-        mean_a=float(np.mean([a for a, _ in known])) if known else None,
-        mean_b=float(np.mean([b for _, b in known])) if known else None,
-        single=sum((a is None) != (b is None) for a, b in pairs),
-        interval=bootstrap_interval(values),
-        p=signed_rank_p(values),
-    )
+    a, b = map(mean_of_known, zip(*known, strict=True)) if known else (None, None)
+    single = sum((a is None) != (b is None) for a, b in pairs)
+    interval, p = bootstrap_interval(values), signed_rank_p(values)
+    return Difference(metric, label, values, a, b, single, interval, p)
 
 
 def holm(differences: Sequence[Difference]) -> list[Difference]:
@@ -240,15 +211,10 @@ def bootstrap_interval(differences: ArrayLike, resamples: int = RESAMPLES) -> In
 def _bootstrap(values: NDArray[np.float64], method: str, resamples: int) -> Interval:
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)  # the caller checks for it
-        low, high = bootstrap(
-            (values,),
-            np.mean,
-            n_resamples=resamples,
-            batch=BATCH,
-            confidence_level=CONFIDENCE,
-            method=method,
-            random_state=np.random.default_rng(SEED),
-        ).confidence_interval
+        options = {"n_resamples": resamples, "batch": BATCH, "confidence_level": CONFIDENCE}
+        seeded = np.random.default_rng(SEED)
+        found = bootstrap((values,), np.mean, method=method, random_state=seeded, **options)
+        low, high = found.confidence_interval
     return float(low), float(high)
 
 

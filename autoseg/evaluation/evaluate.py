@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, prod
 from pathlib import Path
 
+from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import join_names
-from autoseg.evaluation.labels import (
-    DEFAULT_OPTIONS,
-    EvaluationOptions,
-    ScoredClasses,
-    apply_options,
-    labels_in,
-    mapped_labels,
-    read_declarations,
-)
+from autoseg.evaluation import labels as classes
+from autoseg.evaluation.labels import DEFAULT_OPTIONS, EvaluationOptions, ScoredClasses
 from autoseg.evaluation.metrics import Volumes, cut_masks, flat_axes, lesions, overlap
-from autoseg.evaluation.scores import CaseScores, Statistic, Summary, combine, merge
+from autoseg.evaluation.scores import CaseScores, Summary, combine, merge
 from autoseg.evaluation.surface import surface
 from autoseg.evaluation.tables import Row, Table, number, rows_of_metrics, spread
 from autoseg.image.formats import images_among, is_picture, stem_of
@@ -75,18 +68,19 @@ def evaluate_folders(
         say(f"warning: skipped {count} without a reference: {join_names(extra)}")
     if labels is None:
         labels = choose_labels(truth, predicted, processes=processes)
-    found = list(
-        in_parallel(partial(_evaluate_pair, labels=labels), pairs, processes, "evaluating")
-    )
-    cases = [each for each in found if isinstance(each, CaseScores)]
-    names = [stem_of(reference) for reference, _ in pairs]
-    refused |= {n: str(e) for n, e in zip(names, found, strict=True) if isinstance(e, DataError)}
+    work = partial(_evaluate_pair, labels=labels)
+    cases = []
+    for pair, found in zip(pairs, in_parallel(work, pairs, processes, "evaluating"), strict=True):
+        if isinstance(found, CaseScores):
+            cases.append(found)
+        else:
+            refused[stem_of(pair[0])] = str(found)
     if not cases:
         raise DataError(next(iter(refused.values())))
     for name, reason in refused.items():
         say(f"refused {name}: {reason}")
-    _warn_of_absent(cases, labels)
     summary = Summary(tuple(cases), (*missing, *refused), tolerances(labels), refused)
+    _warn_of_absent(summary, labels)
     return replace(summary, failures=tuple(summary.never_predicted))
 
 
@@ -107,8 +101,7 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
     prediction, found = read_label(prediction_path)
     advice = "predict on the grid of the original scan"
     check_same_grid(found, prediction_path, geometry, reference_path, advice)
-    spacing = geometry.spacing_mm
-    flat = flat_axes(geometry.size)
+    spacing, flat = geometry.spacing_mm, flat_axes(geometry.size)
     diagonal = hypot(*(geometry.size[i] * spacing[i] for i in range(3) if i not in flat))
     voxel_ml = prod(spacing) / 1000
     case = CaseScores(stem_of(reference_path), str(reference_path), str(prediction_path), {}, {})
@@ -142,17 +135,17 @@ def choose_labels(
         DataError: all label maps are empty, or one cannot be read.
         AutosegError: an option names an unknown class.
     """
-    declared = read_declarations(truth, predicted)
+    declared = classes.read_declarations(truth, predicted)
     if options.maps:
-        found = mapped_labels(options, declared)
+        found = classes.mapped_labels(options, declared)
     elif values := options.classes or declared.model or declared.reference:
         found = ScoredClasses.planned(values, declared.evaluation, declared.ignore)
     else:
-        pairs, *_ = _pair(truth, predicted)
-        found = labels_in([path for pair in pairs for path in pair], declared.ignore, processes)
+        paths = [path for pair in _pair(truth, predicted)[0] for path in pair]
+        found = classes.labels_in(paths, declared.ignore, processes)
         if not found.values:
             raise DataError(f"{truth}: all label maps are empty, so there is no class to score")
-    return replace(apply_options(options, found), channel=declared.channel)
+    return replace(classes.apply_options(options, found), channel=declared.channel)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:
@@ -166,8 +159,7 @@ def label_maps(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder}: {what}")
     found: dict[str, Path] = {}
     for path in images_among(p for p in sorted(folder.iterdir()) if not p.name.startswith(".")):
-        other = found.setdefault(stem_of(path), path)
-        if other != path:
+        if (other := found.setdefault(stem_of(path), path)) != path:
             raise DataError(f"{folder}: {other.name} and {path.name} are the same case; keep one")
     if not found:
         raise DataError(f"{folder}: contains no label map (.nii.gz, .nrrd, ...)")
@@ -183,11 +175,8 @@ def _pair(
     if reference.is_file() and predicted.is_file():  # whatever their names
         return [(reference, predicted)], [], [], {}
     references, predictions = label_maps(reference), label_maps(predicted)
-    refused = {
-        case: reason
-        for case, path in [*predictions.items(), *references.items()]
-        if (reason := obstacle(path))
-    }
+    every = [*predictions.items(), *references.items()]
+    refused = {case: reason for case, path in every if (reason := obstacle(path))}
     for case in refused:
         references.pop(case, None)
         predictions.pop(case, None)
@@ -206,20 +195,17 @@ def _pair(
     return pairs, missing, extra, refused
 
 
-def _warn_of_absent(cases: Sequence[CaseScores], labels: ScoredClasses) -> None:
+def _warn_of_absent(summary: Summary, labels: ScoredClasses) -> None:
     """A class that occurs in no file may be a mistake in the labels or in --map."""
     for name, values in labels.values.items():
-        found = [case.labels[name] for case in cases if name in case.labels]
-        for kind, present, expected in (
-            ("reference", any(counts.n_ref for counts in found), values),
-            ("predicted", any(counts.n_pred for counts in found), labels.predicted(name)),
-        ):
-            if found and not present:
+        maps = {"reference": ("n_ref", values), "predicted": ("n_pred", labels.predicted(name))}
+        for kind, (key, expected) in maps.items():
+            if (of := summary.counts(name)) and not any(getattr(counts, key) for counts in of):
                 label = " or ".join(map(str, expected))
                 say(f"warning: {name} (label {label}) occurs in no {kind} label map")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CrossValidation:
     """The scores of the models of all folds on their validation cases.
 
@@ -259,8 +245,8 @@ def gather(folder: Path, fold_count: int = 0) -> CrossValidation:
     files = {k: fold_folder(folder, k) / SUMMARY for k in started}
     folds = {k: Summary.load(file) for k, file in files.items() if file.is_file()}
     if not folds:
-        run = f"run: autoseg_train {folder.parent.name} fold 0"
-        raise DataError(f"{folder}: no {SUMMARY} yet; {run}")
+        advice = f"run: autoseg_train {folder.parent.name} fold 0"
+        raise DataError(f"{folder}: no {SUMMARY} yet; {advice}")
     missing = set(range(max(fold_count, max(started) + 1))) - folds.keys()
     return CrossValidation(folds, tuple(sorted(missing)))
 
@@ -274,13 +260,13 @@ def fold_rows(validation: CrossValidation) -> list[Row]:
     combined = validation.combined
     labels, cases = combined.labels, str(len(combined.cases))
     rows: list[Row] = [("fold", "cases", *labels)]
+    medians = []
     for fold, summary in validation.folds.items():
-        medians = (number(summary.statistic(label).median) for label in labels)
-        rows.append((f"{fold} (median)", str(len(summary.cases)), *medians))
+        medians.append([summary.statistic(label).median for label in labels])
+        rows.append((f"{fold} (median)", str(len(summary.cases)), *map(number, medians[-1])))
     rows += [(f"{fold}", "0", *["missing"] * len(labels)) for fold in validation.missing]
-    folds = validation.folds.values()
-    means = (Statistic.of(f.statistic(label).median for f in folds).mean for label in labels)
     of_cases = [combined.statistic(label) for label in labels]
+    means = map(mean_of_known, zip(*medians, strict=True))
     return [
         *rows,
         ("mean of the medians", cases, *map(number, means)),
@@ -292,9 +278,8 @@ def fold_rows(validation: CrossValidation) -> list[Row]:
 def tables(validation: CrossValidation) -> dict[str, Table]:
     """The tables of a cross-validation by file name."""
     combined, note = validation.combined, validation.note
-    statistic, labels = combined.statistic, combined.labels
-    means = rows_of_metrics("metric", labels, statistic, spread)
-    medians = rows_of_metrics("metric", labels, statistic, lambda s: number(s.median))
+    means = rows_of_metrics("metric", combined, spread)
+    medians = rows_of_metrics("metric", combined, lambda s: number(s.median))
     return {
         "dice_of_folds": Table("Median Dice of every fold", fold_rows(validation), note=note),
         "medians": Table("Median over all cases (n)", medians, note=note),

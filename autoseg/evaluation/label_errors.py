@@ -91,6 +91,7 @@ class _Part(NamedTuple):
     spacing_mm: Sequence[float]
 
 
+Maps = tuple[arrays.LabelMap, arrays.LabelMap, Sequence[float]]  # and the spacing
 Found = tuple[str, Scores, str]  # an error, the Dice of each layer without it, and details
 
 
@@ -108,8 +109,7 @@ def measure(
         DataError: a file cannot be read, or the grids differ.
     """
     label, predicted, spacing_mm = _read(pair, classes)
-    values = list(classes.values.values())
-    every = [value for of in values for value in of]
+    values, every = _layers(classes)
     boxes = [arrays.bounding_box(each) for each in (label, predicted)]
     hull = arrays.union_of_boxes(boxes) or (slice(0, 1),) * 3
     parts = [_cut(label[hull], predicted[hull], [of, every], spacing_mm) for of in values]
@@ -145,9 +145,14 @@ def fit(pair: LabelMapPair, classes: ScoredClasses) -> Scores:
     parts = [each[arrays.bounding_box(each) or ()] for each, *_ in maps]
     shape = np.max([part.shape for part in parts], axis=0)
     label, predicted = (np.pad(of, [(0, n) for n in shape - of.shape]) for of in parts)
-    values = list(classes.values.values())
-    every = [value for of in values for value in of]
+    values, every = _layers(classes)
     return _shift(_cut(label, predicted, [every, *values], maps[0][2]))[1][1:]
+
+
+def _layers(classes: ScoredClasses) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The values of each class, and of all together."""
+    values = list(classes.values.values())
+    return values, [value for of in values for value in of]
 
 
 def _dice(label: Masks, predicted: Masks) -> Scores:
@@ -159,19 +164,16 @@ def _dice(label: Masks, predicted: Masks) -> Scores:
         return np.asarray(2 * both / (one + other))
 
 
-def _read(
-    pair: LabelMapPair, classes: ScoredClasses
-) -> tuple[arrays.LabelMap, arrays.LabelMap, Sequence[float]]:
+def _read(pair: LabelMapPair, classes: ScoredClasses) -> Maps:
     """Both maps, x, y, z pointing to the left, back and head, and the spacing."""
     (label, geometry), (predicted, found) = map(read_label, pair)
     check_same_grid(found, pair[1], geometry, pair[0])
     if classes.ignore is not None:
-        predicted = np.where(label == classes.ignore, 0, predicted)
-        label = np.where(label == classes.ignore, 0, label)
-    known = classes.of_case(stem_of(pair[0])).values
-    if len(known) < len(classes.values):  # a partly annotated case
-        values = [value for of in known.values() for value in of]
-        label, predicted = (np.where(arrays.members(m, values), m, 0) for m in (label, predicted))
+        valid = label != classes.ignore
+        label, predicted = label * valid, predicted * valid
+    known = classes.of_case(stem_of(pair[0]))
+    if len(known.values) < len(classes.values):  # a partly annotated case
+        label, predicted = (m * arrays.members(m, _layers(known)[1]) for m in (label, predicted))
     turn = Turn.between(orientation_of(geometry), "LPS")
     return turn.array(label), turn.array(predicted), turn.triple(geometry.spacing_mm)
 
@@ -273,9 +275,8 @@ def _slices(part: _Part) -> Iterator[Found]:
                 wanted.append((CUT, outside[(outside - end) * way > 0]))
         for name, slices in wanted:
             if len(slices):
-                without = np.moveaxis(part.predicted[:1].copy(), 1 + axis, 0)
-                without[slices] &= ~np.moveaxis(unlabelled[None], 1 + axis, 0)[slices]
-                without = np.moveaxis(without, 0, 1 + axis)
+                without, lacking = part.predicted[:1].copy(), np.moveaxis(unlabelled, axis, 0)
+                np.moveaxis(without[0], axis, 0)[slices] &= ~lacking[slices]
                 detail = f"{len(slices) * part.step[axis]} slices ({AXES[axis]}) with "
                 detail += f"{lacks[slices].sum() * part.step.prod()} predicted voxels and no label"
                 yield name, _dice(part.label[:1], without), detail

@@ -10,28 +10,19 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_text, write_text
 from autoseg.common.parallel import in_parallel
+from autoseg.evaluation import label_errors as errors
 from autoseg.evaluation.evaluate import LabelMapPair
-from autoseg.evaluation.label_errors import (
-    ISLANDS,
-    LEFT_OUT,
-    SHIFTED,
-    Measured,
-    Repair,
-    Scores,
-    fit,
-    measure,
-)
+from autoseg.evaluation.label_errors import Measured, Repair, Scores
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.tables import Row, number, rows_as_csv
 
@@ -50,10 +41,10 @@ AS_MUCH = 0.2  # of the usual volume: a class is predicted
 LEAST_FOLD = 10  # cases of a fold that are compared with each other alone
 NO_FOLDS: Mapping[str, object] = {}
 KEPT, FILE_NAME = "kept", "label_review.csv"
+FINDINGS = ("case", "suspicion", "class", "score", "Dice", "Dice without the error", "evidence")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """How suspicious the labels of a case are.
 
     Attributes:
@@ -95,14 +86,14 @@ def review(
         DataError: a file cannot be read, or the grids of a case differ.
         RunError: a worker process was killed.
     """
-    work, names = partial(measure, classes=classes, sides=sides), list(pairs)
+    work, names = partial(errors.measure, classes=classes, sides=sides), list(pairs)
     measured = in_parallel(work, list(pairs.values()), processes, "reviewing labels")
     cohort = _Cohort(names, measured, tuple(classes.values), [folds.get(name) for name in names])
     tries = [(i, other) for i in range(len(names)) for other in cohort.alike(i)]
     mixed = [(pairs[names[i]][0], pairs[names[other]][1]) for i, other in tries]
-    fits = in_parallel(partial(fit, classes=classes), mixed, processes, "comparing scans")
+    fits = in_parallel(partial(errors.fit, classes=classes), mixed, processes, "comparing scans")
     for (i, other), dice in zip(tries, fits, strict=True):
-        own = max(np.nanmean(it.dice) for it in measured[i].repairs if it.name == SHIFTED)
+        own = max(np.nanmean(of.dice) for of in measured[i].repairs if of.name == errors.SHIFTED)
         if np.nanmean(dice) >= own + CLEARLY:  # both may be moved
             detail = f"they fit the scan of {names[other]}"
             measured[i].repairs.append(Repair(ANOTHER, dice, range(len(dice)), detail))
@@ -114,11 +105,7 @@ class _Cohort:
     """All cases, and what is usual among them: median and spread of each class's Dice, ..."""
 
     def __init__(
-        self,
-        names: Sequence[str],
-        cases: Sequence[Measured],
-        classes: Sequence[str],
-        folds: Sequence[object],
+        self, names: list[str], cases: Sequence[Measured], classes: Sequence[str], folds: list[Any]
     ) -> None:
         self.names, self.cases, self.classes = names, cases, classes
         self.folds = [[i for i, of in enumerate(folds) if of == fold] for fold in set(folds)]
@@ -130,7 +117,8 @@ class _Cohort:
         gains = {kind: np.array([_gain(of, kind) for of in cases]) for kind in kinds}
         self.gains = {kind: self.usual(values, LEAST_GAIN) for kind, values in gains.items()}
         shares = {kind: np.mean(values > 0) for kind, values in gains.items()}
-        self.rare = [kind for kind in (LEFT_OUT, ISLANDS) if shares.get(kind, 1) <= RARE]
+        rare = (errors.LEFT_OUT, errors.ISLANDS)
+        self.rare = [kind for kind in rare if shares.get(kind, 1) <= RARE]
 
     def usual(self, values: Scores, least: float) -> tuple[Scores, Scores]:
         """For each case, median and robust spread of the cases of its fold, or of all if few."""
@@ -153,13 +141,11 @@ class _Cohort:
     def judge(self, i: int) -> Finding:
         """The suspicion that explains most."""
         name, before, worst = self.names[i], self.before[i], int(np.argmax(self.lacks[i]))
-        lack, total = float(self.lacks[i, worst]), np.nansum(before)
+        lack, total, label = float(self.lacks[i, worst]), np.nansum(before), self.classes[worst]
         if np.isnan(before).all():
             return Finding(name, NONE, (), 0.0, "neither labelled nor predicted", None)
         mean, lacking = float(np.nanmean(before)), self.lacks[i] >= SUSPICIOUS
-        usual = (
-            f"Dice of {self.classes[worst]} {before[worst]:.2f}, usually {self.dice[i, worst]:.2f}"
-        )
+        usual = f"Dice of {label} {before[worst]:.2f}, usually {self.dice[i, worst]:.2f}"
         best, score = None, lack
         for repair in (*self.cases[i].repairs, *self.explanations(i)):
             usual_gain, spread = 0.0, LEAST_GAIN
@@ -179,7 +165,7 @@ class _Cohort:
         if not lacking.any():
             return Finding(name, NONE, (), lack, usual, mean)
         kind = UNEXPLAINED if self.sizes[i, 1, worst] else EXTRA
-        return Finding(name, kind, (self.classes[worst],), lack, usual, mean)
+        return Finding(name, kind, (label,), lack, usual, mean)
 
     def explanations(self, i: int) -> Iterator[Repair]:
         """Errors that only the other cases show."""
@@ -188,7 +174,7 @@ class _Cohort:
         is_usual = (labels > 0).mean(axis=0)[:-3] >= USUAL
         missing = (here == 0) & is_usual & (predicted > AS_MUCH * median)
         if missing.any():
-            gone = [int(c) for c in np.flatnonzero(missing)]
+            gone = np.flatnonzero(missing).tolist()
             parts = (f"{self.classes[c]}: {predicted[c]} voxels predicted" for c in gone)
             detail = f"no label; {', '.join(parts)}"
             kind = MISSING if here.any() else EMPTY
@@ -240,8 +226,7 @@ def read_kept(path: Path) -> dict[str, str]:
 
 def findings_rows(found: Iterable[Finding]) -> list[Row]:
     """A header and a row for each case."""
-    header = ("case", "suspicion", "class", "score", "Dice", "Dice without the error", "evidence")
-    rows: list[Row] = [header]
+    rows: list[Row] = [FINDINGS]
     for of in found:
         figures = f"{of.score:.1f}", number(of.dice, 3), number(of.repaired, 3)
         rows.append((of.case, of.suspicion, "; ".join(of.classes), *figures, of.evidence))
@@ -250,8 +235,10 @@ def findings_rows(found: Iterable[Finding]) -> list[Row]:
 
 def write_review(path: Path, found: Sequence[Finding], kept: Mapping[str, str]) -> None:
     """Write all cases, those that are kept last and without a rank."""
-    shown = [of for of in found if of.case not in kept]
-    header, *rows = findings_rows([*shown, *(of for of in found if of.case in kept)])
-    ranks = [str(rank) for rank in range(1, len(shown) + 1)] + [""] * (len(found) - len(shown))
-    marked = [(rank, *row, kept.get(row[0], "")) for rank, row in zip(ranks, rows, strict=True)]
+    ordered = sorted(found, key=lambda of: of.case in kept)
+    header, *rows = findings_rows(ordered)
+    marked = [
+        ("" if row[0] in kept else str(rank), *row, kept.get(row[0], ""))
+        for rank, row in enumerate(rows, 1)
+    ]
     write_text(path, rows_as_csv([("rank", *header, KEPT), *marked]))

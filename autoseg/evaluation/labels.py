@@ -50,23 +50,15 @@ class ScoredClasses:
         names = self.annotated.get(case)
         if names is None:
             return self
+        values = {name: of for name, of in self.values.items() if name in names}
         rows = {row: parts for row, parts in self.merged.items() if set(parts) <= set(names)}
-        return replace(
-            self, values={n: v for n, v in self.values.items() if n in names}, merged=rows
-        )
+        return replace(self, values=values, merged=rows)
 
     @staticmethod
-    def planned(
-        values: ClassValues, evaluation: Evaluation, ignore: int | None = None
-    ) -> ScoredClasses:
+    def planned(values: ClassValues, rules: Evaluation, ignore: int | None = None) -> ScoredClasses:
         """Foreground classes with the tolerances, merged rows and colours of a plan."""
-        return ScoredClasses(
-            values,
-            ignore,
-            evaluation.tolerance_of(values),
-            evaluation.rows(values),
-            colours=evaluation.colours_of(values),
-        )
+        tolerances, rows = rules.tolerance_of(values), rules.rows(values)
+        return ScoredClasses(values, ignore, tolerances, rows, colours=rules.colours_of(values))
 
     @staticmethod
     def of_plan(plan: Plan) -> ScoredClasses:
@@ -89,18 +81,18 @@ class Declarations:
     """What the files beside two folders of label maps declare.
 
     Attributes:
-        reference: classes in `dataset.json` beside the reference folder; None without that file.
         model: classes in `labels.json` in the folder of the predictions; None without that file.
-        ignore: voxels with this value in the reference are ignored.
         evaluation: the evaluation section of the model's plan.
+        reference: classes in `dataset.json` beside the reference folder; None without that file.
+        ignore: voxels with this value in the reference are ignored.
         channel: the name of the first image channel; empty if unknown.
     """
 
-    reference: ClassValues | None
     model: ClassValues | None
-    ignore: int | None
     evaluation: Evaluation
-    channel: str
+    reference: ClassValues | None = None
+    ignore: int | None = None
+    channel: str = ""
 
 
 class _ModelFile(BaseModel):
@@ -118,18 +110,17 @@ def read_declarations(reference: Path, predicted: Path) -> Declarations:
     """
     reference, predicted = (p.parent if p.is_file() else p for p in (reference, predicted))
     paths = (predicted / "labels.json", predicted / "predictions.json")
-    model = _read_model_file(next(filter(Path.is_file, paths), None))
-    values = _foreground(model.labels) or None
+    path = next(filter(Path.is_file, paths), None)
+    model = _ModelFile() if path is None else _read_model_file(path)
+    found = Declarations(_foreground(model.labels) or None, model.evaluation)
     if not (reference.parent / "dataset.json").is_file():
-        return Declarations(None, values, None, model.evaluation, "")
-    declared = read_declaration(reference.parent)
-    classes, channel = _foreground(declared.labels), declared.channels[0]
-    return Declarations(classes, values, declared.ignore_label, model.evaluation, channel)
+        return found
+    task = read_declaration(reference.parent)
+    classes, ignore = _foreground(task.labels), task.ignore_label
+    return replace(found, reference=classes, ignore=ignore, channel=task.channels[0])
 
 
-def _read_model_file(path: Path | None) -> _ModelFile:
-    if path is None:
-        return _ModelFile()
+def _read_model_file(path: Path) -> _ModelFile:
     advice = "predict again or delete the file"
     return dataclass_from_json(_ModelFile, read_json(path), path, advice, extra=None)
 
@@ -138,14 +129,11 @@ def _foreground(labels: ClassValues) -> ClassValues:
     return {name: values for name, values in labels.items() if BACKGROUND not in values}
 
 
-def labels_in(
-    paths: Sequence[Path], ignore: int | None = None, processes: int = 1
-) -> ScoredClasses:
+def labels_in(paths: Sequence[Path], ignore: int | None, processes: int) -> ScoredClasses:
     """One class for each value in the label maps, named after it, except 0 and `ignore`."""
     found = set().union(*in_parallel(values_in, paths, processes, "finding classes"))
-    return ScoredClasses(
-        {str(value): (value,) for value in sorted(found - {BACKGROUND, ignore})}, ignore
-    )
+    values = sorted(found - {BACKGROUND, ignore})
+    return ScoredClasses({str(value): (value,) for value in values}, ignore)
 
 
 @dataclass(frozen=True)
@@ -203,14 +191,13 @@ def mapped_labels(options: EvaluationOptions, declared: Declarations) -> ScoredC
         AutosegError: a value is not declared.
     """
     reference, model = declared.reference, declared.model
-    for value, target in options.maps.items():
-        for owner, number, known in (
-            ("the model of the predictions", value, model),
-            ("dataset.json of the reference", target, reference),
-        ):
-            if known is not None and class_of(number, known) is None:
+    known = {"the model of the predictions": model, "dataset.json of the reference": reference}
+    for pair in options.maps.items():
+        for number, (owner, classes) in zip(pair, known.items(), strict=True):
+            if classes is not None and class_of(number, classes) is None:
                 raise AutosegError(
-                    f"--map {value}:{target}: {owner} lacks {number}; choose from {_listed(known)}"
+                    "--map {}:{}: ".format(*pair)
+                    + f"{owner} lacks {number}; choose from {_listed(classes)}"
                 )
     values, in_prediction = {}, {}
     for target in dict.fromkeys(options.maps.values()):
@@ -238,13 +225,12 @@ def apply_options(options: EvaluationOptions, labels: ScoredClasses) -> ScoredCl
         merged[name] = tuple(dict.fromkeys(_find(each, labels.values, option) for each in classes))
         if len(merged[name]) < 2:
             raise AutosegError(f"{option}: give at least two different classes")
-    default = options.tolerances_mm.get(ALL_CLASSES)
+    given = dict(options.tolerances_mm)
+    default = given.pop(ALL_CLASSES, None)
     tolerances = labels.tolerance_mm if default is None else dict.fromkeys(labels.values, default)
-    for name, mm in options.tolerances_mm.items():
-        if name != ALL_CLASSES:
-            option = f"--tolerance {name}={mm:g}"
-            classes = merged.get(name) or (_find(name, labels.values, option),)
-            tolerances = tolerances | dict.fromkeys(classes, mm)
+    for name, mm in given.items():
+        classes = merged.get(name) or (_find(name, labels.values, f"--tolerance {name}={mm:g}"),)
+        tolerances = tolerances | dict.fromkeys(classes, mm)
     return replace(labels, merged=merged, tolerance_mm=tolerances)
 
 
@@ -252,10 +238,9 @@ def _find(text: str, values: ClassValues, option: str) -> str:
     """The class with this name or value."""
     if text in values:
         return text
-    found = class_of(int(text), values) if text.isdecimal() else None
-    if found is None:
-        raise AutosegError(f"{option}: {text!r} is not a class; choose from {_listed(values)}")
-    return found
+    if text.isdecimal() and (found := class_of(int(text), values)) is not None:
+        return found
+    raise AutosegError(f"{option}: {text!r} is not a class; choose from {_listed(values)}")
 
 
 def _listed(values: ClassValues) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,8 @@ from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
 from autoseg.models.folder import PLAN, SUMMARY, VALIDATION, fold_folder, write_calibration
 from autoseg.plan.plan import Plan, load_plan
-from autoseg.prediction.postprocessing import (
-    FILE_NAME,
-    FORMAT_VERSION,
-    RELIABILITY,
-    TEMPERATURE,
-    TEMPERATURES,
-    KeepLargest,
-    Postprocessing,
-)
+from autoseg.prediction import postprocessing
+from autoseg.prediction.postprocessing import FORMAT_VERSION, KeepLargest, Postprocessing
 
 ALL_FOREGROUND = "all foreground"
 Steps = tuple[KeepLargest, ...]
@@ -63,12 +56,9 @@ class Attempt(BaseModel, frozen=True):
     @property
     def scores(self) -> tuple[float | None, float | None]:
         """The Dice that the step is meant to raise, before and after."""
-        classes = tuple(self.dice_before) if self.name == ALL_FOREGROUND else (self.name,)
-        before, after = (
-            mean_of_known(dice[name] for name in classes)
-            for dice in (self.dice_before, self.dice_after)
-        )
-        return before, after
+        names = tuple(self.dice_before) if self.name == ALL_FOREGROUND else (self.name,)
+        before, after = self.dice_before, self.dice_after
+        return mean_of_known(before[n] for n in names), mean_of_known(after[n] for n in names)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -114,14 +104,10 @@ class Learned(BaseModel, frozen=True):
 
     def rows(self) -> list[Row]:
         """A header and one row for each step that was tried."""
-        rows: list[Row] = [("keep the largest component of", "mean Dice before", "after", "chosen")]
-        for step in self.tried:
-            rows.append((step.name, *map(number, step.scores), "yes" if step.chosen else "no"))
-        return rows
-
-    def save(self, folder: Path) -> None:
-        """Write `postprocessing.json` into the folder of a plan's models."""
-        write_json(folder / FILE_NAME, self.model_dump(mode="json"))
+        head = ("keep the largest component of", "mean Dice before", "after", "chosen")
+        words = {True: "yes", False: "no"}
+        found = ((of.name, *map(number, of.scores), words[of.chosen]) for of in self.tried)
+        return [head, *found]
 
 
 def update(folder: Path, validation: CrossValidation, fold_count: int, processes: int) -> Learned:
@@ -138,12 +124,15 @@ def update(folder: Path, validation: CrossValidation, fold_count: int, processes
     """
     if not fold_count:
         raise DataError(f"{folder}: unknown number of folds: splits.json of the plan is missing")
-    plan = load_plan(folder / PLAN)
+    plan, path = load_plan(folder / PLAN), folder / postprocessing.FILE_NAME
     _check_folds(folder, validation, plan)
-    learned = _read_learned(folder, validation, plan)
-    if learned is None:
-        learned = learn(folder, validation, plan, processes)
-        learned.save(folder)
+    expected = FORMAT_VERSION, plan.id, source_of(folder, validation.folds)
+    with suppress(ValueError):  # missing, or written by another version
+        found = Learned.model_validate(read_json(path))
+        if (found.format_version, found.plan_id, found.learned_on.source) == expected:
+            return found
+    learned = learn(folder, validation, plan, processes)
+    write_json(path, learned.model_dump(mode="json"))
     return learned
 
 
@@ -164,32 +153,26 @@ def learn(folder: Path, validation: CrossValidation, plan: Plan, processes: int)
     pairs = list(label_pairs(folder, validation).values())
     score = partial(mean_dice, pairs=pairs, plan=plan, processes=processes)
     (foreground,), *rounds = _rounds(plan)
-    before, after = score([(), (foreground,)])
-    tried = [_attempt(foreground, before, after)]
-    chosen, current = ([foreground], after) if tried[0].chosen else ([], before)
-    for steps in rounds:
-        scores = score([(*chosen, step) for step in steps])
-        attempts = list(map(_attempt, steps, repeat(current), scores))
-        for step, attempt in zip(steps, attempts, strict=True):
-            if attempt.chosen:
+    original, *scores = score([(), (foreground,)])
+    current, chosen, tried = original, list[KeepLargest](), list[Attempt]()
+    for steps in ([foreground], *rounds):
+        before, scores = current, scores or score([(*chosen, step) for step in steps])
+        for step, after in zip(steps, scores, strict=True):
+            tried.append(Attempt(**asdict(step), dice_before=before, dice_after=after))
+            if tried[-1].chosen:
                 chosen.append(step)
                 # Steps of the same round change only the Dice of their own class.
-                own = {step.name: attempt.dice_after[step.name]}
-                current = attempt.dice_after if len(steps) == 1 else current | own
-        tried += attempts
+                current = after if len(steps) == 1 else current | {step.name: after[step.name]}
+        scores = []
     folds = tuple(validation.folds)
     return Learned(
         plan_id=plan.id,
         steps=tuple(chosen),
         learned_on=Source(folds=folds, cases=len(pairs), source=source_of(folder, folds)),
-        dice_before=before,
+        dice_before=original,
         dice_after=current,
         tried=tuple(tried),
     )
-
-
-def _attempt(step: KeepLargest, before: DiceByClass, after: DiceByClass) -> Attempt:
-    return Attempt(**asdict(step), dice_before=before, dice_after=after)
 
 
 def source_of(folder: Path, folds: Iterable[int]) -> str:
@@ -198,18 +181,6 @@ def source_of(folder: Path, folds: Iterable[int]) -> str:
     for fold in folds:
         digest.update((fold_folder(folder, fold) / SUMMARY).read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _read_learned(folder: Path, validation: CrossValidation, plan: Plan) -> Learned | None:
-    """The content of `postprocessing.json`, if it was learned from these scores."""
-    path = folder / FILE_NAME
-    try:
-        found = Learned.model_validate(read_json(path))
-    except ValueError:  # missing, or written by another version
-        return None
-    expected = (FORMAT_VERSION, plan.id, source_of(folder, validation.folds))
-    key = (found.format_version, found.plan_id, found.learned_on.source)
-    return found if key == expected else None
 
 
 def _rounds(plan: Plan) -> list[list[KeepLargest]]:
@@ -242,17 +213,14 @@ def label_pairs(folder: Path, validation: CrossValidation) -> dict[str, LabelMap
     Raises:
         DataError: a file is missing, or all cases are partly annotated.
     """
-    found = {}
-    every = validation.combined.classes
+    found, combined = {}, validation.combined
     for fold, summary in validation.folds.items():
-        predicted = fold_folder(folder, fold) / VALIDATION
         for case in summary.cases:
-            if set(case.classes) != set(every):
-                continue
             # The summary has absolute paths; the models may have been moved since.
-            prediction = predicted / Path(case.prediction_file).name
-            found[case.case] = Path(case.reference_file), prediction
-    if left_out := len(validation.combined.cases) - len(found):
+            prediction = fold_folder(folder, fold) / VALIDATION / Path(case.prediction_file).name
+            if set(case.classes) == set(combined.classes):
+                found[case.case] = Path(case.reference_file), prediction
+    if left_out := len(combined.cases) - len(found):
         count = counted(left_out, "partly annotated case")
         if not found:
             raise DataError(f"{count}, and no case with labels of all classes")
@@ -260,7 +228,7 @@ def label_pairs(folder: Path, validation: CrossValidation) -> dict[str, LabelMap
     for path in (path for pair in found.values() for path in pair):
         if not path.is_file():
             raise DataError(f"{path} is missing; the scores of the folds refer to it: restore it")
-    return {name: found[name] for name in sorted(found)}
+    return dict(sorted(found.items()))
 
 
 def mean_dice(
@@ -278,11 +246,8 @@ def mean_dice(
     """
     measure = partial(_measure, candidates=tuple(candidates), plan=plan)
     cases = in_parallel(measure, pairs, processes, "postprocessing")
-    names = list(plan.labels)[1:]
-    return [
-        dict(zip(names, map(mean_of_known, zip(*candidate, strict=True)), strict=True))
-        for candidate in zip(*cases, strict=True)
-    ]
+    means = [map(mean_of_known, zip(*of, strict=True)) for of in zip(*cases, strict=True)]
+    return [dict(zip(list(plan.labels)[1:], of, strict=True)) for of in means]
 
 
 def _measure(
@@ -343,20 +308,21 @@ def learn_temperature(folder: Path, validation: CrossValidation) -> list[Row]:
         DataError: a fold has no record of its probabilities, or there is only one fold.
     """
     plan, folds = load_plan(folder / PLAN), list(validation.folds)
-    paths = [fold_folder(folder, fold) / VALIDATION / RELIABILITY for fold in folds]
+    temperatures, key = postprocessing.TEMPERATURES, postprocessing.TEMPERATURE
+    paths = [fold_folder(folder, k) / VALIDATION / postprocessing.RELIABILITY for k in folds]
     records = [read_json(path) for path in paths if path.is_file()]
     if len(folds) < 2 or [plan.id] * len(folds) != [record["plan_id"] for record in records]:
-        write_calibration(folder, TEMPERATURE, None)
+        write_calibration(folder, key, None)
         raise DataError("not recorded by all folds with this plan, of which two are needed")
     names = list(plan.labels)[1:]  # a softmax has an output for the background, too
     sums = np.array([record["sums"] for record in records])[:, :, -len(names) :]
     total = sums.sum(axis=0)
-    before = _calibration_errors(total[TEMPERATURES.index(1.0)])
+    before = _calibration_errors(total[temperatures.index(1.0)])
     after = _calibration_errors(np.sum([of[_best(total - of)] for of in sums], axis=0))
-    value = TEMPERATURES[_best(total)] if after.mean() < before.mean() else 1.0
+    value = temperatures[_best(total)] if after.mean() < before.mean() else 1.0
     errors = dict(zip(names, zip(before.tolist(), after.tolist(), strict=True), strict=True))
     found = {"plan_id": plan.id, "value": value, "folds": folds, "ece_before_after": errors}
-    write_calibration(folder, TEMPERATURE, found)
+    write_calibration(folder, key, found)
     head = ("class", "temperature 1", f"learned on the other folds ({value:.3g} on all)")
     return [head, *((name, *map(number, both)) for name, both in errors.items())]
 

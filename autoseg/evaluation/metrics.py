@@ -17,15 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from autoseg.common.arrays import LabelMap, Mask, bounding_box, connected_components, members
 
 
-@dataclass(frozen=True)
-class Masks:
+class Masks(NamedTuple):
     """One class in a reference and in a prediction, cropped to the box that holds both.
 
     The box has a margin of one voxel that is empty in both.
@@ -178,8 +177,7 @@ class Volumes:
         return self.predicted - self.reference
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric of a class in a case.
 
     Attributes:

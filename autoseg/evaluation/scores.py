@@ -6,19 +6,19 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import dataclass_from_json, read_json, write_json
-from autoseg.common.progress import counted, rendered
+from autoseg.common.pages import fill
+from autoseg.common.progress import counted
 from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, Volumes
 from autoseg.evaluation.surface import Surface
 
 Json = dict[str, Any]
-
-
 Amounts = TypeVar("Amounts", Overlap, Volumes, Lesions)
 
 
@@ -60,9 +60,10 @@ class CaseScores:
         scores = getattr(self, which.group).get(label)
         return which.of(scores) if scores else None
 
-    def penalised(self, label: str) -> bool:
-        """Whether a class is in only one label map: its distances are the grid's diagonal."""
-        parts = (self.labels[name] for name in self.merged.get(label, (label,)))
+    def penalised(self, label: str, metric: str) -> bool:
+        """Whether a metric is the grid's diagonal, as the class is in only one label map."""
+        names = self.merged.get(label, (label,)) if METRICS[metric].unit == "mm" else ()
+        parts = (self.labels[name] for name in names if name in self.labels)
         return any((of.n_ref == 0) != (of.n_pred == 0) for of in parts)
 
     def mean(self, metric: str = "Dice") -> float | None:
@@ -79,9 +80,7 @@ class CaseScores:
             "volume_ml": {label: asdict(of) for label, of in self.volume_ml.items()},
             "lesions": {label: _lesion_counts(of) for label, of in self.lesions.items()},
         }
-        if self.merged:
-            found["merged"] = {name: list(classes) for name, classes in self.merged.items()}
-        return found
+        return found | ({"merged": self.merged} if self.merged else {})
 
     def _metrics(self, label: str) -> Json:
         known = [name for name, metric in METRICS.items() if getattr(self, metric.group)]
@@ -91,26 +90,18 @@ class CaseScores:
     @staticmethod
     def from_json(found: Json) -> CaseScores:
         """The reverse of `to_json`; old summaries have no surfaces and lesions."""
-        metrics = found["metrics"]
+        metrics, merged = found["metrics"], found.get("merged", {})
+        counts = itemgetter(*(entry.name for entry in fields(Lesions)))
+        parts = {k: of for k, of in metrics.items() if "NSD" in of and k not in merged}
         return CaseScores(
-            case=found["case"],
-            reference_file=found["reference_file"],
-            prediction_file=found["prediction_file"],
-            labels={
-                label: Overlap(of["TP"], of["FP"], of["FN"], of["TN"])
-                for label, of in metrics.items()
-            },
-            volume_ml={label: Volumes(**of) for label, of in found["volume_ml"].items()},
-            surfaces={
-                label: Surface(of["HD95_mm"], of["ASSD_mm"], of["NSD"])
-                for label, of in metrics.items()
-                if "NSD" in of and label not in found.get("merged", {})
-            },
-            lesions={
-                label: Lesions(*(of[entry.name] for entry in fields(Lesions)))
-                for label, of in found.get("lesions", {}).items()
-            },
-            merged={name: tuple(classes) for name, classes in found.get("merged", {}).items()},
+            found["case"],
+            found["reference_file"],
+            found["prediction_file"],
+            {k: Overlap(of["TP"], of["FP"], of["FN"], of["TN"]) for k, of in metrics.items()},
+            {k: Volumes(**of) for k, of in found["volume_ml"].items()},
+            {k: Surface(of["HD95_mm"], of["ASSD_mm"], of["NSD"]) for k, of in parts.items()},
+            {k: Lesions(*counts(of)) for k, of in found.get("lesions", {}).items()},
+            {k: tuple(classes) for k, classes in merged.items()},
         )
 
 
@@ -129,20 +120,11 @@ def merge(case: CaseScores, rows: Mapping[str, Sequence[str]]) -> CaseScores:
         case: the scores of the classes.
         rows: name of the row -> names of its classes.
     """
-
-    def with_rows(amounts: dict[str, Amounts]) -> dict[str, Amounts]:
-        if not amounts:
-            return amounts
-        sums = {name: total([amounts[label] for label in rows[name]]) for name in rows}
-        return amounts | sums
-
-    return replace(
-        case,
-        labels=with_rows(case.labels),
-        volume_ml=with_rows(case.volume_ml),
-        lesions=with_rows(case.lesions),
-        merged=case.merged | {name: tuple(classes) for name, classes in rows.items()},
-    )
+    changed: dict[str, Any] = {"merged": {name: tuple(parts) for name, parts in rows.items()}}
+    for group in ("labels", "volume_ml", "lesions"):
+        if of := getattr(case, group):
+            changed[group] = {row: total([of[n] for n in parts]) for row, parts in rows.items()}
+    return replace(case, **{group: getattr(case, group) | of for group, of in changed.items()})
 
 
 def total(amounts: Sequence[Amounts]) -> Amounts:
@@ -198,14 +180,16 @@ class Summary:
     @property
     def never_predicted(self) -> list[str]:
         """A sentence for each class that was predicted in no case, although some have it."""
-        found = {
-            name: [c.labels[name] for c in self.cases if name in c.labels] for name in self.classes
-        }
+        found = {name: self.counts(name) for name in self.classes}
         return [
             f"{name} was predicted in none of the {counted(len(of), 'case')}"
             for name, of in found.items()
             if any(counts.n_ref for counts in of) and not any(counts.n_pred for counts in of)
         ]
+
+    def counts(self, label: str) -> list[Overlap]:
+        """The voxels of a class in each case that has it."""
+        return [case.labels[label] for case in self.cases if label in case.labels]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -258,14 +242,15 @@ class Summary:
         of = {label: {m: self.statistic(label, m) for m in METRICS} for label in self.labels}
         overall = {metric: self._over_labels(metric) for metric in METRICS}
         pooled = {label: self.lesions(label) for label in self.labels}
-        recall, precision = METRICS["LesionRecall"].of, METRICS["LesionPrecision"].of
+        ratios = {key: METRICS[f"Lesion{key.capitalize()}"].of for key in ("recall", "precision")}
         return {
             "foreground_mean": _figures(overall, "mean"),
-            "mean": {label: _figures(metrics, "mean") for label, metrics in of.items()},
-            "std": {label: _figures(metrics, "std") for label, metrics in of.items()},
-            "median": {label: _figures(metrics, "median") for label, metrics in of.items()},
+            **{
+                figure: {label: _figures(metrics, figure) for label, metrics in of.items()}
+                for figure in ("mean", "std", "median")
+            },
             "lesions": {
-                label: _lesion_counts(of) | {"recall": recall(of), "precision": precision(of)}
+                label: _lesion_counts(of) | {key: ratio(of) for key, ratio in ratios.items()}
                 for label, of in pooled.items()
             },
             "tolerance_mm": self.tolerance_mm,
@@ -278,15 +263,15 @@ class Summary:
     @staticmethod
     def from_json(found: Json) -> Summary:
         """The reverse of `to_json`; the means are recomputed from the cases."""
-        cases = tuple(CaseScores.from_json(case) for case in found["metric_per_case"])
-        tolerances, refused = found.get("tolerance_mm", {}), found.get("refused", {})
+        cases = tuple(map(CaseScores.from_json, found["metric_per_case"]))
+        tolerances, refused = (dict(found.get(key, {})) for key in ("tolerance_mm", "refused"))
         failures = tuple(found.get("failures", ()))
-        return Summary(cases, tuple(found["missing"]), dict(tolerances), dict(refused), failures)
+        return Summary(cases, tuple(found["missing"]), tolerances, refused, failures)
 
     def _repr_html_(self) -> str:
         """Means over the cases, and a box plot of Dice with a dot for each case, for notebooks."""
         template = Path(__file__).with_name("scores.html.j2")
-        return rendered(template, summary=self, quantiles=statistics.quantiles)
+        return fill(template, summary=self, quantiles=statistics.quantiles)
 
     def save(self, path: Path) -> None:
         """Write `summary.json`."""

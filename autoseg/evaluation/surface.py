@@ -50,25 +50,6 @@ class Surface:
     nsd: float | None
 
 
-@dataclass(frozen=True)
-class Distances:
-    """The elements of one surface: their distance to the other surface, and their area in mm^2.
-
-    Of a scan of one slice, `areas` are the lengths of the contour in mm.
-    """
-
-    mm: Array
-    areas: Array
-
-    def percentile(self, percent: float) -> float:
-        """The distance that `percent` of the area does not exceed."""
-        order = np.lexsort((self.areas, self.mm))
-        share = np.cumsum(self.areas[order]) / np.sum(self.areas)
-        # Tolerates rounding errors of the sum where a share is reached exactly.
-        index = int(np.searchsorted(share, percent / 100 - ROUNDING))
-        return float(self.mm[order[index]])
-
-
 def surface(
     masks: Masks, spacing_mm: Sequence[float], tolerance_mm: float, diagonal_mm: float
 ) -> Surface:
@@ -87,35 +68,42 @@ def surface(
     if not all(present):
         return Surface(diagonal_mm, diagonal_mm, 0.0)
     both = distances(masks, spacing_mm)
-    mm, areas = (np.concatenate([getattr(one, name) for one in both]) for name in ("mm", "areas"))
+    mm, areas = map(np.concatenate, zip(*both, strict=True))
     total = float(areas.sum())
     return Surface(
-        hd95_mm=max(one.percentile(PERCENT) for one in both),
+        hd95_mm=max(_percentile(*one) for one in both),
         assd_mm=float(np.sum(mm * areas)) / total,
         nsd=float(areas[mm <= tolerance_mm].sum()) / total,
     )
 
 
-def distances(masks: Masks, spacing_mm: Sequence[float]) -> tuple[Distances, Distances]:
-    """The distances from reference to prediction and back; neither mask may be empty."""
+def _percentile(mm: Array, areas: Array) -> float:
+    """The distance that `PERCENT` of the area does not exceed."""
+    order = np.lexsort((areas, mm))
+    share = np.cumsum(areas[order]) / np.sum(areas)
+    # Tolerates rounding errors of the sum where a share is reached exactly.
+    index = int(np.searchsorted(share, PERCENT / 100 - ROUNDING))
+    return float(mm[order[index]])
+
+
+def distances(masks: Masks, spacing_mm: Sequence[float]) -> list[tuple[Array, Array]]:
+    """The distances from reference to prediction and back; neither mask may be empty.
+
+    Of each element of a surface: the distance to the other surface in mm, and the area in mm^2; of
+    a scan of one slice the length of the contour in mm.
+    """
     spacing = np.array(spacing_mm, dtype=np.float64)
     spacing[list(masks.flat)] = 1  # the thickness does not matter
-    areas = _areas(spacing)
-    a_codes, b_codes = (
-        _codes(_prolonged(mask, masks.flat)) for mask in (masks.reference, masks.predicted)
-    )
-    a, b = _elements(a_codes), _elements(b_codes)
-    return (
-        Distances(_nearest(a, b, b_codes, spacing), areas[_at(a_codes, a)]),
-        Distances(_nearest(b, a, a_codes, spacing), areas[_at(b_codes, b)]),
-    )
-
-
-def _prolonged(mask: NDArray[np.bool_], flat: Sequence[int]) -> NDArray[np.bool_]:
-    """Replace the margin along flat axes by a second, equal slice: the mask has no end there."""
-    for axis in flat:
-        mask = mask.take([1, 1], axis)
-    return mask
+    areas, codes = _areas(spacing), []
+    for mask in (masks.reference, masks.predicted):
+        for axis in masks.flat:  # a second, equal slice instead of the margin: no end there
+            mask = mask.take([1, 1], axis)
+        codes.append(_codes(mask))
+    (a, a_codes), (b, b_codes) = ((_elements(of), of) for of in codes)
+    return [
+        (_nearest(a, b, b_codes, spacing), areas[a_codes[tuple(a.T)]]),
+        (_nearest(b, a, a_codes, spacing), areas[b_codes[tuple(b.T)]]),
+    ]
 
 
 def _codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -135,15 +123,11 @@ def _elements(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.stack(np.unravel_index(flat, codes.shape, order="F"), axis=1)
 
 
-def _at(codes: NDArray[np.uint8], elements: NDArray[np.int64]) -> NDArray[np.uint8]:
-    return np.asarray(codes[tuple(elements.T)])
-
-
 def _nearest(
     elements: NDArray[np.int64], others: NDArray[np.int64], codes: NDArray[np.uint8], spacing: Array
 ) -> Array:
     """The distance from each element to the closest of the others, whose codes are given."""
-    found = _at(codes, elements)
+    found = codes[tuple(elements.T)]
     apart = (found == 0) | (found == FULL)  # the rest are on both surfaces
     mm = np.zeros(len(elements))
     away = elements[apart]

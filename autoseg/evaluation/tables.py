@@ -6,15 +6,17 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from autoseg.common.files import write_text
+from autoseg.common.files import read_json, write_text
 from autoseg.common.pages import fill
 from autoseg.evaluation.metrics import COUNTS, METRICS
 from autoseg.evaluation.scores import CaseScores, Statistic, Summary
@@ -22,28 +24,14 @@ from autoseg.evaluation.scores import CaseScores, Statistic, Summary
 Row = tuple[str, ...]
 DASH = "-"
 MINUS = "\N{MINUS SIGN}"
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    MINUS: r"$-$",
-    **{special: f"\\{special}" for special in "&%$#_{}"},
-}
 MOST_IN_A_LINE = 7  # classes
 LATEX_TABLE = Path(__file__).with_name("table.tex.j2")
 PAGE_CHARACTERS = 130  # width of a LaTeX page at the smallest readable size
 NEGATIVE = re.compile(r"-(?=\d)")
 POOLED_LESIONS = "Lesions (connected components of a class), all cases pooled"
-LESIONS = {
-    "lesions": "reference",
-    "lesions_found": "found",
-    "lesions_missed": "missed",
-    "lesions_false": "false",
-}
+# How LaTeX writes special characters; column of a CSV file -> count of lesions; the words of a
+# comparison.
+LATEX, LESIONS, COMPARED = read_json(Path(__file__).with_name("tables.json")).values()
 
 
 @dataclass(frozen=True)
@@ -135,28 +123,20 @@ def metric_rows(summary: Summary) -> list[Row]:
 
     A case for which a metric is undefined counts in no mean.
     """
-    return rows_of_metrics(
-        "metric: mean (n)", summary.labels, summary.statistic, lambda s: number(s.mean)
-    )
+    return rows_of_metrics("metric: mean (n)", summary, lambda s: number(s.mean))
 
 
-def rows_of_metrics(
-    corner: str,
-    labels: Sequence[str],
-    statistic: Callable[[str, str], Statistic],
-    show: Callable[[Statistic], str],
-) -> list[Row]:
+def rows_of_metrics(corner: str, summary: Summary, show: Callable[[Statistic], str]) -> list[Row]:
     """A header and a row for each metric, with the `n` of each entry in brackets.
 
     Args:
         corner: the first cell of the header.
-        labels: the classes.
-        statistic: computes that of a class and a metric.
-        show: formats it, without its n.
+        summary: the scores.
+        show: formats the statistic of a class and a metric, without its n.
     """
-    rows: list[Row] = [(corner, *labels)]
+    rows: list[Row] = [(corner, *summary.labels)]
     for metric in METRICS:
-        of = [statistic(label, metric) for label in labels]
+        of = [summary.statistic(label, metric) for label in summary.labels]
         rows.append((metric_name(metric), *(f"{show(s)} ({s.n})" for s in of)))
     return rows
 
@@ -197,13 +177,8 @@ def print_rows(rows: Sequence[Row]) -> None:
 def _aligned(rows: Sequence[Row]) -> list[list[str]]:
     """Cells padded to the width of their column: the first left-aligned, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        [
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
+    formats = [f"{'>' if i else '<'}{width}" for i, width in enumerate(widths)]
+    return [list(map(format, row, formats)) for row in rows]
 
 
 def as_csv(summary: Summary) -> str:
@@ -211,23 +186,29 @@ def as_csv(summary: Summary) -> str:
 
     Missing cases have lines without scores.
     """
-    names = (*METRICS, *COUNTS, "reference_ml", "predicted_ml", *LESIONS)
-    rows: list[Sequence[object]] = [("case", "class", *names)]
-    for case in summary.cases:
-        rows += [(case.case, label, *_scores(case, label)) for label in case.labels]
-    blank = [""] * len(names)
-    rows += [(case, label, *blank) for case in summary.missing for label in summary.labels]
-    return rows_as_csv(rows)
-
-
-def _scores(case: CaseScores, label: str) -> list[float | None]:
-    counts, volumes, lesions = case.labels[label], case.volume_ml[label], case.lesions.get(label)
-    return [
-        *(case.value(label, metric) for metric in METRICS),
-        *(getattr(counts, attribute) for attribute in COUNTS.values()),
-        *(volumes.reference, volumes.predicted),
-        *(getattr(lesions, name, None) for name in LESIONS.values()),
+    columns = ("case", "class", *METRICS, *COUNTS, "reference_ml", "predicted_ml", *LESIONS)
+    rows = [
+        row
+        | {name: case["lesions"].get(row["class"], {}).get(key) for name, key in LESIONS.items()}
+        for case in map(CaseScores.to_json, summary.cases)
+        for row in score_rows(case)
     ]
+    rows += [{"case": case, "class": label} for case in summary.missing for label in summary.labels]
+    return records_as_csv(rows, columns)
+
+
+def score_rows(case: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each class of a case of `summary.json`: its metrics, voxel counts and volumes."""
+    for name, metrics in case["metrics"].items():
+        volumes = case.get("volume_ml", {}).get(name, {})
+        ml = {f"{key}_ml": value for key, value in volumes.items()}
+        yield {"case": case["case"], "class": name, **metrics, **ml}
+
+
+def records_as_csv(rows: Sequence[Mapping[str, object]], first: Sequence[str]) -> str:
+    """Rows by column as CSV: first these columns, then those of all rows as they appear."""
+    columns = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
+    return rows_as_csv([columns, *([row.get(name, "") for name in columns] for row in rows)])
 
 
 def rows_as_csv(rows: Sequence[Sequence[object]]) -> str:
@@ -247,15 +228,10 @@ def rows_as_markdown(rows: Sequence[Row]) -> str:
 def write_table(stem: Path, table: Table) -> list[Path]:
     """Write a table as `.csv`, `.md` and `.tex`; returns the three paths."""
     note = f"\n{table.note}\n" if table.note else ""
-    texts = {
-        ".csv": rows_as_csv(table.flat),
-        ".md": f"{table.title}\n\n{rows_as_markdown(table.flat)}{note}",
-        ".tex": as_latex(table),
-    }
-    paths = []
-    for ending, text in texts.items():
-        paths.append(stem.with_name(stem.name + ending))
-        write_text(paths[-1], text)
+    markdown = f"{table.title}\n\n{rows_as_markdown(table.flat)}{note}"
+    paths = [stem.with_name(stem.name + ending) for ending in (".csv", ".md", ".tex")]
+    for path, text in zip(paths, (rows_as_csv(table.flat), markdown, as_latex(table)), strict=True):
+        write_text(path, text)
     return paths
 
 
@@ -274,26 +250,22 @@ def _split(table: Table) -> list[Table]:
     if not table.groups:
         return [table]
     widths = [max(map(len, column)) + 2 for column in zip(*table.rows, strict=True)]
-    head, *groups = table.groups
-    parts: list[list[tuple[str, int]]] = []
-    starts: list[int] = []
-    column, room = head[1], 0
-    for group in groups:
-        width = sum(widths[column : column + group[1]])
+    ends = list(accumulate(columns for _, columns in table.groups))
+    head, room = ends[0], 0
+    parts: list[tuple[int, int]] = []  # the first group, and the one behind the last
+    for i in range(1, len(ends)):
+        width = sum(widths[ends[i - 1] : ends[i]])
         if not parts or width > room:
-            parts.append([])
-            starts.append(column)
-            room = PAGE_CHARACTERS - sum(widths[: head[1]])
-        parts[-1].append(group)
-        column, room = column + group[1], room - width
-    return [
-        replace(
-            table,
-            rows=[(*row[: head[1]], *row[start:end]) for row in table.rows],
-            groups=[head, *part],
-        )
-        for part, start, end in zip(parts, starts, [*starts[1:], column], strict=True)
-    ]
+            parts.append((i, i))
+            room = PAGE_CHARACTERS - sum(widths[:head])
+        parts[-1] = parts[-1][0], i + 1
+        room -= width
+    found = []
+    for start, end in parts:
+        columns = slice(ends[start - 1], ends[end - 1])
+        rows = [(*row[:head], *row[columns]) for row in table.rows]
+        found.append(replace(table, rows=rows, groups=[table.groups[0], *table.groups[start:end]]))
+    return found
 
 
 def escaped(text: str) -> str:
@@ -301,4 +273,4 @@ def escaped(text: str) -> str:
     if text == DASH:
         return "--"
     marked = NEGATIVE.sub(MINUS, text) if NEGATIVE.match(text) else text
-    return "".join(LATEX.get(character, character) for character in marked)
+    return marked.translate(str.maketrans(LATEX))

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -77,18 +78,16 @@ def make_orders(
 
     The log of a run that belongs to several studies is in the folder of the first one.
     """
-    pairs = [(study, run) for study in studies for run in runs_of(study, workspace)]
-    owners = {run: study.name for study, run in reversed(pairs)}
-    return {
-        run: RunOrder(
-            workspace=workspace.root,
-            run=run,
-            log=workspace.study(owners[run]) / "logs" / f"{run.plan}.{fold_name(run.fold)}.log",
-            device=device,
-            processes=processes,
-        )
-        for run in joined([run for _, run in pairs])
-    }
+    owners: dict[StudyRun, str] = {}
+    every = [(study, run) for study in studies for run in runs_of(study, workspace)]
+    for study, run in every:
+        owners.setdefault(run, study.name)
+    about: dict[str, Any] = {"workspace": workspace.root, "device": device, "processes": processes}
+    orders = {}
+    for run in joined([run for _, run in every]):
+        log = workspace.study(owners[run]) / "logs" / f"{run.plan}.{fold_name(run.fold)}.log"
+        orders[run] = RunOrder(run=run, log=log, **about)
+    return orders
 
 
 def main() -> int:
@@ -141,57 +140,37 @@ def attempt(order: RunOrder) -> None:
             return
         earlier, before = status.read_record(folder), energy_kwh()
         with status.recorded(folder, str(order.log), order.slurm_job) as update:
-            device = _pick_device(order)
+            chosen = order.device
+            if chosen in (None, "cuda") and torch.cuda.is_available():  # the one of the slot
+                chosen = f"cuda:{order.slot % torch.cuda.device_count()}"
+            device = pick_device(chosen)
             update(device=describe(device), threads=torch.get_num_threads())
             _check_pretrained(run, folder)
             if not status.is_trained(run, workspace):
-                _train(order, workspace, device)
+                task, fold = workspace.find_task_folder(run.task), str(run.fold)
+                how: dict[str, Any] = {"resume": True, "started": time.monotonic()}
+                how["pretrained"] = run.pretrained and workspace.root / run.pretrained
+                run_fold(FoldJob(workspace, task, run.plan, fold, device, order.processes, **how))
             for test_set in run.held_out:
                 if not status.is_scored(run, test_set, workspace):
                     score_held_out(run, test_set, workspace, str(device), order.processes)
-            memory = memory_of_this_process() / 1e9
-            if device.type == "cuda":
-                memory = torch.cuda.max_memory_allocated(device) / 1e9
+            is_gpu = device.type == "cuda"
+            memory = torch.cuda.max_memory_allocated(device) if is_gpu else memory_of_this_process()
             used = None
             if before is not None and (after := energy_kwh()) is not None and after >= before:
                 used = after - before + ((earlier and earlier.energy_kwh) or 0.0)
-            update(memory_gb=memory, energy_kwh=used)
-
-
-def _pick_device(order: RunOrder) -> torch.device:
-    """The device of the order; with several GPUs, the one of the slot."""
-    if order.device in (None, "cuda") and torch.cuda.is_available():
-        return pick_device(f"cuda:{order.slot % torch.cuda.device_count()}")
-    return pick_device(order.device)
+            update(memory_gb=memory / 1e9, energy_kwh=used)
 
 
 def _check_pretrained(run: StudyRun, folder: Path) -> None:
     """Raise an AutosegError if training started with other initial weights than the study's."""
-    if not any(folder.glob("*.safetensors")):
-        return
     was_pretrained = (folder / RECORD).is_file()
-    if was_pretrained != (run.pretrained is not None):
+    differs = was_pretrained != (run.pretrained is not None)
+    if differs and any(folder.glob("*.safetensors")):
         raise AutosegError(
             f"{folder} was trained {'from' if was_pretrained else 'without'} a pretrained model, "
             "unlike the study says; give the study's plan another name, or move that folder away"
         )
-
-
-def _train(order: RunOrder, workspace: Workspace, device: torch.device) -> None:
-    run = order.run
-    run_fold(
-        FoldJob(
-            workspace=workspace,
-            task=workspace.find_task_folder(run.task),
-            plan=run.plan,
-            fold=str(run.fold),
-            device=device,
-            processes=order.processes,
-            resume=True,
-            started=time.monotonic(),
-            pretrained=None if run.pretrained is None else workspace.root / run.pretrained,
-        )
-    )
 
 
 def score_held_out(
@@ -205,9 +184,11 @@ def score_held_out(
     Raises:
         DataError: a scan or a label map is missing or broken.
     """
-    images, labels = _folder(workspace, test_set.images), _folder(workspace, test_set.labels)
-    folder = status.test_folder(run, test_set, workspace)
-    model = run.folder(workspace).parent
+    images, labels = (workspace.root / each for each in (test_set.images, test_set.labels))
+    for path in (images, labels):
+        if not path.is_dir():
+            raise AutosegError(f"{path}, a folder of a held-out test set, does not exist")
+    folder, model = status.test_folder(run, test_set, workspace), run.folder(workspace).parent
     predictor = Predictor(model, [str(run.fold)], device, postprocess=False, backend="torch")
     found = find_inputs(images, predictor.plan.channels, name_by="folder")
     references = label_maps(labels)
@@ -216,28 +197,12 @@ def score_held_out(
             f"{labels}: {len(missing)} scans of {images} have no label map ({missing[0]}, ...); "
             "add the label maps or remove these scans"
         )
-    description = status.described(run, test_set, workspace)
-    if not status.is_described(folder, description):  # of another plan, or of other scans
+    if not status.is_described(run, test_set, workspace):  # of another plan, or of other scans
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(folder / status.TEST_SET, description)
-    return predict_and_score(
-        predictor,
-        found.cases,
-        references,
-        held_out_classes(test_set, predictor.plan),
-        folder,
-        processes,
-        overwrite=False,
-        refused=found.refused,
-    )
-
-
-def _folder(workspace: Workspace, given: str) -> Path:
-    """A folder of a test set, relative to the workspace or absolute."""
-    path = workspace.root / given
-    if not path.is_dir():
-        raise AutosegError(f"{path}, a folder of a held-out test set, does not exist")
-    return path
+        write_json(folder / status.TEST_SET, status.described(run, test_set, workspace))
+    classes, refused = held_out_classes(test_set, predictor.plan), found.refused
+    given = predictor, found.cases, references, classes, folder, processes
+    return predict_and_score(*given, overwrite=False, refused=refused)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,7 @@ def choose_threads(runs: Sequence[StudyRun], workspace: Workspace, jobs: int) ->
     share = max(1, cores() // jobs)
     records = [read_record(run.folder(workspace)) for run in runs]
     used = Counter(record.threads for record in records if record and record.threads)
-    if not used:
-        return share
-    threads = used.most_common(1)[0][0]
+    threads = used.most_common(1)[0][0] if used else share
     if threads != share or len(used) > 1:
         say(
             f"each run computes with {counted(threads, 'thread')}, as most earlier runs of the "
@@ -102,8 +100,8 @@ def run_all(
     Returns:
         the failed runs, with the reasons.
     """
-    unfinished = [order for order in orders if not is_finished(order.run, workspace)]
-    todo = RunQueue(workspace, len(orders), deque(unfinished), done=len(orders) - len(unfinished))
+    unfinished = deque(order for order in orders if not is_finished(order.run, workspace))
+    todo = RunQueue(workspace, len(orders), unfinished, done=len(orders) - len(unfinished))
     running: dict[int, RunProcess] = {}
     try:
         while running or not todo.is_empty:
@@ -121,7 +119,15 @@ def run_all(
         show()
         return todo.failed
     finally:
-        _stop_all(list(running.values()))
+        for process in running.values():
+            process.stop()
+        try:
+            for process in running.values():
+                process.wait()
+        except BaseException:
+            for process in running.values():
+                process.process.kill()
+            raise
 
 
 class Outcome(NamedTuple):
@@ -142,21 +148,21 @@ class RunProcess:
     def __init__(self, order: RunOrder, threads: int) -> None:
         self.order = order
         order.log.parent.mkdir(parents=True, exist_ok=True)
-        with order.log.open("a", encoding="utf-8") as log:
+        environment = os.environ | dict.fromkeys(THREAD_LIMITS, str(threads))
+        with order.log.open("ab") as log:
             self.process = subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                text=True,
-                encoding="utf-8",
-                env=os.environ | dict.fromkeys(THREAD_LIMITS, str(threads)),
+                env=environment,
                 start_new_session=True,  # Ctrl-C reaches the parent only, which stops each process
             )
         assert self.process.stdin is not None
+        self.input = self.process.stdin
         with suppress(OSError):  # if it has died already, its exit status says so
-            self.process.stdin.write(f"{order.model_dump_json()}\n")
-            self.process.stdin.flush()
+            self.input.write(f"{order.model_dump_json()}\n".encode())
+            self.input.flush()
 
     def has_ended(self, seconds: float = 0.0) -> bool:
         """Whether the process ends within some seconds."""
@@ -166,9 +172,8 @@ class RunProcess:
 
     def stop(self) -> None:
         """Ask the process to save its state and end."""
-        assert self.process.stdin is not None
         with suppress(OSError):
-            self.process.stdin.close()
+            self.input.close()
 
     def wait(self) -> None:
         """Wait until the process has ended."""
@@ -192,9 +197,8 @@ def describe_exit(status: int) -> str:
     """Describe the exit status of a process that recorded no reason."""
     if status >= 0:
         return f"its process ended with exit status {status}"
-    name = signal_name(-status)
-    hint = f", {why_killed()}" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{hint}"
+    hint = f", {why_killed()}" if signal_name(-status) == "SIGKILL" else ""
+    return f"its process was ended by {signal_name(-status)}{hint}"
 
 
 @dataclass
@@ -232,8 +236,7 @@ class RunQueue:
 
     def update_held(self) -> None:
         """Sort the runs that their processes have released: finished, or to be started here."""
-        released = [order for order in self.held if not held_by(order.run, self.workspace)]
-        for order in released:
+        for order in [each for each in self.held if not held_by(each.run, self.workspace)]:
             self.held.remove(order)
             if is_finished(order.run, self.workspace):
                 self.done += 1
@@ -246,9 +249,8 @@ class RunQueue:
         if state == "elsewhere":
             self._hold(order, reason)
             return
-        if state == "done":
-            self.done += 1
-        else:
+        self.done += state == "done"
+        if state != "done":
             self.failed[order.run] = reason
         left = self.total - self.done - len(self.failed)
         text = f"{state}: {reason}" if reason else state
@@ -259,19 +261,6 @@ class RunQueue:
         say(f"{order.run}: {reason}; waiting for it")
 
 
-def _stop_all(processes: Sequence[RunProcess]) -> None:
-    """Let the processes save their state and end; Ctrl-C meanwhile kills them."""
-    for process in processes:
-        process.stop()
-    try:
-        for process in processes:
-            process.wait()
-    except BaseException:
-        for process in processes:
-            process.process.kill()
-        raise
-
-
 @contextmanager
 def _live_table(runs: Sequence[StudyRun], workspace: Workspace) -> Iterator[Callable[[], None]]:
     """On a terminal, show the active and failed runs; yields a function that updates the table."""
@@ -279,11 +268,11 @@ def _live_table(runs: Sequence[StudyRun], workspace: Workspace) -> Iterator[Call
     if not console.is_terminal:
         yield lambda: None
         return
+
+    def show() -> None:
+        statuses = [status_of(run, workspace) for run in runs]
+        shown = [each for each in statuses if each.state in ("running", "failed")]
+        live.update(table(shown, in_short(statuses)), refresh=True)
+
     with Live(console=console, auto_refresh=False) as live:
-
-        def show() -> None:
-            statuses = [status_of(run, workspace) for run in runs]
-            shown = [each for each in statuses if each.state in ("running", "failed")]
-            live.update(table(shown, in_short(statuses)), refresh=True)
-
         yield show

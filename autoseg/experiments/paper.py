@@ -8,23 +8,20 @@ medians as AVG. Folds that have not been scored yet appear as missing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from PIL import Image
-
-from autoseg.common.figures import DOTS_PER_INCH
-from autoseg.common.pages import PIXELS_PER_INCH, picture_uri, write_page
+from autoseg.common.arrays import mean_of_known
+from autoseg.common.pages import Chart, picture_uri, write_page
+from autoseg.evaluation.figures.overlay import chart_of_file
 from autoseg.evaluation.report.files import FIGURES, OVERLAYS, TEMPLATES
-from autoseg.evaluation.scores import Statistic
 from autoseg.evaluation.tables import DASH, MINUS, Row, Table, number, spread
 from autoseg.experiments.results import STUDY, Arm, Column, StudyScores, read_scores
 from autoseg.experiments.study import read_paper, read_study, study_names
 from autoseg.models.folder import VALIDATION
-from autoseg.models.log import read_log
 from autoseg.planner.explain import rows as plan_rows
 
 PAPER_METRICS = {"Dice": "DSC", "IoU": "IoU", "Sensitivity": "Sens", "Specificity": "Spec"}
@@ -42,7 +39,7 @@ SCORE = re.compile(r"[\d./ ]+")
 def difference(own: str, printed: str) -> str:
     """Own score minus the printed one, without std; `differs` for text, empty if incomparable."""
     if own == printed or not printed:
-        return "equal" if printed else ""
+        return "equal" * bool(printed)
     scores = [text.partition("±")[0].strip() for text in (own, printed)]
     if not all(map(SCORE.fullmatch, scores)):
         return "" if own in (MISSING, DASH) else "differs"
@@ -63,47 +60,39 @@ def median_table(study: StudyScores, _: Item) -> Table:
         return number(of.median, DIGITS) + std
 
     counts = "; ".join(
-        f"{titled(study.head, arm.name)}: "
-        + ", ".join(f"{_named(column)} {_count(arm, column)}" for column in study.columns)
+        f"{arm.title}: " + ", ".join(f"{_named(of)} {_count(arm, of)}" for of in study.columns)
         for arm in study.arms
     )
     table = _by_metric("Median ± std over the cases of all folds, pooled", study, cell)
-    return Table(table.title, table.rows, table.groups, f"{table.note} Cases: {counts}.".strip())
+    return replace(table, note=f"{table.note} Cases: {counts}.".strip())
 
 
 def mean_table(study: StudyScores, _: Item) -> Table:
     """The same layout with mean ± std, the number of folds and the number of cases."""
 
-    def cell(arm: Arm, column: Column, metric: str) -> str:
-        return spread(arm.statistic(column, metric), DIGITS)
-
-    return _by_metric("Mean ± std over the cases of all folds", study, cell, counted=True)
+    title = "Mean ± std over the cases of all folds"
+    return _by_metric(title, study, lambda *of: spread(Arm.statistic(*of), DIGITS), counted=True)
 
 
 def fold_table(study: StudyScores, _: Item) -> Table:
     """Median Dice of folds x plans and classes, as the paper's Table 2."""
     columns = [(arm, label, "Dice", label) for arm in study.arms for label in study.classes]
-    names = [(titled(study.head, arm.name), len(study.classes)) for arm in study.arms]
-    title = f"Median {PAPER_METRICS['Dice']} of every fold"
-    return _by_fold(title, columns, names, _missing(study.arms, study.head))
+    names = [(arm.title, len(study.classes)) for arm in study.arms]
+    return _by_fold("Median DSC of every fold", columns, names, _missing(study.arms))
 
 
 def fold_metric_table(study: StudyScores, _: Item) -> Table:
     """Medians of folds x classes and metrics for the last plan: Table 1 of the arXiv version."""
-    arm = study.arms[-1]
+    arm = study.last
     columns = [(arm, label, m, PAPER_METRICS[m]) for label in study.classes for m in OF_FOLDS]
     names = [(label, len(OF_FOLDS)) for label in study.classes]
-    title = f"Medians of every fold of {titled(study.head, arm.name)}"
-    return _by_fold(title, columns, names, _missing([arm], study.head))
+    return _by_fold(f"Medians of every fold of {arm.title}", columns, names, _missing([arm]))
 
 
 def training_table(study: StudyScores, _: Item) -> Table:
     """Number of epochs and hours of training for each plan, and for all together."""
     rows: list[Row] = [(study.head, "models", "mean epochs", "hours", "last training loss")]
-    logs = {
-        name: [log for log in map(read_log, runs.values()) if log]
-        for name, runs in study.folders.items()
-    }
+    logs = {arm.name: arm.logs for arm in study.arms}
     every = [log for of_plan in logs.values() for log in of_plan]
     for name, of in (logs | {f"all {len(every)} models": every}).items():
         if of:
@@ -137,21 +126,14 @@ def related_table(study: StudyScores, printed: Item) -> Table:
 
 def _value_table(study: StudyScores, printed: Item) -> Table:
     """The values of the last plan that a figure prints."""
-    values = {row.key: row.value for row in plan_rows(study.plan)} if study.plan else {}
+    plan = study.last.trained.plan
+    values = {row.key: row.value for row in plan_rows(plan)} if plan else {}
     shown = [(key, values.get(key, DASH)) for key in printed.get("values", ())]
     return Table("", [("key", "value"), *shown])
 
 
-def titled(head: str, name: str) -> str:
-    """The name of an arm outside a table: `k = 5`, or the plan's name."""
-    return name if head == "plan" else f"{head} = {name}"
-
-
 def _by_metric(
-    title: str,
-    study: StudyScores,
-    cell: Callable[[Arm, Column, str], str],
-    counted: bool = False,
+    title: str, study: StudyScores, cell: Callable[[Arm, Column, str], str], counted: bool = False
 ) -> Table:
     """Plans x (sets and classes) x metrics, if wanted with the numbers of folds and cases."""
     header = [study.head, *["folds"] * counted]
@@ -161,13 +143,14 @@ def _by_metric(
         groups.append((_named(column), len(PAPER_METRICS) + counted))
     rows: list[Row] = [tuple(header)]
     for arm in study.arms:
-        row = [arm.name, *[_folds(arm, study.sets)] * counted]
+        done, folds = min(len(arm.done(where)) for where in study.sets), len(arm.folds)
+        row = [arm.name, *[str(done) if done == folds else f"{done} of {folds}"] * counted]
         for column in study.columns:
-            done = arm.done(column[0])
-            row += [cell(arm, column, m) if done else MISSING for m in PAPER_METRICS]
+            is_done = arm.done(column[0])
+            row += [cell(arm, column, m) if is_done else MISSING for m in PAPER_METRICS]
             row += [_count(arm, column)] * counted
         rows.append(tuple(row))
-    return Table(title, rows, groups, _missing(study.arms, study.head, study.sets))
+    return Table(title, rows, groups, _missing(study.arms, study.sets))
 
 
 def _by_fold(
@@ -184,36 +167,21 @@ def _by_fold(
         groups: above the columns.
         note: below the table.
     """
-    medians = [arm.medians((VALIDATION, label), metric) for arm, label, metric, _ in columns]
-    rows: list[Row] = [("fold", *(heading for *_, heading in columns))]
-    for fold in sorted({fold for arm, *_ in columns for fold in arm.folds}):
-        cells = zip(columns, medians, strict=True)
-        rows.append((str(fold), *(_fold_cell(arm, fold, of) for (arm, *_), of in cells)))
-    means = [Statistic.of(of.values()).mean for of in medians]
-    rows.append(("AVG", *(MISSING if m is None else number(m, DIGITS) for m in means)))
-    counts = [arm.statistic((VALIDATION, label), metric).n for arm, label, metric, _ in columns]
-    rows.append(("n", *map(str, counts)))
-    return Table(title, rows, [("", 1), *groups], note)
-
-
-def _fold_cell(arm: Arm, fold: int, medians: Mapping[int, float]) -> str:
-    """The median of a fold; empty where the plan has no such fold."""
-    if fold not in arm.folds:
-        return ""
-    scored = fold in arm.scores.get(VALIDATION, {})
-    return number(medians.get(fold), DIGITS) if scored else MISSING
+    folds = sorted({fold for arm, *_ in columns for fold in arm.folds})
+    found: list[Row] = [("fold", *map(str, folds), "AVG", "n")]
+    for arm, label, metric, heading in columns:
+        medians, done = arm.medians((VALIDATION, label), metric), arm.done(VALIDATION)
+        cells = {f: number(medians.get(f), DIGITS) if f in done else MISSING for f in arm.folds}
+        mean, n = mean_of_known(medians.values()), arm.statistic((VALIDATION, label), metric).n
+        average = MISSING if mean is None else number(mean, DIGITS)
+        # Empty where the plan has no such fold.
+        found.append((heading, *(cells.get(fold, "") for fold in folds), average, str(n)))
+    return Table(title, list(zip(*found, strict=True)), [("", 1), *groups], note)
 
 
 def _named(column: Column) -> str:
     """The name of a class; that of its set precedes it except for validation cases."""
-    where, label = column
-    return label if where == VALIDATION else f"{where} {label}"
-
-
-def _folds(arm: Arm, sets: Iterable[str]) -> str:
-    """The number of scored folds, as in `3` or `2 of 3`."""
-    done = min(arm.done(where) for where in sets)
-    return str(done) if done == len(arm.folds) else f"{done} of {len(arm.folds)}"
+    return column[1] if column[0] == VALIDATION else " ".join(column)
 
 
 def _count(arm: Arm, column: Column) -> str:
@@ -222,13 +190,13 @@ def _count(arm: Arm, column: Column) -> str:
     return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
 
 
-def _missing(arms: Sequence[Arm], head: str, sets: Sequence[str] = (VALIDATION,)) -> str:
+def _missing(arms: Sequence[Arm], sets: Sequence[str] = (VALIDATION,)) -> str:
     """A sentence with the folds that are not scored on these sets of cases."""
     gaps = [
-        f"{titled(head, arm.name)}{'' if where == VALIDATION else f' on {where}'}: {lacking}"
+        f"{arm.title}{'' if where == VALIDATION else f' on {where}'}: {lacking}"
         for where in sets
         for arm in arms
-        if (lacking := ", ".join(str(f) for f in arm.folds if f not in arm.scores.get(where, {})))
+        if (lacking := ", ".join(str(f) for f in arm.folds if f not in arm.done(where)))
     ]
     return f"Missing folds, not included in any value: {'; '.join(gaps)}." if gaps else ""
 
@@ -251,32 +219,24 @@ def write_index(folder: Path) -> list[Path]:
     study = read_scores(folder)
     if not study.is_scored:
         return []
-    paths = sorted(folder.parent.glob(f"*/{STUDY}"), key=lambda path: path.parent != folder)
-    studies = [
-        other
-        for other in map(read_scores, (path.parent for path in paths))
-        if other.folder == folder or (other.is_scored and _same_paper(study, other))
-    ]
-    printed = read_printed(study)
-    done = sum(arm.done(VALIDATION) for arm in study.arms)
-    runs = sum(len(arm.folds) for arm in study.arms)
+    others = [read_scores(path.parent) for path in sorted(folder.parent.glob(f"*/{STUDY}"))]
+    paper, task = study.study.get("paper"), study.study.get("task")
+    alike = [of for of in others if (of.study.get("paper"), of.study.get("task")) == (paper, task)]
+    studies = [study, *(of for of in alike if of.is_scored and paper and of.folder != folder)]
+    printed, (done, runs) = read_printed(study), study.counts
     write_page(
         folder / INDEX,
         TEMPLATES / "study.html.j2",
         title=study.study.get("title") or folder.name,
         citation=printed["citation"],
         warning=f"{done} of {runs} models are validated." if done < runs else "",
+        difference=difference,
         parts=[
             _part(name, studies, printed["items"].get(name, {}))
             for name in dict.fromkeys([*printed["order"], *study.report])
         ],
     )
     return [folder / INDEX]
-
-
-def _same_paper(one: StudyScores, other: StudyScores) -> bool:
-    same = all(one.study.get(key) == other.study.get(key) for key in ("paper", "task"))
-    return same and one.study.get("paper") is not None
 
 
 def read_printed(study: StudyScores) -> dict[str, Any]:
@@ -288,7 +248,7 @@ def read_printed(study: StudyScores) -> dict[str, Any]:
 def _part(name: str, studies: Sequence[StudyScores], printed: Item) -> dict[str, Any]:
     """A table or figure on the page; the page is that of the first study."""
     notes = [printed.get("note")]
-    part = {"name": name, "title": name, "caption": "", **printed, "notes": notes, "cells": ()}
+    part = {"name": name, "title": name, "caption": "", **printed, "notes": notes, "rows": ()}
     owner = next((study for study in studies if name in study.report), None)
     if owner is None:
         makers = [study for study in study_names() if name in read_study(study).report]
@@ -298,41 +258,23 @@ def _part(name: str, studies: Sequence[StudyScores], printed: Item) -> dict[str,
     element = owner.report[name]
     table = TABLES.get(element, _value_table)(owner, printed)
     notes.append(table.note)
-    part |= {"table": table, "cells": _compared(table, printed), "small": element == PICTURES}
+    known = {(key, "value"): text for key, text in printed.get("values", {}).items()}
+    for row in printed.get("rows", ()):
+        cells = zip(printed["columns"], row, strict=True)
+        known |= {(row[0], column): text for column, text in cells}
+    part |= {"table": table, "rows": table.flat, "printed": known, "small": element == PICTURES}
     if element not in TABLES:
         part["pictures"] = list(_pictures(owner, name, element == PICTURES))
         notes.append("" if part["pictures"] else "Not drawn: a model, a plan or a scan is missing.")
     return part
 
 
-def _compared(table: Table, printed: Item) -> list[list[tuple[str, str, str]]]:
-    """The cells of a table: own value, printed value, difference."""
-    names, *rows = table.flat
-    known = {(key, "value"): text for key, text in printed.get("values", {}).items()}
-    for row in printed.get("rows", ()):
-        cells = zip(printed["columns"], row, strict=True)
-        known |= {(row[0], column): text for column, text in cells}
-    found = []
-    for row in rows:
-        texts = [known.get((row[0], name), "") for name in names]
-        found.append(
-            [(own, text, difference(own, text)) for own, text in zip(row, texts, strict=True)]
-        )
-    return found
-
-
-def _pictures(owner: StudyScores, name: str, small: bool) -> Iterator[tuple[str, str, int, str]]:
-    """Data URI, alternative text, width in pixels and link of each picture of a figure."""
+def _pictures(owner: StudyScores, name: str, small: bool) -> Iterator[tuple[Chart, str]]:
+    """Each picture of a figure, and the link to its file."""
     pattern = f"{name}/*/{OVERLAYS}/*.png" if small else f"{FIGURES}/{name}.png"
     for path in sorted(owner.folder.glob(pattern)):
-        link = f"../{path.relative_to(owner.folder.parent).as_posix()}"
-        with Image.open(path) as picture:
-            if small:
-                buffer = BytesIO()
-                picture.thumbnail((THUMBNAIL_PIXELS, 10 * THUMBNAIL_PIXELS))
-                picture.convert("RGB").save(buffer, format="WEBP", quality=75)
-                uri = picture_uri("webp", buffer.getvalue())
-                yield uri, f"{path.parents[1].name}: {path.stem}", picture.width, link
-            else:
-                width = round(picture.width / DOTS_PER_INCH * PIXELS_PER_INCH)
-                yield picture_uri("png", path.read_bytes()), name, width, link
+        title = f"{path.parents[1].name}: {path.stem}" if small else name
+        drawn = chart_of_file(path, title, title, THUMBNAIL_PIXELS if small else 0)
+        if not small:  # with sharp lines
+            drawn = replace(drawn, data=picture_uri("png", path.read_bytes()))
+        yield drawn, f"../{path.relative_to(owner.folder.parent).as_posix()}"

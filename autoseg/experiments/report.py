@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -17,30 +18,30 @@ from matplotlib.text import Annotation
 from autoseg.common.errors import AutosegError
 from autoseg.common.figures import COLOURS, save_forms, take_literally
 from autoseg.common.files import read_json
-from autoseg.common.pages import chart, write_page
-from autoseg.common.progress import by_axis, say
+from autoseg.common.pages import chart, fill, write_page
+from autoseg.common.progress import say
 from autoseg.evaluation.comparison import SHOWN, Comparison, Difference, compare, holm
 from autoseg.evaluation.evaluate import gather
 from autoseg.evaluation.figures.charts import draw_groups
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
-from autoseg.evaluation.report import files
-from autoseg.evaluation.report.facts import class_table
+from autoseg.evaluation.report import facts, files
 from autoseg.evaluation.scores import Summary, combine
 from autoseg.evaluation.tables import metric_name, write_table
 from autoseg.experiments import paper
-from autoseg.experiments.paper import PICTURES, titled, write_index
 from autoseg.experiments.results import RESULTS, Arm, StudyScores, read_scores
 from autoseg.experiments.runs import held_out_classes
-from autoseg.experiments.status import HELD_OUT, SCORES, read_record
+from autoseg.experiments.status import HELD_OUT, SCORES
 from autoseg.experiments.study import HeldOut, Study
 from autoseg.image.view import Exhibit
-from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
-from autoseg.models.log import draw_losses, read_log
-from autoseg.plan.plan import Plan, load_plan
+from autoseg.models.folder import SUMMARY, VALIDATION
+from autoseg.models.log import draw_losses
+from autoseg.plan.plan import Plan
 from autoseg.planner.explain import rows
+from autoseg.planner.overrides import leaves
 from autoseg.prediction.inputs import find_inputs
 from autoseg.workflow.workspace import Workspace
 
+TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 4  # cases of Figure 6
 REPORT = "report.html"
 
@@ -61,7 +62,7 @@ def report_studies(
             say(f"warning: no tables and figures for {study.name}: {error}")
             errors.append(error)
     for folder in reported:  # when the figures of all of them exist
-        for path in (*write_index(folder), *write_report(folder)):
+        for path in (*paper.write_index(folder), *write_report(folder)):
             print(path)
     return errors
 
@@ -82,7 +83,7 @@ def report_study(folder: Path, processes: int = 1) -> list[Path]:
         DataError: a file of the study, a log, a scan or a label map is damaged.
     """
     elements = write_elements(folder, processes)
-    return [*elements, *write_index(folder), *write_report(folder)]
+    return [*elements, *paper.write_index(folder), *write_report(folder)]
 
 
 def write_elements(folder: Path, processes: int) -> list[Path]:
@@ -97,7 +98,7 @@ def write_elements(folder: Path, processes: int) -> list[Path]:
             when = f" ({study.gathered})" if study.gathered else ""
             named = replace(table, title=f"{folder.name}{when}: {table.title}")
             paths += write_table(folder / files.TABLES / name, named)
-        elif element == PICTURES:
+        elif element == paper.PICTURES:
             paths += _write_pictures(study, folder / name, processes)
         elif figure := FIGURE_ELEMENTS[element](study):
             paths += save_forms(figure, folder / files.FIGURES / name)
@@ -105,18 +106,13 @@ def write_elements(folder: Path, processes: int) -> list[Path]:
 
 
 def _losses(study: StudyScores, from_zero: bool = False) -> Figure:
-    logs = {
-        titled(study.head, name): [log for log in map(read_log, runs.values()) if log is not None]
-        for name, runs in study.folders.items()
-    }
-    return draw_losses(logs, from_zero)
+    return draw_losses({arm.title: arm.logs for arm in study.arms}, from_zero)
 
 
 def _dice_of_plans(study: StudyScores) -> Figure:
     """A panel for each set, a group for each plan, as Figure 4B."""
-    titles = {titled(study.head, arm.name): arm for arm in study.arms}
     panels = {
-        where: {title: arm.dice(where, study.classes_of(where)) for title, arm in titles.items()}
+        where: {arm.title: arm.dice(where, study.classes_of(where)) for arm in study.arms}
         for where in study.sets
     }
     return draw_groups(panels, study.colours)
@@ -126,7 +122,7 @@ def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None
     """A panel for each plan, a group for each model; on test sets this is Figure 4C."""
     sets = [where for where in study.sets if (where != VALIDATION) == test_sets]
     panels = {
-        (f"{where}: " if test_sets else "") + titled(study.head, arm.name): {
+        (f"{where}: " if test_sets else "") + arm.title: {
             f"fold {fold}": arm.dice(where, study.classes_of(where), fold) for fold in arm.folds
         }
         for where in sets
@@ -143,12 +139,12 @@ def _examples(study: StudyScores) -> Figure | None:
 
 def _exhibits(study: StudyScores, count: int | None = None) -> list[Exhibit]:
     """The validation cases of the last plan that can be drawn, or so many of them."""
-    models, raw = study.models, Workspace(study.folder.parents[1]).raw_folder(study.study["task"])
-    if raw is None or not any((run / SUMMARY).is_file() for run in study.last.values()):
+    trained = study.last.trained
+    if trained.raw is None or not any((run / SUMMARY).is_file() for run in study.last.runs):
         return []
-    summary = gather(models).combined
+    summary = gather(trained.folder).combined
     chosen = summary if count is None else Summary(tuple(worst_to_best(summary, count)))
-    return files.Trained(models, raw).exhibits(chosen)
+    return trained.exhibits(chosen)
 
 
 def _write_pictures(study: StudyScores, out: Path, processes: int) -> list[Path]:
@@ -156,7 +152,7 @@ def _write_pictures(study: StudyScores, out: Path, processes: int) -> list[Path]
 
     Pictures that are newer than their label maps are kept.
     """
-    fold, plan = next(iter(study.last.values())), study.plan
+    fold, plan = study.last.runs[0], study.last.trained.plan
     sets = {VALIDATION: _exhibits(study)}
     for each in map(HeldOut.model_validate, study.study["held_out"]):
         scores = fold / HELD_OUT / each.name / SCORES
@@ -167,15 +163,15 @@ def _write_pictures(study: StudyScores, out: Path, processes: int) -> list[Path]
             classes = held_out_classes(each, plan)
             sets[each.name] = files.exhibits_of(Summary.load(scores).cases, images_of, classes)
     for name, exhibits in sets.items():
-        stale = [each for each in exhibits if _is_stale(out / name / files.OVERLAYS, each)]
+        drawn = {path.stem: path for path in (out / name / files.OVERLAYS).glob("*.png")}
+        stale = [each for each in exhibits if _is_newer(each, drawn.get(each.case))]
         files.draw_gallery(stale, out / name, processes)
     return [out / name for name, exhibits in sets.items() if exhibits]
 
 
-def _is_stale(folder: Path, exhibit: Exhibit) -> bool:
-    picture = folder / f"{exhibit.case}.png"
+def _is_newer(exhibit: Exhibit, picture: Path | None) -> bool:
     maps = [path for path in (exhibit.prediction, exhibit.reference) if path is not None]
-    return not picture.is_file() or picture.stat().st_mtime < max(f.stat().st_mtime for f in maps)
+    return picture is None or picture.stat().st_mtime < max(f.stat().st_mtime for f in maps)
 
 
 # Of Figure 2: heading -> place, and keys of the plan.
@@ -198,32 +194,20 @@ def draw_pipeline(plan: Plan) -> Figure:
 
 def draw_network(plan: Plan) -> Figure:
     """The U-Net with its stages, feature maps and sizes, as Figure 3 of Müller et al. 2021."""
-    network, last = plan.network, len(plan.network.features) - 1
-    after = [network.activation.replace("_", " "), f"{network.norm} normalisation"]
-    block = "residual block" if network.residual else "convolution"
-    layers = ", ".join([f"{block} {{}}", *after[:: 1 if network.activation_first else -1]])
-    down = "max pooling" if network.down == "max_pool" else "with stride"
+    strides = np.cumprod(plan.network.strides, axis=0)
+    sizes, last = -(-np.array(plan.sampling.patch_size) // strides), len(strides) - 1
+    text = fill(TEMPLATES / "network.txt.j2", plan=plan, sizes=sizes.tolist())
     figure, axes = _diagram((13, 1.2 * last + 1.5), (-0.7, 2 * last + 1.7), (-last - 0.5, 0.5))
-    size, before, encoder, texts = plan.sampling.patch_size, None, [], []
-    for stage, stride in enumerate(network.strides):
-        x, y, z = (-(-n // by) for n, by in zip(size, stride, strict=True))
-        size = (x, y, z)
-        layer = layers.format(by_axis(network.kernels[stage]))
-        maps = f"{network.features[stage]} maps of {by_axis(size)}"
-        texts.append((f"{{}} x {layer}\n{maps}", f"transposed convolution {by_axis(stride)}\n"))
-        text = texts[-1][0].format(network.blocks_encoder[stage])
-        text = f"{down} {by_axis(stride)}\n{text}" if stage else text
-        before = _draw_box(axes, (stage, -stage), text, COLOURS[1], before)
-        encoder.append(before)
-    for stage in reversed(range(last)):
-        text = texts[stage + 1][1] + texts[stage][0].format(network.blocks_decoder[stage])
-        if stage == 0:
-            activation = "sigmoid" if plan.classes.are_regions else "softmax"
-            text += f"\nconvolution 1 x 1 x 1, {activation}: {plan.classes.outputs} maps"
-        before = _draw_box(axes, (2 * last + 1 - stage, -stage), text, COLOURS[0], before)
-        ends = {"patchA": encoder[stage].get_bbox_patch(), "patchB": before.get_bbox_patch()}
-        skip = {"arrowstyle": "-|>", "linestyle": "dashed", **ends}
-        axes.annotate("", before.xyann, encoder[stage].xyann, arrowprops=skip)
+    before, drawn = None, []
+    for i, lines in enumerate(text.strip().split("\n\n")):
+        place = (i, -i) if i <= last else (i + 1, i - 2 * last)
+        before = _draw_box(axes, place, lines, COLOURS[1 if i <= last else 0], before)
+        drawn.append(before)
+        if i > last:  # in the decoder, with the skip connection
+            encoder = drawn[2 * last - i]
+            ends = {"patchA": encoder.get_bbox_patch(), "patchB": before.get_bbox_patch()}
+            skip = {"arrowstyle": "-|>", "linestyle": "dashed", **ends}
+            axes.annotate("", before.xyann, encoder.xyann, arrowprops=skip)
     return figure
 
 
@@ -251,10 +235,10 @@ def _draw_box(
 
 
 FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
-    "pipeline": lambda study: draw_pipeline(study.plan) if study.plan else None,
-    "network": lambda study: draw_network(study.plan) if study.plan else None,
+    "pipeline": lambda study: draw_pipeline(plan) if (plan := study.last.trained.plan) else None,
+    "network": lambda study: draw_network(plan) if (plan := study.last.trained.plan) else None,
     "dice": lambda study: draw_groups(  # Figure 4A of Müller et al. 2021
-        {"": {"all folds": study.arms[-1].dice(VALIDATION, study.classes)}}, study.colours
+        {"": {"all folds": study.last.dice(VALIDATION, study.classes)}}, study.colours
     ),
     "dice_of_plans": _dice_of_plans,
     "dice_of_folds": _dice_of_folds,
@@ -270,59 +254,42 @@ def write_report(folder: Path) -> list[Path]:
     study = read_scores(folder)
     if not study.is_scored:
         return []
-    summaries = {arm.name: found for arm in study.arms if (found := _summary(study, arm))}
-    plans = {name: _plan(study, name) for name in study.folders}
+    summaries = {arm.name: found for arm in study.arms if (found := _summary(arm))}
     first, *others = study.arms
     pairs = [
-        compare(summaries[other.name], summaries[first.name], (other.name, first.name))
-        for other in others
-        if other.name in summaries and first.name in summaries
+        compare(summaries[arm.name], summaries[first.name], (arm.name, first.name))
+        for arm in others
+        if {arm.name, first.name} <= summaries.keys()
     ]
     arms = []
     for arm in study.arms:
-        changed = _plan_differences(plans[first.name], plans[arm.name])
+        changed = _plan_differences(first.trained.plan, arm.trained.plan)
         asked = _asked(study, arm) | _asked(study, first)
         extra = [text for key, text in changed.items() if not any(map(key.startswith, asked))]
-        has_plan = None not in (plans[first.name], plans[arm.name])
+        has_plan = None not in (first.trained.plan, arm.trained.plan)
         about = {"differences": list(changed.values()), "extra": extra, "has_plan": has_plan}
-        arms.append({"name": titled(study.head, arm.name), **about})
-    dice = {arm.name: arm.dice(VALIDATION, study.classes) for arm in study.arms}
-    groups = {titled(study.head, name): of for name, of in dice.items()}
+        arms.append({"name": arm.title, **about})
+    groups = {arm.title: arm.dice(VALIDATION, study.classes) for arm in study.arms}
     boxes = draw_groups({"": groups}, study.colours)
     write_page(
         folder / REPORT,
-        Path(__file__).parent / "templates" / "report.html.j2",
+        TEMPLATES / "report.html.j2",
         title=study.study.get("title") or folder.name,
-        task=study.study["task"],
-        date=study.gathered,
-        done=sum(arm.done(VALIDATION) for arm in study.arms),
-        runs=sum(len(arm.folds) for arm in study.arms),
+        study=study,
         arms=arms,
-        tables={name: class_table(of) for name, of in summaries.items()},
+        tables={name: facts.class_table(of) for name, of in summaries.items()},
         charts=[chart(boxes, "Dice", "Dice of each class and arm, a point for each case")],
         differences=_corrected(pairs),
         curves=[chart(_losses(study), "Loss", "Training and validation loss of each arm")],
-        cost={
-            titled(study.head, name): (
-                [epoch.seconds for log in map(read_log, runs.values()) for epoch in log or ()],
-                [record for record in map(read_record, runs.values()) if record],
-            )
-            for name, runs in study.folders.items()
-        },
     )
     return [folder / REPORT]
 
 
-def _summary(study: StudyScores, arm: Arm) -> Summary | None:
+def _summary(arm: Arm) -> Summary | None:
     """The validation scores of the folds of an arm, as far as they are there."""
-    paths = [study.folders[arm.name][fold] / SUMMARY for fold in arm.folds]
+    paths = [run / SUMMARY for run in arm.runs]
     found = [Summary.load(path) for path in paths if path.is_file()]
     return combine(found) if found else None
-
-
-def _plan(study: StudyScores, name: str) -> Plan | None:
-    path = next(iter(study.folders[name].values())).parent / PLAN
-    return load_plan(path) if path.is_file() else None
 
 
 def _plan_differences(one: Plan | None, other: Plan | None) -> dict[str, str]:
@@ -331,28 +298,18 @@ def _plan_differences(one: Plan | None, other: Plan | None) -> dict[str, str]:
         return {}
     before, after = ({row.key: row for row in rows(plan)} for plan in (one, other))
     found = {}
-    for key in before | after:
-        values = [of[key].value if key in of else "none" for of in (before, after)]
-        if values[0] != values[1]:
-            name = (after.get(key) or before[key]).name
-            found[key] = f"{name} ({key}): {values[1]} instead of {values[0]}"
+    for key, row in (before | after).items():
+        old, new = (of[key].value if key in of else "none" for of in (before, after))
+        if old != new:
+            found[key] = f"{row.name} ({key}): {new} instead of {old}"
     return found
 
 
 def _asked(study: StudyScores, arm: Arm) -> set[str]:
     """The keys that the study sets for an arm: of its plan, k and seed."""
     entries = {entry["name"]: entry for entry in study.study.get("plans", ())}
-    overrides = entries.get(study.variants.get(arm.name, ""), {}).get("overrides", {})
-    return {"splits.folds", "training.seed", *_keys(overrides)}
-
-
-def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of nested values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
+    overrides = entries.get(arm.variant, {}).get("overrides", {})
+    return {"splits.folds", "training.seed", *map(".".join, leaves(overrides))}
 
 
 def _corrected(pairs: Sequence[Comparison]) -> dict[str, list[tuple[Comparison, Difference]]]:

@@ -6,9 +6,11 @@ One row of the table is one class of one case, scored by one model, with all met
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ from autoseg.common.figures import Colours
 from autoseg.common.files import read_json, write_json, write_text
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.report.files import Trained
 from autoseg.evaluation.scores import Statistic
-from autoseg.evaluation.tables import rows_as_csv
+from autoseg.evaluation.tables import records_as_csv, score_rows
 from autoseg.experiments import status
-from autoseg.experiments.runs import StudyRun, Variant, runs_of_plan, variants
+from autoseg.experiments.runs import StudyRun, runs_of, runs_of_plan, variants
 from autoseg.experiments.study import USUAL, Study
-from autoseg.models.folder import PLAN, SUMMARY, VALIDATION
-from autoseg.plan.plan import Plan, load_plan
+from autoseg.models.folder import SUMMARY, VALIDATION, fold_folder
+from autoseg.models.log import Epoch
 from autoseg.workflow.workspace import Workspace
 
 RESULTS, STUDY, JOBS = "results.csv", "study.json", "jobs.json"
@@ -41,24 +44,24 @@ def gather(study: Study, workspace: Workspace) -> list[status.Status]:
     Raises:
         AutosegError: a file of scores is damaged.
     """
-    folder = workspace.study(study.name)
-    pairs = [(v, run) for v in variants(study) for run in runs_of_plan(v, workspace)]
-    rows = [row for variant, run in pairs for row in _rows(study, variant, run, workspace)]
-    write_text(folder / RESULTS, to_csv(rows))
-    statuses = [status.status_of(run, workspace, read_jobs(study, workspace)) for _, run in pairs]
-    runs = [
-        _run_to_json(variant, found, workspace)
-        for (variant, _), found in zip(pairs, statuses, strict=True)
-    ]
+    folder, statuses = workspace.study(study.name), statuses_of(study, workspace)
+    rows = [row for of in statuses for row in _rows(study, of.run, workspace)]
+    write_text(folder / RESULTS, records_as_csv(rows, FIRST))
     about = {
         "autoseg": __version__,
         "gathered": datetime.now(UTC).isoformat(timespec="seconds"),
         "finished": all(found.state == "done" for found in statuses) and bool(statuses),
         "study": study.model_dump(mode="json"),
-        "runs": runs,
+        "runs": [_run_to_json(found, workspace) for found in statuses],
     }
     write_json(folder / STUDY, about)
     return statuses
+
+
+def statuses_of(study: Study, workspace: Workspace) -> list[status.Status]:
+    """How far each run of a study is."""
+    jobs = read_jobs(study, workspace)
+    return [status.status_of(run, workspace, jobs) for run in runs_of(study, workspace)]
 
 
 def read_jobs(study: Study, workspace: Workspace) -> dict[str, str]:
@@ -73,63 +76,42 @@ def print_status(studies: Sequence[Study], workspace: Workspace, width: int | No
     """Print the status of all runs; `width` is that of the table, None for the terminal's."""
     console = Console(width=width)
     for study in studies:
-        jobs = read_jobs(study, workspace)
-        of_plans = {each.name: runs_of_plan(each, workspace) for each in variants(study)}
-        statuses = [
-            status.status_of(run, workspace, jobs) for runs in of_plans.values() for run in runs
-        ]
-        if statuses:
+        if statuses := statuses_of(study, workspace):
             console.print(status.table(statuses, f"{study.name}: {status.in_short(statuses)}"))
         else:
             print(f"{study.name}: no runs yet")
-        if unplanned := [name for name, runs in of_plans.items() if not runs]:
+        if unplanned := [of.name for of in variants(study) if not runs_of_plan(of, workspace)]:
             print(f"not planned yet: {', '.join(unplanned)}")
 
 
-def to_csv(rows: list[ResultRow]) -> str:
-    """A table with the columns of all rows, in the order of their first appearance."""
-    columns = list(dict.fromkeys([*FIRST, *(key for row in rows for key in row)]))
-    return rows_as_csv([columns, *([row.get(name, "") for name in columns] for row in rows)])
-
-
-def _about(variant: Variant, run: StudyRun) -> ResultRow:
+def _about(run: StudyRun) -> ResultRow:
     """What identifies a run in a study."""
-    numbers = {"k": variant.k, "seed": variant.seed, "fold": run.fold}
-    return {"plan": run.plan, "variant": variant.source.name, **numbers}
+    return {key: getattr(run, key) for key in ("plan", "variant", "k", "seed", "fold")}
 
 
-def _rows(
-    study: Study, variant: Variant, run: StudyRun, workspace: Workspace
-) -> Iterator[ResultRow]:
+def _rows(study: Study, run: StudyRun, workspace: Workspace) -> Iterator[ResultRow]:
     """The existing scores of a run: of its validation cases and of each test set."""
     if not status.is_trained(run, workspace):
         return
-    begin = {"study": study.name, "task": run.task, **_about(variant, run)}
-    yield from _scores(run.folder(workspace) / SUMMARY, begin | {"set": VALIDATION})
+    begin = {"study": study.name, "task": run.task, **_about(run)}
+    files = {VALIDATION: run.folder(workspace) / SUMMARY}
     for each in run.held_out:
         if status.is_scored(run, each, workspace):
-            scores = status.test_folder(run, each, workspace) / status.SCORES
-            yield from _scores(scores, begin | {"set": each.name})
+            files[each.name] = status.test_folder(run, each, workspace) / status.SCORES
+    for name, path in files.items():
+        try:
+            for case in read_json(path)["metric_per_case"]:
+                yield from (begin | {"set": name} | row for row in score_rows(case))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AutosegError(
+                f"{path} is damaged ({error!r}); delete it and restart the study"
+            ) from error
 
 
-def _scores(path: Path, begin: ResultRow) -> Iterator[ResultRow]:
-    """The rows of one file of scores, with all its metrics."""
-    try:
-        for case in read_json(path)["metric_per_case"]:
-            for name, metrics in case["metrics"].items():
-                volumes = case.get("volume_ml", {}).get(name, {})
-                ml = {f"{key}_ml": value for key, value in volumes.items()}
-                yield begin | {"case": case["case"], "class": name} | metrics | ml
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AutosegError(
-            f"{path} is damaged ({error!r}); delete it and restart the study"
-        ) from error
-
-
-def _run_to_json(variant: Variant, found: status.Status, workspace: Workspace) -> ResultRow:
+def _run_to_json(found: status.Status, workspace: Workspace) -> ResultRow:
     run = found.run
     return {
-        **_about(variant, run),
+        **_about(run),
         "plan_id": status.plan_id(workspace.preprocessed(run.task, run.plan)),
         "folder": run.folder(workspace).relative_to(workspace.root).as_posix(),
         "held_out": [each.name for each in run.held_out],
@@ -141,10 +123,9 @@ def _run_to_json(variant: Variant, found: status.Status, workspace: Workspace) -
     }
 
 
-Values = Sequence[float | None]
-FoldScores = Mapping[str, Mapping[str, Values]]  # class -> metric -> one value per case
+Values = list[float | None]
 Column = tuple[str, str]  # a set of cases, and a class
-Scores = dict[str, dict[str, dict[int, dict[str, dict[str, list[float | None]]]]]]
+Scores = dict[tuple[str, int, str], list[dict[str, float | None]]]
 
 
 @dataclass(frozen=True)
@@ -153,25 +134,47 @@ class Arm:
 
     Attributes:
         name: its title in rows and columns.
+        title: the same outside a table, such as `k = 5`.
+        variant: the name of its plan in the study.
         folds: numbers of the folds in the study.
-        scores: set of cases -> fold -> its scores, where they exist.
+        trained: its models.
+        scores: set of cases, fold, class -> the metrics of each case, where they exist.
     """
 
     name: str
+    title: str
+    variant: str
     folds: tuple[int, ...]
-    scores: Mapping[str, Mapping[int, FoldScores]]
+    trained: Trained
+    scores: Scores
+
+    @property
+    def runs(self) -> list[Path]:
+        """The folders of the folds."""
+        return [fold_folder(self.trained.folder, fold) for fold in self.folds]
+
+    @cached_property
+    def logs(self) -> list[list[Epoch]]:
+        """The training logs of the folds that have one."""
+        return self.trained.logs(self.folds)
+
+    @property
+    def records(self) -> list[status.Record]:
+        """The latest attempts at the runs, of those that have a record."""
+        return [found for found in map(status.read_record, self.runs) if found]
 
     def of_fold(self, column: Column, fold: int, metric: str) -> Values:
         """The values of a fold's cases; empty if it has not been scored."""
         where, label = column
-        return self.scores.get(where, {}).get(fold, {}).get(label, {}).get(metric, ())
+        found = self.scores.get((where, fold, label), ())
+        return [metrics[metric] for metrics in found if metric in metrics]
 
     def medians(self, column: Column, metric: str) -> dict[int, float]:
         """Fold -> the median of its cases, without folds that have no value."""
         found = {fold: Statistic.of(self.of_fold(column, fold, metric)) for fold in self.folds}
         return {fold: each.median for fold, each in found.items() if each.median is not None}
 
-    def pooled(self, column: Column, metric: str, *folds: int) -> list[float | None]:
+    def pooled(self, column: Column, metric: str, *folds: int) -> Values:
         """The values of the cases of all folds, or of these."""
         return [v for fold in folds or self.folds for v in self.of_fold(column, fold, metric)]
 
@@ -183,9 +186,9 @@ class Arm:
         """One metric over the cases of all folds."""
         return Statistic.of(self.pooled(column, metric))
 
-    def done(self, where: str) -> int:
-        """The number of folds that have been scored on a set of cases."""
-        return len(set(self.folds) & self.scores.get(where, {}).keys())
+    def done(self, where: str) -> set[int]:
+        """The folds that have been scored on a set of cases."""
+        return {fold for of, fold, _ in self.scores if of == where and fold in self.folds}
 
 
 @dataclass(frozen=True)
@@ -197,10 +200,8 @@ class StudyScores:
         folder: of the study, `WORKSPACE/experiments/STUDY`.
         head: what distinguishes the arms: `k` or `plan`.
         arms: the plans, with all their scores.
-        folders: arm -> fold -> folder of the run.
         columns: the sets of cases, with the reported classes of each.
         labels: the classes of the first plan, with their colours; None if there is no plan.
-        variants: arm -> the name of its plan in the study.
         gathered: when the scores were collected.
     """
 
@@ -208,10 +209,8 @@ class StudyScores:
     folder: Path
     head: str
     arms: tuple[Arm, ...]
-    folders: dict[str, dict[int, Path]]
     columns: tuple[Column, ...]
     labels: ScoredClasses | None
-    variants: dict[str, str]
     gathered: str
 
     @property
@@ -230,20 +229,9 @@ class StudyScores:
         return list(dict.fromkeys(where for where, _ in self.columns))
 
     @property
-    def last(self) -> dict[int, Path]:
-        """Fold -> folder of the run, for the last plan."""
-        return self.folders[self.arms[-1].name]
-
-    @property
-    def models(self) -> Path:
-        """The folder of the models of the last plan."""
-        return next(iter(self.last.values())).parent
-
-    @property
-    def plan(self) -> Plan | None:
-        """The last plan; None if its file is missing."""
-        path = self.models / PLAN
-        return load_plan(path) if path.is_file() else None
+    def last(self) -> Arm:
+        """The last plan."""
+        return self.arms[-1]
 
     @property
     def colours(self) -> Colours:
@@ -254,6 +242,12 @@ class StudyScores:
     def is_scored(self) -> bool:
         """Whether any run has been scored."""
         return any(arm.scores for arm in self.arms)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The number of validated models, and of all."""
+        done = sum(len(arm.done(VALIDATION)) for arm in self.arms)
+        return done, sum(len(arm.folds) for arm in self.arms)
 
     def classes_of(self, where: str) -> list[str]:
         """The classes reported for a set of cases."""
@@ -270,70 +264,52 @@ def read_scores(folder: Path) -> StudyScores:
     """
     about = read_json(folder / STUDY)
     try:
-        runs = about["runs"]
         sets = [VALIDATION, *(each["name"] for each in about["study"]["held_out"])]
-        head, names = _names(runs)
-        kinds = {names[run["plan"]]: str(run["variant"]) for run in runs}
-        folders: dict[str, dict[int, Path]] = {}
-        for run in runs:
-            path = folder.parents[1] / run["folder"]
-            folders.setdefault(names[run["plan"]], {})[run["fold"]] = path
+        runs_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for run in about["runs"]:
+            runs_of[run["plan"]].append(run)
+        head, names = _names({plan: of[-1] for plan, of in runs_of.items()})
         scores = _read_results(folder / RESULTS)
-        arms = tuple(
-            Arm(name, tuple(sorted(folders[name])), scores.get(plan, {}))
-            for plan, name in names.items()
-        )
+        workspace, arms = Workspace(folder.parents[1]), []
+        raw = workspace.raw_folder(about["study"]["task"])
+        for plan, runs in runs_of.items():
+            trained = Trained((workspace.root / runs[0]["folder"]).parent, raw)
+            title = names[plan] if head == "plan" else f"{head} = {names[plan]}"
+            about_plan = names[plan], title, str(runs[-1]["variant"])
+            folds = tuple(sorted(run["fold"] for run in runs))
+            arms.append(Arm(*about_plan, folds, trained, scores.get(plan, {})))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder} is not a study folder ({error!r}); restart the study") from error
-    labels = _labels(folders)
+    labels = next((arm.trained.labels for arm in arms if arm.trained.plan), None)
     columns = _columns(arms, sets, labels)
     gathered = str(about.get("gathered", ""))[:16].replace("T", " ")
-    return StudyScores(
-        about["study"], folder, head, arms, folders, columns, labels, kinds, gathered
-    )
+    return StudyScores(about["study"], folder, head, tuple(arms), columns, labels, gathered)
 
 
-def _names(runs: Sequence[dict[str, Any]]) -> tuple[str, dict[str, str]]:
+def _names(runs: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, str]]:
     """What distinguishes the plans, and plan -> the name of its arm."""
-    plans = {run["plan"]: run for run in runs}
-    differ = [
-        key
-        for key in ("variant", "k", "seed")
-        if len({str(run[key]) for run in plans.values()}) > 1
-    ]
-    if differ == ["k"]:
-        return "k", {plan: str(run["k"]) for plan, run in plans.items()}
     formats = {"variant": "{}", "k": "k = {}", "seed": "seed {}"}
+    differ = [key for key in formats if len({str(run[key]) for run in runs.values()}) > 1]
+    if differ == ["k"]:
+        return "k", {plan: str(run["k"]) for plan, run in runs.items()}
     return "plan", {
         plan: ", ".join(formats[key].format(run[key]) for key in differ) or plan
-        for plan, run in plans.items()
+        for plan, run in runs.items()
     }
 
 
-def _read_results(path: Path) -> Scores:
-    """Plan -> set of cases -> fold -> class -> metric -> a value for each case."""
-    found: Scores = {}
+def _read_results(path: Path) -> Mapping[str, Scores]:
+    """Plan -> its scores."""
+    found: dict[str, Scores] = defaultdict(lambda: defaultdict(list))
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                of_set = found.setdefault(row["plan"], {}).setdefault(row["set"], {})
-                of_class = of_set.setdefault(int(row["fold"]), {}).setdefault(row["class"], {})
-                for metric in METRICS.keys() & row.keys():
-                    value = float(row[metric]) if row[metric] else None
-                    of_class.setdefault(metric, []).append(value)
+                known = METRICS.keys() & row.keys()
+                metrics = {name: float(row[name]) if row[name] else None for name in known}
+                found[row["plan"]][row["set"], int(row["fold"]), row["class"]].append(metrics)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; start the study again") from error
     return found
-
-
-def _labels(folders: dict[str, dict[int, Path]]) -> ScoredClasses | None:
-    for of_arm in folders.values():
-        for fold in of_arm.values():
-            try:
-                return ScoredClasses.of_plan(load_plan(fold.parent / PLAN))
-            except AutosegError:
-                continue
-    return None
 
 
 def _columns(
@@ -343,16 +319,10 @@ def _columns(
     merged = {} if labels is None else labels.merged
     columns: list[Column] = []
     for where in sets:
-        found = dict.fromkeys(
-            label
-            for arm in arms
-            for scores in arm.scores.get(where, {}).values()
-            for label in scores
-        )
+        found = dict.fromkeys(label for arm in arms for of, _, label in arm.scores if of == where)
         if not found and labels is not None and where == VALIDATION:
             found = dict.fromkeys([*labels.values, *merged])
         hidden = {part for row, parts in merged.items() if row in found for part in parts}
-        rows = [label for label in found if label in merged]
-        rows += [label for label in found if label not in merged and label not in hidden]
-        columns += [(where, label) for label in rows]
+        rows = sorted(found, key=lambda label: label not in merged)
+        columns += [(where, label) for label in rows if label in merged or label not in hidden]
     return tuple(columns)

@@ -45,8 +45,8 @@ class Variant:
     @property
     def name(self) -> str:
         """The plan's name: that of its entry, with -kK and -sSEED where the study varies them."""
-        k = "" if self.k is None else f"-k{self.k}"
-        return self.source.name + k + ("" if self.seed is None else f"-s{self.seed}")
+        numbers = (("-k", self.k), ("-s", self.seed))
+        return self.source.name + "".join(f"{sign}{n}" for sign, n in numbers if n is not None)
 
     @property
     def options(self) -> PlanOptions:
@@ -59,13 +59,10 @@ class Variant:
         return PlanOptions(
             name=self.name,
             keep_name=True,
-            configuration=given.configuration,
-            planner=given.planner,
-            memory_gb=given.memory_gb,
             use_reference=not given.rules_only,
-            reference=given.reference,
             layers=(layer,) if values else (),
             seconds=None if given.time_budget is None else parse_seconds(given.time_budget),
+            **given.model_dump(include={"configuration", "planner", "memory_gb", "reference"}),
         )
 
     @property
@@ -88,6 +85,8 @@ class StudyRun:
         fold: number of the fold.
         held_out: the test sets to score the model on.
         pretrained: trained model with the initial weights.
+        variant: the plan's name in the study.
+        k, seed: see `Variant`.
     """
 
     task: str
@@ -95,6 +94,9 @@ class StudyRun:
     fold: int
     held_out: tuple[HeldOut, ...] = field(default=(), compare=False)
     pretrained: str | None = field(default=None, compare=False)
+    variant: str = field(default="", compare=False)
+    k: int | None = field(default=None, compare=False)
+    seed: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.plan} fold {self.fold}"
@@ -134,8 +136,8 @@ def runs_of_plan(variant: Variant, workspace: Workspace) -> list[StudyRun]:
         raise PlanError(
             f"study {study.name}: plan {name} has no fold {beyond[0]}; choose from 0 to {count - 1}"
         )
-    pretrained = variant.source.pretrained
-    return [StudyRun(study.task, name, fold, study.held_out, pretrained) for fold in folds]
+    about = study.held_out, variant.source.pretrained, variant.source.name, variant.k, variant.seed
+    return [StudyRun(study.task, name, fold, *about) for fold in folds]
 
 
 def joined(runs: Sequence[StudyRun]) -> list[StudyRun]:
@@ -174,28 +176,27 @@ def prepare_plans(
         study = variant.study
         parent = workspace.preprocessed(study.task)
         with locked(parent / f".{variant.name}.lock", f"planning {variant.name}", wait=True):
-            if (parent / variant.name / PLAN).is_file():
+            exists = (parent / variant.name / PLAN).is_file()
+            if exists:
                 plan = _existing_plan(variant, workspace)
-                _check(variant, workspace, plan)
-                if "decided" in plan.measured:  # since 0.2.0
-                    measured.setdefault(variant.measured_with, plan)
-                continue
-            if study.task not in surveyed:
-                folder = workspace.find_task_folder(study.task)
-                most = max(each.k or DEFAULT_FOLDS for each in planned if each.study is study)
-                surveyed[study.task] = survey_task(
-                    workspace, folder, processes, study.skip_bad_cases, most
-                )
-            options, like = variant.options, measured.get(variant.measured_with)
-            if options.seconds is not None and like is not None:
-                options = replace(options, measured=like)
-            try:
-                plan = write_plan(workspace, surveyed[study.task], options, processes, device)
-            except PlanError as error:
-                raise PlanError(f"study {study.name}: plan {variant.name}: {error}") from error
-            measured.setdefault(variant.measured_with, plan)
+            else:
+                if (found := surveyed.get(study.task)) is None:
+                    folder = workspace.find_task_folder(study.task)
+                    most = max(each.k or DEFAULT_FOLDS for each in planned if each.study is study)
+                    found = survey_task(workspace, folder, processes, study.skip_bad_cases, most)
+                    surveyed[study.task] = found
+                options = variant.options
+                if options.seconds is not None:
+                    options = replace(options, measured=measured.get(variant.measured_with))
+                try:
+                    plan = write_plan(workspace, found, options, processes, device)
+                except PlanError as error:
+                    raise PlanError(f"study {study.name}: plan {variant.name}: {error}") from error
+            if not exists or "decided" in plan.measured:  # since 0.2.0
+                measured.setdefault(variant.measured_with, plan)
             _check(variant, workspace, plan)
-            say(f"plan {plan.name} ({plan.id})")
+            if not exists:
+                say(f"plan {plan.name} ({plan.id})")
 
 
 def _existing_plan(variant: Variant, workspace: Workspace) -> Plan:

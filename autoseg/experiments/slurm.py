@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.common.errors import AutosegError, RunError, Stopped, install_hint
-from autoseg.common.files import write_json
+from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import say
 from autoseg.experiments.attempt import RunOrder, make_orders
 from autoseg.experiments.local import Outcome, RunProcess
@@ -29,6 +29,8 @@ from autoseg.experiments.study import SlurmSettings, Study, check_study
 from autoseg.planner.budget import parse_seconds
 from autoseg.workflow.workspace import Workspace
 
+# Parameter of submitit -> ours.
+PARAMETERS = read_json(Path(__file__).with_name("slurm.json"))
 MOST_TIMEOUTS = 1000  # jobs that a run may use up
 SECONDS_BETWEEN_TRIES = 20.0
 SQUEUE_SECONDS = 120.0
@@ -49,25 +51,23 @@ def submit_studies(
     alive = living_jobs()
     prepare_plans(studies, workspace, processes, device)
     orders = make_orders(studies, workspace, processes)
-    known = {run: job for study in studies for run, job in read_jobs(study, workspace).items()}
-    jobs = {run: job for run, job in known.items() if job in alive}
+    known = [item for study in studies for item in read_jobs(study, workspace).items()]
+    jobs = {run: job for run, job in dict(known).items() if job in alive}
     submitted: list[str] = []
     for study in studies:
-        of_study = set(runs_of(study, workspace))
-        runs = [run for run in orders if run in of_study]
+        runs, cpus = list(dict.fromkeys(runs_of(study, workspace))), study.slurm.cpus
         new = [
-            orders[run].model_copy(update={"processes": study.slurm.cpus})
+            run
             for run in runs
             if str(run) not in jobs and not (is_finished(run, workspace) or held_by(run, workspace))
         ]
         if new:
             executor = _executor(study.slurm, workspace, study.name, study.name)
-            lines = [order.model_dump_json() for order in new]
+            started = [orders[run].model_copy(update={"processes": cpus}) for run in new]
             with _refusals():
-                array = executor.map_array(RunJob(study.slurm.cpus), lines)
-            numbers = [str(job.job_id) for job in array]
-            submitted += numbers
-            jobs |= {str(order.run): job for order, job in zip(new, numbers, strict=True)}
+                array = executor.map_array(RunJob(cpus), [o.model_dump_json() for o in started])
+            submitted += [str(job.job_id) for job in array]
+            jobs |= {str(run): str(job.job_id) for run, job in zip(new, array, strict=True)}
         own = {str(run): jobs[str(run)] for run in runs if str(run) in jobs}
         write_json(workspace.study(study.name) / JOBS, own)
         gather(study, workspace)
@@ -99,9 +99,9 @@ class RunJob:
         order = RunOrder.model_validate_json(line).model_copy(update={"slurm_job": job_id()})
         outcome = self._run(order)
         folder = order.run.folder(Workspace(order.workspace))
-        while outcome.state == "elsewhere" and (
-            (record := read_record(folder)) and record.slurm_job == order.slurm_job
-        ):
+        while outcome.state == "elsewhere":
+            if (record := read_record(folder)) is None or record.slurm_job != order.slurm_job:
+                break
             say(f"{order.run}: {outcome.reason}; trying again in {SECONDS_BETWEEN_TRIES:.0f} s")
             time.sleep(SECONDS_BETWEEN_TRIES)
             outcome = self._run(order)
@@ -177,19 +177,13 @@ def _executor(settings: SlurmSettings, workspace: Workspace, study: str, name: s
     submitit, folder = _submitit(), workspace.study(study) / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=MOST_TIMEOUTS)
-    given: dict[str, Any] = {
-        "name": name,
-        "timeout_min": max(1, round(parse_seconds(settings.time) / 60)),
-        "cpus_per_task": settings.cpus,
-        "gpus_per_node": settings.gpus or None,
-        "mem_gb": settings.memory_gb,
-        "slurm_partition": settings.partition,
-        "slurm_setup": list(settings.setup) or None,
-        "slurm_array_parallelism": settings.parallel,
-        "slurm_signal_delay_s": settings.save_seconds,
-        "slurm_additional_parameters": {"requeue": True, **settings.options},
-    }
-    executor.update_parameters(**{key: value for key, value in given.items() if value is not None})
+    values = settings.model_dump(mode="json")
+    executor.update_parameters(
+        name=name,
+        timeout_min=max(1, round(parse_seconds(settings.time) / 60)),
+        slurm_additional_parameters={"requeue": True, **settings.options},
+        **{key: values[name] for key, name in PARAMETERS.items() if values[name]},
+    )
     return executor
 
 

@@ -7,7 +7,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -40,33 +40,30 @@ State = Literal["done", "running", "submitted", "waiting", "stopped", "failed"]
 
 def is_finished(run: StudyRun, workspace: Workspace) -> bool:
     """Whether the run is trained and scored on all its test sets."""
-    return is_trained(run, workspace) and all(
-        is_scored(run, each, workspace) for each in run.held_out
-    )
+    scored = (is_scored(run, each, workspace) for each in run.held_out)
+    return is_trained(run, workspace) and all(scored)
 
 
 def is_trained(run: StudyRun, workspace: Workspace) -> bool:
     """Whether the model is there, trained by the current plan, and validated."""
-    folder = run.folder(workspace)
-    if not all(path.is_file() for path in (folder / FINAL, folder / SUMMARY)):
-        return False
-    planned = plan_id(workspace.preprocessed(run.task, run.plan))
-    return planned is not None and plan_id(folder.parent) == planned
+    folder, planned = run.folder(workspace), workspace.preprocessed(run.task, run.plan)
+    is_there = (folder / FINAL).is_file() and (folder / SUMMARY).is_file()
+    return is_there and plan_id(folder.parent) == plan_id(planned) is not None
 
 
 def is_scored(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
     """Whether the model has been scored on this test set as the study describes it now."""
-    folder = test_folder(run, test_set, workspace)
-    scored = (folder / SCORES).is_file()
-    return scored and is_described(folder, described(run, test_set, workspace))
+    scored = (test_folder(run, test_set, workspace) / SCORES).is_file()
+    return scored and is_described(run, test_set, workspace)
 
 
-def is_described(folder: Path, description: dict[str, Any]) -> bool:
-    """Whether a test set's folder has this description."""
+def is_described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
+    """Whether the folder of a test set was written for this plan and description."""
     try:
-        return bool(read_json(folder / TEST_SET) == description)
+        found = read_json(test_folder(run, test_set, workspace) / TEST_SET)
     except AutosegError:
         return False
+    return bool(found == described(run, test_set, workspace))
 
 
 def test_folder(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> Path:
@@ -142,18 +139,10 @@ def read_record(folder: Path) -> Record | None:
 @contextmanager
 def recorded(folder: Path, log: str, slurm_job: str | None) -> Iterator[Callable[..., None]]:
     """Record the attempt in the block, and how it ends; yields a function that changes fields."""
-    earlier, started = read_record(folder), time.monotonic()
-    seconds_before = 0.0 if earlier is None else earlier.seconds
-    record = Record(
-        state="running",
-        began=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=seconds_before,
-        attempts=1 if earlier is None else earlier.attempts + 1,
-        machine=platform.node(),
-        pid=os.getpid(),
-        slurm_job=slurm_job,
-        log=log,
-    )
+    began, started = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    before = read_record(folder) or Record("stopped", began, attempts=0)
+    record = Record("running", began, before.seconds, before.attempts + 1, log=log)
+    record = replace(record, machine=platform.node(), pid=os.getpid(), slurm_job=slurm_job)
 
     def update(**changes: Any) -> None:
         nonlocal record
@@ -161,7 +150,7 @@ def recorded(folder: Path, log: str, slurm_job: str | None) -> Iterator[Callable
         write_json(folder / RECORD, asdict(record))
 
     def end(state: AttemptState, error: str | None = None) -> None:
-        seconds = round(seconds_before + time.monotonic() - started, 2)
+        seconds = round(before.seconds + time.monotonic() - started, 2)
         update(state=state, error=error, seconds=seconds)
 
     update()
@@ -199,11 +188,10 @@ class Status:
         """The reason of a failure, or where the run is."""
         if self.record is None or self.state == "done":
             return "" if self.job is None else f"job {self.job}"
-        if self.state == "failed":
-            return str(self.record.error)
-        running = self.state == "running"
-        note = f"on {self.record.machine}" if running else "continues when the study is started"
-        return note if self.record.slurm_job is None else f"{note}, job {self.record.slurm_job}"
+        notes = {"failed": str(self.record.error), "running": f"on {self.record.machine}"}
+        note = notes.get(self.state, "continues when the study is started")
+        job = None if self.state == "failed" else self.record.slurm_job
+        return note if job is None else f"{note}, job {job}"
 
 
 def status_of(run: StudyRun, workspace: Workspace, jobs: dict[str, str] | None = None) -> Status:
@@ -215,10 +203,17 @@ def status_of(run: StudyRun, workspace: Workspace, jobs: dict[str, str] | None =
         jobs: run -> id of the Slurm job that it was submitted as.
     """
     folder = run.folder(workspace)
-    record = read_record(folder)
-    job = (jobs or {}).get(str(run))
-    dice = _dice(folder) if is_trained(run, workspace) else None
-    state = _state(run, workspace, record, job)
+    record, job, dice = read_record(folder), (jobs or {}).get(str(run)), None
+    if is_trained(run, workspace):
+        with suppress(AutosegError, KeyError, TypeError):
+            dice = read_json(folder / SUMMARY)["foreground_mean"]["Dice"]
+    state: State = "waiting" if job is None else "submitted"
+    if held_by(run, workspace):
+        state = "running"
+    elif is_finished(run, workspace):
+        state = "done"
+    elif record is not None:  # if it says "running" without a lock, the process was killed
+        state = "failed" if record.state == "failed" else "stopped"
     return Status(run, state, count_epochs(folder), dice, record, job)
 
 
@@ -228,42 +223,21 @@ def held_by(run: StudyRun, workspace: Workspace) -> str | None:
     return holder_of(folder / LOCK) or holder_of(folder / FOLD_LOCK)
 
 
-def _state(run: StudyRun, workspace: Workspace, record: Record | None, job: str | None) -> State:
-    if held_by(run, workspace):
-        return "running"
-    if is_finished(run, workspace):
-        return "done"
-    if record is not None:  # a record that says "running" without a lock: the process was killed
-        return "failed" if record.state == "failed" else "stopped"
-    return "waiting" if job is None else "submitted"
-
-
-def _dice(folder: Path) -> float | None:
-    try:
-        dice: float | None = read_json(folder / SUMMARY)["foreground_mean"]["Dice"]
-        return dice
-    except (AutosegError, KeyError, TypeError):
-        return None
-
-
 def table(statuses: Sequence[Status], title: str = "") -> Table:
     """The status of runs as a table for a terminal."""
     made = Table(title=title or None, title_justify="left", box=None)
     for name in ("plan", "fold", "state", "epochs", "time", "Dice"):
-        justify: Literal["left", "right"] = "left" if name in ("plan", "state") else "right"
-        made.add_column(name, justify=justify, no_wrap=True)
+        is_text = name in ("plan", "state")
+        made.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     made.add_column("", overflow="fold")
     for each in statuses:
-        seconds = each.record.seconds if each.record is not None else 0
-        made.add_row(
-            each.run.plan,
-            str(each.run.fold),
-            Text(each.state, style=COLOURS.get(each.state, "")),
-            str(each.epochs) if each.epochs else "",
-            in_words(seconds) if seconds else "",
-            "" if each.dice is None else f"{each.dice:.3f}",
-            Text(each.note),
-        )
+        state = Text(each.state, style=COLOURS.get(each.state, ""))
+        epochs = str(each.epochs) if each.epochs else ""
+        seconds = each.record.seconds if each.record else 0
+        dice = "" if each.dice is None else f"{each.dice:.3f}"
+        spent = in_words(seconds) if seconds else ""
+        run = each.run.plan, str(each.run.fold)
+        made.add_row(*run, state, epochs, spent, dice, Text(each.note))
     return made
 
 

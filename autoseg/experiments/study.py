@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autoseg.common.errors import PlanError
+from autoseg.common.files import read_json
 from autoseg.common.progress import nearest
 from autoseg.plan.plan import describe_error
 from autoseg.plan.sections import Count, Index, LabelValue, Positive, Seed
@@ -24,14 +25,7 @@ PAPER = "paper"  # the file of a paper's printed values
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 Folds = Annotated[int, Field(ge=2, le=1000)]
 # Tables and figures of a study: those of every study, and others.
-USUAL = (
-    *("medians", "means", "folds", "training"),
-    *("loss", "dice_of_folds", "dice_of_plans", "examples"),
-)
-OTHERS = (
-    *("fold_metrics", "related_work", "pipeline", "network"),
-    *("dice", "dice_on_test_sets", "loss_from_zero", "pictures"),
-)
+USUAL, OTHERS = map(tuple, read_json(Path(__file__).with_name("elements.json")).values())
 Element = Annotated[str, Field(pattern=f"^({'|'.join(USUAL + OTHERS)})$")]
 
 
@@ -146,18 +140,14 @@ class Study(Section):
     overrides: dict[str, Any] = Field(default_factory=dict)
     skip_bad_cases: bool = False
     held_out: tuple[HeldOut, ...] = ()
-    report: dict[FolderName, Element] = Field(
-        default_factory=lambda: {name: name for name in USUAL}
-    )
+    report: dict[FolderName, Element] = dict(zip(USUAL, USUAL, strict=True))
     paper: FolderName | None = None
     slurm: SlurmSettings = SlurmSettings()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        for what, names in (
-            ("plans", [plan.name for plan in self.plans]),
-            ("held_out", [each.name for each in self.held_out]),
-        ):
+        for what in ("plans", "held_out"):
+            names = [each.name for each in getattr(self, what)]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what} has the name {twice[0]!r} twice; use different names")
         known = [path.parent.name for path in sorted(_folder().glob(f"*/{PAPER}{ENDING}"))]

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import Doubles, LabelMap, count_labels
 from autoseg.common.errors import AutosegError, DataError, VoxelError
 from autoseg.common.files import dataclass_from_json, obstacle, read_json, to_json, write_json
+from autoseg.common.pages import fill
 from autoseg.common.parallel import in_parallel
-from autoseg.common.progress import by_axis, noted, rendered
+from autoseg.common.progress import noted
 from autoseg.dataset.checks import CaseFacts, check_case, check_task
 from autoseg.dataset.problems import Problem, errors_in, shown_path
 from autoseg.dataset.task import Case, Task
@@ -117,7 +118,7 @@ class Fingerprint:
         """A line for each property of the data set and each channel, for notebooks."""
         shape = np.median([case.shape for case in self.cases.values()], axis=0)
         template = Path(__file__).with_name("fingerprint.html.j2")
-        return rendered(template, of=self, shape=shape, by_axis=by_axis)
+        return fill(template, of=self, shape=shape)
 
     def save(self, path: Path) -> None:
         """Write a JSON file, atomically; equal fingerprints give equal bytes."""

@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from autoseg.common.errors import PlanError
 from autoseg.common.files import read_json, write_json
-from autoseg.common.progress import counted, rendered
+from autoseg.common.pages import fill
+from autoseg.common.progress import counted
 from autoseg.plan import augmentation as patches
 from autoseg.plan import labels, sections
 from autoseg.plan.labels import Classes, Evaluation, SegmentCode
@@ -221,7 +222,7 @@ class Plan(sections.Section):
     def _repr_html_(self) -> str:
         """Each value with its reason and source, as in `--explain`, for notebooks."""
         values = self.model_dump(mode="json", exclude={"provenance", "measured"})
-        return rendered(TABLE, plan=self, values=values, provenance=self.provenance)
+        return fill(TABLE, plan=self, values=values, provenance=self.provenance)
 
     def save(self, path: Path) -> None:
         """Write the plan, atomically."""

@@ -75,7 +75,7 @@ def stack(rules: PlanValues, evidence: Evidence, layers: Sequence[Layer], name: 
         for key, owner in NOT_IN_LAYERS.items():
             if key in layer.values:
                 raise PlanError(f"{layer.source}: {key} is set by {owner}; remove it")
-        for path in _leaves(layer.values):
+        for path in leaves(layer.values):
             key = ".".join(path)
             provenance = {k: v for k, v in provenance.items() if not k.startswith(f"{key}.")}
             provenance[key] = layer.provenance(key, value_at(rules, path))
@@ -135,11 +135,11 @@ def _can_merge(old: Any, new: Any) -> bool:
     return both and not any(isinstance(new.get(k), str) and new[k] != old.get(k) for k in KINDS)
 
 
-def _leaves(values: PlanValues, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def leaves(values: PlanValues, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Paths of all values that are not objects with plan keys."""
     for key, value in values.items():
         if isinstance(value, dict) and key not in NOT_MERGED:
-            yield from _leaves(value, (*path, key))
+            yield from leaves(value, (*path, key))
         else:
             yield (*path, key)
 

@@ -125,7 +125,8 @@ def evaluate_task(
         print(f"{path.parent.name}: {path}")
     found = _review(trained, validation, out / label_review.FILE_NAME, processes)
     facts = trained, validation, exhibits, planned / FINGERPRINT, tables
-    report = contents.cross_validation_report(*facts, processes, volumes)
+    overlays = out / files.OVERLAYS
+    report = contents.cross_validation_report(*facts, processes, volumes, overlays)
     if found is not None:
         rows, pictures = findings_rows(found), contents.draw_labels(found, exhibits, processes)
         report = replace(report, labels=rows, label_pictures=pictures)

@@ -188,9 +188,9 @@ def test_table_3_has_the_best_pooled_median_of_each_set(tables: Path) -> None:
 def test_epochs_and_hours(tables: Path) -> None:
     study = read_scores(tables)
     logs = {
-        (k, fold): read_log(path) or []
-        for k, of in study.folders.items()
-        for fold, path in of.items()
+        (arm.name, fold): read_log(path) or []
+        for arm in study.arms
+        for fold, path in zip(arm.folds, arm.runs, strict=True)
     }
     found = table(tables, "training")
     # write_study has 40, 41, ... epochs of 2 s: the mean of the means would be 40.8

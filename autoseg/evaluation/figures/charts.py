@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from autoseg.common.figures import (
-    Colours,
-    colours_of,
-    jitter,
-    new_grid,
-    take_literally,
-    tidy,
-)
+from autoseg.common.arrays import mean_of_known
+from autoseg.common.figures import Colours, colours_of, jitter, new_grid, take_literally, tidy
+from autoseg.evaluation.comparison import Comparison
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import Statistic, Summary
+from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.tables import MINUS, metric_name
-
-if TYPE_CHECKING:
-    from autoseg.evaluation.comparison import Comparison
 
 Values = Sequence[float | None]
 Groups = Mapping[str, Mapping[str, Values]]  # group, such as a fold -> class -> values
@@ -61,19 +53,14 @@ def draw_scores(
     tall = ROW_INCHES * max(map(len, blocks)) + 0.1
     figure, grid = new_grid(len(pairs), columns, (PANEL_INCHES, tall), left, gap)
     for i, (axes, (block, metric)) in enumerate(zip(grid, pairs, strict=True)):
-        found = {label: _marked(summary, label, metric) for label in block}
+        found: dict[str, Marked] = {
+            label: [(c.value(label, metric), c.penalised(label, metric)) for c in summary.cases]
+            for label in block
+        }
         is_first = len(metrics) == 1 or i % columns == 0
         known = [v for of in found.values() for v, extra in of if v is not None and not extra]
         _draw_rows(axes, found, faces, _limits(metric, known), is_first)
     return figure
-
-
-def _marked(summary: Summary, label: str, metric: str) -> Marked:
-    """The values of a class, and whether they are penalties."""
-    is_distance = METRICS[metric].unit == "mm"
-    return [
-        (case.value(label, metric), is_distance and case.penalised(label)) for case in summary.cases
-    ]
 
 
 def _room_for(names: Iterable[str]) -> float:
@@ -96,8 +83,9 @@ def draw_groups(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> 
     }
     names = list(dict.fromkeys(name for classes in rows.values() for name in classes)) or [""]
     if len(names) > MOST_PANELS:
-        mean = f"mean of {len(names)} classes"
-        rows, names = {row: {mean: _means(of.values())} for row, of in rows.items()}, [mean]
+        names = [f"mean of {len(names)} classes"]
+        cases = {row: zip(*of.values(), strict=True) for row, of in rows.items()}
+        rows = {row: {names[0]: [mean_of_known(v) for v in of]} for row, of in cases.items()}
     faces = colours_of(names, colours)
     every = [v for classes in rows.values() for of in classes.values() for v in of]
     limits = _limits("Dice", [value for value in every if value is not None])
@@ -111,25 +99,15 @@ def draw_groups(panels: Mapping[str, Groups], colours: Colours = NO_COLOURS) -> 
     return figure
 
 
-def _means(classes: Iterable[Values]) -> list[float | None]:
-    """The mean over the classes of each case."""
-    return [Statistic.of(values).mean for values in zip(*classes, strict=True)]
-
-
 def _draw_rows(
-    axes: Axes,
-    rows: Mapping[str, Marked],
-    faces: Colours,
-    limits: Limits,
-    named: bool = True,
+    axes: Axes, rows: Mapping[str, Marked], faces: Colours, limits: Limits, named: bool = True
 ) -> None:
     """Rows of points, each with a box below."""
     low, high, label = limits
     names = []
     for row, (name, marked) in enumerate(rows.items()):
         values = [v for v, extra in marked if v is not None and not extra]
-        penalties = sum(extra for _, extra in marked)
-        n = len(values) + penalties
+        n = len(values) + (penalties := sum(extra for _, extra in marked))
         names.append(f"{name}  n = {n}" if n else f"{name}  missing")
         shown = np.minimum(values, high)
         places = row - 0.12 + jitter(len(values), 0.4)
@@ -180,17 +158,13 @@ def draw_volumes(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
     """
     points: dict[str, NDArray[np.float64]] = {}
     for label in summary.labels:
-        of = [case.volume_ml[label] for case in summary.cases]
+        of = [case.volume_ml[label] for case in summary.cases if label in case.volume_ml]
         pairs = [((v.reference + v.predicted) / 2, v.difference) for v in of if v.reference]
         if pairs:
             points[label] = np.array(pairs).T
     faces = colours_of(summary.labels, colours)
-
-    def width(label: str) -> float:  # of the limits
-        mean, difference = points[label]
-        return float(np.std(difference) / mean.mean())
-
-    widest = sorted(points, key=width, reverse=True)[:MOST_PANELS]
+    widths = {label: float(np.std(of[1]) / of[0].mean()) for label, of in points.items()}
+    widest = sorted(points, key=lambda label: widths[label], reverse=True)[:MOST_PANELS]
     chosen = [label for label in points if label in widest]
     figure, grid = new_grid(max(1, len(chosen)), MOST_COLUMNS, (2.3, 1.8), 0.75, 1.1, 0.62)
     for axes, label in zip(grid, chosen, strict=False):
@@ -198,11 +172,11 @@ def draw_volumes(summary: Summary, colours: Colours = NO_COLOURS) -> Figure:
         axes.plot(mean, difference, "o", color=faces[label], markeredgecolor="0.25", markersize=4.5)
         middle, spread = difference.mean(), difference.std(ddof=1) if len(mean) > 1 else 0.0
         axes.axhline(0, color="0.6", linewidth=0.8)
+        side: dict[str, Any] = {"va": "center", "transform": axes.get_yaxis_transform()}
         for value, style in ((0, "solid"), (LIMITS, "dashed"), (-LIMITS, "dashed")):
             at = middle + value * spread
             axes.axhline(at, color="black", linestyle=style, linewidth=1)
-            end = axes.get_yaxis_transform()
-            axes.text(1.02, at, f"{at:.3g}", va="center", fontsize=7.5, transform=end)
+            axes.text(1.02, at, f"{at:.3g}", fontsize=7.5, **side)
         axes.set_title(f"{label}  n = {len(mean)}", fontsize=10, parse_math=False)
         axes.set_xlabel("mean of both volumes (ml)", fontsize=8.5)
         axes.margins(x=0.08, y=0.2)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import gzip
+import textwrap
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from autoseg.common.errors import DataError
-from autoseg.common.figures import save_figure
+from autoseg.common.figures import DOTS_PER_INCH, save_figure
+from autoseg.common.pages import PIXELS_PER_INCH, Chart, picture_uri
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.evaluation.tables import dice_text
+from autoseg.image import picture
 from autoseg.image.formats import ending_of, stem_of
-from autoseg.image.picture import ERROR_COLOURS, Panel, draw_rows, draw_view, kinds_of
-from autoseg.image.view import Exhibit, Plane, main_axis, read_view
+from autoseg.image.view import Exhibit, Plane, View, main_axis, read_view
 
+TITLE_INCHES, BELOW_TITLE = 0.24, 0.05  # of a line of the title that `draw_view` draws
 MOST_BYTES = 6_000_000  # of a case in the viewer
 
 
@@ -35,7 +41,7 @@ def overlay(exhibit: Exhibit, out: Path) -> None:
         DataError: a file cannot be read, or the grids differ.
         AutosegError: `out` has another ending.
     """
-    save_figure(draw_view(read_view(exhibit), exhibit.title), out)
+    save_figure(picture.draw_view(read_view(exhibit), exhibit.title), out)
 
 
 def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
@@ -46,10 +52,10 @@ def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
         axis = main_axis(view)
         k = view.fullest()[axis]
         one = view.crop(tuple(slice(k, k + 1) if a == axis else slice(None) for a in range(3)))
-        rows.append([Panel(Plane(one, axis, 0), kind) for kind in kinds_of(view)])
+        rows.append([picture.Panel(Plane(one, axis, 0), kind) for kind in picture.kinds_of(view)])
         name = f"slice {k + 1} of {view.image.shape[axis]}"
         heads.append(f"{exhibit.title or exhibit.case} ({name})")
-    return draw_rows(rows, heads, title)
+    return picture.draw_rows(rows, heads, title)
 
 
 def volume_of(exhibit: Exhibit, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
@@ -61,18 +67,14 @@ def volume_of(exhibit: Exhibit, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     view = read_view(exhibit)
     low, high = np.percentile(view.image, (0.1, 99.9))
     low, high = min(float(low), view.window[0]), max(float(high), view.window[1])
-    table = {name: 1 + i for i, name in enumerate(exhibit.labels)}
+    tables = {which: _numbers(view, which) for which in view.maps}
     at, step, layers = view.fullest(), 0, {"image": " " * (most_bytes + 1)}
     while sum(map(len, layers.values())) > most_bytes:
         step += 1
         part = (slice(None, None, step),) * 3
         grey = np.clip((view.image[part].astype(np.float32) - low) / (high - low), 0, 1)
         small = {"image": np.rint(255 * grey)}
-        for which, label_map in view.maps.items():
-            small[which] = np.zeros(grey.shape)
-            # A region is within larger ones: the smallest is seen.
-            for name, values in sorted(view.classes_of(which).items(), key=lambda of: -len(of[1])):
-                small[which][np.isin(label_map[part], values)] = table[name]
+        small |= {which: tables[which][of[part]] for which, of in view.maps.items()}
         if len(view.maps) > 1:
             planes = [Plane(view, 2, k).errors() for k in range(0, view.image.shape[2], step)]
             codes = [sum(i * mask for i, mask in enumerate(of.values(), 1)) for of in planes]
@@ -88,16 +90,43 @@ def volume_of(exhibit: Exhibit, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
         "high": high,
         "window": [float(f"{value:.4g}") for value in view.window],
         "classes": list(view.colours.items()),
-        "errors": list(ERROR_COLOURS.items()),
+        "errors": list(picture.ERROR_COLOURS.items()),
         "layers": layers,
         "note": f"Only every {step}. voxel along each axis is in the page." if step > 1 else "",
     }
+
+
+def _numbers(view: View, which: str) -> NDArray[np.uint8]:
+    """Value in a label map -> number of its class, from 1; 0 for other values."""
+    table = np.zeros(1 + int(view.maps[which].max(initial=0)), np.uint8)
+    numbers = {name: 1 + i for i, name in enumerate(view.exhibit.labels)}
+    # A region is within larger ones: the smallest is seen.
+    for name, values in sorted(view.classes_of(which).items(), key=lambda of: -len(of[1])):
+        table[[value for value in values if value < len(table)]] = numbers[name]
+    return table
 
 
 def _packed(array: NDArray[Any]) -> str:
     """Bytes (x, y, z), x fastest, compressed as text."""
     content = array.T.astype(np.uint8).tobytes()
     return b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
+
+
+def chart_of_file(path: Path, title: str, alt: str, pixels: int = 0) -> Chart:
+    """A picture that `save_figure` wrote, for a page; its width in `pixels`, if they are given.
+
+    Else its title is cut off, which is above it in the page.
+    """
+    lines = len(textwrap.wrap(title, picture.TITLE_CHARACTERS))
+    content, above = BytesIO(), lines * TITLE_INCHES + BELOW_TITLE
+    with Image.open(path) as drawn:
+        width = round(drawn.width / DOTS_PER_INCH * PIXELS_PER_INCH)
+        if pixels:
+            drawn.thumbnail((pixels, 10 * pixels))
+            width, above = drawn.width, 0
+        shown = drawn.crop((0, round(above * DOTS_PER_INCH), *drawn.size))
+        shown.convert("RGB").save(content, "WEBP")
+    return Chart(title, alt, picture_uri("webp", content.getvalue()), width)
 
 
 def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Path) -> list[Path]:
@@ -115,27 +144,18 @@ def draw_examples(summary: Summary, images: Path, labels: ScoredClasses, out: Pa
     Raises:
         DataError: a scan is not in `images`, or not on the grid of its label map.
     """
-    paths = []
-    for case in worst_to_best(summary):
-        paths.append(out / f"overlay_{case.case}.png")
-        overlay(exhibit(case, find_image(images, case.case), labels), paths[-1])
+    chosen = worst_to_best(summary)
+    paths = [out / f"overlay_{case.case}.png" for case in chosen]
+    for case, path in zip(chosen, paths, strict=True):
+        overlay(exhibit(case, find_image(images, case.case), labels), path)
     return paths
 
 
 def exhibit(case: CaseScores, image: Path, labels: ScoredClasses) -> Exhibit:
     """The files of a scored case and its scan."""
-    return Exhibit(
-        case=case.case,
-        image=image,
-        reference=Path(case.reference_file),
-        prediction=Path(case.prediction_file),
-        labels=labels.values,
-        title=dice_text(case),
-        in_prediction={name: labels.predicted(name) for name in labels.values},
-        colours=labels.colours,
-        ignore=labels.ignore,
-        channel=labels.channel,
-    )
+    maps = Path(case.reference_file), Path(case.prediction_file)
+    made = Exhibit(case.case, image, *maps, labels.values, dice_text(case), labels.in_prediction)
+    return replace(made, colours=labels.colours, ignore=labels.ignore, channel=labels.channel)
 
 
 def worst_to_best(summary: Summary, count: int = 3) -> list[CaseScores]:
@@ -148,11 +168,16 @@ def worst_to_best(summary: Summary, count: int = 3) -> list[CaseScores]:
         count: of cases; fewer if there are fewer.
     """
     scored = [(dice, case) for case in summary.cases if (dice := case.mean()) is not None]
-    if not scored:
-        return []
     scored.sort(key=lambda pair: pair[0])
-    indices = {i * (len(scored) - 1) // max(1, count - 1) for i in range(count)}
+    indices = {i * (len(scored) - 1) // max(1, count - 1) for i in range(count) if scored}
     return [scored[index][1] for index in sorted(indices)]
+
+
+def evenly(exhibits: Sequence[Exhibit], summary: Summary, count: int = 3) -> list[Exhibit]:
+    """Those of the cases that can be drawn, evenly from the worst to the best."""
+    by_case = {each.case: each for each in exhibits}
+    drawable = Summary(tuple(case for case in summary.cases if case.case in by_case))
+    return [by_case[case.case] for case in worst_to_best(drawable, count)]
 
 
 def find_image(images: Path, case: str) -> Path:
@@ -161,8 +186,7 @@ def find_image(images: Path, case: str) -> Path:
     Raises:
         DataError: there is no such file.
     """
-    for stem in (case, f"{case}_0000"):
-        for path in sorted(images.glob("*")):
-            if ending_of(path) and stem_of(path) == stem:
-                return path
+    found = {stem_of(path): path for path in sorted(images.glob("*"))[::-1] if ending_of(path)}
+    if path := found.get(case, found.get(f"{case}_0000")):
+        return path
     raise DataError(f"{images}: contains no scan of {case} ({case}.nii.gz or {case}_0000.nii.gz)")

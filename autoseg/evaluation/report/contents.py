@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.figures import Colours
+from autoseg.common.files import read_json
 from autoseg.common.pages import SIZE, Chart, chart, fill
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import join_names
 from autoseg.evaluation.evaluate import CrossValidation
-from autoseg.evaluation.figures.charts import SURFACE, draw_groups, draw_scores, draw_volumes
-from autoseg.evaluation.figures.overlay import find_image, volume_of, worst_to_best
+from autoseg.evaluation.figures.overlay import chart_of_file, evenly, find_image, volume_of
 from autoseg.evaluation.label_review import Finding
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report import facts, files
@@ -27,7 +29,7 @@ from autoseg.fingerprint import Fingerprint
 from autoseg.image.picture import draw_view
 from autoseg.image.view import PREDICTION, REFERENCE, Exhibit, read_view
 from autoseg.models.folder import VALIDATION, fold_folder
-from autoseg.models.log import ADVICE, Training, draw_dice, draw_losses, read_training
+from autoseg.models.log import ADVICE, draw_dice, read_training
 from autoseg.plan.plan import Plan
 from autoseg.planner.explain import citations
 
@@ -35,6 +37,7 @@ MOST_KEY_CLASSES = 4
 MOST_CASES = 8  # with pictures in the page
 VOLUMES = 3  # cases in the viewer
 MODEL_KEYS = ("folds", "model_id", "plan", "plan_id", "task")  # of predictions.json
+CHARTS = read_json(Path(__file__).with_name("charts.json"))  # figure -> its words in the page
 
 
 def cross_validation_report(
@@ -45,6 +48,7 @@ def cross_validation_report(
     tables: files.Tables,
     processes: int,
     volumes: int = VOLUMES,
+    overlays: Path | None = None,
 ) -> files.Report:
     """The report of a cross-validation.
 
@@ -56,50 +60,47 @@ def cross_validation_report(
         tables: further tables.
         processes: worker processes that draw cases; the report does not depend on it.
         volumes: the number of cases in the viewer, evenly from the worst to the best.
+        overlays: folder of the pictures of cases; those that are there are not drawn again.
 
     Raises:
         DataError: a log, a scan or a label map is damaged.
         RunError: a worker process was killed.
     """
     summary, folder, plan = validation.combined, trained.folder, trained.plan
-    links = _links(summary, exhibits)
-    trainings = {k: read_training(fold_folder(folder, k)) for k in validation.folds}
-    records = {
-        k: facts.read_predictions(fold_folder(folder, k) / VALIDATION) for k in validation.folds
+    runs = {k: fold_folder(folder, k) for k in validation.folds}
+    trainings = {k: read_training(run) for k, run in runs.items()}
+    records = {k: facts.read_predictions(run / VALIDATION) for k, run in runs.items()}
+    missing, figures = validation.missing, dict(files.figures_of(trained, validation))
+    curves = {"loss": figures.pop("loss")} if "loss" in figures else {}
+    if dice := {k: each for k, each in trainings.items() if each is not None and each.dice}:
+        curves["dice_in_training"] = draw_dice(dice)
+    about = {
+        "task": folder.parent.name,
+        "plan": folder.name + (f" (id {plan.id})" if plan else ""),
+        "folds": ", ".join(map(str, validation.folds)),
+        "missing folds": ", ".join(map(str, missing)) or "none",
     }
+    drawn = _draw(summary, exhibits, processes, volumes, overlays)
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
-    boxes = chart(
-        draw_groups({folder.name: files.fold_groups(validation)}, trained.colours),
-        "Dice of the folds",
-        "Box plots of Dice for each fold and class",
-    )
-    missing = validation.missing
-    return files.Report(
-        title=f"Cross-validation of {folder.parent.name}",
-        key_figures=_key_figures(summary) | {"folds": str(len(validation.folds))},
-        facts={
-            "task": folder.parent.name,
-            "plan": folder.name + (f" (id {plan.id})" if plan else ""),
-            "folds": ", ".join(map(str, validation.folds)),
-            "missing folds": ", ".join(map(str, missing)) or "none",
-            **_facts(summary),
-        },
+    title = f"Cross-validation of {folder.parent.name}"
+    report = _report(title, about, summary, figures, drawn, folds)
+    overfitting = {k: of.overfitting for k, of in trainings.items() if of and of.overfitting}
+    return replace(
+        report,
+        key_figures={**report.key_figures, "folds": str(len(validation.folds))},
         warnings=(
             *([f"Not validated yet and not included: {listed('fold', missing)}"] * bool(missing)),
-            *_missing_cases(summary),
-            *_overfitting(trainings),
+            *report.warnings,
+            *(f"Fold {fold}: {found}; {ADVICE}." for fold, found in overfitting.items()),
         ),
-        tables={**tables, **files.lesion_tables(summary)},
-        cases=facts.case_table(summary, folds, links),
-        charts=(*_charts(summary, trained.colours), boxes),
-        curves=tuple(_curves(trained, validation, trainings)),
+        tables={**tables, **report.tables},
+        curves=_charts(curves),
         fingerprint=_read_fingerprint(fingerprint),
         plan=files.decisions(plan) if plan else {},
         plan_notes=citations(plan) if plan else {},
         methods=methods_of(plan, validation) if plan else "",
-        **_common(summary, exhibits, volumes, processes),
         times={k: (trainings[k], records[k]) for k in validation.folds},
-        versions=tuple(facts.version_rows(each for each in records.values() if each)),
+        versions=tuple(facts.version_rows(filter(None, records.values()))),
     )
 
 
@@ -127,25 +128,53 @@ def folder_report(
         DataError: a scan or a label map is damaged.
         RunError: a worker process was killed.
     """
-    links = _links(summary, exhibits)
+    about = {"reference": str(truth), "predicted": str(predicted)}
     record = facts.read_predictions(predicted)
-    model = {key: record.head[key] for key in MODEL_KEYS if key in record.head} if record else {}
+    for key in MODEL_KEYS:
+        if record and key in record.head:
+            values = record.head[key] if isinstance(record.head[key], list) else [record.head[key]]
+            about[f"predicted by {key}"] = ", ".join(map(str, values))
+    title = f"Evaluation of {predicted.resolve().name}"
+    figures = files.score_figures(summary, labels.colours)
+    drawn = _draw(summary, exhibits, processes, volumes)
+    report = _report(title, about, summary, figures, drawn)
+    if record is None:
+        return report
+    versions = tuple(facts.version_rows([record]))
+    return replace(report, times={"": (None, record)}, versions=versions)
+
+
+def _report(
+    title: str,
+    about: Mapping[str, str],
+    summary: Summary,
+    figures: Mapping[str, Figure],
+    drawn: Mapping[str, Any],
+    folds: Mapping[str, str] = facts.NO_NAMES,
+) -> files.Report:
+    """What the reports of folders and of cross-validations share."""
+    links = {case: f"#case-{i}" for i, case in enumerate(drawn["pictures"], 1)}  # of the template
     return files.Report(
-        title=f"Evaluation of {predicted.resolve().name}",
+        title=title,
         key_figures=_key_figures(summary),
         facts={
-            "reference": str(truth),
-            "predicted": str(predicted),
-            **{f"predicted by {key}": _joined(value) for key, value in model.items()},
-            **_facts(summary),
+            **about,
+            "cases": str(len(summary.cases)),
+            "surface tolerance": in_mm(summary.tolerance_mm),
+            "missing cases": str(len(summary.missing)),
+            "foreground mean Dice": number(summary.foreground_mean()),
+            "created by": f"autoseg {__version__}",
+            "size of this page": SIZE,
         },
+        classes=facts.class_table(summary),
+        cases=facts.case_table(summary, folds, links),
         warnings=_missing_cases(summary),
         tables=files.lesion_tables(summary),
-        cases=facts.case_table(summary, links=links),
-        charts=_charts(summary, labels.colours),
-        times={"": (None, record)} if record else {},
-        **_common(summary, exhibits, volumes, processes),
-        versions=tuple(facts.version_rows([record])) if record else (),
+        charts=_charts(figures),
+        count=len(summary.cases),
+        failures=summary.failures,
+        penalties=facts.penalties(summary),
+        **drawn,
     )
 
 
@@ -158,148 +187,88 @@ def find_exhibits(summary: Summary, images: Path, labels: ScoredClasses) -> list
     return files.exhibits_of(summary.cases, scans, labels)
 
 
-def _joined(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def _key_figures(summary: Summary) -> dict[str, str]:
     """The mean Dice, that of each class or of the worst one, and the number of cases."""
     figures = {"mean Dice": number(summary.foreground_mean(), 3)}
     means = {label: summary.statistic(label).mean for label in summary.labels}
-    known = {label: mean for label, mean in means.items() if mean is not None}
+    known = [(mean, label) for label, mean in means.items() if mean is not None]
     if 1 < len(means) <= MOST_KEY_CLASSES:
         figures |= {f"Dice {label}": number(mean, 3) for label, mean in means.items()}
     elif len(means) > 1 and known:
-        worst = min(known, key=lambda label: known[label])
-        figures[f"lowest Dice: {worst}"] = number(known[worst], 3)
+        mean, worst = min(known, key=lambda pair: pair[0])
+        figures[f"lowest Dice: {worst}"] = number(mean, 3)
     return figures | {"cases": str(len(summary.cases))}
-
-
-def _facts(summary: Summary) -> dict[str, str]:
-    return {
-        "cases": str(len(summary.cases)),
-        "surface tolerance": in_mm(summary.tolerance_mm),
-        "missing cases": str(len(summary.missing)),
-        "foreground mean Dice": number(summary.foreground_mean()),
-        "created by": f"autoseg {__version__}",
-        "size of this page": SIZE,
-    }
 
 
 def _missing_cases(summary: Summary) -> tuple[str, ...]:
     count = len(summary.missing)
-    verbs = ("has", "counts") if count == 1 else ("have", "count")
-    text = f"{counted(count, 'case')} {verbs[0]} no prediction and {verbs[1]} in no mean: "
+    has, counts = ("has", "counts") if count == 1 else ("have", "count")
+    text = f"{counted(count, 'case')} {has} no prediction and {counts} in no mean: "
     return (text + join_names(summary.missing),) if count else ()
 
 
-def _overfitting(trainings: Mapping[int, Training | None]) -> Iterable[str]:
-    for fold, training in trainings.items():
-        if training is not None and training.overfitting is not None:
-            yield f"Fold {fold}: {training.overfitting}; {ADVICE}."
+def _charts(figures: Mapping[str, Figure]) -> tuple[Chart, ...]:
+    return tuple(chart(figure, **CHARTS[name]) for name, figure in figures.items())
 
 
-def _common(
-    summary: Summary, exhibits: Sequence[Exhibit], volumes: int, processes: int
+def _draw(
+    summary: Summary,
+    exhibits: Sequence[Exhibit],
+    processes: int,
+    volumes: int,
+    overlays: Path | None = None,
 ) -> dict[str, Any]:
-    """What the reports of folders and of cross-validations share."""
-    worst = _worst(summary, exhibits)
-    drawn = in_parallel(_draw_case, worst, processes, "drawing cases for the report")
-    by_case = {each.case: each for each in exhibits}
-    cases = Summary(tuple(case for case in summary.cases if case.case in by_case))
-    chosen = [by_case[case.case] for case in worst_to_best(cases, volumes)]
-    return {
-        "classes": facts.class_table(summary),
-        "pictures": dict(zip((each.case for each in worst), drawn, strict=True)),
-        "volumes": list(in_parallel(volume_of, chosen, processes, "packing cases for the viewer")),
-        "count": len(summary.cases),
-        "failures": summary.failures,
-        "penalties": facts.penalties(summary),
-    }
-
-
-def _worst(summary: Summary, exhibits: Sequence[Exhibit]) -> list[Exhibit]:
-    """The cases with pictures, the worst first."""
+    """Pictures of the worst cases, and some cases for the viewer."""
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
     names = [case.case for case in facts.worst_first(summary.cases) if case.case in by_case]
-    return [by_case[name] for name in names[:MOST_CASES]]
-
-
-def _draw_case(exhibit: Exhibit) -> Chart:
-    alt = f"{exhibit.case}: three planes with image, contours and errors"
-    return chart(draw_view(read_view(exhibit)), exhibit.title or exhibit.case, alt, form="webp")
-
-
-def methods_of(plan: Plan, validation: CrossValidation) -> str:
-    """A paragraph for a paper."""
-    summary = validation.combined
-    about = {
-        "plan": plan,
-        "version": __version__,
-        "counted": counted,
-        "folds": len(validation.folds),
-        "cases": len(summary.cases),
-        "tolerance": in_mm(summary.tolerance_mm),
+    worst = [by_case[name] for name in names[:MOST_CASES]]
+    chosen = evenly(exhibits, summary, volumes)
+    return {
+        "pictures": _pictures(worst, processes, "drawing cases for the report", overlays=overlays),
+        "volumes": list(in_parallel(volume_of, chosen, processes, "packing cases for the viewer")),
     }
-    return " ".join(fill(files.TEMPLATES / "methods.txt.j2", **about).split())
+
+
+def _pictures(
+    exhibits: Sequence[Exhibit], processes: int, job: str, **how: Any
+) -> dict[str, Chart]:
+    """Case -> its picture."""
+    drawn = in_parallel(partial(_draw_case, **how), exhibits, processes, job)
+    return dict(zip((exhibit.case for exhibit in exhibits), drawn, strict=True))
+
+
+def _draw_case(exhibit: Exhibit, overlays: Path | None = None, at_errors: bool = False) -> Chart:
+    """Three planes of a case; those with most differing voxels if wanted."""
+    title, at = exhibit.title or exhibit.case, None
+    alt = f"{exhibit.case}: three planes with image, contours and errors"
+    if overlays is not None and (path := overlays / f"{exhibit.case}.png").is_file():
+        return chart_of_file(path, title, alt)
+    view = read_view(exhibit)
+    if at_errors:
+        differs = view.maps[REFERENCE] != view.maps[PREDICTION]
+        x, y, z = (int(differs.sum(axis=axes).argmax()) for axes in ((1, 2), (0, 2), (0, 1)))
+        at = x, y, z
+    return chart(draw_view(view, at=at), title, alt, form="webp")
 
 
 def draw_labels(
     found: Sequence[Finding], exhibits: Sequence[Exhibit], processes: int
 ) -> dict[str, Chart]:
     """Case -> a picture of its suspicious labels, for the first ones that can be drawn."""
-    suspicions = {of.case: of.suspicion for of in found}
-    titled = {e.case: replace(e, title=f"{e.case}: {suspicions.get(e.case)}") for e in exhibits}
-    drawn = [titled[case] for case in suspicions if case in titled][:MOST_CASES]
-    pictures = in_parallel(_draw_difference, drawn, processes, "drawing labels to review")
-    return dict(zip((exhibit.case for exhibit in drawn), pictures, strict=True))
+    by_case = {exhibit.case: exhibit for exhibit in exhibits}
+    drawn = [
+        replace(by_case[of.case], title=f"{of.case}: {of.suspicion}")
+        for of in found
+        if of.case in by_case
+    ]
+    return _pictures(drawn[:MOST_CASES], processes, "drawing labels to review", at_errors=True)
 
 
-def _draw_difference(exhibit: Exhibit) -> Chart:
-    """The planes with most differing voxels."""
-    view = read_view(exhibit)
-    differs = view.maps[REFERENCE] != view.maps[PREDICTION]
-    x, y, z = (int(differs.sum(axis=axes).argmax()) for axes in ((1, 2), (0, 2), (0, 1)))
-    alt = f"{exhibit.case}: three planes with image, contours and errors"
-    return chart(draw_view(view, at=(x, y, z)), exhibit.title, alt, form="webp")
-
-
-def _links(summary: Summary, exhibits: Sequence[Exhibit]) -> dict[str, str]:
-    """Case -> its anchor in the page, as numbered by the template."""
-    return {each.case: f"#case-{i}" for i, each in enumerate(_worst(summary, exhibits), 1)}
-
-
-def _charts(summary: Summary, colours: Colours) -> tuple[Chart, ...]:
-    drawn = {
-        "Dice": draw_scores(summary, colours=colours),
-        "Surface distances": draw_scores(summary, SURFACE, colours),
-        "Agreement of volumes (Bland-Altman)": draw_volumes(summary, colours),
-    }
-    return tuple(
-        chart(of, name, f"{name} of each class, a point a case") for name, of in drawn.items()
-    )
-
-
-def _curves(
-    trained: files.Trained, validation: CrossValidation, trainings: Mapping[int, Training | None]
-) -> Iterable[Chart]:
-    if logs := trained.logs(validation.folds):
-        yield chart(
-            draw_losses({trained.folder.name: logs}),
-            "Loss",
-            "Training and validation loss over the epochs, all folds together",
-            "Points are the epochs of all folds; the curve is smoothed by Gaussian process "
-            "regression, and the band is its 95 % confidence band.",
-        )
-    known = {k: each for k, each in trainings.items() if each is not None and each.dice}
-    if known:
-        yield chart(
-            draw_dice(known),
-            "Dice during training",
-            "Mean Dice of patches over the epochs, a line for each fold",
-            "Dice of patches, not of whole cases: it shows the progress of the training, not the "
-            "quality of the model.",
-        )
+def methods_of(plan: Plan, validation: CrossValidation) -> str:
+    """A paragraph for a paper."""
+    template = files.TEMPLATES / "methods.txt.j2"
+    about = {"plan": plan, "validation": validation, "version": __version__}
+    return " ".join(fill(template, **about, counted=counted, in_mm=in_mm).split())
 
 
 def _read_fingerprint(path: Path) -> Fingerprint | None:

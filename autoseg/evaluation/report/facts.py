@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from itertools import product
+from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
@@ -32,8 +33,7 @@ RECORD = "predictions.json"  # written by prediction beside its label maps
 NO_NAMES: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A cell of a sortable table.
 
     Attributes:
@@ -54,8 +54,7 @@ class Cell:
 UNKNOWN = Cell(DASH)
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """The header of a column.
 
     Attributes:
@@ -76,16 +75,14 @@ class Column:
         return WORD_BREAK.split(self.name)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A row of a sortable table, and the class by which it can be selected."""
 
     cells: tuple[Cell, ...]
     group: str = ""
 
 
-@dataclass(frozen=True)
-class Sortable:
+class Sortable(NamedTuple):
     """A sortable table.
 
     Attributes:
@@ -118,19 +115,14 @@ def class_table(summary: Summary) -> Sortable:
             known = [value for value in summary.values(label, metric) if value is not None]
             interval = bootstrap_interval(known, RESAMPLES)
             text = "" if interval is None else " to ".join(number(v, 3) for v in interval) + ", "
-            is_penalised = any(_penalised(case, label, metric) for case in summary.cases)
+            is_penalised = any(case.penalised(label, metric) for case in summary.cases)
             share = of.mean if metric == "Dice" else None
             mean = spread(of, 3) + PENALTY * is_penalised
             cells.append(Cell(mean, of.mean, share=share, more=f"{text}n = {of.n}"))
         lines.append(Line(tuple(cells)))
     columns = (Column("class", is_text=True), *map(_metric_column, metrics))
-    return Sortable(
-        "Mean ± std; below: 95 % confidence interval of the mean", columns, tuple(lines)
-    )
-
-
-def _penalised(case: CaseScores, label: str, metric: str) -> bool:
-    return METRICS[metric].unit == "mm" and case.penalised(label)
+    title = "Mean ± std; below: 95 % confidence interval of the mean"
+    return Sortable(title, columns, tuple(lines))
 
 
 def penalties(summary: Summary) -> str:
@@ -139,7 +131,7 @@ def penalties(summary: Summary) -> str:
         (case.value(label, "HD95_mm") or 0.0, label, case.case)
         for case in summary.cases
         for label in case.classes
-        if case.surfaces and case.penalised(label)
+        if case.surfaces and case.penalised(label, "HD95_mm")
     ]
     if not found:
         return ""
@@ -174,21 +166,19 @@ def case_table(
     shown = names[: max(1, most_rows // max(1, len(groups)))]
     missing = [Cell("missing"), *[UNKNOWN] * (len(metrics) + len(VOLUME_COLUMNS) - 1)]
     lines: list[Line] = []
-    for name in shown:
-        head = [Cell(name, link=links.get(name, ""))]
-        head += [Cell(folds.get(name, DASH))] if folds else []
-        for group in groups:
-            scores = _scores(cases[name], group, metrics) if name in cases else missing
-            lines.append(Line((*head, *scores), group))
-    columns = [Column(name, is_text=True) for name in (("case", "fold") if folds else ("case",))]
-    sorted_by = len(columns)
+    for name, group in product(shown, groups):
+        head = [Cell(name, link=links.get(name, "")), Cell(folds.get(name, DASH))]
+        scores = _scores(cases[name], group, metrics) if name in cases else missing
+        lines.append(Line((*head[: 2 if folds else 1], *scores), group))
+    heads = ("case", "fold") if folds else ("case",)
+    columns = [Column(name, is_text=True) for name in heads]
     columns += map(_metric_column, metrics)
     columns += [Column(name, shown=False) for name in VOLUME_COLUMNS]
-    note = ""
-    if len(shown) < len(names):
-        note = f"The {len(shown)} worst of {len(names)} cases; table.csv beside this page has all."
-    selection = groups if several else ()
-    return Sortable("All cases", tuple(columns), tuple(lines), sorted_by, selection, note)
+    note = f"The {len(shown)} worst of {len(names)} cases; table.csv beside this page has all."
+    return Sortable(
+        *("All cases", tuple(columns), tuple(lines), len(heads), groups if several else ()),
+        note=note * (len(shown) < len(names)),
+    )
 
 
 def measured(summary: Summary) -> list[str]:
@@ -199,18 +189,15 @@ def measured(summary: Summary) -> list[str]:
         metric
         for metric in METRICS
         if (with_lesions or metric not in LESIONS)
-        and any(summary.statistic(label, metric).n for label in labels)
+        and any(value is not None for label in labels for value in summary.values(label, metric))
     ]
 
 
 def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:
     """Sort by mean Dice, then by name; cases whose Dice is undefined are correct and come last."""
 
-    def key(case: CaseScores) -> tuple[float, str]:
-        dice = case.mean()
-        return float("inf") if dice is None else dice, case.case
-
-    return sorted(cases, key=key)
+    known = sorted(cases, key=lambda case: case.case)
+    return sorted(known, key=lambda case: inf if (dice := case.mean()) is None else dice)
 
 
 def _metric_column(metric: str) -> Column:
@@ -224,18 +211,17 @@ def _scores(case: CaseScores, group: str, metrics: Iterable[str]) -> list[Cell]:
     cells = []
     for metric in metrics:
         value = case.mean(metric) if group == ALL else case.value(group, metric)
-        groups = case.classes if group == ALL else (group,)
-        is_penalised = any(_penalised(case, label, metric) for label in groups)
-        text = number(value, 3) + PENALTY * is_penalised
+        labels = case.classes if group == ALL else (group,)
+        text = number(value, 3) + PENALTY * any(case.penalised(of, metric) for of in labels)
         cells.append(Cell(text, value, share=value if metric == "Dice" else None))
-    if group == ALL:  # volumes of overlapping regions cannot be summed
+    # Volumes of overlapping regions cannot be summed; a partly annotated case may lack the class.
+    if group not in case.volume_ml:
         return cells + [UNKNOWN] * len(VOLUME_COLUMNS)
     volume = case.volume_ml[group]
     return cells + [Cell(number(ml, 2), ml) for ml in (volume.reference, volume.predicted)]
 
 
-@dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """The record in a folder of predictions.
 
     Attributes:
@@ -261,21 +247,14 @@ def read_predictions(folder: Path) -> Predictions | None:
         return None
     try:
         found = read_json(path)
-        seconds = [_seconds(case) for case in found["cases"].values()]
-        runs = sorted(found.get("runs", {}).values(), key=lambda run: str(run.get("started")))
+        of_cases = [case["seconds"] for case in found.pop("cases").values() if case.get("seconds")]
+        # Of all stages; old records have a single number.
+        seconds = (sum(of.values()) if isinstance(of, Mapping) else of for of in of_cases)
+        runs = sorted(found.pop("runs", {}).values(), key=lambda run: str(run.get("started")))
+        return Predictions(found, tuple(runs), tuple(map(float, seconds)))
     except (AutosegError, AttributeError, KeyError, TypeError, ValueError) as error:
         say(f"warning: {path} is damaged and left out of the report ({error})")
         return None
-    head = {key: value for key, value in found.items() if key not in ("runs", "cases")}
-    return Predictions(head, tuple(runs), tuple(value for value in seconds if value is not None))
-
-
-def _seconds(case: Mapping[str, Any]) -> float | None:
-    """The sum over all stages; old records have a single number."""
-    found = case.get("seconds")
-    if isinstance(found, Mapping):
-        return float(sum(found.values()))
-    return None if found is None else float(found)
 
 
 def version_rows(predictions: Iterable[Predictions]) -> list[Fact]:

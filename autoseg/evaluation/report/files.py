@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from autoseg.common.figures import Colours, save_figure, save_forms
 from autoseg.common.files import write_text
@@ -16,28 +17,14 @@ from autoseg.common.pages import SIZE, Chart, fill, write_page
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import say
 from autoseg.dataset.task import Task, find_task
-from autoseg.evaluation.evaluate import CrossValidation, tables
-from autoseg.evaluation.figures.charts import (
-    SURFACE,
-    draw_differences,
-    draw_groups,
-    draw_scores,
-    draw_volumes,
-)
-from autoseg.evaluation.figures.overlay import draw_cases, exhibit, overlay, worst_to_best
+from autoseg.evaluation import evaluate, tables
+from autoseg.evaluation.comparison import Comparison
+from autoseg.evaluation.evaluate import CrossValidation
+from autoseg.evaluation.figures import charts
+from autoseg.evaluation.figures.overlay import draw_cases, evenly, exhibit, overlay
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.facts import Fact, Predictions, Sortable
 from autoseg.evaluation.scores import CaseScores, Summary
-from autoseg.evaluation.tables import (
-    POOLED_LESIONS,
-    Row,
-    as_csv,
-    dice_rows,
-    lesion_rows,
-    metric_rows,
-    rows_as_markdown,
-    write_table,
-)
 from autoseg.fingerprint import Fingerprint
 from autoseg.image.view import Exhibit
 from autoseg.models.folder import PLAN, fold_folder
@@ -45,13 +32,11 @@ from autoseg.models.log import Epoch, Training, draw_losses, read_log
 from autoseg.plan.plan import Plan, load_plan
 from autoseg.planner.explain import GROUPS, Explained, group_of, rows
 
-if TYPE_CHECKING:
-    from autoseg.evaluation.comparison import Comparison
-
 METHODS, BIBTEX = "methods.txt", "references.bib"
 TABLES, FIGURES, OVERLAYS = "tables", "figures", "overlays"
 TEMPLATES = Path(__file__).parent / "templates"
-Tables = Mapping[str, Sequence[Row]]  # heading -> header and rows
+Rows = Sequence[tables.Row]  # a header and rows
+Tables = Mapping[str, Rows]  # by heading
 
 
 def decisions(plan: Plan) -> dict[str, list[Explained]]:
@@ -109,40 +94,40 @@ class Report:
     plan_notes: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[Any, tuple[Training | None, Predictions | None]] = field(default_factory=dict)
     versions: tuple[Fact, ...] = ()
-    labels: Sequence[Row] | None = None
+    labels: Rows | None = None
     label_pictures: Mapping[str, Chart] = field(default_factory=dict)
 
 
-def write_tables(folder: Path, summary: Summary, tables: Tables) -> list[Path]:
+def write_tables(folder: Path, summary: Summary, further: Tables) -> list[Path]:
     """Write summary.json, table.md, table.csv and dice.png into `folder`.
 
     Args:
         folder: created if it does not exist.
         summary: the scores.
-        tables: further tables for table.md, placed first.
+        further: tables for table.md, placed first.
 
     Returns:
         The paths of the four files.
     """
     paths = [folder / name for name in ("summary.json", "table.md", "table.csv", "dice.png")]
     sections = {
-        **tables,
-        "Mean of every metric": metric_rows(summary),
+        **further,
+        "Mean of every metric": tables.metric_rows(summary),
         **lesion_tables(summary),
-        "Dice": dice_rows(summary),
+        "Dice": tables.dice_rows(summary),
     }
-    texts = (f"## {name}\n\n{rows_as_markdown(found)}" for name, found in sections.items())
+    texts = (f"## {name}\n\n{tables.rows_as_markdown(of)}" for name, of in sections.items())
     summary.save(paths[0])
     write_text(paths[1], "\n".join(texts))
-    write_text(paths[2], as_csv(summary))
-    save_figure(draw_scores(summary), paths[3])
+    write_text(paths[2], tables.as_csv(summary))
+    save_figure(charts.draw_scores(summary), paths[3])
     return paths
 
 
-def lesion_tables(summary: Summary) -> dict[str, Sequence[Row]]:
+def lesion_tables(summary: Summary) -> Tables:
     """The table of lesions, if any class has some."""
-    found = lesion_rows(summary)
-    return {POOLED_LESIONS: found} if len(found) > 1 else {}
+    found = tables.lesion_rows(summary)
+    return {tables.POOLED_LESIONS: found} if len(found) > 1 else {}
 
 
 def write_report(out: Path, report: Report) -> None:
@@ -190,12 +175,12 @@ class Trained:
     @property
     def colours(self) -> Colours:
         """Class -> colour, for the classes to which the plan assigns one."""
-        return self.labels.colours if self.labels else {}
+        return self.labels.colours if self.labels is not None else {}
 
     def logs(self, folds: Iterable[int]) -> list[list[Epoch]]:
         """The training logs of those folds that have one."""
         logs = (read_log(fold_folder(self.folder, fold)) for fold in folds)
-        return [log for log in logs if log is not None]
+        return [log for log in logs if log]
 
     def exhibits(self, summary: Summary) -> list[Exhibit]:
         """The scored cases that can be drawn."""
@@ -231,15 +216,16 @@ def write_cross_validation(
         RunError: a worker process was killed.
     """
     paths = []
-    for name, table in tables(validation).items():
-        paths += write_table(out / TABLES / name, table)
-    paths += _write_figures(trained, validation, out / FIGURES)
+    for name, table in evaluate.tables(validation).items():
+        paths += tables.write_table(out / TABLES / name, table)
+    figures = dict(figures_of(trained, validation))
     if exhibits is None:
         exhibits = trained.exhibits(validation.combined)
     if exhibits:
-        chosen = _examples(exhibits, validation.combined)
-        paths += save_forms(draw_cases(chosen), out / FIGURES / "examples")
+        figures["examples"] = draw_cases(evenly(exhibits, validation.combined) or exhibits[:1])
         draw_gallery(exhibits, out, processes)
+    for name, figure in figures.items():
+        paths += save_forms(figure, out / FIGURES / name)
     return paths
 
 
@@ -289,31 +275,31 @@ def _draw(exhibit: Exhibit, out: Path) -> None:
 def save_comparison(comparison: Comparison, out: Path, colours: Colours) -> list[Path]:
     """Write a comparison as `against_B` in CSV, Markdown, LaTeX, SVG and PNG."""
     stem = out / f"against_{comparison.b}"
-    paths = write_table(stem, comparison.table())
-    return paths + save_forms(draw_differences(comparison, colours=colours), stem)
+    paths = tables.write_table(stem, comparison.table())
+    return paths + save_forms(charts.draw_differences(comparison, colours=colours), stem)
 
 
-def _write_figures(trained: Trained, validation: CrossValidation, out: Path) -> list[Path]:
+def score_figures(summary: Summary, colours: Colours) -> dict[str, Figure]:
+    """Name -> figure of the scores."""
+    return {
+        "dice": charts.draw_scores(summary, colours=colours),
+        "surface": charts.draw_scores(summary, charts.SURFACE, colours),
+        "volumes": charts.draw_volumes(summary, colours),
+    }
+
+
+@lru_cache(maxsize=1)  # for the folder and for the page
+def figures_of(trained: Trained, validation: CrossValidation) -> Mapping[str, Figure]:
+    """Name -> figure of the scores of all folds, and of their training."""
     name, colours = trained.folder.name, trained.colours
-    combined = validation.combined
-    paths = save_forms(draw_scores(combined, colours=colours), out / "dice")
-    paths += save_forms(draw_scores(combined, SURFACE, colours), out / "surface")
-    paths += save_forms(draw_volumes(combined, colours), out / "volumes")
-    boxes = draw_groups({name: fold_groups(validation)}, colours)
-    paths += save_forms(boxes, out / "dice_of_folds")
+    found = score_figures(validation.combined, colours)
+    found["dice_of_folds"] = charts.draw_groups({name: fold_groups(validation)}, colours)
     if logs := trained.logs(validation.folds):
-        paths += save_forms(draw_losses({name: logs}), out / "loss")
-    return paths
+        found["loss"] = draw_losses({name: logs})
+    return found
 
 
 def fold_groups(validation: CrossValidation) -> dict[str, dict[str, list[float | None]]]:
     """Fold -> class -> Dice of the cases, for box plots; missing folds have no classes."""
     folds = dict.fromkeys(validation.missing, Summary(())) | validation.folds
     return {f"fold {fold}": of.dice for fold, of in sorted(folds.items())}
-
-
-def _examples(exhibits: Sequence[Exhibit], summary: Summary) -> list[Exhibit]:
-    """The worst, the median and the best of the cases that can be drawn."""
-    by_case = {each.case: each for each in exhibits}
-    drawable = Summary(tuple(case for case in summary.cases if case.case in by_case))
-    return [by_case[case.case] for case in worst_to_best(drawable)] or list(exhibits[:1])

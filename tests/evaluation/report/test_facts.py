@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from autoseg.evaluation.figures.charts import draw_volumes
 from autoseg.evaluation.metrics import METRICS, Lesions
 from autoseg.evaluation.report.facts import (
     ALL,
@@ -144,6 +145,20 @@ def test_penalties_are_marked_and_explained() -> None:
     assert marked == {"c"}
     assert "1 time here, up to 913 mm (lesion of c)" in penalties(summary)
     assert penalties(three_cases()) == ""
+
+
+def test_a_partly_annotated_case_lacks_a_class() -> None:
+    whole, partly = case("a", lung=(8, 2, 2, 8), lesion=(0, 1, 0, 19)), case("b", lung=(6, 4, 4, 6))
+    cases = [
+        replace(of, surfaces={name: Surface(1.0, 0.5, 0.9) for name in of.labels})
+        for of in (whole, partly)
+    ]
+    summary = Summary(tuple(cases))
+    lung, lesion = class_table(summary).lines
+    assert (lung.cells[1].more, lesion.cells[1].more) == ("n = 2", "n = 1")
+    assert texts(case_table(summary), "lesion") == [("a", "0.000"), ("b", "-")]
+    assert "1 time here" in penalties(summary)
+    assert len(draw_volumes(summary).axes) == 1  # the lesion is in no reference
 
 
 def test_lesions_only_of_classes_with_several_components() -> None:
