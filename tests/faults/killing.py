@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import importlib
 import io
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-COMMANDS = ("plan", "train", "predict", "evaluate", "pack", "export", "experiment")
-PRELOADED = [f"autoseg.cli.{command}" for command in COMMANDS] + [
-    "SimpleITK",
-    "autoseg.workflow.fold",
-    "autoseg.evaluation.evaluate",
-    "autoseg.export.model_zip",
-    "autoseg.prediction.batch",
-    "autoseg.export.networks",
-    "autoseg.prediction.predictor",
-    "matplotlib.figure",
-    "scipy.ndimage",
-    "torch",
-]
+from tests.forking import fork_workers, forks
+
 KILLED = -9
 
 
@@ -54,18 +41,12 @@ def _run(
     command: str, words: Sequence[str], before: Callable[[], None] | None, told: Connection
 ) -> None:
     torch.set_num_threads(1)
+    fork_workers()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
         if before is not None:
             before()
         status = importlib.import_module(f"autoseg.cli.{command}").main(list(words))
     told.send((status, said.getvalue()))
-
-
-def forks() -> ForkServerContext:
-    """What starts processes as forks of one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
 
 
 def _begun(
