@@ -10,11 +10,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext, ForkServerContext
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,22 @@ def forked_workers() -> Iterator[None]:
         for module in (local, slurm):
             patch.setattr(module, "RunProcess", ForkedRun)
         yield
+
+
+def begin(function: Callable[..., Any], *args: Any) -> tuple[BaseProcess, Connection]:
+    """Call a function in a fork; its result comes through the connection."""
+    context = forks()
+    told, telling = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(telling, function, args))
+    process.start()
+    telling.close()
+    return process, told
+
+
+def _send(telling: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    fork_workers()
+    telling.send(function(*args))
 
 
 class _Forked:

@@ -8,13 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
-from tests.forking import fork_workers, forks
+from tests.forking import begin
 
 KILLED = -9
 
@@ -37,27 +34,12 @@ class Ended:
         return lines[0]
 
 
-def _run(
-    command: str, words: Sequence[str], before: Callable[[], None] | None, told: Connection
-) -> None:
-    torch.set_num_threads(1)
-    fork_workers()
+def _run(command: str, words: Sequence[str], before: Callable[[], None] | None) -> tuple[int, str]:
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
         if before is not None:
             before()
         status = importlib.import_module(f"autoseg.cli.{command}").main(list(words))
-    told.send((status, said.getvalue()))
-
-
-def _begun(
-    command: str, words: Sequence[str], before: Callable[[], None] | None
-) -> tuple[BaseProcess, Connection]:
-    context = forks()
-    told, telling = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(command, words, before, telling))
-    process.start()
-    telling.close()
-    return process, told
+    return status, said.getvalue()
 
 
 def attempt(
@@ -74,7 +56,7 @@ def attempt(
         before: what the process does first, such as limiting itself; picklable.
         meanwhile: what to do here while it runs.
     """
-    process, told = _begun(command, words, before)
+    process, told = begin(_run, command, words, before)
     if meanwhile is not None:
         meanwhile(process)
     try:
