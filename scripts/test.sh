@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh dev
 python=.venv/bin/python
 export OMP_NUM_THREADS=1  # one process per core is running already
+unset PYTHONDONTWRITEBYTECODE  # else each of many processes compiles the package again
 pytest=(-m pytest --numprocesses auto --maxprocesses 8 --dist worksteal)
 
 [ "${1:-}" = --coverage ] || exec "$python" "${pytest[@]}" "$@"

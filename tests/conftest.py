@@ -8,6 +8,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from autoseg.common.parallel import cores
+from tests.forking import coarse_pictures
+
+__all__ = ["coarse_pictures"]
 
 # How long an example takes is the machine's affair: other tests and other people's work run beside.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

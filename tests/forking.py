@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from autoseg.common import figures
 from autoseg.experiments import attempt, local, slurm
 from autoseg.experiments.attempt import RunOrder
 from autoseg.experiments.local import RunProcess
@@ -40,9 +41,11 @@ PRELOADED = [f"autoseg.cli.{command}" for command in COMMANDS] + [
     "matplotlib.figure",
     "scipy.ndimage",
     "tests.forking",
+    "tests.warm",
     "torch",
 ]
 spawned_context = multiprocessing.get_context
+COARSE = 40  # dots per inch: a picture takes a second with 150
 
 
 def forks() -> ForkServerContext:
@@ -57,7 +60,8 @@ def _forked_context(method: str | None = None) -> BaseContext:
 
 
 def fork_workers() -> None:
-    """In a process that was forked: let its worker processes and runs be forks as well."""
+    """In a process that was forked: let its workers and runs be forks, its pictures coarse."""
+    figures.DOTS_PER_INCH = COARSE
     server = forkserver._forkserver
     if getattr(server, "_forkserver_address", None) is not None:  # of the server it comes from
         server.ensure_running = lambda: None  # type: ignore[method-assign]
@@ -97,6 +101,14 @@ def _send(telling: Connection, function: Callable[..., Any], args: tuple[Any, ..
     torch.set_num_threads(1)
     fork_workers()
     telling.send(function(*args))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def coarse_pictures() -> Iterator[None]:
+    """Write pictures of few pixels, which is faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DOTS_PER_INCH", COARSE)
+        yield
 
 
 class _Forked:
