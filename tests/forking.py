@@ -111,6 +111,14 @@ def coarse_pictures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fine_pictures() -> Iterator[None]:
+    """In a module that looks at pictures: write them as in use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DOTS_PER_INCH", 150)
+        yield
+
+
 class _Forked:
     """What `RunProcess` needs of `subprocess.Popen`."""
 

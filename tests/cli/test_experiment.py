@@ -19,7 +19,7 @@ from autoseg.experiments.study import HeldOut, Study, StudyPlan, read_study
 from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import TEST_SET, longer, write_study, write_task
 
-EPOCHS = 10
+EPOCHS = 7
 
 
 def command(file: Path, workspace: Workspace) -> list[str]:

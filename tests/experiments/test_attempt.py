@@ -21,7 +21,7 @@ from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import longer, study, write_task
 from tests.forking import ForkedRun
 
-EPOCHS = 10
+EPOCHS = 7
 STUDY = study(overrides=longer(EPOCHS))
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "kill"), reason="needs signals")
