@@ -14,6 +14,7 @@ from tests.cli.making import TINY, copy_hippocampus, settings
 from tests.dataset.making import HIPPOCAMPUS
 from tests.experiments.studying import write_study, write_task
 from tests.faults.killing import finish, visible
+from tests.forking import begin
 from tests.training.making import log_of
 
 TASK = "Task004_Hippocampus"
@@ -117,6 +118,7 @@ def make_undisturbed(root: Path) -> str:
     write_task(root / "study")
     write_study(root / "study")
     shutil.copytree(root / "study", root / "studied")
+    begin(bool)[0].join()  # starts what forks: its seconds are no command's
     seconds = {}
     for name, job in JOBS.items():
         if name == "train":

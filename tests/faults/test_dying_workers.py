@@ -49,9 +49,7 @@ def kill_a_worker(process: BaseProcess, when: Callable[[], bool] = lambda: True)
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(
-    ("name", "job"), [("plan", "survey"), ("train", "preprocessing"), ("evaluate", "evaluating")]
-)
+@pytest.mark.parametrize(("name", "job"), [("plan", "survey"), ("train", "preprocessing")])
 def test_a_killed_worker_is_told_and_the_next_run_ends(
     undisturbed: Undisturbed, tmp_path: Path, name: str, job: str
 ) -> None:
