@@ -22,12 +22,39 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # Files that take longest, which start first when several processes share the tests.
 LONGEST = (
-    "experiments/test_slurm.py",
-    "faults/test_kills.py",
+    "experiments/test_slurm.py",  # waits for most of its time
     "faults/test_full_disk.py",
+    "cli/test_experiment.py",
+    "experiments/test_local_study.py",
+    "faults/test_kills.py",
+    "faults/test_ending.py",
+    "faults/test_containers.py",
+    "cli/test_train_processes.py",
+    "cli/test_chain.py",
+    "faults/test_temporary_folder.py",
+    "pretended_card/test_card.py",
+    "experiments/test_attempt.py",
+    "prediction/test_batch_runs.py",
+    "faults/test_dying_workers.py",
+    "evaluation/report/test_report_browser.py",
+    "test_example.py",
+    "cli/test_evaluate_labels.py",
+    "faults/test_odd_names.py",
+    "training/test_leaving.py",
+    "faults/test_circumstances.py",
+    "cli/test_front_door.py",
+    "cli/test_kinds.py",
+    "prediction/test_memory.py",
+    "planner/test_patch_rule_memory.py",
+    "faults/test_bad_scans.py",
 )
 # Files whose tests share nothing that is made for the file: each test may run in another process.
-APART = ("faults/test_kills.py", "faults/test_full_disk.py", "faults/test_ending.py")
+APART = (
+    *("faults/test_full_disk.py", "faults/test_kills.py", "faults/test_ending.py"),
+    *("faults/test_temporary_folder.py", "faults/test_dying_workers.py"),
+    *("faults/test_circumstances.py", "faults/test_bad_scans.py", "prediction/test_batch_runs.py"),
+    *("cli/test_experiment.py", "cli/test_kinds.py", "cli/test_evaluate_labels.py"),
+)
 
 
 def _file_of(nodeid: str) -> str:
