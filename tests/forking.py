@@ -66,7 +66,8 @@ def fork_workers() -> None:
     if getattr(server, "_forkserver_address", None) is not None:  # of the server it comes from
         server.ensure_running = lambda: None  # type: ignore[method-assign]
         multiprocessing.get_context = _forked_context  # type: ignore[assignment]
-        local.RunProcess = slurm.RunProcess = ForkedRun  # type: ignore[misc]
+        for module in (local, slurm):
+            setattr(module, "RunProcess", ForkedRun)  # noqa: B010  (mypy: the class of another)
 
 
 def spawn_workers() -> None:
