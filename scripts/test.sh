@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up .venv and run the tests in parallel, one process per core (at most 8, to limit memory).
+# Set up .venv and run the tests in parallel, a process more than cores (at most 8, to limit memory).
 # Usage: scripts/test.sh [--coverage] [ARGUMENTS OF PYTEST]     e.g. -n 0 for one at a time
 # --coverage reports the lines and branches of autoseg/ that no test covers; it fails if less than 90 %
 # of the branches are covered.
@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh dev
 python=.venv/bin/python
 export OMP_NUM_THREADS=1  # one process per core is running already
-pytest=(-m pytest --numprocesses auto --maxprocesses 8 --dist worksteal)
+unset PYTHONDONTWRITEBYTECODE  # else each of many processes compiles the package again
+pytest=(-m pytest --numprocesses auto --maxprocesses 8 --dist loadfile)
 
 [ "${1:-}" = --coverage ] || exec "$python" "${pytest[@]}" "$@"
 

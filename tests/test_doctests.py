@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import autoseg
-from tests.cli.making import copy_hippocampus
-from tests.dataset.making import HIPPOCAMPUS
+from tests.cli.making import UNSEEN, copy_hippocampus
+from tests.forking import forked_workers
 
-UNSEEN = ("hippocampus_040.nii.gz", "hippocampus_088.nii.gz")
+__all__ = ["forked_workers"]
 
 
 def find_examples() -> dict[str, doctest.DocTest]:
@@ -51,11 +51,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     """A folder with a task that was planned and trained by the examples, and what they said."""
     root = tmp_path_factory.mktemp("workspace")
     task = root / "raw" / "Task004_Hippocampus"
-    copy_hippocampus(task, 6)
-    for folder in ("imagesTs", "labelsTs"):
-        (task / folder).mkdir()
-        for name in UNSEEN:
-            (task / folder / name).write_bytes((HIPPOCAMPUS / folder / name).read_bytes())
+    copy_hippocampus(task, 6, UNSEEN)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("AUTOSEG_WORKSPACE", raising=False)

@@ -13,6 +13,8 @@ from autoseg.fingerprint import Fingerprint
 from autoseg.image.image import from_array
 from autoseg.planner.explain import rows
 from autoseg.prediction.output import Prediction
+from tests.cli.making import UNSEEN, copy_hippocampus
+from tests.dataset.making import HIPPOCAMPUS
 from tests.evaluation.scores import case
 from tests.making import tiny_plan
 from tests.planner.making import fingerprint
@@ -21,10 +23,12 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "example.ipynb"
 SHOWN = ("Plan default of Task004", "Fingerprint of Task004", "Mean ± standard", "three planes")
 
 
-def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    monkeypatch.setenv("AUTOSEG_EXAMPLE_FAST", "1")
+    task = tmp_path / HIPPOCAMPUS.name
+    copy_hippocampus(task, 4, UNSEEN)
+    monkeypatch.setenv("AUTOSEG_EXAMPLE_TASK", os.fspath(task))
     monkeypatch.setenv("PYTHONPATH", os.fspath(NOTEBOOK.parents[1]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from autoseg.cli import common
-from autoseg.common.progress import by_axis, counted, rendered, say
+from autoseg.common.pages import fill
+from autoseg.common.progress import by_axis, counted, say
 
 MERGE_HINT = ", or --merge NAME to make one task of several"
 MANY_STEPS = 20_000  # training steps that take hours on most CPUs
@@ -44,7 +45,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         explain(plan)
     spacing = by_axis("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)
     facts = {"spacing": spacing, "by_axis": by_axis, "counted": counted, "many": MANY_STEPS}
-    say(rendered(Path(__file__).with_name("plan.txt.j2"), plan=plan, **facts).rstrip())
+    say(fill(Path(__file__).with_name("plan.txt.j2"), plan=plan, **facts).rstrip())
     if others := other_configurations(surveyed.fingerprint, fitted(options, surveyed), plan):
         option = "--no-reference --config NAME" if citations(plan) else "--config NAME"
         say(f"other configurations, with {option}: {'; '.join(others)}")

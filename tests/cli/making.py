@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ TINY = (
     "training.validation_steps=1",
     "splits.folds=2",
 )
+UNSEEN = ("hippocampus_040.nii.gz", "hippocampus_088.nii.gz")  # of the test set
 
 
 def settings(*values: str) -> list[str]:
@@ -27,8 +29,12 @@ def settings(*values: str) -> list[str]:
     return [word for value in values for word in ("--set", value)]
 
 
-def copy_hippocampus(task: Path, cases: int) -> list[str]:
-    """Copy the first training cases as a task of their own; returns their names."""
+def copy_hippocampus(task: Path, cases: int, unseen: Sequence[str] = ()) -> list[str]:
+    """Copy the first training cases and some files to test on as a task of their own.
+
+    Returns:
+        names of the training cases.
+    """
     declared = json.loads((HIPPOCAMPUS / "dataset.json").read_text(encoding="utf-8"))
     declared["training"] = declared["training"][:cases]
     declare(task, declared | {"numTraining": cases, "test": [], "numTest": 0})
@@ -36,6 +42,10 @@ def copy_hippocampus(task: Path, cases: int) -> list[str]:
         for file in entry.values():
             (task / file).parent.mkdir(exist_ok=True)
             shutil.copy(HIPPOCAMPUS / file, task / file)
+    for folder in ("imagesTs", "labelsTs") if unseen else ():
+        (task / folder).mkdir()
+        for name in unseen:
+            shutil.copy(HIPPOCAMPUS / folder / name, task / folder / name)
     return [Path(entry["image"]).name.removesuffix(".nii.gz") for entry in declared["training"]]
 
 

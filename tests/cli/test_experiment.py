@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,12 @@ from autoseg.cli.experiment import EXAMPLE, main
 from autoseg.experiments.runs import runs_of
 from autoseg.experiments.status import held_by, read_record
 from autoseg.experiments.study import HeldOut, Study, StudyPlan, read_study
+from autoseg.models.log import count_epochs
 from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import TEST_SET, longer, write_study, write_task
+from tests.faults.killing import attempt
 
-EPOCHS = 10
+EPOCHS = 7
 
 
 def command(file: Path, workspace: Workspace) -> list[str]:
@@ -28,17 +30,14 @@ def command(file: Path, workspace: Workspace) -> list[str]:
     return [str(file), *where]
 
 
-def begin(arguments: list[str]) -> subprocess.Popen[str]:
-    program = [sys.executable, "-m", "autoseg.cli.experiment", *arguments]
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for_epochs(process: subprocess.Popen[str], log: Path, more_than: int) -> None:
+def interrupt_after_an_epoch(fold: Path, process: BaseProcess) -> None:
     end = time.monotonic() + 120
-    while not log.exists() or len(log.read_text(encoding="utf-8").splitlines()) <= more_than:
-        assert process.poll() is None, process.stdout and process.stdout.read()
+    while count_epochs(fold) < 1:
+        assert process.is_alive()
         assert time.monotonic() < end
         time.sleep(0.02)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -46,24 +45,21 @@ def test_an_interrupted_study_continues_when_started_again(tmp_path: Path) -> No
     workspace = write_task(tmp_path)
     file = write_study(tmp_path, folds=[0], overrides=longer(EPOCHS))
     run = runs_of(read_study(str(file)), workspace)[0]
-    log = run.folder(workspace) / "log.jsonl"
+    fold = run.folder(workspace)
     arguments = command(file, workspace)
 
-    process = begin(arguments)
-    wait_for_epochs(process, log, 0)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert printed.splitlines()[-1] == f"stopped by Ctrl-C; {CONTINUE}"
+    interrupt = partial(interrupt_after_an_epoch, fold)
+    ended = attempt("experiment", arguments, meanwhile=interrupt)
+    assert ended.status == 130
+    assert ended.said.splitlines()[-1] == f"stopped by Ctrl-C; {CONTINUE}"
     record = read_record(run.folder(workspace))
     assert record is not None
     assert record.state == "stopped"
     assert not held_by(run, workspace)
-    reached = len(log.read_text(encoding="utf-8").splitlines())
-    assert reached < EPOCHS
+    assert count_epochs(fold) < EPOCHS
 
     assert main(arguments) == 0
-    assert len(log.read_text(encoding="utf-8").splitlines()) == EPOCHS
+    assert count_epochs(fold) == EPOCHS
     record = read_record(run.folder(workspace))
     assert record is not None
     assert (record.state, record.attempts) == ("done", 2)

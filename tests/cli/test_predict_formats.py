@@ -18,9 +18,12 @@ from autoseg.prediction.output import DEFAULT_FORMAT, FORMATS, ending
 from autoseg.prediction.predictor import Predictor
 from tests.dataset.making import write_scan
 from tests.dicom_series import REPORT, make_object, save, write_series
+from tests.forking import fine_pictures
 from tests.making import tiny_plan
 from tests.prediction.making import save_model
 from tests.turning import rotation
+
+__all__ = ["fine_pictures"]
 
 SCAN = np.random.default_rng(0).integers(-3, 4, (9, 8, 7)).astype(np.int16)
 

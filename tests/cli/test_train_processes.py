@@ -1,4 +1,4 @@
-"""`autoseg_train` as real processes on real scans: stopped by a signal, side by side, together."""
+"""`autoseg_train` in several processes on real scans: stopped, side by side, and together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,13 @@ import torch
 from autoseg.cli import plan, train
 from autoseg.dataset.task import read_task
 from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.log import count_epochs
 from autoseg.plan.plan import load_plan
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.store import CaseStore
 from autoseg.workflow.task_plan import find_split
 from tests.cli.making import TINY, copy_hippocampus, settings
+from tests.faults.killing import attempt
 from tests.one_thread import one_thread
 from tests.training.making import assert_same_run, log_of, start
 
@@ -90,33 +95,37 @@ def alone(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def stop_after_an_epoch(process: subprocess.Popen[str]) -> str:
-    """Send SIGTERM when the first epoch is told; returns what the process says after it."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("training fold 0: 1/8"):
-            process.send_signal(signal.SIGTERM)
-            break
-    return process.communicate()[1]
+def stop_after_an_epoch(folder: Path) -> Callable[[BaseProcess], None]:
+    """What sends SIGTERM to a process when it has trained an epoch."""
+
+    def stop(process: BaseProcess) -> None:
+        while count_epochs(folder) < 1 and process.is_alive():
+            process.join(0.02)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+
+    return stop
 
 
 def test_two_folds_at_once_of_which_one_is_stopped(
     planned: Path, alone: Path, tmp_path: Path
 ) -> None:
     root = copied(planned, tmp_path)
-    stopped, other = (begin(root, "long", str(number)) for number in (0, 1))
-    last = stop_after_an_epoch(stopped).splitlines()[-1]
-    assert stopped.returncode == 128 + signal.SIGTERM
+    folder = fold(root, "long", 0)
+    with ThreadPoolExecutor(1) as beside:
+        other = beside.submit(attempt, "train", words(root, "long", "1"))
+        stop = stop_after_an_epoch(folder)
+        stopped = attempt("train", words(root, "long", "0"), meanwhile=stop)
+    last = stopped.said.splitlines()[-1]
+    assert stopped.status == 128 + signal.SIGTERM
     assert last.startswith("stopped by SIGTERM after epoch ")
     assert last.endswith("; continue with --resume")
-    folder = fold(root, "long", 0)
     files = {"latest.safetensors", "log.jsonl", "progress.png"}
     assert {path.name for path in folder.iterdir()} == files
     train_alone(root, "long", resume=True)
     assert_same_run(folder, fold(alone, "long", 0))
 
-    _, said = other.communicate()
-    assert other.returncode == 0, said
+    assert other.result().status == 0, other.result()
     assert (fold(root, "long", 1) / "validation" / "summary.json").is_file()
     cases = root / "preprocessed" / TASK / "long" / "cases"
     assert len([path for path in cases.iterdir() if not path.name.startswith(".")]) == 4

@@ -16,6 +16,9 @@ from autoseg.common.figures import (
     save_figure,
     save_forms,
 )
+from tests.forking import fine_pictures
+
+__all__ = ["fine_pictures"]
 
 
 def drawn() -> Figure:

@@ -154,13 +154,15 @@ def test_classes_stratify_new_and_remade_splits(tmp_path: Path) -> None:
     classes = {case: {"rare"} if case in rare else set() for case in CASES}
     made = load_or_make_splits(tmp_path, tmp_path / "task", CASES, folds=3, classes=classes)
     assert made == make_splits(CASES, 3, classes=classes) != make_splits(CASES, 3)
-    before, wanted = (CASES, 3, 12345, {}, classes), (CASES, 2, 1, {}, classes)
+    before: tuple[Any, ...] = (CASES, 3, 12345, {}, classes)
+    wanted: tuple[Any, ...] = (CASES, 2, 1, {}, classes)
     remake_splits(tmp_path, before, wanted)
     assert read_splits(tmp_path / "splits.json", CASES) == make_splits(CASES, 2, 1, None, classes)
 
 
 def test_remade_splits_follow_the_cases_but_user_splits_are_kept(tmp_path: Path) -> None:
-    before, fewer = (CASES, 3, 1, {}, {}), (CASES[2:], 3, 1, {CASES[0]: "p"}, {})
+    before: tuple[Any, ...] = (CASES, 3, 1, {}, {})
+    fewer: tuple[Any, ...] = (CASES[2:], 3, 1, {CASES[0]: "p"}, {})
     write_splits(tmp_path / "splits.json", make_splits(*before))
     remake_splits(tmp_path, before, fewer)
     assert read_splits(tmp_path / "splits.json", CASES) == make_splits(CASES[2:], 3, 1)

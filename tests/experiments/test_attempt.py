@@ -19,13 +19,14 @@ from autoseg.experiments.slurm import RunJob
 from autoseg.experiments.status import LOCK, held_by, is_finished, read_record, status_of
 from autoseg.workflow.workspace import Workspace
 from tests.experiments.studying import longer, study, write_task
+from tests.forking import ForkedRun
 
-EPOCHS = 10
+EPOCHS = 7
 STUDY = study(overrides=longer(EPOCHS))
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "kill"), reason="needs signals")
 
-Start = Callable[[RunOrder], RunProcess]
+Start = Callable[..., RunProcess]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def start() -> Iterator[Start]:
     """Starts processes, which are killed when the test ends."""
     started: list[RunProcess] = []
 
-    def begin(order: RunOrder) -> RunProcess:
-        started.append(RunProcess(order, 1))
+    def begin(order: RunOrder, kind: type[RunProcess] = ForkedRun) -> RunProcess:
+        started.append(kind(order, 1))
         return started[-1]
 
     yield begin
@@ -74,7 +75,7 @@ def test_a_run_is_killed_stopped_and_continued_to_its_end(
     folder = run.folder(workspace)
     mine = order(run, workspace)
 
-    process = start(mine)
+    process = start(mine, RunProcess)  # an interpreter of its own
     wait_until(lambda: epochs(folder) >= 1)
     os.kill(process.process.pid, signal.SIGKILL)
     process.wait()

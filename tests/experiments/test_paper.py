@@ -27,8 +27,11 @@ from autoseg.planner.compose import PlanOptions, compose
 from autoseg.planner.explain import rows as plan_rows
 from tests.browser import Browser, chromium
 from tests.experiments.study_folders import TASK, Run, Score, ablation, sensitivity, write_study
+from tests.forking import fine_pictures
 from tests.making import tiny_plan
 from tests.planner.making import fingerprint
+
+__all__ = ["fine_pictures"]
 
 PAPER = "mueller_2021"
 SIDED = {"background": (0,), "left lung": (1,), "right lung": (2,), "infection": (3,)}

@@ -14,6 +14,7 @@ from tests.cli.making import TINY, copy_hippocampus, settings
 from tests.dataset.making import HIPPOCAMPUS
 from tests.experiments.studying import write_study, write_task
 from tests.faults.killing import finish, visible
+from tests.forking import begin
 from tests.training.making import log_of
 
 TASK = "Task004_Hippocampus"
@@ -107,7 +108,8 @@ class Undisturbed:
         assert_same(root / results, self.root / results)
 
 
-def make_undisturbed(root: Path) -> Undisturbed:
+def make_undisturbed(root: Path) -> str:
+    """Run all commands in a folder; returns their seconds as JSON."""
     copy_hippocampus(root / "raw" / TASK, 4)
     for kind, name in (("imagesTr", "in"), ("labelsTr", "truth")):
         (root / name).mkdir()
@@ -116,6 +118,7 @@ def make_undisturbed(root: Path) -> Undisturbed:
     write_task(root / "study")
     write_study(root / "study")
     shutil.copytree(root / "study", root / "studied")
+    begin(bool)[0].join()  # starts what forks: its seconds are no command's
     seconds = {}
     for name, job in JOBS.items():
         if name == "train":
@@ -125,7 +128,7 @@ def make_undisturbed(root: Path) -> Undisturbed:
             shutil.copytree(root / "preprocessed", root / "only planned")
     shutil.rmtree(root / "preprocessed")
     (root / "only planned").rename(root / "preprocessed")
-    return Undisturbed(root, seconds)
+    return json.dumps(seconds)
 
 
 def assert_all_whole(folder: Path) -> None:

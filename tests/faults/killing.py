@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import importlib
 import io
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
+from tests.forking import begin
 
-COMMANDS = ("plan", "train", "predict", "evaluate", "pack", "export", "experiment")
-PRELOADED = [f"autoseg.cli.{command}" for command in COMMANDS] + [
-    "SimpleITK",
-    "autoseg.workflow.fold",
-    "autoseg.evaluation.evaluate",
-    "autoseg.export.model_zip",
-    "autoseg.prediction.batch",
-    "autoseg.export.networks",
-    "autoseg.prediction.predictor",
-    "matplotlib.figure",
-    "scipy.ndimage",
-    "torch",
-]
 KILLED = -9
 
 
@@ -50,33 +34,12 @@ class Ended:
         return lines[0]
 
 
-def _run(
-    command: str, words: Sequence[str], before: Callable[[], None] | None, told: Connection
-) -> None:
-    torch.set_num_threads(1)
+def _run(command: str, words: Sequence[str], before: Callable[[], None] | None) -> tuple[int, str]:
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
         if before is not None:
             before()
         status = importlib.import_module(f"autoseg.cli.{command}").main(list(words))
-    told.send((status, said.getvalue()))
-
-
-def forks() -> ForkServerContext:
-    """What starts processes as forks of one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
-def _begun(
-    command: str, words: Sequence[str], before: Callable[[], None] | None
-) -> tuple[BaseProcess, Connection]:
-    context = forks()
-    told, telling = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(command, words, before, telling))
-    process.start()
-    telling.close()
-    return process, told
+    return status, said.getvalue()
 
 
 def attempt(
@@ -93,7 +56,7 @@ def attempt(
         before: what the process does first, such as limiting itself; picklable.
         meanwhile: what to do here while it runs.
     """
-    process, told = _begun(command, words, before)
+    process, told = begin(_run, command, words, before)
     if meanwhile is not None:
         meanwhile(process)
     try:

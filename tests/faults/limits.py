@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from autoseg.common import parallel
+from tests.forking import spawn_workers
 
 Before = Callable[[], None]
 FAR_SECONDS = 70 * 365 * 86400
@@ -28,7 +29,8 @@ def _limit_memory(megabytes: int) -> None:
 
 
 def eager_workers() -> None:
-    """Start worker processes however short the job."""
+    """Spawn worker processes, as in use, however short the job."""
+    spawn_workers()
     parallel.WORKER_START_SECONDS = 0.0
 
 

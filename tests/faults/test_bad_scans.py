@@ -195,20 +195,25 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_evaluating_damaged_label_maps(
     folders: tuple[Path, Path], tmp_path: Path, side: int
 ) -> None:
-    """One bad file does not stop the others, but the status is 2 and the file is named."""
+    """Bad files do not stop the good one, but the status is 2 and each of them is named."""
     odd = {k: v for k, v in bad_labels().items() if k != "undeclared.nii.gz"}
     (tmp_path / "bad").mkdir()
     for name, write in odd.items():
         write(tmp_path / "bad" / name)
     words = ["-g", str(folders[0]), "-p", str(folders[1]), "-o", str(tmp_path / "scores")]
-    for name in [*damaged(tmp_path / "bad")[side::4], *odd]:
-        case = stem_of(Path(name))
-        bad = folders[side] / name
-        shutil.move(tmp_path / "bad" / name, bad)
+    bad = {stem_of(Path(name)): name for name in [*damaged(tmp_path / "bad"), *odd]}
+    for case, name in bad.items():
+        shutil.move(tmp_path / "bad" / name, folders[side] / name)
         write_scan(folders[1 - side] / f"{case}.nii.gz", LABEL)
-        told = tell("evaluate", *words, "--processes", "1")
-        assert told.status == 2
-        assert name in told.err
-        shutil.rmtree(bad) if bad.is_dir() else bad.unlink()
+    assert len(bad) >= FEWEST
+    told = tell("evaluate", *words, "--processes", "1")
+    assert told.status == 2
+    assert {name for name in bad.values() if name not in told.err} == set()
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text(encoding="utf-8"))
+    assert [case["case"] for case in summary["metric_per_case"]] == ["good"]
+    for name in bad.values():
+        path = folders[side] / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for case in bad:
         (folders[1 - side] / f"{case}.nii.gz").unlink()
     assert tell("evaluate", *words, "--processes", "1").status == 0

@@ -24,7 +24,7 @@ from tests.faults.jobs import TASK, Undisturbed, predict_words
 from tests.faults.killing import finish
 
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-ROUNDS = int(os.environ.get("AUTOSEG_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("AUTOSEG_ROUNDS", "1"))
 LONGEST_SECONDS = 30.0  # that a command may take longer because another was killed
 STEPS = (f"training.epochs={4 + 3 * ROUNDS}", "training.steps_per_epoch=2")
 ENVIRONMENT = os.environ | {
@@ -144,7 +144,7 @@ def _child_of(pid: int) -> int:
 def test_a_prediction_that_was_killed_goes_on(undisturbed: Undisturbed, tmp_path: Path) -> None:
     root = undisturbed.prepare("predict", tmp_path)
     scan = next((root / "in").iterdir())
-    for number in range(40):
+    for number in range(20):
         shutil.copy(scan, root / "in" / f"more_{number:02d}_0000.nii.gz")
     cases, out = len(list((root / "in").iterdir())), root / "out"
     with container("predict", *predict_words(root), log=tmp_path / "1.log") as first:

@@ -17,6 +17,7 @@ from autoseg.models.folder import LATEST
 from tests.faults.jobs import JOBS, TASK, Undisturbed, assert_all_whole
 from tests.faults.killing import attempt, finish
 from tests.faults.limits import eager_workers
+from tests.forking import spawn_workers
 from tests.training.making import log_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds workers in /proc")
@@ -48,9 +49,7 @@ def kill_a_worker(process: BaseProcess, when: Callable[[], bool] = lambda: True)
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(
-    ("name", "job"), [("plan", "survey"), ("train", "preprocessing"), ("evaluate", "evaluating")]
-)
+@pytest.mark.parametrize(("name", "job"), [("plan", "survey"), ("train", "preprocessing")])
 def test_a_killed_worker_is_told_and_the_next_run_ends(
     undisturbed: Undisturbed, tmp_path: Path, name: str, job: str
 ) -> None:
@@ -72,7 +71,7 @@ def test_a_killed_augmentation_worker_loses_no_epoch(
     folder = root / "models" / TASK / "default" / "fold_0"
     after_an_epoch = partial(kill_a_worker, when=(folder / "log.jsonl").exists)
     words = JOBS["train"].words(root)
-    ended = attempt("train", words, meanwhile=after_an_epoch)
+    ended = attempt("train", words, spawn_workers, after_an_epoch)
     assert "an augmentation worker was killed (SIGKILL)" in ended.error
     assert (folder / LATEST).is_file()
     epochs = len(log_of(folder))

@@ -33,7 +33,9 @@ def test_a_command_that_is_ended_has_nothing_half_written_and_goes_on(
     def end(process: BaseProcess) -> None:
         process.join(share * undisturbed.seconds[name])
         if process.exitcode is None and process.pid is not None:
-            children.extend(psutil.Process(process.pid).children(recursive=True))
+            server = psutil.Process(process.pid).parent()  # of the command and all its processes
+            assert server is not None
+            children.extend(server.children(recursive=True))
             for _ in range(2):  # a second one interrupts nothing
                 os.kill(process.pid, number)
 

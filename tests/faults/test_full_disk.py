@@ -12,10 +12,10 @@ from tests.faults.mounting import SmallDisk, needs_mounts, small_disk
 
 # How many bytes more there are from one attempt to the next, and how many of them must fail.
 STEPS = {
-    "plan": (10 << 10, 5),
+    "plan": (20 << 10, 3),
     "train": (200 << 10, 2),
     "predict": (12 << 10, 3),
-    "evaluate": (400 << 10, 2),
+    "evaluate": (900 << 10, 2),
     "pack": (40 << 10, 3),
     "export": (90 << 10, 2),
     "experiment": (800 << 10, 1),

@@ -14,8 +14,9 @@ from autoseg.image.image import read_image
 from tests.dataset.making import HIPPOCAMPUS
 from tests.dicom_series import write_series
 from tests.faults.jobs import JOBS, Undisturbed, assert_all_whole
-from tests.faults.killing import attempt, finish, forks
+from tests.faults.killing import attempt, finish
 from tests.faults.limits import with_more_memory
+from tests.forking import forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits its address space")
 

@@ -40,7 +40,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 @needs_mounts
-@pytest.mark.parametrize("name", ["plan", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["plan", "train"])
 def test_workers_need_no_room(
     undisturbed: Undisturbed, tmp_path: Path, nearly_full: Path, name: str
 ) -> None:

@@ -241,7 +241,7 @@ def plan_or_message(values: Any) -> Plan | str:
 
 
 @given(st.sampled_from(all_paths(VALID)), st.sampled_from([*BAD, "delete"]))
-@settings(deadline=None, max_examples=1500)
+@settings(deadline=None, max_examples=500)
 def test_any_change_gives_a_plan_or_a_plan_error(path: tuple[Any, ...], value: Any) -> None:
     values = copy.deepcopy(VALID)
     inner = values

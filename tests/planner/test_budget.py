@@ -96,7 +96,7 @@ def test_bad_seconds(text: str) -> None:
 
 
 @given(st.floats(30, 40_000), st.floats(1e-6, 1.0), st.integers(1, 40), st.integers(0, 300))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 def test_the_plan_fits_the_budget(budget: float, seconds: float, cases: int, patches: int) -> None:
     overhead = Overhead(cases, patches)
     narrowest = seconds * 8 * 2

@@ -1,15 +1,8 @@
-"""Runs in separate processes, for the tests that stop, kill or race them.
-
-`share SCANS OUT TOGETHER` predicts the scans, but goes on with its second case only when as many
-runs as TOGETHER says have begun; it prints which cases it has predicted and which others have.
-`kill SCANS OUT` predicts the scans again and again, killed at the first, second, ... moment at
-which it touches a file of OUT, and each time once more to the end.
-"""
+"""Runs in separate processes, for the tests that kill or race them."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -20,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import SimpleITK  # noqa: F401  (here, so that not every forked process imports it anew)
-import torch
 from torch import Tensor, nn
 
 from autoseg.common.files import read_json
@@ -53,15 +44,28 @@ class Meeting(nn.Module):
         return found
 
 
-def share(scans: Path, out: Path, together: str) -> None:
+def share(scans: Path, out: Path, together: int) -> dict[str, list[str]]:
+    """Predict the scans, the second case only when that many runs have begun.
+
+    Returns:
+        the cases that it has predicted, and those that others have.
+    """
     meeting = out.with_name("meeting")
     meeting.mkdir(exist_ok=True)
-    predictor = Predictor(model_of(PLAN, Meeting(meeting, int(together))), device="cpu")
+    predictor = Predictor(model_of(PLAN, Meeting(meeting, together)), device="cpu")
     outcome = predict_cases(predictor, FoundInputs(cases=inputs_of(scans)), out)
-    print(json.dumps({"predicted": list(outcome.predicted), "skipped": list(outcome.skipped)}))
+    return {"predicted": list(outcome.predicted), "skipped": list(outcome.skipped)}
 
 
-def kill(scans: Path, out: Path) -> None:
+def kill(scans: Path, out: Path) -> list[int]:
+    """Predict the scans again and again, and each time once more to the end.
+
+    It is killed at the first, second, ... moment at which it touches a file of `out`.
+
+    Returns:
+        the number of moments, of a new run and of one that overwrites.
+    """
+    counts = []
     finished = out.with_name("finished")
     in_child(partial(predict, scans, finished))
     whole = label_maps(finished)
@@ -81,7 +85,8 @@ def kill(scans: Path, out: Path) -> None:
             assert label_maps(out) == whole
             left = {name for name in files_in(out) if name.startswith(".tmp")}
             assert left == set(), (moment, left)
-        print(json.dumps({"overwrite": overwrite, "moments": moments}), flush=True)
+        counts.append(moments)
+    return counts
 
 
 def label_maps(folder: Path) -> dict[str, Any]:
@@ -120,9 +125,3 @@ def killed_at(moment: int, out: Path, job: Callable[[], Any]) -> bool:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return in_child(job, lambda: sys.addaudithook(watch)) != 0
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    commands: dict[str, Callable[..., None]] = {"share": share, "kill": kill}
-    commands[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +23,18 @@ from autoseg.image.image import read_label
 from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import RECORD, file_facts
 from tests.dataset.making import write_scan
+from tests.faults.killing import attempt
+from tests.forking import begin
+from tests.prediction import running
 from tests.prediction.making import save_model
 from tests.prediction.scans import PLAN, files_in, predict, write_scans
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
 STATUSES = {
     signal.SIGTERM: (143, f"stopped by SIGTERM; {CONTINUE}"),
     signal.SIGINT: (130, f"stopped by Ctrl-C; {CONTINUE}"),
 }
 NAMES = [f"case {number}" for number in range(8)]
-
-
-def start(*words: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def result_of(run: subprocess.Popen[str]) -> list[Any]:
-    out, err = run.communicate(timeout=SECONDS)
-    assert run.returncode == 0, err
-    return [json.loads(line) for line in out.splitlines()]
 
 
 def check_all_complete(out: Path, names: list[str]) -> None:
@@ -72,14 +56,13 @@ def test_runs_share_the_cases_of_a_folder_and_take_over_those_of_a_killed_one(
         tmp_path / "out",
         tmp_path / "meeting",
     )
-    words = ("-m", "tests.prediction.running", "share", scans, out, 4)
-    killed, *others = [start(*words) for _ in range(3)]
-    for run in (killed, *others):
+    (killed, _), *others = [begin(running.share, scans, out, 4) for _ in range(3)]
+    for run in (killed, *(run for run, _ in others)):
         wait_for((meeting / str(run.pid)).exists, run)
     killed.kill()
-    killed.communicate()
+    killed.join()
     (meeting / "the fourth").touch()  # now the others go on
-    (first,), (second,) = (result_of(run) for run in others)
+    first, second = (result.recv() for _, result in others)
     assert first["predicted"]
     assert second["predicted"]
     assert sorted(first["predicted"] + second["predicted"]) == NAMES
@@ -98,17 +81,15 @@ def test_runs_share_the_cases_of_a_folder_and_take_over_those_of_a_killed_one(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to start many processes quickly")
 def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
     scans = write_scans(tmp_path / "in", "a")
-    run = start("-m", "tests.prediction.running", "kill", scans, tmp_path / "out")
-    fresh, overwriting = result_of(run)
-    assert (fresh["overwrite"], overwriting["overwrite"]) == (False, True)
-    assert fresh["moments"] > 15
-    assert overwriting["moments"] > 15
+    fresh, overwriting = begin(running.kill, scans, tmp_path / "out")[1].recv()
+    assert fresh > 15
+    assert overwriting > 15
 
 
-def wait_for(happened: Any, run: subprocess.Popen[str]) -> None:
+def wait_for(happened: Any, run: BaseProcess) -> None:
     end = time.monotonic() + SECONDS
     while not happened():
-        assert run.poll() is None, run.communicate()
+        assert run.is_alive()
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -119,17 +100,21 @@ def test_a_stopped_command_leaves_only_complete_files(tmp_path: Path) -> None:
     write_scan(scans / "0.nii.gz", np.random.default_rng(0).normal(size=(12, 12, 12)))
     for copy in range(1, 500):  # more than it can do before it is stopped
         shutil.copy(scans / "0.nii.gz", scans / f"{copy}.nii.gz")
-    words = ("-m", "autoseg.cli.predict", "-i", scans, "-m", model, "--device", "cpu", "-o")
-    runs = {number: start(*words, tmp_path / str(number)) for number in STATUSES}
-    for number, run in runs.items():
-        wait_for((tmp_path / str(number) / "10.nii.gz").exists, run)
-        run.send_signal(number)
-    for number, run in runs.items():
-        _, err = run.communicate(timeout=SECONDS)
-        assert (run.returncode, err.splitlines()[-1]) == STATUSES[number]
-        cases = list(read_json(tmp_path / str(number) / RECORD)["cases"])
-        check_all_complete(tmp_path / str(number), cases)
+    words = ["-i", str(scans), "-m", str(model), "--device", "cpu"]
+    for number, expected in STATUSES.items():
+        out = tmp_path / str(number)
+        ended = attempt("predict", [*words, "-o", str(out)], meanwhile=partial(stop, number, out))
+        assert (ended.status, ended.said.splitlines()[-1]) == expected
+        cases = list(read_json(out / RECORD)["cases"])
+        check_all_complete(out, cases)
         assert len(cases) < 500
+
+
+def stop(number: int, out: Path, run: BaseProcess) -> None:
+    """Send a signal to a run when it is at work."""
+    wait_for((out / "10.nii.gz").exists, run)
+    assert run.pid is not None
+    os.kill(run.pid, number)
 
 
 @contextmanager

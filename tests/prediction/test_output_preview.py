@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from autoseg.common.figures import pixels_of, save_figure
 from autoseg.image.image import from_simpleitk
 from autoseg.prediction.output import draw_preview
+from tests.forking import fine_pictures
 from tests.making import REGIONS, grid, tiny_plan
+
+__all__ = ["fine_pictures"]
 
 PLAN = tiny_plan(labels={"background": [0], "organ": [1], "tumour": [2], "ενδώμ 肺": [5]})
 ORANGE = (230, 159, 0)

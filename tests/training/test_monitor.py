@@ -30,8 +30,11 @@ from autoseg.training.monitor import (
 )
 from autoseg.training.state import PlateauState, State
 from tests.common.test_progress import Clock
+from tests.forking import fine_pictures
 from tests.training.making import FIRST_EPOCH as FIRST
 from tests.training.making import log_of, start, store_of, training_plan, without_pictures
+
+__all__ = ["fine_pictures"]
 
 
 def pixels_of(path):

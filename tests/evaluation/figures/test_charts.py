@@ -28,6 +28,9 @@ from autoseg.evaluation.scores import Summary
 from autoseg.evaluation.surface import Surface
 from autoseg.image.picture import ERROR_COLOURS
 from tests.evaluation.scores import case, three_cases
+from tests.forking import fine_pictures
+
+__all__ = ["fine_pictures"]
 
 
 def points(axes: Axes, marker: str = "o") -> list[list[float]]:

@@ -27,6 +27,9 @@ from autoseg.image.label_writer import write_label
 from autoseg.image.picture import draw_view
 from autoseg.image.view import Exhibit, read_view
 from tests.evaluation.scores import HIPPOCAMPUS, case, three_cases, write
+from tests.forking import fine_pictures
+
+__all__ = ["fine_pictures"]
 
 LABELS: dict[str, tuple[int, ...]] = {"Anterior": (1,), "Posterior": (2,)}
 NAME = "hippocampus_003.nii.gz"

@@ -20,6 +20,9 @@ from autoseg.evaluation.report.files import Trained, write_report
 from tests.browser import Browser, chromium
 from tests.evaluation.report.report_pages import FINGERPRINT, write_models
 from tests.evaluation.scores import HIPPOCAMPUS
+from tests.forking import fine_pictures
+
+__all__ = ["fine_pictures"]
 
 MISSING = "without a prediction"
 SECTIONS = [

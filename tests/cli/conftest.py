@@ -1,0 +1,3 @@
+from tests.forking import forked_workers
+
+__all__ = ["forked_workers"]
