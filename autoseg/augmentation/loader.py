@@ -15,7 +15,6 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
@@ -36,6 +35,7 @@ from autoseg.common.arrays import Array, ClassMap, Floats, Triple
 from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled
 from autoseg.common.parallel import GB, cause_of_death, exit_with_parent, fitting
 from autoseg.common.progress import waited
+from autoseg.networks.devices import one_thread
 from autoseg.plan.augmentation import Sampling
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
@@ -260,7 +260,7 @@ class BatchLoader:
         epochs, batch = divmod(index, self.sampler.steps_per_epoch)
         at = replace(self.first, epoch=self.first.epoch + epochs, batch=batch)
         try:
-            with _one_thread():
+            with one_thread(), _threadpools().limit(limits=1):
                 return self._make(at)
         except Exception as error:
             return {"failed": _failure(error, at), "traceback": traceback.format_exc()}
@@ -300,18 +300,6 @@ def _failure(error: Exception, at: Position) -> str:
     if isinstance(error, MemoryError):
         return f"not enough memory to make {where}; use fewer --processes"
     return f"cannot make {where}: {error} ({type(error).__name__}); --debug shows the traceback"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one core: workers share the cores, and sums do not depend on the thread count."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with _threadpools().limit(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)

@@ -39,6 +39,7 @@ from autoseg.common.files import dataclass_from_json
 from autoseg.image.geometry import Geometry, Turn, orientation_of
 from autoseg.image.image import PATIENT
 from autoseg.models.folder import CALIBRATION, read_calibration
+from autoseg.networks.devices import one_thread
 from autoseg.plan.labels import Classes, ClassValues
 from autoseg.prediction.fit import Differences, margin_of
 from autoseg.prediction.model import Model
@@ -94,6 +95,7 @@ class Observer:
         self._passes: list[tuple[Tensor, list[Tensor]]] = []  # labels and sums in these patches
         self._sums: list[Tensor] = []  # (pass, sum, output) of each batch of patches
 
+    @one_thread()
     def add(self, found: Tensor) -> None:
         """Add one pass over patches (B, output, *patch)."""
         where, shares = self._likely(found)
@@ -103,6 +105,7 @@ class Observer:
         sums = [self._counted(hard, top), shares.sum(0), self._counted(hard)]
         self._passes.append((whole, sums))
 
+    @one_thread()
     def finish(self, mean: Tensor) -> None:
         """Compare the passes over the same patches with their mean."""
         where, shares = self._likely(mean)
