@@ -15,6 +15,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
@@ -23,7 +24,6 @@ from typing import Any
 
 import blosc2
 import numpy as np
-import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
