@@ -16,7 +16,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from nnunet_plans import few_scans, plan_of_task, set_network, write_plan
 from side_by_side import (
+    Command,
     bench_parser,
     by_turns,
     nnunet_with,
@@ -148,26 +150,31 @@ def run_step(plan_file: str, steps: str) -> None:
         run_measured(lambda: seconds_of(learner, batch, 1), int(steps))
 
 
-def against_nnunet(plan: Plan, environment: Path, rounds: int, steps: int) -> None:
-    """Print the row."""
+@contextmanager
+def nnunet_step(
+    plan: Plan, environment: Path, steps: int, device: str = "cpu"
+) -> Iterator[Command]:
+    """A command that measures some steps of nnU-Net's trainer with the network of a plan."""
     with TemporaryDirectory() as name, nnunet_with(few_scans(), environment) as nnunet:
-        folder = Path(name)
-        plan.save(folder / "plan.json")
         plans = plan_of_task(nnunet)
         nnunet.run("nnUNetv2_preprocess", "-c", "3d_fullres", "-np", "1")  # it looks for it
         set_network(plans, plan)
-        write_plan(plans, folder / "plans.json")
+        file = Path(name) / "plans.json"
+        write_plan(plans, file)
         declared = nnunet.root / "raw" / "Dataset001_Bench" / "dataset.json"
-        files = [str(folder / "plans.json"), str(declared)]
-        theirs = [str(environment / "bin" / "python"), str(SIDE), *files, str(steps)]
-        ours = [sys.executable, __file__, OURS, str(folder / "plan.json"), str(steps)]
-        costs = by_turns(
-            {
-                "autoseg": lambda _: self_measured(ours, {}),
-                "nnU-Net": lambda _: self_measured(theirs, nnunet.places),
-            },
-            rounds,
-        )
+        python = str(environment / "bin" / "python")
+        command = [python, str(SIDE), str(file), str(declared), str(steps), device]
+        yield lambda _: self_measured(command, nnunet.places)
+
+
+def against_nnunet(plan: Plan, environment: Path, rounds: int, steps: int) -> None:
+    """Print the row."""
+    with TemporaryDirectory() as name, nnunet_step(plan, environment, steps) as theirs:
+        file = Path(name) / "plan.json"
+        plan.save(file)
+        ours = [sys.executable, __file__, OURS, str(file), str(steps)]
+        commands = {"autoseg": lambda _: self_measured(ours, {}), "nnU-Net": theirs}
+        costs = by_turns(commands, rounds)
     what = f"training step, {words(plan)}"
     print_table(what, costs["autoseg"], "nnU-Net, float32,", costs["nnU-Net"])
 

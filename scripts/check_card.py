@@ -1,9 +1,13 @@
-"""What a training step and a prediction do on a graphics card, as Markdown tables.
+"""What training and prediction do on a graphics card, as Markdown tables.
 
+    python scripts/check_card.py [--nnunet /path/to/venv] [--output card.md]
     python scripts/check_card.py --pretend
+    python scripts/check_card.py --device cpu --small
 
-`--pretend` needs no card: the CUDA code runs on tensors without values (see tests/pretended_card).
-Waits, traffic and memory are exact; there are no times.
+On a card: whether it agrees with the processor, and its speed, waiting and memory, in less than 6
+minutes; the exit status is 1 if a result is wrong. `--pretend` needs no card: the CUDA code runs on
+tensors without values (see tests/pretended_card). Waits, traffic and memory are exact; there are no
+times. The last form tries the script itself.
 """
 
 from __future__ import annotations
@@ -46,11 +50,37 @@ def pretended() -> dict[str, dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    """Print the table and the number of waits."""
+def main() -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pretend", action="store_true", required=True, help="without a card")
-    parser.parse_args()
+    parser.add_argument("--pretend", action="store_true", help="without a card")
+    parser.add_argument("--device", default="gpu", help="default: the first card")
+    parser.add_argument("--small", action="store_true", help="small plans and scans")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--nnunet", type=Path, help="virtual environment with nnU-Net")
+    parser.add_argument("--output", type=Path, help="file for the table")
+    arguments = parser.parse_args()
+    if arguments.pretend:
+        print_pretended()
+        return 0
+    import real_card  # loads torch, which must not be there before a pretended card
+
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    is_right = real_card.check(
+        arguments.device, arguments.small, arguments.nnunet, arguments.seconds, tell
+    )
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0 if is_right else 1
+
+
+def print_pretended() -> None:
+    """Print the tables and the number of waits."""
     every = pretended()
     found = {name: of for name, of in every.items() if "waits" in of}
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
@@ -71,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

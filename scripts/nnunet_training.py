@@ -1,8 +1,8 @@
 """Seconds of nnU-Net's own training step, for bench_training.py to compare with.
 
-Runs in nnU-Net's environment: `nnunet_training.py PLANS.json DATASET.json STEPS`. Its trainer
-builds its network, loss and optimiser on the CPU, and trains on noise of the plan's shape. Prints
-the seconds and core-seconds of one step, and the peak in GB.
+Runs in nnU-Net's environment: `nnunet_training.py PLANS.json DATASET.json STEPS DEVICE`. Its
+trainer builds its network, loss and optimiser on the device, and trains on noise of the plan's
+shape. Prints the seconds and core-seconds of one step, and the peak in GB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     """Measure steps, after two to warm up."""
     plans, dataset = (json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:3])
     plans["continue_training"] = False
-    trainer = nnUNetTrainer(plans, "3d_fullres", 0, dataset, device=torch.device("cpu"))
+    trainer = nnUNetTrainer(plans, "3d_fullres", 0, dataset, device=torch.device(sys.argv[4]))
     trainer.initialize()
     trainer.network.train()
     batch = noise(trainer)

@@ -174,6 +174,7 @@ def _shifted_inside(voxel: int, size: int, patch: int) -> int:
 Batch = dict[str, Any]
 Failure = dict[str, str]  # what a worker sends if it cannot make a batch
 
+VALIDATION_STREAM = 1_000_000  # separates the random numbers of validation from those of training
 WAITING_PER_WORKER = 1  # batches, beside the one being sent and the one being made
 WORKER_GB = 0.4  # with torch and without patches
 COPIES = 8  # of a batch in a worker: made, waiting, being sent, and temporary ones
@@ -188,19 +189,19 @@ def batches(
     first: Position,
     workers: int,
     places: range | None = None,
-    augment: bool = True,
+    validation: PatchSampler | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Open the stream that starts at the epoch and batch of `first`; workers end with the block.
+
+    After the training batches of each epoch come those of validation, if there are any.
 
     Args:
         sampler: draws the patches.
         plan: how patches are augmented, and where.
         first: seed, fold, epoch and batch to start from.
-        workers: number of processes; 0 makes the batches in this process. The batches do not
-            depend on it.
-        places: indices of the samples to make, by default the whole batch. Each process of a
-            distributed run makes its own share of the batch that a single process would make.
-        augment: whether to apply the transforms of the plan.
+        workers: number of processes, or 0 for this one; the batches do not depend on it.
+        places: the samples of a training batch to make, of a distributed run this process's share.
+        validation: draws the validation batches, which are equal in all epochs without transforms.
 
     Raises:
         RunError: from the stream, if a batch cannot be made or a worker died.
@@ -209,7 +210,7 @@ def batches(
         values = sampler.sampling.batch_size * math.prod(sampler.sampling.patch_size)
         each = round(WORKER_GB * GB) + COPIES * FLOAT * values
         workers = fitting(workers, each, "augmentation workers")
-    loader = BatchLoader(sampler, plan, first, workers, places, augment)
+    loader = BatchLoader(sampler, plan, first, workers, places, validation)
     if workers == 0:
         yield _checked(loader)
         return
@@ -240,7 +241,7 @@ class BatchLoader:
     first: Position
     workers: int
     places: range | None = None
-    augment: bool = True
+    validation: PatchSampler | None = None
     thread_id: int = 0
     made: int = 0
 
@@ -257,7 +258,8 @@ class BatchLoader:
         """Return the next batch, or an exception as text."""
         index = self.first.batch + self.made * max(1, self.workers) + self.thread_id
         self.made += 1
-        epochs, batch = divmod(index, self.sampler.steps_per_epoch)
+        checks = self.validation.steps_per_epoch if self.validation else 0
+        epochs, batch = divmod(index, self.sampler.steps_per_epoch + checks)
         at = replace(self.first, epoch=self.first.epoch + epochs, batch=batch)
         try:
             with one_thread(), _threadpools().limit(limits=1):
@@ -266,11 +268,14 @@ class BatchLoader:
             return {"failed": _failure(error, at), "traceback": traceback.format_exc()}
 
     def _make(self, at: Position) -> Batch:
-        sampling = self.sampler.sampling
-        transforms = self.plan.augmentation if self.augment else ()
-        augmenter = Augmenter(transforms, sampling.patch_size, Sides.of(self.plan))
+        sampler, transforms, places = self.sampler, self.plan.augmentation, self.places
+        if self.validation and (check := at.batch - sampler.steps_per_epoch) >= 0:
+            sampler, places, augment = self.validation, None, self.plan.training.augment_validation
+            transforms, epoch = (transforms, at.epoch) if augment else ((), 0)
+            at = Position(at.seed, VALIDATION_STREAM + at.fold, epoch, check, 0)
+        places = places or range(sampler.sampling.batch_size)
+        augmenter = Augmenter(transforms, sampler.sampling.patch_size, Sides.of(self.plan))
         on_device = self.plan.training.augment_on == "device"
-        places = range(sampling.batch_size) if self.places is None else self.places
         images: list[Any] = []
         labels: list[ClassMap] = []
         exchanged = augmenter.sides.exchanged if augmenter.sides else []
@@ -279,11 +284,11 @@ class BatchLoader:
             here = replace(at, place=place)
             exchanged.clear()
             drawn = augmenter.draw(here.rng().spawn(1)[0])
-            patch = self.sampler.draw(here, drawn.box_size, drawn.border)
+            patch = sampler.draw(here, drawn.box_size, drawn.border)
             image, label = postpone(drawn, *patch) if on_device else drawn(*patch)
             images.append(image)
             labels.append(label)
-            missing = self.plan.unannotated_outputs(self.sampler.name_at(here))
+            missing = self.plan.unannotated_outputs(sampler.name_at(here))
             if len(exchanged) % 2:
                 missing = [self.plan.exchanged_outputs[output] for output in missing]
             unannotated[len(labels) - 1, missing] = True
@@ -313,13 +318,11 @@ def _threadpools() -> ThreadpoolController:
 
 @contextmanager
 def worker_stream(loader: Any, workers: int) -> Iterator[Iterator[Any]]:
-    """Open a stream of the items of worker processes that run `loader`, taken from them in turn.
-
-    The workers end with the block, and with this process however it ends.
+    """Open a stream of the items of worker processes, taken in turn; they end with the block.
 
     Args:
         loader: an iterator; in each worker, `set_thread_id` of its copy is called first.
-        workers: number of processes.
+        workers: number of processes; they also end with this one, however it ends.
 
     Raises:
         RunError: from the stream, if a worker died.
@@ -398,11 +401,7 @@ def _send(waiting: queue.Queue[Any], connection: Connection[Any, Any]) -> None:
 
 
 def live_with_parent() -> None:
-    """In a worker: ignore signals, which the parent handles, and exit when the parent ends.
-
-    A signal to the whole process group, such as Ctrl-C, must not end workers while the parent
-    finishes its work.
-    """
+    """In a worker: ignore signals, which the parent handles (Ctrl-C), and exit when it ends."""
     for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
     exit_with_parent()

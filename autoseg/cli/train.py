@@ -42,7 +42,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with joined(arguments.device) as (group, device):
         order = common.named_in(FoldJob, arguments)
         order |= {"workspace": workspace, "task": task, "plan": plan, "started": started}
-        order |= {"device": device, "group": group}
+        order |= {"device": device, "group": group, "save_seconds": 60.0 * arguments.save_every}
         jobs = [FoldJob(**order, fold=fold) for fold in folds]
         try:
             if len(jobs) == 1 or group.is_shared:  # processes that share a fold fail together

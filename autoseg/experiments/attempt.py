@@ -39,6 +39,7 @@ from autoseg.models.folder import fold_name
 from autoseg.networks.devices import describe, pick_device
 from autoseg.prediction.inputs import find_inputs
 from autoseg.prediction.predictor import Predictor
+from autoseg.training.distributed import joined as together
 from autoseg.training.transfer import RECORD
 from autoseg.workflow.fold import FoldJob, predict_and_score, run_fold
 from autoseg.workflow.workspace import Workspace
@@ -135,22 +136,20 @@ def attempt(order: RunOrder) -> None:
     """
     run, workspace = order.run, Workspace(order.workspace)
     folder = run.folder(workspace)
-    with locked(folder / status.LOCK, str(run)):
+    if torch.distributed.is_torchelastic_launched() and os.environ["RANK"] != "0":
+        if not status.is_trained(run, workspace):
+            _train(order, workspace)
+        return
+    with locked(folder / status.LOCK, str(run)):  # the other processes wait for this one
         if status.is_finished(run, workspace):
             return
         earlier, before = status.read_record(folder), energy_kwh()
         with status.recorded(folder, str(order.log), order.slurm_job) as update:
-            chosen = order.device
-            if chosen in (None, "cuda") and torch.cuda.is_available():  # the one of the slot
-                chosen = f"cuda:{order.slot % torch.cuda.device_count()}"
-            device = pick_device(chosen)
+            device = pick_device(_device_name(order))
             update(device=describe(device), threads=torch.get_num_threads())
             _check_pretrained(run, folder)
             if not status.is_trained(run, workspace):
-                task, fold = workspace.find_task_folder(run.task), str(run.fold)
-                how: dict[str, Any] = {"resume": True, "started": time.monotonic()}
-                how["pretrained"] = run.pretrained and workspace.root / run.pretrained
-                run_fold(FoldJob(workspace, task, run.plan, fold, device, order.processes, **how))
+                _train(order, workspace)
             for test_set in run.held_out:
                 if not status.is_scored(run, test_set, workspace):
                     score_held_out(run, test_set, workspace, str(device), order.processes)
@@ -162,6 +161,14 @@ def attempt(order: RunOrder) -> None:
             update(memory_gb=memory / 1e9, energy_kwh=used)
 
 
+def _device_name(order: RunOrder) -> str | None:
+    """The device of the order; with several GPUs, the one of the slot, or each process its own."""
+    is_shared = torch.distributed.is_torchelastic_launched()
+    if order.device in (None, "cuda") and torch.cuda.is_available() and not is_shared:
+        return f"cuda:{order.slot % torch.cuda.device_count()}"
+    return order.device
+
+
 def _check_pretrained(run: StudyRun, folder: Path) -> None:
     """Raise an AutosegError if training started with other initial weights than the study's."""
     was_pretrained = (folder / RECORD).is_file()
@@ -171,6 +178,15 @@ def _check_pretrained(run: StudyRun, folder: Path) -> None:
             f"{folder} was trained {'from' if was_pretrained else 'without'} a pretrained model, "
             "unlike the study says; give the study's plan another name, or move that folder away"
         )
+
+
+def _train(order: RunOrder, workspace: Workspace) -> None:
+    run = order.run
+    task, fold = workspace.find_task_folder(run.task), str(run.fold)
+    how: dict[str, Any] = {"resume": True, "started": time.monotonic()}
+    how["pretrained"] = run.pretrained and workspace.root / run.pretrained
+    with together(_device_name(order)) as (how["group"], device):
+        run_fold(FoldJob(workspace, task, run.plan, fold, device, order.processes, **how))
 
 
 def score_held_out(

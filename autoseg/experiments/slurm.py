@@ -20,13 +20,16 @@ from autoseg.common.errors import AutosegError, RunError, Stopped, install_hint
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import say
 from autoseg.experiments.attempt import RunOrder, make_orders
-from autoseg.experiments.local import Outcome, RunProcess
+from autoseg.experiments.local import SECONDS_BETWEEN_LOOKS, Outcome, RunProcess
 from autoseg.experiments.report import report_study
 from autoseg.experiments.results import JOBS, gather, read_jobs
 from autoseg.experiments.runs import prepare_plans, runs_of
 from autoseg.experiments.status import held_by, is_finished, read_record
 from autoseg.experiments.study import SlurmSettings, Study, check_study
+from autoseg.models.folder import PLAN
+from autoseg.plan.plan import load_plan
 from autoseg.planner.budget import parse_seconds
+from autoseg.training.distributed import Group
 from autoseg.workflow.workspace import Workspace
 
 # Parameter of submitit -> ours.
@@ -45,11 +48,17 @@ def submit_studies(
         ids of the new jobs.
 
     Raises:
-        AutosegError: the studies contradict each other, a plan, or the data; or Slurm is missing.
+        AutosegError: the studies contradict each other, a plan, or the data; the processes of a run
+            cannot share its batches; or Slurm is missing.
         RunError: Slurm refuses.
     """
     alive = living_jobs()
     prepare_plans(studies, workspace, processes, device)
+    for study in studies:
+        group = Group(size=study.slurm.nodes * study.slurm.tasks)
+        for run in runs_of(study, workspace):
+            plan = load_plan(workspace.preprocessed(run.task, run.plan) / PLAN)
+            group.places(plan.sampling.batch_size)
     orders = make_orders(studies, workspace, processes)
     known = [item for study in studies for item in read_jobs(study, workspace).items()]
     jobs = {run: job for run, job in dict(known).items() if job in alive}
@@ -65,7 +74,8 @@ def submit_studies(
             executor = _executor(study.slurm, workspace, study.name, study.name)
             started = [orders[run].model_copy(update={"processes": cpus}) for run in new]
             with _refusals():
-                array = executor.map_array(RunJob(cpus), [o.model_dump_json() for o in started])
+                job_of_each = RunJob(cpus // study.slurm.tasks or 1)
+                array = executor.map_array(job_of_each, [o.model_dump_json() for o in started])
             submitted += [str(job.job_id) for job in array]
             jobs |= {str(run): str(job.job_id) for run, job in zip(new, array, strict=True)}
         own = {str(run): jobs[str(run)] for run in runs if str(run) in jobs}
@@ -73,7 +83,7 @@ def submit_studies(
         gather(study, workspace)
     arrays = sorted({number.partition("_")[0] for number in jobs.values()})
     for study in studies if submitted else ():
-        settings = study.slurm.model_copy(update={"gpus": 0, "cpus": 1})
+        settings = study.slurm.model_copy(update={"nodes": 1, "gpus": 0, "cpus": 1})
         executor = _executor(settings, workspace, study.name, f"{study.name}-gather")
         executor.update_parameters(slurm_dependency=f"afterany:{':'.join(arrays)}")
         with _refusals():
@@ -83,7 +93,10 @@ def submit_studies(
 
 
 class RunJob:
-    """The function of an array job: one run, in a process of its own."""
+    """The function of an array job: one run, in a process of its own.
+
+    With several GPUs or machines, each task of the job is one of the processes that share the run.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -97,7 +110,12 @@ class RunJob:
             RunError: the run failed, or another process works on it.
         """
         order = RunOrder.model_validate_json(line).model_copy(update={"slurm_job": job_id()})
+        if int(os.environ.get("SLURM_NTASKS", 1)) > 1:  # as torchrun tells its processes
+            _submitit().helpers.TorchDistributedEnvironment().export(False, overwrite=True)
+            os.environ["TORCHELASTIC_RUN_ID"] = str(order.slurm_job)
         outcome = self._run(order)
+        if int(os.environ.get("SLURM_PROCID", 0)):
+            return outcome.state  # the first process of the run reports and queues it again
         folder = order.run.folder(Workspace(order.workspace))
         while outcome.state == "elsewhere":
             if (record := read_record(folder)) is None or record.slurm_job != order.slurm_job:
@@ -114,7 +132,8 @@ class RunJob:
     def _run(self, order: RunOrder) -> Outcome:
         self.process = RunProcess(order, self.threads)
         try:
-            self.process.process.wait()
+            while not self.process.has_ended():  # a blocking wait would block `checkpoint` as well
+                time.sleep(SECONDS_BETWEEN_LOOKS)
             return self.process.outcome
         finally:
             self._end()
@@ -177,10 +196,11 @@ def _executor(settings: SlurmSettings, workspace: Workspace, study: str, name: s
     submitit, folder = _submitit(), workspace.study(study) / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=MOST_TIMEOUTS)
-    values = settings.model_dump(mode="json")
+    values = settings.model_dump(mode="json") | {"tasks": settings.tasks}
     executor.update_parameters(
         name=name,
         timeout_min=max(1, round(parse_seconds(settings.time) / 60)),
+        cpus_per_task=settings.cpus // settings.tasks or 1,
         slurm_additional_parameters={"requeue": True, **settings.options},
         **{key: values[name] for key, name in PARAMETERS.items() if values[name]},
     )

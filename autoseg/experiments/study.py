@@ -90,9 +90,10 @@ class SlurmSettings(Section):
     Attributes:
         partition: null: the cluster's default.
         time: time limit of a job, as in `12h`; longer runs continue in the next job.
-        gpus: GPUs of a run.
-        cpus: cores of a run.
-        memory_gb: main memory of a run; null: the cluster's default.
+        nodes: machines of a run.
+        gpus: GPUs of a run on each machine, with a process for each of them.
+        cpus: cores of a run on each machine.
+        memory_gb: main memory of a run on each machine; null: the cluster's default.
         parallel: maximum number of runs at a time.
         save_seconds: time before the limit at which a job is asked to save its state.
         setup: shell commands to run first, such as `module load python`.
@@ -101,6 +102,7 @@ class SlurmSettings(Section):
 
     partition: str | None = None
     time: str = "24h"
+    nodes: Count = 1
     gpus: Index = 1
     cpus: Count = 8
     memory_gb: Positive | None = None
@@ -108,6 +110,11 @@ class SlurmSettings(Section):
     save_seconds: Count = 120
     setup: tuple[str, ...] = ()
     options: dict[str, str | int | bool] = Field(default_factory=dict)
+
+    @property
+    def tasks(self) -> int:
+        """Processes of a run on each machine."""
+        return max(1, self.gpus)
 
 
 class Study(Section):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -129,12 +132,36 @@ def place(network: nn.Module, device: torch.device) -> torch.memory_format:
     return layout
 
 
-def to_device(array: Array, device: torch.device) -> torch.Tensor:
-    """Copy an array to a device without waiting for the device."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":  # a copy of pageable memory would wait
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+def to_device(array: Array | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy an array, or a tensor in page-locked memory, to a device without waiting for it."""
+    if not isinstance(array, torch.Tensor):
+        array = torch.from_numpy(array)
+        if device.type == "cuda":  # a copy of pageable memory would wait
+            array = array.pin_memory()
+    return array.to(device, non_blocking=True)
+
+
+@contextmanager
+def received_ahead(
+    stream: Iterator[dict[str, Any]], device: torch.device
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """For CUDA: a thread receives the next batch, in page-locked memory, during the present one."""
+    if device.type != "cuda":
+        yield stream
+        return
+
+    def receive() -> dict[str, Any]:
+        batch = next(stream)
+        arrays = {key: value for key, value in batch.items() if isinstance(value, np.ndarray)}
+        return batch | {key: torch.from_numpy(each).pin_memory() for key, each in arrays.items()}
+
+    def following() -> dict[str, Any]:
+        coming.append(thread.submit(receive))
+        return coming.popleft().result()
+
+    with ThreadPoolExecutor(1) as thread:
+        coming = deque([thread.submit(receive)])
+        yield iter(following, None)
 
 
 @contextmanager

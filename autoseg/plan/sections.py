@@ -330,8 +330,13 @@ class Training(Section):
     gradient_clip: Positive | None = 12.0
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     precision: Literal["auto", "bfloat16", "float16", "float32", "nnunet"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     keep: Literal["last", "best_training_loss"] = "last"
+
+    @pydantic.field_serializer("compile")
+    def _in_id(self, value: Any, info: pydantic.FieldSerializationInfo) -> Any:
+        """`auto` has the id of false, the former default: results differ in rounding only."""
+        return False if value == "auto" and info.context == FOR_ID else value
 
     @property
     def steps(self) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -19,8 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.augmentation.on_device import finish
-from autoseg.common.errors import RunError
-from autoseg.dataset.splits import Split
+from autoseg.common.progress import say
 from autoseg.dataset.task import Case
 from autoseg.models import checkpoint
 from autoseg.networks.devices import (
@@ -33,17 +30,17 @@ from autoseg.networks.devices import (
 )
 from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
-from autoseg.plan.sections import Adam, Sgd
+from autoseg.plan.sections import Adam, Sgd, Training
 from autoseg.planner.budget import Timing
 from autoseg.preprocessing.preprocess import preprocess_case
 from autoseg.preprocessing.store import CaseStore
-from autoseg.training.distributed import ALONE, Group, StopSignals, share_batch_norm
+from autoseg.training.distributed import ALONE, Group, share_batch_norm
 from autoseg.training.losses import build_loss
 
 WARM_UP_STEPS = 2  # of a measurement
 ENOUGH_STEPS, ENOUGH_SECONDS = 5, 8.0  # after the warm-up; three times as many if they scatter
 SCATTER = 0.2  # of the middle half of the steps, as a share of their median
-VALIDATION_STREAM = 1_000_000  # separates the random numbers of validation from those of training
+LEAST_STEPS, LEAST_SECONDS = 5000, 1800.0  # of a run that gains by compiling for a minute or two
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -66,12 +63,13 @@ class Learner:
         self.dtype = autocast_type(device, plan.training.precision)
         self.network = build_network(plan)
         if group.is_shared:
-            share_batch_norm(self.network, group)
+            share_batch_norm(self.network, group, device)
         self.format = place(self.network, device)
         # `network` itself is neither wrapped nor compiled, so that its weights keep their names.
-        forward = torch.compile(self.network) if plan.training.compile else self.network
-        assert isinstance(forward, nn.Module)
-        self.forward = group.parallel(forward)
+        self.parallel = group.parallel(self.network)
+        self.forward: Callable[[Tensor], Any] = self.parallel
+        self.is_to_compile = is_to_compile(plan.training, device)  # in the first step
+        self.not_compiled: str | None = None  # the reason, if torch could not
         self.loss = build_loss(plan)
         self.shared_loss = build_loss(plan, group.sum)
         self.scaler = GradScaler(device.type, enabled=self.dtype is torch.float16)
@@ -84,20 +82,14 @@ class Learner:
 
         If processes share the batch, both belong to this process's share; their means over the
         processes belong to the batch.
-
-        Raises:
-            RunError: the network could not be compiled.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         image, label, unannotated = self.to_device(batch)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with _compile_errors():
-            with autocast(self.device, self.dtype):
-                outputs = self.forward(image)
-            loss, dice = self.shared_loss(outputs, label, unannotated)
-            self.scaler.scale(loss).backward()
+        compute = self._compile_and_differentiate if self.is_to_compile else self._differentiate
+        loss, dice = compute(image, label, unannotated)
         if self.plan.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
@@ -106,6 +98,32 @@ class Learner:
         if self.average is not None:
             self.average.update_parameters(self.network)
         return loss.detach(), dice
+
+    def _differentiate(
+        self, image: Tensor, label: Tensor, unannotated: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and soft Dice per class; the gradients are added to those of the weights."""
+        with autocast(self.device, self.dtype):
+            outputs = self.forward(image)
+        loss, dice = self.shared_loss(outputs, label, unannotated)
+        self.scaler.scale(loss).backward()
+        return loss, dice
+
+    def _compile_and_differentiate(self, *batch: Any) -> tuple[Tensor, Tensor]:
+        """The same in the first step of a compiled run, which goes on without if torch cannot."""
+        self.is_to_compile = False
+        try:
+            self.forward = torch.compile(self.parallel)
+            return self._differentiate(*batch)
+        except Exception as error:  # of torch's compiler, Triton, a C++ compiler, ...
+            self.not_compiled = (
+                f"{str(error).strip().partition(chr(10))[0]} ({type(error).__name__})"
+            )
+        if self.group.leads:
+            say(f"warning: torch.compile failed; training is slower without: {self.not_compiled}")
+        self.forward = self.parallel
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._differentiate(*batch)
 
     @torch.inference_mode()
     def validate(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -157,62 +175,12 @@ class Learner:
             self.average.load_state_dict(checkpoint.without_prefix("average", tensors))
 
 
-class Validation:
-    """Loss and Dice on patches of the validation cases: the same patches after every epoch.
-
-    The first process of a group validates. Without validation cases there is no result.
-    """
-
-    def __init__(
-        self, plan: Plan, store: CaseStore, split: Split, fold: int, group: Group = ALONE
-    ) -> None:
-        self.plan, self.fold = plan, fold
-        self.steps = plan.training.validation_steps if split.validation and group.leads else 0
-        self.sampler = PatchSampler(store, split.validation, plan.sampling, self.steps)
-
-    def after(
-        self, learner: Learner, epoch: int, stop: StopSignals
-    ) -> tuple[float | None, list[float | None]]:
-        """Mean loss, and Dice per class over all patches.
-
-        Raises:
-            StopRequested: a signal was received.
-            RunError: the loss is not finite.
-        """
-        if not self.steps:
-            return None, []
-        training, found = self.plan.training, []
-        augment = training.augment_validation
-        stream_of = VALIDATION_STREAM + self.fold
-        first = Position(training.seed, stream_of, epoch if augment else 0, 0, 0)
-        with batches(self.sampler, self.plan, first, workers=0, augment=augment) as stream:
-            for _ in range(self.steps):
-                stop.check_alone()
-                found.append(learner.validate(next(stream)))
-        losses, counts = zip(*found, strict=True)
-        mean = float(torch.stack(losses).mean())
-        if not math.isfinite(mean):
-            raise RunError(
-                f"the validation loss became NaN or infinite in epoch {epoch + 1}; look for "
-                "implausible intensities in the validation cases"
-            )
-        return mean, dice_of(torch.stack(counts).sum(0).cpu())
-
-
-@contextmanager
-def _compile_errors() -> Iterator[None]:
-    """Report an error of torch.compile in one line, as a RunError."""
-    try:
-        yield
-    except RuntimeError as error:
-        compiler = sys.modules.get("torch._dynamo.exc")  # slow to import, loaded by torch.compile
-        if compiler is None or not isinstance(error, compiler.TorchDynamoException):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"training.compile: torch could not compile the network ({reason}); plan with "
-            "training.compile=false, or install what is missing, most often a C++ compiler"
-        ) from error
+def is_to_compile(training: Training, device: torch.device) -> bool:
+    """Whether the network is to be compiled: by default on CUDA, if the run is long enough."""
+    if training.compile != "auto":
+        return training.compile
+    seconds = training.seconds or math.inf
+    return device.type == "cuda" and training.steps >= LEAST_STEPS and seconds >= LEAST_SECONDS
 
 
 def scaler_tensors(scaler: GradScaler) -> checkpoint.Tensors:
@@ -287,6 +255,8 @@ class Stopwatch:
         start = Position(plan.training.seed, 0, 0, 0, 0)
         with fast_convolutions(self.device), batches(sampler, plan, start, self.workers) as stream:
             times: list[float] = []
+            if learner.is_to_compile:
+                learner.step(next(stream), 1e-4)
             while not is_settled(times):
                 started = time.perf_counter()
                 loss, _ = learner.step(next(stream), 1e-4)
@@ -301,8 +271,8 @@ class Stopwatch:
         return Timing(step, predicted, self.case_seconds, describe(self.device))
 
     def _prepared(self, plan: Plan) -> CaseStore:
-        elsewhere = "set TMPDIR to another folder"
-        store = CaseStore(Path(self.folder.name), plan.preprocessing_id, elsewhere)
+        folder = Path(self.folder.name)
+        store = CaseStore(folder, plan.preprocessing_id, "set TMPDIR to another folder")
         if not self.case_seconds:
             started = time.perf_counter()
             for case in self.cases:

@@ -80,14 +80,15 @@ class Monitor:
         if training.precision == "float16" and learner.dtype is not torch.float16:
             used = str(learner.dtype).removeprefix("torch.")
             yield f"float16 is supported on CUDA only: on {learner.device} the network uses {used}"
-        if training.compile:
+        if learner.is_to_compile:
             yield "the first step compiles the network, which takes a minute or more"
         cases = counted(len(self.split.train), "case")
         if self.split.validation:
             cases += f", validating on {counted(len(self.split.validation), 'case')}"
         epochs = counted(self.state.epochs - self.state.done, "epoch")
         steps = counted(training.steps_per_epoch, "step")
-        yield f"training on {self.run.device}: {cases}; {epochs} of {steps}"
+        shared = f" in {counted(n, 'process')}" if (n := self.run.group.size) > 1 else ""
+        yield f"training on {self.run.device}{shared}: {cases}; {epochs} of {steps}"
 
     def after_step(self, state: State, done: int) -> None:
         """Show that `done` steps of the next epoch are finished."""
@@ -153,7 +154,7 @@ class Heartbeat:
                 say(
                     f"warning: a step takes {in_words(step)}. A run that is told to stop finishes "
                     f"and saves its step: let it take {in_words(2 * step + 10)} (Slurm: KillWait "
-                    "or --signal; Kubernetes: terminationGracePeriodSeconds), or the epoch is lost"
+                    "or --signal; Kubernetes: terminationGracePeriodSeconds), or minutes are lost"
                 )
         if self._is_first:  # it includes the start-up, so the pace is that of the other steps
             self._since, self._steps_since, self._is_first = now, 0, False

@@ -15,8 +15,8 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.progress import counted, say
 from autoseg.models import checkpoint
 from autoseg.models.checkpoint import save_checkpoint
-from autoseg.models.folder import BEST, FINAL, LATEST
-from autoseg.models.log import Epoch
+from autoseg.models.folder import BEST, FINAL, LATEST, LOG
+from autoseg.models.log import Epoch, count_epochs
 from autoseg.plan.plan import Plan, recipe_id
 from autoseg.plan.sections import Cosine, Plateau, Polynomial, Schedule, Training
 from autoseg.training.distributed import ALONE, Group
@@ -38,6 +38,7 @@ class Run:
         group: the processes that train together; only the first one writes, validates and prints.
         pretrained: a trained model whose weights initialise a new run.
         tensorboard: whether to write TensorBoard event files as well.
+        save_seconds: time between two checkpoints.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Run:
     group: Group = ALONE
     pretrained: Path | None = None
     tensorboard: bool = False
+    save_seconds: float = 300.0
 
 
 def learning_rate_factor(schedule: Schedule, progress: float) -> float:
@@ -180,12 +182,19 @@ class EpochSoFar:
     Attributes:
         losses: one scalar per step.
         dice: soft Dice per class, (classes,), one tensor per step.
-        seconds: spent on this epoch by earlier starts of the run.
+        seconds_before: spent on this epoch by earlier starts of the run.
+        started: `time.monotonic()` at its beginning, or that of this start of the run.
     """
 
     losses: list[Tensor] = field(default_factory=list)
     dice: list[Tensor] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this epoch so far."""
+        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def steps(self) -> int:
@@ -227,6 +236,8 @@ def begin(plan: Plan, learner: Learner, run: Run) -> tuple[State, EpochSoFar]:
         source = start_from(run.pretrained, learner, run.folder) if run.pretrained else None
         state = State(plan.id, plan.training.epochs, plateau, recipe_id=recipe_id(plan))
         state = replace(state, pretrained=source, threads=[torch.get_num_threads()])
+        if run.group.leads and (lost := count_epochs(run.folder)):
+            say(f"{run.folder} has no checkpoint yet: {counted(lost, 'epoch')} of {LOG} are lost")
         return state, EpochSoFar()
     state, so_far = load_run(run.folder, plan, learner)
     if run.group.leads:
@@ -234,7 +245,10 @@ def begin(plan: Plan, learner: Learner, run: Run) -> tuple[State, EpochSoFar]:
         if state.is_finished(plan.training):
             say(f"training is finished already: {state.done} of {epochs} done")
         else:
-            say(f"resuming after epoch {state.done}{and_steps(so_far.steps)} of {epochs}")
+            reached = f"after epoch {state.done}{and_steps(so_far.steps)} of {epochs}"
+            again = count_epochs(run.folder) - state.done  # trained after the checkpoint
+            more = f"; {counted(again, 'later epoch')} of {LOG} to be repeated" if again > 0 else ""
+            say(f"resuming {reached}, saved {saved_at(run.folder / LATEST)}{more}")
         if run.pretrained:
             say(f"--pretrained {run.pretrained} is ignored: a resumed run keeps its own weights")
     return (state if state.is_finished(plan.training) else _with_threads(state, run)), so_far
@@ -259,19 +273,6 @@ def and_steps(steps: int) -> str:
     return f" and {counted(steps, 'step')}" if steps else ""
 
 
-def save_run(run: Run, learner: Learner, state: State, so_far: EpochSoFar) -> None:
-    """Write `latest.safetensors`, from which a run resumes as if it had never stopped.
-
-    All processes of a group call it, as an unfinished epoch holds the means of their results; the
-    first one writes.
-    """
-    epoch = {name: run.group.mean(tensor) for name, tensor in so_far.tensors().items()}
-    if run.group.leads:
-        tensors = learner.tensors() | checkpoint.with_prefix(EPOCH, epoch)
-        state = replace(state, seconds=state.seconds_used(run))
-        save_checkpoint(run.folder / LATEST, tensors, state.to_json())
-
-
 def save_final(run: Run, learner: Learner, plan: Plan, state: State) -> None:
     """Write `final.safetensors`, the weights that prediction uses: the last or the best ones."""
     weights, epoch = learner.weights(), state.done - 1
@@ -279,6 +280,8 @@ def save_final(run: Run, learner: Learner, plan: Plan, state: State) -> None:
         weights, best = checkpoint.load_checkpoint(run.folder / BEST)
         epoch = best["epoch"]
     about = {"plan_id": plan.id, "fold": run.fold, "epoch": epoch, "threads": state.threads}
+    if learner.not_compiled:
+        about["not_compiled"] = learner.not_compiled
     if state.pretrained is not None:
         about["pretrained"] = state.pretrained
     save_checkpoint(run.folder / FINAL, weights, about)
@@ -359,6 +362,10 @@ def describe(path: Path) -> str:
     """A saved run in short: epochs done and in total, when it was saved, and its plan."""
     tensors, values = checkpoint.load_checkpoint(path)
     done, steps = len(values.get("history", ())), len(tensors.get(f"{EPOCH}.losses", ()))
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
     reached = f"epoch {done} of {values.get('epochs')}{and_steps(steps)}"
-    return f"{reached}, saved {when}, plan {values.get('plan_id')}"
+    return f"{reached}, saved {saved_at(path)}, plan {values.get('plan_id')}"
+
+
+def saved_at(path: Path) -> str:
+    """When a file was written, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))

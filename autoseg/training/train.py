@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -18,16 +21,16 @@ from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.common.errors import RunError
 from autoseg.common.progress import counted, in_words, say
 from autoseg.dataset.splits import Split
-from autoseg.models.checkpoint import save_checkpoint
-from autoseg.models.folder import BEST
+from autoseg.models.checkpoint import Tensors, save_checkpoint, with_prefix
+from autoseg.models.folder import BEST, LATEST
 from autoseg.models.log import Epoch
-from autoseg.networks.devices import fast_convolutions
+from autoseg.networks.devices import fast_convolutions, received_ahead
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import StopRequested, StopSignals
-from autoseg.training.learner import Learner, Validation
+from autoseg.training.learner import Learner, dice_of
 from autoseg.training.monitor import Monitor
-from autoseg.training.state import EpochSoFar, Run, State, and_steps, begin, save_final, save_run
+from autoseg.training.state import EPOCH, EpochSoFar, Run, State, and_steps, begin, save_final
 
 SETTLED_EPOCHS = 3  # the pace of fewer epochs is distorted by the start-up
 TARGET_SHARE = 0.96  # of the budget; the rest absorbs the variation of the last epochs
@@ -47,18 +50,20 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     learner = Learner(plan, run.device, group)  # network, loss, optimiser, weight average
     state, so_far = begin(plan, learner, run)  # a new run, or the step at which a run stopped
     sampler = PatchSampler(store, split.train, plan.sampling, steps)
-    validation = Validation(plan, store, split, run.fold, group)
+    checks = training.validation_steps if split.validation and group.leads else 0
+    validation = PatchSampler(store, split.validation, plan.sampling, checks)
     first = Position(training.seed, run.fold, state.done, so_far.steps, 0)
     samples = group.places(plan.sampling.batch_size)  # B of them, this process's share of a batch
     workers = 0 if state.is_finished(training) else run.workers  # a finished run needs no batch
     with fast_convolutions(run.device), StopSignals(group) as stop:
         with (
-            batches(sampler, plan, first, workers, samples) as stream,
+            batches(sampler, plan, first, workers, samples, validation) as made,
+            received_ahead(made, run.device) as stream,
+            closing(Checkpoints(run, learner)) as checkpoints,
             Monitor(plan, split, run, learner, state) as monitor,
         ):
             budget = TimeBudget(plan, run)
             while not state.is_finished(training):
-                started = time.monotonic()
                 try:
                     for step in range(so_far.steps, steps):
                         batch = draw(stream, stop)  # image (B, C, X, Y, Z) and label (B, X, Y, Z)
@@ -66,15 +71,23 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
                         loss, dice = learner.step(batch, rate)  # () and (classes,), on the device
                         so_far.add(loss, dice)
                         monitor.after_step(state, so_far.steps)
+                        if checkpoints.are_due():
+                            check_finite(so_far, state, sampler, samples, plan, run)
+                            checkpoints.save(state, so_far)
                     check_finite(so_far, state, sampler, samples, plan, run)
                     training_loss, training_dice = so_far.means(group)
-                    validation_loss, validation_dice = validation.after(learner, state.done, stop)
+                    validation_loss, validated = validate(learner, stream, checks, state, stop)
                 except StopRequested:
-                    so_far.seconds += time.monotonic() - started
-                    save_run(run, learner, state, so_far)
+                    checkpoints.save(state, so_far)
+                    checkpoints.close()
                     group.wait()  # torchrun ends all processes when the first one has ended
                     done = f"after epoch {state.done}{and_steps(so_far.steps)}"
                     raise stop.stopped(done) from None
+                except RunError:  # a worker died, or a loss is not finite
+                    is_sound = all(map(torch.isfinite, so_far.losses)) and not group.is_shared
+                    if is_sound and (state.done or so_far.steps):
+                        checkpoints.save(state, so_far)
+                    raise
                 epoch = Epoch(
                     epoch=state.done,
                     epochs=state.epochs,
@@ -82,18 +95,18 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
                     training_loss=training_loss,
                     training_dice=dict(zip(classes, training_dice, strict=True)),
                     validation_loss=validation_loss,
-                    validation_dice=dict(zip(classes, validation_dice, strict=False)),
-                    seconds=so_far.seconds + time.monotonic() - started,
+                    validation_dice=dict(zip(classes, validated, strict=False)),
+                    seconds=so_far.seconds,
                 )
                 state, so_far = state.after_epoch(epoch, training), EpochSoFar()
                 if group.leads:
                     if training.keep == "best_training_loss" and state.best_epoch == epoch.epoch:
-                        about = {"epoch": epoch.epoch}
-                        save_checkpoint(run.folder / BEST, learner.weights(), about)
+                        checkpoints.keep_best(epoch.epoch)
                     state = budget.recount(state)
-                    save_run(run, learner, state, so_far)
                     monitor.after_epoch(state)
                 state = group.shared(state)
+                if checkpoints.are_due() or state.is_finished(training):
+                    checkpoints.save(state, so_far)
         if group.leads:
             monitor.finish(state)
             save_final(run, learner, plan, state)
@@ -104,22 +117,47 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     return state
 
 
-def draw(stream: Iterator[Batch], stop: StopSignals) -> Batch:
-    """The next batch.
+def draw(stream: Iterator[Batch], stop: StopSignals, alone: bool = False) -> Batch:
+    """The next batch, of all processes or of this one alone.
 
     Raises:
         StopRequested: a signal was received.
         RunError: an augmentation worker died.
     """
+    check = stop.check_alone if alone else stop.check
     stop.check_alone()  # not only after the batch, which may take a while to be made
     try:
         batch = next(stream)
     except RunError:
         stop.wait_a_moment()  # the signal that ended the worker may be sent to this process as well
-        stop.check()
+        check()
         raise
-    stop.check()
+    check()
     return batch
+
+
+def validate(
+    learner: Learner, stream: Iterator[Batch], steps: int, state: State, stop: StopSignals
+) -> tuple[float | None, list[float | None]]:
+    """Mean loss, and Dice per class, over the validation batches that follow in the stream.
+
+    The first process of a group validates. Without batches there is no result.
+
+    Raises:
+        StopRequested: a signal was received.
+        RunError: the loss is not finite, or an augmentation worker died.
+    """
+    if not steps:
+        return None, []
+    found = [learner.validate(draw(stream, stop, alone=True)) for _ in range(steps)]
+    losses, counts = zip(*found, strict=True)
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise RunError(
+            f"the validation loss became NaN or infinite in epoch {state.done + 1}; look for "
+            "implausible intensities in the validation cases"
+        )
+    return mean, dice_of(torch.stack(counts).sum(0).cpu())
 
 
 def check_finite(
@@ -136,6 +174,59 @@ def check_finite(
         f"the loss became NaN or infinite in epoch {state.done + 1}, batch {batch + 1} ({names}); "
         "lower training.optimizer.learning_rate, or look for implausible intensities in these cases"
     )
+
+
+class Checkpoints:
+    """Saves a run every few minutes and when it stops, in a thread, while training goes on.
+
+    A run resumes from `latest.safetensors` as if it had never stopped. An error of the thread is
+    raised when the next state is saved, or at the end.
+    """
+
+    def __init__(self, run: Run, learner: Learner) -> None:
+        self.run, self.learner = run, learner
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[Any] = self._thread.submit(int)  # nothing yet
+        self._files: dict[str, tuple[Tensors, dict[str, Any]]] = {}  # by name, to be written
+        self._due = time.monotonic() + run.save_seconds
+
+    def close(self) -> None:
+        """Wait until the last state is written."""
+        self._thread.shutdown()
+        self._written.result()
+
+    def are_due(self) -> bool:
+        """Whether to save now; all processes of a group call it at the same point."""
+        return bool(self.run.group.largest(int(time.monotonic() >= self._due)))
+
+    def keep_best(self, epoch: int) -> None:
+        """Keep the present weights for `best.safetensors`, which is written with the next state."""
+        self._files[BEST] = on_host(self.learner.weights()), {"epoch": epoch}
+
+    def save(self, state: State, so_far: EpochSoFar) -> None:
+        """Copy the state after a step to the host, and let the thread write it.
+
+        All processes of a group call it, as an unfinished epoch holds the means of their results;
+        the first one writes.
+        """
+        epoch = {name: self.run.group.mean(each) for name, each in so_far.tensors().items()}
+        self._due = time.monotonic() + self.run.save_seconds
+        if self.run.group.leads:
+            self._written.result()
+            tensors = self.learner.tensors() | with_prefix(EPOCH, epoch)
+            state = replace(state, seconds=state.seconds_used(self.run))
+            files, self._files = self._files, {}
+            files[LATEST] = on_host(tensors), state.to_json()  # last: it refers to the best weights
+            self._written = self._thread.submit(self._write, files)
+
+    def _write(self, files: dict[str, tuple[Tensors, dict[str, Any]]]) -> None:
+        for name, content in files.items():
+            save_checkpoint(self.run.folder / name, *content)
+
+
+def on_host(tensors: Tensors) -> Tensors:
+    """Copies on the host, which later steps do not change."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 class TimeBudget:
@@ -155,7 +246,10 @@ class TimeBudget:
         used = state.seconds_used(self.run)
         if len(self._times) <= SETTLED_EPOCHS and used <= training.seconds / 4:
             return state
-        seconds = self._epoch_seconds()
+        # Mean over the latest half, at least five; without the slow first one if possible.
+        done = len(self._times) - 1
+        first = max(min(1, done - 1), done - max(5, done // 2))
+        seconds = (self._times[-1] - self._times[first]) / (done - first)
         # A forward pass takes about a third of a training step.
         patches = training.steps_per_epoch * self.plan.sampling.batch_size
         reserve = 3 + 0.4 * self.run.patches_after * seconds / patches
@@ -166,12 +260,6 @@ class TimeBudget:
                 f"{state.epochs} fit the budget of {in_words(training.seconds)}"
             )
         return replace(state, epochs=epochs)
-
-    def _epoch_seconds(self) -> float:
-        """Mean over the latest half, at least five; without the slow first one if possible."""
-        done = len(self._times) - 1
-        first = max(min(1, done - 1), done - max(5, done // 2))
-        return (self._times[-1] - self._times[first]) / (done - first)
 
 
 def epochs_within(

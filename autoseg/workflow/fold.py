@@ -60,6 +60,7 @@ class FoldJob:
         pretrained: trained model with the initial weights of a new run.
         tensorboard: whether to write event files for TensorBoard.
         verify: read all bytes of the preprocessed cases, to find damage.
+        save_seconds: time between two checkpoints.
     """
 
     workspace: Workspace
@@ -74,6 +75,7 @@ class FoldJob:
     pretrained: Path | None = None
     tensorboard: bool = False
     verify: bool = False
+    save_seconds: float = 300.0
 
     @property
     def folder(self) -> Path:
@@ -168,13 +170,14 @@ def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> State:
         folder=job.folder,
         fold=NUMBER_OF_ALL if job.fold == ALL else int(job.fold),
         device=job.device,
-        workers=max(1, job.processes // job.group.size - 1),
+        workers=max(1, job.processes // job.group.local_size - 1),
         resume=job.resume,
         started=job.started,
         patches_after=count_patches(plan, store, split.validation),
         group=job.group,
         pretrained=job.pretrained,
         tensorboard=job.tensorboard,
+        save_seconds=job.save_seconds,
     )
     return train(plan, store, split, run)
 

@@ -130,6 +130,23 @@ def test_some_places_equal_those_of_the_whole_batch(hippocampus, places):
     assert_same(take(plan, sampler, 3, places=places), some[:3])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("augment", [False, True])
+def test_validation_batches_follow_those_of_training(tmp_path, workers, augment):
+    training = {"augment_validation": augment}
+    plan, sampler = make(tmp_path, training=training)
+    checked = PatchSampler(sampler.store, sampler.cases[:2], plan.sampling, 2)
+    first = start(epoch=1, batch=STEPS - 1)
+    with batches(sampler, plan, first, workers, range(1), checked) as stream:
+        found = list(islice(stream, 1 + 2 + STEPS + 2))
+    expected = take(plan, sampler, 1 + STEPS, first=first, places=range(1))
+    assert_same([found[0], *found[3:-2]], expected)
+    bare = tiny_plan(training=training, augmentation=AUGMENTATION if augment else [])
+    for epoch, own in ((1, found[1:3]), (2, found[-2:])):  # equal patches, unless augmented
+        at = Position(first.seed, 1_000_000 + first.fold, epoch if augment else 0, 0, 0)
+        assert_same(own, take(bare, checked, 2, first=at))
+
+
 def test_two_streams_at_once_do_not_disturb_each_other(tmp_path):
     plan, sampler = make(tmp_path)
     expected = take(plan, sampler, 4)
@@ -171,7 +188,7 @@ def test_a_damaged_case_is_named_after_all_batches_before_it(tmp_path, capfd, wo
     sampling = Sampling(patch_size=(40, 40, 40), batch_size=1)
     sampler = PatchSampler(store, names, sampling, STEPS)
     order = [sampler.name_at(start(batch=batch)) for batch in range(STEPS)]
-    with batches(sampler, tiny_plan(), start(), workers, augment=False) as stream:
+    with batches(sampler, tiny_plan(augmentation=[]), start(), workers) as stream:
         for _ in range(order.index("case_1")):
             next(stream)
         with pytest.raises(RunError) as caught:

@@ -1,4 +1,7 @@
-"""A real Slurm on this one machine, for the tests: munged, slurmctld and slurmd in a folder."""
+"""A real Slurm on this one machine, for the tests: munged, slurmctld and slurmd in a folder.
+
+It has two nodes: this machine, and this machine again as `localhost`.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,11 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SchedulerType=sched/backfill
@@ -44,10 +47,11 @@ PreemptMode=REQUEUE
 MpiDefault=none
 ReturnToService=2
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cores} State=UNKNOWN
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cores} State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 MaxTime=10 State=UP
 PartitionName=high Nodes={host} PriorityTier=2 MaxTime=10 State=UP
+PartitionName=both Nodes={host},localhost PriorityTier=1 MaxTime=10 State=UP
 """
 
 
@@ -74,7 +78,7 @@ class OneBox:
         assert done.returncode == 0, f"{command}: {done.stderr}\n{self.logs()}"
         return done.stdout
 
-    def wait_until(self, what: Callable[[], bool], seconds: float = 100) -> None:
+    def wait_until(self, what: Callable[[], bool], seconds: float = 240) -> None:
         """Look again and again, but not for ever."""
         end = time.monotonic() + seconds
         while not what():
@@ -96,9 +100,9 @@ def started(folder: Path) -> Iterator[OneBox]:
     """Start Slurm in a folder, for the block; its environment variables are the caller's affair."""
     configuration = folder / "slurm.conf"
     host = platform.node().partition(".")[0]
-    text = CONFIGURATION.format(folder=folder, host=host, ports=_free_ports(2), cores=CORES)
+    text = CONFIGURATION.format(folder=folder, host=host, ports=_free_ports(3), cores=CORES)
     configuration.write_text(text)
-    for name in ("state", "spool"):
+    for name in ("state", f"spool.{host}", "spool.localhost"):
         (folder / name).mkdir()
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
@@ -109,9 +113,11 @@ def started(folder: Path) -> Iterator[OneBox]:
         daemons.append(_start("munged", "--foreground", "--force", f"--key-file={key}", *munge))
         _wait_for(folder / "munge.socket")
         daemons.append(_start("slurmctld", "-D", "-f", str(configuration)))
-        daemons.append(_start("slurmd", "-D", "-f", str(configuration), "-N", host))
+        for node in (host, "localhost"):
+            daemons.append(_start("slurmd", "-D", "-f", str(configuration), "-N", node))
         box = OneBox(configuration)
-        box.wait_until(lambda: "idle" in box.run("sinfo", "--noheader", "--format=%T"))
+        listed = ("sinfo", "--noheader", "--Node", "--partition=both", "--format=%T")
+        box.wait_until(lambda: box.run(*listed).split() == ["idle", "idle"])
         yield box
     finally:
         for daemon in reversed(daemons):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.experiments.results import read_jobs
 from autoseg.experiments.runs import StudyRun, runs_of
@@ -73,3 +74,29 @@ def test_a_preempted_job_continues_where_it_was(cluster: OneBox, tmp_path: Path)
     assert gathered["finished"] is True
     assert [run["attempt"]["slurm_job"] for run in gathered["runs"]] == numbers[:2]
     assert submit_studies([STUDY], workspace, processes=1, device="cpu") == []
+
+
+def test_two_machines_share_a_run_and_continue_it_together(cluster: OneBox, tmp_path: Path) -> None:
+    workspace = write_task(tmp_path / "work")
+    shared = study(overrides=longer(10), slurm=SLURM | {"partition": "both", "nodes": 2}, folds=[0])
+    numbers = submit_studies([shared], workspace, processes=1, device="cpu")
+    (run,) = runs_of(shared, workspace)
+    cluster.wait_until(lambda: epochs(run, workspace) >= 1)
+    cluster.run("scancel", "--signal=USR2", numbers[0])  # as before the end of the job's time
+    cluster.wait_until(lambda: status_of(run, workspace).state == "stopped")
+    cluster.wait_until(cluster.is_idle)
+    record = read_record(run.folder(workspace))
+    assert record is not None, cluster.logs()
+    assert is_finished(run, workspace), Path(record.log).read_text(encoding="utf-8")
+    assert (record.state, record.attempts, epochs(run, workspace)) == ("done", 2, 10)
+    log = Path(record.log).read_text(encoding="utf-8")
+    assert "training on cpu in 2 processes" in log
+    assert "resuming after epoch" in log
+
+
+def test_processes_that_cannot_share_a_batch(cluster: OneBox, tmp_path: Path) -> None:
+    workspace = write_task(tmp_path / "work")
+    shared = study(slurm=SLURM | {"partition": "both", "nodes": 3}, folds=[0])
+    with pytest.raises(AutosegError, match=r"batch_size=2 .* 3 processes"):
+        submit_studies([shared], workspace, processes=1, device="cpu")
+    assert cluster.is_idle()

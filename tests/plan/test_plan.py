@@ -189,3 +189,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AutosegError, match=r"plan\.json"):
         load_plan(tmp_path / "plan.json")
+
+
+def test_compiling_by_default_keeps_the_ids_of_plans_without() -> None:
+    ids = {wish: tiny_plan(training={"compile": wish}).id for wish in ("auto", False, True)}
+    assert ids["auto"] == ids[False] != ids[True]
+    assert tiny_plan().model_dump(mode="json")["training"]["compile"] == "auto"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 import weakref
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,21 @@ import torch.distributed as dist
 
 from autoseg.augmentation.loader import Batch
 from autoseg.common.errors import Stopped
+from autoseg.training import distributed
 from autoseg.training.distributed import Group, joined
 from autoseg.training.learner import Learner
 from tests.making import tiny_plan
 
 
 def main(end: str) -> None:
-    """Learn in a group of processes, end as asked (`finished` or `stopped`), say what is left."""
+    """Learn in a group of processes, end as asked, and say what is left.
+
+    Args:
+        end: `finished`, `stopped`, or `silent`: the second process does not answer.
+    """
     torch.set_num_threads(1)
+    if end == "silent":
+        distributed.TIMEOUT = timedelta(seconds=3)
     held: list[weakref.ref[Any]] = []
     try:
         with joined("cpu") as (group, _):
@@ -30,6 +39,10 @@ def main(end: str) -> None:
 
 
 def _learn(group: Group, end: str, held: list[weakref.ref[Any]]) -> None:
+    if end == "silent":
+        if group.leads:
+            group.largest(1)
+        time.sleep(60)
     plan = tiny_plan(sampling={"batch_size": 4}, training={"precision": "float32"})
     learner = Learner(plan, torch.device("cpu"), group)
     learner.step(_batch(group.places(4)), 0.1)

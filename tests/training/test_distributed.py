@@ -13,9 +13,10 @@ from torch import nn
 
 from autoseg.common.errors import AutosegError
 from autoseg.models.checkpoint import Tensors, with_prefix, without_prefix
+from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.preprocessing.steps import IGNORED
-from autoseg.training.distributed import ALONE, Group, SharedBatchNorm, joined
+from autoseg.training.distributed import ALONE, Group, SharedBatchNorm, joined, share_batch_norm
 from autoseg.training.learner import Learner
 from tests.making import REGIONS, tiny_plan
 from tests.training.sharing import in_two_processes
@@ -183,6 +184,18 @@ def test_shared_normalisation_of_one_process_is_batch_norm(dtype: torch.dtype) -
         torch.testing.assert_close(other.grad, one.grad, **close)
     for name, tensor in reference.state_dict().items():
         torch.testing.assert_close(shared.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_on_cuda_torch_shares_the_normalisation() -> None:
+    network = build_network(plan_of("batch"))
+    names = list(network.state_dict())
+    share_batch_norm(network, Group(0, 2), torch.device("cuda"))
+    norms = [
+        each for each in network.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)
+    ]
+    assert norms
+    assert all(isinstance(each, nn.SyncBatchNorm) for each in norms)
+    assert list(network.state_dict()) == names
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.common.errors import RunError
+from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.folder import FINAL
 from autoseg.training import learner as module
-from autoseg.training.learner import Learner
+from autoseg.training.learner import Learner, is_to_compile
 from tests.making import tiny_plan
 from tests.training.making import start, store_of, training_plan, without_pictures
 from tests.training.test_learner import batch
@@ -103,14 +104,41 @@ def test_a_compiled_network_learns_the_same_and_keeps_its_names(
     assert torch.equal(compiled.validate(batch(9))[0], plain.validate(batch(9))[0])
 
 
-def test_a_failed_compilation_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compilation_is_said_once_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch._inductor.config as inductor
 
     torch._dynamo.reset()
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(inductor, "fx_graph_cache", False)
-    pupil = learner(precision="float32", compile=True, average_decay=0.5)
-    with pytest.raises(RunError, match=r"^training\.compile: ") as told:
-        pupil.step(batch(), 1e-2)
-    assert "\n" not in str(told.value)
-    assert "plan with training.compile=false" in str(told.value)
+    without_pictures(monkeypatch)
+    plans = [training_plan(epochs=1, compile=wish) for wish in (True, False)]
+    for plan, name in zip(plans, ("compiled", "plain"), strict=True):
+        start(plan, store_of(tmp_path, plan), tmp_path / name)
+    said = capsys.readouterr().err
+    assert said.count("torch.compile failed") == 1
+    (tensors, about), (expected, other) = (
+        load_checkpoint(tmp_path / name / FINAL) for name in ("compiled", "plain")
+    )
+    assert all(torch.equal(tensors[key], tensor) for key, tensor in expected.items())
+    assert "no-such-compiler" in about["not_compiled"]
+    assert "not_compiled" not in other
+
+
+@pytest.mark.parametrize(
+    ("device", "training", "expected"),
+    [
+        ("cuda", {"epochs": 1000, "steps_per_epoch": 250}, True),
+        ("cpu", {"epochs": 1000, "steps_per_epoch": 250}, False),
+        ("cuda", {"epochs": 10, "steps_per_epoch": 250}, False),  # over before it has gained
+        ("cuda", {"epochs": 1000, "steps_per_epoch": 250, "seconds": 600.0}, False),
+        ("cuda", {"epochs": 1000, "steps_per_epoch": 250, "compile": False}, False),
+        ("cpu", {"epochs": 1, "compile": True}, True),
+    ],
+)
+def test_long_runs_on_cuda_are_compiled(
+    device: str, training: dict[str, Any], expected: bool
+) -> None:
+    plan = tiny_plan(training=training)
+    assert is_to_compile(plan.training, torch.device(device)) is expected

@@ -328,7 +328,7 @@ def test_a_run_writes_what_its_log_has_and_a_resumed_one_continues(tmp_path, mon
     with monkeypatch.context() as patched:
         patched.setattr(Events, "write", die_after_two)
         with pytest.raises(KeyboardInterrupt):
-            start(plan, store, folder, tensorboard=True)
+            start(plan, store, folder, tensorboard=True, save_seconds=0.0)
     assert (folder / LATEST).exists()
     start(plan, store, folder, tensorboard=True, resume=True)
     found = points_in(folder / "tensorboard")

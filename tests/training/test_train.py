@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +12,7 @@ import torch
 from PIL import Image
 
 from autoseg.augmentation.loader import PatchSampler, Position
-from autoseg.common.errors import RunError
+from autoseg.common.errors import RunError, Stopped
 from autoseg.dataset.splits import Split
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.models.folder import BEST, FINAL, LATEST
@@ -170,8 +173,7 @@ def test_the_best_weights_are_kept(tmp_path, monkeypatch):
     seen = []
 
     def remember(monitor, state):
-        tensors, _ = load_checkpoint(tmp_path / "run" / LATEST)
-        seen.append(tensors["network.heads.0.weight"])
+        seen.append(monitor.learner.weights()["heads.0.weight"].clone())
 
     monkeypatch.setattr(Monitor, "after_epoch", remember)
     monkeypatch.setattr(EpochSoFar, "means", falling_then_rising([3.0, 1.0, 2.0, 1.0]))
@@ -195,7 +197,8 @@ class Clock:
             return means(*arguments)
 
         monkeypatch.setattr(EpochSoFar, "means", slow)
-        stopped = SimpleNamespace(monotonic=lambda: self.now)
+        words = {"strftime": time.strftime, "localtime": time.localtime}
+        stopped = SimpleNamespace(monotonic=lambda: self.now, **words)
         for where in (module, state_module):
             monkeypatch.setattr(where, "time", stopped)
 
@@ -224,11 +227,11 @@ def test_a_budget_counts_what_earlier_starts_used(tmp_path, monkeypatch):
     def stop_after_four(path, history):
         write_log(path, history)
         if len(history) == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
         patched.setattr(monitor, "write_log", stop_after_four)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             start(plan, store, tmp_path / "run", started=0.0)
     clock.now = 5000.0  # the next morning, and 25 seconds to start
     state = start(plan, store, tmp_path / "run", resume=True, started=4975.0)

@@ -79,9 +79,11 @@ def test_a_run_repeats_whatever_the_workers_and_where_it_is_cut(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(monitor, "write_log", cut)  # after the first epoch is saved
+        patched.setattr(
+            monitor, "write_log", cut
+        )  # after the last step of the first epoch is saved
         with pytest.raises(KeyboardInterrupt):
-            start(plan, store, tmp_path / "cut")
+            start(plan, store, tmp_path / "cut", save_seconds=0.0)
     start(plan, store, tmp_path / "cut", resume=True)
     assert_same_run(tmp_path / "cut", tmp_path / "one")
 

@@ -24,7 +24,8 @@ from autoseg.networks.unet import Convolution, build_network
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Plateau
 from autoseg.planner.compose import PlanOptions, compose
-from autoseg.training.learner import Learner, Validation, build_optimizer
+from autoseg.training import train as loop
+from autoseg.training.learner import Learner, build_optimizer
 from autoseg.training.losses import build_loss
 from autoseg.training.state import EpochSoFar, PlateauState
 from tests.making import count_parameters, tiny_plan
@@ -276,12 +277,12 @@ def test_early_stopping_and_the_best_weights(
     def replaced(*arguments: Any) -> tuple[float, list[float]]:
         return next(given_losses), means(*arguments)[1]
 
-    def remember(_: Validation, learner: Learner, *__: Any) -> tuple[None, list[float]]:
+    def remember(learner: Learner, *_: Any) -> tuple[None, list[float]]:
         seen.append(learner.weights()["heads.0.weight"].clone())
         return None, []
 
     monkeypatch.setattr(EpochSoFar, "means", replaced)
-    monkeypatch.setattr(Validation, "after", remember)
+    monkeypatch.setattr(loop, "validate", remember)
     state = start(tiny, store_of(tmp_path, tiny), tmp_path / "run")
     assert (state.done, state.best_epoch) == (3 + 100, 2)
     # The first better epoch is the third; the rates fall 15 and 30 epochs after it.

@@ -1,15 +1,17 @@
 """A run that was interrupted and resumed equals an uninterrupted one, bit by bit."""
 
+import itertools
+import threading
 from typing import Any
 
 import pytest
 import torch
 
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, RunError
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.models.folder import BEST, FINAL, LATEST
-from autoseg.training import state
 from autoseg.training import train as loop
+from autoseg.training.learner import Learner
 from tests.training.making import assert_same_run, start, store_of, training_plan, without_pictures
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -41,8 +43,11 @@ class Stop(KeyboardInterrupt):
     pass
 
 
-def interrupt(monkeypatch, after, saved):
-    """Stop the run before epoch `after` + 1 is saved, or after epoch `after` was saved."""
+def interrupt(monkeypatch, after, saved=True):
+    """Stop the run before it saves its state for the `after` + 1st time, or after the `after`-th.
+
+    With `save_seconds=0` it saves after each step and each epoch: three times in an epoch.
+    """
     count = 0
 
     def save_or_stop(path, tensors, state):
@@ -54,12 +59,18 @@ def interrupt(monkeypatch, after, saved):
         if path.name == LATEST and count == after and saved:
             raise Stop
 
-    monkeypatch.setattr(state, "save_checkpoint", save_or_stop)
+    monkeypatch.setattr(loop, "save_checkpoint", save_or_stop)
 
 
 @pytest.mark.parametrize(
     ("recipe", "after", "saved"),
-    [*((recipe, 2, True) for recipe in RECIPES), ("cosine", 2, False), ("plateau", 4, True)],
+    [
+        *((recipe, 6, True) for recipe in RECIPES),  # after epoch 2
+        ("plateau", 4, True),  # after a step of epoch 2
+        ("budget", 5, True),  # before its validation
+        ("cosine", 6, False),
+        ("plateau", 12, True),  # after the last epoch
+    ],
 )
 def test_a_resumed_run_continues_to_the_bit(tmp_path, monkeypatch, recipe, after, saved):
     plan = training_plan(**RECIPES[recipe])
@@ -70,7 +81,7 @@ def test_a_resumed_run_continues_to_the_bit(tmp_path, monkeypatch, recipe, after
     with monkeypatch.context() as patched:
         interrupt(patched, after, saved)
         with pytest.raises(Stop):
-            start(plan, store, tmp_path / "parts")
+            start(plan, store, tmp_path / "parts", save_seconds=0.0)
     assert not (tmp_path / "parts" / FINAL).exists()
     resumed = start(plan, store, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "parts", tmp_path / "full")
@@ -86,11 +97,77 @@ def test_interrupted_twice(tmp_path, monkeypatch):
     start(plan, store, tmp_path / "full")
     for resume in (False, True):
         with monkeypatch.context() as patched:
-            interrupt(patched, after=1, saved=True)
+            interrupt(patched, after=4)
             with pytest.raises(Stop):
-                start(plan, store, tmp_path / "parts", resume=resume)
+                start(plan, store, tmp_path / "parts", resume=resume, save_seconds=0.0)
     start(plan, store, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "parts", tmp_path / "full")
+
+
+def test_a_killed_run_continues_where_it_was_saved(tmp_path, monkeypatch, capsys):
+    plan = training_plan(**RECIPES["plateau"])
+    store, folder = store_of(tmp_path, plan), tmp_path / "parts"
+    start(plan, store, tmp_path / "full")
+    with monkeypatch.context() as patched:
+        interrupt(patched, after=7)  # a step after epoch 2
+        with pytest.raises(Stop):
+            start(plan, store, folder, save_seconds=0.0)
+    found, values = load_checkpoint(folder / LATEST)
+    assert (len(values["history"]), len(found["epoch.losses"])) == (2, 1)
+    log = (tmp_path / "full" / "log.jsonl").read_bytes()
+    (folder / "log.jsonl").write_bytes(log)  # of epochs after the checkpoint
+    capsys.readouterr()
+    start(plan, store, folder, resume=True)
+    said = capsys.readouterr().err
+    assert "resuming after epoch 2 and 1 step of 4 epochs, saved 20" in said
+    assert "2 later epochs of log.jsonl" in said
+    assert_same_run(folder, tmp_path / "full")
+
+
+def test_a_short_run_is_saved_once_and_a_slow_disk_delays_no_step(tmp_path, monkeypatch):
+    saved = []
+    plan = training_plan(keep="best_training_loss")
+    store = store_of(tmp_path, plan)
+    monkeypatch.setattr(loop, "save_checkpoint", lambda path, *_: saved.append(path.name))
+    monkeypatch.setattr(loop, "save_final", lambda *_: None)
+    start(plan, store, tmp_path / "once")
+    assert saved == [BEST, LATEST]
+    may_write, main = threading.Event(), threading.get_ident()
+    wrapped, numbers = Learner.step, itertools.count(1)
+
+    def slow(path, tensors, values):
+        assert threading.get_ident() != main
+        assert may_write.wait(20)
+        save_checkpoint(path, tensors, values)
+
+    def step(learner, *arguments):
+        if next(numbers) == 2:
+            may_write.set()  # the first state is not written yet
+        return wrapped(learner, *arguments)
+
+    monkeypatch.setattr(loop, "save_checkpoint", slow)
+    monkeypatch.setattr(Learner, "step", step)
+    start(training_plan(epochs=1), store, tmp_path / "slow", save_seconds=0.0)
+
+
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
+    def full(path, *_):
+        raise AutosegError(f"cannot write {path}: no space left")
+
+    plan = training_plan(epochs=1)
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with pytest.raises(AutosegError, match=LATEST):
+        start(plan, store_of(tmp_path, plan), tmp_path / "run")
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+    plan = training_plan(epochs=1)
+    step = Learner.step
+    nan = torch.tensor(float("nan"))
+    monkeypatch.setattr(Learner, "step", lambda *given: (nan, step(*given)[1]))
+    with pytest.raises(RunError, match="NaN"):
+        start(plan, store_of(tmp_path, plan), tmp_path / "run", save_seconds=0.0)
+    assert not (tmp_path / "run" / LATEST).exists()
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
