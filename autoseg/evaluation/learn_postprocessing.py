@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, computed_field
 
-from autoseg.common.arrays import mean_of_known
+from autoseg.common.arrays import bounding_box, mean_of_known, union_of_boxes
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.parallel import in_parallel
@@ -257,12 +257,15 @@ def _measure(
     reference, geometry = read_label(pair[0])
     prediction, found = read_label(pair[1])
     check_same_grid(found, pair[1], geometry, pair[0])
+    box = union_of_boxes(map(bounding_box, (reference, prediction))) or (slice(0, 1),) * 3
+    reference, prediction = reference[box], prediction[box]  # the background is not scored
     classes = list(plan.labels.values())[1:]
     values = sorted({value for covered in classes for value in covered})
     ignored = [] if plan.ignore_label is None else [plan.ignore_label]
     index = np.zeros(2**16, np.int64)
     index[[*values, *ignored]] = np.arange(1, len(values) + len(ignored) + 1)
     size = len(values) + 2
+    inside = np.array([np.isin(np.arange(size), index[list(of)]) for of in classes], float)
     # Plane by plane: counting takes eight bytes per voxel.
     raw = np.zeros((size, size), np.int64)
     for planes in zip(reference.T, prediction.T, strict=True):
@@ -275,8 +278,7 @@ def _measure(
         removed = _confusion_matrix(index, size, reference[changed], prediction[changed])
         matrix = raw - removed
         matrix[:, 0] += removed.sum(axis=1)
-        scored = np.delete(matrix, size - 1, axis=0)  # the row of ignored voxels, or an empty one
-        scores.append([_dice(scored, index[list(covered)]) for covered in classes])
+        scores.append(_dice(matrix[:-1], inside))  # without the row of ignored voxels, or no voxels
     return scores
 
 
@@ -288,11 +290,11 @@ def _confusion_matrix(
     return np.bincount(pairs.ravel(), minlength=size * size).reshape(size, size)
 
 
-def _dice(matrix: ConfusionMatrix, members: NDArray[np.int64]) -> float | None:
-    """Dice of the class with these indices; None if it occurs on neither side."""
-    both = int(matrix[np.ix_(members, members)].sum())
-    sizes = int(matrix[members].sum() + matrix[:, members].sum())
-    return 2 * both / sizes if sizes else None
+def _dice(matrix: ConfusionMatrix, inside: NDArray[np.float64]) -> list[float | None]:
+    """Dice of classes, whose values are marked in rows; None if one occurs on neither side."""
+    part = inside[:, :-1] @ matrix
+    both, sizes = (part * inside).sum(axis=1), part.sum(axis=1) + inside @ matrix.sum(axis=0)
+    return [2 * b / n if n else None for b, n in zip(both.tolist(), sizes.tolist(), strict=True)]
 
 
 def learn_temperature(folder: Path, validation: CrossValidation) -> list[Row]:
