@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, computed_field
 
-from autoseg.common.arrays import bounding_box, mean_of_known, union_of_boxes
+from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.parallel import in_parallel
@@ -257,8 +257,6 @@ def _measure(
     reference, geometry = read_label(pair[0])
     prediction, found = read_label(pair[1])
     check_same_grid(found, pair[1], geometry, pair[0])
-    box = union_of_boxes(map(bounding_box, (reference, prediction))) or (slice(0, 1),) * 3
-    reference, prediction = reference[box], prediction[box]  # the background is not scored
     classes = list(plan.labels.values())[1:]
     values = sorted({value for covered in classes for value in covered})
     ignored = [] if plan.ignore_label is None else [plan.ignore_label]

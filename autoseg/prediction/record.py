@@ -37,7 +37,6 @@ from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Ensemble, Predictor
 
 RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
-JOURNAL = ".predictions.jsonl"  # the latest cases of a large record, one in a line
 SMALL_BYTES = 100_000  # a record that is written anew for each case
 POLL_SECONDS = 0.2
 
@@ -76,7 +75,7 @@ class PredictionRecord:
         }
         self.run_id, self.run = uuid4().hex[:8], run_facts(predictor)
         self.outdated: FileFacts = {}
-        self.journal = folder / JOURNAL
+        self.journal = folder / ".predictions.jsonl"  # the latest cases, one in a line
         self._last: tuple[Any, dict[str, Any]] = None, {}  # what was read, and from which files
 
     def begin(self, overwrite: bool) -> dict[str, CaseRecord]:
@@ -159,9 +158,10 @@ class PredictionRecord:
         with suppress(AutosegError):
             found = common.read_json(self.path)
             if _is_record(found):
-                lines = self.journal.read_text("utf-8").splitlines() if stamps[1][0] else []
                 with suppress(ValueError, KeyError, TypeError):  # the last line may be cut off
-                    for line in lines:
+                    for line in (
+                        self.journal.read_text("utf-8").splitlines() if stamps[1][0] else ()
+                    ):
                         found = _merged(found, json.loads(line))
                 self._last = stamps, dict(found)
                 return self._last[1]
@@ -292,7 +292,7 @@ class CaseQueue:
         self.claims: dict[str, ExitStack] = {}
         self._remove_leftovers()
         self.wanted = [name for name in inputs if overwrite or self._is_wanted(name)]
-        self.skipped = inputs.keys() - set(self.wanted)
+        self.skipped = sorted(inputs.keys() - set(self.wanted))
 
     def close(self) -> None:
         """Release the claims on cases that are not finished."""

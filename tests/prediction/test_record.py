@@ -14,14 +14,13 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.evaluation.labels import ScoredClasses, read_declarations
 from autoseg.image.image import read_image
+from autoseg.prediction.record import LABELS as LABELS_FILE
 from autoseg.prediction.record import (
-    JOURNAL,
     RECORD,
     PredictionRecord,
     file_facts,
     model_id,
 )
-from autoseg.prediction.record import LABELS as LABELS_FILE
 from tests.making import tiny_plan
 from tests.prediction.making import Pointwise, model_of
 from tests.prediction.scans import (
@@ -196,7 +195,7 @@ def test_a_large_record_is_not_written_anew_for_each_case(
     outcome = predict(write_scans(tmp_path / "in", *names), out)
     assert read_json(out / RECORD)["cases"] == outcome.predicted
     assert list(outcome.predicted) == names
-    assert not (out / JOURNAL).exists()
+    assert not (out / ".predictions.jsonl").exists()
     assert written[0] == 0
     assert written[-1] == 24
     assert len(written) < 14  # a case more each time would be 25
@@ -214,10 +213,10 @@ def test_the_journal_of_a_killed_run_is_merged(
     shorter = read_json(out / RECORD) | {"cases": first.predicted, "runs": {}}
     (out / RECORD).write_text(json.dumps(shorter), "utf-8")
     line = json.dumps({"cases": {name: case}, "runs": {case["run"]: run}})
-    (out / JOURNAL).write_text(f"{line}\n{tail}", "utf-8")
+    (out / ".predictions.jsonl").write_text(f"{line}\n{tail}", "utf-8")
     again = predict(scans, out)
     assert set(again.skipped) == {"Müller 2", "a"}
     record = read_json(out / RECORD)
     assert record["cases"][name] == case
     assert record["runs"][case["run"]] == run
-    assert not (out / JOURNAL).exists()
+    assert not (out / ".predictions.jsonl").exists()

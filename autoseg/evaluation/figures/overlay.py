@@ -194,5 +194,4 @@ def find_image(images: Path, case: str) -> Path:
 def scans_in(images: Path, cases: Iterable[str]) -> dict[str, Path]:
     """Case -> its scan, named with or without the channel number `_0000`, if there is one."""
     paths = {stem_of(path): path for path in sorted(images.glob("*"))[::-1] if ending_of(path)}
-    found = {case: paths.get(case) or paths.get(f"{case}_0000") for case in cases}
-    return {case: path for case, path in found.items() if path is not None}
+    return {case: p for case in cases if (p := paths.get(case) or paths.get(f"{case}_0000"))}
