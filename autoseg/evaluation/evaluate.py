@@ -107,10 +107,9 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
     case = CaseScores(stem_of(reference_path), str(reference_path), str(prediction_path), {}, {})
     expected, predicted = value_boxes(reference), value_boxes(prediction)
     for name, values in labels.values.items():
-        others = labels.predicted(name)
-        boxes = [*map(expected.get, values), *map(predicted.get, others)]
+        boxes = [*map(expected.get, values), *map(predicted.get, labels.predicted(name))]
         box = union_of_boxes(boxes) or (slice(0),) * 3
-        masks = cut_masks(reference, prediction, values, labels.ignore, others, box)
+        masks = cut_masks(reference, prediction, values, labels.ignore, labels.predicted(name), box)
         counts = case.labels[name] = overlap(masks)
         case.volume_ml[name] = Volumes(counts.n_ref * voxel_ml, counts.n_pred * voxel_ml)
         case.surfaces[name] = surface(masks, spacing, labels.tolerance_of(name), diagonal)

@@ -181,9 +181,8 @@ class _Cohort:
             detail = f"no label; {', '.join(parts)}"
             kind = MISSING if here.any() else EMPTY
             yield Repair(kind, np.where(missing, self.dice[i], before), gone, detail)
-        content = self.cases[i].content
-        twins = [int(j) for j in np.flatnonzero(self.contents == content) if j != i and content]
-        if any(np.nansum(self.before[j]) > np.nansum(before) for j in twins):
+        twins = [int(j) for j in np.flatnonzero(self.contents == self.contents[i]) if j != i]
+        if self.contents[i] and any(np.nansum(self.before[j]) > np.nansum(before) for j in twins):
             detail = f"equal to the map of {', '.join(self.names[j] for j in twins)}"
             scores = np.where(np.isnan(before), np.nan, self.dice[i])
             yield Repair(DUPLICATE, scores, range(len(scores)), detail)

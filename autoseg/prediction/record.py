@@ -158,10 +158,9 @@ class PredictionRecord:
         with suppress(AutosegError):
             found = common.read_json(self.path)
             if _is_record(found):
-                with suppress(ValueError, KeyError, TypeError):  # the last line may be cut off
-                    for line in (
-                        self.journal.read_text("utf-8").splitlines() if stamps[1][0] else ()
-                    ):
+                # There may be no journal, and its last line may be cut off.
+                with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+                    for line in self.journal.read_text("utf-8").splitlines():
                         found = _merged(found, json.loads(line))
                 self._last = stamps, dict(found)
                 return self._last[1]
