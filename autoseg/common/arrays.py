@@ -15,6 +15,7 @@ from typing import Any
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from threadpoolctl import ThreadpoolController
 
 from autoseg.common.parallel import cores
@@ -29,6 +30,7 @@ Doubles = NDArray[np.float64]
 LabelMap = NDArray[np.integer[Any]]
 
 CHUNK = 1 << 20  # voxels
+FEW = 3  # values that are compared one after the other
 TINY = 1e-20  # weights below it do not change a weighted sum of float32
 
 
@@ -36,6 +38,11 @@ def members(label_map: LabelMap, values: Sequence[int]) -> Mask:
     """Where `label_map` holds one of `values`, as a mask in the same memory order."""
     if not values:
         return np.zeros_like(label_map, dtype=bool)
+    if len(values) > FEW and label_map.itemsize <= 2:
+        limits = np.iinfo(label_map.dtype)
+        table = np.zeros(1 << limits.bits, bool)
+        table[np.array([v for v in values if limits.min <= v <= limits.max], int)] = True
+        return np.asarray(table[label_map.view(f"{label_map.dtype.byteorder}u{limits.bits // 8}")])
     inside: Mask = label_map == values[0]
     for value in values[1:]:  # np.isin would need eight bytes per voxel
         inside |= label_map == value
@@ -64,6 +71,21 @@ def bounding_box(array: Array) -> Box | None:
         indices = np.flatnonzero(occupied)
         spans.append(slice(int(indices[0]), int(indices[-1]) + 1))
     return tuple(spans[i] for i in np.argsort(axes))
+
+
+def value_boxes(label_map: LabelMap) -> dict[int, Box]:
+    """Each value above zero of a label map (x, y, z) -> the smallest box that contains it.
+
+    One pass over the labelled part, however many values there are.
+    """
+    around = bounding_box(label_map) or (slice(0, 1),) * 3
+    found = enumerate(find_objects(label_map[around].T), start=1)  # .T: the memory order of a file
+    start = [side.start for side in around]
+    return {
+        value: tuple(slice(o + s.start, o + s.stop) for o, s in zip(start, box[::-1], strict=True))
+        for value, box in found
+        if box
+    }
 
 
 def fill_holes(mask: Mask) -> Mask:

@@ -7,7 +7,7 @@ from functools import partial
 from math import hypot, prod
 from pathlib import Path
 
-from autoseg.common.arrays import mean_of_known
+from autoseg.common.arrays import mean_of_known, union_of_boxes, value_boxes
 from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
 from autoseg.common.parallel import in_parallel
@@ -105,8 +105,11 @@ def evaluate_case(reference_path: Path, prediction_path: Path, labels: ScoredCla
     diagonal = hypot(*(geometry.size[i] * spacing[i] for i in range(3) if i not in flat))
     voxel_ml = prod(spacing) / 1000
     case = CaseScores(stem_of(reference_path), str(reference_path), str(prediction_path), {}, {})
+    expected, predicted = value_boxes(reference), value_boxes(prediction)
     for name, values in labels.values.items():
-        masks = cut_masks(reference, prediction, values, labels.ignore, labels.predicted(name))
+        boxes = [*map(expected.get, values), *map(predicted.get, labels.predicted(name))]
+        box = union_of_boxes(boxes) or (slice(0),) * 3
+        masks = cut_masks(reference, prediction, values, labels.ignore, labels.predicted(name), box)
         counts = case.labels[name] = overlap(masks)
         case.volume_ml[name] = Volumes(counts.n_ref * voxel_ml, counts.n_pred * voxel_ml)
         case.surfaces[name] = surface(masks, spacing, labels.tolerance_of(name), diagonal)

@@ -201,8 +201,10 @@ def _exchange(
     part: _Part, before: Scores, names: Sequence[str], sides: Sequence[set[str | None]]
 ) -> Iterator[Repair]:
     """The names of the classes exchanged so that they fit best."""
-    one, other = (of[1:].reshape(len(names), -1).astype(np.float32) for of in part[:2])
-    matrix = 2 * (one @ other.T) / np.maximum(1, one.sum(axis=1)[:, None] + other.sum(axis=1))
+    one, other = (of[1:].reshape(len(names), -1) for of in part[:2])
+    shared = one.any(axis=0) & other.any(axis=0)  # floats of the other voxels may fill the memory
+    both = one[:, shared].astype(np.float32) @ other[:, shared].astype(np.float32).T
+    matrix = 2 * both / np.maximum(1, one.sum(axis=1)[:, None] + other.sum(axis=1))
     found = linear_sum_assignment(-matrix)[1]
     moved = [i for i, j in enumerate(found) if i != j and matrix[i, j] > 0]
     if moved:

@@ -113,6 +113,10 @@ class _Cohort:
         self.dice, spread = self.usual(self.before, LEAST_DICE)
         self.lacks = np.nan_to_num((self.dice - self.before) / spread, nan=-np.inf)
         self.sizes = np.array([of.sizes for of in cases])
+        labels = self.sizes[:, 0, :-3]
+        self.is_usual = (labels > 0).mean(axis=0) >= USUAL
+        self.median_size = _usual(np.where(labels > 0, labels, np.nan), 0)[0]
+        self.contents = np.array([of.content for of in cases])
         kinds = {repair.name for of in cases for repair in of.repairs}
         gains = {kind: np.array([_gain(of, kind) for of in cases]) for kind in kinds}
         self.gains = {kind: self.usual(values, LEAST_GAIN) for kind, values in gains.items()}
@@ -169,19 +173,16 @@ class _Cohort:
 
     def explanations(self, i: int) -> Iterator[Repair]:
         """Errors that only the other cases show."""
-        before, (here, predicted), labels = self.before[i], self.sizes[i, :, :-3], self.sizes[:, 0]
-        median = _usual(np.where(labels > 0, labels, np.nan), 0)[0][:-3]
-        is_usual = (labels > 0).mean(axis=0)[:-3] >= USUAL
-        missing = (here == 0) & is_usual & (predicted > AS_MUCH * median)
+        before, (here, predicted) = self.before[i], self.sizes[i, :, :-3]
+        missing = (here == 0) & self.is_usual & (predicted > AS_MUCH * self.median_size)
         if missing.any():
             gone = np.flatnonzero(missing).tolist()
             parts = (f"{self.classes[c]}: {predicted[c]} voxels predicted" for c in gone)
             detail = f"no label; {', '.join(parts)}"
             kind = MISSING if here.any() else EMPTY
             yield Repair(kind, np.where(missing, self.dice[i], before), gone, detail)
-        content = self.cases[i].content
-        twins = [j for j, of in enumerate(self.cases) if j != i and of.content == content != ""]
-        if any(np.nansum(self.before[j]) > np.nansum(before) for j in twins):
+        twins = [int(j) for j in np.flatnonzero(self.contents == self.contents[i]) if j != i]
+        if self.contents[i] and any(np.nansum(self.before[j]) > np.nansum(before) for j in twins):
             detail = f"equal to the map of {', '.join(self.names[j] for j in twins)}"
             scores = np.where(np.isnan(before), np.nan, self.dice[i])
             yield Repair(DUPLICATE, scores, range(len(scores)), detail)

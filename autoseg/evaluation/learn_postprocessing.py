@@ -263,6 +263,7 @@ def _measure(
     index = np.zeros(2**16, np.int64)
     index[[*values, *ignored]] = np.arange(1, len(values) + len(ignored) + 1)
     size = len(values) + 2
+    inside = np.array([np.isin(np.arange(size), index[list(of)]) for of in classes], float)
     # Plane by plane: counting takes eight bytes per voxel.
     raw = np.zeros((size, size), np.int64)
     for planes in zip(reference.T, prediction.T, strict=True):
@@ -275,8 +276,7 @@ def _measure(
         removed = _confusion_matrix(index, size, reference[changed], prediction[changed])
         matrix = raw - removed
         matrix[:, 0] += removed.sum(axis=1)
-        scored = np.delete(matrix, size - 1, axis=0)  # the row of ignored voxels, or an empty one
-        scores.append([_dice(scored, index[list(covered)]) for covered in classes])
+        scores.append(_dice(matrix[:-1], inside))  # without the row of ignored voxels, or no voxels
     return scores
 
 
@@ -288,11 +288,11 @@ def _confusion_matrix(
     return np.bincount(pairs.ravel(), minlength=size * size).reshape(size, size)
 
 
-def _dice(matrix: ConfusionMatrix, members: NDArray[np.int64]) -> float | None:
-    """Dice of the class with these indices; None if it occurs on neither side."""
-    both = int(matrix[np.ix_(members, members)].sum())
-    sizes = int(matrix[members].sum() + matrix[:, members].sum())
-    return 2 * both / sizes if sizes else None
+def _dice(matrix: ConfusionMatrix, inside: NDArray[np.float64]) -> list[float | None]:
+    """Dice of classes, whose values are marked in rows; None if one occurs on neither side."""
+    part = inside[:, :-1] @ matrix
+    both, sizes = (part * inside).sum(axis=1), part.sum(axis=1) + inside @ matrix.sum(axis=0)
+    return [2 * b / n if n else None for b, n in zip(both.tolist(), sizes.tolist(), strict=True)]
 
 
 def learn_temperature(folder: Path, validation: CrossValidation) -> list[Row]:

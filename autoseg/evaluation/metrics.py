@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from autoseg.common.arrays import LabelMap, Mask, bounding_box, connected_components, members
+from autoseg.common.arrays import Box, LabelMap, Mask, bounding_box, connected_components, members
 
 
 class Masks(NamedTuple):
@@ -48,6 +48,7 @@ def cut_masks(
     values: tuple[int, ...],
     ignore: int | None = None,
     predicted_values: tuple[int, ...] | None = None,
+    box: Box = (),
 ) -> Masks:
     """The masks of one class in two label maps of the same shape.
 
@@ -57,16 +58,17 @@ def cut_masks(
         values: the label values of the class (several for a region).
         ignore: voxels with this value in the reference are ignored.
         predicted_values: the label values of the class in the prediction, if they differ.
+        box: contains the class in both, see `value_boxes`; by default all is searched.
     """
     assert reference.shape == prediction.shape, (reference.shape, prediction.shape)
-    expected = members(reference, values)
-    predicted = members(prediction, predicted_values or values)
+    expected = members(reference[box], values)
+    predicted = members(prediction[box], predicted_values or values)
     voxels = reference.size
     if ignore is not None:
-        valid = reference != ignore
+        valid = reference[box] != ignore
         expected &= valid
         predicted &= valid
-        voxels = int(np.count_nonzero(valid))
+        voxels = int(np.count_nonzero(reference != ignore))
     box = bounding_box(expected | predicted) or (slice(0),) * reference.ndim
     flat = flat_axes(reference.shape)
     return Masks(_with_margin(expected[box]), _with_margin(predicted[box]), voxels, flat)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from autoseg.common import arrays
 from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple
@@ -195,16 +194,12 @@ def measure_labels(
         labels: label name -> values that it covers; labels that cover 0 are omitted.
         spacing_mm: along x, y, z.
     """
-    around = arrays.bounding_box(label)
-    inside = label[around or np.s_[:1, :1, :1]]  # if all is background, one voxel is enough
-    # Entry i is the box of the value i + 1, or None; .T: the memory order of a file
-    boxes = [box and (box[2], box[1], box[0]) for box in find_objects(inside.T)]
-    found = {}
-    for name, values in labels.items():
-        if 0 not in values:
-            own = (boxes[value - 1] for value in values if value <= len(boxes))
-            found[name] = _measure(inside, values, arrays.union_of_boxes(own), spacing_mm)
-    return found
+    boxes = arrays.value_boxes(label)
+    return {
+        name: _measure(label, values, arrays.union_of_boxes(map(boxes.get, values)), spacing_mm)
+        for name, values in labels.items()
+        if 0 not in values
+    }
 
 
 def _measure(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple
+from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple, members
 from autoseg.common.figures import Colours, colours_of, window_of
 from autoseg.image.geometry import LETTERS, Turn, check_same_grid, orientation_of
 from autoseg.image.image import read_image, read_label
@@ -94,7 +94,7 @@ class View:
         found = np.zeros(self.image.shape, bool, order="F")
         for which, label_map in self.maps.items():
             values = [v for each in self.classes_of(which).values() for v in each]
-            found |= _marked(label_map, values)
+            found |= members(label_map, values)
         return found
 
     def crop(self, box: Box) -> View:
@@ -167,13 +167,6 @@ def _ct_window(image: Array, median: float, channel: str) -> tuple[Window, str] 
     return (float(low + offset), float(high + offset)), tissue
 
 
-def _marked(label_map: LabelMap, values: Sequence[int]) -> Mask:
-    """The voxels with one of these values."""
-    table = np.zeros(1 + max(int(label_map.max(initial=0)), *values, 0), bool)
-    table[list(values)] = True
-    return np.asarray(table[label_map])
-
-
 def _amounts(view: View, axis: int) -> Doubles:
     total = np.zeros((len(view.exhibit.labels), view.image.shape[axis]))
     for which, label_map in view.maps.items():
@@ -232,7 +225,7 @@ class Plane:
     def masks(self, which: str) -> dict[str, Mask]:
         """Class -> its mask in one of the maps."""
         label_map, classes = self.cut(self.view.maps[which]), self.view.classes_of(which)
-        return {name: _marked(label_map, values) for name, values in classes.items()}
+        return {name: members(label_map, values) for name, values in classes.items()}
 
     def errors(self) -> dict[str, Mask]:
         """Kind of error -> its mask: where the prediction differs from the reference."""

@@ -184,9 +184,9 @@ def evidence_of(
     """The figures of each class: what the networks say, and its shape along the patient's axes."""
     turn = Turn.between(orientation_of(geometry), PATIENT)
     label, spacing = turn.array(label), np.array(turn.triple(geometry.spacing_mm))
-    known, around = observer.figures(), arrays.bounding_box(label)
+    known, boxes = observer.figures(), arrays.value_boxes(label)
     found: Evidence = {
-        name: None if around is None else _shape_of(label[around], values, spacing)
+        name: _shape_of(label, values, arrays.union_of_boxes(map(boxes.get, values)), spacing)
         for name, values in itertools.islice(labels.items(), 1, None)
     }
     volume = sum(shape["volume_ml"] for shape in found.values() if shape)
@@ -197,12 +197,12 @@ def evidence_of(
     return {name: shape and shape | known.get(name, {}) for name, shape in found.items()}
 
 
-def _shape_of(label: LabelMap, values: Sequence[int], spacing: Doubles) -> dict[str, float] | None:
-    inside = arrays.members(label, values)
-    box = arrays.bounding_box(inside)
+def _shape_of(
+    label: LabelMap, values: Sequence[int], box: arrays.Box | None, spacing: Doubles
+) -> dict[str, float] | None:
     if box is None:
         return None
-    inside = np.ascontiguousarray(inside[box])
+    inside = np.ascontiguousarray(arrays.members(label[box], values))
     along = [inside.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
     voxels = int(along[0].sum())
     found = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import platform
 import time
 import zlib
@@ -36,6 +37,7 @@ from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Ensemble, Predictor
 
 RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
+SMALL_BYTES = 100_000  # a record that is written anew for each case
 POLL_SECONDS = 0.2
 
 CaseRecord = dict[str, Any]
@@ -45,6 +47,9 @@ FileFacts = dict[str, Any]  # file name -> its size and SHA-256
 
 class PredictionRecord:
     """The record of one folder, to which this run and others add cases.
+
+    A large record is not written anew for each case: the latest cases are appended to a journal. It
+    is merged into the record when it is half as large, at the end, and when the next run begins.
 
     Predictions of another model that are to be overwritten are listed as `outdated` until they are:
     so if a run is stopped, the next one can still tell which model they are of.
@@ -70,6 +75,8 @@ class PredictionRecord:
         }
         self.run_id, self.run = uuid4().hex[:8], run_facts(predictor)
         self.outdated: FileFacts = {}
+        self.journal = folder / ".predictions.jsonl"  # the latest cases, one in a line
+        self._last: tuple[Any, dict[str, Any]] = None, {}  # what was read, and from which files
 
     def begin(self, overwrite: bool) -> dict[str, CaseRecord]:
         """Write the labels and a record that this run can add to; return the cases in it.
@@ -92,12 +99,13 @@ class PredictionRecord:
                 cases = {}
             self.outdated = outdated
             common.write_json(self.path.with_name(LABELS), self.labels)
-            self._write(cases, outdated, found.get("runs", {}))
+            self._write(found | {"cases": cases, "outdated": outdated})
             return dict(cases)
 
     def read(self) -> dict[str, CaseRecord]:
         """The cases that are recorded now, by this run and by others."""
-        return dict(self._read().get("cases", {}))
+        with self._locked():
+            return dict(self._read().get("cases", {}))
 
     def taken(self, uids: Mapping[str, str]) -> dict[str, str]:
         """The cases whose name is that of another DICOM series in the record -> what to do."""
@@ -122,11 +130,22 @@ class PredictionRecord:
                     f"{' and '.join(differing)}; choose another -o"
                 )
             added = case | {"run": self.run_id}
-            new, old = _files_of({name: added}), found.get("outdated", {})
-            outdated = {file: facts for file, facts in old.items() if file not in new}
-            cases = found.get("cases", {}) | {name: added}
-            self._write(cases, outdated, found.get("runs", {}) | {self.run_id: self.run})
+            part = {"cases": {name: added}, "runs": {self.run_id: self.run}}
+            found = _merged(found, part)
+            (size, _), (waiting, _) = self._stamps()
+            if size < SMALL_BYTES or 2 * waiting > size:
+                self._write(found)
+            else:
+                with self.journal.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(part) + "\n")
+                self._last = self._stamps(), found
             return added
+
+    def close(self) -> None:
+        """Merge the journal into the record."""
+        with self._locked():
+            if self.journal.exists() and (found := self._read()) and not self._differing(found):
+                self._write(found)
 
     def _locked(self) -> AbstractContextManager[None]:
         return locked(self.path.with_name(LOCK), RECORD, wait=True)
@@ -134,20 +153,32 @@ class PredictionRecord:
     def _read(self) -> dict[str, Any]:
         if not self.path.exists():
             return {}
+        if (stamps := self._stamps()) == self._last[0]:
+            return self._last[1]
         with suppress(AutosegError):
             found = common.read_json(self.path)
             if _is_record(found):
-                return dict(found)
+                # There may be no journal, and its last line may be cut off.
+                with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+                    for line in self.journal.read_text("utf-8").splitlines():
+                        found = _merged(found, json.loads(line))
+                self._last = stamps, dict(found)
+                return self._last[1]
         say(f"{self.path} is damaged; writing a new one")
         return {}
 
-    def _write(
-        self, cases: dict[str, CaseRecord], outdated: FileFacts, runs: dict[str, Any]
-    ) -> None:
+    def _write(self, found: Mapping[str, Any]) -> None:
+        cases, outdated = found["cases"], found.get("outdated")
         used = {case.get("run") for case in cases.values()}
-        runs = {name: run for name, run in runs.items() if name in used}
+        runs = {name: run for name, run in found.get("runs", {}).items() if name in used}
         record = {**self.names, **self.origin, "runs": runs, "cases": dict(sorted(cases.items()))}
         common.write_json(self.path, record | ({"outdated": outdated} if outdated else {}))
+        self.journal.unlink(missing_ok=True)
+
+    def _stamps(self) -> list[tuple[int, int]]:
+        """Size and time of the record and of its journal."""
+        found = [p.stat() if p.exists() else None for p in (self.path, self.journal)]
+        return [(of.st_size, of.st_mtime_ns) if of else (0, 0) for of in found]
 
     def _differing(self, found: Mapping[str, Any]) -> list[str]:
         known = set(self.origin) | (set(found) - {"task", "plan", "runs", "cases", "outdated"})
@@ -162,6 +193,13 @@ def _is_record(found: Any) -> bool:
     cases = found["cases"].values() if isinstance(found["cases"], dict) else ()
     parts += [*cases, *(case.get("files", {}) for case in cases if isinstance(case, dict))]
     return all(isinstance(part, dict) for part in parts)
+
+
+def _merged(found: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with further cases and runs; the files of these are not outdated any more."""
+    new, old = _files_of(part["cases"]), found.get("outdated", {})
+    added = {key: found.get(key, {}) | part[key] for key in ("cases", "runs")}
+    return {**found, **added, "outdated": {f: facts for f, facts in old.items() if f not in new}}
 
 
 def _files_of(cases: Mapping[str, CaseRecord]) -> FileFacts:
@@ -253,12 +291,13 @@ class CaseQueue:
         self.claims: dict[str, ExitStack] = {}
         self._remove_leftovers()
         self.wanted = [name for name in inputs if overwrite or self._is_wanted(name)]
-        self.skipped = [name for name in inputs if name not in self.wanted]
+        self.skipped = sorted(inputs.keys() - set(self.wanted))
 
     def close(self) -> None:
         """Release the claims on cases that are not finished."""
         for name in list(self.claims):
             self.release(name)
+        self.record.close()
 
     def rounds(self) -> Iterator[Iterator[str]]:
         """Rounds of cases to predict, until all are predicted here or by other runs.

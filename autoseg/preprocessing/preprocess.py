@@ -57,13 +57,13 @@ def preprocess(
         store.remove_leftovers()
         missing = _missing(plan, missing, store, processes)  # another process may have stored them
         for case in missing:
-            if _is_stored(plan, case, store):
+            if store.has(case.name, _source(plan, case)):
                 say(f"{store.folder / case.name} is damaged; preprocessing it again")
         if changed := [c.name for c in missing if store.has_older(c.name, _source(plan, c))]:
             say(f"files changed since preprocessing, which is done again: {join_names(changed)}")
         if plans is not None:
-            pairs = [(case, _source(plan, case)) for case in missing]
-            missing = [c for c, files in pairs if not link_from_others(store, plans, c.name, files)]
+            links = partial(link_from_others, store, plans)
+            missing = [case for case in missing if not links(case.name, _source(plan, case))]
         in_parallel(partial(preprocess_case, plan, store), missing, processes, "preprocessing")
     return len(missing)
 
@@ -89,16 +89,11 @@ def _prepare(plan: Plan, case: Case) -> Prepared:
 
 def _missing(plan: Plan, cases: Sequence[Case], store: CaseStore, processes: int) -> list[Case]:
     """Return the cases that are not stored, or whose files are damaged."""
-    stored = [case.name for case in cases if _is_stored(plan, case, store)]
+    stored = [case.name for case in cases if store.has(case.name, _source(plan, case))]
     touched = [name for name in stored if not store.is_unchanged(name)]
     intact = in_parallel(store.is_whole, touched, processes, "checking stored cases")
-    damaged = {name for name, is_intact in zip(touched, intact, strict=True) if not is_intact}
-    usable = set(stored) - damaged
+    usable = set(stored) - {n for n, whole in zip(touched, intact, strict=True) if not whole}
     return [case for case in cases if case.name not in usable]
-
-
-def _is_stored(plan: Plan, case: Case, store: CaseStore) -> bool:
-    return store.has(case.name, _source(plan, case))
 
 
 def _source(plan: Plan, case: Case) -> list[tuple[int, int]]:

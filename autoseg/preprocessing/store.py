@@ -253,8 +253,11 @@ def _save_voxels(path: Path, label: ClassMap, members: Members | None) -> None:
     """Save some voxels of each class and, if others are ignored, of all annotated ones."""
     if members is None:
         members = [(value,) for value in range(1, int(label.max()) + 1)]
-    numbered = enumerate(members, start=1)
-    found = {str(n): _spread(arrays.members(label, values)) for n, values in numbered}
+    boxes, found = arrays.value_boxes(label), {}
+    for n, values in enumerate(members, start=1):
+        if box := arrays.union_of_boxes(map(boxes.get, values)):
+            start = np.array([side.start for side in box], np.int32)
+            found[str(n)] = start + _spread(arrays.members(label[box], values))
     if label.min() < 0:
         found[ANNOTATED] = _spread(label >= 0)
     # Not save_file, which makes files that only their owner can read.
@@ -283,13 +286,10 @@ def link_from_others(store: CaseStore, plans: Path, name: str, source: Source) -
     Returns:
         whether the case was linked.
     """
-    for folder in sorted(plans.glob(f"*/{store.folder.name}")):
-        other = CaseStore(folder, store.preprocessing_id)
-        if folder == store.folder or not other.has(name, source) or not other.is_whole(name):
-            continue
-        if _link(folder / name, store.folder / name):
-            return True
-    return False
+    folders = sorted(plans.glob(f"*/{store.folder.name}"))
+    others = (CaseStore(of, store.preprocessing_id) for of in folders if of != store.folder)
+    found = (of.folder / name for of in others if of.has(name, source) and of.is_whole(name))
+    return any(_link(case, store.folder / name) for case in found)
 
 
 def _link(case: Path, target: Path) -> bool:

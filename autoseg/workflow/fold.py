@@ -184,7 +184,7 @@ def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> State:
 
 def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
     """The number of patches to predict in stored cases."""
-    shapes = [store.open(name).label.shape for name in names]
+    shapes = [store.grid_of(name)[0] for name in names]  # opening a case reads its voxels
     patch, overlap = plan.sampling.patch_size, plan.inference.overlap
     return sum(count_tiles(shape, patch, overlap) for shape in shapes)
 

@@ -19,6 +19,7 @@ from autoseg.common.arrays import (
     count_values,
     members,
     union_of_boxes,
+    value_boxes,
 )
 from autoseg.evaluation.metrics import Lesions, cut_masks, lesions
 from autoseg.fingerprint.statistics import measure_labels
@@ -41,6 +42,27 @@ def test_members_are_found_in_the_maps_own_memory_order() -> None:
         inside = members(same, (1, 3))
         assert np.array_equal(inside, np.isin(label, (1, 3)))
         assert inside.strides == same.strides
+
+
+def test_members_of_many_values_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    values = (2, 5, 117, 300, 40000, 70000)
+    for kind in (np.uint8, np.uint16, np.int16, ">u2", np.int32):
+        label = rng.choice([0, 1, 2, 5, 117], (5, 4, 3)).astype(kind)
+        for same in (label, np.asfortranarray(label), label.transpose(1, 2, 0), label[::-1]):
+            inside = members(same, values)
+            assert np.array_equal(inside, np.isin(same, values))
+            assert inside.dtype == bool
+    ignored = np.array([[[-1, 0, 1, 4]]], np.int16)
+    assert members(ignored, (1, 2, 3, 4)).tolist() == [[[False, False, True, True]]]
+    assert members(ignored, (-1, 2, 3, 4)).tolist() == [[[True, False, False, True]]]
+
+
+@given(arrays(np.int16, shapes, elements=st.integers(-1, 5)))
+def test_boxes_of_values_are_those_of_single_masks(label: NDArray[np.int16]) -> None:
+    expected = {int(value): bounding_box(label == value) for value in np.unique(label) if value > 0}
+    assert value_boxes(label) == expected
+    assert value_boxes(np.asfortranarray(label)) == expected
 
 
 def test_values_beyond_the_integer_type_are_nowhere() -> None:

@@ -204,3 +204,19 @@ def test_lesions_of_empty_masks() -> None:
 def test_pooled_lesions_count_the_same() -> None:
     of = [Lesions(1, 1, 1, 0), Lesions(9, 0, 0, 0), Lesions(0, 0, 2, 2)]
     assert total(of) == Lesions(10, 1, 3, 2)
+
+
+def test_a_box_around_a_class_changes_nothing() -> None:
+    rng = np.random.default_rng(3)
+    truth, prediction = np.zeros((2, 9, 8, 7), np.uint16)
+    truth[2:5, 3:6, 1:4] = rng.integers(0, 3, (3, 3, 3))
+    prediction[3:7, 3:6, 2:5] = rng.integers(0, 3, (4, 3, 3))
+    truth[4, 4, 2:] = 9
+    box = (slice(2, 7), slice(3, 6), slice(1, 7))
+    whole, part = (cut_masks(truth, prediction, (1, 2), 9, None, of) for of in ((), box))
+    assert np.array_equal(whole.reference, part.reference)
+    assert np.array_equal(whole.predicted, part.predicted)
+    assert (whole.voxels, whole.flat) == (part.voxels, part.flat)
+    nowhere = cut_masks(truth, prediction, (5,), box=(slice(0),) * 3)
+    assert not nowhere.reference.any()
+    assert nowhere.voxels == truth.size

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,3 +177,46 @@ def test_a_damaged_record_is_replaced(scans: Path, out: Path, text: str) -> None
     predict(scans, out, overwrite=True)
     found = json.loads((out / RECORD).read_text(encoding="utf-8"))
     assert list(found["cases"]) == ["Müller 2", "a"]
+
+
+def test_a_large_record_is_not_written_anew_for_each_case(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"case_{number:02d}" for number in range(24)]
+    written: list[int] = []
+    write = PredictionRecord._write
+
+    def counted(self: PredictionRecord, found: dict[str, Any]) -> None:
+        written.append(len(found["cases"]))
+        write(self, found)
+
+    monkeypatch.setattr(PredictionRecord, "_write", counted)
+    monkeypatch.setattr("autoseg.prediction.record.SMALL_BYTES", 0)
+    outcome = predict(write_scans(tmp_path / "in", *names), out)
+    assert read_json(out / RECORD)["cases"] == outcome.predicted
+    assert list(outcome.predicted) == names
+    assert not (out / ".predictions.jsonl").exists()
+    assert written[0] == 0
+    assert written[-1] == 24
+    assert len(written) < 14  # a case more each time would be 25
+
+
+@pytest.mark.parametrize("tail", ["", '{"cases": {"b": {"fil'])
+def test_the_journal_of_a_killed_run_is_merged(
+    scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch, tail: str
+) -> None:
+    monkeypatch.setattr("autoseg.prediction.record.SMALL_BYTES", 0)
+    monkeypatch.setattr(PredictionRecord, "close", lambda _: None)
+    first = predict(scans, out)
+    name, case = first.predicted.popitem()
+    run = {"started": "2026-01-01T00:00:00+0000"}
+    shorter = read_json(out / RECORD) | {"cases": first.predicted, "runs": {}}
+    (out / RECORD).write_text(json.dumps(shorter), "utf-8")
+    line = json.dumps({"cases": {name: case}, "runs": {case["run"]: run}})
+    (out / ".predictions.jsonl").write_text(f"{line}\n{tail}", "utf-8")
+    again = predict(scans, out)
+    assert set(again.skipped) == {"Müller 2", "a"}
+    record = read_json(out / RECORD)
+    assert record["cases"][name] == case
+    assert record["runs"][case["run"]] == run
+    assert not (out / ".predictions.jsonl").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import textwrap
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -186,7 +186,12 @@ def find_image(images: Path, case: str) -> Path:
     Raises:
         DataError: there is no such file.
     """
-    found = {stem_of(path): path for path in sorted(images.glob("*"))[::-1] if ending_of(path)}
-    if path := found.get(case, found.get(f"{case}_0000")):
-        return path
+    if found := scans_in(images, [case]):
+        return found[case]
     raise DataError(f"{images}: contains no scan of {case} ({case}.nii.gz or {case}_0000.nii.gz)")
+
+
+def scans_in(images: Path, cases: Iterable[str]) -> dict[str, Path]:
+    """Case -> its scan, named with or without the channel number `_0000`, if there is one."""
+    paths = {stem_of(path): path for path in sorted(images.glob("*"))[::-1] if ending_of(path)}
+    return {case: p for case in cases if (p := paths.get(case) or paths.get(f"{case}_0000"))}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from autoseg import __version__
-from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json
 from autoseg.common.pages import SIZE, Chart, chart, fill
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import join_names
 from autoseg.evaluation.evaluate import CrossValidation
-from autoseg.evaluation.figures.overlay import chart_of_file, evenly, find_image, volume_of
+from autoseg.evaluation.figures.overlay import chart_of_file, evenly, scans_in, volume_of
 from autoseg.evaluation.label_review import Finding
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report import facts, files
@@ -180,10 +179,7 @@ def _report(
 
 def find_exhibits(summary: Summary, images: Path, labels: ScoredClasses) -> list[Exhibit]:
     """The files of the cases that have a scan in `images`; warns of those without one."""
-    scans = {}
-    for case in summary.cases:
-        with suppress(DataError):
-            scans[case.case] = find_image(images, case.case)
+    scans = scans_in(images, (case.case for case in summary.cases))
     return files.exhibits_of(summary.cases, scans, labels)
 
 
