@@ -199,7 +199,7 @@ def smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
     the fit takes less than a tenth of a second.
 
     Returns:
-        the curve; None for fewer than `FEWEST_POINTS`, or if all have the same x.
+        the curve; None for fewer than `FEWEST_POINTS` different x.
     """
     return _smooth(tuple(x), tuple(y))
 
@@ -211,7 +211,7 @@ def _smooth(x: Sequence[float], y: Sequence[float | None]) -> Curve | None:
     order = np.argsort(positions, kind="stable")  # the finite points, ordered by x
     order = order[np.isfinite(known[order])]
     known_x, values = positions[order], known[order]
-    if len(values) < FEWEST_POINTS or known_x[0] == known_x[-1]:
+    if len(np.unique(known_x)) < FEWEST_POINTS:
         return None
     at = np.linspace(known_x[0], known_x[-1], DRAWN_POINTS)
     if np.ptp(values) <= 1e-9 * np.abs(values).max():

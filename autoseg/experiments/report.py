@@ -26,7 +26,7 @@ from autoseg.evaluation.figures.charts import draw_groups
 from autoseg.evaluation.figures.overlay import draw_cases, worst_to_best
 from autoseg.evaluation.report import facts, files
 from autoseg.evaluation.scores import Summary, combine
-from autoseg.evaluation.tables import metric_name, write_table
+from autoseg.evaluation.tables import metric_name, spread, write_table
 from autoseg.experiments import paper
 from autoseg.experiments.results import RESULTS, Arm, StudyScores, read_scores
 from autoseg.experiments.runs import held_out_classes
@@ -269,8 +269,12 @@ def write_report(folder: Path) -> list[Path]:
         has_plan = None not in (first.trained.plan, arm.trained.plan)
         about = {"differences": list(changed.values()), "extra": extra, "has_plan": has_plan}
         arms.append({"name": arm.title, **about})
-    groups = {arm.title: arm.dice(VALIDATION, study.classes) for arm in study.arms}
-    boxes = draw_groups({"": groups}, study.colours)
+    charts = []
+    for where in study.sets:
+        name = "Dice" if where == VALIDATION else f"Dice, test set {where}"
+        groups = {arm.title: arm.dice(where, study.classes_of(where)) for arm in study.arms}
+        boxes = draw_groups({"": groups}, study.colours)
+        charts.append(chart(boxes, name, f"{name} of each class and arm, a point for each case"))
     write_page(
         folder / REPORT,
         TEMPLATES / "report.html.j2",
@@ -278,7 +282,8 @@ def write_report(folder: Path) -> list[Path]:
         study=study,
         arms=arms,
         tables={name: facts.class_table(of) for name, of in summaries.items()},
-        charts=[chart(boxes, "Dice", "Dice of each class and arm, a point for each case")],
+        charts=charts,
+        spread=spread,
         differences=_corrected(pairs),
         curves=[chart(_losses(study), "Loss", "Training and validation loss of each arm")],
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from autoseg.common.arrays import mean_of_known
@@ -264,7 +265,8 @@ def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool
         number = counted(len(folds), "fold") if folds else "missing"
         axes.set_title(f"{title} ({number})", fontsize=10, parse_math=False)
         axes.set_title("loss", loc="left", fontsize=8.5)
-        axes.legend(frameon=False, fontsize=8, handlelength=3)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8, handlelength=3)
     limits = [axes.get_ylim() for axes in grid if axes.lines]
     for axes in grid if limits else ():
         low = 0 if from_zero else min(low for low, _ in limits)
@@ -293,10 +295,12 @@ def draw_curve(
     style: Line,
     banded: bool = False,
 ) -> None:
-    """Faint points and the smoothed curve; a line through the points if there are too few."""
+    """Faint points and the smoothed curve; without enough epochs, lines through the points."""
     points = [math.nan if value is None else value for value in y]  # NaN leaves a gap
     if (curve := smooth(x, y)) is None:
-        axes.plot(x, points, color=colour, linestyle=style, marker="o", markersize=3, label=name)
+        folds = np.flatnonzero(np.diff(x) <= 0) + 1  # a line of its own for each
+        line = [np.insert(np.asarray(of, float), folds, np.nan) for of in (x, points)]
+        axes.plot(*line, color=colour, linestyle=style, marker="o", markersize=3, label=name)
         return
     size = 4 if len(x) > 100 else 7
     axes.plot(x, points, ".", color=colour, markersize=size, alpha=0.35, markeredgewidth=0)

@@ -29,6 +29,7 @@ from tests.experiments.study_folders import (
     Run,
     Score,
     ablation,
+    around,
     sensitivity,
     validation_scores,
     write_study,
@@ -178,6 +179,18 @@ def test_arms_are_compared_on_a_page(tmp_path: Path) -> None:
     assert "network.features" not in "".join(warning[:2])
     for cell in ("2.000", "3.50", "0.2500", "cuda:0"):  # hours, GB, kWh
         assert f">{cell}<" in text
+
+
+def test_scores_of_test_sets_are_on_the_page(tmp_path: Path) -> None:
+    folder = sensitivity(tmp_path)
+    report_study(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    table = text[text.index("Dice of the test set An_et_al, mean") :].split("</table>")[0]
+    found = re.findall(r">(\d\.\d{3}) ± (\d\.\d{3})<small>n = (\d+)<", table)
+    for (mean, _, n), k in zip(found, (2, 3, 4, 5), strict=True):
+        values = [each["Dice"] for each in around(0.4 + k / 20)]
+        assert float(mean) == pytest.approx(np.mean(np.array(values, float)), abs=5e-4)
+        assert int(n) == k * len(values)
 
 
 def test_plans_that_differ_as_asked_cause_no_warning(tmp_path: Path) -> None:

@@ -184,5 +184,13 @@ def test_losses_of_all_folds_make_one_curve():
     ]
 
 
+def test_few_epochs_of_two_folds_are_two_lines():
+    folds = [[replace(FIRST, epoch=n, training_loss=float(n)) for n in range(4)]] * 2
+    line = draw_losses({"a": folds}).axes[0].lines[0]
+    expected = [1, 2, 3, 4, np.nan, 1, 2, 3, 4]
+    np.testing.assert_array_equal(line.get_xdata(), expected)
+    np.testing.assert_array_equal(line.get_ydata(), np.subtract(expected, 1))
+
+
 def test_losses_of_few_epochs():
     assert draw_losses({"a": [[FIRST]]}).axes[0].lines
