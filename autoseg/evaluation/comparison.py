@@ -11,8 +11,6 @@ The interval and the test cover the variation between cases, not between repeate
 cases must be independent, unlike several scans of one patient.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ usual it gains if an error is undone (see `label_errors`). A suspicion must expl
 what is lacking; without one the difference is unexplained, and may be the model's.
 """
 
-from __future__ import annotations
-
 import csv
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ The step is tried first for all foreground together, then for each class on top 
 chosen if it raises the mean Dice over the validation cases of all folds and lowers no class.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The scores of one case, and of all cases of an evaluation: the file `summary.json`."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,7 +86,7 @@ class CaseScores:
         return {name: self.value(label, name) for name in known} | counts
 
     @staticmethod
-    def from_json(found: Json) -> CaseScores:
+    def from_json(found: Json) -> "CaseScores":
         """The reverse of `to_json`; old summaries have no surfaces and lesions."""
         metrics, merged = found["metrics"], found.get("merged", {})
         counts = itemgetter(*(entry.name for entry in fields(Lesions)))
@@ -150,7 +148,7 @@ class Statistic:
     n: int
 
     @staticmethod
-    def of(values: Iterable[float | None]) -> Statistic:
+    def of(values: Iterable[float | None]) -> "Statistic":
         """The statistic of the values that are not None."""
         known = [value for value in values if value is not None]
         if not known:
@@ -261,7 +259,7 @@ class Summary:
         }
 
     @staticmethod
-    def from_json(found: Json) -> Summary:
+    def from_json(found: Json) -> "Summary":
         """The reverse of `to_json`; the means are recomputed from the cases."""
         cases = tuple(map(CaseScores.from_json, found["metric_per_case"]))
         tolerances, refused = (dict(found.get(key, {})) for key in ("tolerance_mm", "refused"))
@@ -278,7 +276,7 @@ class Summary:
         write_json(path, self.to_json())
 
     @staticmethod
-    def load(path: Path) -> Summary:
+    def load(path: Path) -> "Summary":
         """Read a `summary.json`.
 
         Raises:

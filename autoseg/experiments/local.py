@@ -1,7 +1,5 @@
 """The runs of studies on this machine: a queue, and one process per run, a few at a time."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

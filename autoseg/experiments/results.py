@@ -3,8 +3,6 @@
 One row of the table is one class of one case, scored by one model, with all metrics.
 """
 
-from __future__ import annotations
-
 import csv
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

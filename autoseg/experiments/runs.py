@@ -1,7 +1,5 @@
 """The runs of a study: which plans it needs, and which folds of each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product

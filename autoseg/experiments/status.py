@@ -1,7 +1,5 @@
 """How far the runs of a study are, from files alone, so that any process can ask at any time."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

@@ -4,8 +4,6 @@ A study file is JSON5. With `extends` it takes the keys that it does not contain
 Some studies are included in `plans/experiments/`, and the values that their paper prints.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """DICOM folders: the series that they contain, and reading one series as a volume."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re
@@ -215,7 +213,7 @@ def _read_header(file: Path) -> list[Slice] | Other:
         ) from error
 
 
-def _other(file: Path, header: Dataset) -> Other | None:
+def _other(file: Path, header: "Dataset") -> Other | None:
     """What a file is if it is not a slice; None for a slice, also one with a cut-off header."""
     if header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
         return Other(file, "an index of files (DICOMDIR)")
@@ -244,12 +242,12 @@ def _other(file: Path, header: Dataset) -> Other | None:
     return None
 
 
-def _kind(header: Dataset) -> str:
+def _kind(header: "Dataset") -> str:
     """The SOP class, from the header or from the file meta information before it."""
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
 
 
-def _slices(file: Path, header: Dataset, length: int | None) -> list[Slice]:
+def _slices(file: Path, header: "Dataset", length: int | None) -> list[Slice]:
     """The slice of a file, or those of an enhanced multi-frame object."""
     from autoseg.image.dicom_pixels import check_pixels, frame_header
 
@@ -265,7 +263,7 @@ def _slices(file: Path, header: Dataset, length: int | None) -> list[Slice]:
     return [_slice(file, frame_header(header, n), n) for n in range(len(groups))]
 
 
-def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
+def _slice(file: Path, header: "Dataset", frame: int = 0) -> Slice:
     row_mm, column_mm = _floats(header.PixelSpacing, 2)
     number, bits = header.get("SeriesNumber"), header.get("BitsStored") or header.BitsAllocated
     if (slope := _number(header, "RescaleSlope", 1.0)) == 0:
@@ -291,7 +289,7 @@ def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
     )
 
 
-def _number(header: Dataset, name: str, otherwise: float) -> float:
+def _number(header: "Dataset", name: str, otherwise: float) -> float:
     value = header.get(name)
     return otherwise if value is None else _finite(value)
 

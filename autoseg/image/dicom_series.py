@@ -1,7 +1,5 @@
 """The slices of a DICOM series: their order, and checks that they make up one volume."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -96,7 +94,7 @@ class Series:
     scouts: tuple[Slice, ...] = ()
 
     @classmethod
-    def of(cls, slices: Iterable[Slice]) -> Series:
+    def of(cls, slices: Iterable[Slice]) -> "Series":
         """Order the slices of a series, and separate scouts from a volume."""
         volume, scouts = list(slices), list[Slice]()
         if not all(each.is_localiser for each in volume):

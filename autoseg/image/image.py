@@ -4,8 +4,6 @@ SimpleITK's sizes and spacings are in x, y, z order, too, but its NumPy arrays a
 readers and writers transpose them.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -139,7 +137,7 @@ def from_array(array: Array, spacing_mm: Sequence[float], orientation: str = "LP
     return Image(values, Geometry.of(values.shape[1:], spacing_mm, (0, 0, 0), direction))
 
 
-def from_simpleitk(image: sitk.Image) -> Image:
+def from_simpleitk(image: "sitk.Image") -> Image:
     """Make a scan of a SimpleITK image; components or the fourth dimension become channels.
 
     Raises:
@@ -243,7 +241,7 @@ def _read(path: Source, as_label: bool = False) -> tuple[Array, Geometry]:
     return array, with_sform(path, geometry)
 
 
-def _unpack(image: sitk.Image, what: File) -> tuple[Array, Geometry]:
+def _unpack(image: "sitk.Image", what: File) -> tuple[Array, Geometry]:
     """An array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 

@@ -1,7 +1,5 @@
 """Write label maps as files, on exactly the grid of the scan."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +65,7 @@ def write_label(path: File, label: LabelMap, geometry: Geometry, like: File | No
             copy_grid(like, temporary)
 
 
-def to_simpleitk(label: Array, geometry: Geometry) -> sitk.Image:
+def to_simpleitk(label: Array, geometry: Geometry) -> "sitk.Image":
     """A label map or a scan of shape (x, y, z) as a SimpleITK image on its grid."""
     import SimpleITK as sitk
 

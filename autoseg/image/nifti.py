@@ -4,8 +4,6 @@ ITK replaces missing voxels, NaN and infinity by 0 and an impossible spacing by 
 damaged header.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import os
@@ -280,7 +278,7 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
     return found if geometry.differences(found, SFORM_TOLERANCE_MM) else geometry
 
 
-def itk_header(path: Path, format: str = "") -> sitk.ImageFileReader:
+def itk_header(path: Path, format: str = "") -> "sitk.ImageFileReader":
     """The header as ITK reads it, in this format or the one that it finds."""
     import SimpleITK as sitk
 
@@ -291,7 +289,7 @@ def itk_header(path: Path, format: str = "") -> sitk.ImageFileReader:
     return reader
 
 
-def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
+def _is_plain(reader: "sitk.ImageFileReader", layout: Layout) -> bool:
     """Whether ITK would return the stored voxels unchanged."""
     import SimpleITK as sitk
 

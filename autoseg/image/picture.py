@@ -1,7 +1,5 @@
 """Pictures of a case: three planes of a scan with the contours of label maps, and their errors."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +50,7 @@ class Panel:
     caption: str = ""
 
     @staticmethod
-    def of(view: View, axis: int, k: int, kind: str) -> Panel:
+    def of(view: View, axis: int, k: int, kind: str) -> "Panel":
         """A panel whose caption names plane and slice."""
         name = next(name for name, of in PLANES.items() if of == axis)
         caption = f"{name}, slice {k + 1} of {view.image.shape[axis]}"

@@ -1,7 +1,5 @@
 """Sortable tables and facts for the report: scores, the data, and the records of the runs."""
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Iterable, Mapping
