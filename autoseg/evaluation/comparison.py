@@ -19,7 +19,7 @@ from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 from autoseg.common.arrays import mean_of_known
@@ -200,20 +200,16 @@ def bootstrap_interval(differences: ArrayLike, resamples: int = RESAMPLES) -> In
         return None
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    interval = _bootstrap(values, "BCa", resamples)
-    # BCa is undefined if nearly all values are equal.
-    is_known = all(map(isfinite, interval))
-    return interval if is_known else _bootstrap(values, "percentile", resamples)
-
-
-def _bootstrap(values: NDArray[np.float64], method: str, resamples: int) -> Interval:
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # the caller checks for it
-        options = {"n_resamples": resamples, "batch": BATCH, "confidence_level": CONFIDENCE}
-        seeded = np.random.default_rng(SEED)
-        found = bootstrap((values,), np.mean, method=method, random_state=seeded, **options)
-        low, high = found.confidence_interval
-    return float(low), float(high)
+    options = {"n_resamples": resamples, "batch": BATCH, "confidence_level": CONFIDENCE}
+    for method in ("BCa", "percentile"):  # BCa is undefined if nearly all values are equal
+        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+            warnings.simplefilter("ignore", DegenerateDataWarning)
+            seeded = np.random.default_rng(SEED)
+            found = bootstrap((values,), np.mean, method=method, random_state=seeded, **options)
+        low, high = map(float, found.confidence_interval)
+        if isfinite(low) and isfinite(high):
+            break
+    return low, high
 
 
 def signed_rank_p(differences: ArrayLike) -> float | None:

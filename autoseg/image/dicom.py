@@ -15,7 +15,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
 from autoseg.common.progress import counted, note
 from autoseg.image.dicom_series import TABLES, Series, Slice, check_stack, joined
-from autoseg.image.formats import ending_of
+from autoseg.image.formats import TEXT, ending_of
 from autoseg.image.geometry import Geometry, check_geometry
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ def read_contents(files: Iterable[Path]) -> Contents:
             slices[found[0].series] += found
     for other in others:
         if other.series in slices:
-            advice = "a slice may be damaged: copy the folder again, or remove the file"
-            what = f"has the series of slices, but is {other.reason}"
-            raise DataError(f"{other.file}: {what}; {advice}")
+            raise DataError(TEXT("among slices", file=other.file, reason=other.reason))
     series = joined([Series.of(each) for each in slices.values()])
     series.sort(key=lambda each: (each.first.number is None, each.first.number or 0, each.uids[1]))
     return Contents(tuple(series), tuple(others))
@@ -145,8 +143,7 @@ def find_series(path: Path | Series) -> Series:
         contents = read_contents(dicom_files(path))
         found = contents.volumes or list(contents.series)
         if len(found) != 1:
-            advice = "give a folder with one series, or one slice of a series"
-            raise DataError(f"{path}: contains {len(found)} DICOM series; {advice}")
+            raise DataError(TEXT("several series", path=path, count=len(found)))
         return found[0]
     contents = read_contents(dicom_files(path.parent))
     if not (names := [each for each in contents.series if path in each.files]):
@@ -208,9 +205,7 @@ def _read_header(file: Path) -> list[Slice] | Other:
         return _other(file, header) or _slices(file, header, length)
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise DataError(
-            f"{file}: damaged DICOM file ({reason}); a slice is missing: copy the folder again"
-        ) from error
+        raise DataError(TEXT("damaged slice", file=file, reason=reason)) from error
 
 
 def _other(file: Path, header: "Dataset") -> Other | None:

@@ -18,6 +18,7 @@ import numpy as np
 from autoseg.common.arrays import Array, Doubles, Triple
 from autoseg.common.errors import DataError
 from autoseg.common.progress import by_axis, note
+from autoseg.image.formats import TEXT
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -110,11 +111,10 @@ def check_same_grid(
     """
     if not (differences := expected.differences(found)):
         return
+    where = ", ".join(differences)
     if not expected.nearly(found):
-        where = ", ".join(differences)
         raise DataError(f"{path}: not on the grid of {reference}: {where}; {advice}")
-    what = f"its grid differs from that of {reference} by less than 5 % of a voxel"
-    note(f"{path}: {what} ({', '.join(differences)}); taken as equal")
+    note(TEXT("nearly the same grid", path=path, reference=reference, where=where))
 
 
 def geometry_of(image: "sitk.Image | sitk.ImageFileReader", path: File) -> Geometry:
@@ -149,9 +149,7 @@ def check_geometry(geometry: Geometry, path: File) -> None:
 
 def sheared(path: File) -> DataError:
     """The error for axes that are not perpendicular to each other."""
-    advice = "write a rigid sform/qform, or resample it onto an orthonormal grid"
-    what = "its direction matrix is sheared (not orthonormal), which ITK refuses"
-    return DataError(f"{path}: {what}; {advice}")
+    return DataError(TEXT("sheared", path=path))
 
 
 # Of world axes as in DICOM and ITK, which grow to the left, to the back and upwards.
@@ -167,9 +165,7 @@ def check_code(code: str) -> str:
         DataError: it is not one of the 48 orientation codes.
     """
     if code.upper() not in CODES:
-        letters = "one letter of R/L, A/P and S/I for each of the axes x, y, z"
-        advice = f"give {letters}, for example RAS or LPS"
-        raise DataError(f"orientation {code!r}: not an orientation; {advice}")
+        raise DataError(TEXT("no code", code=code))
     return code.upper()
 
 

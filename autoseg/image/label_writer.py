@@ -9,7 +9,7 @@ import numpy as np
 from autoseg.common.arrays import Array, LabelMap
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.files import replacing
-from autoseg.image.formats import LONGEST_HEADER, ending_of
+from autoseg.image.formats import LONGEST_HEADER, TEXT, ending_of
 from autoseg.image.geometry import File, Geometry
 from autoseg.image.nifti import is_nifti_1, write_on_grid_of
 from autoseg.image.raster import write_picture
@@ -92,8 +92,8 @@ def _storable(label: LabelMap, geometry: Geometry, path: Path) -> LabelMap:
         raise DataError(f"{path}: an array of {label.shape} does not fit a grid of {geometry.size}")
     low, high = label.min(), label.max()
     if label.dtype.kind not in "iub" or low < 0 or high > HIGHEST_LABEL:
-        allowed = f"allowed: integers from 0 to {HIGHEST_LABEL}"
-        raise VoxelError(f"{path}: labels {low} to {high} of type {label.dtype}; {allowed}")
+        found = {"low": low, "high": high, "type": label.dtype}
+        raise VoxelError(TEXT("label type", path=path, most=HIGHEST_LABEL, **found))
     return label.astype(smallest_type(high), copy=False)
 
 

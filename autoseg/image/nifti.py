@@ -21,7 +21,7 @@ from isal import igzip, isal_zlib
 from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.progress import by_axis, note
-from autoseg.image.formats import PACKED_AT_MOST, TABLES, TAKEN_AS_LPS, ending_of
+from autoseg.image.formats import PACKED_AT_MOST, TABLES, TEXT, ending_of
 from autoseg.image.geometry import DIRECTION_TOLERANCE, Geometry, geometry_of
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ def check_nifti(path: Path) -> None:
         return
     layout = layout_of(path)
     if not layout.is_scaled and layout.scale not in ((0, 0), (1, 0)):  # ITK would add scl_inter
-        found = "scl_slope is {:g} and scl_inter {:g}".format(*layout.scale)
-        where = "in a file of several components, or with data behind its voxels"
-        raise DataError(f"{path}: {found} {where}; set both to 0")
+        raise DataError(TEXT("scaled", path=path, scale=layout.scale))
     if layout.code not in FLOATS and has_size(voxel_file(path), layout.end):
         return
     end, bad = _scan(path, layout)
@@ -172,8 +170,7 @@ def _fields(path: Path) -> tuple[np.void, str]:
         if fields["sizeof_hdr"] == HEADER.itemsize and fields["magic"][:3] in MAGICS:
             return fields, order
         if fields["sizeof_hdr"] == HEADER.itemsize and ending_of(path) == ".hdr":
-            what = "an Analyze 7.5 header, which stores no orientation"
-            raise DataError(f"{path}: {what}; convert it to NIfTI with the program that wrote it")
+            raise DataError(TEXT("Analyze", path=path))
     raise DataError(f"{path}: not a NIfTI file, or its header is damaged; copy it again")
 
 
@@ -258,7 +255,7 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
     header, _ = _fields(path)
     code = int(header["sform_code"])
     if max(header["qform_code"], code) <= 0:
-        note(f"{path}: states no orientation (qform_code and sform_code are 0); {TAKEN_AS_LPS}")
+        note(TEXT("no orientation", path=path, found="qform_code and sform_code are 0"))
     if code <= 0 or header["xyzt_units"] & 7 not in MILLIMETRES:
         return geometry
     matrix = header["sform"].astype(np.float64) * [[-1], [-1], [1]]  # from RAS to LPS

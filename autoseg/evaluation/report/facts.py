@@ -199,8 +199,7 @@ def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:
 
 
 def _metric_column(metric: str) -> Column:
-    lower = METRICS[metric].better == "lower"
-    first: SortOrder = "descending" if lower else "ascending"
+    first: SortOrder = "descending" if METRICS[metric].better == "lower" else "ascending"
     return Column(metric_name(metric), first, shown=metric in SHOWN)
 
 
