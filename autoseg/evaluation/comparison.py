@@ -13,7 +13,6 @@ cases must be independent, unlike several scans of one patient.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import chain
 from math import isfinite
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import CaseScores, Summary
+from autoseg.evaluation.scores import TEXT, CaseScores, Summary
 from autoseg.evaluation.tables import COMPARED, DASH, Row, Table, metric_name, number
 
 CONFIDENCE = 0.95
@@ -38,8 +37,7 @@ SHOWN = ("Dice", "NSD", "HD95_mm")  # on the terminal
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """One metric of one class: A against B on the cases where it is defined in both.
 
     Attributes:
@@ -151,10 +149,7 @@ def compare(a: Summary, b: Summary, names: tuple[str, str]) -> Comparison:
     shared = [name for name in a_cases if name in b_cases]
     labels = [label for label in a.labels if label in b.labels]
     if not shared or not labels:
-        raise DataError(
-            f"{names[0]} and {names[1]} have no {'class' if shared else 'case'} in common; "
-            "evaluate both on the same cases"
-        )
+        raise DataError(TEXT("nothing shared", names=names, what="class" if shared else "case"))
     left_out = [f"class {label}" for label in (*a.labels, *b.labels) if label not in labels]
     metrics = list(METRICS)
     if a.tolerance_mm and b.tolerance_mm and a.tolerance_mm != b.tolerance_mm:
@@ -189,7 +184,7 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
     highest = 0.0
     for rank, (p, i) in enumerate(tested):
         highest = max(highest, min(1.0, p * (len(tested) - rank)))
-        corrected[i] = replace(differences[i], p_holm=highest)
+        corrected[i] = differences[i]._replace(p_holm=highest)
     return corrected
 
 

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
-from autoseg.common.files import dataclass_from_json, read_json, write_json
+from autoseg.common.files import dataclass_from_json, read_json, texts_in, write_json
 from autoseg.common.pages import fill
 from autoseg.common.progress import counted
 from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, Volumes
 from autoseg.evaluation.surface import Surface
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 Json = dict[str, Any]
 Amounts = TypeVar("Amounts", Overlap, Volumes, Lesions)
 
@@ -306,20 +307,14 @@ def combine(summaries: Sequence[Summary]) -> Summary:
     classes = {summary.labels for summary in summaries if summary.cases}
     if len(classes) > 1:
         lists = " and ".join(sorted(", ".join(names) for names in classes))
-        raise DataError(f"summaries have different classes: {lists}; evaluate with the same ones")
+        raise DataError(TEXT("classes", lists=lists))
     # Summaries without surface metrics have no tolerances.
     tolerances = [summary.tolerance_mm for summary in summaries if summary.tolerance_mm]
     if different := [other for other in tolerances if other != tolerances[0]]:
-        raise DataError(
-            f"the summaries have different tolerances (mm): {tolerances[0]} and {different[0]}; "
-            "evaluate them with the same tolerances"
-        )
+        raise DataError(TEXT("tolerances", one=tolerances[0], other=different[0]))
     cases = sorted((c for summary in summaries for c in summary.cases), key=lambda c: c.case)
     counts = Counter(case.case for case in cases)
     if repeated := [name for name, count in counts.items() if count > 1]:
-        raise DataError(
-            f"{len(repeated)} cases are in more than one summary ({repeated[0]}, ...): "
-            "the folds come from different splits; train them again"
-        )
+        raise DataError(TEXT("repeated", count=len(repeated), first=repeated[0]))
     missing = {name for summary in summaries for name in summary.missing} - counts.keys()
     return Summary(tuple(cases), tuple(sorted(missing)), tolerances[0] if tolerances else {})

@@ -23,7 +23,7 @@ from autoseg.dataset.splits import SPLITS_FILE as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
 from autoseg.evaluation.scores import Statistic, Summary, combine
 from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
-from autoseg.export.networks import identity
+from autoseg.export.networks import TEXT, identity
 from autoseg.fingerprint import Fingerprint
 from autoseg.models import folder as layout
 from autoseg.models.archive import ENDING, Content, write_archive
@@ -159,11 +159,9 @@ def _planning_files(planned: Path, folder: Path, plan: Plan) -> Files:
     for name in (layout.PLAN, layout.FINGERPRINT, SPLITS):
         if not (planned / name).is_file():
             raise AutosegError(f"{planned / name} is missing; restore it: {folder} depends on it")
-    now = load_plan(planned / layout.PLAN)
-    if now.id != plan.id:
-        models = f"the models in {folder} are of plan {plan.id}"
-        advice = "restore the plan that they were trained by"
-        raise AutosegError(f"{planned / layout.PLAN} is plan {now.id}, but {models}; {advice}")
+    path = planned / layout.PLAN
+    if (now := load_plan(path)).id != plan.id:
+        raise AutosegError(TEXT("plan now", path=path, now=now, folder=folder, plan=plan))
     return {name: planned / name for name in (layout.FINGERPRINT, SPLITS)}
 
 
@@ -188,9 +186,7 @@ def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing 
         return found
     complete = all((layout.fold_folder(folder, fold) / layout.SUMMARY).is_file() for fold in folds)
     if found.plan_id != plan.id or not complete or about.get("source") != source_of(folder, folds):
-        advice = f"learn it again with autoseg_evaluate {plan.task}, or delete it"
-        text = f"{path} was learned from other scores than those of the folds"
-        raise AutosegError(f"{text}; {advice}")
+        raise AutosegError(TEXT("other scores", path=path, plan=plan))
     return found
 
 
@@ -251,8 +247,9 @@ def read_statements(path: Path | None, declared: Mapping[str, Any]) -> dict[str,
         if not isinstance(text, str) or not text.strip():
             raise AutosegError(f"{path}: {key} must be a text; remove it if it is unknown")
         if key == layout.QUALIFICATION and text not in layout.QUALIFICATIONS:
-            known = ", ".join(layout.QUALIFICATIONS)
-            raise AutosegError(f"{path}: {key} is {text!r}; choose {known}")
+            raise AutosegError(
+                f"{path}: {key} is {text!r}; choose {', '.join(layout.QUALIFICATIONS)}"
+            )
     found = {}
     for key, (_, *names) in STATEMENTS.items():
         texts = [stated.get(key), *(declared.get(name) for name in names)]

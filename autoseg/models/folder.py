@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import is_there, parse_json, read_json, sha256_of, write_json
-from autoseg.models.archive import Archive, is_archive, open_archive
+from autoseg.models.archive import TEXT, Archive, is_archive, open_archive
 from autoseg.plan.plan import Plan, parse_plan
 
 if TYPE_CHECKING:
@@ -180,9 +180,8 @@ def qualification_in(files: ModelFiles) -> str:
     if stated == NOT_STATED:
         return RESEARCH
     if stated not in QUALIFICATIONS:
-        raise AutosegError(
-            f"{files.path(CARD)}: {QUALIFICATION} is {stated!r}; choose {', '.join(QUALIFICATIONS)}"
-        )
+        about = {"path": files.path(CARD), "key": QUALIFICATION, "stated": stated}
+        raise AutosegError(TEXT("qualification", known=", ".join(QUALIFICATIONS), **about))
     return str(stated)
 
 

@@ -13,7 +13,7 @@ from autoseg.common.files import read_json
 from autoseg.common.progress import counted, say
 from autoseg.evaluation.comparison import bootstrap_interval
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import CaseScores, Summary
+from autoseg.evaluation.scores import TEXT, CaseScores, Summary
 from autoseg.evaluation.tables import DASH, metric_name, number, spread
 
 Fact = tuple[str, str]  # name, value
@@ -134,11 +134,8 @@ def penalties(summary: Summary) -> str:
     if not found:
         return ""
     largest, label, case = max(found)
-    return (
-        f"{PENALTY.strip()}: where a class is in only one of reference and prediction, its "
-        f"distances count as the diagonal of the image, {counted(len(found), 'time')} here, up to "
-        f"{largest:.0f} mm ({label} of {case})."
-    )
+    about = {"mark": PENALTY.strip(), "times": counted(len(found), "time")}
+    return TEXT("penalties", largest=largest, label=label, case=case, **about)
 
 
 def case_table(
