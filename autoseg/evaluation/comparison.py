@@ -13,6 +13,7 @@ cases must be independent, unlike several scans of one patient.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import isfinite
 from typing import NamedTuple
@@ -37,7 +38,8 @@ SHOWN = ("Dice", "NSD", "HD95_mm")  # on the terminal
 Interval = tuple[float, float]
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True)
+class Difference:
     """One metric of one class: A against B on the cases where it is defined in both.
 
     Attributes:
@@ -184,7 +186,7 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
     highest = 0.0
     for rank, (p, i) in enumerate(tested):
         highest = max(highest, min(1.0, p * (len(tested) - rank)))
-        corrected[i] = differences[i]._replace(p_holm=highest)
+        corrected[i] = replace(differences[i], p_holm=highest)
     return corrected
 
 

@@ -104,8 +104,9 @@ class Learned(BaseModel, frozen=True):
     def rows(self) -> list[Row]:
         """A header and one row for each step that was tried."""
         head = ("keep the largest component of", "mean Dice before", "after", "chosen")
-        rows = ((of.name, *map(number, of.scores), of.chosen) for of in self.tried)
-        return [head, *((*cells, "yes" if chosen else "no") for *cells, chosen in rows)]
+        words = {True: "yes", False: "no"}
+        found = ((of.name, *map(number, of.scores), words[of.chosen]) for of in self.tried)
+        return [head, *found]
 
 
 def update(folder: Path, validation: CrossValidation, fold_count: int, processes: int) -> Learned:

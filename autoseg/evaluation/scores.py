@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
@@ -132,8 +132,7 @@ def total(amounts: Sequence[Amounts]) -> Amounts:
     return type(amounts[0])(*(sum(getattr(of, name) for of in amounts) for name in names))
 
 
-@dataclass(frozen=True)
-class Statistic:
+class Statistic(NamedTuple):
     """Mean, spread and median of some numbers, without those that are None.
 
     Attributes:

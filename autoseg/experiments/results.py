@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -187,8 +187,7 @@ class Arm:
         return {fold for of, fold, _ in self.scores if of == where and fold in self.folds}
 
 
-@dataclass(frozen=True)
-class StudyScores:
+class StudyScores(NamedTuple):
     """The scores of a study for tables and figures.
 
     Attributes:

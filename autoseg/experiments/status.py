@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -163,8 +163,7 @@ def recorded(folder: Path, log: str, slurm_job: str | None) -> Iterator[Callable
     end("done")
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """How far a run is.
 
     Attributes:

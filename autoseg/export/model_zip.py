@@ -8,10 +8,9 @@ scores of the folds and a card).
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
@@ -37,8 +36,7 @@ from autoseg.workflow.workspace import Workspace
 Files = dict[str, Content]
 
 
-@dataclass(frozen=True)
-class PackOptions:
+class PackOptions(NamedTuple):
     """What to pack.
 
     Attributes:
@@ -99,7 +97,7 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     card |= {"trained_on": _data_figures(fingerprint), "dice": None}
     if scores:
         pooled = combine(scores)
-        of_classes = {label: asdict(pooled.statistic(label)) for label in pooled.labels}
+        of_classes = {label: pooled.statistic(label)._asdict() for label in pooled.labels}
         card["dice"] = {"mean": pooled.foreground_mean(), **of_classes}
     card["postprocessing"] = [f"keeps the largest component of {step.name}" for step in steps]
     card["training"] = {fold: _training(layout.fold_folder(folder, fold)) for fold in folds}
@@ -247,9 +245,8 @@ def read_statements(path: Path | None, declared: Mapping[str, Any]) -> dict[str,
         if not isinstance(text, str) or not text.strip():
             raise AutosegError(f"{path}: {key} must be a text; remove it if it is unknown")
         if key == layout.QUALIFICATION and text not in layout.QUALIFICATIONS:
-            raise AutosegError(
-                f"{path}: {key} is {text!r}; choose {', '.join(layout.QUALIFICATIONS)}"
-            )
+            known = ", ".join(layout.QUALIFICATIONS)
+            raise AutosegError(f"{path}: {key} is {text!r}; choose {known}")
     found = {}
     for key, (_, *names) in STATEMENTS.items():
         texts = [stated.get(key), *(declared.get(name) for name in names)]

@@ -9,9 +9,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,8 +79,7 @@ def run_onnx(path: Path, patches: Tensor) -> Tensor:
     return torch.from_numpy(logits)
 
 
-@dataclass(frozen=True)
-class ExportFormat:
+class ExportFormat(NamedTuple):
     """A file format for networks.
 
     Attributes:

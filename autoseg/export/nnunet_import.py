@@ -9,9 +9,8 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,8 +47,7 @@ KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
 INVALID = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
 
 
-@dataclass(frozen=True)
-class _Source:
+class _Source(NamedTuple):
     """A folder TRAINER__PLANS__CONFIG.
 
     Attributes:
@@ -74,8 +72,7 @@ class _Source:
         return folds or found[:1]
 
 
-@dataclass(frozen=True)
-class ImportOptions:
+class ImportOptions(NamedTuple):
     """What to import.
 
     Attributes:
@@ -149,8 +146,7 @@ def _find_model(folder: Path, options: ImportOptions) -> _Source:
 # Reading.
 
 
-@dataclass(frozen=True)
-class _Model:
+class _Model(NamedTuple):
     plan: Plan
     weights: dict[str, Tensors]  # of each fold
     postprocessing: dict[str, Any] | None

@@ -6,9 +6,8 @@ import re
 import struct
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError
@@ -34,8 +33,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
 
 
-@dataclass(frozen=True)
-class Other:
+class Other(NamedTuple):
     """A DICOM file that is not a slice.
 
     Attributes:
@@ -51,8 +49,7 @@ class Other:
     series: str = ""
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """The DICOM files of one folder."""
 
     series: tuple[Series, ...]

@@ -11,9 +11,8 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from isal import igzip, isal_zlib
@@ -50,8 +49,7 @@ MAGICS = (b"n+1", b"ni1")
 GRID_FIELDS = ["pixdim", "xyzt_units", "qform_code", "sform_code", "quaternion", "sform"]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How the header describes the voxels.
 
     Attributes:
@@ -150,7 +148,7 @@ def layout_of(path: Path) -> Layout:
     if layout.is_scaled and not math.isfinite(intercept):
         raise _damaged(path, f"scl_slope {slope:g}, scl_inter {intercept:g}")
     first = int(start) if ending_of(path) == ".hdr" else max(int(start), HEADER.itemsize)
-    return replace(layout, start=first, end=first + math.prod(layout.size) * BITS[code] // 8)
+    return layout._replace(start=first, end=first + math.prod(layout.size) * BITS[code] // 8)
 
 
 def _fields(path: Path) -> tuple[np.void, str]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -113,8 +113,7 @@ def count_epochs(fold: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """How the training of a fold went.
 
     Attributes:
@@ -162,8 +161,7 @@ def failures_of(epochs: Sequence[Epoch], planned: int) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class Overfitting:
+class Overfitting(NamedTuple):
     """Validation got worse while training got better.
 
     Attributes:
