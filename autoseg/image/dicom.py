@@ -283,18 +283,13 @@ def _slice(file: Path, header: "Dataset", frame: int = 0) -> Slice:
 
 def _number(header: "Dataset", name: str, otherwise: float) -> float:
     value = header.get(name)
-    return otherwise if value is None else _finite(value)
+    return otherwise if value is None else _floats([value], 1)[0]
 
 
 def _floats(values: Any, count: int) -> tuple[float, ...]:
-    numbers = tuple(_finite(value) for value in values)
+    numbers = tuple(map(float, values))
+    if odd := [number for number in numbers if not math.isfinite(number)]:
+        raise ValueError(f"{odd[0]} is not a finite number")
     if len(numbers) != count:
         raise ValueError(f"{len(numbers)} numbers instead of {count}")
     return numbers
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{number} is not a finite number")
-    return number

@@ -221,7 +221,12 @@ def _uneven(series: Series) -> str | None:
     if apart.size == 0:
         return None
     if apart.min() < SAME_POSITION_MM:
-        return _duplicates(series, apart)
+        starts = np.flatnonzero(np.concatenate([[True], apart >= SAME_POSITION_MM]))
+        counts = np.diff([*starts, len(series.slices)])
+        if len(counts) > 1 and counts.min() == counts.max():
+            return TEXT("several", slices=counts[0], positions=len(counts))
+        at = int(apart.argmin())
+        return TEXT("duplicates", files=[each.file.name for each in series.slices[at : at + 2]])
     usual = float(np.median(apart))
     wrong = np.abs(apart - usual)
     if wrong.max() <= GAP_TOLERANCE * usual:
@@ -231,23 +236,13 @@ def _uneven(series: Series) -> str | None:
     return TEXT("uneven", low=apart.min(), high=apart.max(), usual=usual, names=names)
 
 
-def _duplicates(series: Series, apart: Doubles) -> str:
-    starts = np.flatnonzero(np.concatenate([[True], apart >= SAME_POSITION_MM]))
-    counts = np.diff([*starts, len(series.slices)])
-    if len(counts) > 1 and counts.min() == counts.max():
-        return TEXT("several", slices=counts[0], positions=len(counts))
-    at = int(apart.argmin())
-    return TEXT("duplicates", files=[each.file.name for each in series.slices[at : at + 2]])
-
-
 def _drifting(series: Series) -> str | None:
     """ITK stacks slices along their normal: with a tilted gantry it would shear the volume."""
     first, last = series.first, series.slices[-1]
     shift = np.subtract(last.position_mm, first.position_mm)
     drift = float(np.linalg.norm(shift - (shift @ first.normal) * first.normal))
-    if drift <= DRIFT_TOLERANCE * min(first.spacing_mm):
-        return None
-    return TEXT("drift", drift=drift)
+    is_small = drift <= DRIFT_TOLERANCE * min(first.spacing_mm)
+    return None if is_small else TEXT("drift", drift=drift)
 
 
 def _mixed(series: Series) -> str | None:

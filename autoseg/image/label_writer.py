@@ -103,14 +103,17 @@ def copy_grid(source: Path, written: Path) -> None:
     NRRD stores each axis as direction times spacing, and dividing them again changes the last bit.
     Copying the lines of the scan's header keeps every bit.
     """
-    grid = _grid_lines(_header(source))
+    grid = _grid_lines(source)
     header, _, voxels = written.read_bytes().partition(b"\n\n")
     kept = [grid.get(_field(line), line) for line in header.decode().splitlines()]
     written.write_bytes("\n".join(kept).encode() + b"\n\n" + voxels)
 
 
-def _grid_lines(header: list[str]) -> dict[str, str]:
-    """Field name -> the line that describes the grid in three dimensions."""
+def _grid_lines(path: Path) -> dict[str, str]:
+    """Field name -> the line of the header that describes the grid in three dimensions."""
+    with path.open("rb") as stream:  # an empty line ends the header
+        text = stream.read(LONGEST_HEADER).replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+    header = text.decode("utf-8", errors="replace").splitlines()
     lines = {_field(line): line for line in header}
     if "space directions" not in lines:
         return {}  # only spacings, which ITK writes unchanged
@@ -125,10 +128,3 @@ def _grid_lines(header: list[str]) -> dict[str, str]:
 
 def _field(line: str) -> str:
     return line.partition(":")[0]
-
-
-def _header(path: Path) -> list[str]:
-    """The lines of the header, which an empty line ends."""
-    with path.open("rb") as stream:
-        text = stream.read(LONGEST_HEADER).replace(b"\r\n", b"\n").partition(b"\n\n")[0]
-    return text.decode("utf-8", errors="replace").splitlines()
