@@ -57,11 +57,10 @@ def is_scored(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
 
 def is_described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
     """Whether the folder of a test set was written for this plan and description."""
-    try:
+    with suppress(AutosegError):
         found = read_json(test_folder(run, test_set, workspace) / TEST_SET)
-    except AutosegError:
-        return False
-    return bool(found == described(run, test_set, workspace))
+        return bool(found == described(run, test_set, workspace))
+    return False
 
 
 def test_folder(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> Path:
@@ -78,10 +77,9 @@ def described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> dict[st
 def plan_id(folder: Path) -> str | None:
     """The id of the plan in a folder; None if there is no readable plan."""
     path = folder / PLAN
-    try:
+    with suppress(AutosegError, OSError):
         return _id_of(path, path.stat().st_mtime_ns)
-    except (AutosegError, OSError):
-        return None
+    return None
 
 
 @lru_cache(maxsize=1000)
@@ -128,10 +126,9 @@ class Record:
 
 def read_record(folder: Path) -> Record | None:
     """The record in a run's folder; None if there is no readable record."""
-    try:
+    with suppress(AutosegError, TypeError):
         return Record(**read_json(folder / RECORD))
-    except (AutosegError, TypeError):
-        return None
+    return None
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
         if path.is_file():
             scores.append(Summary.load(path))
             name = f"{layout.fold_name(fold)}/{layout.SUMMARY}"
-            files[name] = _encoded(_without_paths(read_json(path)))
+            files[name] = to_json(_without_paths(read_json(path))).encode()
     dataset = order.workspace.raw(order.task) / "dataset.json"
     declared = read_json(dataset) if dataset.is_file() else {}
     steps = () if postprocessing is None else postprocessing.steps
@@ -104,8 +104,8 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     card |= {} if source is None else {"source": source}
     versions = {"torch": version("torch"), "Python": platform.python_version()}
     card["packed_with"] = {"autoseg": __version__, **versions}
-    files[layout.CARD], files["card.md"] = _encoded(card), card_page(card).encode()
-    files["labels.json"] = _encoded(labels_of(plan))
+    files[layout.CARD], files["card.md"] = to_json(card).encode(), card_page(card).encode()
+    files["labels.json"] = to_json(labels_of(plan)).encode()
     with writing(out):
         write_archive(out, {"autoseg": __version__, **identity(plan), "folds": folds}, files)
     return sorted(files)
@@ -118,10 +118,6 @@ def labels_of(plan: Plan) -> dict[str, Any]:
         "ignore_label": plan.ignore_label,
         "regions_class_order": plan.regions_class_order and list(plan.regions_class_order),
     }
-
-
-def _encoded(value: Any) -> bytes:
-    return to_json(value).encode()
 
 
 def about_plan(plan: Plan) -> dict[str, Any]:
@@ -206,21 +202,20 @@ def _training(fold: Path) -> dict[str, float] | None:
 def card_page(card: Mapping[str, Any]) -> str:
     """The card for people."""
     keys = ("format", "name", "trainer", "plans", "configuration") if "source" in card else ()
+    unknown = (layout.NOT_STATED,) * 2
     rows: dict[str, list[Row]] = {
         "imported": [(f"imported: {key}", str(card["source"][key])) for key in keys],
-        "data": [("what", "value")],
-        "times": [("fold", "epochs", "time")],
-        "dice": [("class", "mean ± std", "median", "cases")],
+        "data": [(key.replace("_", " "), _figure_text(n)) for key, n in card["trained_on"].items()],
+        "times": [
+            (fold, *((str(of["epochs"]), in_words(of["seconds"])) if of else unknown))
+            for fold, of in card["training"].items()
+        ],
+        "dice": [
+            (label, spread(Statistic(**of)), number(of["median"]), str(of["n"]))
+            for label, of in (card["dice"] or {}).items()
+            if label != "mean"
+        ],
     }
-    for key, value in card["trained_on"].items():
-        rows["data"].append((key.replace("_", " "), _figure_text(value)))
-    for fold, of in card["training"].items():
-        times = (str(of["epochs"]), in_words(of["seconds"])) if of else (layout.NOT_STATED,) * 2
-        rows["times"].append((fold, *times))
-    for label, of in (card["dice"] or {}).items():
-        if label != "mean":
-            found = (spread(Statistic(**of)), number(of["median"]), str(of["n"]))
-            rows["dice"].append((label, *found))
     template = Path(__file__).with_name("card.md.j2")
     return fill(template, card=card, statements=STATEMENTS, table=rows_as_markdown, **rows) + "\n"
 

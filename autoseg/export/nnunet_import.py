@@ -8,7 +8,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -268,10 +268,9 @@ def _fingerprint(
     foreground: list[Any] = []
     for channel in range(len(plan.channels)):
         found = nnunet.intensities_of(plans).get(str(channel), {})
-        try:
+        values = {}
+        with suppress(*INVALID):
             values = {ours: float(found[theirs]) for ours, theirs in nnunet.STATISTICS.items()}
-        except INVALID:
-            values = {}
         foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
     about: dict[str, Any] = {"format": FORMAT, "task": plan.task, "channels": list(plan.channels)}
     about |= {key: labels_of(plan)[key] for key in ("labels", "ignore_label")}
