@@ -196,7 +196,7 @@ class StudyScores(NamedTuple):
         head: what distinguishes the arms: `k` or `plan`.
         arms: the plans, with all their scores.
         columns: the sets of cases, with the reported classes of each.
-        colours: class -> colour, for the classes to which the first plan assigns one.
+        labels: the classes of the first plan, with their colours; none if there is no plan.
         gathered: when the scores were collected.
     """
 
@@ -205,7 +205,7 @@ class StudyScores(NamedTuple):
     head: str
     arms: tuple[Arm, ...]
     columns: tuple[Column, ...]
-    colours: Colours
+    labels: ScoredClasses
     gathered: str
 
     @property
@@ -227,6 +227,11 @@ class StudyScores(NamedTuple):
     def last(self) -> Arm:
         """The last plan."""
         return self.arms[-1]
+
+    @property
+    def colours(self) -> Colours:
+        """Class -> colour, for the classes to which the plan assigns one."""
+        return self.labels.colours
 
     @property
     def is_scored(self) -> bool:
@@ -273,7 +278,7 @@ def read_scores(folder: Path) -> StudyScores:
     labels = next(filter(None, (arm.trained.labels for arm in arms)), ScoredClasses({}))
     columns = _columns(arms, sets, labels)
     gathered = str(about.get("gathered", ""))[:16].replace("T", " ")
-    return StudyScores(about["study"], folder, head, tuple(arms), columns, labels.colours, gathered)
+    return StudyScores(about["study"], folder, head, tuple(arms), columns, labels, gathered)
 
 
 def _names(runs: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, str]]:
