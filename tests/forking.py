@@ -157,6 +157,7 @@ class ForkedRun(RunProcess):
         reading.close()
         os.write(writing.fileno(), f"{order.model_dump_json()}\n".encode())
         self.process = _Forked(process, writing)  # type: ignore[assignment]
+        self.input = writing  # type: ignore[assignment]
 
 
 def _carry_out(reading: Connection, log: str, threads: int) -> None:

@@ -11,8 +11,6 @@ The interval and the test cover the variation between cases, not between repeate
 cases must be independent, unlike several scans of one patient.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +19,13 @@ from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import DegenerateDataWarning, bootstrap, wilcoxon
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import CaseScores, Summary
+from autoseg.evaluation.scores import TEXT, CaseScores, Summary
 from autoseg.evaluation.tables import COMPARED, DASH, Row, Table, metric_name, number
 
 CONFIDENCE = 0.95
@@ -153,10 +151,7 @@ def compare(a: Summary, b: Summary, names: tuple[str, str]) -> Comparison:
     shared = [name for name in a_cases if name in b_cases]
     labels = [label for label in a.labels if label in b.labels]
     if not shared or not labels:
-        raise DataError(
-            f"{names[0]} and {names[1]} have no {'class' if shared else 'case'} in common; "
-            "evaluate both on the same cases"
-        )
+        raise DataError(TEXT("nothing shared", names=names, what="class" if shared else "case"))
     left_out = [f"class {label}" for label in (*a.labels, *b.labels) if label not in labels]
     metrics = list(METRICS)
     if a.tolerance_mm and b.tolerance_mm and a.tolerance_mm != b.tolerance_mm:
@@ -202,20 +197,16 @@ def bootstrap_interval(differences: ArrayLike, resamples: int = RESAMPLES) -> In
         return None
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    interval = _bootstrap(values, "BCa", resamples)
-    # BCa is undefined if nearly all values are equal.
-    is_known = all(map(isfinite, interval))
-    return interval if is_known else _bootstrap(values, "percentile", resamples)
-
-
-def _bootstrap(values: NDArray[np.float64], method: str, resamples: int) -> Interval:
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # the caller checks for it
-        options = {"n_resamples": resamples, "batch": BATCH, "confidence_level": CONFIDENCE}
-        seeded = np.random.default_rng(SEED)
-        found = bootstrap((values,), np.mean, method=method, random_state=seeded, **options)
-        low, high = found.confidence_interval
-    return float(low), float(high)
+    options = {"n_resamples": resamples, "batch": BATCH, "confidence_level": CONFIDENCE}
+    for method in ("BCa", "percentile"):  # BCa is undefined if nearly all values are equal
+        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+            warnings.simplefilter("ignore", DegenerateDataWarning)
+            seeded = np.random.default_rng(SEED)
+            found = bootstrap((values,), np.mean, method=method, random_state=seeded, **options)
+        low, high = map(float, found.confidence_interval)
+        if isfinite(low) and isfinite(high):
+            break
+    return low, high
 
 
 def signed_rank_p(differences: ArrayLike) -> float | None:

@@ -8,8 +8,6 @@ Scores are arrays (class), with NaN where a class is nowhere. Each class is look
 box, so that small ones are not thinned out.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ usual it gains if an error is undone (see `label_errors`). A suspicion must expl
 what is lacking; without one the difference is unexplained, and may be the model's.
 """
 
-from __future__ import annotations
-
 import csv
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from autoseg.evaluation import label_errors as errors
 from autoseg.evaluation.evaluate import LabelMapPair
 from autoseg.evaluation.label_errors import Measured, Repair, Scores
 from autoseg.evaluation.labels import ScoredClasses
+from autoseg.evaluation.scores import TEXT
 from autoseg.evaluation.tables import Row, number, rows_as_csv
 
 EMPTY, MISSING, EXTRA = "label map empty", "class missing", "class predicted nowhere"
@@ -218,10 +217,7 @@ def read_kept(path: Path) -> dict[str, str]:
     separator = max(",;\t", key=header.count)  # spreadsheets may have written another one
     rows = csv.DictReader(StringIO(text), delimiter=separator)
     if not {"case", KEPT} <= set(rows.fieldnames or ()):
-        raise DataError(
-            f"{path}: has no columns `case` and `{KEPT}`, so that it cannot be read which cases to "
-            "keep; restore them, or delete the file"
-        )
+        raise DataError(TEXT("no columns", path=path))
     return {row["case"]: mark for row in rows if (mark := (row[KEPT] or "").strip())}
 
 

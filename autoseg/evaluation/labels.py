@@ -13,6 +13,7 @@ from autoseg.common.files import dataclass_from_json, read_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import declaration_of, read_declaration
 from autoseg.dataset.task import values_in
+from autoseg.evaluation.scores import TEXT
 from autoseg.plan.labels import DEFAULT_TOLERANCE_MM, Evaluation, class_of
 from autoseg.plan.plan import Plan
 
@@ -191,14 +192,12 @@ def mapped_labels(options: EvaluationOptions, declared: Declarations) -> ScoredC
         AutosegError: a value is not declared.
     """
     reference, model = declared.reference, declared.model
-    known = {"the model of the predictions": model, "dataset.json of the reference": reference}
+    owners = {"the model of the predictions": model, "dataset.json of the reference": reference}
     for pair in options.maps.items():
-        for number, (owner, classes) in zip(pair, known.items(), strict=True):
+        for number, (owner, classes) in zip(pair, owners.items(), strict=True):
             if classes is not None and class_of(number, classes) is None:
-                raise AutosegError(
-                    "--map {}:{}: ".format(*pair)
-                    + f"{owner} lacks {number}; choose from {_listed(classes)}"
-                )
+                known = _listed(classes)
+                raise AutosegError(TEXT("map", pair=pair, owner=owner, number=number, known=known))
     values, in_prediction = {}, {}
     for target in dict.fromkeys(options.maps.values()):
         sources = tuple(value for value, to in options.maps.items() if to == target)
@@ -266,9 +265,7 @@ def _parse_classes(text: str) -> ClassValues:
         good = all(name and all(map(str.isdecimal, of)) for name, of in values.items())
         found = {name: tuple(map(int, of)) for name, of in values.items()} if good else {}
     if not (found := dict(_foreground(found))):
-        raise AutosegError(
-            f"--labels {text}: give NAME=VALUE,..., as in liver=1,tumour=2, or a dataset.json"
-        )
+        raise AutosegError(TEXT("labels", text=text))
     return found
 
 

@@ -4,8 +4,6 @@ The step is tried first for all foreground together, then for each class on top 
 chosen if it raises the mean Dice over the validation cases of all folds and lowers no class.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -24,6 +22,7 @@ from autoseg.common.files import read_json, write_json
 from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, listed, say
 from autoseg.evaluation.evaluate import CrossValidation, LabelMapPair
+from autoseg.evaluation.scores import TEXT
 from autoseg.evaluation.tables import Row, number
 from autoseg.image.geometry import check_same_grid
 from autoseg.image.image import read_label
@@ -197,12 +196,8 @@ def _check_folds(folder: Path, validation: CrossValidation, plan: Plan) -> None:
         raise DataError(f"{folder} lacks {listed('fold', validation.missing)}; train all folds")
     for fold in validation.folds:
         record = fold_folder(folder, fold) / VALIDATION / "predictions.json"
-        found = read_json(record).get("plan_id")
-        if found != plan.id:
-            raise DataError(
-                f"{record}: predicted with plan {found}, but plan.json of the models is {plan.id}; "
-                f"train fold {fold} with that plan (--resume continues it)"
-            )
+        if (found := read_json(record).get("plan_id")) != plan.id:
+            raise DataError(TEXT("other plan", record=record, found=found, plan=plan, fold=fold))
 
 
 def label_pairs(folder: Path, validation: CrossValidation) -> dict[str, LabelMapPair]:

@@ -13,8 +13,6 @@ missed class must not lower a mean distance. Counts, volumes and their differenc
 always defined.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple

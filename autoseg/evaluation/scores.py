@@ -1,23 +1,22 @@
 """The scores of one case, and of all cases of an evaluation: the file `summary.json`."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from autoseg.common.arrays import mean_of_known
 from autoseg.common.errors import DataError
-from autoseg.common.files import dataclass_from_json, read_json, write_json
+from autoseg.common.files import dataclass_from_json, read_json, texts_in, write_json
 from autoseg.common.pages import fill
 from autoseg.common.progress import counted
 from autoseg.evaluation.metrics import COUNTS, METRICS, Lesions, Overlap, Volumes
 from autoseg.evaluation.surface import Surface
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 Json = dict[str, Any]
 Amounts = TypeVar("Amounts", Overlap, Volumes, Lesions)
 
@@ -88,7 +87,7 @@ class CaseScores:
         return {name: self.value(label, name) for name in known} | counts
 
     @staticmethod
-    def from_json(found: Json) -> CaseScores:
+    def from_json(found: Json) -> "CaseScores":
         """The reverse of `to_json`; old summaries have no surfaces and lesions."""
         metrics, merged = found["metrics"], found.get("merged", {})
         counts = itemgetter(*(entry.name for entry in fields(Lesions)))
@@ -133,8 +132,7 @@ def total(amounts: Sequence[Amounts]) -> Amounts:
     return type(amounts[0])(*(sum(getattr(of, name) for of in amounts) for name in names))
 
 
-@dataclass(frozen=True)
-class Statistic:
+class Statistic(NamedTuple):
     """Mean, spread and median of some numbers, without those that are None.
 
     Attributes:
@@ -150,7 +148,7 @@ class Statistic:
     n: int
 
     @staticmethod
-    def of(values: Iterable[float | None]) -> Statistic:
+    def of(values: Iterable[float | None]) -> "Statistic":
         """The statistic of the values that are not None."""
         known = [value for value in values if value is not None]
         if not known:
@@ -261,7 +259,7 @@ class Summary:
         }
 
     @staticmethod
-    def from_json(found: Json) -> Summary:
+    def from_json(found: Json) -> "Summary":
         """The reverse of `to_json`; the means are recomputed from the cases."""
         cases = tuple(map(CaseScores.from_json, found["metric_per_case"]))
         tolerances, refused = (dict(found.get(key, {})) for key in ("tolerance_mm", "refused"))
@@ -278,7 +276,7 @@ class Summary:
         write_json(path, self.to_json())
 
     @staticmethod
-    def load(path: Path) -> Summary:
+    def load(path: Path) -> "Summary":
         """Read a `summary.json`.
 
         Raises:
@@ -308,20 +306,14 @@ def combine(summaries: Sequence[Summary]) -> Summary:
     classes = {summary.labels for summary in summaries if summary.cases}
     if len(classes) > 1:
         lists = " and ".join(sorted(", ".join(names) for names in classes))
-        raise DataError(f"summaries have different classes: {lists}; evaluate with the same ones")
+        raise DataError(TEXT("classes", lists=lists))
     # Summaries without surface metrics have no tolerances.
     tolerances = [summary.tolerance_mm for summary in summaries if summary.tolerance_mm]
     if different := [other for other in tolerances if other != tolerances[0]]:
-        raise DataError(
-            f"the summaries have different tolerances (mm): {tolerances[0]} and {different[0]}; "
-            "evaluate them with the same tolerances"
-        )
+        raise DataError(TEXT("tolerances", one=tolerances[0], other=different[0]))
     cases = sorted((c for summary in summaries for c in summary.cases), key=lambda c: c.case)
     counts = Counter(case.case for case in cases)
     if repeated := [name for name, count in counts.items() if count > 1]:
-        raise DataError(
-            f"{len(repeated)} cases are in more than one summary ({repeated[0]}, ...): "
-            "the folds come from different splits; train them again"
-        )
+        raise DataError(TEXT("repeated", count=len(repeated), first=repeated[0]))
     missing = {name for summary in summaries for name in summary.missing} - counts.keys()
     return Summary(tuple(cases), tuple(sorted(missing)), tolerances[0] if tolerances else {})

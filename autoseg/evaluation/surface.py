@@ -9,8 +9,6 @@ A scan of one slice has contours in its plane instead, as in that package's 2D m
 slice's own top and bottom would be its surface. There the elements are weighted by their length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """Tables of scores as rows of text: printed, and written as Markdown, CSV and LaTeX."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """The runs of studies on this machine: a queue, and one process per run, a few at a time."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -23,7 +21,7 @@ from autoseg.experiments.attempt import IN_USE, RunOrder, make_orders
 from autoseg.experiments.results import gather
 from autoseg.experiments.runs import StudyRun, prepare_plans
 from autoseg.experiments.status import held_by, in_short, is_finished, read_record, status_of, table
-from autoseg.experiments.study import Study
+from autoseg.experiments.study import TEXT, Study
 from autoseg.workflow.workspace import Workspace
 
 COMMAND = (sys.executable, "-m", "autoseg.experiments.attempt")
@@ -71,10 +69,7 @@ def choose_threads(runs: Sequence[StudyRun], workspace: Workspace, jobs: int) ->
     used = Counter(record.threads for record in records if record and record.threads)
     threads = used.most_common(1)[0][0] if used else share
     if threads != share or len(used) > 1:
-        say(
-            f"each run computes with {counted(threads, 'thread')}, as most earlier runs of the "
-            "study: other numbers change the last digits of a result"
-        )
+        say(TEXT("threads", threads=counted(threads, "thread")))
     return threads
 
 

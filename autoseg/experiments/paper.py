@@ -5,8 +5,6 @@ folds pooled. `folds` and `fold_metrics` show the median of each fold's cases, a
 medians as AVG. Folds that have not been scored yet appear as missing.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The tables and figures of a study, and `index.html` with all of them beside the printed ones."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace

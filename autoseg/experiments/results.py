@@ -3,8 +3,6 @@
 One row of the table is one class of one case, scored by one model, with all metrics.
 """
 
-from __future__ import annotations
-
 import csv
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -27,7 +25,7 @@ from autoseg.evaluation.scores import Statistic
 from autoseg.evaluation.tables import records_as_csv, score_rows
 from autoseg.experiments import status
 from autoseg.experiments.runs import StudyRun, runs_of, runs_of_plan, variants
-from autoseg.experiments.study import USUAL, Study
+from autoseg.experiments.study import TEXT, USUAL, Study
 from autoseg.models.folder import SUMMARY, VALIDATION, fold_folder
 from autoseg.models.log import Epoch
 from autoseg.workflow.workspace import Workspace
@@ -103,9 +101,7 @@ def _rows(study: Study, run: StudyRun, workspace: Workspace) -> Iterator[ResultR
             for case in read_json(path)["metric_per_case"]:
                 yield from (begin | {"set": name} | row for row in score_rows(case))
         except (KeyError, TypeError, AttributeError) as error:
-            raise AutosegError(
-                f"{path} is damaged ({error!r}); delete it and restart the study"
-            ) from error
+            raise AutosegError(TEXT("damaged scores", path=path, error=error)) from error
 
 
 def _run_to_json(found: status.Status, workspace: Workspace) -> ResultRow:
@@ -191,8 +187,7 @@ class Arm:
         return {fold for of, fold, _ in self.scores if of == where and fold in self.folds}
 
 
-@dataclass(frozen=True)
-class StudyScores:
+class StudyScores(NamedTuple):
     """The scores of a study for tables and figures.
 
     Attributes:
@@ -201,7 +196,7 @@ class StudyScores:
         head: what distinguishes the arms: `k` or `plan`.
         arms: the plans, with all their scores.
         columns: the sets of cases, with the reported classes of each.
-        labels: the classes of the first plan, with their colours; None if there is no plan.
+        labels: the classes of the first plan, with their colours; none if there is no plan.
         gathered: when the scores were collected.
     """
 
@@ -210,7 +205,7 @@ class StudyScores:
     head: str
     arms: tuple[Arm, ...]
     columns: tuple[Column, ...]
-    labels: ScoredClasses | None
+    labels: ScoredClasses
     gathered: str
 
     @property
@@ -236,7 +231,7 @@ class StudyScores:
     @property
     def colours(self) -> Colours:
         """Class -> colour, for the classes to which the plan assigns one."""
-        return {} if self.labels is None else self.labels.colours
+        return self.labels.colours
 
     @property
     def is_scored(self) -> bool:
@@ -279,8 +274,8 @@ def read_scores(folder: Path) -> StudyScores:
             folds = tuple(sorted(run["fold"] for run in runs))
             arms.append(Arm(*about_plan, folds, trained, scores.get(plan, {})))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder} is not a study folder ({error!r}); restart the study") from error
-    labels = next((arm.trained.labels for arm in arms if arm.trained.plan), None)
+        raise DataError(TEXT("damaged study", folder=folder, error=error)) from error
+    labels = next(filter(None, (arm.trained.labels for arm in arms)), ScoredClasses({}))
     columns = _columns(arms, sets, labels)
     gathered = str(about.get("gathered", ""))[:16].replace("T", " ")
     return StudyScores(about["study"], folder, head, tuple(arms), columns, labels, gathered)
@@ -312,15 +307,13 @@ def _read_results(path: Path) -> Mapping[str, Scores]:
     return found
 
 
-def _columns(
-    arms: Sequence[Arm], sets: Sequence[str], labels: ScoredClasses | None
-) -> tuple[Column, ...]:
+def _columns(arms: Sequence[Arm], sets: Sequence[str], labels: ScoredClasses) -> tuple[Column, ...]:
     """The classes of each set; merged classes come first and replace their parts."""
-    merged = {} if labels is None else labels.merged
+    merged = labels.merged
     columns: list[Column] = []
     for where in sets:
         found = dict.fromkeys(label for arm in arms for of, _, label in arm.scores if of == where)
-        if not found and labels is not None and where == VALIDATION:
+        if not found and where == VALIDATION:
             found = dict.fromkeys([*labels.values, *merged])
         hidden = {part for row, parts in merged.items() if row in found for part in parts}
         rows = sorted(found, key=lambda label: label not in merged)

@@ -1,7 +1,5 @@
 """The runs of a study: which plans it needs, and which folds of each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -13,7 +11,7 @@ from autoseg.common.progress import counted, say
 from autoseg.dataset.splits import SPLITS_FILE, count_folds
 from autoseg.dataset.task import find_task
 from autoseg.evaluation.labels import ScoredClasses
-from autoseg.experiments.study import HeldOut, Study, StudyPlan
+from autoseg.experiments.study import TEXT, HeldOut, Study, StudyPlan
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan, load_plan
@@ -133,9 +131,7 @@ def runs_of_plan(variant: Variant, workspace: Workspace) -> list[StudyRun]:
         return []
     folds = range(count) if study.folds is None else study.folds
     if beyond := [fold for fold in folds if fold >= count]:
-        raise PlanError(
-            f"study {study.name}: plan {name} has no fold {beyond[0]}; choose from 0 to {count - 1}"
-        )
+        raise PlanError(TEXT("no fold", study=study, plan=name, fold=beyond[0], last=count - 1))
     about = study.held_out, variant.source.pretrained, variant.source.name, variant.k, variant.seed
     return [StudyRun(study.task, name, fold, *about) for fold in folds]
 
@@ -210,10 +206,8 @@ def _existing_plan(variant: Variant, workspace: Workspace) -> Plan:
     surveyed = Surveyed(task, fingerprint, plan.skipped_cases)
     expected = compose(fingerprint, fitted(variant.options, surveyed))
     if expected.id != plan.id:
-        raise PlanError(
-            f"{folder} differs from study {variant.study.name} in {differences(plan, expected)}; "
-            "rename the study's plan, or move that folder and its models away"
-        )
+        keys = differences(plan, expected)
+        raise PlanError(TEXT("plan differs", folder=folder, study=variant.study, keys=keys))
     return plan
 
 
@@ -222,16 +216,12 @@ def _check(variant: Variant, workspace: Workspace, plan: Plan) -> None:
     study, file = variant.study, workspace.preprocessed(plan.task, plan.name) / SPLITS_FILE
     count = count_folds(file)
     if variant.k is not None and count != variant.k:
-        raise PlanError(
-            f"{file} has {counted(count, 'fold')}, study {study.name} needs {variant.k}: "
-            f"a {SPLITS_FILE} of the task overrides k; move it out of {workspace.raw(plan.task)}"
-        )
+        found = {"folds": counted(count, "fold"), "raw": workspace.raw(plan.task)}
+        raise PlanError(TEXT("own splits", file=file, study=study, k=variant.k, **found))
     for each in study.held_out:
         if unknown := sorted(set(each.classes) - set(plan.labels)):
-            raise PlanError(
-                f"study {study.name}: held_out {each.name} scores {unknown[0]!r}, which "
-                f"is not a class of {plan.task}; choose from {', '.join(list(plan.labels)[1:])}"
-            )
+            about = {"name": unknown[0], "known": ", ".join(list(plan.labels)[1:])}
+            raise PlanError(TEXT("no class", study=study, set=each, plan=plan, **about))
 
 
 def held_out_classes(test_set: HeldOut, plan: Plan) -> ScoredClasses:

@@ -1,7 +1,5 @@
 """How far the runs of a study are, from files alone, so that any process can ask at any time."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time
@@ -12,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -59,11 +57,10 @@ def is_scored(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
 
 def is_described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> bool:
     """Whether the folder of a test set was written for this plan and description."""
-    try:
+    with suppress(AutosegError):
         found = read_json(test_folder(run, test_set, workspace) / TEST_SET)
-    except AutosegError:
-        return False
-    return bool(found == described(run, test_set, workspace))
+        return bool(found == described(run, test_set, workspace))
+    return False
 
 
 def test_folder(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> Path:
@@ -80,10 +77,9 @@ def described(run: StudyRun, test_set: HeldOut, workspace: Workspace) -> dict[st
 def plan_id(folder: Path) -> str | None:
     """The id of the plan in a folder; None if there is no readable plan."""
     path = folder / PLAN
-    try:
+    with suppress(AutosegError, OSError):
         return _id_of(path, path.stat().st_mtime_ns)
-    except (AutosegError, OSError):
-        return None
+    return None
 
 
 @lru_cache(maxsize=1000)
@@ -130,10 +126,9 @@ class Record:
 
 def read_record(folder: Path) -> Record | None:
     """The record in a run's folder; None if there is no readable record."""
-    try:
+    with suppress(AutosegError, TypeError):
         return Record(**read_json(folder / RECORD))
-    except (AutosegError, TypeError):
-        return None
+    return None
 
 
 @contextmanager
@@ -165,8 +160,7 @@ def recorded(folder: Path, log: str, slurm_job: str | None) -> Iterator[Callable
     end("done")
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """How far a run is.
 
     Attributes:

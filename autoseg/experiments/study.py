@@ -4,8 +4,6 @@ A study file is JSON5. With `extends` it takes the keys that it does not contain
 Some studies are included in `plans/experiments/`, and the values that their paper prints.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +12,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autoseg.common.errors import PlanError
-from autoseg.common.files import read_json
+from autoseg.common.files import read_json, texts_in
 from autoseg.common.progress import nearest
 from autoseg.plan.plan import describe_error
 from autoseg.plan.sections import Count, Index, LabelValue, Positive, Seed
 from autoseg.planner.overrides import merge, plans_folder, read_layer, set_layer
 
 ENDING = ".json5"
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 PAPER = "paper"  # the file of a paper's printed values
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 Folds = Annotated[int, Field(ge=2, le=1000)]
@@ -239,9 +238,8 @@ def _find(given: str, beside: Path | None = None) -> Path:
     if path.is_file():
         return path
     complete = path.with_name(path.name + ENDING)
-    known = [str(complete)] if complete.is_file() else study_names()
-    hint = nearest(given, known)
-    raise PlanError(f"study {given!r} does not exist; included: {', '.join(study_names())}{hint}")
+    hint = nearest(given, [str(complete)] if complete.is_file() else study_names())
+    raise PlanError(TEXT("no study", given=given, known=", ".join(study_names()), hint=hint))
 
 
 def _read_values(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

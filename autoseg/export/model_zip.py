@@ -8,10 +8,9 @@ scores of the folds and a card).
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
@@ -23,7 +22,7 @@ from autoseg.dataset.splits import SPLITS_FILE as SPLITS
 from autoseg.evaluation.learn_postprocessing import source_of
 from autoseg.evaluation.scores import Statistic, Summary, combine
 from autoseg.evaluation.tables import Row, number, rows_as_markdown, spread
-from autoseg.export.networks import identity
+from autoseg.export.networks import TEXT, identity
 from autoseg.fingerprint import Fingerprint
 from autoseg.models import folder as layout
 from autoseg.models.archive import ENDING, Content, write_archive
@@ -37,8 +36,7 @@ from autoseg.workflow.workspace import Workspace
 Files = dict[str, Content]
 
 
-@dataclass(frozen=True)
-class PackOptions:
+class PackOptions(NamedTuple):
     """What to pack.
 
     Attributes:
@@ -89,7 +87,7 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
         if path.is_file():
             scores.append(Summary.load(path))
             name = f"{layout.fold_name(fold)}/{layout.SUMMARY}"
-            files[name] = _encoded(_without_paths(read_json(path)))
+            files[name] = to_json(_without_paths(read_json(path))).encode()
     dataset = order.workspace.raw(order.task) / "dataset.json"
     declared = read_json(dataset) if dataset.is_file() else {}
     steps = () if postprocessing is None else postprocessing.steps
@@ -99,15 +97,15 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
     card |= {"trained_on": _data_figures(fingerprint), "dice": None}
     if scores:
         pooled = combine(scores)
-        of_classes = {label: asdict(pooled.statistic(label)) for label in pooled.labels}
+        of_classes = {label: pooled.statistic(label)._asdict() for label in pooled.labels}
         card["dice"] = {"mean": pooled.foreground_mean(), **of_classes}
     card["postprocessing"] = [f"keeps the largest component of {step.name}" for step in steps]
     card["training"] = {fold: _training(layout.fold_folder(folder, fold)) for fold in folds}
     card |= {} if source is None else {"source": source}
     versions = {"torch": version("torch"), "Python": platform.python_version()}
     card["packed_with"] = {"autoseg": __version__, **versions}
-    files[layout.CARD], files["card.md"] = _encoded(card), card_page(card).encode()
-    files["labels.json"] = _encoded(labels_of(plan))
+    files[layout.CARD], files["card.md"] = to_json(card).encode(), card_page(card).encode()
+    files["labels.json"] = to_json(labels_of(plan)).encode()
     with writing(out):
         write_archive(out, {"autoseg": __version__, **identity(plan), "folds": folds}, files)
     return sorted(files)
@@ -120,10 +118,6 @@ def labels_of(plan: Plan) -> dict[str, Any]:
         "ignore_label": plan.ignore_label,
         "regions_class_order": plan.regions_class_order and list(plan.regions_class_order),
     }
-
-
-def _encoded(value: Any) -> bytes:
-    return to_json(value).encode()
 
 
 def about_plan(plan: Plan) -> dict[str, Any]:
@@ -159,11 +153,9 @@ def _planning_files(planned: Path, folder: Path, plan: Plan) -> Files:
     for name in (layout.PLAN, layout.FINGERPRINT, SPLITS):
         if not (planned / name).is_file():
             raise AutosegError(f"{planned / name} is missing; restore it: {folder} depends on it")
-    now = load_plan(planned / layout.PLAN)
-    if now.id != plan.id:
-        models = f"the models in {folder} are of plan {plan.id}"
-        advice = "restore the plan that they were trained by"
-        raise AutosegError(f"{planned / layout.PLAN} is plan {now.id}, but {models}; {advice}")
+    path = planned / layout.PLAN
+    if (now := load_plan(path)).id != plan.id:
+        raise AutosegError(TEXT("plan now", path=path, now=now, folder=folder, plan=plan))
     return {name: planned / name for name in (layout.FINGERPRINT, SPLITS)}
 
 
@@ -188,9 +180,7 @@ def _postprocessing(folder: Path, plan: Plan, imported: bool) -> Postprocessing 
         return found
     complete = all((layout.fold_folder(folder, fold) / layout.SUMMARY).is_file() for fold in folds)
     if found.plan_id != plan.id or not complete or about.get("source") != source_of(folder, folds):
-        advice = f"learn it again with autoseg_evaluate {plan.task}, or delete it"
-        text = f"{path} was learned from other scores than those of the folds"
-        raise AutosegError(f"{text}; {advice}")
+        raise AutosegError(TEXT("other scores", path=path, plan=plan))
     return found
 
 
@@ -212,21 +202,20 @@ def _training(fold: Path) -> dict[str, float] | None:
 def card_page(card: Mapping[str, Any]) -> str:
     """The card for people."""
     keys = ("format", "name", "trainer", "plans", "configuration") if "source" in card else ()
+    unknown = (layout.NOT_STATED,) * 2
     rows: dict[str, list[Row]] = {
         "imported": [(f"imported: {key}", str(card["source"][key])) for key in keys],
-        "data": [("what", "value")],
-        "times": [("fold", "epochs", "time")],
-        "dice": [("class", "mean ± std", "median", "cases")],
+        "data": [(key.replace("_", " "), _figure_text(n)) for key, n in card["trained_on"].items()],
+        "times": [
+            (fold, *((str(of["epochs"]), in_words(of["seconds"])) if of else unknown))
+            for fold, of in card["training"].items()
+        ],
+        "dice": [
+            (label, spread(Statistic(**of)), number(of["median"]), str(of["n"]))
+            for label, of in (card["dice"] or {}).items()
+            if label != "mean"
+        ],
     }
-    for key, value in card["trained_on"].items():
-        rows["data"].append((key.replace("_", " "), _figure_text(value)))
-    for fold, of in card["training"].items():
-        times = (str(of["epochs"]), in_words(of["seconds"])) if of else (layout.NOT_STATED,) * 2
-        rows["times"].append((fold, *times))
-    for label, of in (card["dice"] or {}).items():
-        if label != "mean":
-            found = (spread(Statistic(**of)), number(of["median"]), str(of["n"]))
-            rows["dice"].append((label, *found))
     template = Path(__file__).with_name("card.md.j2")
     return fill(template, card=card, statements=STATEMENTS, table=rows_as_markdown, **rows) + "\n"
 

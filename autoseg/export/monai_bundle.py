@@ -18,7 +18,7 @@ from autoseg import __version__
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import say
-from autoseg.export.networks import new_folder
+from autoseg.export.networks import TEXT, new_folder
 from autoseg.models.folder import PLAN
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, CropToNonzero, Resample, Rescale, ZScore
@@ -57,8 +57,7 @@ def export_monai(model: Model, out: Path) -> None:
     if model.where.has(POSTPROCESSING):
         say(f"{POSTPROCESSING} is not part of the bundle, which does not postprocess")
     say("MONAI places tiles in another way: where a scan is larger than a patch, voxels may differ")
-    options = f"--config_file {out / 'configs' / 'inference.json'} --bundle_root {out}"
-    say(f"run: python -m monai.bundle run {options} --dataset_dir IN --output_dir OUT")
+    say(TEXT("bundle", config=out / "configs" / "inference.json", out=out))
 
 
 class _Mean(nn.Module):

@@ -9,9 +9,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from autoseg import __version__
 from autoseg.common import files
 from autoseg.common.arrays import Array, Floats, Triple
 from autoseg.common.errors import AutosegError, RunError, install_hint
-from autoseg.common.files import sha256_of, write_json, write_text
+from autoseg.common.files import sha256_of, texts_in, write_json, write_text
 from autoseg.common.locks import writing
 from autoseg.common.pages import fill
 from autoseg.common.progress import by_axis
@@ -36,6 +35,7 @@ from autoseg.prediction.model import Model
 from autoseg.preprocessing.steps import prepare
 
 README = Path(__file__).with_name("README.md.j2")
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 TOLERANCE = 1e-4  # of the largest logit
 LEAST_SAME = 0.9999  # share of the voxels that keep their class
 ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")  # torch's exporter is built on onnxscript
@@ -79,8 +79,7 @@ def run_onnx(path: Path, patches: Tensor) -> Tensor:
     return torch.from_numpy(logits)
 
 
-@dataclass(frozen=True)
-class ExportFormat:
+class ExportFormat(NamedTuple):
     """A file format for networks.
 
     Attributes:

@@ -5,9 +5,8 @@ first of these axes. Kernels are (output, input, *axes) in the same order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +39,7 @@ CROP = {"step": "crop_to_nonzero"}
 Values = Mapping[str, Any]  # of nnU-Net's files
 
 
-@dataclass(frozen=True)
-class AxisOrder:
+class AxisOrder(NamedTuple):
     """Where our axes x, y, z are in nnU-Net's arrays.
 
     Attributes:

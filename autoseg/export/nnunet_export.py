@@ -16,7 +16,7 @@ from autoseg.common.errors import AutosegError
 from autoseg.common.files import is_as_written, write_checksums, write_json
 from autoseg.common.progress import say
 from autoseg.export import nnunet
-from autoseg.export.networks import new_folder
+from autoseg.export.networks import TEXT, new_folder
 from autoseg.fingerprint import Fingerprint
 from autoseg.models.checkpoint import Tensors
 from autoseg.models.folder import FINGERPRINT, PLAN, fold_name
@@ -85,8 +85,7 @@ def export_nnunet(model: Model, out: Path) -> None:
         say("nnU-Net cannot overlap tiles by inference.overlap; by half a patch, results differ")
     elif step != nnunet.FACTS["inference"]["tile_step"]:
         options += f" -step_size {step:g}"
-    command = f"nnUNetv2_predict_from_modelfolder -m {out} -i IN -o OUT"
-    say(f"run: {command} -f {' '.join(model.folds)}{options}")
+    say(TEXT("nnUNet run", out=out, folds=" ".join(model.folds), options=options))
     name = f"{trainer}__{plans['plans_name']}__{plan.configuration}"
     say(f"for nnUNetv2_predict, move it to $nnUNet_results/{plans['dataset_name']}/{name}")
 

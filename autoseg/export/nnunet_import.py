@@ -8,10 +8,9 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from autoseg.common.files import CHECKSUMS, read_json, sha256_of, write_json
 from autoseg.common.progress import listed, say
 from autoseg.export import nnunet
 from autoseg.export.model_zip import about_plan, labels_of
-from autoseg.export.networks import new_folder
+from autoseg.export.networks import TEXT, new_folder
 from autoseg.export.nnunet_export import exported_plan
 from autoseg.export.untrusted import CheckpointError, read_untrusted, without_network
 from autoseg.fingerprint.fingerprint import FORMAT
@@ -48,8 +47,7 @@ KEEP_LARGEST = "remove_all_but_largest_component_from_segmentation"
 INVALID = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
 
 
-@dataclass(frozen=True)
-class _Source:
+class _Source(NamedTuple):
     """A folder TRAINER__PLANS__CONFIG.
 
     Attributes:
@@ -74,8 +72,7 @@ class _Source:
         return folds or found[:1]
 
 
-@dataclass(frozen=True)
-class ImportOptions:
+class ImportOptions(NamedTuple):
     """What to import.
 
     Attributes:
@@ -141,17 +138,15 @@ def _find_model(folder: Path, options: ImportOptions) -> _Source:
     chosen = [p for p in found if wanted in (None, p.name.rpartition("__")[2], p.name)]
     if len(chosen) != 1:
         names = ", ".join(path.name for path in sorted(found)) or "none"
-        text = "several models match" if chosen else "there is no such model of nnU-Net v2"
-        text += f"; give TRAINER__PLANS__CONFIG or choose with -c; models there: {names}"
-        raise AutosegError(f"{options.source}: {text}")
+        why = "several models match" if chosen else "there is no such model of nnU-Net v2"
+        raise AutosegError(TEXT("not one model", source=options.source, why=why, names=names))
     return _Source(chosen[0], options.source / chosen[0].relative_to(folder))
 
 
 # Reading.
 
 
-@dataclass(frozen=True)
-class _Model:
+class _Model(NamedTuple):
     plan: Plan
     weights: dict[str, Tensors]  # of each fold
     postprocessing: dict[str, Any] | None
@@ -169,8 +164,7 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
         if not re.fullmatch(r"\w+", fold) or not (source.folder / file).is_file():
             found = source.folder.glob("fold_*/*.pth")
             there = ", ".join(sorted(str(path.relative_to(source.folder)) for path in found))
-            advice = f"choose -f, or --checkpoint; there: {there}"
-            raise AutosegError(f"{source.name / file} is missing; {advice}")
+            raise AutosegError(TEXT("no checkpoint", path=source.name / file, there=there))
         target = temporary / f"{source.folder.name}_{fold}.safetensors"
         digest = sha256_of(source.folder / file)
         try:
@@ -191,8 +185,8 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     for fold, state in states.items():
         for key in ("trainer_name", "configuration", "mirror_axes"):
             if state[key] != first[key]:
-                both = f"{key} {state[key]}, but the first fold {first[key]}"
-                raise AutosegError(f"{source.name}: fold {fold} has {both}; choose folds with -f")
+                about = {"key": key, "value": state[key], "first": first[key]}
+                raise AutosegError(TEXT("folds differ", source=source.name, fold=fold, **about))
     own = exported_plan(source.folder) if options.checkpoint == CHECKPOINT else None
     try:
         configuration = nnunet.configuration_of(plans, first["configuration"])
@@ -202,8 +196,7 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     except AutosegError as error:  # before INVALID: it is a ValueError
         raise AutosegError(f"{source.name}: {error}; it was not imported") from None
     except INVALID as error:
-        text = f"{source.name}: {PLANS} or {DATASET} is not valid ({error!r})"
-        raise AutosegError(text) from None
+        raise AutosegError(TEXT("invalid plans", source=source.name, error=error)) from None
     values["name"] = name
     if configuration.get("previous_stage"):
         values["previous_stage"] = f"{name}_{configuration['previous_stage']}"
@@ -215,8 +208,7 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
                 network = build_network(plan)
             load_weights(network, weights[fold], source.name / f"fold_{fold}", assign=True)
         except AutosegError as error:
-            trainer = f"trainer {first['trainer_name']} changes the network"
-            text = f"{error}: {trainer}, or the files are of different models"
+            text = TEXT("other network", error=error, trainer=first["trainer_name"])
             raise AutosegError(text) from None
     postprocessing = _postprocessing(source, list(weights), plan)
     fingerprint = _fingerprint(source, plans, plan, own is not None)
@@ -261,8 +253,7 @@ def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[s
         raise AutosegError(f"{source.name / name} is not valid ({error!r})") from None
     if not steps:
         return None
-    unless = "unless --no-postprocessing is given; nnUNetv2_predict does not"
-    say(f"{source.name / name}: autoseg_predict will apply it, {unless}")
+    say(TEXT("postprocessing", path=source.name / name))
     about = {"folds": list(folds), "source": f"nnU-Net: {name}"}
     header = {"format_version": POSTPROCESSING_FORMAT, "plan_id": plan.id}
     return {**header, "steps": steps, "learned_on": about}
@@ -277,10 +268,9 @@ def _fingerprint(
     foreground: list[Any] = []
     for channel in range(len(plan.channels)):
         found = nnunet.intensities_of(plans).get(str(channel), {})
-        try:
+        values = {}
+        with suppress(*INVALID):
             values = {ours: float(found[theirs]) for ours, theirs in nnunet.STATISTICS.items()}
-        except INVALID:
-            values = {}
         foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
     about: dict[str, Any] = {"format": FORMAT, "task": plan.task, "channels": list(plan.channels)}
     about |= {key: labels_of(plan)[key] for key in ("labels", "ignore_label")}

@@ -1,23 +1,20 @@
 """DICOM folders: the series that they contain, and reading one series as a volume."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re
 import struct
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError
 from autoseg.common.files import obstacle
 from autoseg.common.progress import counted, note
 from autoseg.image.dicom_series import TABLES, Series, Slice, check_stack, joined
-from autoseg.image.formats import ending_of
+from autoseg.image.formats import TEXT, ending_of
 from autoseg.image.geometry import Geometry, check_geometry
 
 if TYPE_CHECKING:
@@ -36,8 +33,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
 
 
-@dataclass(frozen=True)
-class Other:
+class Other(NamedTuple):
     """A DICOM file that is not a slice.
 
     Attributes:
@@ -53,8 +49,7 @@ class Other:
     series: str = ""
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """The DICOM files of one folder."""
 
     series: tuple[Series, ...]
@@ -125,9 +120,7 @@ def read_contents(files: Iterable[Path]) -> Contents:
             slices[found[0].series] += found
     for other in others:
         if other.series in slices:
-            advice = "a slice may be damaged: copy the folder again, or remove the file"
-            what = f"has the series of slices, but is {other.reason}"
-            raise DataError(f"{other.file}: {what}; {advice}")
+            raise DataError(TEXT("among slices", file=other.file, reason=other.reason))
     series = joined([Series.of(each) for each in slices.values()])
     series.sort(key=lambda each: (each.first.number is None, each.first.number or 0, each.uids[1]))
     return Contents(tuple(series), tuple(others))
@@ -147,8 +140,7 @@ def find_series(path: Path | Series) -> Series:
         contents = read_contents(dicom_files(path))
         found = contents.volumes or list(contents.series)
         if len(found) != 1:
-            advice = "give a folder with one series, or one slice of a series"
-            raise DataError(f"{path}: contains {len(found)} DICOM series; {advice}")
+            raise DataError(TEXT("several series", path=path, count=len(found)))
         return found[0]
     contents = read_contents(dicom_files(path.parent))
     if not (names := [each for each in contents.series if path in each.files]):
@@ -210,12 +202,10 @@ def _read_header(file: Path) -> list[Slice] | Other:
         return _other(file, header) or _slices(file, header, length)
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise DataError(
-            f"{file}: damaged DICOM file ({reason}); a slice is missing: copy the folder again"
-        ) from error
+        raise DataError(TEXT("damaged slice", file=file, reason=reason)) from error
 
 
-def _other(file: Path, header: Dataset) -> Other | None:
+def _other(file: Path, header: "Dataset") -> Other | None:
     """What a file is if it is not a slice; None for a slice, also one with a cut-off header."""
     if header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
         return Other(file, "an index of files (DICOMDIR)")
@@ -244,12 +234,12 @@ def _other(file: Path, header: Dataset) -> Other | None:
     return None
 
 
-def _kind(header: Dataset) -> str:
+def _kind(header: "Dataset") -> str:
     """The SOP class, from the header or from the file meta information before it."""
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
 
 
-def _slices(file: Path, header: Dataset, length: int | None) -> list[Slice]:
+def _slices(file: Path, header: "Dataset", length: int | None) -> list[Slice]:
     """The slice of a file, or those of an enhanced multi-frame object."""
     from autoseg.image.dicom_pixels import check_pixels, frame_header
 
@@ -265,7 +255,7 @@ def _slices(file: Path, header: Dataset, length: int | None) -> list[Slice]:
     return [_slice(file, frame_header(header, n), n) for n in range(len(groups))]
 
 
-def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
+def _slice(file: Path, header: "Dataset", frame: int = 0) -> Slice:
     row_mm, column_mm = _floats(header.PixelSpacing, 2)
     number, bits = header.get("SeriesNumber"), header.get("BitsStored") or header.BitsAllocated
     if (slope := _number(header, "RescaleSlope", 1.0)) == 0:
@@ -291,20 +281,15 @@ def _slice(file: Path, header: Dataset, frame: int = 0) -> Slice:
     )
 
 
-def _number(header: Dataset, name: str, otherwise: float) -> float:
+def _number(header: "Dataset", name: str, otherwise: float) -> float:
     value = header.get(name)
-    return otherwise if value is None else _finite(value)
+    return otherwise if value is None else _floats([value], 1)[0]
 
 
 def _floats(values: Any, count: int) -> tuple[float, ...]:
-    numbers = tuple(_finite(value) for value in values)
+    numbers = tuple(map(float, values))
+    if odd := [number for number in numbers if not math.isfinite(number)]:
+        raise ValueError(f"{odd[0]} is not a finite number")
     if len(numbers) != count:
         raise ValueError(f"{len(numbers)} numbers instead of {count}")
     return numbers
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{number} is not a finite number")
-    return number

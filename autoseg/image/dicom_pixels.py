@@ -22,6 +22,7 @@ from pydicom.uid import UID
 from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError
 from autoseg.image.dicom_series import TABLES, Series, Slice
+from autoseg.image.formats import TEXT
 
 PIXELS = 0x7FE00010
 BITS = (8, 16, 32)
@@ -110,8 +111,7 @@ def check_pixels(header: Dataset, length: int | None) -> None:
     stored = int(header.get("BitsStored") or allocated)
     highest = header.get("HighBit")
     if allocated not in BITS or not 1 <= stored <= allocated or highest not in (None, stored - 1):
-        bits = f"{stored} of {allocated} bits up to bit {highest}"
-        raise ValueError(f"{bits} is not a valid pixel format")
+        raise ValueError(TEXT("bits", stored=stored, allocated=allocated, highest=highest))
     if length is None:
         if columns * rows > LARGEST_SLICE:
             raise ValueError(f"{columns} x {rows} pixels are too many for a slice")
@@ -146,9 +146,7 @@ def read_pixels(series: Series) -> Array:
                 plane[...] = frame
         except Exception as error:  # pydicom and GDCM raise nearly anything on damaged bytes
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise DataError(
-                f"{each.file}: its pixels cannot be read ({reason}); copy the folder again"
-            ) from error
+            raise DataError(TEXT("damaged pixels", file=each.file, reason=reason)) from error
     return array
 
 
@@ -163,10 +161,8 @@ def _type_of(series: Series) -> np.dtype[Any]:
         lowest = -(2 ** (bits - 1)) if is_signed else 0
         ends = [value * slope + intercept for value in (lowest, lowest + 2**bits - 1)]
         low, high = min(low, *ends), max(high, *ends)
-    for name in OWN_TYPES:
-        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
-            return np.dtype(name)
-    return np.dtype(np.float32)
+    fitting = (n for n in OWN_TYPES if np.iinfo(n).min <= low and high <= np.iinfo(n).max)
+    return np.dtype(next(fitting, np.float32))
 
 
 def _stored(file: Path, has_table: bool) -> tuple[Array, Dataset | None]:

@@ -1,14 +1,11 @@
 """The slices of a DICOM series: their order, and checks that they make up one volume."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +13,7 @@ from autoseg.common.arrays import Doubles
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json
 from autoseg.common.progress import by_axis, counted
+from autoseg.image.formats import TEXT
 from autoseg.image.geometry import Geometry
 
 GAP_TOLERANCE = 0.1  # of the median distance: positions are often rounded to 0.1 mm
@@ -96,7 +94,7 @@ class Series:
     scouts: tuple[Slice, ...] = ()
 
     @classmethod
-    def of(cls, slices: Iterable[Slice]) -> Series:
+    def of(cls, slices: Iterable[Slice]) -> "Series":
         """Order the slices of a series, and separate scouts from a volume."""
         volume, scouts = list(slices), list[Slice]()
         if not all(each.is_localiser for each in volume):
@@ -184,10 +182,6 @@ def check_stack(series: Series, where: str) -> None:
         raise DataError(f"{where}: {wrong}")
 
 
-def _fault(kind: str, **found: Any) -> str:
-    return str(TABLES["faults"][kind].format(**found))
-
-
 def joined(found: list[Series]) -> list[Series]:
     """The series, with those put together that have one slice each, as some programs export them.
 
@@ -210,15 +204,15 @@ def _inconsistent(series: Series) -> str | None:
     sizes = Counter(each.size for each in series.slices)
     if len(sizes) > 1:
         found = " and ".join(f"{x} x {y}" for (x, y), _ in sizes.most_common(2))
-        return _fault("sizes", found=found)
+        return TEXT("sizes", found=found)
     spacings = [each.spacing_mm for each in series.slices]
     if np.ptp(spacings, axis=0).max() * max(series.first.size) > series.first.spacing_mm[0]:
-        return _fault("spacings")
+        return TEXT("spacings")
     if len(stated := Counter(each.is_rescaled for each in series.slices)) > 1:
-        return _fault("scales", without=counted(stated[False], "slice"), all=len(series.slices))
+        return TEXT("scales", without=counted(stated[False], "slice"), all=len(series.slices))
     rotation = np.subtract([each.orientation for each in series.slices], series.first.orientation)
     if np.abs(rotation).max() > ROTATION_TOLERANCE:
-        return _fault("orientations")
+        return TEXT("orientations")
     return None
 
 
@@ -227,23 +221,19 @@ def _uneven(series: Series) -> str | None:
     if apart.size == 0:
         return None
     if apart.min() < SAME_POSITION_MM:
-        return _duplicates(series, apart)
+        starts = np.flatnonzero(np.concatenate([[True], apart >= SAME_POSITION_MM]))
+        counts = np.diff([*starts, len(series.slices)])
+        if len(counts) > 1 and counts.min() == counts.max():
+            return TEXT("several", slices=counts[0], positions=len(counts))
+        at = int(apart.argmin())
+        return TEXT("duplicates", files=[each.file.name for each in series.slices[at : at + 2]])
     usual = float(np.median(apart))
     wrong = np.abs(apart - usual)
     if wrong.max() <= GAP_TOLERANCE * usual:
         return None
     at = int(wrong.argmax())
     names = " and ".join(each.file.name for each in series.slices[at : at + 2])
-    return _fault("uneven", low=apart.min(), high=apart.max(), usual=usual, names=names)
-
-
-def _duplicates(series: Series, apart: Doubles) -> str:
-    starts = np.flatnonzero(np.concatenate([[True], apart >= SAME_POSITION_MM]))
-    counts = np.diff([*starts, len(series.slices)])
-    if len(counts) > 1 and counts.min() == counts.max():
-        return _fault("several", slices=counts[0], positions=len(counts))
-    at = int(apart.argmin())
-    return _fault("duplicates", files=[each.file.name for each in series.slices[at : at + 2]])
+    return TEXT("uneven", low=apart.min(), high=apart.max(), usual=usual, names=names)
 
 
 def _drifting(series: Series) -> str | None:
@@ -251,15 +241,14 @@ def _drifting(series: Series) -> str | None:
     first, last = series.first, series.slices[-1]
     shift = np.subtract(last.position_mm, first.position_mm)
     drift = float(np.linalg.norm(shift - (shift @ first.normal) * first.normal))
-    if drift <= DRIFT_TOLERANCE * min(first.spacing_mm):
-        return None
-    return _fault("drift", drift=drift)
+    is_small = drift <= DRIFT_TOLERANCE * min(first.spacing_mm)
+    return None if is_small else TEXT("drift", drift=drift)
 
 
 def _mixed(series: Series) -> str | None:
     for name in ("study", "frame_of_reference"):
         if len({getattr(each, name) for each in series.slices} - {""}) > 1:
-            return _fault("mixed", what=name.replace("_", " "))
+            return TEXT("mixed", what=name.replace("_", " "))
     return None
 
 

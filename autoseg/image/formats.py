@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from autoseg.common.errors import DataError
-from autoseg.common.files import obstacle, printable, read_json
+from autoseg.common.files import obstacle, printable, read_json, texts_in
 from autoseg.common.progress import by_axis, note
 
 TABLES = read_json(Path(__file__).with_name("formats.json"))
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 # 3D Slicer names its segmentations CASE.seg.nrrd; it comes before .nrrd, as the longer ending.
 PICTURES, LOSSY = (tuple(TABLES[key]) for key in ("pictures", "lossy"))  # of one plane; refused
 ENDINGS: tuple[str, ...] = (*TABLES["endings"], *PICTURES, *LOSSY)
@@ -25,7 +26,6 @@ FREESURFER = (".mgz", ".mgh")  # recognised, so that they are refused by name
 READABLE = tuple(ending for ending in ENDINGS if ending not in (*FREESURFER, *LOSSY))
 LONGEST_HEADER = 1 << 20  # bytes
 PACKED_AT_MOST = 1032  # deflate compresses by at most this factor
-TAKEN_AS_LPS = "taken as LPS, as ITK does; write it with its orientation if that is wrong"
 NUMBER = re.compile(r"[^\s(),]+")
 METAIMAGE_AXES = ("TransformMatrix", "Orientation", "Rotation")
 Fields = dict[str, str]
@@ -78,11 +78,9 @@ def check_header(path: Path) -> None:
     """
     ending = ending_of(path)
     if ending in FREESURFER:
-        advice = f"convert it: mri_convert {path.name} {stem_of(path)}.nii.gz"
-        raise DataError(f"{path}: FreeSurfer volumes are not read; {advice}")
+        raise DataError(TEXT("FreeSurfer", path=path, stem=stem_of(path)))
     if ending in LOSSY:
-        advice = f"convert it without loss, to {stem_of(path)}.png (label maps from their source)"
-        raise DataError(f"{path}: JPEG and GIF files are not read, as they change values; {advice}")
+        raise DataError(TEXT("lossy", path=path, stem=stem_of(path)))
     if ending not in (".mha", ".mhd", *NRRD) or not path.is_file():
         return
     check = _check_nrrd if ending in NRRD else _check_metaimage
@@ -101,7 +99,7 @@ def _check_metaimage(path: Path) -> None:
     for key in ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"):
         _check_numbers(key, fields.get(key), len(sizes))
     if (matrix := next((fields[key] for key in METAIMAGE_AXES if key in fields), None)) is None:
-        note(f"{path}: states no orientation (TransformMatrix is missing); {TAKEN_AS_LPS}")
+        note(TEXT("no orientation", path=path, found="TransformMatrix is missing"))
     _check_numbers("TransformMatrix", matrix, len(sizes) ** 2)
     if (voxel_bytes := TABLES["metaimage_bytes"].get(fields["ElementType"])) is None:
         raise ValueError(f"ElementType {fields['ElementType']} is not a voxel type")
@@ -128,7 +126,7 @@ def _check_nrrd(path: Path) -> None:
     space, axes = (fields.get(key, "missing") for key in ("space", "space directions"))
     if space.lower() not in TABLES["nrrd_spaces"] or axes == "missing":
         found = f"space is {space}, space directions {axes}"
-        note(f"{path}: states no orientation ({found}); {TAKEN_AS_LPS}")
+        note(TEXT("no orientation", path=path, found=found))
     for key in ("spacings", "space origin"):
         numbers = fields.get(key, "").replace("none", " ").replace("NaN", " ")
         _check_numbers(key, numbers, 0)

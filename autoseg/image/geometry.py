@@ -6,8 +6,6 @@ tools). Turning flips and exchanges axes; nothing is interpolated. The axes of a
 as the anatomical axes nearest to them.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,6 +18,7 @@ import numpy as np
 from autoseg.common.arrays import Array, Doubles, Triple
 from autoseg.common.errors import DataError
 from autoseg.common.progress import by_axis, note
+from autoseg.image.formats import TEXT
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -56,7 +55,7 @@ class Geometry:
     direction: tuple[float, ...]
 
     @staticmethod
-    def of(size: Sequence[int], spacing_mm: Any, origin_mm: Any, axes: Any) -> Geometry:
+    def of(size: Sequence[int], spacing_mm: Any, origin_mm: Any, axes: Any) -> "Geometry":
         """A grid from sequences or arrays; `axes` has 3 x 3 direction cosines."""
         x, y, z = map(int, size)
         (dx, dy, dz), (left, back, up) = map(float, spacing_mm), map(float, origin_mm)
@@ -64,7 +63,7 @@ class Geometry:
         return Geometry((x, y, z), (dx, dy, dz), (left, back, up), direction)
 
     def differences(
-        self, other: Geometry, tolerance_mm: float = GEOMETRY_TOLERANCE_MM
+        self, other: "Geometry", tolerance_mm: float = GEOMETRY_TOLERANCE_MM
     ) -> list[str]:
         """Describe where two grids differ; an empty list if they are the same."""
         if self.size != other.size:
@@ -82,7 +81,7 @@ class Geometry:
             found.append(f"direction by {np.linalg.norm(offset_mm):.4g} mm at the far corner")
         return found
 
-    def nearly(self, other: Geometry) -> bool:
+    def nearly(self, other: "Geometry") -> bool:
         """Whether no voxel is farther from its counterpart than 5 % of a voxel along any axis."""
         if self.size != other.size:
             return False
@@ -112,14 +111,13 @@ def check_same_grid(
     """
     if not (differences := expected.differences(found)):
         return
+    where = ", ".join(differences)
     if not expected.nearly(found):
-        where = ", ".join(differences)
         raise DataError(f"{path}: not on the grid of {reference}: {where}; {advice}")
-    what = f"its grid differs from that of {reference} by less than 5 % of a voxel"
-    note(f"{path}: {what} ({', '.join(differences)}); taken as equal")
+    note(TEXT("nearly the same grid", path=path, reference=reference, where=where))
 
 
-def geometry_of(image: sitk.Image | sitk.ImageFileReader, path: File) -> Geometry:
+def geometry_of(image: "sitk.Image | sitk.ImageFileReader", path: File) -> Geometry:
     """The grid of a SimpleITK image, or of a reader that has read its header.
 
     Raises:
@@ -151,9 +149,7 @@ def check_geometry(geometry: Geometry, path: File) -> None:
 
 def sheared(path: File) -> DataError:
     """The error for axes that are not perpendicular to each other."""
-    advice = "write a rigid sform/qform, or resample it onto an orthonormal grid"
-    what = "its direction matrix is sheared (not orthonormal), which ITK refuses"
-    return DataError(f"{path}: {what}; {advice}")
+    return DataError(TEXT("sheared", path=path))
 
 
 # Of world axes as in DICOM and ITK, which grow to the left, to the back and upwards.
@@ -169,9 +165,7 @@ def check_code(code: str) -> str:
         DataError: it is not one of the 48 orientation codes.
     """
     if code.upper() not in CODES:
-        letters = "one letter of R/L, A/P and S/I for each of the axes x, y, z"
-        advice = f"give {letters}, for example RAS or LPS"
-        raise DataError(f"orientation {code!r}: not an orientation; {advice}")
+        raise DataError(TEXT("no code", code=code))
     return code.upper()
 
 
@@ -225,7 +219,7 @@ class Turn:
     flips: tuple[bool, bool, bool] = (False, False, False)
 
     @classmethod
-    def between(cls, source: str, target: str) -> Turn:
+    def between(cls, source: str, target: str) -> "Turn":
         """The turn from one orientation code to another."""
         pairs = [next(pair for pair in LETTERS if letter in pair) for letter in source]
         axes = [next(i for i, pair in enumerate(pairs) if letter in pair) for letter in target]
@@ -233,17 +227,17 @@ class Turn:
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
     @classmethod
-    def of(cls, grid: Geometry, target: str | None) -> Turn:
+    def of(cls, grid: Geometry, target: str | None) -> "Turn":
         """The turn that brings a grid to an orientation; None leaves it as it is."""
         return cls() if target is None else cls.between(orientation_of(grid), target)
 
-    def then(self, other: Turn) -> Turn:
+    def then(self, other: "Turn") -> "Turn":
         """This turn followed by another one."""
         pairs = zip(other.triple(self.flips), other.flips, strict=True)
         x, y, z = (own != flip for own, flip in pairs)
         return Turn(other.triple(self.axes), (x, y, z))
 
-    def inverse(self) -> Turn:
+    def inverse(self) -> "Turn":
         """The way back."""
         axes = [self.axes.index(axis) for axis in range(3)]
         flips = [self.flips[axis] for axis in axes]

@@ -4,8 +4,6 @@ SimpleITK's sizes and spacings are in x, y, z order, too, but its NumPy arrays a
 readers and writers transpose them.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ from autoseg.common.progress import note
 from autoseg.image import geometry as grids
 from autoseg.image.dicom import find_volume, is_dicom, read_series
 from autoseg.image.dicom_series import Series, Source
-from autoseg.image.formats import READABLE, check_header, ending_of, is_picture, stem_of
+from autoseg.image.formats import READABLE, TEXT, check_header, ending_of, is_picture, stem_of
 from autoseg.image.geometry import File, Geometry, Turn
 from autoseg.image.label_writer import HIGHEST_LABEL, smallest_type
 from autoseg.image.nifti import check_nifti, is_nifti, itk_header, layout_of, read_nifti, with_sform
@@ -113,8 +111,8 @@ def _as_floats(values: Array, what: File, own_type: bool) -> Array:
         with np.errstate(over="ignore"):  # overflow becomes infinity, an error below
             values = values.astype(np.float32, copy=False)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        bad = f"{np.count_nonzero(~np.isfinite(values))} voxels are NaN or infinite"
-        raise VoxelError(f"{what}: {bad}; replace them, for example with the value of air")
+        bad = np.count_nonzero(~np.isfinite(values))
+        raise VoxelError(TEXT("not finite", what=what, count=bad))
     return values
 
 
@@ -139,7 +137,7 @@ def from_array(array: Array, spacing_mm: Sequence[float], orientation: str = "LP
     return Image(values, Geometry.of(values.shape[1:], spacing_mm, (0, 0, 0), direction))
 
 
-def from_simpleitk(image: sitk.Image) -> Image:
+def from_simpleitk(image: "sitk.Image") -> Image:
     """Make a scan of a SimpleITK image; components or the fourth dimension become channels.
 
     Raises:
@@ -177,11 +175,10 @@ def read_label(path: File) -> tuple[LabelMap, Geometry]:
         if not np.isfinite(values).all():
             raise VoxelError(f"{path}: the label map contains NaN or infinity")
         values = _rounded(values, path)
-    if values.min() < 0 or values.max() > HIGHEST_LABEL:
-        raise VoxelError(
-            f"{path}: labels {values.min():g} to {values.max():g}; allowed: 0 to {HIGHEST_LABEL}"
-        )
-    values = values.astype(smallest_type(values.max()), copy=False)
+    low, high = values.min(), values.max()
+    if low < 0 or high > HIGHEST_LABEL:
+        raise VoxelError(TEXT("label values", path=path, low=low, high=high, most=HIGHEST_LABEL))
+    values = values.astype(smallest_type(high), copy=False)
     return cast("LabelMap", values), geometry
 
 
@@ -243,7 +240,7 @@ def _read(path: Source, as_label: bool = False) -> tuple[Array, Geometry]:
     return array, with_sform(path, geometry)
 
 
-def _unpack(image: sitk.Image, what: File) -> tuple[Array, Geometry]:
+def _unpack(image: "sitk.Image", what: File) -> tuple[Array, Geometry]:
     """An array of shape (channel, x, y, z) and its grid."""
     import SimpleITK as sitk
 

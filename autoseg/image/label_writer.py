@@ -1,7 +1,5 @@
 """Write label maps as files, on exactly the grid of the scan."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +9,7 @@ import numpy as np
 from autoseg.common.arrays import Array, LabelMap
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.files import replacing
-from autoseg.image.formats import LONGEST_HEADER, ending_of
+from autoseg.image.formats import LONGEST_HEADER, TEXT, ending_of
 from autoseg.image.geometry import File, Geometry
 from autoseg.image.nifti import is_nifti_1, write_on_grid_of
 from autoseg.image.raster import write_picture
@@ -67,7 +65,7 @@ def write_label(path: File, label: LabelMap, geometry: Geometry, like: File | No
             copy_grid(like, temporary)
 
 
-def to_simpleitk(label: Array, geometry: Geometry) -> sitk.Image:
+def to_simpleitk(label: Array, geometry: Geometry) -> "sitk.Image":
     """A label map or a scan of shape (x, y, z) as a SimpleITK image on its grid."""
     import SimpleITK as sitk
 
@@ -94,8 +92,8 @@ def _storable(label: LabelMap, geometry: Geometry, path: Path) -> LabelMap:
         raise DataError(f"{path}: an array of {label.shape} does not fit a grid of {geometry.size}")
     low, high = label.min(), label.max()
     if label.dtype.kind not in "iub" or low < 0 or high > HIGHEST_LABEL:
-        allowed = f"allowed: integers from 0 to {HIGHEST_LABEL}"
-        raise VoxelError(f"{path}: labels {low} to {high} of type {label.dtype}; {allowed}")
+        found = {"low": low, "high": high, "type": label.dtype}
+        raise VoxelError(TEXT("label type", path=path, most=HIGHEST_LABEL, **found))
     return label.astype(smallest_type(high), copy=False)
 
 
@@ -105,14 +103,17 @@ def copy_grid(source: Path, written: Path) -> None:
     NRRD stores each axis as direction times spacing, and dividing them again changes the last bit.
     Copying the lines of the scan's header keeps every bit.
     """
-    grid = _grid_lines(_header(source))
+    grid = _grid_lines(source)
     header, _, voxels = written.read_bytes().partition(b"\n\n")
     kept = [grid.get(_field(line), line) for line in header.decode().splitlines()]
     written.write_bytes("\n".join(kept).encode() + b"\n\n" + voxels)
 
 
-def _grid_lines(header: list[str]) -> dict[str, str]:
-    """Field name -> the line that describes the grid in three dimensions."""
+def _grid_lines(path: Path) -> dict[str, str]:
+    """Field name -> the line of the header that describes the grid in three dimensions."""
+    with path.open("rb") as stream:  # an empty line ends the header
+        text = stream.read(LONGEST_HEADER).replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+    header = text.decode("utf-8", errors="replace").splitlines()
     lines = {_field(line): line for line in header}
     if "space directions" not in lines:
         return {}  # only spacings, which ITK writes unchanged
@@ -127,10 +128,3 @@ def _grid_lines(header: list[str]) -> dict[str, str]:
 
 def _field(line: str) -> str:
     return line.partition(":")[0]
-
-
-def _header(path: Path) -> list[str]:
-    """The lines of the header, which an empty line ends."""
-    with path.open("rb") as stream:
-        text = stream.read(LONGEST_HEADER).replace(b"\r\n", b"\n").partition(b"\n\n")[0]
-    return text.decode("utf-8", errors="replace").splitlines()

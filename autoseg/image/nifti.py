@@ -4,8 +4,6 @@ ITK replaces missing voxels, NaN and infinity by 0 and an impossible spacing by 
 damaged header.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import os
@@ -13,9 +11,8 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from isal import igzip, isal_zlib
@@ -23,7 +20,7 @@ from isal import igzip, isal_zlib
 from autoseg.common.arrays import Array
 from autoseg.common.errors import DataError, VoxelError
 from autoseg.common.progress import by_axis, note
-from autoseg.image.formats import PACKED_AT_MOST, TABLES, TAKEN_AS_LPS, ending_of
+from autoseg.image.formats import PACKED_AT_MOST, TABLES, TEXT, ending_of
 from autoseg.image.geometry import DIRECTION_TOLERANCE, Geometry, geometry_of
 
 if TYPE_CHECKING:
@@ -52,8 +49,7 @@ MAGICS = (b"n+1", b"ni1")
 GRID_FIELDS = ["pixdim", "xyzt_units", "qform_code", "sform_code", "quaternion", "sform"]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How the header describes the voxels.
 
     Attributes:
@@ -92,9 +88,7 @@ def check_nifti(path: Path) -> None:
         return
     layout = layout_of(path)
     if not layout.is_scaled and layout.scale not in ((0, 0), (1, 0)):  # ITK would add scl_inter
-        found = "scl_slope is {:g} and scl_inter {:g}".format(*layout.scale)
-        where = "in a file of several components, or with data behind its voxels"
-        raise DataError(f"{path}: {found} {where}; set both to 0")
+        raise DataError(TEXT("scaled", path=path, scale=layout.scale))
     if layout.code not in FLOATS and has_size(voxel_file(path), layout.end):
         return
     end, bad = _scan(path, layout)
@@ -154,7 +148,7 @@ def layout_of(path: Path) -> Layout:
     if layout.is_scaled and not math.isfinite(intercept):
         raise _damaged(path, f"scl_slope {slope:g}, scl_inter {intercept:g}")
     first = int(start) if ending_of(path) == ".hdr" else max(int(start), HEADER.itemsize)
-    return replace(layout, start=first, end=first + math.prod(layout.size) * BITS[code] // 8)
+    return layout._replace(start=first, end=first + math.prod(layout.size) * BITS[code] // 8)
 
 
 def _fields(path: Path) -> tuple[np.void, str]:
@@ -174,8 +168,7 @@ def _fields(path: Path) -> tuple[np.void, str]:
         if fields["sizeof_hdr"] == HEADER.itemsize and fields["magic"][:3] in MAGICS:
             return fields, order
         if fields["sizeof_hdr"] == HEADER.itemsize and ending_of(path) == ".hdr":
-            what = "an Analyze 7.5 header, which stores no orientation"
-            raise DataError(f"{path}: {what}; convert it to NIfTI with the program that wrote it")
+            raise DataError(TEXT("Analyze", path=path))
     raise DataError(f"{path}: not a NIfTI file, or its header is damaged; copy it again")
 
 
@@ -260,7 +253,7 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
     header, _ = _fields(path)
     code = int(header["sform_code"])
     if max(header["qform_code"], code) <= 0:
-        note(f"{path}: states no orientation (qform_code and sform_code are 0); {TAKEN_AS_LPS}")
+        note(TEXT("no orientation", path=path, found="qform_code and sform_code are 0"))
     if code <= 0 or header["xyzt_units"] & 7 not in MILLIMETRES:
         return geometry
     matrix = header["sform"].astype(np.float64) * [[-1], [-1], [1]]  # from RAS to LPS
@@ -280,7 +273,7 @@ def with_sform(path: Path, geometry: Geometry) -> Geometry:
     return found if geometry.differences(found, SFORM_TOLERANCE_MM) else geometry
 
 
-def itk_header(path: Path, format: str = "") -> sitk.ImageFileReader:
+def itk_header(path: Path, format: str = "") -> "sitk.ImageFileReader":
     """The header as ITK reads it, in this format or the one that it finds."""
     import SimpleITK as sitk
 
@@ -291,7 +284,7 @@ def itk_header(path: Path, format: str = "") -> sitk.ImageFileReader:
     return reader
 
 
-def _is_plain(reader: sitk.ImageFileReader, layout: Layout) -> bool:
+def _is_plain(reader: "sitk.ImageFileReader", layout: Layout) -> bool:
     """Whether ITK would return the stored voxels unchanged."""
     import SimpleITK as sitk
 

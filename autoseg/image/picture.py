@@ -1,11 +1,8 @@
 """Pictures of a case: three planes of a scan with the contours of label maps, and their errors."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,8 +34,7 @@ MOST_COLOURED = 7  # more classes are told apart by numbers, too
 HALO = [Stroke(linewidth=2, foreground="black"), Normal()]  # around text in a picture
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One plane in a figure.
 
     Attributes:
@@ -50,13 +46,6 @@ class Panel:
     plane: Plane
     kind: str
     caption: str = ""
-
-    @staticmethod
-    def of(view: View, axis: int, k: int, kind: str) -> Panel:
-        """A panel whose caption names plane and slice."""
-        name = next(name for name, of in PLANES.items() if of == axis)
-        caption = f"{name}, slice {k + 1} of {view.image.shape[axis]}"
-        return Panel(Plane(view, axis, k), kind, caption)
 
 
 def kinds_of(view: View) -> tuple[str, ...]:
@@ -75,12 +64,13 @@ def draw_view(
         kinds: the rows; empty: `kinds_of`.
         at: the voxel (x, y, z) through which the planes go; None: `View.fullest`.
     """
-    where = at or view.fullest()
+    where, sizes = at or view.fullest(), view.image.shape
+    heads = {a: f"{name}, slice {where[a] + 1} of {sizes[a]}" for name, a in PLANES.items()}
+    planes = {axis: Plane(view, axis, where[axis]) for axis in shown_axes(view)}
     rows = [
-        [Panel.of(view, axis, where[axis], kind) for axis in shown_axes(view)]
-        for kind in kinds or kinds_of(view)
+        [Panel(plane, kind, "" if row else heads[axis]) for axis, plane in planes.items()]
+        for row, kind in enumerate(kinds or kinds_of(view))
     ]
-    rows[1:] = [[replace(panel, caption="") for panel in row] for row in rows[1:]]
     return draw_rows(rows, [_row_title(view, row[0].kind) for row in rows], title)
 
 

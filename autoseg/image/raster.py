@@ -14,13 +14,11 @@ from PIL import Image
 
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.progress import counted, note
+from autoseg.image.formats import TEXT
 from autoseg.image.geometry import Geometry
 
 Deep = Callable[[str], NDArray[Any]]
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-NO_SPACING = (
-    "PNG, TIFF and BMP files state no spacing; taken as 1 x 1 mm, so that all lengths are in pixels"
-)
 GRAY, COLOUR = ("1", "L", "I", "F"), ("RGB", "RGBA", "LA", "P", "PA")
 
 
@@ -45,7 +43,7 @@ def read_picture(path: Path, as_label: bool, read_deep: Deep) -> tuple[NDArray[A
         values = values[..., 0]
     channels = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
     if not as_label:
-        note(NO_SPACING)
+        note(TEXT("no spacing"))
     size = (channels.shape[2], channels.shape[1], 1)
     grid = Geometry(size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), UPRIGHT)
     return channels.transpose(0, 2, 1)[..., None], grid
@@ -62,10 +60,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             if (pages := getattr(picture, "n_frames", 1)) > 1:
-                advice = "write each page as a case, or all as a NIfTI volume"
-                raise DataError(
-                    f"{path}: has {counted(pages, 'page')}; a picture has one: {advice}"
-                )
+                raise DataError(TEXT("pages", path=path, pages=counted(pages, "page")))
             yield picture
     except (AutosegError, MemoryError, RunError):
         raise

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import dataclass_from_json, parse_json, replacing, to_json
+from autoseg.common.files import dataclass_from_json, parse_json, replacing, texts_in, to_json
 
 ENDING, MANIFEST = ".zip", "manifest.json"
 FORMAT, FORMAT_VERSION = "autoseg model", 1
@@ -36,6 +36,7 @@ BROKEN = (
     *(EOFError, KeyError, OSError, RuntimeError, ValueError),
 )
 ADVICE = "copy or download it again"
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 
 Content = bytes | Path
 
@@ -48,8 +49,7 @@ class Entry:
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """A checked archive; each reading opens it again and checks what it reads."""
 
     path: Path
@@ -204,9 +204,8 @@ def _read_manifest(file: zipfile.ZipFile, path: Path) -> Archive:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise _refused(path, f"is not of the format {FORMAT!r}")
     if about.get("format_version") != FORMAT_VERSION:
-        found = f"{path} has format version {about.get('format_version')!r}"
-        reads = f"this version of autoseg reads {FORMAT_VERSION}"
-        raise AutosegError(f"{found}; {reads}: pack the model again")
+        found = about.get("format_version")
+        raise AutosegError(TEXT("format version", path=path, found=found, known=FORMAT_VERSION))
     listed = about.pop("files", None)
     entries = dataclass_from_json(dict[str, Entry], listed, f"{where}: files", ADVICE, extra=None)
     return Archive(path, about, entries)

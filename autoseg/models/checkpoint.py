@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import cannot_write, is_there, replacing
+from autoseg.models.archive import TEXT
 
 Tensors = dict[str, Tensor]
 DAMAGES = (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError)
@@ -84,9 +85,8 @@ def load_weights(network: nn.Module, tensors: Tensors, path: Path, assign: bool 
     """
     for name, wanted in network.state_dict().items():
         if name in tensors and tensors[name].dtype != wanted.dtype:
-            raise AutosegError(
-                f"{path} does not fit the plan: {name} is {tensors[name].dtype}, not {wanted.dtype}"
-            )
+            about = {"found": tensors[name].dtype, "wanted": wanted.dtype}
+            raise AutosegError(TEXT("weights", path=path, name=name, **about))
     try:
         network.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
@@ -113,15 +113,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             parameter = parameters[int(index)]
-            entries.setdefault(int(index), {})[key] = _with_layout_of(parameter, tensor)
+            if tensor.shape == parameter.shape:  # fused optimisers rely on its memory layout
+                tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+            entries.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
-
-
-def _with_layout_of(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor in the memory layout of the parameter, which fused optimisers rely on."""
-    if tensor.shape != parameter.shape:
-        return tensor
-    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> Tensors:

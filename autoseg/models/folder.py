@@ -1,7 +1,5 @@
 """Where everything is below `models/TASK/PLAN`, and the same files in a packed model."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import is_there, parse_json, read_json, sha256_of, write_json
-from autoseg.models.archive import Archive, is_archive, open_archive
+from autoseg.models.archive import TEXT, Archive, is_archive, open_archive
 from autoseg.plan.plan import Plan, parse_plan
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ class FolderFiles:
         """The content of a JSON file."""
         return read_json(self.path(name))
 
-    def checkpoint(self, name: str) -> tuple[Tensors, dict[str, Any]]:
+    def checkpoint(self, name: str) -> "tuple[Tensors, dict[str, Any]]":
         """Tensors and state of a checkpoint."""
         from autoseg.models.checkpoint import load_checkpoint  # torch: not needed for paths
 
@@ -89,7 +87,7 @@ class FolderFiles:
         """The SHA-256 of a file."""
         return sha256_of(self.path(name))
 
-    def previous(self, plan: str) -> FolderFiles:
+    def previous(self, plan: str) -> "FolderFiles":
         """The files of the previous stage, whose folder is next to this one.
 
         Raises:
@@ -131,7 +129,7 @@ class PackedFiles:
             raise AutosegError(f"{where} is not UTF-8 text: {error}") from error
         return parse_json(text, where)
 
-    def checkpoint(self, name: str) -> tuple[Tensors, dict[str, Any]]:
+    def checkpoint(self, name: str) -> "tuple[Tensors, dict[str, Any]]":
         """Tensors and state of a checkpoint."""
         from autoseg.models.checkpoint import parse_checkpoint  # see `FolderFiles.checkpoint`
 
@@ -141,7 +139,7 @@ class PackedFiles:
         """The SHA-256 of a file, which is checked whenever the file is read."""
         return self.archive.entries[f"{self.prefix}{name}"].sha256
 
-    def previous(self, plan: str) -> PackedFiles:
+    def previous(self, plan: str) -> "PackedFiles":
         """The files of the previous stage, which are in a folder of the archive.
 
         Raises:
@@ -182,9 +180,8 @@ def qualification_in(files: ModelFiles) -> str:
     if stated == NOT_STATED:
         return RESEARCH
     if stated not in QUALIFICATIONS:
-        raise AutosegError(
-            f"{files.path(CARD)}: {QUALIFICATION} is {stated!r}; choose {', '.join(QUALIFICATIONS)}"
-        )
+        about = {"path": files.path(CARD), "key": QUALIFICATION, "stated": stated}
+        raise AutosegError(TEXT("qualification", known=", ".join(QUALIFICATIONS), **about))
     return str(stated)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +17,7 @@ from autoseg.common.errors import DataError
 from autoseg.common.figures import DARK_COLOURS, LINES, Line, new_grid, smooth, tidy
 from autoseg.common.files import write_text
 from autoseg.common.progress import counted
+from autoseg.models.archive import TEXT
 from autoseg.models.folder import LOG
 
 if TYPE_CHECKING:
@@ -28,10 +29,7 @@ MOST_CLASSES_IN_A_NOTE = 6
 WINDOW = 3  # epochs whose Dice is averaged, as single epochs are noisy
 WAIT_EPOCHS = 5  # for which the Dice must have stayed below its best
 FALLEN_BY = 0.2  # of its best
-ADVICE = (
-    "more training cases help most; otherwise plan with another --name and fewer epochs, another "
-    "patch size or stronger augmentation, and compare the scores"
-)
+ADVICE = TEXT("overfitting")
 ENOUGH_EPOCHS = 0.7  # of those that were planned
 LEAST_FALL, LEAST_DICE = 0.1, 0.1  # of the loss, as a share, and of the training patches
 CURVES = ("training", "validation")
@@ -116,8 +114,7 @@ def count_epochs(fold: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """How the training of a fold went.
 
     Attributes:
@@ -157,20 +154,15 @@ def failures_of(epochs: Sequence[Epoch], planned: int) -> list[str]:
     """
     found = []
     if len(epochs) < ENOUGH_EPOCHS * planned:
-        what = f"planned {counted(planned, 'epoch')}, done {len(epochs)}"
-        advice = "plan again on an idle machine, or with a longer --time-budget"
-        found.append(f"{what}: the time budget was used up; {advice}")
+        found.append(TEXT("time budget", planned=counted(planned, "epoch"), done=len(epochs)))
     first, last = epochs[0].training_loss, epochs[-1].training_loss
     dice = mean_of_known(list(epochs[-1].training_dice.values())[1:]) or 0.0
     if last > first - LEAST_FALL * abs(first) and dice < LEAST_DICE:
-        losses = f"the training loss hardly fell ({first:.3g} to {last:.3g})"
-        scores = f"the Dice of training patches is {dice:.2f}"
-        found.append(f"{losses}, and {scores}: train longer, or look at the label maps")
+        found.append(TEXT("not learned", first=first, last=last, dice=dice))
     return found
 
 
-@dataclass(frozen=True)
-class Overfitting:
+class Overfitting(NamedTuple):
     """Validation got worse while training got better.
 
     Attributes:
@@ -186,11 +178,7 @@ class Overfitting:
     epochs: int
 
     def __str__(self) -> str:
-        return (
-            f"the Dice of validation patches fell from {self.best_dice:.2f} (epoch "
-            f"{self.best_epoch}) to {self.last_dice:.2f} in {self.epochs} epochs while the "
-            "training loss decreased: the network is overfitting"
-        )
+        return TEXT("fallen", of=self)
 
 
 def overfitting_of(epochs: Sequence[Epoch]) -> Overfitting | None:

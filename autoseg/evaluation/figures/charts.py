@@ -1,7 +1,5 @@
 """Figures of scores: cases as points above a box, in rows; agreement of volumes; differences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Sortable tables and facts for the report: scores, the data, and the records of the runs."""
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Iterable, Mapping
@@ -15,7 +13,7 @@ from autoseg.common.files import read_json
 from autoseg.common.progress import counted, say
 from autoseg.evaluation.comparison import bootstrap_interval
 from autoseg.evaluation.metrics import METRICS
-from autoseg.evaluation.scores import CaseScores, Summary
+from autoseg.evaluation.scores import TEXT, CaseScores, Summary
 from autoseg.evaluation.tables import DASH, metric_name, number, spread
 
 Fact = tuple[str, str]  # name, value
@@ -136,11 +134,8 @@ def penalties(summary: Summary) -> str:
     if not found:
         return ""
     largest, label, case = max(found)
-    return (
-        f"{PENALTY.strip()}: where a class is in only one of reference and prediction, its "
-        f"distances count as the diagonal of the image, {counted(len(found), 'time')} here, up to "
-        f"{largest:.0f} mm ({label} of {case})."
-    )
+    about = {"mark": PENALTY.strip(), "times": counted(len(found), "time")}
+    return TEXT("penalties", largest=largest, label=label, case=case, **about)
 
 
 def case_table(
@@ -201,8 +196,7 @@ def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:
 
 
 def _metric_column(metric: str) -> Column:
-    lower = METRICS[metric].better == "lower"
-    first: SortOrder = "descending" if lower else "ascending"
+    first: SortOrder = "descending" if METRICS[metric].better == "lower" else "ascending"
     return Column(metric_name(metric), first, shown=metric in SHOWN)
 
 

@@ -1,7 +1,5 @@
 """Writes the files of an evaluation: tables, figures, pictures of cases, and the report page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
