@@ -100,7 +100,8 @@ def test_a_run_is_killed_stopped_and_continued_to_its_end(
     assert process.outcome.state == "done"
     assert is_finished(run, workspace)
     assert epochs(folder) == EPOCHS
-    assert mine.log.read_text(encoding="utf-8").count("resuming after epoch") == 2
+    # The killed run had not written a checkpoint yet; the stopped one had.
+    assert mine.log.read_text(encoding="utf-8").count("resuming after epoch") == 1
     record = read_record(folder)
     assert record is not None
     assert (record.state, record.attempts) == ("done", 3)
