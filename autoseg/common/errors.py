@@ -1,6 +1,7 @@
 """Error types, which errors mean that memory ran out, and signals."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -100,7 +101,18 @@ def stopped_by_signals(advice: str) -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(f"stopped by {signal_name(number)}; {advice}", number)
 
+    def again(lost: Any) -> None:
+        """Send the signal once more if it came in a finaliser, where Python ignores exceptions."""
+        if not isinstance(lost.exc_value, Stopped):
+            usual(lost)
+            return
+        number = lost.exc_value.status - 128
+        signal.signal(number, stop)
+        threading.Timer(0.01, signal.raise_signal, [number]).start()
+
     with ExitStack() as stack:
+        usual, sys.unraisablehook = sys.unraisablehook, again
+        stack.callback(setattr, sys, "unraisablehook", usual)
         for number in ENDING:
             stack.enter_context(signal_handled(number, stop))
         yield

@@ -1,15 +1,18 @@
-"""How a message names an optional extra."""
+"""How a message names an optional extra, and what a signal does."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import signal
+import time
 import tomllib
+import weakref
 from pathlib import Path
 
 import pytest
 
 import autoseg
-from autoseg.common.errors import DISTRIBUTION, install_hint
+from autoseg.common.errors import DISTRIBUTION, Stopped, install_hint, stopped_by_signals
 
 SOURCE = Path(autoseg.__file__).parents[1]
 
@@ -36,3 +39,25 @@ def test_a_source_tree_is_named_by_its_path(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     assert install_hint("cpu") == f"pip install '{SOURCE}[cpu]'"
+
+
+def test_a_signal_during_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    class Held:
+        pass
+
+    def finalise(_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0)  # the handler runs here; Python ignores what it raises
+
+    with pytest.raises(Stopped, match="SIGTERM; resume"), stopped_by_signals("resume"):
+        held = Held()
+        reference = weakref.ref(held, finalise)
+        del held
+        assert reference() is None
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            time.sleep(0.01)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert capsys.readouterr().err == ""

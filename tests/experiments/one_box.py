@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "sinfo")
@@ -98,6 +99,13 @@ class OneBox:
 @contextmanager
 def started(folder: Path) -> Iterator[OneBox]:
     """Start Slurm in a folder, for the block; its environment variables are the caller's affair."""
+    with TemporaryDirectory(prefix="slurm") as near:  # the paths of sockets have few characters
+        short = Path(near, "s")
+        short.symlink_to(folder.resolve(), target_is_directory=True)
+        yield from _started(short)
+
+
+def _started(folder: Path) -> Iterator[OneBox]:
     configuration = folder / "slurm.conf"
     host = platform.node().partition(".")[0]
     text = CONFIGURATION.format(folder=folder, host=host, ports=_free_ports(3), cores=CORES)

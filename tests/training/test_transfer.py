@@ -212,7 +212,7 @@ def test_a_run_records_its_source_and_a_resumed_one_keeps_it(tmp_path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(monitor, "write_log", lambda *_: 1 / 0)  # dies after its first epoch
         with pytest.raises(ZeroDivisionError):
-            start(plan, store, tmp_path / "run", pretrained=tmp_path / "old")
+            start(plan, store, tmp_path / "run", pretrained=tmp_path / "old", save_seconds=0.0)
     capsys.readouterr()
     start(plan, store, tmp_path / "run", pretrained=tmp_path / "gone", resume=True)
     assert f"--pretrained {tmp_path / 'gone'} is ignored" in capsys.readouterr().err
