@@ -51,7 +51,7 @@ def test_a_signal_during_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture[s
         signal.raise_signal(signal.SIGTERM)
         time.sleep(0)  # the handler runs here; Python ignores what it raises
 
-    with pytest.raises(Stopped, match="SIGTERM; resume"), stopped_by_signals("resume"):
+    def run() -> None:
         held = Held()
         reference = weakref.ref(held, finalise)
         del held
@@ -59,5 +59,8 @@ def test_a_signal_during_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture[s
         end = time.monotonic() + 30
         while time.monotonic() < end:
             time.sleep(0.01)
+
+    with pytest.raises(Stopped, match="SIGTERM; resume"), stopped_by_signals("resume"):
+        run()
     assert signal.getsignal(signal.SIGTERM) == before
     assert capsys.readouterr().err == ""
