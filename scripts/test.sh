@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up .venv and run the tests in parallel, two processes more than cores (at most 8, to limit memory).
+# Set up .venv and run the tests in parallel, a process more than cores (at most 8, to limit memory).
 # Usage: scripts/test.sh [--coverage] [ARGUMENTS OF PYTEST]     e.g. -n 0 for one at a time
 # --coverage reports the lines and branches of autoseg/ that no test covers; it fails if less than 90 %
 # of the branches are covered.

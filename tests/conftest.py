@@ -70,8 +70,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than cores, as some tests wait."""
-    return cores() + 2
+    """One process more than cores, as some tests wait."""
+    return cores() + 1
 
 
 @pytest.hookimpl(optionalhook=True)

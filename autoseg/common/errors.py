@@ -99,7 +99,8 @@ def stopped_by_signals(advice: str) -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         for each in ENDING:  # a second one must not interrupt the clean-up
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(f"stopped by {signal_name(number)}; {advice}", number)
+        stopped.append(Stopped(f"stopped by {signal_name(number)}; {advice}", number))
+        raise stopped[0]
 
     def again(lost: Any) -> None:
         """Send the signal once more if it came in a finaliser, where Python ignores exceptions."""
@@ -110,12 +111,18 @@ def stopped_by_signals(advice: str) -> Iterator[None]:
         signal.signal(number, stop)
         threading.Timer(0.01, signal.raise_signal, [number]).start()
 
+    stopped: list[Stopped] = []
     with ExitStack() as stack:
         usual, sys.unraisablehook = sys.unraisablehook, again
         stack.callback(setattr, sys, "unraisablehook", usual)
         for number in ENDING:
             stack.enter_context(signal_handled(number, stop))
-        yield
+        try:
+            yield
+        except Exception as error:
+            if stopped and error is not stopped[0]:  # such as an import that it interrupted
+                raise stopped[0] from error
+            raise
 
 
 def install_hint(extra: str) -> str:

@@ -64,3 +64,15 @@ def test_a_signal_during_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture[s
         run()
     assert signal.getsignal(signal.SIGTERM) == before
     assert capsys.readouterr().err == ""
+
+
+def test_an_error_that_a_signal_causes_is_not_told() -> None:
+    def run() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(1)
+        except Stopped as stop:
+            raise ImportError("initialization failed") from stop
+
+    with pytest.raises(Stopped, match="SIGTERM; resume"), stopped_by_signals("resume"):
+        run()

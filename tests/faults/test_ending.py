@@ -40,7 +40,8 @@ def test_a_command_that_is_ended_has_nothing_half_written_and_goes_on(
                 os.kill(process.pid, number)
 
     ended = attempt(name, job.words(root), meanwhile=end)
-    assert ended.status in (0, 128 + number), ended
+    # On a busy machine it may come before the command has begun to handle it.
+    assert ended.status in (0, 128 + number) or (ended.status, ended.said) == (-number, ""), ended
     assert "Traceback" not in ended.said
     if ended.status:
         assert f"stopped by {number.name}" in ended.said.splitlines()[-1]
