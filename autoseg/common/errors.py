@@ -120,7 +120,7 @@ def stopped_by_signals(advice: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if stopped and error is not stopped[0]:  # such as an import that it interrupted
+            if stopped and not isinstance(error, Stopped):  # such as an import it interrupted
                 raise stopped[0] from error
             raise
 
