@@ -67,9 +67,8 @@ SMALL: dict[str, Any] = {
     },
     "inference": {"overlap": [8, 8, 8]},
 }
-MIDDLE: dict[
-    str, Any
-] = {  # for comparisons with the processor, which would take minutes for a large plan
+# For comparisons with the processor, which would take minutes for a large plan.
+MIDDLE: dict[str, Any] = {
     "sampling": {"patch_size": [64, 64, 64], "batch_size": 2},
     "network": {
         "features": [16, 32, 64, 128],
