@@ -1,7 +1,5 @@
 """`autoseg COMMAND ...`: one command that holds the others, such as `autoseg plan TASK`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ of the (order + 1)^3 samples around a point. PyTorch computes it faster than Sci
 of order 3 by an embedding bag, the 8 samples of order 1 by `grid_sample`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Scores predictions: one case, two folders of label maps, or the folds of a cross-validation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot, prod

@@ -7,8 +7,6 @@ the held-out test sets. The order is one line of JSON on standard input. When st
 closed, by the study or by the end of its process, the run saves its state and stops.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

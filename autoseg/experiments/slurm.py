@@ -5,8 +5,6 @@ its state, the job is queued again under its id, and the run continues there. su
 the calls as pickle files in the study's own folder, which only its jobs read.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The device that runs the network, its precision and its memory layout."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import platform

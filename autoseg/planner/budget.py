@@ -6,8 +6,6 @@ widen the network, then enlarge the batch, while enough steps remain. Short runs
 of their own (`short_recipe`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """What runs the networks of a model: torch, or OpenVINO (optional) on a CPU."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import operator

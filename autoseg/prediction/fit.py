@@ -10,8 +10,6 @@ Intensities are compared as the network sees them: if the plan normalises each s
 or statistics, any scale fits, and only the shape of the histogram counts.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A trained model on disk: its plan, the weights of its folds, and the scans that trained it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -14,8 +14,6 @@ around it, which tells where a class cannot win before anything is computed.
 The same holds for logits: a class cannot win where none around a voxel is above the background's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

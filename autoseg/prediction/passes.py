@@ -1,7 +1,5 @@
 """The networks of a model on patches: the mean over all folds and mirrored patches."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property, reduce

@@ -18,8 +18,6 @@ Confidence is averaged over folds and not taken from their mean, so that it has 
 distribution for several folds as for the one that predicted a case of the cross-validation.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter
@@ -92,53 +90,40 @@ class Observer:
     def __init__(self, classes: Classes, averaged: int, logits: bool, maps: bool) -> None:
         self.classes, self.averaged, self.logits, self.maps = classes, averaged, logits, maps
         self.uncertainty: NDArray[np.float16] | None = None
-        self._passes: list[tuple[Tensor, list[Tensor]]] = []  # labels and sums in these patches
+        self._passes: list[tuple[Tensor, list[Tensor]]] = []  # masks and sums in these patches
         self._sums: list[Tensor] = []  # (pass, sum, output) of each batch of patches
 
     @one_thread()
     def add(self, found: Tensor) -> None:
-        """Add one pass over patches (B, output, *patch)."""
-        where, shares = self._likely(found)
-        top, hard = self._labelled(shares)
-        whole = hard.new_zeros(found[:, 0].numel(), *hard.shape[1:])  # long enough
-        whole[where] = hard
-        sums = [self._counted(hard, top), shares.sum(0), self._counted(hard)]
-        self._passes.append((whole, sums))
+        """Add one pass over patches (B, output, *patch); nothing waits for the device."""
+        shares, likely, masks = self._seen(found)
+        sums = [_total(shares * masks), _total(shares * likely), _total(masks)]
+        self._passes.append((masks, sums))
 
     @one_thread()
     def finish(self, mean: Tensor) -> None:
         """Compare the passes over the same patches with their mean."""
-        where, shares = self._likely(mean)
-        _, usual = self._labelled(shares)
-        size, found = self._counted(usual), []
-        for whole, sums in self._passes:
-            same = whole[where] if self.classes.are_regions else whole[where] == usual
-            found.append(torch.stack([*sums, self._counted(usual, same), size]))
+        _, _, usual = self._seen(mean)
+        size, passes = _total(usual), self._passes
+        found = [torch.stack([*sums, _total(masks & usual), size]) for masks, sums in passes]
         self._sums.append(torch.stack(found))
         self._passes = []
 
-    def _likely(self, found: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every few voxels: where the background is not certain, and the probabilities there."""
-        regions, voxels = self.classes.are_regions, found[OBSERVED].movedim(1, -1).flatten(0, -2)
+    def _seen(self, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every few voxels: probabilities, where the background is not certain, and masks there.
+
+        All are (B, output, *part of the patch), or with one output.
+        """
+        regions, shares = self.classes.are_regions, found[OBSERVED]
         if self.logits:
-            voxels = voxels.sigmoid() if regions else voxels.softmax(1)
-        likely = (voxels > 1 - CERTAIN).any(1) if regions else voxels[:, 0] < CERTAIN
-        where = likely.nonzero().squeeze(1)
-        return where, voxels[where]
-
-    def _labelled(self, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """The most probable class with its probability, or which regions there are with theirs."""
-        if self.classes.are_regions:
-            return shares, shares > 0.5
-        top, hard = shares.max(1)
-        return top, hard.to(torch.uint8 if self.classes.outputs < 256 else torch.int16)
-
-    def _counted(self, hard: Tensor, weights: Tensor | None = None) -> Tensor:
-        """For each output the voxels that have it, or the sum of their weights."""
-        if self.classes.are_regions:
-            return (hard if weights is None else hard * weights).sum(0).float()
-        weights = None if weights is None else weights.float()
-        return torch.bincount(hard, weights, self.classes.outputs).float()
+            shares = shares.sigmoid() if regions else shares.softmax(1)
+        if regions:
+            likely, masks = (shares > 1 - CERTAIN).any(1, keepdim=True), shares > 0.5
+        else:
+            outputs = torch.arange(self.classes.outputs, device=found.device)
+            likely = shares[:, :1] < CERTAIN
+            masks = shares.max(1, keepdim=True)[1] == outputs.view(-1, 1, 1, 1)
+        return shares, likely, masks & likely
 
     def entropies(self, size: Triple, view: Turn) -> Save:
         """Takes all probabilities by planes, as `label_map` saves them, for `uncertainty`."""
@@ -171,6 +156,11 @@ class Observer:
             name: {what: round(float(values[index]), 4) for what, values in found.items()}
             for index, name in enumerate(self.classes.output_names)
         }
+
+
+def _total(voxels: Tensor) -> Tensor:
+    """The sum of each output."""
+    return voxels.sum((0, 2, 3, 4)).float()
 
 
 def _ratio(both: Doubles, one: Doubles, other: Doubles) -> Doubles:

@@ -6,8 +6,6 @@ the seconds of each stage, volumes and shares; and for each run its versions and
 share a folder add to the record one after the other, and each predicts the cases that it claims.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -5,8 +5,6 @@ no later patch can reach it. So memory holds sums of shape (class, patch length,
 probabilities of the whole scan.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """DICOM series in a tree of folders, as archives and scanners export them: found, named, chosen."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections import Counter, defaultdict

@@ -5,8 +5,6 @@ schedule (`state`), progress bar, log and pictures (`monitor`), parallel process
 (`distributed`), and the time budget.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

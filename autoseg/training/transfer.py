@@ -10,8 +10,6 @@ layers are adapted:
 * The heads, with one filter per class: classes of the same name are loaded, new ones stay random.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Scored cases: figures of image, contours and errors, and volumes for the viewer of a page."""
 
-from __future__ import annotations
-
 import gzip
 import textwrap
 from base64 import b64encode

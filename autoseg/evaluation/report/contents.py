@@ -1,7 +1,5 @@
 """Collects the content of the report of a cross-validation, or of a folder of predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
