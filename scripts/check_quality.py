@@ -42,6 +42,7 @@ from autoseg.prediction.record import RECORD
 
 FAILS_BELOW = 0.8
 SPLITS = 20
+FEWEST_BOUNDED = 9  # cases, for a bound that 90 % exceed
 Voxels = NDArray[np.float32]
 Alter = Callable[[Voxels, np.random.Generator], Voxels]
 
@@ -157,15 +158,19 @@ def validation_cases(folder: Path) -> list[tuple[Any, dict[str, float | None]]]:
 
 
 def show_splits(folder: Path, found: list[Found]) -> None:
-    """Calibrate on random halves of the cross-validation; test on the others, and on `found`."""
+    """Calibrate on random parts of the cross-validation; test on the others, and on `found`.
+
+    A part is a half, or as many cases as a bound needs.
+    """
     cases, draw = validation_cases(folder), random.Random(0)
     held: dict[str, list[float]] = defaultdict(list)
     for _ in range(SPLITS):
         shuffled = draw.sample(cases, len(cases))
-        first, rest = shuffled[: len(cases) // 2], shuffled[len(cases) // 2 :]
+        count = max(len(cases) // 2, FEWEST_BOUNDED)
+        first, rest = shuffled[:count], shuffled[count:]
         calibration = calibrate("", first, list(first[0][1]))
         unseen = [(of.record["assessment"]["evidence"], of.dice) for of in found]
-        for what, tested in (("other half", rest), ("unseen scans", unseen)):
+        for what, tested in (("the other cases", rest), ("unseen scans", unseen)):
             bounds = [
                 (assess(calibration, evidence, {})["assessment"]["dice_lower_bound"][name], one)
                 for evidence, dice in tested
@@ -173,7 +178,7 @@ def show_splits(folder: Path, found: list[Found]) -> None:
             ]
             known = [one >= bound for bound, one in bounds if None not in (bound, one)]
             held[what] += [float(np.mean(known))] if known else []
-    for what, shares in held.items():
+    for what, shares in filter(lambda item: item[1], held.items()):
         ends = f"{min(shares):.1%} to {max(shares):.1%}"
         print(f"bounds hold, {SPLITS} splits, {what}: mean {np.mean(shares):.1%} ({ends})")
 
@@ -205,7 +210,9 @@ def main() -> None:
         print(f"{kind:16} {len(new):3} scans, {failed:3} failed; {dict(counts)}", flush=True)
     suspicion = [of.record["assessment"]["suspicion"] for of in found]
     truth = [of.has_failed for of in found]
-    print(f"area under the ROC curve, {len(found)} scans: {roc_auc_score(truth, suspicion):.4f}")
+    if len(set(truth)) > 1:
+        area = roc_auc_score(truth, suspicion)
+        print(f"area under the ROC curve, {len(found)} scans: {area:.4f}")
     flagged = [of.record["quality"] != GOOD for of in found]
     sound = [flag for flag, of in zip(flagged, found, strict=True) if of.kind == "clean"]
     missed = [not flag for flag, failed in zip(flagged, truth, strict=True) if failed]
