@@ -89,3 +89,4 @@ def test_a_prediction_that_does_not_fit_comes_back_tile_by_tile(found: Figures) 
 def test_quality_brings_some_numbers_of_each_tile(found: Figures) -> None:
     plain, of = found["predict plain"], found["predict with quality"]
     assert of["to_host"] - plain["to_host"] <= of["tiles"] * 2 * 5 * 3 * 4
+    assert sum(of["bus_waits"].values()) == 2  # the label map, and the numbers at the end
