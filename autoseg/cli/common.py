@@ -1,25 +1,25 @@
 """Shared by all commands: common options, exit statuses and one-line errors."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
-import json
 import multiprocessing
 import signal
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from autoseg import __version__
 from autoseg.common import errors
+from autoseg.common.files import read_json, texts_in
 from autoseg.common.parallel import cores, limit_threads
 from autoseg.common.progress import nearest, say, tolerate_output
 
 if TYPE_CHECKING:
     from autoseg.workflow.workspace import Workspace
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 LONGEST_WORD, LONGEST_LINE = 5000, 20_000
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 CONTINUE = "finished work is kept; run the same command again to continue"
@@ -78,12 +78,11 @@ def parser(name: str, description: str | None = None) -> argparse.ArgumentParser
     """
     declared = declarations().get(name, {"description": description, "options": {}})
     made = Parser(prog=name, description=declared["description"], allow_abbrev=False)
-    nnunet = {
-        option: f"is an option of nnU-Net; {instead}"
-        for option, instead in declared.get("nnunet", {}).items()
-    }
-    for option, instead in (nnunet | declared.get("elsewhere", {})).items():
-        made.add_argument(option, action=NoOption, const=instead, help=argparse.SUPPRESS)
+    for program, begin in (("nnunet", "is an option of nnU-Net; "), ("elsewhere", "")):
+        for option, instead in declared.get(program, {}).items():
+            made.add_argument(
+                option, action=NoOption, const=begin + instead, help=argparse.SUPPRESS
+            )
     made.add_argument("--version", action="version", version=f"autoseg {__version__}")
     made.add_argument("--debug", action="store_true", help="print the full traceback of an error")
     add_options(made, declared["options"])
@@ -92,25 +91,21 @@ def parser(name: str, description: str | None = None) -> argparse.ArgumentParser
 
 def declarations() -> dict[str, Any]:
     """The content of `options.json`: command -> its options, with the arguments of argparse."""
-    text = Path(__file__).with_name("options.json").read_text("utf-8")
-    declared: dict[str, Any] = json.loads(text)
-    return declared
+    return dict(read_json(Path(__file__).with_name("options.json")))
 
 
 def add_options(to: argparse.ArgumentParser, options: Mapping[str, dict[str, Any] | None]) -> None:
     """Add options by their names; None: declared in `shared`, for several commands."""
     shared = declarations()["shared"]
-    groups: dict[str, argparse._ActionsContainer] = {}
+    # Of the options of a group, only one may be given.
+    groups: dict[str | None, Any] = defaultdict(to.add_mutually_exclusive_group, {None: to})
     for names, declared in options.items():
         settings = {"help": argparse.SUPPRESS} | (declared or shared[names])
         if "type" in settings:
             settings["type"] = TYPES[settings["type"]]
         if "choices" in settings:
             settings["type"] = one_of(settings["choices"], settings.pop("aliases", {}))
-        where: argparse._ActionsContainer = to
-        if group := settings.pop("group", None):  # of which only one option may be given
-            where = groups[group] = groups.get(group) or to.add_mutually_exclusive_group()
-        where.add_argument(*names.split(), **settings)
+        groups[settings.pop("group", None)].add_argument(*names.split(), **settings)
     to.set_defaults(processes=min(cores(), 12))
 
 
@@ -133,7 +128,7 @@ def named_in(function: Callable[..., Any], arguments: argparse.Namespace) -> dic
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 
-def find_workspace(arguments: argparse.Namespace) -> Workspace:
+def find_workspace(arguments: argparse.Namespace) -> "Workspace":
     """The workspace of `--workspace`."""
     from autoseg.workflow.workspace import Workspace
 
@@ -267,9 +262,7 @@ def model_folder(arguments: argparse.Namespace, model: Path | None, plan: str | 
     workspace = find_workspace(arguments)
     trained = workspace.trained()
     if not trained:
-        raise errors.AutosegError(
-            f"{workspace.root / 'models'} has no trained model; run: autoseg_train TASK fold 0"
-        )
+        raise errors.AutosegError(TEXT("no model", folder=workspace.root / "models"))
     task = workspace.find_task_name(arguments.task) if arguments.task else None
     of_task = [pair for pair in trained if task in (None, pair[0])]
     matches = [pair for pair in of_task if plan in (None, "", pair[1])]
@@ -278,10 +271,8 @@ def model_folder(arguments: argparse.Namespace, model: Path | None, plan: str | 
     if not matches:
         given = {"-t": arguments.task, "-p": plan}
         options = " ".join(f"{option} {name}" for option, name in given.items() if name)
-        meant = nearest(plan or "", [name for _, name in of_task])
-        raise errors.AutosegError(
-            f"no trained model matches {options}; available: {_listed(trained)}{meant}"
-        )
+        known = _listed(trained) + nearest(plan or "", [name for _, name in of_task])
+        raise errors.AutosegError(f"no trained model matches {options}; available: {known}")
     raise errors.AutosegError(f"several models are trained; choose one: {_listed(matches)}")
 
 

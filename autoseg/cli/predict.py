@@ -1,19 +1,16 @@
 """`autoseg_predict -i in/ -o out/`: segment new scans on their own grid."""
 
-from __future__ import annotations
-
 import argparse
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.cli import common
 from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.pages import fill
 from autoseg.common.progress import say, shown
 
 if TYPE_CHECKING:
-    from autoseg.prediction.predictor import Predictor
     from autoseg.prediction.studies import Choice
 
 
@@ -28,7 +25,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         return (_list_series if arguments.list_series else _predict_in)(path, arguments, choice)
 
 
-def _list_series(path: Path, arguments: argparse.Namespace, choice: Choice | None) -> int:
+def _list_series(path: Path, arguments: argparse.Namespace, choice: "Choice | None") -> int:
     from autoseg.prediction.studies import find_studies
 
     if not path.is_dir():
@@ -43,55 +40,29 @@ def _list_series(path: Path, arguments: argparse.Namespace, choice: Choice | Non
     return common.DONE
 
 
-def _predict_in(path: Path, arguments: argparse.Namespace, choice: Choice | None) -> int:
+def _predict_in(path: Path, arguments: argparse.Namespace, choice: "Choice | None") -> int:
     from autoseg.prediction import batch, inputs
     from autoseg.prediction.predictor import Ensemble, Predictor
 
     folders = common.model_folders(arguments)
-    members = [
-        Predictor(
-            folder,
-            arguments.folds,
-            arguments.device,
-            arguments.tta,
-            postprocess=len(folders) == 1 and not arguments.no_postprocessing,
-            backend=arguments.backend,
-            orientation=arguments.orientation,
-        )
-        for folder in folders
-    ]
+    how = common.named_in(Predictor, arguments) | {"mirror": arguments.tta}
+    how["postprocess"] = len(folders) == 1 and not arguments.no_postprocessing
+    members = [Predictor(**how | {"model": folder}) for folder in folders]
     predictor = members[0] if len(members) == 1 else Ensemble(members)
-    for member in members:
-        say(_in_short(member))
-        if member.plan.orientation is None and not member.judge.orientations:
-            say(
-                f"{member.model.folder}: neither the plan nor a fingerprint has the orientation of "
-                "the training scans; scans are segmented as they are stored: check that they have "
-                "the axis order of the training scans, or give it with --orientation"
-            )
+    say(fill(Path(__file__).with_name("predict.txt.j2"), members=members).rstrip())
     found = inputs.find_inputs(path, predictor.plan.channels, arguments.name_by, choice)
     for name, line in found.listed.items():
         say(f"found {name}: {line}")
     for name, reason in found.passed_over.items():
         say(f"ignored {name}: {reason}")
     found, folder, arguments.format = found.for_output(arguments.output, arguments.format)
-    options = batch.Options(*(getattr(arguments, each.name) for each in fields(batch.Options)))
+    options = batch.Options(**common.named_in(batch.Options, arguments))
     outcome = batch.predict_cases(predictor, found, folder, options)
     batch.show(outcome, arguments.debug)
     print(arguments.output)
     if outcome.is_our_fault:
         return common.FAILED
     return common.DONE if outcome.is_complete else common.BAD_INPUT
-
-
-def _in_short(predictor: Predictor) -> str:
-    """The model, and what runs it."""
-    plan, folds = predictor.plan, predictor.model.folds
-    noun = "fold" if len(folds) == 1 else "mean of folds"
-    return (
-        f"model: {plan.task}, plan {plan.name}, {noun} {', '.join(folds)}, on {predictor.device} "
-        f"with {predictor.backend_name}"
-    )
 
 
 main = partial(common.run, partial(common.parser, "autoseg_predict"), _predict)

@@ -1,7 +1,5 @@
 """`autoseg_train TASK fold 0`: preprocess missing cases, train and validate folds."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Sequence
@@ -60,7 +58,7 @@ def _train(arguments: argparse.Namespace) -> int:
     return common.DONE
 
 
-def _run_each(jobs: Sequence[FoldJob], run: Callable[[FoldJob], None]) -> None:
+def _run_each(jobs: Sequence["FoldJob"], run: Callable[["FoldJob"], None]) -> None:
     """Train one fold after the other; a fold that fails does not stop the others."""
     failed = []
     for job in jobs:

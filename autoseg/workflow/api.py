@@ -151,6 +151,5 @@ def describe_device(name: str | None) -> str:
     """
     device = pick_device(name)
     precision = str(autocast_type(device, "auto")).removeprefix("torch.")
-    return (
-        f"{device} ({describe(device)}), precision {precision}, threads {torch.get_num_threads()}"
-    )
+    threads = torch.get_num_threads()
+    return f"{device} ({describe(device)}), precision {precision}, threads {threads}"

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import is_there, read_json, texts_in
+from autoseg.common.files import is_there, read_json
 from autoseg.common.progress import counted, say
 from autoseg.dataset.corrections import CORRECTED, save_corrections
 from autoseg.dataset.problems import join_names, raise_errors
@@ -25,9 +25,8 @@ from autoseg.models.folder import FINGERPRINT, SUMMARY, VALIDATION, fold_folder,
 from autoseg.plan.labels import class_of
 from autoseg.prediction import quality
 from autoseg.prediction.record import RECORD
-from autoseg.workflow.workspace import Workspace, folders_in
+from autoseg.workflow.workspace import TEXT, Workspace, folders_in
 
-TEXT = texts_in(Path(__file__).with_name("messages.json"))
 CALIBRATION_ERROR = "Expected calibration error of saved probabilities"
 TRAIN_AGAIN = "plan and train again: trained folds have learned from the labels before"
 
@@ -111,10 +110,8 @@ def evaluate_task(
     validation = evaluate.gather(folder, fold_count)
     trained = files.Trained(folder, workspace.raw_folder(given))
     _score_corrected(trained, validation)
-    tables: files.Tables = {
-        "Dice of the folds": evaluate.fold_rows(validation),
-        **_learn(folder, validation, fold_count, processes),
-    }
+    learned = _learn(folder, validation, fold_count, processes)
+    tables: files.Tables = {"Dice of the folds": evaluate.fold_rows(validation), **learned}
     _calibrate_quality(trained, validation)
     out = folder / "cross_validation"
     _write_tables(out, validation.combined, tables)

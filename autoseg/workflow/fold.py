@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from autoseg.common.errors import AutosegError
-from autoseg.common.files import read_json, remove_leftovers, texts_in, write_json
+from autoseg.common.files import read_json, remove_leftovers, write_json
 from autoseg.common.locks import locked
 from autoseg.common.parallel import GB, free_memory, in_parallel
 from autoseg.common.progress import in_words, listed, say
@@ -38,9 +38,8 @@ from autoseg.training.state import Run, State
 from autoseg.training.train import train
 from autoseg.training.transfer import read_pretrained, transfer
 from autoseg.workflow.task_plan import ALL, differences, find_split
-from autoseg.workflow.workspace import FOLD_LOCK, Workspace
+from autoseg.workflow.workspace import FOLD_LOCK, TEXT, Workspace
 
-TEXT = texts_in(Path(__file__).with_name("messages.json"))
 NUMBER_OF_ALL = 999_999  # seeds the fold `all`; above every real fold number
 SHARED_KEYS = ("channels", "labels", "ignore_label", "regions_class_order", "skipped_cases")
 
@@ -166,20 +165,11 @@ def _check_resources(plan: Plan, job: FoldJob) -> None:
 
 
 def _train(plan: Plan, store: CaseStore, split: Split, job: FoldJob) -> State:
-    run = Run(
-        folder=job.folder,
-        fold=NUMBER_OF_ALL if job.fold == ALL else int(job.fold),
-        device=job.device,
-        workers=max(1, job.processes // job.group.local_size - 1),
-        resume=job.resume,
-        started=job.started,
-        patches_after=count_patches(plan, store, split.validation),
-        group=job.group,
-        pretrained=job.pretrained,
-        tensorboard=job.tensorboard,
-        save_seconds=job.save_seconds,
-    )
-    return train(plan, store, split, run)
+    same = {each.name: getattr(job, each.name) for each in fields(Run) if hasattr(job, each.name)}
+    same["fold"] = NUMBER_OF_ALL if job.fold == ALL else int(job.fold)
+    workers = max(1, job.processes // job.group.local_size - 1)
+    patches = count_patches(plan, store, split.validation)
+    return train(plan, store, split, Run(**same, workers=workers, patches_after=patches))
 
 
 def count_patches(plan: Plan, store: CaseStore, names: tuple[str, ...]) -> int:
@@ -263,8 +253,11 @@ def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
     """
     if begun := sorted({file.parent.name for file in _weights_in(folder)}):
         owner = load_plan(folder / layout.PLAN)
-        _check_owner(owner, plan, folder, ", ".join(begun), resume)
-        others = [name for name in begun if name != layout.fold_name(fold)]
+        extends, others = is_extension(owner, plan), sorted({*begun} - {layout.fold_name(fold)})
+        if owner.id != plan.id and not (resume and extends):
+            about = {"keys": differences(owner, plan), "folds": ", ".join(begun)}
+            kind = "shorter plan" if extends else "another plan"
+            raise AutosegError(TEXT(kind, folder=folder, **about))
         if others and owner.id != plan.id:
             say(f"also extend {', '.join(others)} (--resume): prediction needs folds of one plan")
     plan.save(folder / layout.PLAN)
@@ -272,14 +265,6 @@ def claim(plan: Plan, folder: Path, fold: str, resume: bool) -> None:
 
 def _weights_in(models: Path) -> list[Path]:
     return list(models.glob(f"{layout.EVERY_FOLD}/*.safetensors"))
-
-
-def _check_owner(owner: Plan, plan: Plan, folder: Path, folds: str, resume: bool) -> None:
-    extends, keys = is_extension(owner, plan), differences(owner, plan)
-    if owner.id == plan.id or (resume and extends):
-        return
-    kind = "shorter plan" if extends else "another plan"
-    raise AutosegError(TEXT(kind, folder=folder, keys=keys, folds=folds))
 
 
 def claim_segmentations(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import texts_in
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset import problems as listing
 from autoseg.dataset import splits
@@ -25,9 +24,8 @@ from autoseg.models.folder import FINGERPRINT, PLAN, folds_in
 from autoseg.plan.plan import Plan, differing_keys, load_plan
 from autoseg.planner.budget import expected_overhead
 from autoseg.planner.compose import PlanOptions, compose, other_plans, pairs_of
-from autoseg.workflow.workspace import Workspace
+from autoseg.workflow.workspace import TEXT, Workspace
 
-TEXT = texts_in(Path(__file__).with_name("messages.json"))
 ALL = "all"  # the fold that trains on every case
 MOST_KEYS = 4  # that a message lists
 TIMED_CASES = 4  # that a time budget is measured with
@@ -82,11 +80,8 @@ def survey_task(
     bad = listing.errors_by_case(problems)
     if not skip_bad_cases:
         some_can_be_left_out = "" not in bad and fingerprint.cases
-        advice = "fix these cases, or leave them out with --skip-bad-cases"
-        listing.raise_errors(
-            problems, task.name, advice if some_can_be_left_out else "", listed=True
-        )
-        return Surveyed(task, fingerprint)
+        advice = TEXT("bad cases") if some_can_be_left_out else ""
+        listing.raise_errors(problems, task.name, advice, listed=True)
     listing.raise_errors(bad.pop("", ()), task.name)  # of the whole task
     if not fingerprint.cases:
         listing.raise_errors(problems, task.name)

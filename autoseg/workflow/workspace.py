@@ -1,20 +1,19 @@
 """The workspace: one folder with raw tasks, preprocessed cases, trained models and studies."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import is_there, obstacle, read_json, write_json
+from autoseg.common.files import is_there, obstacle, read_json, texts_in, write_json
 from autoseg.common.progress import nearest, note
 from autoseg.dataset.splits import SPLITS_FILE, count_folds
 from autoseg.models.folder import FINGERPRINT, PLAN, SUMMARY, FolderFiles, fold_folder, fold_name
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))  # of the room
 ENVIRONMENT_VARIABLE = "AUTOSEG_WORKSPACE"
 RAW_FOLDER = "raw_folder.json"  # in preprocessed/TASK: the folder of a task outside raw/
 FOLD_LOCK = ".lock"  # in fold_K: held by the process that trains the fold
@@ -26,10 +25,10 @@ class Workspace:
 
     root: Path
 
-    @staticmethod
-    def find(given: Path | str | None = None) -> Workspace:
+    @classmethod
+    def find(cls, given: Path | str | None = None) -> Self:
         """The given folder, else `$AUTOSEG_WORKSPACE`, else the current folder."""
-        return Workspace(Path(given or os.environ.get(ENVIRONMENT_VARIABLE) or ".").resolve())
+        return cls(Path(given or os.environ.get(ENVIRONMENT_VARIABLE) or ".").resolve())
 
     def raw(self, task: str) -> Path:
         """The folder of a raw task."""
@@ -37,13 +36,11 @@ class Workspace:
 
     def preprocessed(self, task: str, plan: str | None = None) -> Path:
         """The folder of a task's preprocessed data, or of one plan in it."""
-        folder = self.root / "preprocessed" / task
-        return folder / plan if plan else folder
+        return self.root / "preprocessed" / task / (plan or "")
 
     def models(self, task: str, plan: str | None = None) -> Path:
         """The folder of a task's models, or of one plan's."""
-        folder = self.root / "models" / task
-        return folder / plan if plan else folder
+        return self.root / "models" / task / (plan or "")
 
     def fold(self, task: str, plan: str, fold: int | str) -> Path:
         """The folder of one fold's model and results."""
@@ -72,9 +69,7 @@ class Workspace:
             return _folder_at(task)
         folder = folders[_resolve(task, sorted(folders), "task", raw)]
         if not folder.is_dir():
-            raise AutosegError(
-                f"task {task!r} was planned from {folder}, now missing; give the path of its folder"
-            )
+            raise AutosegError(TEXT("raw folder gone", task=task, folder=folder))
         return folder
 
     def raw_folder(self, task: str) -> Path | None:
@@ -108,9 +103,7 @@ class Workspace:
         """
         own, record = self.raw(folder.name), self.preprocessed(folder.name) / RAW_FOLDER
         if own.is_dir() and not own.samefile(folder):
-            raise AutosegError(
-                f"{folder} has the name of task {own}; rename one, or choose another --workspace"
-            )
+            raise AutosegError(TEXT("name taken", folder=folder, own=own))
         if own.is_dir():
             record.unlink(missing_ok=True)
         else:
@@ -123,8 +116,7 @@ class Workspace:
             values = read_json(path)
             folder = values.get("folder") if isinstance(values, dict) else None
             if not isinstance(folder, str):
-                advice = "delete the file and plan again"
-                raise AutosegError(f'{path}: must be {{"folder": PATH}}; {advice}')
+                raise AutosegError(TEXT("raw folder record", path=path))
             found[path.parent.name] = Path(folder)
         return found
 
