@@ -38,9 +38,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     options = PlanOptions(**given, seconds=seconds)
     if seconds is not None:
         common.spawn_workers()
-    plan = write_plan(
-        workspace, surveyed, options, arguments.processes, arguments.device, arguments.splits
-    )
+    means = arguments.processes, arguments.device
+    plan = write_plan(workspace, surveyed, options, *means, arguments.splits)
     if arguments.explain:
         explain(plan)
     spacing = by_axis("own" if mm is None else f"{mm:.3g}" for mm in plan.target_spacing_mm)

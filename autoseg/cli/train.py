@@ -80,8 +80,7 @@ def _folds(words: Sequence[str]) -> list[str]:
     if bad or not folds:
         named = any(word.startswith(("2d", "3d_")) for word in bad)
         more = "; choose a configuration by --plan NAME" if named else ""
-        given = " ".join(words)
-        raise AutosegError(f"folds {given!r}: write `fold 0`, `fold 0 1 2` or `fold all`{more}")
+        raise AutosegError(common.TEXT("folds", given=" ".join(words), more=more))
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
 
 

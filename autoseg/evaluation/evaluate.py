@@ -14,7 +14,7 @@ from autoseg.dataset.problems import join_names
 from autoseg.evaluation import labels as classes
 from autoseg.evaluation.labels import DEFAULT_OPTIONS, EvaluationOptions, ScoredClasses
 from autoseg.evaluation.metrics import Volumes, cut_masks, flat_axes, lesions, overlap
-from autoseg.evaluation.scores import CaseScores, Summary, combine, merge
+from autoseg.evaluation.scores import TEXT, CaseScores, Summary, combine, merge
 from autoseg.evaluation.surface import surface
 from autoseg.evaluation.tables import Row, Table, number, rows_of_metrics, spread
 from autoseg.image.formats import images_among, is_picture, stem_of
@@ -185,10 +185,8 @@ def _pair(
     if not pairs and refused:
         raise DataError("; ".join(refused.values()))
     if not pairs:
-        raise DataError(
-            f"{predicted}: no prediction has the name of a reference in {reference} "
-            f"({join_names(list(predictions))} / {join_names(list(references))}); rename them"
-        )
+        about = {"found": join_names(list(predictions)), "expected": join_names(list(references))}
+        raise DataError(TEXT("no pair", predicted=predicted, reference=reference, **about))
     missing = [case for case in references if case not in predictions]
     extra = [case for case in predictions if case not in references]
     if (predicted / "summary.json").is_file():  # pictures there may be our figures
@@ -246,8 +244,7 @@ def gather(folder: Path, fold_count: int = 0) -> CrossValidation:
     files = {k: fold_folder(folder, k) / SUMMARY for k in started}
     folds = {k: Summary.load(file) for k, file in files.items() if file.is_file()}
     if not folds:
-        advice = f"run: autoseg_train {folder.parent.name} fold 0"
-        raise DataError(f"{folder}: no {SUMMARY} yet; {advice}")
+        raise DataError(TEXT("no summary", folder=folder, file=SUMMARY))
     missing = set(range(max(fold_count, max(started) + 1))) - folds.keys()
     return CrossValidation(folds, tuple(sorted(missing)))
 

@@ -155,9 +155,8 @@ def _layers(classes: ScoredClasses) -> tuple[list[tuple[int, ...]], list[int]]:
 
 def _dice(label: Masks, predicted: Masks) -> Scores:
     """The Dice of each layer."""
-    both, one, other = (
-        np.count_nonzero(of, axis=(1, 2, 3)) for of in (label & predicted, label, predicted)
-    )
+    masks = label & predicted, label, predicted
+    both, one, other = (np.count_nonzero(of, axis=(1, 2, 3)) for of in masks)
     with np.errstate(invalid="ignore"):
         return np.asarray(2 * both / (one + other))
 

@@ -105,8 +105,7 @@ class Learned(BaseModel, frozen=True):
         """A header and one row for each step that was tried."""
         head = ("keep the largest component of", "mean Dice before", "after", "chosen")
         words = {True: "yes", False: "no"}
-        found = ((of.name, *map(number, of.scores), words[of.chosen]) for of in self.tried)
-        return [head, *found]
+        return [head, *((of.name, *map(number, of.scores), words[of.chosen]) for of in self.tried)]
 
 
 def update(folder: Path, validation: CrossValidation, fold_count: int, processes: int) -> Learned:

@@ -4,7 +4,6 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -90,7 +89,7 @@ class CaseScores:
     def from_json(found: Json) -> "CaseScores":
         """The reverse of `to_json`; old summaries have no surfaces and lesions."""
         metrics, merged = found["metrics"], found.get("merged", {})
-        counts = itemgetter(*(entry.name for entry in fields(Lesions)))
+        counts = [entry.name for entry in fields(Lesions)]
         parts = {k: of for k, of in metrics.items() if "NSD" in of and k not in merged}
         return CaseScores(
             found["case"],
@@ -99,7 +98,7 @@ class CaseScores:
             {k: Overlap(of["TP"], of["FP"], of["FN"], of["TN"]) for k, of in metrics.items()},
             {k: Volumes(**of) for k, of in found["volume_ml"].items()},
             {k: Surface(of["HD95_mm"], of["ASSD_mm"], of["NSD"]) for k, of in parts.items()},
-            {k: Lesions(*counts(of)) for k, of in found.get("lesions", {}).items()},
+            {k: Lesions(*(of[n] for n in counts)) for k, of in found.get("lesions", {}).items()},
             {k: tuple(classes) for k, classes in merged.items()},
         )
 
@@ -179,11 +178,8 @@ class Summary:
     def never_predicted(self) -> list[str]:
         """A sentence for each class that was predicted in no case, although some have it."""
         found = {name: self.counts(name) for name in self.classes}
-        return [
-            f"{name} was predicted in none of the {counted(len(of), 'case')}"
-            for name, of in found.items()
-            if any(counts.n_ref for counts in of) and not any(counts.n_pred for counts in of)
-        ]
+        never = [n for n, of in found.items() if total(of).n_ref and not total(of).n_pred]
+        return [f"{n} was predicted in none of the {counted(len(found[n]), 'case')}" for n in never]
 
     def counts(self, label: str) -> list[Overlap]:
         """The voxels of a class in each case that has it."""

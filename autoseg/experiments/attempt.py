@@ -32,7 +32,7 @@ from autoseg.evaluation.evaluate import label_maps
 from autoseg.evaluation.scores import Summary
 from autoseg.experiments import status
 from autoseg.experiments.runs import StudyRun, held_out_classes, joined, runs_of
-from autoseg.experiments.study import HeldOut, Study
+from autoseg.experiments.study import TEXT, HeldOut, Study
 from autoseg.models.folder import fold_name
 from autoseg.networks.devices import describe, pick_device
 from autoseg.prediction.inputs import find_inputs
@@ -77,10 +77,8 @@ def make_orders(
 
     The log of a run that belongs to several studies is in the folder of the first one.
     """
-    owners: dict[StudyRun, str] = {}
-    every = [(study, run) for study in studies for run in runs_of(study, workspace)]
-    for study, run in every:
-        owners.setdefault(run, study.name)
+    every = [(study.name, run) for study in studies for run in runs_of(study, workspace)]
+    owners = {run: name for name, run in reversed(every)}
     about: dict[str, Any] = {"workspace": workspace.root, "device": device, "processes": processes}
     orders = {}
     for run in joined([run for _, run in every]):
@@ -172,10 +170,8 @@ def _check_pretrained(run: StudyRun, folder: Path) -> None:
     was_pretrained = (folder / RECORD).is_file()
     differs = was_pretrained != (run.pretrained is not None)
     if differs and any(folder.glob("*.safetensors")):
-        raise AutosegError(
-            f"{folder} was trained {'from' if was_pretrained else 'without'} a pretrained model, "
-            "unlike the study says; give the study's plan another name, or move that folder away"
-        )
+        how = "from" if was_pretrained else "without"
+        raise AutosegError(TEXT("pretrained differs", folder=folder, how=how))
 
 
 def _train(order: RunOrder, workspace: Workspace) -> None:
@@ -207,10 +203,8 @@ def score_held_out(
     found = find_inputs(images, predictor.plan.channels, name_by="folder")
     references = label_maps(labels)
     if missing := [name for name in found.cases if name not in references]:
-        raise AutosegError(
-            f"{labels}: {len(missing)} scans of {images} have no label map ({missing[0]}, ...); "
-            "add the label maps or remove these scans"
-        )
+        about = {"count": len(missing), "first": missing[0]}
+        raise AutosegError(TEXT("no label map", labels=labels, images=images, **about))
     if not status.is_described(run, test_set, workspace):  # of another plan, or of other scans
         shutil.rmtree(folder, ignore_errors=True)
         write_json(folder / status.TEST_SET, status.described(run, test_set, workspace))

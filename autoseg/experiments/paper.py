@@ -31,6 +31,7 @@ INDEX = "index.html"
 PICTURES = "pictures"
 THUMBNAIL_PIXELS = 360
 Item = Mapping[str, Any]  # a table or figure as a paper prints it, see `read_paper`
+FoldColumn = tuple[Arm, str, str, str]  # plan, class, metric, heading
 SCORE = re.compile(r"[\d./ ]+")
 
 
@@ -93,12 +94,11 @@ def training_table(study: StudyScores, _: Item) -> Table:
     logs = {arm.name: arm.logs for arm in study.arms}
     every = [log for of_plan in logs.values() for log in of_plan]
     for name, of in (logs | {f"all {len(every)} models": every}).items():
+        cells = (MISSING,) * 3
         if of:
             hours = sum(epoch.seconds for log in of for epoch in log) / 3600
             loss = fmean(log[-1].training_loss for log in of)
             cells = (f"{fmean(map(len, of)):.1f}", f"{hours:.2f}", number(loss, DIGITS))
-        else:
-            cells = (MISSING,) * 3
         rows.append((name, str(len(of)), *cells))
     return Table("Epochs and hours of training", rows)
 
@@ -152,10 +152,7 @@ def _by_metric(
 
 
 def _by_fold(
-    title: str,
-    columns: Sequence[tuple[Arm, str, str, str]],
-    groups: Sequence[tuple[str, int]],
-    note: str,
+    title: str, columns: Sequence[FoldColumn], groups: Sequence[tuple[str, int]], note: str
 ) -> Table:
     """A row for each fold, the mean of their medians (AVG), and the number of cases.
 
@@ -222,6 +219,7 @@ def write_index(folder: Path) -> list[Path]:
     alike = [of for of in others if (of.study.get("paper"), of.study.get("task")) == (paper, task)]
     studies = [study, *(of for of in alike if of.is_scored and paper and of.folder != folder)]
     printed, (done, runs) = read_printed(study), study.counts
+    names = dict.fromkeys([*printed["order"], *study.report])
     write_page(
         folder / INDEX,
         TEMPLATES / "study.html.j2",
@@ -229,10 +227,7 @@ def write_index(folder: Path) -> list[Path]:
         citation=printed["citation"],
         warning=f"{done} of {runs} models are validated." if done < runs else "",
         difference=difference,
-        parts=[
-            _part(name, studies, printed["items"].get(name, {}))
-            for name in dict.fromkeys([*printed["order"], *study.report])
-        ],
+        parts=[_part(name, studies, printed["items"].get(name, {})) for name in names],
     )
     return [folder / INDEX]
 

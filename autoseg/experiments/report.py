@@ -109,11 +109,7 @@ def _losses(study: StudyScores, from_zero: bool = False) -> Figure:
 
 def _dice_of_plans(study: StudyScores) -> Figure:
     """A panel for each set, a group for each plan, as Figure 4B."""
-    panels = {
-        where: {arm.title: arm.dice(where, study.classes_of(where)) for arm in study.arms}
-        for where in study.sets
-    }
-    return draw_groups(panels, study.colours)
+    return draw_groups({where: study.dice(where) for where in study.sets}, study.labels.colours)
 
 
 def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None:
@@ -126,7 +122,7 @@ def _dice_of_folds(study: StudyScores, test_sets: bool = False) -> Figure | None
         for where in sets
         for arm in study.arms
     }
-    return draw_groups(panels, study.colours) if panels else None
+    return draw_groups(panels, study.labels.colours) if panels else None
 
 
 def _examples(study: StudyScores) -> Figure | None:
@@ -236,7 +232,7 @@ FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
     "pipeline": lambda study: draw_pipeline(plan) if (plan := study.last.trained.plan) else None,
     "network": lambda study: draw_network(plan) if (plan := study.last.trained.plan) else None,
     "dice": lambda study: draw_groups(  # Figure 4A of Müller et al. 2021
-        {"": {"all folds": study.last.dice(VALIDATION, study.classes)}}, study.colours
+        {"": {"all folds": study.last.dice(VALIDATION, study.classes)}}, study.labels.colours
     ),
     "dice_of_plans": _dice_of_plans,
     "dice_of_folds": _dice_of_folds,
@@ -254,11 +250,8 @@ def write_report(folder: Path) -> list[Path]:
         return []
     summaries = {arm.name: found for arm in study.arms if (found := _summary(arm))}
     first, *others = study.arms
-    pairs = [
-        compare(summaries[arm.name], summaries[first.name], (arm.name, first.name))
-        for arm in others
-        if {arm.name, first.name} <= summaries.keys()
-    ]
+    scored = [arm.name for arm in others if {arm.name, first.name} <= summaries.keys()]
+    pairs = [compare(summaries[of], summaries[first.name], (of, first.name)) for of in scored]
     arms = []
     for arm in study.arms:
         changed = _plan_differences(first.trained.plan, arm.trained.plan)
@@ -270,8 +263,7 @@ def write_report(folder: Path) -> list[Path]:
     charts = []
     for where in study.sets:
         name = "Dice" if where == VALIDATION else f"Dice, test set {where}"
-        groups = {arm.title: arm.dice(where, study.classes_of(where)) for arm in study.arms}
-        boxes = draw_groups({"": groups}, study.colours)
+        boxes = draw_groups({"": study.dice(where)}, study.labels.colours)
         charts.append(chart(boxes, name, f"{name} of each class and arm, a point for each case"))
     write_page(
         folder / REPORT,

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from autoseg import __version__
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.figures import Colours
 from autoseg.common.files import read_json, write_json, write_text
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.metrics import METRICS
@@ -229,11 +228,6 @@ class StudyScores(NamedTuple):
         return self.arms[-1]
 
     @property
-    def colours(self) -> Colours:
-        """Class -> colour, for the classes to which the plan assigns one."""
-        return self.labels.colours
-
-    @property
     def is_scored(self) -> bool:
         """Whether any run has been scored."""
         return any(arm.scores for arm in self.arms)
@@ -247,6 +241,10 @@ class StudyScores(NamedTuple):
     def classes_of(self, where: str) -> list[str]:
         """The classes reported for a set of cases."""
         return [label for of, label in self.columns if of == where]
+
+    def dice(self, where: str) -> dict[str, dict[str, Values]]:
+        """Plan -> class -> Dice of the cases of a set."""
+        return {arm.title: arm.dice(where, self.classes_of(where)) for arm in self.arms}
 
 
 def read_scores(folder: Path) -> StudyScores:

@@ -23,7 +23,7 @@ from autoseg.experiments.report import report_study
 from autoseg.experiments.results import JOBS, gather, read_jobs
 from autoseg.experiments.runs import prepare_plans, runs_of
 from autoseg.experiments.status import held_by, is_finished, read_record
-from autoseg.experiments.study import SlurmSettings, Study, check_study
+from autoseg.experiments.study import TEXT, SlurmSettings, Study, check_study
 from autoseg.models.folder import PLAN
 from autoseg.plan.plan import load_plan
 from autoseg.planner.budget import parse_seconds
@@ -63,11 +63,8 @@ def submit_studies(
     submitted: list[str] = []
     for study in studies:
         runs, cpus = list(dict.fromkeys(runs_of(study, workspace))), study.slurm.cpus
-        new = [
-            run
-            for run in runs
-            if str(run) not in jobs and not (is_finished(run, workspace) or held_by(run, workspace))
-        ]
+        new = [run for run in runs if str(run) not in jobs]
+        new = [of for of in new if not (is_finished(of, workspace) or held_by(of, workspace))]
         if new:
             executor = _executor(study.slurm, workspace, study.name, study.name)
             started = [orders[run].model_copy(update={"processes": cpus}) for run in new]
@@ -176,15 +173,11 @@ def living_jobs() -> set[str]:
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=SQUEUE_SECONDS
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise RunError(f"squeue does not answer: {error}; try again later") from error
     except FileNotFoundError:
-        raise AutosegError(
-            "--slurm: no squeue here; start the study where Slurm is installed, or omit --slurm"
-        ) from None
+        raise AutosegError(TEXT("no squeue")) from None
     if done.returncode:
         raise RunError(f"squeue failed: {done.stderr.strip()}")
     return set(done.stdout.split())

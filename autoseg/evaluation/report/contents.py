@@ -250,12 +250,9 @@ def draw_labels(
 ) -> dict[str, Chart]:
     """Case -> a picture of its suspicious labels, for the first ones that can be drawn."""
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
-    drawn = [
-        replace(by_case[of.case], title=f"{of.case}: {of.suspicion}")
-        for of in found
-        if of.case in by_case
-    ]
-    return _pictures(drawn[:MOST_CASES], processes, "drawing labels to review", at_errors=True)
+    known = [of for of in found if of.case in by_case][:MOST_CASES]
+    drawn = [replace(by_case[of.case], title=f"{of.case}: {of.suspicion}") for of in known]
+    return _pictures(drawn, processes, "drawing labels to review", at_errors=True)
 
 
 def methods_of(plan: Plan, validation: CrossValidation) -> str:

@@ -170,22 +170,16 @@ def case_table(
     columns += map(_metric_column, metrics)
     columns += [Column(name, shown=False) for name in VOLUME_COLUMNS]
     note = f"The {len(shown)} worst of {len(names)} cases; table.csv beside this page has all."
-    return Sortable(
-        *("All cases", tuple(columns), tuple(lines), len(heads), groups if several else ()),
-        note=note * (len(shown) < len(names)),
-    )
+    content = tuple(columns), tuple(lines), len(heads), groups if several else ()
+    return Sortable("All cases", *content, note=note * (len(shown) < len(names)))
 
 
 def measured(summary: Summary) -> list[str]:
     """The metrics that are defined for any case; old summaries lack some."""
     labels = summary.labels
+    known = [metric for metric in METRICS if any(summary.statistic(of, metric).n for of in labels)]
     with_lesions = any(map(summary.has_lesions, labels))
-    return [
-        metric
-        for metric in METRICS
-        if (with_lesions or metric not in LESIONS)
-        and any(value is not None for label in labels for value in summary.values(label, metric))
-    ]
+    return [metric for metric in known if with_lesions or metric not in LESIONS]
 
 
 def worst_first(cases: Iterable[CaseScores]) -> list[CaseScores]:

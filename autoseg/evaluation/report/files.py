@@ -195,7 +195,7 @@ def write_cross_validation(
     validation: CrossValidation,
     out: Path,
     processes: int,
-    exhibits: Sequence[Exhibit] | None = None,
+    exhibits: Sequence[Exhibit],
 ) -> list[Path]:
     """Write `tables/`, `figures/`, and for each case `overlays/CASE.png`.
 
@@ -204,7 +204,7 @@ def write_cross_validation(
         validation: their scores.
         out: the output folder.
         processes: worker processes that draw; the files do not depend on it.
-        exhibits: the cases that can be drawn; None: those of `trained`.
+        exhibits: the cases that can be drawn.
 
     Returns:
         The paths of the tables and figures, without the pictures of the cases.
@@ -217,8 +217,6 @@ def write_cross_validation(
     for name, table in evaluate.tables(validation).items():
         paths += tables.write_table(out / TABLES / name, table)
     figures = dict(figures_of(trained, validation))
-    if exhibits is None:
-        exhibits = trained.exhibits(validation.combined)
     if exhibits:
         figures["examples"] = draw_cases(evenly(exhibits, validation.combined) or exhibits[:1])
         draw_gallery(exhibits, out, processes)

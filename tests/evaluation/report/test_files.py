@@ -34,7 +34,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_table_figure_and_case(models: Path, tmp_path: Path) -> None:
-    paths = write_cross_validation(Trained(models, HIPPOCAMPUS), gather(models), tmp_path, 1)
+    trained, found = Trained(models, HIPPOCAMPUS), gather(models)
+    exhibits = trained.exhibits(found.combined)
+    paths = write_cross_validation(trained, found, tmp_path, 1, exhibits)
     names = {
         *(
             f"tables/{n}.{e}"
@@ -70,7 +72,9 @@ def test_pictures_do_not_depend_on_the_processes(
 def test_without_the_raw_task_or_the_plan(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = write_cross_validation(Trained(models, None), gather(models), tmp_path, 1)
+    trained, found = Trained(models, None), gather(models)
+    exhibits = trained.exhibits(found.combined)
+    paths = write_cross_validation(trained, found, tmp_path, 1, exhibits)
     assert "no case is drawn" in capsys.readouterr().err
     assert not (tmp_path / "overlays").exists()
     assert len(paths) == 9 + 15
