@@ -7,6 +7,7 @@ import signal
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -115,11 +116,9 @@ class NoOption(argparse.Action):
     def __init__(self, **settings: Any) -> None:
         super().__init__(nargs=0, **settings | {"dest": argparse.SUPPRESS})
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
-    ) -> None:
-        """Exit with a message."""
-        parser.error(f"{option} {self.const}")
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any, **_: Any) -> None:
+        """Exit with a message; the last argument of argparse is the option."""
+        parser.error(f"{given[-1]} {self.const}")
 
 
 def named_in(function: Callable[..., Any], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -209,6 +208,13 @@ def run(
         status, text = _describe(error, arguments.debug)
         print_error(text)
         return status
+
+
+def command(
+    name: str, do: Callable[[argparse.Namespace], int], how_to_continue: str = CONTINUE
+) -> Callable[..., int]:
+    """The function `main` of a command: `run` with the parser of this name."""
+    return partial(run, partial(parser, name), do, how_to_continue=how_to_continue)
 
 
 def print_error(text: str) -> None:

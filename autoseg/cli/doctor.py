@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import sys
-from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return common.DONE
 
 
-main = partial(common.run, partial(common.parser, "autoseg_doctor"), _doctor)
+main = common.command("autoseg_doctor", _doctor)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,7 +1,6 @@
 """`autoseg_evaluate`: score predictions, or summarise the folds of a cross-validation."""
 
 import argparse
-from functools import partial
 
 from autoseg.cli import common
 from autoseg.common.errors import AutosegError
@@ -49,7 +48,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise AutosegError("--compare names both plans; leave out --plan")
 
 
-main = partial(common.run, partial(common.parser, "autoseg_evaluate"), _evaluate)
+main = common.command("autoseg_evaluate", _evaluate)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,7 +1,6 @@
 """`autoseg_export -m MODEL -o OUT`: write a model for other programs."""
 
 import argparse
-from functools import partial
 
 from autoseg.cli import common
 from autoseg.common.errors import AutosegError
@@ -30,7 +29,7 @@ def _export(arguments: argparse.Namespace) -> int:
     return common.DONE
 
 
-main = partial(common.run, partial(common.parser, "autoseg_export"), _export)
+main = common.command("autoseg_export", _export)
 
 if __name__ == "__main__":
     raise SystemExit(main())

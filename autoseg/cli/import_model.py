@@ -1,7 +1,6 @@
 """`autoseg_import FOLDER -o MODEL`: make a model of a trained model of nnU-Net v2."""
 
 import argparse
-from functools import partial
 
 from autoseg.cli import common
 
@@ -16,7 +15,7 @@ def _import(arguments: argparse.Namespace) -> int:
     return common.DONE
 
 
-main = partial(common.run, partial(common.parser, "autoseg_import"), _import)
+main = common.command("autoseg_import", _import)
 
 if __name__ == "__main__":
     raise SystemExit(main())

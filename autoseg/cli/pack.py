@@ -1,7 +1,6 @@
 """`autoseg_pack TASK -o model.zip`: pack a trained model and its model card into one file."""
 
 import argparse
-from functools import partial
 
 from autoseg.cli import common
 from autoseg.common.progress import say
@@ -22,7 +21,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     return common.DONE
 
 
-main = partial(common.run, partial(common.parser, "autoseg_pack"), _pack)
+main = common.command("autoseg_pack", _pack)
 
 if __name__ == "__main__":
     raise SystemExit(main())

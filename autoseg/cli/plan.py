@@ -1,7 +1,6 @@
 """`autoseg_plan TASK`: verify and measure the data, and write the plan."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from autoseg.cli import common
@@ -52,7 +51,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     return common.DONE
 
 
-main = partial(common.run, partial(common.parser, "autoseg_plan"), _plan)
+main = common.command("autoseg_plan", _plan)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,7 +1,6 @@
 """`autoseg_predict -i in/ -o out/`: segment new scans on their own grid."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +64,7 @@ def _predict_in(path: Path, arguments: argparse.Namespace, choice: "Choice | Non
     return common.DONE if outcome.is_complete else common.BAD_INPUT
 
 
-main = partial(common.run, partial(common.parser, "autoseg_predict"), _predict)
+main = common.command("autoseg_predict", _predict)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -4,7 +4,6 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,9 +83,7 @@ def _folds(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(str(int(fold)) if fold != "all" else fold for fold in folds))
 
 
-main = partial(
-    common.run, partial(common.parser, "autoseg_train"), _train, how_to_continue=CONTINUE
-)
+main = common.command("autoseg_train", _train, CONTINUE)
 
 if __name__ == "__main__":
     raise SystemExit(main())

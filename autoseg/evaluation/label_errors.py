@@ -110,15 +110,15 @@ def measure(
     values, every = _layers(classes)
     boxes = [arrays.bounding_box(each) for each in (label, predicted)]
     hull = arrays.union_of_boxes(boxes) or (slice(0, 1),) * 3
-    parts = [_cut(label[hull], predicted[hull], [of, every], spacing_mm) for of in values]
+    parts = [_cut((label[hull], predicted[hull], spacing_mm), [of, every]) for of in values]
     before = np.array([_dice(part.label, part.predicted)[0] for part in parts])
     extents = [[side.stop - side.start for side in box or (slice(0, 0),) * 3] for box in boxes]
     counts = [[np.count_nonzero(of[0]) * part.step.prod() for of in part[:2]] for part in parts]
     sizes = np.hstack([np.transpose(counts), extents])
     if boxes[0] is None or boxes[1] is None:
         return Measured(before, sizes)
-    whole = _cut(label, predicted, [every, *values], spacing_mm)
-    turned = _cut(label[::-1], predicted, [every, *values], spacing_mm)
+    whole = _cut((label, predicted, spacing_mm), [every, *values])
+    turned = _cut((label[::-1], predicted, spacing_mm), [every, *values])
     mirrored = _dice(turned.label, turned.predicted)
     start = _dice(whole.label, whole.predicted)
     repairs = [*_exchange(whole, before, list(classes.values), sides)]
@@ -144,7 +144,7 @@ def fit(pair: LabelMapPair, classes: ScoredClasses) -> Scores:
     shape = np.max([part.shape for part in parts], axis=0)
     label, predicted = (np.pad(of, [(0, n) for n in shape - of.shape]) for of in parts)
     values, every = _layers(classes)
-    return _shift(_cut(label, predicted, [every, *values], maps[0][2]))[1][1:]
+    return _shift(_cut((label, predicted, maps[0][2]), [every, *values]))[1][1:]
 
 
 def _layers(classes: ScoredClasses) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -175,13 +175,9 @@ def _read(pair: LabelMapPair, classes: ScoredClasses) -> Maps:
     return turn.array(label), turn.array(predicted), turn.triple(geometry.spacing_mm)
 
 
-def _cut(
-    label: arrays.LabelMap,
-    predicted: arrays.LabelMap,
-    layers: Sequence[Sequence[int]],
-    spacing_mm: Sequence[float],
-) -> _Part:
+def _cut(maps: Maps, layers: Sequence[Sequence[int]]) -> _Part:
     """The box of the first layer of both maps, thinned out along the finest axes if it is large."""
+    label, predicted, spacing_mm = maps
     found = [arrays.bounding_box(arrays.members(each, layers[0])) for each in (label, predicted)]
     box = arrays.union_of_boxes(found) or (slice(0, 1),) * 3
     box = tuple(slice(max(0, side.start - MARGIN), side.stop + MARGIN) for side in box)

@@ -150,10 +150,9 @@ class Statistic(NamedTuple):
     def of(values: Iterable[float | None]) -> "Statistic":
         """The statistic of the values that are not None."""
         known = [value for value in values if value is not None]
-        if not known:
-            return Statistic(None, None, None, 0)
         std = statistics.stdev(known) if len(known) > 1 else None
-        return Statistic(mean_of_known(known), std, statistics.median(known), len(known))
+        median = statistics.median(known) if known else None
+        return Statistic(mean_of_known(known), std, median, len(known))
 
 
 @dataclass(frozen=True)
@@ -280,8 +279,7 @@ class Summary:
         """
         found = read_json(path)
         try:
-            made = Summary.from_json(found)
-            return dataclass_from_json(Summary, asdict(made), path)
+            return dataclass_from_json(Summary, asdict(Summary.from_json(found)), path)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path} is not a summary ({error!r}); evaluate again") from error
 

@@ -29,11 +29,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def run_studies(
-    studies: Sequence[Study],
-    workspace: Workspace,
-    jobs: int,
-    processes: int,
-    device: str | None = None,
+    studies: Sequence[Study], workspace: Workspace, jobs: int, processes: int, device: str | None
 ) -> dict[StudyRun, Path]:
     """Carry out all missing runs of the studies on this machine, and gather the results.
 

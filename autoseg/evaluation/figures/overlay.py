@@ -24,6 +24,7 @@ from autoseg.image import picture
 from autoseg.image.formats import ending_of, stem_of
 from autoseg.image.view import Exhibit, Plane, View, main_axis, read_view
 
+Exhibits = Sequence[Exhibit]  # cases that can be drawn
 TITLE_INCHES, BELOW_TITLE = 0.24, 0.05  # of a line of the title that `draw_view` draws
 MOST_BYTES = 6_000_000  # of a case in the viewer
 
@@ -42,7 +43,7 @@ def overlay(exhibit: Exhibit, out: Path) -> None:
     save_figure(picture.draw_view(read_view(exhibit), exhibit.title), out)
 
 
-def draw_cases(exhibits: Sequence[Exhibit], title: str = "") -> Figure:
+def draw_cases(exhibits: Exhibits, title: str = "") -> Figure:
     """One row for each case: image, contours and errors in the plane of the slices."""
     rows, heads = [], []
     for exhibit in exhibits:
@@ -171,7 +172,7 @@ def worst_to_best(summary: Summary, count: int = 3) -> list[CaseScores]:
     return [scored[index][1] for index in sorted(indices)]
 
 
-def evenly(exhibits: Sequence[Exhibit], summary: Summary, count: int = 3) -> list[Exhibit]:
+def evenly(exhibits: Exhibits, summary: Summary, count: int = 3) -> list[Exhibit]:
     """Those of the cases that can be drawn, evenly from the worst to the best."""
     by_case = {each.case: each for each in exhibits}
     drawable = Summary(tuple(case for case in summary.cases if case.case in by_case))

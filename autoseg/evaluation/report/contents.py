@@ -16,7 +16,7 @@ from autoseg.common.parallel import in_parallel
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset.problems import join_names
 from autoseg.evaluation.evaluate import CrossValidation
-from autoseg.evaluation.figures.overlay import chart_of_file, evenly, scans_in, volume_of
+from autoseg.evaluation.figures.overlay import Exhibits, chart_of_file, evenly, scans_in, volume_of
 from autoseg.evaluation.label_review import Finding
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report import facts, files
@@ -80,7 +80,7 @@ def cross_validation_report(
     drawn = _draw(summary, exhibits, processes, volumes, overlays)
     folds = {case.case: str(k) for k, of in validation.folds.items() for case in of.cases}
     title = f"Cross-validation of {folder.parent.name}"
-    report = _report(title, about, summary, figures, drawn, folds)
+    report = _report(title, about, summary, folds, charts=_charts(figures), **drawn)
     overfitting = {k: of.overfitting for k, of in trainings.items() if of and of.overfitting}
     return replace(
         report,
@@ -132,9 +132,9 @@ def folder_report(
             values = record.head[key] if isinstance(record.head[key], list) else [record.head[key]]
             about[f"predicted by {key}"] = ", ".join(map(str, values))
     title = f"Evaluation of {predicted.resolve().name}"
-    figures = files.score_figures(summary, labels.colours)
+    charts = _charts(files.score_figures(summary, labels.colours))
     drawn = _draw(summary, exhibits, processes, volumes)
-    report = _report(title, about, summary, figures, drawn)
+    report = _report(title, about, summary, facts.NO_NAMES, charts=charts, **drawn)
     if record is None:
         return report
     versions = tuple(facts.version_rows([record]))
@@ -142,12 +142,7 @@ def folder_report(
 
 
 def _report(
-    title: str,
-    about: Mapping[str, str],
-    summary: Summary,
-    figures: Mapping[str, Figure],
-    drawn: Mapping[str, Any],
-    folds: Mapping[str, str] = facts.NO_NAMES,
+    title: str, about: Mapping[str, str], summary: Summary, folds: Mapping[str, str], **drawn: Any
 ) -> files.Report:
     """What the reports of folders and of cross-validations share."""
     links = {case: f"#case-{i}" for i, case in enumerate(drawn["pictures"], 1)}  # of the template
@@ -167,7 +162,6 @@ def _report(
         cases=facts.case_table(summary, folds, links),
         warnings=_missing_cases(summary),
         tables=files.lesion_tables(summary),
-        charts=_charts(figures),
         count=len(summary.cases),
         failures=summary.failures,
         penalties=facts.penalties(summary),
@@ -206,11 +200,7 @@ def _charts(figures: Mapping[str, Figure]) -> tuple[Chart, ...]:
 
 
 def _draw(
-    summary: Summary,
-    exhibits: Sequence[Exhibit],
-    processes: int,
-    volumes: int,
-    overlays: Path | None = None,
+    summary: Summary, exhibits: Exhibits, processes: int, volumes: int, overlays: Path | None = None
 ) -> dict[str, Any]:
     """Pictures of the worst cases, and some cases for the viewer."""
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
@@ -223,9 +213,7 @@ def _draw(
     }
 
 
-def _pictures(
-    exhibits: Sequence[Exhibit], processes: int, job: str, **how: Any
-) -> dict[str, Chart]:
+def _pictures(exhibits: Exhibits, processes: int, job: str, **how: Any) -> dict[str, Chart]:
     """Case -> its picture."""
     drawn = in_parallel(partial(_draw_case, **how), exhibits, processes, job)
     return dict(zip((exhibit.case for exhibit in exhibits), drawn, strict=True))
@@ -245,9 +233,7 @@ def _draw_case(exhibit: Exhibit, overlays: Path | None = None, at_errors: bool =
     return chart(draw_view(view, at=at), title, alt, form="webp")
 
 
-def draw_labels(
-    found: Sequence[Finding], exhibits: Sequence[Exhibit], processes: int
-) -> dict[str, Chart]:
+def draw_labels(found: Sequence[Finding], exhibits: Exhibits, processes: int) -> dict[str, Chart]:
     """Case -> a picture of its suspicious labels, for the first ones that can be drawn."""
     by_case = {exhibit.case: exhibit for exhibit in exhibits}
     known = [of for of in found if of.case in by_case][:MOST_CASES]

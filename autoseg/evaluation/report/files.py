@@ -19,7 +19,7 @@ from autoseg.evaluation import evaluate, tables
 from autoseg.evaluation.comparison import Comparison
 from autoseg.evaluation.evaluate import CrossValidation
 from autoseg.evaluation.figures import charts
-from autoseg.evaluation.figures.overlay import draw_cases, evenly, exhibit, overlay
+from autoseg.evaluation.figures.overlay import Exhibits, draw_cases, evenly, exhibit, overlay
 from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.report.facts import Fact, Predictions, Sortable
 from autoseg.evaluation.scores import CaseScores, Summary
@@ -191,11 +191,7 @@ class Trained:
 
 
 def write_cross_validation(
-    trained: Trained,
-    validation: CrossValidation,
-    out: Path,
-    processes: int,
-    exhibits: Sequence[Exhibit],
+    trained: Trained, validation: CrossValidation, out: Path, processes: int, exhibits: Exhibits
 ) -> list[Path]:
     """Write `tables/`, `figures/`, and for each case `overlays/CASE.png`.
 
@@ -249,7 +245,7 @@ def exhibits_of(
     return found
 
 
-def draw_gallery(exhibits: Sequence[Exhibit], out: Path, processes: int) -> None:
+def draw_gallery(exhibits: Exhibits, out: Path, processes: int) -> None:
     """Draw `overlays/CASE.png` for each case.
 
     Args:
