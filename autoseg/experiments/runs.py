@@ -22,8 +22,6 @@ from autoseg.planner.overrides import Layer, merge
 from autoseg.workflow.task_plan import Surveyed, differences, fitted, survey_task, write_plan
 from autoseg.workflow.workspace import Workspace
 
-DEFAULT_FOLDS = Splits().folds
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -178,7 +176,7 @@ def prepare_plans(
             else:
                 if (found := surveyed.get(study.task)) is None:
                     folder = workspace.find_task_folder(study.task)
-                    most = max(each.k or DEFAULT_FOLDS for each in planned if each.study is study)
+                    most = max(of.k or Splits().folds for of in planned if of.study is study)
                     found = survey_task(workspace, folder, processes, study.skip_bad_cases, most)
                     surveyed[study.task] = found
                 options = variant.options

@@ -185,7 +185,8 @@ def check_study(values: dict[str, Any], where: str) -> Study:
         return Study.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "the study"
-        raise PlanError(f"{where}: {describe_error(error, place, _all_keys())}") from None
+        keys = sorted({key for kind in Section.__subclasses__() for key in kind.model_fields})
+        raise PlanError(f"{where}: {describe_error(error, place, keys)}") from None
 
 
 def with_slurm(study: Study, settings: Sequence[str]) -> Study:
@@ -225,10 +226,6 @@ def read_paper(name: str) -> dict[str, Any]:
 
 def _folder() -> Path:
     return plans_folder() / "experiments"
-
-
-def _all_keys() -> list[str]:
-    return sorted({key for kind in Section.__subclasses__() for key in kind.model_fields})
 
 
 def _find(given: str, beside: Path | None = None) -> Path:

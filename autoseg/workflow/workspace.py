@@ -210,10 +210,8 @@ def _resolve(given: str, names: list[str], kind: str, folder: Path) -> str:
     if matches:
         raise AutosegError(f"{kind} {given!r} is ambiguous: {', '.join(matches)}; write more of it")
     available = f"available: {', '.join(names)}" if names else "the folder is empty"
+    advice = "; put the task's folder there, or give its path"
     if kind == "plan":
-        available += "" if names else f"; run: autoseg_plan {folder.name} --name {given}"
-    if meant := nearest(given, names):
-        available += meant
-    elif kind == "task":
-        available += "; put the task's folder there, or give its path"
-    raise AutosegError(f"{kind} {given!r} was not found in {folder}; {available}")
+        advice = "" if names else f"; run: autoseg_plan {folder.name} --name {given}"
+    advice = nearest(given, names) or advice
+    raise AutosegError(f"{kind} {given!r} was not found in {folder}; {available}{advice}")

@@ -82,14 +82,12 @@ def cross_validation_report(
     title = f"Cross-validation of {folder.parent.name}"
     report = _report(title, about, summary, folds, charts=_charts(figures), **drawn)
     overfitting = {k: of.overfitting for k, of in trainings.items() if of and of.overfitting}
+    lacking = [f"Not validated yet and not included: {listed('fold', missing)}"] * bool(missing)
+    doubtful = [f"Fold {fold}: {found}; {ADVICE}." for fold, found in overfitting.items()]
     return replace(
         report,
         key_figures={**report.key_figures, "folds": str(len(validation.folds))},
-        warnings=(
-            *([f"Not validated yet and not included: {listed('fold', missing)}"] * bool(missing)),
-            *report.warnings,
-            *(f"Fold {fold}: {found}; {ADVICE}." for fold, found in overfitting.items()),
-        ),
+        warnings=(*lacking, *report.warnings, *doubtful),
         tables={**tables, **report.tables},
         curves=_charts(curves),
         fingerprint=_read_fingerprint(fingerprint),
