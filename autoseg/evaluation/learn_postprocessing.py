@@ -118,7 +118,8 @@ def update(folder: Path, validation: CrossValidation, fold_count: int, processes
         processes: as for `learn`.
 
     Raises:
-        DataError: as `learn`, or the number of folds is unknown.
+        DataError: as `learn`; the number of folds is unknown; a fold is missing, or was predicted
+            with another plan.
     """
     if not fold_count:
         raise DataError(f"{folder}: unknown number of folds: splits.json of the plan is missing")
@@ -144,10 +145,9 @@ def learn(folder: Path, validation: CrossValidation, plan: Plan, processes: int)
         processes: worker processes; the result does not depend on it.
 
     Raises:
-        DataError: a fold is missing or was predicted with another plan, or a label map is missing.
+        DataError: a label map is missing.
         RunError: a worker process was killed.
     """
-    _check_folds(folder, validation, plan)
     pairs = list(label_pairs(folder, validation).values())
     score = partial(mean_dice, pairs=pairs, plan=plan, processes=processes)
     (foreground,), *rounds = _rounds(plan)

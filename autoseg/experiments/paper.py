@@ -206,14 +206,12 @@ TABLES: dict[str, Callable[[StudyScores, Item], Table]] = {
 }
 
 
-def write_index(folder: Path) -> list[Path]:
+def write_index(study: StudyScores) -> Path:
     """Write `index.html`: all tables and figures in the paper's order, beside the printed values.
 
     What another study of the same paper and task makes is shown, too.
     """
-    study = read_scores(folder)
-    if not study.is_scored:
-        return []
+    folder = study.folder
     others = [read_scores(path.parent) for path in sorted(folder.parent.glob(f"*/{STUDY}"))]
     paper, task = study.study.get("paper"), study.study.get("task")
     alike = [of for of in others if (of.study.get("paper"), of.study.get("task")) == (paper, task)]
@@ -229,7 +227,7 @@ def write_index(folder: Path) -> list[Path]:
         difference=difference,
         parts=[_part(name, studies, printed["items"].get(name, {})) for name in names],
     )
-    return [folder / INDEX]
+    return folder / INDEX
 
 
 def read_printed(study: StudyScores) -> dict[str, Any]:

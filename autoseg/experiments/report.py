@@ -53,14 +53,15 @@ def report_studies(
         folder = workspace.study(study.name)
         print(folder / RESULTS)
         try:
-            for path in write_elements(folder, processes):
-                print(path)
-            reported.append(folder)
+            if (scores := read_scores(folder)).is_scored:
+                for path in write_elements(scores, processes):
+                    print(path)
+                reported.append(scores)
         except AutosegError as error:
             say(f"warning: no tables and figures for {study.name}: {error}")
             errors.append(error)
-    for folder in reported:  # when the figures of all of them exist
-        for path in (*paper.write_index(folder), *write_report(folder)):
+    for scores in reported:  # when the figures of all of them exist
+        for path in (paper.write_index(scores), write_report(scores)):
             print(path)
     return errors
 
@@ -80,15 +81,15 @@ def report_study(folder: Path, processes: int = 1) -> list[Path]:
     Raises:
         DataError: a file of the study, a log, a scan or a label map is damaged.
     """
-    elements = write_elements(folder, processes)
-    return [*elements, *paper.write_index(folder), *write_report(folder)]
-
-
-def write_elements(folder: Path, processes: int) -> list[Path]:
-    """The tables and figures of `report_study`."""
     study = read_scores(folder)
     if not study.is_scored:
         return []
+    return [*write_elements(study, processes), paper.write_index(study), write_report(study)]
+
+
+def write_elements(study: StudyScores, processes: int) -> list[Path]:
+    """The tables and figures of `report_study`."""
+    folder = study.folder
     printed, paths = paper.read_printed(study)["items"], []
     for name, element in study.report.items():
         if element in paper.TABLES:
@@ -243,11 +244,8 @@ FIGURE_ELEMENTS: dict[str, Callable[[StudyScores], Figure | None]] = {
 }
 
 
-def write_report(folder: Path) -> list[Path]:
+def write_report(study: StudyScores) -> Path:
     """Write `report.html`: the arms side by side, their differences, plans, curves and cost."""
-    study = read_scores(folder)
-    if not study.is_scored:
-        return []
     summaries = {arm.name: found for arm in study.arms if (found := _summary(arm))}
     first, *others = study.arms
     scored = [arm.name for arm in others if {arm.name, first.name} <= summaries.keys()]
@@ -265,10 +263,11 @@ def write_report(folder: Path) -> list[Path]:
         name = "Dice" if where == VALIDATION else f"Dice, test set {where}"
         boxes = draw_groups({"": study.dice(where)}, study.labels.colours)
         charts.append(chart(boxes, name, f"{name} of each class and arm, a point for each case"))
+    out = study.folder / REPORT
     write_page(
-        folder / REPORT,
+        out,
         TEMPLATES / "report.html.j2",
-        title=study.study.get("title") or folder.name,
+        title=study.study.get("title") or study.folder.name,
         study=study,
         arms=arms,
         tables={name: facts.class_table(of) for name, of in summaries.items()},
@@ -277,7 +276,7 @@ def write_report(folder: Path) -> list[Path]:
         differences=_corrected(pairs),
         curves=[chart(_losses(study), "Loss", "Training and validation loss of each arm")],
     )
-    return [folder / REPORT]
+    return out
 
 
 def _summary(arm: Arm) -> Summary | None:

@@ -287,10 +287,8 @@ def claim_segmentations(
     previous = previous_plan(workspace, plan)
     found = find_segmentations(workspace, plan, task, cases)
     models = workspace.models(plan.task, plan.name)
-    if _weights_in(models):
-        check_previous(models, previous)
-    else:
-        save_previous(models, previous)
+    keep = check_previous if _weights_in(models) else save_previous
+    keep(models, previous)
     return found
 
 

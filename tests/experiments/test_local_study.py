@@ -17,7 +17,7 @@ from autoseg.experiments.attempt import score_held_out
 from autoseg.experiments.local import run_studies
 from autoseg.experiments.paper import write_index
 from autoseg.experiments.report import write_elements
-from autoseg.experiments.results import gather
+from autoseg.experiments.results import gather, read_scores
 from autoseg.experiments.runs import prepare_plans, runs_of
 from autoseg.experiments.status import in_short, is_finished, read_record, status_of, table
 from autoseg.experiments.study import Study
@@ -117,7 +117,7 @@ def test_every_case_of_both_sets_is_drawn_once(done: Workspace) -> None:
     )
     gather(drawing, done)
     folder = done.study(drawing.name)
-    paths = write_elements(folder, 1)
+    paths = write_elements(read_scores(folder), 1)
     appendix = folder / "appendix"
     assert paths == [
         *(folder / "figures" / f"figure_6.{form}" for form in ("svg", "pdf", "png")),
@@ -128,11 +128,11 @@ def test_every_case_of_both_sets_is_drawn_once(done: Workspace) -> None:
     assert {path.stem for path in before if "elsewhere" in path.parts} == {"x", "y"}
     (run, *_) = runs_of(drawing, done)
     os.utime(run.folder(done) / "held_out" / "elsewhere" / "y.nii.gz")
-    write_elements(folder, 1)
+    write_elements(read_scores(folder), 1)
     after = times(appendix)
     changed = {path.relative_to(appendix) for path in after if after[path] != before[path]}
     assert changed == {Path("elsewhere") / "overlays" / "y.png"}
-    (page,) = write_index(folder)
+    page = write_index(read_scores(folder))
     assert page.read_text(encoding="utf-8").count("data:image/webp") == 4 + 2
 
 

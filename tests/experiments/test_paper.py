@@ -103,7 +103,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "means": "means",
     }
     folder = uneven(tmp_path_factory.mktemp("uneven"), report=report, paper=PAPER)
-    write_elements(folder, 1)
+    write_elements(read_scores(folder), 1)
     return folder
 
 
@@ -285,8 +285,8 @@ def test_the_studies_make_every_table_and_figure_of_the_paper(tmp_path: Path) ->
     reports = [{k: v for k, v in study.report.items() if v in TABLES} for study in studies]
     first = sensitivity(tmp_path, report=reports[0], paper=PAPER, name="first")
     second = ablation(tmp_path, report=reports[1], paper=PAPER, name="second")
-    write_elements(first, 1)
-    write_elements(second, 1)
+    write_elements(read_scores(first), 1)
+    write_elements(read_scores(second), 1)
     for name in ("table_1", "table_2", "table_3", "arxiv_table_1", "training"):
         folder = second if name == "table_2" else first
         rows, item = table(folder, name), paper["items"][name]

@@ -160,8 +160,7 @@ def _report(
         cases=facts.case_table(summary, folds, links),
         warnings=_missing_cases(summary),
         tables=files.lesion_tables(summary),
-        count=len(summary.cases),
-        failures=summary.failures,
+        summary=summary,
         penalties=facts.penalties(summary),
         **drawn,
     )

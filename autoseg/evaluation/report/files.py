@@ -53,14 +53,13 @@ class Report:
         facts: name -> value, shown below the key figures.
         classes: the means of the classes.
         cases: all cases.
+        summary: the scores, and what failed.
         warnings: sentences on what is missing.
         tables: heading -> header and rows of tables in a fixed order.
         charts: figures of the scores.
         pictures: case -> its picture, the worst first.
-        count: the number of scored cases.
         penalties: a sentence on the distances of missing classes.
         volumes: cases for the viewer (see `volume_of`).
-        failures: names and reasons of what failed, from the summary.
         methods: a paragraph for a paper; empty without a plan.
         curves: figures of the training.
         fingerprint: of the images.
@@ -77,14 +76,13 @@ class Report:
     facts: Mapping[str, str]
     classes: Sortable
     cases: Sortable
+    summary: Summary
     warnings: tuple[str, ...] = ()
     tables: Tables = field(default_factory=dict)
     charts: tuple[Chart, ...] = ()
     pictures: Mapping[str, Chart] = field(default_factory=dict)
-    count: int = 0
     penalties: str = ""
     volumes: Sequence[Mapping[str, Any]] = ()
-    failures: tuple[str, ...] = ()
     methods: str = ""
     curves: tuple[Chart, ...] = ()
     fingerprint: Fingerprint | None = None

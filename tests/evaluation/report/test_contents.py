@@ -91,7 +91,7 @@ def test_only_some_cases_are_drawn(models: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("autoseg.evaluation.report.contents.MOST_CASES", 2)
     report = report_of(models)
     assert list(report.pictures) == ["hippocampus_008", "hippocampus_003"]
-    assert report.count == 3
+    assert len(report.summary.cases) == 3
 
 
 def test_folders_with_scans(models: Path) -> None:

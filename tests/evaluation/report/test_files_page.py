@@ -83,6 +83,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         facts={"<i>": "</dl>"},
         classes=class_table(summary),
         cases=case_table(summary, links={"<script>": '"onclick="'}),
+        summary=summary,
         warnings=("<em>",),
     )
     found = Tags(written(tmp_path, report))
