@@ -14,7 +14,6 @@ from autoseg.dataset.task import by_stem, find_task
 from autoseg.evaluation import evaluate, label_review
 from autoseg.evaluation.comparison import SHOWN, compare
 from autoseg.evaluation.figures.overlay import draw_examples
-from autoseg.evaluation.label_review import Finding, findings_rows
 from autoseg.evaluation.labels import parse_options
 from autoseg.evaluation.learn_postprocessing import label_pairs, learn_temperature, update
 from autoseg.evaluation.report import contents, files
@@ -125,8 +124,8 @@ def evaluate_task(
     overlays = out / files.OVERLAYS
     report = contents.cross_validation_report(*facts, processes, volumes, overlays)
     if found is not None:
-        rows, pictures = findings_rows(found), contents.draw_labels(found, exhibits, processes)
-        report = replace(report, labels=rows, label_pictures=pictures)
+        pictures = contents.draw_labels(found, exhibits, processes)
+        report = replace(report, labels=label_review.findings_rows(found), label_pictures=pictures)
     _write_report(out, report)
 
 
@@ -164,7 +163,7 @@ def correct_labels(workspace: Workspace, given: str, source: str, processes: int
 
 def _review(
     trained: files.Trained, validation: evaluate.CrossValidation, path: Path, processes: int
-) -> list[Finding] | None:
+) -> list[label_review.Finding] | None:
     """Rank the labels and write the ranking; the cases to look at, None if that is impossible."""
     plan, classes, kept = trained.plan, trained.labels, label_review.read_kept(path)
     try:

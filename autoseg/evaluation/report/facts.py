@@ -28,7 +28,8 @@ ALL = "mean of the classes"
 VOLUME_COLUMNS = ("reference (ml)", "prediction (ml)")
 WORD_BREAK = re.compile("(?<=[a-z])(?=[A-Z])")
 RECORD = "predictions.json"  # written by prediction beside its label maps
-NO_NAMES: Mapping[str, str] = {}
+Names = Mapping[str, str]  # such as case -> fold
+NO_NAMES: Names = {}
 
 
 class Cell(NamedTuple):
@@ -139,10 +140,7 @@ def penalties(summary: Summary) -> str:
 
 
 def case_table(
-    summary: Summary,
-    folds: Mapping[str, str] = NO_NAMES,
-    links: Mapping[str, str] = NO_NAMES,
-    most_rows: int = MOST_ROWS,
+    summary: Summary, folds: Names = NO_NAMES, links: Names = NO_NAMES, most_rows: int = MOST_ROWS
 ) -> Sortable:
     """A line for each case and class with all metrics, the worst cases first.
 
