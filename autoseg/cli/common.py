@@ -79,11 +79,9 @@ def parser(name: str, description: str | None = None) -> argparse.ArgumentParser
     """
     declared = declarations().get(name, {"description": description, "options": {}})
     made = Parser(prog=name, description=declared["description"], allow_abbrev=False)
-    for program, begin in (("nnunet", "is an option of nnU-Net; "), ("elsewhere", "")):
+    for program, head in (("nnunet", "is an option of nnU-Net; "), ("elsewhere", "")):
         for option, instead in declared.get(program, {}).items():
-            made.add_argument(
-                option, action=NoOption, const=begin + instead, help=argparse.SUPPRESS
-            )
+            made.add_argument(option, action=NoOption, const=head + instead, help=argparse.SUPPRESS)
     made.add_argument("--version", action="version", version=f"autoseg {__version__}")
     made.add_argument("--debug", action="store_true", help="print the full traceback of an error")
     add_options(made, declared["options"])

@@ -23,7 +23,7 @@ TEXT = texts_in(Path(__file__).with_name("messages.json"))
 PAPER = "paper"  # the file of a paper's printed values
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 Folds = Annotated[int, Field(ge=2, le=1000)]
-Values = Annotated[tuple[LabelValue, ...], Field(min_length=1)]
+LabelValues = Annotated[tuple[LabelValue, ...], Field(min_length=1)]
 # Tables and figures of a study: those of every study, and others.
 USUAL, OTHERS = map(tuple, read_json(Path(__file__).with_name("elements.json")).values())
 Element = Annotated[str, Field(pattern=f"^({'|'.join(USUAL + OTHERS)})$")]
@@ -49,7 +49,7 @@ class HeldOut(Section):
     name: FolderName
     images: str
     labels: str
-    classes: Annotated[dict[str, Values], Field(min_length=1)]
+    classes: Annotated[dict[str, LabelValues], Field(min_length=1)]
 
 
 class StudyPlan(Section):
