@@ -192,7 +192,7 @@ def _score_corrected(trained: files.Trained, validation: evaluate.CrossValidatio
             if classes and CORRECTED in (label.parent.name, used.parent.name):
                 folder = fold_folder(trained.folder, fold) / VALIDATION
                 prediction = folder / Path(case.prediction_file).name
-                scores = evaluate.evaluate_case(label, prediction, classes)
+                scores = evaluate.evaluate_case(label, prediction, classes.of_case(case.case))
                 cases[i] = replace(scores, case=case.case)
                 done.append(case.case)
         validation.folds[fold] = replace(summary, cases=tuple(cases))
