@@ -24,6 +24,7 @@ from autoseg.image.image import BODY_FRACTIONS, Image, Lengths, appearance_of
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Clip, Rescale, Step, ZScore
 from autoseg.prediction.model import TrainingSet
+from autoseg.prediction.studies import TEXT
 
 Differences = dict[str, str]  # what differs -> how
 ORIENTATION = "orientation"
@@ -80,10 +81,8 @@ def _faults(plan: Plan, image: Image) -> Iterator[str]:
     target = plan.target_spacing_of(geometry.spacing_mm)
     factors = np.divide(geometry.spacing_mm, target)
     if plan.resamples and max(*factors, *1 / factors) >= SPACING_FACTOR:
-        yield (
-            f"implausible voxel spacing: {by_axis(geometry.spacing_mm, '.3g')} mm, and the "
-            f"model's is {by_axis(target, '.3g')} mm; fix the spacing in the file (in mm)"
-        )
+        about = [by_axis(spacing, ".3g") for spacing in (geometry.spacing_mm, target)]
+        yield TEXT("spacing", found=about[0], target=about[1])
     limits = [(float(values.min()), float(values.max())) for values in image.array]
     if all(low == high for low, high in limits):
         yield f"the scan is empty: every voxel has the value {limits[0][0]:g}"
@@ -158,25 +157,15 @@ class Judge:
         if self.plan.orientation is not None or self.is_warned or code in trained or not trained:
             return
         self.is_warned = True
-        say(
-            f"{what}: stored in the orientation {code}, but the training scans of "
-            f"{self.model} are {counted_codes(trained)}; its plan has no orientation, so "
-            "scans are segmented as they are stored, and the result may be wrong; predict with "
-            f"--orientation {most_common(trained)}, or plan (autoseg_plan) and train again"
-        )
+        about = {"trained": counted_codes(trained), "usual": most_common(trained)}
+        say(TEXT("orientation", what=what, code=code, model=self.model, **about))
 
     @property
     def not_checked(self) -> str:
         """What cannot be checked, and why; empty if everything is."""
         if not self.training.cases:
-            missing = "the model has no fingerprint.json, or one without cases"
-            return f"spacing, field of view and intensities ({missing})"
-        if self.training.has_bodies:
-            return ""
-        return (
-            "histogram inside the body (the model's fingerprint.json is of version 0.1.0; run "
-            f"autoseg_plan {self.plan.task} again and copy the new one into the model)"
-        )
+            return TEXT("no fingerprint")
+        return "" if self.training.has_bodies else TEXT("no bodies", plan=self.plan)
 
     def differences(self, image: Image, modalities: Sequence[str | None] = ()) -> Differences:
         """What is different about a scan that passed `check_scan`; empty if it fits.
@@ -205,10 +194,8 @@ class Judge:
         found = {what: how for what, how in found.items() if how}
         larger = math.prod(scan.extent_mm) / max(math.prod(case.extent_mm) for case in cases)
         if larger > LARGEST_FACTOR and found.keys() - {ORIENTATION, "field of view"}:
-            raise DataError(
-                f"its field of view is {larger:.0f} times that of any training scan (in mm3); "
-                f"crop it to that part of the body; it {differs_from(self.plan, found)}"
-            )
+            differs = differs_from(self.plan, found)
+            raise DataError(TEXT("too large", larger=larger, differs=differs))
         return found
 
 
@@ -311,20 +298,14 @@ class _Channel:
         if not len(self.bodies):
             return ""
         if self.labelled is not None:
-            low, high = self.labelled
-            own, *shares = (_share(values, low, high) for values in (body, *self.bodies))
+            own, *shares = (_share(values, *self.labelled) for values in (body, *self.bodies))
             if own * SHARE_FACTOR * (1 + margin_of(len(shares))) < min(shares):
-                return (
-                    f"has {own:.0%} of the body from {low:g} to {high:g} like labelled tissue "
-                    f"(training scans: {min(shares):.0%} to {max(shares):.0%})"
-                )
+                about = {"limits": self.labelled, "least": min(shares), "most": max(shares)}
+                return TEXT("labelled tissue", own=own, **about)
         nearest = float(_distances(self.seen, self.as_seen(body)).min())
         if len(self.seen) < 2 or nearest <= self.allowed:
             return ""
-        return (
-            f"is {nearest:.2g} standard deviations from the nearest training scan (expected: at "
-            f"most {self.allowed:.2g})"
-        )
+        return TEXT("histogram", nearest=nearest, allowed=self.allowed)
 
 
 def _share(body: Doubles, low: float, high: float) -> float:

@@ -22,7 +22,7 @@ from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
 from autoseg.prediction.output import DEFAULT_FORMAT, PICTURE
 from autoseg.prediction.output import ENDINGS as OUTPUTS
-from autoseg.prediction.studies import Choice, Scan, Studies, find_studies, scan_of_slice
+from autoseg.prediction.studies import TEXT, Choice, Scan, Studies, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 IMAGING = re.compile(rf"^{IMAGE_STEM}(_\d{{4}})?$")
@@ -108,10 +108,7 @@ def find_inputs(
     if choice is None:
         for entry in _folders_in(path):  # which some programs make of a scan they unpack
             if formats.ending_of(entry) and not dicom_files(entry):
-                reason = "a folder without a DICOM series, although it is named like a file"
-                found.refused.setdefault(
-                    entry.name, f"{entry}: {reason}; put the scan itself there"
-                )
+                found.refused.setdefault(entry.name, TEXT("no series", path=entry))
         folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
         top = [] if path in folders else _files_in(path)
         files = [Scan("", formats.stem_of(file), file) for file in top]
@@ -121,10 +118,8 @@ def find_inputs(
         found.scans = found.scans + files
     if not found.scans and not found.refused:
         others = "; ".join(f"{name}: {reason}" for name, reason in found.passed_over.items())
-        raise DataError(
-            f"{path}: holds no scan; supported are {', '.join(formats.READABLE)} files and DICOM "
-            f"series{'; skipped: ' if others else ''}{others}"
-        )
+        about = {"others": others, "skipped": "; skipped: " if others else ""}
+        raise DataError(TEXT("no scan", path=path, known=", ".join(formats.READABLE), **about))
     return _group(found.scans, channels, found)
 
 
@@ -210,15 +205,11 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
     for name, files in sorted(cases.items()):
         reasons = [obstacle(file) or "" for file in files.values() if isinstance(file, Path)]
         if len(channels) == 1 and len(files) > 1:
-            reasons[:0] = [
-                f"{', '.join(map(str, files.values()))}: the numbers at the end of their names "
-                f"were taken for channels, but the model has one channel, {channels[0]}; rename "
-                f"them if they are separate scans, for example to {name}-{max(files):04d}"
-            ]
+            about = {"channel": channels[0], "name": name, "last": max(files)}
+            reasons[:0] = [TEXT("one channel", files=", ".join(map(str, files.values())), **about)]
         elif gaps := sorted(set(range(len(files))) - set(files)):
             missing = ", ".join(f"{name}_{gap:04d}" for gap in gaps)
-            known = ", ".join(channels)
-            reasons[:0] = [f"case {name}: {missing} is missing; the model's channels are {known}"]
+            reasons[:0] = [TEXT("gap", name=name, missing=missing, known=", ".join(channels))]
         if any(reasons):
             found.refused.setdefault(name, next(filter(None, reasons)))
         if name not in found.refused:

@@ -17,6 +17,7 @@ from autoseg.models.folder import FINGERPRINT, PLAN, FolderFiles, ModelFiles
 from autoseg.networks.unet import UNet, build_network
 from autoseg.plan.plan import Plan
 from autoseg.prediction.postprocessing import FILE_NAME, TEMPERATURE, Postprocessing
+from autoseg.prediction.studies import TEXT
 
 PREVIOUS = "previous_stage.json"
 
@@ -91,10 +92,8 @@ def read_weights(files: ModelFiles, fold: str, plan: Plan) -> Tensors:
     name = layout.weights_name(fold)
     tensors, state = files.checkpoint(name)
     if state.get("plan_id") != plan.id:
-        raise AutosegError(
-            f"{files.path(name)} was trained by plan {state.get('plan_id')}, but {PLAN} is "
-            f"{plan.id}; restore the {PLAN} that it was trained by"
-        )
+        about = {"path": files.path(name), "found": state.get("plan_id"), "name": PLAN}
+        raise AutosegError(TEXT("other plan", plan=plan, **about))
     return tensors
 
 
@@ -131,10 +130,7 @@ def check_previous(folder: Path, previous: Plan, files: ModelFiles | None = None
     found = (files or FolderFiles(folder)).json(PREVIOUS)
     wanted = found.get("plan_id") if isinstance(found, dict) else None
     if wanted != previous.id:
-        raise AutosegError(
-            f"{folder} refines plan {wanted} of {previous.name}, but the plan there is now "
-            f"{previous.id}; restore the models of that plan, or train the cascade again"
-        )
+        raise AutosegError(TEXT("previous stage", folder=folder, wanted=wanted, previous=previous))
 
 
 def check_same_classes(plan: Plan, other: Plan) -> None:
@@ -147,10 +143,7 @@ def check_same_classes(plan: Plan, other: Plan) -> None:
         values = [getattr(each, key) for each in (plan, other)]
         # The order of the labels is that of the classes, so it has to be the same, too.
         if str(values[0]) != str(values[1]):
-            raise AutosegError(
-                f"plans {plan.name} and {other.name} cannot be averaged: their {key} differ "
-                f"({values[0]} and {values[1]}); choose plans of the same task"
-            )
+            raise AutosegError(TEXT("classes", plan=plan, other=other, key=key, values=values))
 
 
 def load_postprocessing(model: Model) -> Postprocessing | None:
@@ -165,10 +158,7 @@ def load_postprocessing(model: Model) -> Postprocessing | None:
     where = str(files.path(FILE_NAME))
     found = Postprocessing.from_json(files.json(FILE_NAME), where)
     if found.plan_id != model.plan.id:
-        raise AutosegError(
-            f"{where} was learned for plan {found.plan_id}, but the model's plan is "
-            f"{model.plan.id}; learn it again with autoseg_evaluate TASK, or delete it"
-        )
+        raise AutosegError(TEXT("postprocessing", where=where, found=found, plan=model.plan))
     return found
 
 

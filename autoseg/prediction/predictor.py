@@ -41,6 +41,7 @@ from autoseg.prediction.passes import Passes
 from autoseg.prediction.postprocessing import Postprocessing, Reliability
 from autoseg.prediction.quality import Observer
 from autoseg.prediction.sliding_window import CPU, predict_slabs, turned, window_bytes
+from autoseg.prediction.studies import TEXT
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.steps import Prepared, prepare
@@ -326,10 +327,8 @@ class Predictor(Passes):
             return False
         free = free_bytes(self.device) // self.together
         if 2 * needed > free:
-            note(
-                f"the sums of a scan need {needed / GB:.3g} GB, more than half of the free memory "
-                f"of {self.device} ({free / GB:.3g} GB); the host keeps them, which is slower"
-            )
+            about = {"needed": needed / GB, "free": free / GB, "device": self.device}
+            note(TEXT("sums on the host", **about))
         return 2 * needed <= free
 
     def window_bytes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> int:

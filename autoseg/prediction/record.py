@@ -33,6 +33,7 @@ from autoseg.networks.devices import describe
 from autoseg.prediction.inputs import Inputs
 from autoseg.prediction.model import Model
 from autoseg.prediction.predictor import Ensemble, Predictor
+from autoseg.prediction.studies import TEXT
 
 RECORD, LABELS, LOCK = "predictions.json", "labels.json", ".predictions.lock"
 SMALL_BYTES = 100_000  # a record that is written anew for each case
@@ -90,10 +91,7 @@ class PredictionRecord:
                 there = (outdated | _files_of(cases)).items()
                 outdated = {n: of for n, of in there if self.path.with_name(n).exists()}
                 if outdated and not overwrite:
-                    raise AutosegError(
-                        f"{self.path}: the existing predictions have another "
-                        f"{' and '.join(differing)}; choose another -o, or use --overwrite"
-                    )
+                    raise self._error("other origin", differing)
                 cases = {}
             self.outdated = outdated
             common.write_json(self.path.with_name(LABELS), self.labels)
@@ -108,8 +106,7 @@ class PredictionRecord:
     def taken(self, uids: Mapping[str, str]) -> dict[str, str]:
         """The cases whose name is that of another DICOM series in the record -> what to do."""
         return {
-            name: f"{self.path}: {name} is the prediction of another series ({there}); choose "
-            "another -o, or use --name-by uid"
+            name: TEXT("other series", path=self.path, name=name, there=there)
             for name, case in self.read().items()
             if (there := case.get("series_uid")) and uids.get(name, there) != there
         }
@@ -123,10 +120,7 @@ class PredictionRecord:
         with self._locked():
             found = self._read()
             if found and (differing := self._differing(found)):
-                raise AutosegError(
-                    f"{self.path}: another run overwrites the predictions with another "
-                    f"{' and '.join(differing)}; choose another -o"
-                )
+                raise self._error("other run", differing)
             added = case | {"run": self.run_id}
             part = {"cases": {name: added}, "runs": {self.run_id: self.run}}
             found = _merged(found, part)
@@ -177,6 +171,9 @@ class PredictionRecord:
         """Size and time of the record and of its journal."""
         found = [p.stat() if p.exists() else None for p in (self.path, self.journal)]
         return [(of.st_size, of.st_mtime_ns) if of else (0, 0) for of in found]
+
+    def _error(self, what: str, differing: Sequence[str]) -> AutosegError:
+        return AutosegError(TEXT(what, path=self.path, what=" and ".join(differing)))
 
     def _differing(self, found: Mapping[str, Any]) -> list[str]:
         known = set(self.origin) | (set(found) - {"task", "plan", "runs", "cases", "outdated"})

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import obstacle, printable
+from autoseg.common.files import obstacle, printable, texts_in
 from autoseg.image import dicom, dicom_series
 
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
 WITH_ENDING = re.compile(r".+\.[A-Za-z]\w*")  # unlike a UID
 NUMBERED = re.compile(r".+_\d{4}")
@@ -230,10 +231,7 @@ def _with_lost_slices(found: list[_Found]) -> list[_Found]:
     for single, volume in product(singles, volumes):
         first = single.series.first
         if not first.is_localiser and dicom_series.continues(first, volume.series):
-            reason = (
-                f"{first.file}: continues the series {volume.series.first.series}, but "
-                "has another SeriesInstanceUID; export the series again"
-            )
+            reason = TEXT("lost slice", first=first, series=volume.series.first.series)
             pair = single, volume
             found = [replace(each, problem=reason) if each in pair else each for each in found]
     return found
@@ -291,10 +289,7 @@ def series_choice(text: str) -> Choice:
     for part in re.split(r"\s+and\s+", text, flags=re.IGNORECASE):
         found = CONDITION.fullmatch(part)
         if not found or not is_keyword(found[1]):
-            raise AutosegError(
-                f"--series: {part!r} is not a condition on a DICOM tag, such as Modality=CT or "
-                "SliceThickness<=2, and not a SeriesInstanceUID"
-            )
+            raise AutosegError(TEXT("no condition", part=part))
         keyword, comparison, value = found[1], found[2], found[3].strip("'\"")
         if comparison in COMPARISONS and _number(value) is None:
             raise AutosegError(f"--series: {part!r} needs a number after {comparison}")
