@@ -150,12 +150,7 @@ def extract(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
     """
     with _opened(path) as file:
         _check_members(file, path, any_ending=True)
-        for info in file.infolist():
-            if wanted(info.filename):
-                target = folder / info.filename
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with file.open(info) as source, target.open("xb") as out:
-                    shutil.copyfileobj(source, out)
+        file.extractall(folder, filter(wanted, file.namelist()))
 
 
 def _check_members(file: zipfile.ZipFile, path: Path, any_ending: bool = False) -> None:

@@ -1,9 +1,8 @@
 """Where everything is below `models/TASK/PLAN`, and the same files in a packed model."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import is_there, parse_json, read_json, sha256_of, write_json
@@ -50,8 +49,7 @@ def weights_name(fold: int | str) -> str:
     return f"{fold_name(fold)}/{FINAL}"
 
 
-@dataclass(frozen=True)
-class FolderFiles:
+class FolderFiles(NamedTuple):
     """The files of a model folder by their names in it, such as `fold_0/final.safetensors`."""
 
     folder: Path
@@ -99,8 +97,7 @@ class FolderFiles:
         return FolderFiles(folder)
 
 
-@dataclass(frozen=True)
-class PackedFiles:
+class PackedFiles(NamedTuple):
     """The files of a packed model, or of a folder in it, with the methods of `FolderFiles`."""
 
     archive: Archive

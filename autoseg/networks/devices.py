@@ -94,11 +94,8 @@ def fast_convolutions(device: torch.device) -> Iterator[None]:
     TensorFloat-32 (the default of torch, 10 bits of mantissa). So a run is reproducible bit by bit
     on a CPU; on CUDA with the same patches and learning rates, but other rounding errors.
     """
-    if device.type != "cuda":
-        yield
-        return
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
     try:
         yield
     finally:

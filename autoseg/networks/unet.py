@@ -3,8 +3,6 @@
 Shapes: B batch, C channels, X, Y, Z voxels; stage s has features[s] feature maps.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +14,7 @@ ONE = (1, 1, 1)  # a stride
 SMALLEST_AXIS = 3  # voxels that bfloat16 convolutions compute correctly
 
 
-def build_network(plan: Plan) -> UNet:
+def build_network(plan: Plan) -> "UNet":
     """The network of a plan, with one output per class (background included) or per region."""
     return UNet(plan.network, channels=plan.input_channels, classes=plan.classes.outputs)
 
@@ -120,10 +118,9 @@ class UNet(nn.Module):
         for stage in reversed(range(len(features) - 1)):
             width, stride = features[stage], strides[stage + 1]
             self.up.append(nn.ConvTranspose3d(features[stage + 1], width, stride, stride))
-            convolutions = [ConvBlock(plan, 2 * width, width, kernels[stage])]
-            for _ in range(plan.blocks_decoder[stage] - 1):
-                convolutions.append(ConvBlock(plan, width, width, kernels[stage]))
-            self.decoder.append(nn.Sequential(*convolutions))
+            widths = [2 * width] + [width] * (plan.blocks_decoder[stage] - 1)
+            blocks = (ConvBlock(plan, inputs, width, kernels[stage]) for inputs in widths)
+            self.decoder.append(nn.Sequential(*blocks))
 
         self.heads = nn.ModuleList(nn.Conv3d(f, classes, 1) for f in features[: plan.supervised])
         _initialise(self, plan)

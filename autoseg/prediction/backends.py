@@ -6,12 +6,11 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +30,7 @@ AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
 BACKENDS = (AUTO, TORCH, OPENVINO)
 
 
-@dataclass(frozen=True)
-class Backend:
+class Backend(NamedTuple):
     """The networks of a model, ready to run."""
 
     name: str  # library, version and precision, such as `torch 2.13.0 bfloat16`
@@ -157,9 +155,8 @@ def openvino() -> ModuleType:
     try:
         return importlib.import_module("openvino")
     finally:
-        if hidden is None:
-            del sys.modules[TELEMETRY]
-        else:
+        del sys.modules[TELEMETRY]
+        if hidden is not None:
             sys.modules[TELEMETRY] = hidden
 
 
@@ -261,14 +258,14 @@ class _Translator(fx.Interpreter):
         """The nodes of a layer."""
         ops, x = self.ops, args[0]
         match layer := self.fetch_attr(target):
-            case nn.Conv3d():
-                padding = [int(size) for size in layer.padding]
+            case nn.Conv3d() | nn.ConvTranspose3d():
                 weight, stride = _constant(_array(layer.weight)), list(layer.stride)
-                x = ops.convolution(x, weight, stride, padding, padding, [1, 1, 1])
-                return _with_bias(ops, layer, x)
-            case nn.ConvTranspose3d():
-                weight, stride = _constant(_array(layer.weight)), list(layer.stride)
-                return _with_bias(ops, layer, ops.convolution_backprop_data(x, weight, stride))
+                if isinstance(layer, nn.Conv3d):
+                    padding = [int(size) for size in layer.padding]
+                    x = ops.convolution(x, weight, stride, padding, padding, [1, 1, 1])
+                else:
+                    x = ops.convolution_backprop_data(x, weight, stride)
+                return x if layer.bias is None else ops.add(x, _per_map(_array(layer.bias)))
             case nn.BatchNorm3d():
                 statistics = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
                 weight, bias, mean, variance = (_array(v).astype(np.float64) for v in statistics)
@@ -283,18 +280,13 @@ class _Translator(fx.Interpreter):
             case nn.LeakyReLU():
                 return ops.prelu(x, np.array([layer.negative_slope], np.float32))
             case nn.MaxPool3d():
-                size: Any = layer.kernel_size
-                nothing = [0, 0, 0]
-                found = ops.max_pool(x, list(size), [1, 1, 1], nothing, nothing, list(size))
+                size: Any = list(layer.kernel_size)  # type: ignore[arg-type]
+                found = ops.max_pool(x, size, [1, 1, 1], [0, 0, 0], [0, 0, 0], size)
                 return found.output(0)  # the other output holds the indices of the maxima
             case nn.AvgPool3d():
                 size = list(layer.kernel_size)  # type: ignore[arg-type]
                 return ops.avg_pool(x, size, [0, 0, 0], [0, 0, 0], size, exclude_pad=True)
         raise AssertionError(f"the U-Net has a new layer: {layer}")
-
-
-def _with_bias(ops: ModuleType, layer: nn.Conv3d | nn.ConvTranspose3d, x: Node) -> Node:
-    return x if layer.bias is None else ops.add(x, _per_map(_array(layer.bias)))
 
 
 def _scaled(ops: ModuleType, x: Node, scale: NDArray[Any], offset: NDArray[Any]) -> Node:

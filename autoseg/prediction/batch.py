@@ -4,8 +4,6 @@ A case is read and preprocessed, segmented, then written. These three stages wor
 each on another case; so at most three cases are in memory.
 """
 
-from __future__ import annotations
-
 import os
 import time
 import traceback
@@ -14,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoseg.common.errors import AutosegError, DataError, RunError
 from autoseg.common.figures import pixels_of, save_figure
@@ -97,8 +95,7 @@ class Outcome:
         """
         for error in self.failed.values():
             raise error
-        if self.refused:
-            reason = next(iter(self.refused.values()))
+        for reason in self.refused.values():
             more = f" (and {len(self.refused) - 1} more)" if len(self.refused) > 1 else ""
             raise DataError(f"{reason}{more}")
 
@@ -209,8 +206,7 @@ def predict_cases(
                     outcome.refused[case.name] = str(case.error)
                 elif case.error is not None:
                     outcome.failed[case.name] = case.error
-    skipped = tuple(name for name in inputs if name in queue.skipped)
-    outcome = replace(outcome, skipped=skipped)
+    outcome = replace(outcome, skipped=tuple(name for name in inputs if name in queue.skipped))
     if options.report:
         output.write_report(out, read_json(out / records.RECORD), list(outcome.missing()))
         say(f"report: {out / output.REPORT}")
@@ -239,7 +235,7 @@ class _Case:
     seconds: dict[str, float] = field(default_factory=dict)
     geometry: Geometry = field(init=False)
     differs: Differences = field(default_factory=dict)
-    source: Source | None = None
+    source: "Source | None" = None
     remarks: list[str] = field(default_factory=list)
     prepared: Any = None
     label: Any = None
@@ -263,14 +259,13 @@ class _Case:
         self.seconds[part] = round(time.perf_counter() - started, 3)
 
 
-@dataclass(frozen=True)
-class _Stages:
+class _Stages(NamedTuple):
     """The three stages of a case: read and preprocess, segment, write."""
 
     predictor: Predictor
     queue: records.CaseQueue
     previous: Mapping[str, Path] | None
-    writer: SegWriter | None
+    writer: "SegWriter | None"
     options: Options
     bar: Progress
     uids: Mapping[str, str]

@@ -3,16 +3,13 @@
 The first part is the series that was segmented, which the objects refer to.
 """
 
-from __future__ import annotations
-
-import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pydicom
@@ -24,7 +21,7 @@ from autoseg import __version__
 from autoseg.common.arrays import LabelMap, count_values
 from autoseg.common.errors import AutosegError, DataError, install_hint
 from autoseg.common.figures import Colours, colours_of
-from autoseg.common.files import replacing
+from autoseg.common.files import read_json, replacing
 from autoseg.common.progress import note, say
 from autoseg.image.dicom import find_series
 from autoseg.image.dicom_series import Series, check_stack
@@ -32,20 +29,20 @@ from autoseg.models.folder import RESEARCH
 from autoseg.plan import labels as coding
 from autoseg.plan.labels import PRIVATE_SCHEME, ClassValues, Codes, SegmentCode
 from autoseg.plan.plan import Plan
+from autoseg.prediction.studies import TEXT
 
 # What never changes. Each file of a series must have the identities, as the SEG refers to them;
 # some are the same for all files. The optional ones may be empty, but must be there; those with a
 # type may be invalid. A capture has planes of three orientations, and no patient is named in it.
-FIXED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+FIXED = read_json(Path(__file__).with_suffix(".json"))
 SEXES = ("", "M", "F", "O")
 
 
-def _unfit(path: Path | Series, reason: str) -> DataError:
-    return DataError(f"{path}: {reason}; choose the format nii.gz, nrrd or mha")
+def _unfit(path: Path | Series, what: str, **about: Any) -> DataError:
+    return DataError(f"{path}: {TEXT(what, **about)}; choose the format nii.gz, nrrd or mha")
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The series that was segmented.
 
     Attributes:
@@ -60,7 +57,7 @@ class Source:
     frames: Sequence[int]
 
     @classmethod
-    def read(cls, path: Path | Series) -> Source:
+    def read(cls, path: Path | Series) -> Self:
         """Read the headers of a series.
 
         Raises:
@@ -75,7 +72,7 @@ class Source:
                 if not header.get(name) and (known := header.file_meta.get(f"MediaStorage{name}")):
                     setattr(header, name, known)
             if missing := [name for name in FIXED["identities"] if not header.get(name)]:
-                raise _unfit(file, f"{missing[0]} is missing, which a DICOM SEG refers to")
+                raise _unfit(file, "SEG: missing", name=missing[0])
             headers.append(header)
         if len(headers) > 1:
             apart = float(np.median(np.diff(series.offsets_mm)))
@@ -83,7 +80,6 @@ class Source:
                 header.SpacingBetweenSlices = f"{apart:.10g}"
                 header.SliceThickness = header.get("SliceThickness") or f"{apart:.10g}"
         source = cls(path, headers, [each.frame for each in series.slices])
-        source._check_identities()
         source._complete()
         return source
 
@@ -101,18 +97,14 @@ class Source:
         stored[self.frames] = slices
         return stored
 
-    def _check_identities(self) -> None:
+    def _complete(self) -> None:
+        """Check the identities, add attributes that may be empty, and empty invalid ones."""
         for name in FIXED["in_common"]:
             found = {str(header.get(name) or "") for header in self.headers}
             if (count := len(found)) > 1:
-                reason = f"its slices have {count} values of {name}, and a DICOM SEG refers to one"
-                raise _unfit(self.path, reason)
+                raise _unfit(self.path, "SEG: values", count=count, name=name)
         if len({header.SOPInstanceUID for header in self.headers}) < len(self.headers):
-            reason = "several slices have the same SOPInstanceUID: a DICOM SEG cannot refer to them"
-            raise _unfit(self.path, reason)
-
-    def _complete(self) -> None:
-        """Add attributes that must be there but may be empty, and empty invalid ones."""
+            raise _unfit(self.path, "SEG: same slices")
         first = self.headers[0]
         for name, kind in FIXED["optional"].items():
             value = first.get(name)
@@ -122,10 +114,7 @@ class Source:
             if not (value and is_valid):
                 setattr(first, name, "")
         if not first.get("FrameOfReferenceUID"):
-            note(
-                f"{self.path}: FrameOfReferenceUID is missing; the DICOM SEG gets its own, so "
-                "viewers have to place it by the slices that it refers to"
-            )
+            note(TEXT("SEG: frame of reference", path=self.path))
             frame = generate_uid(entropy_srcs=[first.SeriesInstanceUID])
             for header in self.headers:
                 header.FrameOfReferenceUID = frame
@@ -177,7 +166,7 @@ class SegWriter:
     @classmethod
     def of(
         cls, plan: Plan | Mapping[str, Any], qualification: str = RESEARCH, codes: Codes = NO_CODES
-    ) -> SegWriter:
+    ) -> Self:
         """What a plan knows, or class -> values; the codes go before those of a plan.
 
         Raises:
@@ -193,19 +182,15 @@ class SegWriter:
             return cls(labels, len(set(flat)) < len(flat), codes, {}, *about)
         labels, task = dict(list(plan.labels.items())[1:]), plan.task
         colours, overlap = plan.evaluation.colours_of(labels), plan.classes.are_regions
-        model = f"{task} {plan.name}"
-        known = {**plan.codes, **codes}
-        return cls(labels, overlap, known, colours, task, model, plan.id, qualification)
+        about = task, f"{task} {plan.name}", plan.id, qualification
+        return cls(labels, overlap, {**plan.codes, **codes}, colours, *about)
 
     @cached_property
     def codes(self) -> dict[str, SegmentCode]:
         """Of each class; classes without a standard code are named (standard error)."""
         found = coding.codes_of(self.labels, self.declared, self.task)
         if private := [name for name, code in found.items() if code.is_private]:
-            say(
-                f"no SNOMED CT code is known for {', '.join(private)}: DICOM SEG gets a private "
-                f'code ({PRIVATE_SCHEME}); "codes" in dataset.json declares others'
-            )
+            say(TEXT("SEG: private codes", names=", ".join(private), scheme=PRIVATE_SCHEME))
         return found
 
     def read(self, path: Path | Series) -> Source:
@@ -215,7 +200,7 @@ class SegWriter:
             DataError: it cannot.
         """
         source = Source.read(path)
-        first = replace(source, headers=source.headers[:2], frames=source.frames[:2])
+        first = source._replace(headers=source.headers[:2], frames=source.frames[:2])
         try:
             empty = np.zeros(first.size, np.uint8)
             self._segmentation(first, empty, "").save_as(BytesIO())
@@ -223,7 +208,7 @@ class SegWriter:
             raise
         except Exception as error:  # of highdicom and pydicom, which raise nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise _unfit(path, f"cannot be the source of a DICOM SEG ({reason})") from error
+            raise _unfit(path, "SEG: source", reason=reason) from error
         return source
 
     def write(

@@ -1,7 +1,5 @@
 """Find the cases in a file or folder of new scans: image files, and DICOM series at any depth."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import stat
@@ -43,7 +41,7 @@ class FoundInputs(Studies):
 
     cases: Inputs = field(default_factory=dict)
 
-    def for_output(self, out: Path, format: str) -> tuple[FoundInputs, Path, str]:
+    def for_output(self, out: Path, format: str) -> tuple["FoundInputs", Path, str]:
         """The inputs, the output folder and the format; a single scan may be given a file.
 
         Args:
@@ -98,8 +96,7 @@ def find_inputs(
         elif is_dicom(path):
             scan = scan_of_slice(path, name_by)
         else:
-            known = ", ".join(formats.READABLE)
-            raise DataError(f"{path}: not a scan; use {known}, or a DICOM series")
+            raise DataError(TEXT("not a scan", path=path, known=", ".join(formats.READABLE)))
         return _group([scan], channels, FoundInputs())
     found = FoundInputs(**vars(find_studies(path, name_by, choice, len(channels))))
     if choice is not None and not found.scans and not found.refused:
@@ -203,7 +200,7 @@ def _group(scans: Iterable[Scan], channels: tuple[str, ...], found: FoundInputs)
         if twin != scan.path:
             found.refused[name] = f"{scan.path} and {twin} are the same case; rename or remove one"
     for name, files in sorted(cases.items()):
-        reasons = [obstacle(file) or "" for file in files.values() if isinstance(file, Path)]
+        reasons = [obstacle(file) for file in files.values() if isinstance(file, Path)]
         if len(channels) == 1 and len(files) > 1:
             about = {"channel": channels[0], "name": name, "last": max(files)}
             reasons[:0] = [TEXT("one channel", files=", ".join(map(str, files.values())), **about)]

@@ -1,7 +1,5 @@
 """The files that a prediction writes: label map in several formats, probabilities, a picture."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,7 +174,7 @@ def _voxels(counts: NDArray[np.int64], labels: set[int], plan: Plan) -> int:
     return sum(int(counts[list(covered)].sum()) for covered in classes)
 
 
-def draw_preview(image: NDArray[Any], label: LabelMap, geometry: Geometry, plan: Plan) -> Figure:
+def draw_preview(image: NDArray[Any], label: LabelMap, geometry: Geometry, plan: Plan) -> "Figure":
     """Draw three planes of a scan with the contours of the classes.
 
     Args:

@@ -6,8 +6,6 @@ learns the steps on whole scans, and from the `Reliability` of the folds a tempe
 probabilities.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +62,7 @@ class Postprocessing:
                 label_map[box][outside] = BACKGROUND
 
     @staticmethod
-    def from_json(found: Any, where: str) -> Postprocessing:
+    def from_json(found: Any, where: str) -> "Postprocessing":
         """Parse the content of a `postprocessing.json`; `where` is named in messages.
 
         Raises:

@@ -10,16 +10,15 @@ A prediction has four steps, here in the order in which `Predictor.segment` call
 Between `prepare` and `label_map`, axes are those of the plan's orientation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import LabelMap
@@ -45,9 +44,6 @@ from autoseg.prediction.studies import TEXT
 from autoseg.preprocessing.preprocess import prepare_previous
 from autoseg.preprocessing.resample import axis_orders
 from autoseg.preprocessing.steps import Prepared, prepare
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk
 
 
 class Predictor(Passes):
@@ -114,7 +110,7 @@ class Predictor(Passes):
         self.qualification = qualification_in(model.where)
 
     @cached_property
-    def previous(self) -> Predictor | None:
+    def previous(self) -> "Predictor | None":
         """Predicts the stage that a cascade refines; None if the plan is not a cascade.
 
         Raises:
@@ -231,12 +227,11 @@ class Predictor(Passes):
             known = [judge for judge in self.judges if judge.plan.orientation is not None]
             orientation = (known or self.judges)[0].orientation_of_arrays
             scan = from_array(scan, spacing_mm, orientation)
-        is_ours = isinstance(scan, Image)
         image = scan if isinstance(scan, Image) else from_simpleitk(scan)
-        what = "the scan" if is_ours else "the SimpleITK image"
+        what = "the scan" if image is scan else "the SimpleITK image"
         self.warn(what, image, self.check(image))
         label = self.segment(self.prepare(image, previous))
-        return label if is_ours else to_simpleitk(label, image.geometry)
+        return label if image is scan else to_simpleitk(label, image.geometry)
 
     def show(self, scan: Image, label: LabelMap | None = None) -> Prediction:
         """A scan and its label map, which is predicted if it is not given, as a picture."""
@@ -268,13 +263,11 @@ class Predictor(Passes):
             planes = self.reliability.watch(planes, view, self.logits)
         if report is not None:
             planes = _reported(planes, shape[axis], report)
-        with (
-            fast_convolutions(self.device),
-            nullcontext()
-            if save is None
-            else probability_file(save, classes.output_names, size, view, self.temperature) as file,
-        ):
-            saves: list[native.Save] = [file] if file else []
+        saves: list[native.Save] = []
+        with fast_convolutions(self.device), ExitStack() as stack:
+            if save is not None:
+                about = classes.output_names, size, view, self.temperature
+                saves.append(stack.enter_context(probability_file(save, *about)))
             if observer is not None and observer.maps:
                 saves.append(observer.entropies(size, view))
             how = self.logits, self.temperature

@@ -67,11 +67,8 @@ class PredictionRecord:
         self.path = folder / RECORD
         self.origin = origin(predictor, known) | {"format": format}
         self.names = {"task": plan.task, "plan": plan.name}
-        self.labels = {
-            "labels": {name: list(values) for name, values in plan.labels.items()},
-            "ignore_label": plan.ignore_label,
-            "evaluation": plan.evaluation.model_dump(mode="json"),
-        }
+        known_by = {"labels", "ignore_label", "evaluation"}
+        self.labels = plan.model_dump(mode="json", include=known_by)
         self.run_id, self.run = uuid4().hex[:8], run_facts(predictor)
         self.outdated: FileFacts = {}
         self.journal = folder / ".predictions.jsonl"  # the latest cases, one in a line
@@ -375,8 +372,7 @@ class CaseQueue:
             found = [x for x in leftovers if any(common.is_temporary(x, file) for file in files)]
             if found:
                 with suppress(InUse), self._claim(name):
-                    for left in found:
-                        (self.folder / left).unlink(missing_ok=True)
+                    common.remove_leftovers(self.folder, files)
 
 
 def _is_readable(path: Path) -> bool:

@@ -8,9 +8,8 @@ probabilities of the whole scan.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import reduce
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,8 +26,7 @@ VOXELS_AT_ONCE = 1 << 18  # small patches, such as 2D slices, are batched up to 
 VALUES_AT_ONCE = 1 << 25  # on a card, of all classes
 
 
-@dataclass(frozen=True)
-class Slab:
+class Slab(NamedTuple):
     """Finished planes of a scan; they are valid until the next slab is taken.
 
     Attributes:
@@ -94,10 +92,8 @@ def predict_slabs(
     inside = tuple(slice(b, b + n) for b, n in zip(before[1:], image.shape[2:], strict=True))
     on_host = torch.from_numpy(np.ascontiguousarray(padded))
     volume, weights = on_host.to(device), weight_map(patch, inference.weighting).to(device)
-    at_once = VOXELS_AT_ONCE
-    if device.type == "cuda":
-        at_once = max(at_once, VALUES_AT_ONCE // classes)
-    batch = max(1, at_once // math.prod(patch))
+    on_card = VALUES_AT_ONCE // classes if device.type == "cuda" else 0
+    batch = max(1, max(VOXELS_AT_ONCE, on_card) // math.prod(patch))
     groups, boxes = _tiles(padded.shape[1:], patch, inference, z_before_y, batch)
     length = max(group[-1] - group[0] for group in groups) + patch[0]
     kind = torch.float16 if folds else torch.float32

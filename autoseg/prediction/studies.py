@@ -4,10 +4,10 @@ import operator
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import obstacle, printable, texts_in
@@ -22,8 +22,7 @@ COMPARISONS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": oper
 Choice = Callable[[dicom_series.Series], bool]
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """One file or series.
 
     Attributes:
@@ -63,8 +62,7 @@ class Studies:
     uids: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """A series, where it lies, and why it is refused."""
 
     scan: Scan
@@ -98,7 +96,7 @@ def find_studies(
         else:
             _sort_others(contents, root, studies)
             found += _found_in(contents, folder, root)
-    _sort(_named(_put_together(found), name_by, channels), choice, studies)
+    _sort([*_named(_put_together(found), name_by, channels)], choice, studies)
     return studies
 
 
@@ -157,13 +155,12 @@ def _walk(folder: Path, seen: set[Path], studies: Studies) -> Iterator[Path]:
         studies.refused[printable(folder.name)] = reason
         return
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    below = [entry for entry in entries if entry.is_dir()]
     for entry in entries:  # without an ending, it may lead to a folder of scans
         is_link = entry.is_symlink() and not WITH_ENDING.fullmatch(entry.name)
         if is_link and (reason := obstacle(entry)):
             studies.refused[printable(entry.name)] = reason
     yield folder
-    for entry in below:
+    for entry in filter(Path.is_dir, entries):
         yield from _walk(entry, seen, studies)
 
 
@@ -199,7 +196,7 @@ def _put_together(found: Sequence[_Found]) -> list[_Found]:
         if id(series) not in singles:
             some = [each for each in singles.values() if each.series.first in series.slices]
             whole = [each for each in whole if each not in some]
-            whole.append(_Found(replace(some[0].scan, path=series), series, some[0].folder))
+            whole.append(_Found(some[0].scan._replace(path=series), series, some[0].folder))
     return _with_lost_slices(whole)
 
 
@@ -208,20 +205,17 @@ def _whole(some: list[_Found]) -> list[_Found]:
 
     Copies of a series stay separate, and so do volumes to which a program gave the same UID.
     """
-    slices = {
-        (each.instance, each.frame, each.position_mm): each
-        for part in some
-        for each in part.series.slices
-    }
+    every = [each for part in some for each in part.series.slices]
+    slices = {(each.instance, each.frame, each.position_mm): each for each in every}
     series = dicom_series.Series.of(slices.values())
     is_copy = len(series.slices) <= max(len(part.series.slices) for part in some)
     if len(some) == 1 or is_copy or series.why_no_volume:
         return some
-    one = replace(some[0], scan=replace(some[0].scan, path=series), series=series)
+    one = some[0]._replace(scan=some[0].scan._replace(path=series), series=series)
     problem, offsets = _problem_of(series, f"{series}: hold parts of one series"), series.offsets_mm
     if problem and (offsets[1:] - offsets[:-1]).min() < dicom_series.SAME_POSITION_MM:
         return some
-    return [replace(one, problem=problem)]
+    return [one._replace(problem=problem)]
 
 
 def _with_lost_slices(found: list[_Found]) -> list[_Found]:
@@ -233,14 +227,12 @@ def _with_lost_slices(found: list[_Found]) -> list[_Found]:
         if not first.is_localiser and dicom_series.continues(first, volume.series):
             reason = TEXT("lost slice", first=first, series=volume.series.first.series)
             pair = single, volume
-            found = [replace(each, problem=reason) if each in pair else each for each in found]
+            found = [each._replace(problem=reason) if each in pair else each for each in found]
     return found
 
 
-def _named(found: Sequence[_Found], name_by: str, channels: int) -> list[_Found]:
+def _named(found: Sequence[_Found], name_by: str, channels: int) -> Iterator[_Found]:
     """The series with the names of their cases, each unique, also where case is ignored."""
-    if name_by == "folder":
-        return list(found)
     names = []
     for each in found:
         first = each.series.first
@@ -249,18 +241,16 @@ def _named(found: Sequence[_Found], name_by: str, channels: int) -> list[_Found]
         names.append(first.series if name_by == "uid" else patient + number)
     counts = Counter(name.casefold() for name in names)
     seen: Counter[str] = Counter()
-    named = []
     for each, name in zip(found, names, strict=True):
-        if channels > 1 and NUMBERED.fullmatch(each.scan.stem):
-            named.append(each)
+        if name_by == "folder" or (channels > 1 and NUMBERED.fullmatch(each.scan.stem)):
+            yield each
             continue
         if counts[name.casefold()] > 1 and name_by != "uid":
             name = f"{name}_{each.series.first.series.rpartition('.')[2]}"
         seen[name.casefold()] += 1
         if seen[name.casefold()] > 1:
             name = f"{name}_{seen[name.casefold()]}"
-        named.append(replace(each, scan=Scan("", name, each.scan.path, is_case=True)))
-    return named
+        yield each._replace(scan=Scan("", name, each.scan.path, is_case=True))
 
 
 def _sort_others(contents: dicom.Contents, root: Path, studies: Studies) -> None:
@@ -301,15 +291,10 @@ def series_choice(text: str) -> Choice:
 
 
 def _is_met(found: Sequence[Any], comparison: str, value: str) -> bool:
-    number = _number(value)
+    number, numbers = _number(value), [n for n in map(_number, found) if n is not None]
     if comparison in ("=", "!="):
-        equal = any(
-            str(each).casefold() == value.casefold()
-            or (number is not None and _number(each) == number)
-            for each in found
-        )
-        return equal == (comparison == "=")
-    numbers = [each for each in map(_number, found) if each is not None]
+        known = {*(str(each).casefold() for each in found), *numbers}
+        return (not known.isdisjoint({value.casefold(), number})) == (comparison == "=")
     assert number is not None
     return bool(numbers) and all(COMPARISONS[comparison](each, number) for each in numbers)
 
