@@ -150,7 +150,7 @@ def extract(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
     """
     with _opened(path) as file:
         _check_members(file, path, any_ending=True)
-        file.extractall(folder, filter(wanted, file.namelist()))
+        file.extractall(folder, [name for name in file.namelist() if wanted(name)])
 
 
 def _check_members(file: zipfile.ZipFile, path: Path, any_ending: bool = False) -> None:
@@ -198,8 +198,7 @@ def _read_manifest(file: zipfile.ZipFile, path: Path) -> Archive:
         raise AutosegError(f"{where} is not UTF-8 text ({error}); {ADVICE}") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise _refused(path, f"is not of the format {FORMAT!r}")
-    if about.get("format_version") != FORMAT_VERSION:
-        found = about.get("format_version")
+    if (found := about.get("format_version")) != FORMAT_VERSION:
         raise AutosegError(TEXT("format version", path=path, found=found, known=FORMAT_VERSION))
     listed = about.pop("files", None)
     entries = dataclass_from_json(dict[str, Entry], listed, f"{where}: files", ADVICE, extra=None)

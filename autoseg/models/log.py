@@ -1,5 +1,7 @@
 """`log.jsonl`, one JSON object per epoch: writing, reading, overfitting, and learning curves."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -126,7 +128,7 @@ class Training(NamedTuple):
     epochs: int
     seconds: float
     dice: Mapping[int, float]
-    overfitting: "Overfitting | None" = None
+    overfitting: Overfitting | None = None
 
 
 def read_training(fold: Path) -> Training | None:
@@ -208,14 +210,14 @@ def find_overfitting(losses: Sequence[float], dice: Sequence[float | None]) -> O
     return Overfitting(best_epoch + 1, means[best], means[-1], waited)
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure; worker processes import this module and draw nothing."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def draw_dice(folds: Mapping[int, Training]) -> "Figure":
+def draw_dice(folds: Mapping[int, Training]) -> Figure:
     """One line per fold: the Dice of its patches over the epochs."""
     figure = new_figure(5.0, 3.6)
     axes = figure.subplots()
@@ -232,9 +234,7 @@ def draw_dice(folds: Mapping[int, Training]) -> "Figure":
     return figure
 
 
-def draw_losses(
-    panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool = False
-) -> "Figure":
+def draw_losses(panels: Mapping[str, Sequence[Sequence[Epoch]]], from_zero: bool = False) -> Figure:
     """One panel per plan: all epochs of all folds as faint points, and a smoothed curve.
 
     The curve comes from a Gaussian process regression over all folds, with its 95 % confidence
@@ -262,7 +262,7 @@ def draw_losses(
     return figure
 
 
-def draw_curves(axes: "Axes", epochs: Sequence[Epoch]) -> None:
+def draw_curves(axes: Axes, epochs: Sequence[Epoch]) -> None:
     """Draw the losses of epochs, with their confidence bands."""
     x = [epoch.epoch + 1 for epoch in epochs]
     for index, name in enumerate(CURVES):
@@ -275,7 +275,7 @@ def draw_curves(axes: "Axes", epochs: Sequence[Epoch]) -> None:
 
 
 def draw_curve(
-    axes: "Axes",
+    axes: Axes,
     x: Sequence[int],
     y: Sequence[float | None],
     name: str,

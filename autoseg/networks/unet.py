@@ -103,14 +103,12 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList()
         inputs = features[0] if plan.residual else channels
         for stage, outputs in enumerate(features):
-            layers: list[nn.Module] = []
-            stride = strides[stage]
-            if plan.down == "max_pool" and stage > 0:
-                layers.append(nn.MaxPool3d(stride, stride))
-                stride = (1, 1, 1)
-            layers.append(block(plan, inputs, outputs, kernels[stage], stride))
+            stride, kernel = strides[stage], kernels[stage]
+            pools = plan.down == "max_pool" and stage > 0
+            layers: list[nn.Module] = [nn.MaxPool3d(stride, stride)] if pools else []
+            layers.append(block(plan, inputs, outputs, kernel, ONE if pools else stride))
             for _ in range(plan.blocks_encoder[stage] - 1):
-                layers.append(block(plan, outputs, outputs, kernels[stage]))
+                layers.append(block(plan, outputs, outputs, kernel))
             self.encoder.append(nn.Sequential(*layers))
             inputs = outputs
 
@@ -119,7 +117,7 @@ class UNet(nn.Module):
             width, stride = features[stage], strides[stage + 1]
             self.up.append(nn.ConvTranspose3d(features[stage + 1], width, stride, stride))
             widths = [2 * width] + [width] * (plan.blocks_decoder[stage] - 1)
-            blocks = (ConvBlock(plan, inputs, width, kernels[stage]) for inputs in widths)
+            blocks = [ConvBlock(plan, maps, width, kernels[stage]) for maps in widths]
             self.decoder.append(nn.Sequential(*blocks))
 
         self.heads = nn.ModuleList(nn.Conv3d(f, classes, 1) for f in features[: plan.supervised])

@@ -177,10 +177,8 @@ def computes_bfloat16() -> bool:
 
 
 def _compile(graph: Any, precision: torch.dtype, **settings: Any) -> Any:
-    settings |= {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision is torch.bfloat16 else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
+    hint, threads = "bf16" if precision is torch.bfloat16 else "f32", torch.get_num_threads()
+    settings |= {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     return core_of(os.getpid()).compile_model(graph, "CPU", settings)
 
 

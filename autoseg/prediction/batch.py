@@ -188,10 +188,8 @@ def predict_cases(
     taken = {} if options.overwrite else record.taken(found.uids)
     inputs = {name: files for name, files in found.cases.items() if name not in taken}
     outcome = Outcome(refused=found.refused | taken)
-    with (
-        closing(records.CaseQueue(inputs, outputs, record, options.overwrite)) as queue,
-        progress("predicting", len(queue.wanted)) as bar,
-    ):
+    queue = records.CaseQueue(inputs, outputs, record, options.overwrite)
+    with closing(queue), progress("predicting", len(queue.wanted)) as bar:
         stages = _Stages(predictor, queue, previous, writer, options, bar, found.uids)
         for names in queue.rounds():
             read, segment = partial(stages.run, stages.read), partial(stages.run, stages.segment)
@@ -355,8 +353,8 @@ class _Stages(NamedTuple):
                 found = output.volumes(label, geometry, plan)
                 with output.errors_name(path, temporary):
                     if self.writer is not None and case.source is not None:
-                        about = bounds_text(case.assessed.get("assessment", {}))
-                        self.writer.write(temporary, label, case.source, case.note, about)
+                        bounds = bounds_text(case.assessed.get("assessment", {}))
+                        self.writer.write(temporary, label, case.source, case.note, bounds)
                     else:
                         like = files[0] if isinstance(files[0], Path) else None
                         write_label(temporary, label, geometry, like)
@@ -365,21 +363,19 @@ class _Stages(NamedTuple):
             # is killed in between leaves no file that another run would take for complete.
             check_guards(path)
             path.unlink(missing_ok=True)
-            case.record = self.queue.record.add(
-                case.name,
-                {
-                    "inputs": [shown(str(file)) for file in files],
-                    "input_bytes": records.input_bytes(files),
-                    "orientation": orientation_of(geometry),
-                    "differs": case.differs,
-                    **case.assessed,
-                    "files": {first: facts} | {n: records.file_facts(folder / n) for n in more},
-                    "seconds": case.seconds,
-                    **({"remarks": case.remarks} if case.remarks else {}),
-                    **({"series_uid": uid} if (uid := self.uids.get(case.name)) else {}),
-                    **found,
-                },
-            )
+            about = {
+                "inputs": [shown(str(file)) for file in files],
+                "input_bytes": records.input_bytes(files),
+                "orientation": orientation_of(geometry),
+                "differs": case.differs,
+                **case.assessed,
+                "files": {first: facts} | {n: records.file_facts(folder / n) for n in more},
+                "seconds": case.seconds,
+                **({"remarks": case.remarks} if case.remarks else {}),
+                **({"series_uid": uid} if (uid := self.uids.get(case.name)) else {}),
+                **found,
+            }
+            case.record = self.queue.record.add(case.name, about)
         case.label = case.source = case.observer = None
 
     def _path(self, case: _Case, suffix: str) -> Path | None:

@@ -131,8 +131,7 @@ def _is_valid(kind: str, value: str) -> bool:
     return True
 
 
-LENGTH = 64  # characters that DICOM allows
-COMMENT_LENGTH = 10240
+LENGTH, COMMENT_LENGTH = 64, 10240  # characters that DICOM allows
 SERIES_NUMBER, PICTURE_NUMBER = 1000, 2000  # added to the source's: viewers list results behind it
 LARGEST_NUMBER = 2**31 - 1
 MAKER = "autoseg"
@@ -221,12 +220,9 @@ class SegWriter:
         self, path: Path, picture: NDArray[np.uint8], source: Source, note: str = ""
     ) -> None:
         """Write a picture (rows, columns, RGB) as a secondary capture in the study, atomically."""
-        capture = _highdicom().sc.SCImage.from_ref_dataset(
-            source.headers[0],
-            picture,
-            **FIXED["picture"],
-            **self._series(source.headers[0], PICTURE_NUMBER, "Preview of", note),
-        )
+        header, make = source.headers[0], _highdicom().sc.SCImage.from_ref_dataset
+        about = self._series(header, PICTURE_NUMBER, "Preview of", note)
+        capture = make(header, picture, **FIXED["picture"], **about)
         for name, value in FIXED["capture"].items():
             setattr(capture, name, value)
         _save(capture, path, note)
@@ -261,12 +257,11 @@ class SegWriter:
     def _segmentation(self, source: Source, label: LabelMap, note: str) -> pydicom.Dataset:
         headers, frames = source.headers, source.as_stored(self._frames(label))
         series = headers[0].SeriesInstanceUID
+        segments = [self._segment(*each, series) for each in enumerate(self.labels, start=1)]
         segmentation: pydicom.Dataset = _highdicom().seg.Segmentation(
             source_images=list(headers),
             pixel_array=frames,
-            segment_descriptions=[
-                self._segment(number, name, series) for number, name in enumerate(self.labels, 1)
-            ],
+            segment_descriptions=segments,
             content_description=self.model[:LENGTH],
             omit_empty_frames=bool(frames.any()),  # an object needs frames, even if only empty ones
             **FIXED["segmentation"],
@@ -282,7 +277,8 @@ class SegWriter:
     def _segment(self, number: int, name: str, series: str) -> pydicom.Dataset:
         highdicom, code = _highdicom(), self.codes[name]
         colour = colours_of(self.labels, self.colours)[name]
-        concept = highdicom.sr.CodedConcept
+        concept, algorithm = highdicom.sr.CodedConcept, highdicom.AlgorithmIdentificationSequence
+        about = self.model[:LENGTH], concept(*FIXED["algorithm"]), self.version
         # The same model finds the same structure of the same scan again under the same identity.
         tracked = generate_uid(entropy_srcs=[series, self.version, name])
         segment: pydicom.Dataset = highdicom.seg.SegmentDescription(
@@ -291,9 +287,7 @@ class SegWriter:
             segmented_property_category=concept(*code.category),
             segmented_property_type=concept(*code.type),
             algorithm_type="AUTOMATIC",
-            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                self.model[:LENGTH], concept(*FIXED["algorithm"]), self.version, source=MAKER
-            ),
+            algorithm_identification=algorithm(*about, source=MAKER),
             tracking_uid=tracked,
             tracking_id=f"{name} {tracked.rpartition('.')[2]}",
             anatomic_regions=[concept(*code.region)] if code.region else None,
@@ -368,8 +362,7 @@ def _highdicom() -> Any:
     try:
         import highdicom
     except ModuleNotFoundError as error:
-        hint = install_hint("dicom")
-        raise AutosegError(f"DICOM SEG needs highdicom; run: {hint}") from error
+        raise AutosegError(f"DICOM SEG needs highdicom; run: {install_hint('dicom')}") from error
     # What it and pydicom think of the names and dates of the source, which are copied as they are.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(highdicom|pydicom)\.")
     return highdicom

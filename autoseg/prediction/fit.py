@@ -106,11 +106,9 @@ def _wrong_range(steps: Sequence[Step], low: float, high: float) -> Iterator[str
                 if high <= first or low >= last:
                     yield f"{found}, outside of the model's window {first:g} to {last:g}"
                 low, high = max(low, first), min(high, last)
-            case Rescale():
+            case Rescale() | ZScore(std=None):
                 return
-            case ZScore(std=std, mean=mean):
-                if std is None:
-                    return
+            case ZScore(std=float(std), mean=mean):
                 trained = f"{found}; the training values have a standard deviation of {std:g}"
                 if high - low < SMALLEST_RANGE * std:
                     yield trained
@@ -144,7 +142,7 @@ class Judge:
         self.training = training or TrainingSet((), ())
         count = len(plan.channels) if self.training.cases else 0
         self.channels = [_Channel(plan, self.training, index) for index in range(count)]
-        self.orientations = self.training.orientations
+        self.orientations = tuple(case.orientation for case in self.training.cases)
 
     @property
     def orientation_of_arrays(self) -> str:
@@ -273,8 +271,7 @@ class _Channel:
     def as_seen(self, body: Doubles) -> Doubles:
         """Quantiles as the network sees them, in standard deviations."""
         if self.is_scaled:
-            scaled: Doubles = (body - body.mean()) / (float(body.std()) or 1.0)
-            return scaled
+            return np.asarray((body - body.mean()) / (float(body.std()) or 1.0))
         if self.window is not None:  # wider by its own width on either side, so that a shift shows
             low, high = self.window
             body = np.clip(body, 2 * low - high, 2 * high - low)
@@ -316,5 +313,4 @@ def _share(body: Doubles, low: float, high: float) -> float:
 
 def _distances(bodies: Doubles, body: Doubles) -> Doubles:
     """The earth mover's distance of histograms: the mean difference of their quantiles."""
-    found: Doubles = np.abs(bodies - body).mean(axis=1)
-    return found
+    return np.asarray(np.abs(bodies - body).mean(axis=1))

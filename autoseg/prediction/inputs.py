@@ -106,10 +106,9 @@ def find_inputs(
         for entry in _folders_in(path):  # which some programs make of a scan they unpack
             if formats.ending_of(entry) and not dicom_files(entry):
                 found.refused.setdefault(entry.name, TEXT("no series", path=entry))
-        folders = [folder for folder in (path, *_folders_in(path)) if _imaging(folder)]
-        top = [] if path in folders else _files_in(path)
+        top = [] if _imaging(path) else _files_in(path)
         files = [Scan("", formats.stem_of(file), file) for file in top]
-        files += [scan for folder in folders for scan in _imaging(folder)]
+        files += [scan for folder in (path, *_folders_in(path)) for scan in _imaging(folder)]
         if found.scans:  # pictures beside them are screenshots
             files = [scan for scan in files if not formats.is_picture(Path(str(scan.path)))]
         found.scans = found.scans + files

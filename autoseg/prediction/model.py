@@ -77,9 +77,8 @@ def choose_folds(
     if not finished:
         raise AutosegError(f"{folder} has no finished fold; run: autoseg_train {plan.task} fold 0")
     if missing := sorted(set(wanted or ()) - set(finished)):
-        raise AutosegError(
-            f"{folder} has no finished {listed('fold', missing)}; there: {', '.join(finished)}"
-        )
+        about = {"missing": listed("fold", missing), "there": ", ".join(finished)}
+        raise AutosegError(TEXT("fold", folder=folder, **about))
     return wanted or finished
 
 
@@ -182,11 +181,6 @@ class TrainingSet:
 
     cases: tuple[Appearance, ...]
     labelled: tuple[tuple[float, float] | None, ...]
-
-    @property
-    def orientations(self) -> tuple[str, ...]:
-        """In which each scan is stored."""
-        return tuple(case.orientation for case in self.cases)
 
     @property
     def has_bodies(self) -> bool:

@@ -49,9 +49,8 @@ class Passes:
         self.backend_name = self.backend.name
         wanted = inference.mirror if mirror is None else mirror
         axes = inference.mirror_axes if wanted else ()
-        self.flips = [
-            flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)
-        ]
+        counts = range(len(axes) + 1)
+        self.flips = [flip for count in counts for flip in itertools.combinations(axes, count)]
         # The only pass of a single fold is compared with one along the first of these.
         is_single = len(self.model.networks) == len(self.flips) == 1
         use = is_single and not isinstance(self.calibration, str)
@@ -88,16 +87,14 @@ class Passes:
         """
         patches = patches.to(self.device)
         if self.plan.previous_stage is not None:
-            parts = len(self.classes.parts) - 1
-            patches = with_masks(patches[:, :-1], patches[:, -1], parts)
-        if self.float16:
-            folds = [self._mean((net,), patches, observer) for net in self.backend.networks]
-            found = torch.cat(folds, dim=1)
-        else:
-            folds = [found := self._mean(self.backend.networks, patches, observer)]
+            patches = with_masks(patches[:, :-1], patches[:, -1], len(self.classes.parts) - 1)
+        networks = self.backend.networks
+        groups = [(network,) for network in networks] if self.float16 else [networks]
+        folds = [self._mean(group, patches, observer) for group in groups]
+        found = torch.cat(folds, dim=1) if self.float16 else folds[0]
         if observer is not None:
             if self.compared:
-                observer.add(self._pass(self.backend.networks[0], self.compared, patches))
+                observer.add(self._pass(networks[0], self.compared, patches))
             observer.finish(torch.stack(folds).mean(0) if len(folds) > 1 else found)
         return found
 

@@ -131,9 +131,8 @@ class Reliability:
             part = truth[some.rows]
             places = np.argwhere(((part > 0) & (part != ignored)).any(axis=0))
             if len(places):
-                y, z = (slice(max(0, c - WINDOW), c + WINDOW) for c in rng.choice(places))
-                _, *stops = part.shape
-                area = slice(y.start, min(y.stop, stops[0])), slice(z.start, min(z.stop, stops[1]))
+                middle = zip(rng.choice(places), part.shape[1:], strict=True)
+                area = tuple(slice(max(0, c - WINDOW), min(c + WINDOW, n)) for c, n in middle)
                 known = np.flatnonzero(part[:, *area] != ignored)
                 at = rng.choice(known, min(VOXELS, len(known)), replace=False)
                 outputs = range(self.plan.classes.outputs)

@@ -10,10 +10,10 @@ A prediction has four steps, here in the order in which `Predictor.segment` call
 Between `prepare` and `label_map`, axes are those of the plan's orientation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -381,14 +381,12 @@ class Ensemble(Predictor):
         self, prepared: Prepared, axis: int, to: Turn = SWAPS[0], observer: Observer | None = None
     ) -> Iterator[native.Planes]:
         """Mean probabilities on `prepared.geometry` by planes across one axis, swapped with x."""
-        each = [member.planes(scan, axis, turn) for member, scan, turn in self._turned(prepared)]
-        for some in zip(*each, strict=True):
-            yield native.MeanPlanes(
-                [
-                    native.ProbabilityPlanes(planes, member.classes) if member.logits else planes
-                    for member, planes in zip(self.members, some, strict=True)
-                ]
-            )
+        each: list[Iterable[native.Planes]] = []
+        for member, scan, turn in self._turned(prepared):
+            planes = member.planes(scan, axis, turn)
+            shares = partial(native.ProbabilityPlanes, classes=member.classes)
+            each.append(map(shares, planes) if member.logits else planes)
+        yield from map(native.MeanPlanes, zip(*each, strict=True))
 
     def window_bytes(self, prepared: Prepared, axis: int, to: Turn = SWAPS[0]) -> int:
         """Memory of all sliding windows along one axis."""

@@ -286,12 +286,11 @@ def assess(calibration: Calibration | str, evidence: Evidence, differs: Differen
     suspicion = _combined(dict(unusual)) / calibration.limit
     quality = FAILED if suspicion > FAILED_FROM else CHECK if suspicion > 1 or differs else GOOD
     least = min(calibration.limit / 2, unusual[0][1]) if suspicion > 1 else math.inf
-    reasons = [text for (_, text), far in unusual if far >= least]
+    reasons = [text for (_, text), far in unusual if far >= least][:MOST_REASONS]
     # A bound holds for scans like those of the cross-validation.
     about |= {
         "suspicion": round(suspicion, 3),
-        "why": [f"{what} differs from the training scans" for what in differs]
-        + reasons[:MOST_REASONS],
+        "why": [*(f"{what} differs from the training scans" for what in differs), *reasons],
         "dice_lower_bound": {
             name: round(max(figures[DOUBT] - of.margin, 0.0), 3)
             if quality == GOOD and of.margin is not None and (figures := evidence[name])
@@ -366,9 +365,8 @@ def _calibrated(cases: Sequence[tuple[dict[str, float] | None, float | None]]) -
         figures[key] = Usual(min(values), max(values), float(median), spread)
     scored = [dice for _, dice in cases if dice is not None]
     usual_dice = round(float(np.median(scored)), 3) if scored else None
-    return ClassCalibration(
-        len(gaps), usual_dice, _conformal(gaps, LEVEL), len(known) == len(cases), figures
-    )
+    margin, always = _conformal(gaps, LEVEL), len(known) == len(cases)
+    return ClassCalibration(len(gaps), usual_dice, margin, always, figures)
 
 
 def load_calibration(model: Model) -> Calibration | str:

@@ -369,8 +369,7 @@ class CaseQueue:
         """Remove the unfinished files that a killed run has left of these cases."""
         leftovers = [path.name for path in common.unfinished_in(self.folder)]
         for name, files in self.outputs.items() if leftovers else ():
-            found = [x for x in leftovers if any(common.is_temporary(x, file) for file in files)]
-            if found:
+            if any(common.is_temporary(left, file) for left in leftovers for file in files):
                 with suppress(InUse), self._claim(name):
                     common.remove_leftovers(self.folder, files)
 
@@ -379,12 +378,11 @@ def _is_readable(path: Path) -> bool:
     """Whether a label map can be read to its end; false for formats that cannot be checked."""
     if not ending_of(path):
         return False
-    try:
+    with suppress(DataError, OSError, EOFError, zlib.error):
         if path.name.endswith(".gz"):
             with gzip.open(path) as file:  # compares the checksum, which image readers may not do
                 while file.read(1 << 20):
                     pass
         read_label(path)
-    except (DataError, OSError, EOFError, zlib.error):
-        return False
-    return True
+        return True
+    return False
