@@ -26,8 +26,7 @@ from autoseg.plan.plan import Plan
 
 Run = Callable[[Tensor], Tensor]  # patches (B, channel, x, y, z) -> float32 logits (B, output, ...)
 
-AUTO, TORCH, OPENVINO = "auto", "torch", "openvino"
-BACKENDS = (AUTO, TORCH, OPENVINO)
+BACKENDS = (AUTO, TORCH, OPENVINO) = ("auto", "torch", "openvino")
 
 
 class Backend(NamedTuple):

@@ -30,6 +30,7 @@ from autoseg.prediction.fit import Differences, differs_from
 from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.predictor import Predictor
 from autoseg.prediction.quality import assess, bounds_text, evidence_of, in_words
+from autoseg.prediction.studies import TEXT
 
 if TYPE_CHECKING:
     from autoseg.prediction.dicom_seg import SegWriter, Source
@@ -120,11 +121,9 @@ def show(outcome: Outcome, debug: bool = False) -> None:
     for state, name, reason in (*differing, *outcome.missing()):
         named.setdefault((state, reason), []).append(name)
     differ = f" ({len(differing)} differ)" if differing else ""
+    counts = {state: len(cases) for state, cases in vars(outcome).items()}
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    say(
-        f"{len(outcome.predicted)} predicted{differ}, {len(outcome.skipped)} were there already, "
-        f"{len(outcome.refused)} refused{failed}"
-    )
+    say(TEXT("outcome", differ=differ, others=failed, **counts))
     for (state, reason), names in named.items():
         say(f"{state} {', '.join(names)}: {reason}")
     for error in outcome.failed.values() if debug else ():

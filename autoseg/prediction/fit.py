@@ -119,15 +119,6 @@ def _wrong_range(steps: Sequence[Step], low: float, high: float) -> Iterator[str
         yield f"{found}, too little of the model's window {first:g} to {last:g}"
 
 
-def warn(what: str, plan: Plan, found: Differences) -> None:
-    """Print what differs in one line, unless only the orientation does.
-
-    `Judge.check_orientation` says that once a run, with what to do.
-    """
-    if set(found) - {ORIENTATION}:
-        say(f"warning: {what} {differs_from(plan, found)}")
-
-
 class Judge:
     """Holds scans against the training set of a model.
 

@@ -30,6 +30,7 @@ from autoseg.image.view import PREDICTION, Exhibit, make_view
 from autoseg.plan.labels import class_of, values_of
 from autoseg.plan.plan import Plan
 from autoseg.prediction.native_grid import PLANES_AT_ONCE, Save
+from autoseg.prediction.studies import TEXT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,9 +76,7 @@ def check_format(format: str, inputs: Mapping[str, tuple[Source, ...]]) -> None:
     others = [file for file in firsts if not file.is_dir() and ending_of(file)]
     if others:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
-        raise AutosegError(
-            f"{others[0]}{more}: --format dicom-seg needs a DICOM series; use nii.gz, nrrd or mha"
-        )
+        raise AutosegError(TEXT("no series for SEG", file=others[0], more=more))
 
 
 # Probabilities: one Blosc2 array (class, x, y, z) of float16 on the scan's own grid. The classes

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from autoseg.common.arrays import LabelMap
 from autoseg.common.errors import DataError
 from autoseg.common.parallel import GB
-from autoseg.common.progress import note
+from autoseg.common.progress import note, say
 from autoseg.image.geometry import SWAPS, Turn, check_code
 from autoseg.image.image import Image, from_array, from_simpleitk
 from autoseg.image.label_writer import to_simpleitk
@@ -33,7 +33,7 @@ from autoseg.networks.devices import fast_convolutions, free_bytes, limit_torch,
 from autoseg.prediction import model as models
 from autoseg.prediction import native_grid as native
 from autoseg.prediction.backends import AUTO
-from autoseg.prediction.fit import Differences, Judge, check_scan, warn
+from autoseg.prediction.fit import ORIENTATION, Differences, Judge, check_scan, differs_from
 from autoseg.prediction.model import Model
 from autoseg.prediction.output import Prediction, probability_file
 from autoseg.prediction.passes import Passes
@@ -151,8 +151,9 @@ class Predictor(Passes):
         return found
 
     def warn(self, what: str, image: Image, found: Differences, file: str = "") -> None:
-        """Say what is found to differ, and once if the orientation may be wrong."""
-        warn(what, self.plan, found)
+        """Say what is found to differ in one line, and once if the orientation may be wrong."""
+        if set(found) - {ORIENTATION}:
+            say(f"warning: {what} {differs_from(self.plan, found)}")
         for judge in self.judges:
             judge.check_orientation(image.geometry, file or what)
 

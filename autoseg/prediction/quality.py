@@ -256,12 +256,10 @@ class Calibration:
         """How far each figure is from usual."""
         found: Unusual = {}
         for name, of in self.classes.items():
-            figures = evidence.get(name)
-            if figures is None:
-                if of.always:
-                    found[False, f"{name} was not found"] = ABSENT
-                continue
-            for key, usual in of.figures.items():
+            figures = evidence.get(name) or {}
+            if not figures and of.always:
+                found[False, f"{name} was not found"] = ABSENT
+            for key, usual in of.figures.items() if figures else ():
                 value, what = figures[key], f"{key.replace('_', ' ')} of {name}"
                 if key == DOUBT and figures.get("agreement", 1.0) < value:
                     value, what = figures["agreement"], f"agreement on {name}"

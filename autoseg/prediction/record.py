@@ -67,8 +67,7 @@ class PredictionRecord:
         self.path = folder / RECORD
         self.origin = origin(predictor, known) | {"format": format}
         self.names = {"task": plan.task, "plan": plan.name}
-        known_by = {"labels", "ignore_label", "evaluation"}
-        self.labels = plan.model_dump(mode="json", include=known_by)
+        self.labels = plan.model_dump(mode="json", include={"labels", "ignore_label", "evaluation"})
         self.run_id, self.run = uuid4().hex[:8], run_facts(predictor)
         self.outdated: FileFacts = {}
         self.journal = folder / ".predictions.jsonl"  # the latest cases, one in a line
