@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -284,7 +283,7 @@ def draw_curve(
     banded: bool = False,
 ) -> None:
     """Faint points and the smoothed curve; without enough epochs, lines through the points."""
-    points = [math.nan if value is None else value for value in y]  # NaN leaves a gap
+    points = [np.nan if value is None else value for value in y]  # NaN leaves a gap
     if (curve := smooth(x, y)) is None:
         folds = np.flatnonzero(np.diff(x) <= 0) + 1  # a line of its own for each
         line = [np.insert(np.asarray(of, float), folds, np.nan) for of in (x, points)]

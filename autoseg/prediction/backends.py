@@ -1,6 +1,5 @@
 """What runs the networks of a model: torch, or OpenVINO (optional) on a CPU."""
 
-import importlib
 import importlib.util
 import operator
 import os
@@ -269,8 +268,7 @@ class _Translator(fx.Interpreter):
                 scale = weight / np.sqrt(variance + layer.eps)
                 return _scaled(ops, x, scale, bias - mean * scale)
             case nn.InstanceNorm3d():
-                space = np.array([2, 3, 4], np.int64)
-                x = ops.mvn(x, space, True, layer.eps, "inside_sqrt")
+                x = ops.mvn(x, np.array([2, 3, 4], np.int64), True, layer.eps, "inside_sqrt")
                 return _scaled(ops, x, _array(layer.weight), _array(layer.bias))
             case nn.ReLU():
                 return ops.relu(x)

@@ -35,7 +35,6 @@ from autoseg.prediction.studies import TEXT
 # some are the same for all files. The optional ones may be empty, but must be there; those with a
 # type may be invalid. A capture has planes of three orientations, and no patient is named in it.
 FIXED = read_json(Path(__file__).with_suffix(".json"))
-SEXES = ("", "M", "F", "O")
 
 
 def _unfit(path: Path | Series, what: str, **about: Any) -> DataError:
@@ -122,7 +121,7 @@ class Source(NamedTuple):
 
 def _is_valid(kind: str, value: str) -> bool:
     if kind == "CS":
-        return value in SEXES
+        return value in ("", "M", "F", "O")  # sexes
     try:
         validate_value(kind, value, pydicom.config.RAISE)
         (DA if kind == "DA" else TM)(value)
@@ -201,8 +200,7 @@ class SegWriter:
         source = Source.read(path)
         first = source._replace(headers=source.headers[:2], frames=source.frames[:2])
         try:
-            empty = np.zeros(first.size, np.uint8)
-            self._segmentation(first, empty, "").save_as(BytesIO())
+            self._segmentation(first, np.zeros(first.size, np.uint8), "").save_as(BytesIO())
         except AutosegError:
             raise
         except Exception as error:  # of highdicom and pydicom, which raise nearly anything

@@ -18,8 +18,7 @@ from autoseg.dataset.task import IMAGE_STEM, LABEL_STEM
 from autoseg.image import formats
 from autoseg.image.dicom import dicom_files, is_dicom
 from autoseg.image.dicom_series import Source
-from autoseg.prediction.output import DEFAULT_FORMAT, PICTURE
-from autoseg.prediction.output import ENDINGS as OUTPUTS
+from autoseg.prediction.output import DEFAULT_FORMAT, ENDINGS, PICTURE
 from autoseg.prediction.studies import TEXT, Choice, Scan, Studies, find_studies, scan_of_slice
 
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -53,7 +52,7 @@ class FoundInputs(Studies):
         """
         files = (file for each in self.cases.values() for file in each)
         flat = {isinstance(file, Path) and formats.is_picture(file) for file in files} == {True}
-        ends = {form: end for form, end in OUTPUTS.items() if flat or form != PICTURE}
+        ends = {form: end for form, end in ENDINGS.items() if flat or form != PICTURE}
         found = [form for form, end in ends.items() if out.name.lower().endswith(end)]
         if out.is_dir() or not (found or formats.ending_of(out)):
             return self, out, PICTURE if flat and format == DEFAULT_FORMAT else format

@@ -1,6 +1,5 @@
 """The files that a prediction writes: label map in several formats, probabilities, a picture."""
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -141,8 +140,7 @@ def errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
     except AutosegError as error:
         raise AutosegError(str(error).replace((temporary or path).name, path.name)) from error
     except RuntimeError as error:  # such as if the disk is full
-        reason = str(error).strip().splitlines()[-1]
-        raise cannot_write(path, RuntimeError(reason)) from error
+        raise cannot_write(path, RuntimeError(str(error).strip().splitlines()[-1])) from error
 
 
 def write_uncertainty(path: Path, values: NDArray[np.float16], geometry: Geometry) -> None:
@@ -155,7 +153,7 @@ def volumes(label: LabelMap, geometry: Geometry, plan: Plan) -> dict[str, Any]:
     """Volume of each class in ml, and the shares that the plan defines."""
     counts = count_values(label, max(values_of(plan.labels)) + 1)
     voxel_ml = prod(geometry.spacing_mm) / 1000
-    classes = dict(itertools.islice(plan.labels.items(), 1, None))
+    classes = dict(list(plan.labels.items())[1:])
     volumes = {n: round(float(counts[[*of]].sum() * voxel_ml), 6) for n, of in classes.items()}
     shares: dict[str | None, float | None] = {}
     for share in plan.shares:

@@ -16,7 +16,6 @@ from pydantic import Field
 from scipy.special import expit, softmax
 
 from autoseg.common import arrays
-from autoseg.common.arrays import Floats
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import dataclass_from_json, write_json
 from autoseg.image.geometry import Turn
@@ -140,7 +139,7 @@ class Reliability:
                 self._add(found, logits, part[:, *area].ravel()[at])
             yield some
 
-    def _add(self, found: Floats, logits: bool, truth: arrays.LabelMap) -> None:
+    def _add(self, found: arrays.Floats, logits: bool, truth: arrays.LabelMap) -> None:
         """Count voxels: (output, voxel) and their label values."""
         regions, values = self.plan.classes.are_regions, list(self.plan.labels.values())
         scores = found if logits else to_logits(found, regions)

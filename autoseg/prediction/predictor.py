@@ -34,7 +34,6 @@ from autoseg.prediction import model as models
 from autoseg.prediction import native_grid as native
 from autoseg.prediction.backends import AUTO
 from autoseg.prediction.fit import ORIENTATION, Differences, Judge, check_scan, differs_from
-from autoseg.prediction.model import Model
 from autoseg.prediction.output import Prediction, probability_file
 from autoseg.prediction.passes import Passes
 from autoseg.prediction.postprocessing import Postprocessing, Reliability
@@ -88,7 +87,7 @@ class Predictor(Passes):
 
     def __init__(
         self,
-        model: Path | str | Model,
+        model: Path | str | models.Model,
         folds: Sequence[str | int] | None = None,
         device: str | None = None,
         mirror: bool | None = None,

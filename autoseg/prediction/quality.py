@@ -18,7 +18,6 @@ Confidence is averaged over folds and not taken from their mean, so that it has 
 distribution for several folds as for the one that predicted a case of the cross-validation.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -177,7 +176,7 @@ def evidence_of(
     known, boxes = observer.figures(), arrays.value_boxes(label)
     found: Evidence = {
         name: _shape_of(label, values, arrays.union_of_boxes(map(boxes.get, values)), spacing)
-        for name, values in itertools.islice(labels.items(), 1, None)
+        for name, values in list(labels.items())[1:]
     }
     volume = sum(shape["volume_ml"] for shape in found.values() if shape)
     for place in (f"position_{axis}_mm" for axis in AXES):
