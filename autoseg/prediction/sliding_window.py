@@ -5,7 +5,6 @@ no later patch can reach it. So memory holds sums of shape (class, patch length,
 probabilities of the whole scan.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
@@ -130,7 +129,7 @@ def _tiles(
     """Groups of starts along x, which share batches, and the boxes (y, z) at each of them."""
     axes = zip(shape, patch, inference.overlap, strict=True)
     xs, ys, zs = (tile_starts(*axis, inference.tile_step) for axis in axes)
-    corners = [(y, z) for z in zs for y in ys] if z_before_y else [*itertools.product(ys, zs)]
+    corners = [(y, z) for z in zs for y in ys] if z_before_y else [(y, z) for y in ys for z in zs]
     boxes = [(slice(y, y + patch[1]), slice(z, z + patch[2])) for y, z in corners]
     rows = max(1, batch // len(boxes))
     return [xs[first : first + rows] for first in range(0, len(xs), rows)], boxes
