@@ -7,8 +7,9 @@ probabilities of the whole scan.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ VOXELS_AT_ONCE = 1 << 18  # small patches, such as 2D slices, are batched up to 
 VALUES_AT_ONCE = 1 << 25  # on a card, of all classes
 
 
-class Slab(NamedTuple):
+@dataclass(frozen=True)
+class Slab:
     """Finished planes of a scan; they are valid until the next slab is taken.
 
     Attributes:
