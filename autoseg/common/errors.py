@@ -63,6 +63,12 @@ class Stopped(RunError):  # noqa: N818
         self.status = 128 + signal_number
 
 
+def raise_if(wrong: object, text: str, kind: type[Exception] = ValueError) -> None:
+    """Raise an error with this text if something is wrong."""
+    if wrong:
+        raise kind(text)
+
+
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or a library means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)

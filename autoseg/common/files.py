@@ -1,7 +1,5 @@
 """Atomic writing, strict JSON, dataclasses as JSON, and checksums of files."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -16,12 +14,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from autoseg.common.errors import DENIED, AutosegError, DataError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 Made = TypeVar("Made")
 
@@ -297,9 +292,8 @@ def parse_json(text: str, where: str) -> Any:
     except RecursionError as error:
         raise AutosegError(f"{where} is nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise AutosegError(
-            f"{where} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
-        ) from error
+        place = f"line {error.lineno}, column {error.colno}"
+        raise AutosegError(f"{where} is not valid JSON: {error.msg} in {place}") from error
     except AutosegError:
         raise
     except ValueError as error:  # an integer with thousands of digits
@@ -310,7 +304,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: Hashable) -> Any:
     import pydantic
 
     return pydantic.TypeAdapter(cast("Any", kind))

@@ -149,11 +149,9 @@ class Progress(Protocol):
 
     def advance(self, note: str = "", total: int | None = None) -> None:
         """Report a finished step with a note; `total` corrects the number of steps."""
-        ...
 
     def tell(self, note: str) -> None:
         """Show a note within a long step if nothing was shown for a while."""
-        ...
 
 
 class _Steps:

@@ -43,9 +43,8 @@ def export_nnunet(model: Model, out: Path) -> None:
     """
     plan, files = model.plan, model.where
     order = _axis_order(plan)
-    found = with_fingerprint(files)
     measured = None
-    if found is not None:
+    if (found := with_fingerprint(files)) is not None:
         measured = Fingerprint.parse(found.json(FINGERPRINT), found.path(FINGERPRINT))
     plans, dataset = _plans(plan, order, measured), _dataset(plan, measured)
     exchanged = plan.left_right if plan.mirrored_labels else None

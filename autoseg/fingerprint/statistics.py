@@ -4,8 +4,6 @@ Most scans contain 16-bit integers. A histogram of these gives the same quantile
 sixth of the time.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +44,7 @@ class IntensityStatistics:
     max: float
 
     @staticmethod
-    def rounded(*figures: float) -> IntensityStatistics:
+    def rounded(*figures: float) -> "IntensityStatistics":
         """The statistics from unrounded figures, in the order of the fields."""
         return IntensityStatistics(*map(rounded, figures))
 
@@ -234,12 +232,12 @@ class CaseStatistics:
     spacing_mm: tuple[float, float, float]
     orientation: str
     shape_after_crop: Triple
-    channels: tuple[ChannelStatistics, ...]
+    channels: "tuple[ChannelStatistics, ...]"
     voxels: dict[int, int]
     labels: dict[str, LabelStatistics]
     content: str
 
-    def turned_to(self, orientation: str) -> CaseStatistics:
+    def turned_to(self, orientation: str) -> "CaseStatistics":
         """The same case with its axes in another orientation."""
         turn = Turn.between(self.orientation, orientation)
         sizes = ("shape", "spacing_mm", "shape_after_crop")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoseg.common.arrays import Array
-from autoseg.common.errors import DataError
+from autoseg.common.errors import DataError, raise_if
 from autoseg.common.files import obstacle
 from autoseg.common.progress import counted, note
 from autoseg.image.dicom_series import TABLES, Series, Slice, check_stack, joined
@@ -27,7 +27,6 @@ FIRST_GROUPS, HIGHEST_FIRST_ELEMENT = (2, 8), 0x20  # of files without a preambl
 LONGEST_FIRST_VALUE = 256  # bytes
 TAGS: list[str] = TABLES["tags"]
 VOLUMES: list[str] = TABLES["volumes"]  # modalities whose images are scans
-LONGEST_SHOWN = 80  # characters of a value in a message
 DIRECTORY = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
@@ -196,8 +195,7 @@ def _read_header(file: Path) -> list[Slice] | Other:
     from autoseg.image.dicom_pixels import read_header  # pydicom is slow to import
 
     try:
-        if not is_dicom(file):
-            raise ValueError("it does not begin like one")
+        raise_if(not is_dicom(file), "it does not begin like one")
         header, length = read_header(file, [*TAGS, *TABLES["sequences"], *TABLES["names"]])
         return _other(file, header) or _slices(file, header, length)
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
@@ -245,13 +243,13 @@ def _slices(file: Path, header: "Dataset", length: int | None) -> list[Slice]:
 
     if missing := [name for name in TABLES["needed"] if header.get(name) in (None, "")]:
         raise ValueError(f"{missing[0]} is missing")
-    if not UID.fullmatch(_kind(header)):
-        raise ValueError(f"SOPClassUID is {_kind(header)[:LONGEST_SHOWN]!r}, which is not a UID")
+    kind = _kind(header)
+    raise_if(not UID.fullmatch(kind), f"SOPClassUID is {kind[:80]!r}, which is not a UID")
     check_pixels(header, length)
     if not (groups := header.get("PerFrameFunctionalGroupsSequence")):
         return [_slice(file, header)]
-    if len(groups) != int(header.get("NumberOfFrames") or 1):
-        raise ValueError(f"{len(groups)} frames are described, but NumberOfFrames differs")
+    differs = len(groups) != int(header.get("NumberOfFrames") or 1)
+    raise_if(differs, f"{len(groups)} frames are described, but NumberOfFrames differs")
     return [_slice(file, frame_header(header, n), n) for n in range(len(groups))]
 
 
@@ -290,6 +288,5 @@ def _floats(values: Any, count: int) -> tuple[float, ...]:
     numbers = tuple(map(float, values))
     if odd := [number for number in numbers if not math.isfinite(number)]:
         raise ValueError(f"{odd[0]} is not a finite number")
-    if len(numbers) != count:
-        raise ValueError(f"{len(numbers)} numbers instead of {count}")
+    raise_if(len(numbers) != count, f"{len(numbers)} numbers instead of {count}")
     return numbers
