@@ -124,9 +124,8 @@ def _preprocessing(plan: Plan, fixed: dict[str, Any]) -> Iterator[Transform]:
         match step:
             case CropToNonzero():
                 yield _transform("ConcatItemsd", keys, name="every")
-                yield _transform(
-                    "CropForegroundd", keys, source_key="every", select_fn="$lambda x: x != 0"
-                )
+                values = {"source_key": "every", "select_fn": "$lambda x: x != 0"}
+                yield _transform("CropForegroundd", keys, **values)
             case Clip(scaled_scans="keep"):
                 raise _refusal(f"preprocessing.{index}.scaled_scans")
             case Clip(window=(low, high)):
@@ -181,15 +180,12 @@ def _transform(transform: str, keys: Sequence[str], **settings: Any) -> Transfor
 
 def _metadata(plan: Plan) -> dict[str, Any]:
     fixed = read_json(FIXED)
-    named = {"inputs": {"image": plan.channels}, "outputs": {"pred": plan.classes.output_names}}
     patch = fixed["array"] | {"spatial_shape": list(plan.sampling.patch_size)}
-    formats = {
-        side: {
-            key: patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
-            for key, names in arrays.items()
-        }
-        for side, arrays in named.items()
-    }
+    image, pred = (
+        patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
+        for names in (plan.channels, plan.classes.output_names)
+    )
+    formats = {"inputs": {"image": image}, "outputs": {"pred": pred}}
     found: dict[str, Any] = fixed["metadata"]
     found["changelog"] = {found["version"]: f"exported by autoseg {__version__}"}
     found |= {"pytorch_version": torch.__version__, "numpy_version": np.__version__}

@@ -204,10 +204,8 @@ def architecture_of(configuration: Values, is_2d: bool) -> dict[str, Any]:
     values = FACTS["old_architecture"] | {"n_stages": len(blocks)}
     values["features_per_stage"] = [min(first * 2**i, most) for i in range(len(blocks))]
     values |= {"conv_op": f"Conv{dimensions}", "norm_op": f"InstanceNorm{dimensions}"}
-    values["kernel_sizes"] = configuration["conv_kernel_sizes"]
-    values["strides"] = configuration["pool_op_kernel_sizes"]
+    values |= {key: configuration[old] for key, old in FACTS["old_keys"].items()}
     values[BLOCKS.get(kind, "n_conv_per_stage")] = blocks
-    values["n_conv_per_stage_decoder"] = configuration["n_conv_per_stage_decoder"]
     name = f"{PACKAGE}.architectures.unet.{kind}"
     return {"network_class_name": name, "arch_kwargs": values}
 
@@ -249,11 +247,10 @@ def plan_to_ours(
     patch = order.to_ours(configuration["patch_size"])
     mirror = sorted(order.places.index(axis + order.is_2d) for axis in state["mirror_axes"] or ())
     resampling, logits = _resampling(configuration)
-    batch_dice = configuration.get("batch_dice", False)
     given = {"source": f"nnU-Net: {state['trainer_name']}, {plans.get('plans_name')}, {name}"}
     guessed = {"source": "nnU-Net's default; a trainer's own values are not in its files"}
     normalisation_steps = _normalisation(plans, configuration, len(channels))
-    loss = {"loss": "dice_cross_entropy", "batch_dice": bool(batch_dice)}
+    loss = {"loss": "dice_cross_entropy", "batch_dice": bool(configuration.get("batch_dice"))}
     inference = FACTS["inference"] | {"overlap": [size // 2 for size in patch]}
     inference |= {"slide_axis": order.places.index(0), "anisotropy": logits}
     inference |= {"mirror_axes": mirror, "mirror": bool(mirror)}

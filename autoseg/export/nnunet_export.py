@@ -265,11 +265,8 @@ def _architecture(network: Network, order: nnunet.AxisOrder) -> dict[str, Any]:
         if theirs not in values and (value := getattr(network, ours)) != default:
             nested, _, key = theirs.rpartition(".")
             (values[nested] if nested else values)[key] = value
-    return {
-        "network_class_name": f"{nnunet.PACKAGE}.architectures.unet.{kind}",
-        "arch_kwargs": values,
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    name = f"{nnunet.PACKAGE}.architectures.unet.{kind}"
+    return {"network_class_name": name, "arch_kwargs": values, **nnunet.FACTS["imported"]}
 
 
 # The data set.

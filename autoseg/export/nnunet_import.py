@@ -22,9 +22,10 @@ from autoseg.common.progress import listed, say
 from autoseg.export import nnunet
 from autoseg.export.model_zip import about_plan, labels_of
 from autoseg.export.networks import TEXT, new_folder
-from autoseg.export.nnunet_export import exported_plan
+from autoseg.export.nnunet import Values
+from autoseg.export.nnunet_export import CHECKPOINT, DATASET, PLANS, exported_plan
 from autoseg.export.untrusted import CheckpointError, read_untrusted, without_network
-from autoseg.fingerprint.fingerprint import FORMAT
+from autoseg.fingerprint import Fingerprint
 from autoseg.models.archive import extract, is_archive
 from autoseg.models.checkpoint import Tensors, load_checkpoint, load_weights, save_checkpoint
 from autoseg.models.folder import CARD, FINGERPRINT, NOT_STATED, PLAN, QUALIFICATION, weights_name
@@ -34,8 +35,7 @@ from autoseg.prediction.model import save_previous
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import FORMAT_VERSION as POSTPROCESSING_FORMAT
 
-CHECKPOINT = "checkpoint_final.pth"
-PLANS, DATASET, OLD_PLANS = "plans.json", "dataset.json", "plans.pkl"
+OLD_PLANS = "plans.pkl"  # of nnU-Net v1
 NEEDED = re.compile(
     rf"{PLANS}|{DATASET}|{OLD_PLANS}|{FINGERPRINT}|{PLAN}|{CHECKSUMS}|fold_\w+/checkpoint_\w+\.pth"
     rf"|crossval_results_folds_\w+/{POSTPROCESSING}"
@@ -216,7 +216,7 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     return _Model(plan, weights, postprocessing, fingerprint, card, configuration)
 
 
-def _check_known(plans: nnunet.Values, configuration: nnunet.Values, trainer: str) -> None:
+def _check_known(plans: Values, configuration: Values, trainer: str) -> None:
     """Raise an AutosegError for parts of nnU-Net that have no equal here."""
     if OTHER_NETWORKS.match(trainer):
         raise AutosegError(f"trainer {trainer} builds another network than the plans say")
@@ -259,9 +259,7 @@ def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[s
     return {**header, "steps": steps, "learned_on": about}
 
 
-def _fingerprint(
-    source: _Source, plans: nnunet.Values, plan: Plan, is_ours: bool
-) -> dict[str, Any]:
+def _fingerprint(source: _Source, plans: Values, plan: Plan, is_ours: bool) -> dict[str, Any]:
     """Ours, or what nnU-Net's plans know of the training data: intensities, but no single cases."""
     if is_ours and (source.folder / FINGERPRINT).is_file():
         return source.json(FINGERPRINT)
@@ -272,14 +270,11 @@ def _fingerprint(
         with suppress(*INVALID):
             values = {ours: float(found[theirs]) for ours, theirs in nnunet.STATISTICS.items()}
         foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
-    about: dict[str, Any] = {"format": FORMAT, "task": plan.task, "channels": list(plan.channels)}
-    about |= {key: labels_of(plan)[key] for key in ("labels", "ignore_label")}
-    return about | {"foreground": foreground, "cases": {}}
+    declared = (plan.task, plan.channels, plan.labels, plan.ignore_label)
+    return Fingerprint(*declared, foreground=tuple(foreground), cases={}).to_json()
 
 
-def _card(
-    source: _Source, plans: nnunet.Values, plan: Plan, states: nnunet.Values
-) -> dict[str, Any]:
+def _card(source: _Source, plans: Values, plan: Plan, states: Values) -> dict[str, Any]:
     """Where the model comes from."""
     first = next(iter(states.values()))
     versions = {"autoseg": __version__, "torch": torch.__version__}

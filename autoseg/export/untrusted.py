@@ -26,11 +26,9 @@ if sys.platform != "win32":
 TIME_LIMIT_SECONDS = 900
 MEMORY_BYTES = 2**30  # besides the file's size
 MOST_TENSORS, MOST_AXES, LONGEST_TEXT = 20_000, 5, 200
-NUMPY_NAMES = (
-    *("numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar"),
-    *("numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct"),
-    "numpy._core.multiarray._reconstruct",
-)
+MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+NUMPY_NAMES = ["numpy.dtype", "numpy.ndarray", *(f"{each}.scalar" for each in MULTIARRAY)]
+NUMPY_NAMES += [f"{each}._reconstruct" for each in MULTIARRAY]
 COPIES = (".all_modules.", "decoder.encoder.")  # nnU-Net stores these weights twice
 KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -5,7 +5,7 @@ sixth of the time.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from autoseg.common import arrays
 from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple
 from autoseg.dataset.checks import scale_of
+from autoseg.dataset.task import Labels
 from autoseg.image.geometry import Turn, orientation_of
 from autoseg.image.image import Image, body_of
 
@@ -181,7 +182,7 @@ class LabelStatistics:
 
 
 def measure_labels(
-    label: LabelMap, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
+    label: LabelMap, labels: Labels, spacing_mm: Sequence[float]
 ) -> dict[str, LabelStatistics]:
     """Measure every label except the background.
 
@@ -267,11 +268,7 @@ class ChannelStatistics:
 
 
 def measure(
-    image: Image,
-    label: LabelMap,
-    voxels: dict[int, int],
-    labels: Mapping[str, Sequence[int]],
-    ignore_label: int | None,
+    image: Image, label: LabelMap, voxels: dict[int, int], labels: Labels, ignore_label: int | None
 ) -> tuple[CaseStatistics, tuple[Quantiles, ...]]:
     """Measure one case.
 

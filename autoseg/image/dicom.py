@@ -225,11 +225,11 @@ def _other(file: Path, header: "Dataset") -> Other | None:
         return None
     if int(header.get("NumberOfFrames") or 1) > 1:
         reason = "a multi-frame object without positions" if is_scan else "a film of several frames"
-        return Other(file, reason, is_scan=is_scan, series=series)
-    if not all(header.get(name) for name in TABLES["position_tags"]):
+    elif all(header.get(name) for name in TABLES["position_tags"]):
+        return None
+    else:
         reason = "an image without a position in the patient"
-        return Other(file, reason, is_scan=is_scan, series=series)
-    return None
+    return Other(file, reason, is_scan=is_scan, series=series)
 
 
 def _kind(header: "Dataset") -> str:
@@ -261,7 +261,6 @@ def _slice(file: Path, header: "Dataset", frame: int = 0) -> Slice:
     patient, name = (str(header.get(key) or "").strip() for key in TABLES["names"][:2])
     return Slice(
         file=file,
-        series=str(header.SeriesInstanceUID),
         number=None if number in (None, "") else int(number),
         size=(int(header.Columns), int(header.Rows)),
         spacing_mm=(column_mm, row_mm),
