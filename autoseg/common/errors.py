@@ -63,10 +63,10 @@ class Stopped(RunError):  # noqa: N818
         self.status = 128 + signal_number
 
 
-def raise_if(wrong: object, text: str, kind: type[Exception] = ValueError) -> None:
-    """Raise an error with this text if something is wrong."""
+def raise_if(wrong: object, error: Exception | str) -> None:
+    """Raise an error, or a ValueError with a text, if something is wrong."""
     if wrong:
-        raise kind(text)
+        raise ValueError(error) if isinstance(error, str) else error
 
 
 def is_lack_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from autoseg.common.errors import DENIED, AutosegError, DataError
+from autoseg.common.errors import DENIED, AutosegError, DataError, raise_if
 
 Made = TypeVar("Made")
 
@@ -196,8 +196,7 @@ def is_there(path: Path) -> bool:
         DataError: it exists, but cannot be read.
     """
     reason = obstacle(path)
-    if reason and not reason.endswith(NO_SUCH_FILE):
-        raise DataError(reason)
+    raise_if(reason and not reason.endswith(NO_SUCH_FILE), DataError(reason))
     return not reason
 
 
@@ -257,8 +256,7 @@ def read_json(path: Path) -> Any:
     Raises:
         AutosegError: the file is missing or not valid JSON; the message names the line.
     """
-    if not is_there(path):
-        raise AutosegError(f"{path} is missing")
+    raise_if(not is_there(path), AutosegError(f"{path} is missing"))
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -338,6 +336,9 @@ def dataclass_from_json(
         raise DataError(f"{where}: {f'{key}: ' if key else ''}{problem}; {advice}") from error
     except ValueError as error:  # NaN
         raise DataError(f"{where}: {error}; {advice}") from error
+
+
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 
 
 def checksum(path: Path) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from autoseg.common.errors import ENDING, RunError, signal_name
+from autoseg.common.files import TEXT
 from autoseg.common.progress import Progress, progress, say, waited
 
 PROC = Path("/proc")  # portable: without it, there are no control groups
@@ -196,10 +197,7 @@ def cause_of_death(exit_code: int | None) -> str:
     """How a worker process ended that should not have ended, and what to do."""
     if exit_code == UNGUARDED:
         script = getattr(sys.modules["__main__"], "__file__", "the script")
-        return (
-            f"would run {script} again, because it imports it; move what it does into a function "
-            '`main`, and end it with these two lines:\nif __name__ == "__main__":\n    main()'
-        )
+        return TEXT("unguarded", script=script)
     if exit_code is None or exit_code >= 0:
         return f"ended with exit status {exit_code}; see the output above for its error message"
     if (name := signal_name(-exit_code)) == "SIGKILL":

@@ -7,6 +7,7 @@ Two dialects are understood, also mixed: that of the Medical Segmentation Decath
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError, DataError, raise_if
 from autoseg.common.files import read_json
 from autoseg.dataset.problems import TEXT
 from autoseg.image.formats import composed, stem_of
@@ -106,8 +107,7 @@ def read_declaration(folder: Path) -> Declaration:
         DataError: a field is missing, has the wrong type, or contradicts another.
     """
     path = folder / DATASET_FILE
-    if not path.exists():
-        raise AutosegError(TEXT("no declaration", path=path))
+    raise_if(not path.exists(), AutosegError(TEXT("no declaration", path=path)))
     return declaration_of(read_json(path), path)
 
 
@@ -219,12 +219,10 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
     if field not in content:
         return f"{expected}; it is missing"
     found, where = content[field], str(field)
-    for key in inner:
-        try:
+    with suppress(KeyError, IndexError, TypeError):  # the name of a type that was tried, not a key
+        for key in inner:
             found = found[key]
-        except (KeyError, IndexError, TypeError):  # the name of a type that was tried, not a key
-            break
-        where += f".{key}"
+            where += f".{key}"
     return f'{expected}; found "{where}": {shown(found)}'
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Doubles, Mask
-from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError, DataError, raise_if
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted, say
 from autoseg.dataset.problems import TEXT, join_names
@@ -71,8 +71,7 @@ def make_splits(
     """
     groups = {case: groups[case] for case in cases if case in groups} if groups else {}
     units = patients(cases, groups)
-    if folds < 2:
-        raise DataError(f"{counted(folds, 'fold')}: cross-validation needs at least 2")
+    raise_if(folds < 2, DataError(f"{counted(folds, 'fold')}: cross-validation needs at least 2"))
     if len(units) < folds:
         kind = "too many folds" if len(units) > 1 else "one patient"
         raise DataError(TEXT(kind, found=count_patients(cases, groups), folds=folds))

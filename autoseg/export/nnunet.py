@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autoseg.common.arrays import Triple
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, raise_if
 from autoseg.common.files import read_json
 from autoseg.export.untrusted import COPIES
 from autoseg.models.checkpoint import Tensors
@@ -226,8 +226,7 @@ def configuration_of(plans: Values, name: str, heirs: tuple[str, ...] = ()) -> d
 def axis_order_of(plans: Values, configuration: Values) -> AxisOrder:
     """The axes of a configuration."""
     forward = plans.get("transpose_forward", [0, 1, 2])
-    if sorted(forward) != [0, 1, 2]:
-        raise AutosegError(f"transpose_forward is {forward}")
+    raise_if(sorted(forward) != [0, 1, 2], AutosegError(f"transpose_forward is {forward}"))
     return AxisOrder(tuple(forward), len(configuration["patch_size"]) == 2)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, raise_if
 from autoseg.common.files import is_as_written, write_checksums, write_json
 from autoseg.common.progress import say
 from autoseg.export import nnunet
@@ -162,8 +162,7 @@ def _steps(plan: Plan) -> tuple[list[list[tuple[int, Step]]], Resample | None]:
         raise _refusal("preprocessing")
     last = steps.pop()[1] if steps and isinstance(steps[-1][1], Resample) else None
     for index, step in steps:
-        if isinstance(step, Resample | CropToNonzero):
-            raise _refusal(f"preprocessing.{index}")
+        raise_if(isinstance(step, Resample | CropToNonzero), _refusal(f"preprocessing.{index}"))
     numbers = range(len(plan.channels))
     own = [[s for s in steps if getattr(s[1], "channel", None) in (None, n)] for n in numbers]
     return own, last if isinstance(last, Resample) else None
@@ -236,10 +235,8 @@ def _differences(plan: Plan) -> list[str]:
 
 
 def _architecture(network: Network, order: nnunet.AxisOrder) -> dict[str, Any]:
-    if network.down != "strided":
-        raise _refusal("network.down")
-    if network.residual and network.activation_first:
-        raise _refusal("network.activation_first")
+    raise_if(network.down != "strided", _refusal("network.down"))
+    raise_if(network.residual and network.activation_first, _refusal("network.activation_first"))
     kind = nnunet.RESIDUAL if network.residual else nnunet.PLAIN
     dimensions = "2d" if order.is_2d else "3d"
     known = nnunet.FACTS["norms"] | nnunet.FACTS["activations"]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from autoseg import __version__
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, raise_if
 from autoseg.common.files import CHECKSUMS, read_json, sha256_of, write_json
 from autoseg.common.progress import listed, say
 from autoseg.export import nnunet
@@ -59,9 +59,8 @@ class _Source(NamedTuple):
 
     def json(self, file: str) -> dict[str, Any]:
         """An object in a JSON file of the folder."""
-        found = read_json(self.folder / file)
-        if not isinstance(found, dict):
-            raise AutosegError(f"{self.name / file} must be an object")
+        found: dict[str, Any] = read_json(self.folder / file)
+        raise_if(not isinstance(found, dict), AutosegError(f"{self.name / file} must be an object"))
         return found
 
     @property
@@ -96,8 +95,7 @@ def import_nnunet(options: ImportOptions, out: Path) -> list[Path]:
     Raises:
         AutosegError: `out` exists, there is no such model, or it cannot be reproduced.
     """
-    if out.exists():
-        raise AutosegError(f"{out} is there already; choose another -o, or delete it")
+    raise_if(out.exists(), AutosegError(f"{out} is there already; choose another -o, or delete it"))
     with _unpacked(options.source) as folder, tempfile.TemporaryDirectory() as temporary:
         source = _find_model(folder, options)
         model = _read_model(source, options, out.name, Path(temporary))
@@ -119,8 +117,7 @@ def import_nnunet(options: ImportOptions, out: Path) -> list[Path]:
 def _unpacked(source: Path) -> Iterator[Path]:
     """The folder, or the needed files of a zip in a temporary one."""
     if not is_archive(source):
-        if not source.is_dir():
-            raise AutosegError(f"{source}: no such folder or zip file")
+        raise_if(not source.is_dir(), AutosegError(f"{source}: no such folder or zip file"))
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -138,8 +138,7 @@ def find_series(path: Path | Series) -> Series:
     if path.is_dir():
         contents = read_contents(dicom_files(path))
         found = contents.volumes or list(contents.series)
-        if len(found) != 1:
-            raise DataError(TEXT("several series", path=path, count=len(found)))
+        raise_if(len(found) != 1, DataError(TEXT("several series", path=path, count=len(found))))
         return found[0]
     contents = read_contents(dicom_files(path.parent))
     if not (names := [each for each in contents.series if path in each.files]):

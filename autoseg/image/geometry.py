@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from autoseg.common.arrays import Array, Doubles, Triple
-from autoseg.common.errors import DataError
+from autoseg.common.errors import DataError, raise_if
 from autoseg.common.progress import by_axis, note
 from autoseg.image.formats import TEXT
 
@@ -159,8 +159,7 @@ def check_code(code: str) -> str:
     Raises:
         DataError: it is not one of the 48 orientation codes.
     """
-    if code.upper() not in CODES:
-        raise DataError(TEXT("no code", code=code))
+    raise_if(code.upper() not in CODES, DataError(TEXT("no code", code=code)))
     return code.upper()
 
 

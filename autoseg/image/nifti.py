@@ -34,8 +34,7 @@ TYPES = {int(code): names for code, names in TABLES["nifti_types"].items()}
 LABEL_CODES = {np.dtype(np.uint8): 2, np.dtype(np.uint16): 512}  # type of a label map -> code
 CHUNK, PIECE = 1 << 24, 1 << 20
 PACKING = 2  # isal's level, 0 to 3: files half as large again as gzip's level 6, 20 times faster
-ISAL_ERROR = cast("type[Exception]", isal_zlib.error)
-PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, ISAL_ERROR)
+PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, cast("type[Exception]", isal_zlib.error))
 LONGEST = 1.001  # squared; its components are rounded
 
 NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr")  # .hdr: a header, whose voxels are in .img
@@ -125,7 +124,7 @@ def layout_of(path: Path) -> Layout:
     """
 
     def damaged_if(wrong: object, what: str) -> None:
-        raise_if(wrong, f"{path}: its header is damaged ({what}); copy it again", DataError)
+        raise_if(wrong, DataError(f"{path}: its header is damaged ({what}); copy it again"))
 
     header, order = _fields(path)
     count, *size = header["dim"].tolist()
@@ -307,8 +306,7 @@ def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> Array:
             stream.read(1)  # at the end of the stream its checksum is verified
     except PACKING_ERRORS as error:
         raise damaged from error
-    if read < array.nbytes:
-        raise damaged
+    raise_if(read < array.nbytes, damaged)
     native = array.astype(dtype.newbyteorder(sys.byteorder), copy=False)
     return np.moveaxis(native.T, -1, 0) if native.ndim == 4 else native.T[np.newaxis]
 
@@ -376,6 +374,5 @@ def label_header(source: bytes, label: Array) -> bytes:
     header["dim"] = (3, *label.shape, 1, 1, 1, 1)
     header["datatype"], header["bitpix"] = LABEL_CODES[label.dtype], 8 * label.dtype.itemsize
     header["vox_offset"], header["scl_slope"], header["magic"] = VOXELS_AT, 1, b"n+1"
-    for name in GRID_FIELDS:
-        header[name] = given[name]
+    header[GRID_FIELDS] = given[GRID_FIELDS]
     return header.tobytes().ljust(VOXELS_AT, b"\0")
