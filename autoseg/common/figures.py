@@ -8,10 +8,9 @@ import io
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,8 +168,7 @@ def window_of(image: Array) -> tuple[float, float]:
 # Smoothing by Gaussian process regression, as in Müller et al. 2021, Fig. 5.
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """A smoothed curve: four arrays of the same length.
 
     Attributes:

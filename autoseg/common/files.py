@@ -29,6 +29,7 @@ OWN_NUMBER = f"{secrets.randbelow(10**6):06d}"  # as processes of containers may
 BYTES_AT_ONCE = 1 << 20
 NOT_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 NO_SUCH_FILE = "no such file"
+SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is not UTF-8
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # JSON escapes line breaks in strings: an actual line break is always layout.
@@ -202,11 +203,7 @@ def is_there(path: Path) -> bool:
 
 def is_utf8(path: Path | str) -> bool:
     """Whether the name of a file can be written as UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return SURROGATE.search(str(path)) is None
 
 
 def sha256_of(path: Path) -> str:

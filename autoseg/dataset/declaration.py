@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
@@ -32,8 +32,7 @@ LabelValues = dict[str, tuple[int, ...]]
 """Label name -> the values that it covers."""
 
 
-@dataclass(frozen=True)
-class ListedCase:
+class ListedCase(NamedTuple):
     """A case whose files `dataset.json` names; `images` and `label` are as written there.
 
     If `expand` is true, one image name may stand for CASE_0000, CASE_0001, ... (Decathlon).

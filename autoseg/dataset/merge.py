@@ -72,10 +72,9 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
                 if set(own) != set(names):
                     annotated[name] = list(own) or "present"
                 groups[name] = f"{task.name} {task.groups.get(case.name, case.name)}"
-        declared: dict[str, Any] = {
-            "channel_names": {str(i): name for i, name in enumerate(first.channels)},
-            "labels": {BACKGROUND: 0, **values, **({IGNORE: ignored} if ignored else {})},
-        }
+        channels = {str(i): name for i, name in enumerate(first.channels)}
+        labels = {BACKGROUND: 0, **values, **({IGNORE: ignored} if ignored else {})}
+        declared: dict[str, Any] = {"channel_names": channels, "labels": labels}
         declared |= {"file_ending": ".nii.gz", "numTraining": len(listed)}
         declared["merged_from"] = [str(task.folder) for task in tasks]
         declared |= {"annotated": annotated, "groups": groups, "dataset": listed}

@@ -3,10 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +29,7 @@ Classes = Mapping[str, Collection[str]]
 """Case -> names of the classes that occur in it."""
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """The case names of one fold, sorted."""
 
     train: tuple[str, ...]

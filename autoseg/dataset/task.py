@@ -178,8 +178,7 @@ def _listed_cases(
         problems += missing
         if not missing and counts[case.name] == 1:
             cases.append(case)
-    twice = {name: count for name, count in counts.items() if count > 1}
-    problems += [Problem.of("listed twice", name, count=count) for name, count in twice.items()]
+    problems += [Problem.of("listed twice", name, count=n) for name, n in counts.items() if n > 1]
     return cases, problems
 
 

@@ -166,14 +166,9 @@ def network_to_ours(architecture: Values, order: AxisOrder) -> dict[str, Any]:
     if values["residual"] and values["activation_first"]:
         given["nonlin_first"] = True
     given.setdefault("norm_op_kwargs.affine", norm.startswith("BatchNorm"))
-    known = {
-        "conv_op": f"Conv{dimensions}",
-        "norm_op": norm if values["norm"] else "",
-        "norm_op_kwargs.affine": "True",
-        "nonlin": activation if values["activation"] else "",
-        "block": "BasicBlockD",
-        "stem_channels": str(features[0]),
-    }
+    known = FACTS["known"] | {"conv_op": f"Conv{dimensions}", "stem_channels": str(features[0])}
+    known |= {"norm_op": norm} if values["norm"] else {}
+    known |= {"nonlin": activation} if values["activation"] else {}
     for key, value in given.items():
         if value is not None and key not in FACTS["not_used"] and _last(value) != known.get(key):
             raise AutosegError(f"the network has {key} {value}, which our U-Net does not have")
@@ -288,11 +283,9 @@ def _labels(dataset: Values) -> dict[str, Any]:
         values = [value for covered in foreground.values() for value in covered]
         if values != list(range(1, len(values) + 1)):
             raise AutosegError(f"the labels are {values}, not consecutive numbers from 1")
-    return {
-        "labels": {"background": background, **foreground},
-        "ignore_label": ignored and ignored[0],
-        "regions_class_order": order,
-    }
+    labels = {"background": background, **foreground}
+    ignore_label = ignored and ignored[0]
+    return {"labels": labels, "ignore_label": ignore_label, "regions_class_order": order}
 
 
 def _normalisation(plans: Values, configuration: Values, channels: int) -> Iterator[dict[str, Any]]:

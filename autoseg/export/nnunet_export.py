@@ -51,11 +51,8 @@ def export_nnunet(model: Model, out: Path) -> None:
     flipped = [axis for axis in plan.inference.mirror_axes if axis != exchanged]
     axes = tuple(sorted(order.places[axis] - order.is_2d for axis in flipped))
     trainer = "nnUNetTrainer" if plan.network.deep_supervision else nnunet.ONE_HEAD_TRAINER
-    checkpoint = nnunet.FACTS["checkpoint"] | {
-        "current_epoch": plan.training.epochs,
-        "trainer_name": trainer,
-        "inference_allowed_mirroring_axes": axes or None,
-    }
+    checkpoint = nnunet.FACTS["checkpoint"] | {"current_epoch": plan.training.epochs}
+    checkpoint |= {"trainer_name": trainer, "inference_allowed_mirroring_axes": axes or None}
     init: dict[str, Any] = {"plans": plans, "configuration": plan.configuration}
     init |= {"dataset_json": dataset, "device": torch.device("cpu")}
     with new_folder(out) as folder:

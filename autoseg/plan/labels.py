@@ -12,10 +12,9 @@ SNOMED CT: for DICOM segmentation objects.
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,7 @@ from autoseg.plan.sections import LabelValue, Positive, Section, fault_if
 ClassValues = Mapping[str, tuple[int, ...]]  # class name -> its label values
 
 
-@dataclass(frozen=True)
-class Classes:
+class Classes(NamedTuple):
     """What a plan's network learns to distinguish.
 
     Attributes:
