@@ -314,8 +314,7 @@ def _weights(tensors: Mapping[str, Tensor], plan: Plan, order: nnunet.AxisOrder)
             if (tensor := tensors.get(f"{ours}.{leaf}")) is not None:
                 found[f"{theirs}.{leaf}"] = order.weight_to_nnunet(tensor)
         if theirs.endswith(".conv") and ".skip." not in theirs:  # see `_architecture`
-            outputs = len(found[f"{theirs}.weight"])
-            found.setdefault(f"{theirs}.bias", torch.zeros(outputs))
+            found.setdefault(f"{theirs}.bias", torch.zeros(len(found[f"{theirs}.weight"])))
     finest = len(network.features) - 2
     for stage in range(network.supervised, finest + 1):  # nnU-Net has a head at each stage
         kernel = torch.zeros(plan.classes.outputs, network.features[stage], 1, 1, 1)
