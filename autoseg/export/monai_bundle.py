@@ -121,8 +121,8 @@ def _preprocessing(plan: Plan, fixed: dict[str, Any]) -> Iterator[Transform]:
         match step:
             case CropToNonzero():
                 yield _transform("ConcatItemsd", keys, name="every")
-                values = {"source_key": "every", "select_fn": "$lambda x: x != 0"}
-                yield _transform("CropForegroundd", keys, **values)
+                crop = {"source_key": "every", "select_fn": "$lambda x: x != 0"}
+                yield _transform("CropForegroundd", keys, **crop)
             case Clip(window=(low, high)):
                 raise_if(step.scaled_scans == "keep", _refusal(f"{name}.scaled_scans"))
                 limits = {"a_min": low, "a_max": high, "b_min": low, "b_max": high}
