@@ -27,6 +27,7 @@ FIRST_GROUPS, HIGHEST_FIRST_ELEMENT = (2, 8), 0x20  # of files without a preambl
 LONGEST_FIRST_VALUE = 256  # bytes
 TAGS: list[str] = TABLES["tags"]
 VOLUMES: list[str] = TABLES["volumes"]  # modalities whose images are scans
+LONGEST_SHOWN = 80  # characters of a value in a message
 DIRECTORY = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
@@ -242,8 +243,8 @@ def _slices(file: Path, header: "Dataset", length: int | None) -> list[Slice]:
 
     if missing := [name for name in TABLES["needed"] if header.get(name) in (None, "")]:
         raise ValueError(f"{missing[0]} is missing")
-    kind = _kind(header)
-    raise_if(not UID.fullmatch(kind), f"SOPClassUID is {kind[:80]!r}, which is not a UID")
+    if not UID.fullmatch(_kind(header)):
+        raise ValueError(f"SOPClassUID is {_kind(header)[:LONGEST_SHOWN]!r}, which is not a UID")
     check_pixels(header, length)
     if not (groups := header.get("PerFrameFunctionalGroupsSequence")):
         return [_slice(file, header)]
