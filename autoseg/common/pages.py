@@ -4,8 +4,9 @@ A page's template extends `templates/base.html.j2`, which brings style, tables t
 """
 
 import base64
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from autoseg.common.files import write_text
 from autoseg.common.progress import by_axis, in_fine_words
@@ -53,7 +54,8 @@ def _library() -> str:
     return base64.b64encode((TEMPLATES / "niivue.umd.js.gz").read_bytes()).decode("ascii")
 
 
-class Chart(NamedTuple):
+@dataclass(frozen=True)
+class Chart:
     """A figure in a page.
 
     Attributes:
