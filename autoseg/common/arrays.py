@@ -223,9 +223,8 @@ def in_slabs(function: Callable[[slice], None], length: int, least: int = 1) -> 
     """
     with ONE_BLAS_THREAD as threads:
         count = max(1, min(threads, length // least))
-        first, *others = [
-            slice(*ends) for ends in pairwise(n * length // count for n in range(count + 1))
-        ]
+        ends = pairwise(n * length // count for n in range(count + 1))
+        first, *others = (slice(start, stop) for start, stop in ends)
         coming = [_slab_threads(os.getpid()).submit(function, slab) for slab in others]
         function(first)
         for each in coming:

@@ -63,6 +63,12 @@ class Stopped(RunError):  # noqa: N818
         self.status = 128 + signal_number
 
 
+def raise_if(wrong: object, error: Exception | str) -> None:
+    """Raise an error, or a ValueError with a text, if something is wrong."""
+    if wrong:
+        raise ValueError(error) if isinstance(error, str) else error
+
+
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or a library means that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)

@@ -3,17 +3,14 @@
 Classes differ in colour and, for black-and-white print, in line style or place.
 """
 
-from __future__ import annotations
-
 import colorsys
 import io
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +45,7 @@ BELOW, RIGHT = 0.5, 0.5  # inches for an axis with its name, and at the right ed
 FORMS = (".svg", ".pdf", ".png")  # for the web, print and slides
 
 Colours = Mapping[str, str]  # class -> #RRGGBB
+Inches = tuple[float, float]  # width and height
 Numbers = NDArray[np.float64]
 
 
@@ -73,7 +71,7 @@ def _colour(index: int) -> str:
     return "#" + "".join(f"{round(255 * part):02X}" for part in (red, green, blue))
 
 
-def save_figure(figure: Figure, out: Path) -> None:
+def save_figure(figure: "Figure", out: Path) -> None:
     """Write a figure as SVG, PDF or PNG, atomically; the same figure gives the same bytes."""
     if out.suffix.lower() not in FORMS:
         raise AutosegError(f"{out}: figures are written as {', '.join(FORMS)}, not {out.suffix!r}")
@@ -82,7 +80,7 @@ def save_figure(figure: Figure, out: Path) -> None:
         temporary.write_bytes(content)
 
 
-def rendered(figure: Figure, form: str, transparent: bool = False) -> bytes:
+def rendered(figure: "Figure", form: str, transparent: bool = False) -> bytes:
     """A figure as the content of a file: `svg`, `pdf`, `png` or `webp`."""
     from matplotlib import rc_context
 
@@ -97,12 +95,12 @@ def rendered(figure: Figure, form: str, transparent: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def pixels_of(figure: Figure) -> NDArray[np.uint8]:
+def pixels_of(figure: "Figure") -> NDArray[np.uint8]:
     """A figure as (rows, columns, RGB)."""
     return np.asarray(Image.open(io.BytesIO(rendered(figure, "png"))).convert("RGB"))
 
 
-def save_forms(figure: Figure, stem: Path) -> list[Path]:
+def save_forms(figure: "Figure", stem: Path) -> list[Path]:
     """Write a figure as SVG, PDF and PNG, and return the paths."""
     paths = [stem.with_name(stem.name + form) for form in FORMS]
     for path in paths:
@@ -111,19 +109,14 @@ def save_forms(figure: Figure, stem: Path) -> list[Path]:
 
 
 def new_grid(
-    count: int,
-    most_columns: int,
-    size: tuple[float, float],
-    left: float,
-    gap: float = 0.3,
-    above: float = 0.3,
-) -> tuple[Figure, list[Axes]]:
+    count: int, most_columns: int, size: Inches, left: float, gap: float = 0.3, above: float = 0.3
+) -> "tuple[Figure, list[Axes]]":
     """A figure with panels of a fixed size in inches, line by line.
 
     Args:
         count: the number of panels.
         most_columns: of a line.
-        size: width and height of a panel.
+        size: of a panel.
         left: room at the left edge.
         gap: room between columns.
         above: room above a panel; below is room for an axis with its name.
@@ -149,14 +142,14 @@ def jitter(count: int, width: float) -> NDArray[np.floating[Any]]:
     return (np.arange(count) * 0.618 % 1 - 0.5) * width
 
 
-def tidy(axes: Axes, values: Literal["x", "y"] = "y") -> None:
+def tidy(axes: "Axes", values: Literal["x", "y"] = "y") -> None:
     """Keep only the lines that help to read the values along one axis."""
     axes.grid(axis=values, alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def take_literally(texts: Sequence[Text]) -> None:
+def take_literally(texts: "Sequence[Text]") -> None:
     """Draw dollar signs in names as they are, not as formulas."""
     for text in texts:
         text.set_parse_math(False)
@@ -175,8 +168,7 @@ def window_of(image: Array) -> tuple[float, float]:
 # Smoothing by Gaussian process regression, as in Müller et al. 2021, Fig. 5.
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """A smoothed curve: four arrays of the same length.
 
     Attributes:

@@ -1,7 +1,5 @@
 """Atomic writing, strict JSON, dataclasses as JSON, and checksums of files."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -16,12 +14,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
-from autoseg.common.errors import DENIED, AutosegError, DataError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from autoseg.common.errors import DENIED, AutosegError, DataError, raise_if
 
 Made = TypeVar("Made")
 
@@ -34,6 +29,7 @@ OWN_NUMBER = f"{secrets.randbelow(10**6):06d}"  # as processes of containers may
 BYTES_AT_ONCE = 1 << 20
 NOT_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 NO_SUCH_FILE = "no such file"
+SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is not UTF-8
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # JSON escapes line breaks in strings: an actual line break is always layout.
@@ -201,18 +197,13 @@ def is_there(path: Path) -> bool:
         DataError: it exists, but cannot be read.
     """
     reason = obstacle(path)
-    if reason and not reason.endswith(NO_SUCH_FILE):
-        raise DataError(reason)
+    raise_if(reason and not reason.endswith(NO_SUCH_FILE), DataError(reason))
     return not reason
 
 
 def is_utf8(path: Path | str) -> bool:
     """Whether the name of a file can be written as UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return SURROGATE.search(str(path)) is None
 
 
 def sha256_of(path: Path) -> str:
@@ -262,8 +253,7 @@ def read_json(path: Path) -> Any:
     Raises:
         AutosegError: the file is missing or not valid JSON; the message names the line.
     """
-    if not is_there(path):
-        raise AutosegError(f"{path} is missing")
+    raise_if(not is_there(path), AutosegError(f"{path} is missing"))
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -297,9 +287,8 @@ def parse_json(text: str, where: str) -> Any:
     except RecursionError as error:
         raise AutosegError(f"{where} is nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise AutosegError(
-            f"{where} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
-        ) from error
+        place = f"line {error.lineno}, column {error.colno}"
+        raise AutosegError(f"{where} is not valid JSON: {error.msg} in {place}") from error
     except AutosegError:
         raise
     except ValueError as error:  # an integer with thousands of digits
@@ -310,7 +299,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: Hashable) -> Any:
     import pydantic
 
     return pydantic.TypeAdapter(cast("Any", kind))
@@ -344,6 +333,9 @@ def dataclass_from_json(
         raise DataError(f"{where}: {f'{key}: ' if key else ''}{problem}; {advice}") from error
     except ValueError as error:  # NaN
         raise DataError(f"{where}: {error}; {advice}") from error
+
+
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 
 
 def checksum(path: Path) -> str:

@@ -67,10 +67,9 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         AutosegError: the folder is not writable.
         InUse: another living process holds the lock, and `wait` is false.
     """
-    times: Any = {"lease_duration": LEASE_SECONDS, "heartbeat_interval": HEARTBEAT_SECONDS}
-    lease = SoftFileLease(
-        _marker(path), on_compromise=_say_lost, thread_local=False, mode=READABLE, **times
-    )
+    options: Any = {"lease_duration": LEASE_SECONDS, "heartbeat_interval": HEARTBEAT_SECONDS}
+    options |= {"on_compromise": _say_lost, "thread_local": False, "mode": READABLE}
+    lease = SoftFileLease(_marker(path), **options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquire(lease, _marker(path), what, wait)
@@ -81,9 +80,8 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     def check() -> None:
         holder = lease.owner
         if holder is not None and holder.token != token:
-            why = "while this process was suspended or could not reach the folder"
             by = _name_of(holder, _marker(path))
-            raise InUse(f"{what} was taken over by {by} {why}; nothing more is written")
+            raise InUse(files.TEXT("taken over", what=what, by=by))
 
     try:
         with files.guarded(path.parent, check):
@@ -133,9 +131,8 @@ def _acquire(lease: SoftFileLease, path: Path, what: str, wait: bool) -> int | N
                 continue
         if quiet and time.monotonic() - started > QUIET_SECONDS:
             quiet = False
-            end = f"this goes on within {LEASE_SECONDS + SOON_SECONDS:.0f} s"
-            advice = f"wait, or stop that process; if it has ended, {end}"
-            say(f"waiting for {what}, in use by {watch.name} ({path}): {advice}")
+            seconds = LEASE_SECONDS + SOON_SECONDS
+            say(files.TEXT("waiting", what=what, watch=watch, seconds=seconds))
         time.sleep(POLL_SECONDS)
 
 
@@ -206,9 +203,7 @@ class _Watch:
                 try:
                     self.path.unlink()  # we have the kernel's lock on it: no other process does so
                 except PermissionError as error:
-                    what = f"{self.path} is left by {self.name}, which has ended"
-                    why = "cannot be removed by this user; ask its owner to delete it"
-                    raise AutosegError(f"{what}, and {why}") from error
+                    raise AutosegError(files.TEXT("left", watch=self)) from error
         return self.state
 
     def _judge(self, is_free: bool | None, found: os.stat_result) -> str:
@@ -284,8 +279,7 @@ def _boot(record: OwnerRecord) -> int | None:
 
 
 def _say_lost(lost: LeaseCompromise) -> None:
-    what = f"this process has lost its lock {lost.lock_file} ({lost.reason})"
-    say(f"warning: {what}; it stops when another process takes over")
+    say(files.TEXT("lost", lost=lost))
 
 
 @cache

@@ -3,8 +3,6 @@
 A page's template extends `templates/base.html.j2`, which brings style, tables that sort, and print.
 """
 
-from __future__ import annotations
-
 import base64
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +37,9 @@ def fill(template: Path, **content: Any) -> str:
     """The text of a template; only that of HTML (`.html.j2`) is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # slow to import
 
-    environment = Environment(
-        autoescape=".html" in template.suffixes,
-        undefined=StrictUndefined,
-        loader=FileSystemLoader([template.parent, TEMPLATES]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True}
+    options |= {"autoescape": ".html" in template.suffixes, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader([template.parent, TEMPLATES]), **options)
     environment.globals |= {"library": _library, "words": in_fine_words, "number": _number}
     environment.globals |= {"by_axis": by_axis, "zip": zip}
     return environment.get_template(template.name).render(content)
@@ -79,7 +73,7 @@ class Chart:
     note: str = ""
 
 
-def chart(figure: Figure, title: str, alt: str, note: str = "", form: str = "svg") -> Chart:
+def chart(figure: "Figure", title: str, alt: str, note: str = "", form: str = "svg") -> Chart:
     """Convert a figure for a page: a transparent SVG, or a PNG if that is too large.
 
     Args:

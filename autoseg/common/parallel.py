@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from autoseg.common.errors import ENDING, RunError, signal_name
+from autoseg.common.files import TEXT
 from autoseg.common.progress import Progress, progress, say, waited
 
 PROC = Path("/proc")  # portable: without it, there are no control groups
@@ -175,6 +176,7 @@ Item = TypeVar("Item")
 PreparedItem = TypeVar("PreparedItem")
 ComputedItem = TypeVar("ComputedItem")
 Result = TypeVar("Result")
+Work = Callable[[Item], Result]
 
 WORKER_START_SECONDS = 3.0
 SIGNAL_SECONDS = 0.5  # until a signal that ended a worker has reached this process as well
@@ -196,10 +198,7 @@ def cause_of_death(exit_code: int | None) -> str:
     """How a worker process ended that should not have ended, and what to do."""
     if exit_code == UNGUARDED:
         script = getattr(sys.modules["__main__"], "__file__", "the script")
-        return (
-            f"would run {script} again, because it imports it; move what it does into a function "
-            '`main`, and end it with these two lines:\nif __name__ == "__main__":\n    main()'
-        )
+        return TEXT("unguarded", script=script)
     if exit_code is None or exit_code >= 0:
         return f"ended with exit status {exit_code}; see the output above for its error message"
     if (name := signal_name(-exit_code)) == "SIGKILL":
@@ -208,7 +207,7 @@ def cause_of_death(exit_code: int | None) -> str:
 
 
 def in_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], processes: int, job: str
+    function: Work[Item, Result], items: Sequence[Item], processes: int, job: str
 ) -> list[Result]:
     """Return `[function(item) for item in items]`, with a progress bar.
 
@@ -227,13 +226,11 @@ def in_parallel(
         bar.advance()
         rest = items[1:]
         expected = (time.perf_counter() - started) * len(rest)
-        if expected < WORKER_START_SECONDS:
-            processes = 1
-        if processes > 1:
+        if processes > 1 and expected >= WORKER_START_SECONDS:
             each = memory_of_this_process()
             processes = fitting(min(processes, len(rest)), each, f"worker processes of {job!r}")
-        if processes > 1:
-            return results + _in_workers(function, rest, processes, job, bar)
+            if processes > 1:
+                return results + _in_workers(function, rest, processes, job, bar)
         for item in rest:
             results.append(function(item))
             bar.advance()
@@ -241,11 +238,7 @@ def in_parallel(
 
 
 def _in_workers(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    processes: int,
-    job: str,
-    bar: Progress,
+    function: Work[Item, Result], items: Sequence[Item], processes: int, job: str, bar: Progress
 ) -> list[Result]:
     # Not a library: if a worker dies while others start, `concurrent.futures` may wait for ever;
     # loky takes three times as long to start. Here the end of a worker closes its connection.

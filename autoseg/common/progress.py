@@ -149,11 +149,9 @@ class Progress(Protocol):
 
     def advance(self, note: str = "", total: int | None = None) -> None:
         """Report a finished step with a note; `total` corrects the number of steps."""
-        ...
 
     def tell(self, note: str) -> None:
         """Show a note within a long step if nothing was shown for a while."""
-        ...
 
 
 class _Steps:
@@ -163,7 +161,7 @@ class _Steps:
         self.total, self.done = total, done
         self.times = [time.monotonic()]
 
-    def advance(self, total: int | None) -> None:
+    def count(self, total: int | None) -> None:
         self.done += 1
         self.total = total or self.total
         self.times.append(time.monotonic())
@@ -175,10 +173,10 @@ class _Steps:
         return step * (self.total - self.done)
 
 
-class _Lines:
+class _Lines(_Steps):
     def __init__(self, job: str, total: int, done: int, every_seconds: float) -> None:
+        super().__init__(total, done)
         self.job, self.every_seconds = job, every_seconds
-        self.steps = _Steps(total, done)
         self.last_line = time.monotonic()
         self.patience = SECONDS_BETWEEN_LINES  # between notes of a long step; doubles each time
 
@@ -191,14 +189,13 @@ class _Lines:
         say(f"{self.job}: {note}")
 
     def advance(self, note: str = "", total: int | None = None) -> None:
-        self.steps.advance(total)
-        done, total = self.steps.done, self.steps.total
-        now = time.monotonic()
-        if done < total and now - self.last_line < self.every_seconds:
+        self.count(total)
+        now, is_last = time.monotonic(), self.done >= self.total
+        if not is_last and now - self.last_line < self.every_seconds:
             return
         self.last_line = now
-        left = f"  {in_words(self.steps.seconds_left())} left" if done < total else ""
-        say(f"{self.job}: {done}/{total}{'  ' + note if note else ''}{left}")
+        left = "" if is_last else f"  {in_words(self.seconds_left())} left"
+        say(f"{self.job}: {self.done}/{self.total}{'  ' + note if note else ''}{left}")
 
 
 @contextmanager
@@ -238,7 +235,6 @@ def _bar(job: str, total: int, done: int, keeps: bool) -> Iterator[Progress]:
     name = progress.TextColumn("{task.description}", markup=False)
     shape, counts = progress.BarColumn(bar_width=20), progress.MofNCompleteColumn()
     bar = progress.Progress(name, shape, counts, TimeLeft())
-    steps = _Steps(total, done)
 
     def with_note(note: str) -> console.Group:
         # Text, not a string: case names may contain [brackets].
@@ -248,21 +244,21 @@ def _bar(job: str, total: int, done: int, keeps: bool) -> Iterator[Progress]:
     screen = console.Console(stderr=True, highlight=False)
     with live.Live(bar, console=screen, refresh_per_second=2) as shown:
 
-        class Bar:
+        class Bar(_Steps):
             def advance(self, note: str = "", total: int | None = None) -> None:
-                steps.advance(total)
-                end = time.monotonic() + steps.seconds_left()
-                bar.update(task, completed=steps.done, total=steps.total, end=end)
+                self.count(total)
+                end = time.monotonic() + self.seconds_left()
+                bar.update(task, completed=self.done, total=self.total, end=end)
                 if keeps:
                     style = "bold" if note.endswith(BEST) else ""
-                    screen.print(text.Text(f"{steps.done}/{steps.total}  {note}", style))
+                    screen.print(text.Text(f"{self.done}/{self.total}  {note}", style))
                     note = ""
                 shown.update(with_note(note) if note else bar, refresh=True)
 
             def tell(self, note: str) -> None:
                 shown.update(with_note(note))
 
-        yield Bar()
+        yield Bar(total, done)
 
 
 def counted(number: int, noun: str) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,15 +120,13 @@ def is_ct_name(channel: str) -> bool:
     return re.search(r"(^|[^a-z])cta?($|[^a-z])", channel.casefold()) is not None
 
 
-def _absent_labels(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    problems = []
+def _absent_labels(task: Task, facts: Mapping[str, CaseFacts]) -> Iterator[Problem]:
     for name, values in task.labels.items():
         having = [case for case, found in facts.items() if found.voxels.keys() & set(values)]
         if not having:
-            problems.append(Problem.of("absent label", name=name))
+            yield Problem.of("absent label", name=name)
         elif len(having) == 1 < len(facts):
-            problems.append(Problem.of("rare label", having[0], name=name))
-    return problems
+            yield Problem.of("rare label", having[0], name=name)
 
 
 def _duplicates(facts: Mapping[str, CaseFacts]) -> list[Problem]:
@@ -139,9 +137,8 @@ def _duplicates(facts: Mapping[str, CaseFacts]) -> list[Problem]:
     return [Problem.of("duplicate image", n[0], others=", ".join(n[1:])) for n in copies]
 
 
-def _wrong_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    """Return a problem for each CT channel that is not in Hounsfield units in every case."""
-    problems = []
+def _wrong_scales(task: Task, facts: Mapping[str, CaseFacts]) -> Iterator[Problem]:
+    """A problem for each CT channel that is not in Hounsfield units in every case."""
     for index, channel in enumerate(task.channels):
         by_scale: defaultdict[str, list[str]] = defaultdict(list)
         for name, case in facts.items():
@@ -153,8 +150,7 @@ def _wrong_scales(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
             for scale, names in sorted(by_scale.items(), key=lambda item: item[0] != HOUNSFIELD)
         )
         kind = "intensity scale, mixed" if len(by_scale) > 1 else "intensity scale"
-        problems.append(Problem.of(kind, channel=channel, found=found))
-    return problems
+        yield Problem.of(kind, channel=channel, found=found)
 
 
 def _range(facts: Mapping[str, CaseFacts], names: Sequence[str], channel: int) -> str:
@@ -162,30 +158,27 @@ def _range(facts: Mapping[str, CaseFacts], names: Sequence[str], channel: int) -
     return f"{counted(len(names), 'case')} from {ranges[:, 0].min():g} to {ranges[:, 1].max():g}"
 
 
-def _mixed_orientations(facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    """Return a problem if the axes of the cases are stored in different orders or directions."""
+def _mixed_orientations(facts: Mapping[str, CaseFacts]) -> Iterator[Problem]:
+    """A problem if the axes of the cases are stored in different orders or directions."""
     codes = [case.orientation for case in facts.values()]
     usual = most_common(codes)
     others = [name for name, case in facts.items() if case.orientation != usual]
-    counts, names = counted_codes(codes), join_names(others)
-    problem = Problem.of("mixed orientation", counts=counts, usual=usual, names=names)
-    return [problem] if others else []
+    if others:
+        counts, names = counted_codes(codes), join_names(others)
+        yield Problem.of("mixed orientation", counts=counts, usual=usual, names=names)
 
 
-def _constant_scans(task: Task, facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    """Return a problem for each channel of a case that holds one value everywhere."""
-    return [
-        Problem.of("constant scan", name, channel=channel, value=low)
-        for name, case in facts.items()
-        for channel, (low, high) in zip(task.channels, case.ranges, strict=True)
-        if low == high
-    ]
+def _constant_scans(task: Task, facts: Mapping[str, CaseFacts]) -> Iterator[Problem]:
+    """A problem for each channel of a case that holds one value everywhere."""
+    for name, case in facts.items():
+        for channel, (low, high) in zip(task.channels, case.ranges, strict=True):
+            if low == high:
+                yield Problem.of("constant scan", name, channel=channel, value=low)
 
 
-def _spacing_outliers(facts: Mapping[str, CaseFacts]) -> list[Problem]:
-    """Return a problem for each case whose spacing is far from the median along an axis."""
+def _spacing_outliers(facts: Mapping[str, CaseFacts]) -> Iterator[Problem]:
+    """A problem for each case whose spacing is far from the median along an axis."""
     median = np.median([case.spacing_mm for case in facts.values()], axis=0)
-    problems = []
     for name, case in facts.items():
         ratios = np.divide(case.spacing_mm, median)
         outlying = np.flatnonzero((ratios > SPACING_FACTOR) | (ratios < 1 / SPACING_FACTOR))
@@ -194,5 +187,4 @@ def _spacing_outliers(facts: Mapping[str, CaseFacts]) -> list[Problem]:
                 f"{case.spacing_mm[axis]:.4g} mm along {'xyz'[axis]} (median {median[axis]:.4g} mm)"
                 for axis in outlying
             )
-            problems.append(Problem.of("spacing outlier", name, found=found, factor=SPACING_FACTOR))
-    return problems
+            yield Problem.of("spacing outlier", name, found=found, factor=SPACING_FACTOR)

@@ -12,6 +12,7 @@ from typing import Any
 from autoseg.common.errors import DataError
 from autoseg.common.files import read_json, sha256_of, write_json
 from autoseg.common.progress import counted, note
+from autoseg.dataset.problems import TEXT
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
 
@@ -28,9 +29,7 @@ def corrected_labels(task: Path) -> dict[str, Path]:
     folder = task / CORRECTED
     used = {entry["case"]: folder / entry["file"] for entry in _entries(folder) if entry["in_use"]}
     if lost := [str(path) for path in used.values() if not path.is_file()]:
-        restored = f"autoseg_evaluate {task.name} --corrections none"
-        what = "the corrected label map is missing; restore it, or use the original labels again"
-        raise DataError(f"{lost[0]}: {what}: {restored}")
+        raise DataError(TEXT("no correction", path=lost[0], task=task.name))
     if used:
         note(f"{folder}: {counted(len(used), 'corrected label map')} used, not the original")
     return used

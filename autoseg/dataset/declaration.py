@@ -7,15 +7,17 @@ Two dialects are understood, also mixed: that of the Medical Segmentation Decath
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from autoseg.common.errors import AutosegError, DataError
-from autoseg.common.files import read_json, texts_in
+from autoseg.common.errors import AutosegError, DataError, raise_if
+from autoseg.common.files import read_json
+from autoseg.dataset.problems import TEXT
 from autoseg.image.formats import composed, stem_of
 from autoseg.image.label_writer import HIGHEST_LABEL
 from autoseg.plan.labels import SegmentCode, check_codes
@@ -25,14 +27,12 @@ PRESENT: tuple[str, ...] = ()  # of a case whose annotated labels are those in i
 IGNORE = "ignore"  # name of the label for voxels that were not annotated
 MAX_SHOWN = 80  # characters of a value in an error message
 MUST: dict[str, str] = read_json(Path(__file__).with_name("declaration.json"))  # of each field
-TEXT = texts_in(Path(__file__).with_name("messages.json"))
 
 LabelValues = dict[str, tuple[int, ...]]
 """Label name -> the values that it covers."""
 
 
-@dataclass(frozen=True)
-class ListedCase:
+class ListedCase(NamedTuple):
     """A case whose files `dataset.json` names; `images` and `label` are as written there.
 
     If `expand` is true, one image name may stand for CASE_0000, CASE_0001, ... (Decathlon).
@@ -106,8 +106,7 @@ def read_declaration(folder: Path) -> Declaration:
         DataError: a field is missing, has the wrong type, or contradicts another.
     """
     path = folder / DATASET_FILE
-    if not path.exists():
-        raise AutosegError(TEXT("no declaration", path=path))
+    raise_if(not path.exists(), AutosegError(TEXT("no declaration", path=path)))
     return declaration_of(read_json(path), path)
 
 
@@ -148,9 +147,10 @@ def declaration_of(content: Any, path: Path) -> Declaration:
         raise DataError(f"{path}: {error}") from None
 
 
-def _wrong(kind: str, **found: Any) -> ValueError:
-    """The error of this kind."""
-    return ValueError(TEXT(kind, **found))
+def _wrong_if(wrong: object, kind: str, **found: Any) -> None:
+    """Raise the error of this kind if something is wrong."""
+    if wrong:
+        raise ValueError(TEXT(kind, **found))
 
 
 def shown(value: Any) -> str:
@@ -168,11 +168,10 @@ def _labels_by_name(labels: Any) -> Any:
         return labels
     named: dict[str, int] = {}
     for value, name in labels.items():
-        if not value.isdecimal() or len(value) > MAX_SHOWN:  # Python parses 4300 digits at most
-            hint = "; write values without quotes" if name.isdecimal() else ""
-            raise _wrong("value", value=shown(value), hint=hint)
-        if name in named:
-            raise _wrong("name twice", name=name, values=(named[name], value))
+        hint = "; write values without quotes" if name.isdecimal() else ""
+        is_long = len(value) > MAX_SHOWN  # Python parses 4300 digits at most
+        _wrong_if(not value.isdecimal() or is_long, "value", value=shown(value), hint=hint)
+        _wrong_if(name in named, "name twice", name=name, values=(named.get(name), value))
         named[name] = int(value)
     return named
 
@@ -219,12 +218,10 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
     if field not in content:
         return f"{expected}; it is missing"
     found, where = content[field], str(field)
-    for key in inner:
-        try:
+    with suppress(KeyError, IndexError, TypeError):  # the name of a type that was tried, not a key
+        for key in inner:
             found = found[key]
-        except (KeyError, IndexError, TypeError):  # the name of a type that was tried, not a key
-            break
-        where += f".{key}"
+            where += f".{key}"
     return f'{expected}; found "{where}": {shown(found)}'
 
 
@@ -233,8 +230,7 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
 
 def _channels(names: dict[str, str]) -> tuple[str, ...]:
     keys = [str(index) for index in range(len(names))]
-    if set(names) != set(keys):
-        raise _wrong("channels", found=shown(names))
+    _wrong_if(set(names) != set(keys), "channels", found=shown(names))
     return tuple(names[key] for key in keys)
 
 
@@ -243,22 +239,18 @@ def _labels(declared: dict[str, int | list[int]]) -> tuple[LabelValues, int | No
     labels: LabelValues = {}
     for name, covered in declared.items():
         labels[name] = tuple(sorted(covered)) if isinstance(covered, list) else (covered,)
-        if len(set(labels[name])) < len(labels[name]):
-            raise _wrong("value twice", name=name, found=shown(covered))
-    ignored = labels.pop(IGNORE, None)
-    if ignored and (len(ignored) > 1 or any(ignored[0] in values for values in labels.values())):
-        raise _wrong("ignored", found=list(ignored))
-    if (0,) not in labels.values() or ignored == (0,):
-        raise _wrong("no background")
-    if len(labels) < 2:
-        raise _wrong("only background")
+        has_twice = len(set(labels[name])) < len(labels[name])
+        _wrong_if(has_twice, "value twice", name=name, found=shown(covered))
+    ignored = labels.pop(IGNORE, ())
+    others = {value for values in labels.values() for value in values}
+    _wrong_if(len(ignored) > 1 or others & {*ignored}, "ignored", found=list(ignored))
+    _wrong_if((0,) not in labels.values() or ignored == (0,), "no background")
+    _wrong_if(len(labels) < 2, "only background")
     names: dict[tuple[int, ...], str] = {}
     for name, values in labels.items():
-        if values in names:
-            same = ", ".join(map(str, values))
-            raise _wrong("same values", one=names[values], other=name, values=same)
-        if 0 in values and len(values) > 1:
-            raise _wrong("background in region", name=name)
+        found = {"other": name, "values": ", ".join(map(str, values))}
+        _wrong_if(values in names, "same values", one=names.get(values), **found)
+        _wrong_if(0 in values and len(values) > 1, "background in region", name=name)
         names[values] = name
     ordered = sorted(labels, key=lambda name: labels[name] != (0,))  # background first
     if not _has_regions(labels):
@@ -276,23 +268,20 @@ def _painting_order(order: Any, labels: LabelValues) -> tuple[int, ...] | None:
         return None
     declared = {value for values in labels.values() for value in values if value != 0}
     valid = isinstance(order, list) and all(type(value) is int for value in order)
-    if not valid or len(order) != len(labels) - 1 or not declared.issuperset(order):
-        raise _wrong("order", count=len(labels) - 1, found=shown(order))
+    valid = valid and len(order) == len(labels) - 1 and declared.issuperset(order)
+    _wrong_if(not valid, "order", count=len(labels) - 1, found=shown(order))
     return tuple(order)
 
 
 def _mirrored(pairs: dict[str, str] | None, labels: LabelValues) -> dict[str, str] | None:
-    seen: list[str] = []
+    seen, known = set[str](), _foreground(labels)
     for pair in (pairs or {}).items():
         for name in pair:
-            if name not in (known := _foreground(labels)):
-                raise _wrong("mirrored, unknown", name=name, known=", ".join(known))
-            if name in seen:
-                raise _wrong("mirrored twice", name=name)
-            seen.append(name)
+            _wrong_if(name not in known, "mirrored, unknown", name=name, known=", ".join(known))
+            _wrong_if(name in seen, "mirrored twice", name=name)
+            seen.add(name)
         counts = [len(labels[name]) for name in pair]
-        if counts[0] != counts[1]:
-            raise _wrong("mirrored, unequal", pair=pair, counts=counts)
+        _wrong_if(counts[0] != counts[1], "mirrored, unequal", pair=pair, counts=counts)
     return pairs
 
 
@@ -305,9 +294,8 @@ def _annotated(
 ) -> dict[str, tuple[str, ...]]:
     known = _foreground(labels)
     for case, names in declared.items():
-        for name in names if isinstance(names, list) else ():
-            if name not in known:
-                raise _wrong("annotated", name=name, case=case, known=", ".join(known))
+        strange = [name for name in names if name not in known] if names != "present" else []
+        _wrong_if(strange, "annotated", names=strange, case=case, known=", ".join(known))
     return {
         composed(case): PRESENT if isinstance(names, str) else tuple(dict.fromkeys(names))
         for case, names in declared.items()
@@ -321,7 +309,7 @@ def _group_pattern(groups: dict[str, Any]) -> str | None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise _wrong("group pattern", pattern=pattern, error=error) from None
+        raise ValueError(TEXT("group pattern", pattern=pattern, error=error)) from None
     return pattern
 
 
@@ -332,24 +320,23 @@ def _groups(declared: dict[str, str | int | list[str]]) -> dict[str, str]:
     groups: dict[str, str] = {}
     for patient, cases in declared.items():
         if not isinstance(cases, list):
-            raise _wrong("groups", patient=patient, cases=shown(cases))
+            raise ValueError(TEXT("groups", patient=patient, cases=shown(cases)))
         for case in map(composed, cases):
-            if groups.setdefault(case, patient) != patient:
-                raise _wrong("two groups", case=case, one=groups[case], other=patient)
+            one = groups.setdefault(case, patient)
+            _wrong_if(one != patient, "two groups", case=case, one=one, other=patient)
     return groups
 
 
 def _listed(fields: _Fields, content: dict[str, Any]) -> tuple[ListedCase, ...] | None:
     if "dataset" in content:
         for name in fields.dataset:
-            if not name or name.startswith(".") or "/" in name or "\\" in name:
-                raise _wrong("case name", name=name)
+            is_wrong = not name or name.startswith(".") or "/" in name or "\\" in name
+            _wrong_if(is_wrong, "case name", name=name)
         files = fields.dataset.items()
         return tuple(ListedCase(n, tuple(f.images), f.label, expand=False) for n, f in files)
     if "training" in content:
         names = [stem_of(Path(entry.image)).removesuffix("_0000") for entry in fields.training]
         pairs = zip(names, fields.training, strict=True)
         return tuple(ListedCase(n, (entry.image,), entry.label, expand=True) for n, entry in pairs)
-    if "modality" in content and "channel_names" not in content:
-        raise _wrong("no training")
+    _wrong_if("modality" in content and "channel_names" not in content, "no training")
     return None

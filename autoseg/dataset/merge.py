@@ -13,6 +13,7 @@ from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import replacing_folder, write_json
 from autoseg.common.parallel import in_parallel
 from autoseg.dataset.declaration import DATASET_FILE, IGNORE
+from autoseg.dataset.problems import TEXT
 from autoseg.dataset.task import LABELS, Case, Task
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
@@ -43,8 +44,7 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
             raise DataError(f"{task.path}: tasks with regions cannot be merged; declare its values")
         if task.channels != first.channels:
             here, there = ", ".join(task.channels), ", ".join(first.channels)
-            what = f"its channels are {here}, those of {first.name} {there}"
-            raise DataError(f"{task.path}: {what}; merge tasks with the same channels")
+            raise DataError(TEXT("channels differ", task=task, here=here, first=first, there=there))
     names = dict.fromkeys(name for task in tasks for name in _foreground(task))
     values = {name: value for value, name in enumerate(names, start=1)}
     ignored = len(values) + 1 if any(task.ignore_label is not None for task in tasks) else None
@@ -72,10 +72,9 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
                 if set(own) != set(names):
                     annotated[name] = list(own) or "present"
                 groups[name] = f"{task.name} {task.groups.get(case.name, case.name)}"
-        declared: dict[str, Any] = {
-            "channel_names": {str(i): name for i, name in enumerate(first.channels)},
-            "labels": {BACKGROUND: 0, **values, **({IGNORE: ignored} if ignored else {})},
-        }
+        channels = {str(i): name for i, name in enumerate(first.channels)}
+        labels = {BACKGROUND: 0, **values, **({IGNORE: ignored} if ignored else {})}
+        declared: dict[str, Any] = {"channel_names": channels, "labels": labels}
         declared |= {"file_ending": ".nii.gz", "numTraining": len(listed)}
         declared["merged_from"] = [str(task.folder) for task in tasks]
         declared |= {"annotated": annotated, "groups": groups, "dataset": listed}

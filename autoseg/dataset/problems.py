@@ -1,18 +1,17 @@
 """Problems of a data set, found before training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.common.errors import DataError
-from autoseg.common.files import printable, read_json, write_json
+from autoseg.common.files import printable, read_json, texts_in, write_json
 from autoseg.common.progress import counted
 
 MOST_NAMED = 10
 KINDS: dict[str, Any] = read_json(Path(__file__).with_name("problems.json"))  # -> severity, text
+TEXT = texts_in(Path(__file__).with_name("messages.json"))
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Problem:
     message: str
 
     @staticmethod
-    def of(kind: str, case: str = "", file: str = "", **found: Any) -> Problem:
+    def of(kind: str, case: str = "", file: str = "", **found: Any) -> "Problem":
         """A problem of `problems.json`; what follows a comma in the kind selects the message."""
         severity, text = KINDS[kind]
         message = text.format(file=file, **found)

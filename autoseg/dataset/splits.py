@@ -3,19 +3,18 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.common.arrays import Doubles, Mask
-from autoseg.common.errors import AutosegError, DataError
+from autoseg.common.errors import AutosegError, DataError, raise_if
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import counted, say
-from autoseg.dataset.problems import join_names
+from autoseg.dataset.problems import TEXT, join_names
 from autoseg.image.formats import composed
 
 SPLITS_FILE = "splits.json"
@@ -30,8 +29,7 @@ Classes = Mapping[str, Collection[str]]
 """Case -> names of the classes that occur in it."""
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """The case names of one fold, sorted."""
 
     train: tuple[str, ...]
@@ -71,13 +69,10 @@ def make_splits(
     """
     groups = {case: groups[case] for case in cases if case in groups} if groups else {}
     units = patients(cases, groups)
-    if folds < 2:
-        raise DataError(f"{counted(folds, 'fold')}: cross-validation needs at least 2")
+    raise_if(folds < 2, DataError(f"{counted(folds, 'fold')}: cross-validation needs at least 2"))
     if len(units) < folds:
-        advice = "use fewer folds (--set splits.folds=2), add cases, or write splits.json"
-        if len(units) < 2:
-            advice = "train `fold all`, which validates nothing, or add cases"
-        raise DataError(f"{count_patients(cases, groups)} cannot fill {folds} folds; {advice}")
+        kind = "too many folds" if len(units) > 1 else "one patient"
+        raise DataError(TEXT(kind, found=count_patients(cases, groups), folds=folds))
     order = np.arange(len(units))
     np.random.RandomState(seed).shuffle(order)  # a stream that NumPy guarantees never to change
     shuffled = [units[i] for i in order]
@@ -107,19 +102,13 @@ def count_patients(cases: Iterable[str], groups: Mapping[str, str]) -> str:
 
 
 def load_or_make_splits(
-    folder: Path,
-    task_folder: Path,
-    cases: Sequence[str],
-    folds: int = 5,
-    seed: int = 12345,
-    groups: Mapping[str, str] | None = None,
-    classes: Classes | None = None,
+    folder: Path, task_folder: Path, cases: Sequence[str], *how: Any, **named: Any
 ) -> tuple[Split, ...]:
     """Return the splits in `folder/splits.json`, or else the user's, or else new ones.
 
     The user's splits are `splits_final.json` in `folder`, or `splits.json` or `splits_final.json`
     in the folder of the raw task. The splits are saved as `folder/splits.json`, so that they stay
-    the same.
+    the same. `how` and `named` are the further arguments of `make_splits`.
 
     Raises:
         DataError: as `read_splits` and `make_splits`.
@@ -127,7 +116,7 @@ def load_or_make_splits(
     saved = folder / SPLITS_FILE
     path = find_splits(folder) or find_splits(task_folder)
     if path is None:
-        splits = make_splits(cases, folds, seed, groups, classes)
+        splits = make_splits(cases, *how, **named)
     else:
         splits = read_splits(path, cases)
         used = {case for split in splits for case in (*split.train, *split.validation)}
@@ -183,9 +172,8 @@ def _read_folds(path: Path) -> list[Any]:
 def _split_of(fold: Any, known: set[str], where: str) -> Split:
     train, validation = _names(fold, "train", where), _names(fold, "val", where)
     if unknown := sorted({*train, *validation} - known):
-        advice = "correct the names, or delete the file to make new splits"
         names = join_names(unknown, MOST_NAMED)
-        raise DataError(f"{where}: {names} is not a case of this task; {advice}")
+        raise DataError(TEXT("unknown cases", where=where, names=names))
     if both := sorted(set(train) & set(validation)):
         raise DataError(f"{where}: {join_names(both, MOST_NAMED)} is in train and val; keep one")
     return Split(tuple(sorted(train)), tuple(sorted(validation)))

@@ -6,7 +6,7 @@ The files of the cases are found in the layouts of the Decathlon, nnU-Net and MI
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from autoseg.common.parallel import in_parallel
 from autoseg.dataset import declaration
 from autoseg.dataset.corrections import CORRECTED, corrected_labels
 from autoseg.dataset.declaration import DATASET_FILE, Declaration, LabelValues, ListedCase
-from autoseg.dataset.problems import Problem, raise_errors, shown_path
+from autoseg.dataset.problems import TEXT, Problem, raise_errors, shown_path
 from autoseg.image import formats
 from autoseg.image.formats import alike, composed, ending_of, stem_of
 from autoseg.image.image import read_label
@@ -106,9 +106,8 @@ def find_task(folder: Path, labels: Labels | None = None) -> tuple[Task, list[Pr
     groups, unmatched = _groups(declared, cases, problems)
     names = {case.name for case in cases} | {problem.case for problem in problems}
     annotated, strange = declared.annotated_in(sorted(names))
-    for pattern in strange:
-        message = f'"{pattern}" in "annotated" matches no case; correct it'
-        unmatched.append(Problem("", declared.path.name, "annotated", "error", message))
+    file = declared.path.name
+    unmatched += [Problem.of("annotated", "", file, pattern=pattern) for pattern in strange]
     known = vars(declared) | {"groups": groups, "annotated": annotated}
     task = Task(**known, name=folder.name, folder=folder, cases=cases)
     return task, [*problems, *unmatched]
@@ -155,7 +154,7 @@ def find_cases(folder: Path, declared: Declaration) -> tuple[tuple[Case, ...], l
         cases, problems = _listed_cases(folder, declared.listed, len(declared.channels))
     if not cases and not problems:
         endings = ", ".join(formats.READABLE)
-        raise DataError(declaration.TEXT("no cases", path=declared.path, endings=endings))
+        raise DataError(TEXT("no cases", path=declared.path, endings=endings))
     for message in alike(case.name for case in cases):
         problems.append(Problem.of("names", text=message))
     if not problems and declared.case_count not in (None, len(cases)):
@@ -175,12 +174,11 @@ def _listed_cases(
         if entry.expand:
             images = _expand(images[0], channels)
         case = Case(entry.name, images, _resolve(folder, entry.label))
-        missing = _missing_files(case, folder)
+        missing = list(_missing_files(case, folder))
         problems += missing
         if not missing and counts[case.name] == 1:
             cases.append(case)
-    twice = {name: count for name, count in counts.items() if count > 1}
-    problems += [Problem.of("listed twice", name, count=count) for name, count in twice.items()]
+    problems += [Problem.of("listed twice", name, count=n) for name, n in counts.items() if n > 1]
     return cases, problems
 
 
@@ -204,16 +202,13 @@ def _expand(image: Path, channels: int) -> tuple[Path, ...]:
     return tuple(image.with_name(f"{name}_{i:04d}{ending}") for i in range(channels))
 
 
-def _missing_files(case: Case, folder: Path) -> list[Problem]:
-    kinds = [*((image, "image") for image in case.images), (case.label, "label")]
-    problems = []
-    for path, kind in kinds:
+def _missing_files(case: Case, folder: Path) -> Iterator[Problem]:
+    for path, kind in [*((image, "image") for image in case.images), (case.label, "label")]:
         file = shown_path(path, folder)
         if (reason := obstacle(path)).endswith(NO_SUCH_FILE):
-            problems.append(Problem.of(f"missing {kind}", case.name, file))
+            yield Problem.of(f"missing {kind}", case.name, file)
         elif reason:
-            problems.append(Problem.of("unreadable", case.name, file, text=reason))
-    return problems
+            yield Problem.of("unreadable", case.name, file, text=reason)
 
 
 def _cases_in_folders(folder: Path, channels: int) -> tuple[list[Case], list[Problem]]:
@@ -257,15 +252,13 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in paths if not path.name.startswith(".")]
 
 
-def _ambiguous(found: dict[str, list[Path]], folder: Path) -> list[Problem]:
-    """Return a problem for each stem that several files have."""
-    problems = []
+def _ambiguous(found: dict[str, list[Path]], folder: Path) -> Iterator[Problem]:
+    """A problem for each stem that several files have."""
     for stem, paths in found.items():
         if len(paths) > 1:
             case, file = CHANNEL_NUMBER.sub("", stem), shown_path(paths[0], folder)
             names = " and ".join(path.name for path in paths)
-            problems.append(Problem.of("ambiguous", case, file, found=names))
-    return problems
+            yield Problem.of("ambiguous", case, file, found=names)
 
 
 def _unlabelled(stems: Iterable[str], labelled: set[str], channels: int) -> list[Problem]:
@@ -335,7 +328,7 @@ def _labels_in_maps(folder: Path) -> LabelValues:
     """
     maps = [file for path in _subfolders(folder) for file in by_stem(path).get(LABEL_STEM, [])]
     if not (values := set().union(*in_parallel(values_in, maps, 1, "finding labels")) - {0}):
-        raise DataError(declaration.TEXT("no labels", folder=folder))
+        raise DataError(TEXT("no labels", folder=folder))
     return {"background" if value == 0 else str(value): (value,) for value in [0, *sorted(values)]}
 
 

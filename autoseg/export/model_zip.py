@@ -113,11 +113,7 @@ def pack(order: PackOptions, out: Path, overwrite: bool) -> list[str]:
 
 def labels_of(plan: Plan) -> dict[str, Any]:
     """What the values of label maps mean, for programs that do not read plans."""
-    return {
-        "labels": {name: list(values) for name, values in plan.labels.items()},
-        "ignore_label": plan.ignore_label,
-        "regions_class_order": plan.regions_class_order and list(plan.regions_class_order),
-    }
+    return plan.model_dump(mode="json", include={"labels", "ignore_label", "regions_class_order"})
 
 
 def about_plan(plan: Plan) -> dict[str, Any]:

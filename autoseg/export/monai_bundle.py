@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg import __version__
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, raise_if
 from autoseg.common.files import read_json, write_json
 from autoseg.common.progress import say
 from autoseg.export.networks import TEXT, new_folder
@@ -90,12 +90,9 @@ def _refusal(key: str) -> AutosegError:
 def _inference(plan: Plan) -> dict[str, Any]:
     """The configuration of the bundle."""
     inference, patch, count = plan.inference, plan.sampling.patch_size, len(plan.channels)
-    if plan.previous_stage is not None:
-        raise _refusal("previous_stage")
-    if inference.mirror and plan.mirrored_labels:
-        raise _refusal("mirrored_labels")
-    if _is_flat(plan, inference.anisotropy):
-        raise _refusal("inference.anisotropy")
+    raise_if(plan.previous_stage is not None, _refusal("previous_stage"))
+    raise_if(inference.mirror and plan.mirrored_labels, _refusal("mirrored_labels"))
+    raise_if(_is_flat(plan, inference.anisotropy), _refusal("inference.anisotropy"))
     overlap = [o / n for o, n in zip(inference.overlap, patch, strict=True)]
     if inference.tile_step is not None:
         overlap = [1 - inference.tile_step if n > 1 else 0.0 for n in patch]
@@ -119,17 +116,15 @@ def _preprocessing(plan: Plan, fixed: dict[str, Any]) -> Iterator[Transform]:
         yield _transform("Orientationd", keys, axcodes=plan.orientation, labels=None)
     yield _transform("CopyItemsd", keys[:1], names="reference")
     for index, step in enumerate(plan.preprocessing):
-        channel = getattr(step, "channel", None)
+        name, channel = f"preprocessing.{index}", getattr(step, "channel", None)
         of = keys if channel is None else [keys[channel]]
         match step:
             case CropToNonzero():
                 yield _transform("ConcatItemsd", keys, name="every")
-                yield _transform(
-                    "CropForegroundd", keys, source_key="every", select_fn="$lambda x: x != 0"
-                )
-            case Clip(scaled_scans="keep"):
-                raise _refusal(f"preprocessing.{index}.scaled_scans")
+                crop = {"source_key": "every", "select_fn": "$lambda x: x != 0"}
+                yield _transform("CropForegroundd", keys, **crop)
             case Clip(window=(low, high)):
+                raise_if(step.scaled_scans == "keep", _refusal(f"{name}.scaled_scans"))
                 limits = {"a_min": low, "a_max": high, "b_min": low, "b_max": high}
                 yield _transform("ScaleIntensityRanged", of, **limits, clip=True)
             case Rescale(range=(low, high)):
@@ -138,15 +133,13 @@ def _preprocessing(plan: Plan, fixed: dict[str, Any]) -> Iterator[Transform]:
                     yield _transform("Lambdad", of, func="$lambda x: x.round()")
             case ZScore():
                 earlier = (each.step for each in plan.preprocessing[:index])
-                if step.nonzero and (len(keys) > 1 or {*earlier} - {"crop_to_nonzero"}):
-                    raise _refusal(f"preprocessing.{index}.nonzero")
-                if step.nonzero and step.fill_holes:
-                    raise _refusal(f"preprocessing.{index}.fill_holes")
+                is_other = len(keys) > 1 or {*earlier} - {"crop_to_nonzero"}  # than MONAI's mask
+                raise_if(step.nonzero and is_other, _refusal(f"{name}.nonzero"))
+                raise_if(step.nonzero and step.fill_holes, _refusal(f"{name}.fill_holes"))
                 values = {"subtrahend": step.mean, "divisor": step.std, "nonzero": step.nonzero}
                 yield _transform("NormalizeIntensityd", of, **values)
             case Resample():
-                if _is_flat(plan, step.anisotropy):
-                    raise _refusal(f"preprocessing.{index}.anisotropy")
+                raise_if(_is_flat(plan, step.anisotropy), _refusal(f"{name}.anisotropy"))
                 target, how = list(plan.target_spacing_mm), fixed["round"][step.rounding]
                 func = fixed["resample"].format(order=step.image_order, round=how, target=target)
                 yield _transform("Lambdad", keys, func=func)
@@ -181,15 +174,12 @@ def _transform(transform: str, keys: Sequence[str], **settings: Any) -> Transfor
 
 def _metadata(plan: Plan) -> dict[str, Any]:
     fixed = read_json(FIXED)
-    named = {"inputs": {"image": plan.channels}, "outputs": {"pred": plan.classes.output_names}}
     patch = fixed["array"] | {"spatial_shape": list(plan.sampling.patch_size)}
-    formats = {
-        side: {
-            key: patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
-            for key, names in arrays.items()
-        }
-        for side, arrays in named.items()
-    }
+    image, pred = (
+        patch | {"num_channels": len(names), "channel_def": dict(enumerate(names))}
+        for names in (plan.channels, plan.classes.output_names)
+    )
+    formats = {"inputs": {"image": image}, "outputs": {"pred": pred}}
     found: dict[str, Any] = fixed["metadata"]
     found["changelog"] = {found["version"]: f"exported by autoseg {__version__}"}
     found |= {"pytorch_version": torch.__version__, "numpy_version": np.__version__}

@@ -38,7 +38,6 @@ README = Path(__file__).with_name("README.md.j2")
 TEXT = texts_in(Path(__file__).with_name("messages.json"))
 TOLERANCE = 1e-4  # of the largest logit
 LEAST_SAME = 0.9999  # share of the voxels that keep their class
-ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")  # torch's exporter is built on onnxscript
 USUAL_RANGE = (0.0, 1000.0)  # of intensities, without a clip step
 
 
@@ -100,7 +99,8 @@ class ExportFormat(NamedTuple):
 
 
 FORMATS = {
-    "onnx": ExportFormat(".onnx", write_onnx, run_onnx, ONNX_NEEDS),
+    # torch's exporter is built on onnxscript
+    "onnx": ExportFormat(".onnx", write_onnx, run_onnx, ("onnx", "onnxruntime", "onnxscript")),
     "openvino": ExportFormat(".xml", backends.write_openvino, backends.run_openvino, ("openvino",)),
 }
 

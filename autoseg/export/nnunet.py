@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autoseg.common.arrays import Triple
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, raise_if
 from autoseg.common.files import read_json
 from autoseg.export.untrusted import COPIES
 from autoseg.models.checkpoint import Tensors
@@ -166,14 +166,9 @@ def network_to_ours(architecture: Values, order: AxisOrder) -> dict[str, Any]:
     if values["residual"] and values["activation_first"]:
         given["nonlin_first"] = True
     given.setdefault("norm_op_kwargs.affine", norm.startswith("BatchNorm"))
-    known = {
-        "conv_op": f"Conv{dimensions}",
-        "norm_op": norm if values["norm"] else "",
-        "norm_op_kwargs.affine": "True",
-        "nonlin": activation if values["activation"] else "",
-        "block": "BasicBlockD",
-        "stem_channels": str(features[0]),
-    }
+    known = FACTS["known"] | {"conv_op": f"Conv{dimensions}", "stem_channels": str(features[0])}
+    known |= {"norm_op": norm} if values["norm"] else {}
+    known |= {"nonlin": activation} if values["activation"] else {}
     for key, value in given.items():
         if value is not None and key not in FACTS["not_used"] and _last(value) != known.get(key):
             raise AutosegError(f"the network has {key} {value}, which our U-Net does not have")
@@ -204,10 +199,8 @@ def architecture_of(configuration: Values, is_2d: bool) -> dict[str, Any]:
     values = FACTS["old_architecture"] | {"n_stages": len(blocks)}
     values["features_per_stage"] = [min(first * 2**i, most) for i in range(len(blocks))]
     values |= {"conv_op": f"Conv{dimensions}", "norm_op": f"InstanceNorm{dimensions}"}
-    values["kernel_sizes"] = configuration["conv_kernel_sizes"]
-    values["strides"] = configuration["pool_op_kernel_sizes"]
+    values |= {key: configuration[old] for key, old in FACTS["old_keys"].items()}
     values[BLOCKS.get(kind, "n_conv_per_stage")] = blocks
-    values["n_conv_per_stage_decoder"] = configuration["n_conv_per_stage_decoder"]
     name = f"{PACKAGE}.architectures.unet.{kind}"
     return {"network_class_name": name, "arch_kwargs": values}
 
@@ -228,8 +221,7 @@ def configuration_of(plans: Values, name: str, heirs: tuple[str, ...] = ()) -> d
 def axis_order_of(plans: Values, configuration: Values) -> AxisOrder:
     """The axes of a configuration."""
     forward = plans.get("transpose_forward", [0, 1, 2])
-    if sorted(forward) != [0, 1, 2]:
-        raise AutosegError(f"transpose_forward is {forward}")
+    raise_if(sorted(forward) != [0, 1, 2], AutosegError(f"transpose_forward is {forward}"))
     return AxisOrder(tuple(forward), len(configuration["patch_size"]) == 2)
 
 
@@ -249,11 +241,10 @@ def plan_to_ours(
     patch = order.to_ours(configuration["patch_size"])
     mirror = sorted(order.places.index(axis + order.is_2d) for axis in state["mirror_axes"] or ())
     resampling, logits = _resampling(configuration)
-    batch_dice = configuration.get("batch_dice", False)
     given = {"source": f"nnU-Net: {state['trainer_name']}, {plans.get('plans_name')}, {name}"}
     guessed = {"source": "nnU-Net's default; a trainer's own values are not in its files"}
     normalisation_steps = _normalisation(plans, configuration, len(channels))
-    loss = {"loss": "dice_cross_entropy", "batch_dice": bool(batch_dice)}
+    loss = {"loss": "dice_cross_entropy", "batch_dice": bool(configuration.get("batch_dice"))}
     inference = FACTS["inference"] | {"overlap": [size // 2 for size in patch]}
     inference |= {"slide_axis": order.places.index(0), "anisotropy": logits}
     inference |= {"mirror_axes": mirror, "mirror": bool(mirror)}
@@ -292,11 +283,9 @@ def _labels(dataset: Values) -> dict[str, Any]:
         values = [value for covered in foreground.values() for value in covered]
         if values != list(range(1, len(values) + 1)):
             raise AutosegError(f"the labels are {values}, not consecutive numbers from 1")
-    return {
-        "labels": {"background": background, **foreground},
-        "ignore_label": ignored and ignored[0],
-        "regions_class_order": order,
-    }
+    labels = {"background": background, **foreground}
+    ignore_label = ignored and ignored[0]
+    return {"labels": labels, "ignore_label": ignore_label, "regions_class_order": order}
 
 
 def _normalisation(plans: Values, configuration: Values, channels: int) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, raise_if
 from autoseg.common.files import is_as_written, write_checksums, write_json
 from autoseg.common.progress import say
 from autoseg.export import nnunet
@@ -43,20 +43,16 @@ def export_nnunet(model: Model, out: Path) -> None:
     """
     plan, files = model.plan, model.where
     order = _axis_order(plan)
-    found = with_fingerprint(files)
     measured = None
-    if found is not None:
+    if (found := with_fingerprint(files)) is not None:
         measured = Fingerprint.parse(found.json(FINGERPRINT), found.path(FINGERPRINT))
     plans, dataset = _plans(plan, order, measured), _dataset(plan, measured)
     exchanged = plan.left_right if plan.mirrored_labels else None
     flipped = [axis for axis in plan.inference.mirror_axes if axis != exchanged]
     axes = tuple(sorted(order.places[axis] - order.is_2d for axis in flipped))
     trainer = "nnUNetTrainer" if plan.network.deep_supervision else nnunet.ONE_HEAD_TRAINER
-    checkpoint = nnunet.FACTS["checkpoint"] | {
-        "current_epoch": plan.training.epochs,
-        "trainer_name": trainer,
-        "inference_allowed_mirroring_axes": axes or None,
-    }
+    checkpoint = nnunet.FACTS["checkpoint"] | {"current_epoch": plan.training.epochs}
+    checkpoint |= {"trainer_name": trainer, "inference_allowed_mirroring_axes": axes or None}
     init: dict[str, Any] = {"plans": plans, "configuration": plan.configuration}
     init |= {"dataset_json": dataset, "device": torch.device("cpu")}
     with new_folder(out) as folder:
@@ -163,8 +159,7 @@ def _steps(plan: Plan) -> tuple[list[list[tuple[int, Step]]], Resample | None]:
         raise _refusal("preprocessing")
     last = steps.pop()[1] if steps and isinstance(steps[-1][1], Resample) else None
     for index, step in steps:
-        if isinstance(step, Resample | CropToNonzero):
-            raise _refusal(f"preprocessing.{index}")
+        raise_if(isinstance(step, Resample | CropToNonzero), _refusal(f"preprocessing.{index}"))
     numbers = range(len(plan.channels))
     own = [[s for s in steps if getattr(s[1], "channel", None) in (None, n)] for n in numbers]
     return own, last if isinstance(last, Resample) else None
@@ -237,10 +232,8 @@ def _differences(plan: Plan) -> list[str]:
 
 
 def _architecture(network: Network, order: nnunet.AxisOrder) -> dict[str, Any]:
-    if network.down != "strided":
-        raise _refusal("network.down")
-    if network.residual and network.activation_first:
-        raise _refusal("network.activation_first")
+    raise_if(network.down != "strided", _refusal("network.down"))
+    raise_if(network.residual and network.activation_first, _refusal("network.activation_first"))
     kind = nnunet.RESIDUAL if network.residual else nnunet.PLAIN
     dimensions = "2d" if order.is_2d else "3d"
     known = nnunet.FACTS["norms"] | nnunet.FACTS["activations"]
@@ -266,11 +259,8 @@ def _architecture(network: Network, order: nnunet.AxisOrder) -> dict[str, Any]:
         if theirs not in values and (value := getattr(network, ours)) != default:
             nested, _, key = theirs.rpartition(".")
             (values[nested] if nested else values)[key] = value
-    return {
-        "network_class_name": f"{nnunet.PACKAGE}.architectures.unet.{kind}",
-        "arch_kwargs": values,
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    name = f"{nnunet.PACKAGE}.architectures.unet.{kind}"
+    return {"network_class_name": name, "arch_kwargs": values, **nnunet.FACTS["imported"]}
 
 
 # The data set.
@@ -324,8 +314,7 @@ def _weights(tensors: Mapping[str, Tensor], plan: Plan, order: nnunet.AxisOrder)
             if (tensor := tensors.get(f"{ours}.{leaf}")) is not None:
                 found[f"{theirs}.{leaf}"] = order.weight_to_nnunet(tensor)
         if theirs.endswith(".conv") and ".skip." not in theirs:  # see `_architecture`
-            outputs = len(found[f"{theirs}.weight"])
-            found.setdefault(f"{theirs}.bias", torch.zeros(outputs))
+            found.setdefault(f"{theirs}.bias", torch.zeros(len(found[f"{theirs}.weight"])))
     finest = len(network.features) - 2
     for stage in range(network.supervised, finest + 1):  # nnU-Net has a head at each stage
         kernel = torch.zeros(plan.classes.outputs, network.features[stage], 1, 1, 1)

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 
 from autoseg import __version__
-from autoseg.common.errors import AutosegError
+from autoseg.common.errors import AutosegError, raise_if
 from autoseg.common.files import CHECKSUMS, read_json, sha256_of, write_json
 from autoseg.common.progress import listed, say
 from autoseg.export import nnunet
 from autoseg.export.model_zip import about_plan, labels_of
 from autoseg.export.networks import TEXT, new_folder
-from autoseg.export.nnunet_export import exported_plan
+from autoseg.export.nnunet import Values
+from autoseg.export.nnunet_export import CHECKPOINT, DATASET, PLANS, exported_plan
 from autoseg.export.untrusted import CheckpointError, read_untrusted, without_network
-from autoseg.fingerprint.fingerprint import FORMAT
+from autoseg.fingerprint import Fingerprint
 from autoseg.models.archive import extract, is_archive
 from autoseg.models.checkpoint import Tensors, load_checkpoint, load_weights, save_checkpoint
 from autoseg.models.folder import CARD, FINGERPRINT, NOT_STATED, PLAN, QUALIFICATION, weights_name
@@ -34,8 +35,7 @@ from autoseg.prediction.model import save_previous
 from autoseg.prediction.postprocessing import FILE_NAME as POSTPROCESSING
 from autoseg.prediction.postprocessing import FORMAT_VERSION as POSTPROCESSING_FORMAT
 
-CHECKPOINT = "checkpoint_final.pth"
-PLANS, DATASET, OLD_PLANS = "plans.json", "dataset.json", "plans.pkl"
+OLD_PLANS = "plans.pkl"  # of nnU-Net v1
 NEEDED = re.compile(
     rf"{PLANS}|{DATASET}|{OLD_PLANS}|{FINGERPRINT}|{PLAN}|{CHECKSUMS}|fold_\w+/checkpoint_\w+\.pth"
     rf"|crossval_results_folds_\w+/{POSTPROCESSING}"
@@ -59,9 +59,8 @@ class _Source(NamedTuple):
 
     def json(self, file: str) -> dict[str, Any]:
         """An object in a JSON file of the folder."""
-        found = read_json(self.folder / file)
-        if not isinstance(found, dict):
-            raise AutosegError(f"{self.name / file} must be an object")
+        found: dict[str, Any] = read_json(self.folder / file)
+        raise_if(not isinstance(found, dict), AutosegError(f"{self.name / file} must be an object"))
         return found
 
     @property
@@ -96,8 +95,7 @@ def import_nnunet(options: ImportOptions, out: Path) -> list[Path]:
     Raises:
         AutosegError: `out` exists, there is no such model, or it cannot be reproduced.
     """
-    if out.exists():
-        raise AutosegError(f"{out} is there already; choose another -o, or delete it")
+    raise_if(out.exists(), AutosegError(f"{out} is there already; choose another -o, or delete it"))
     with _unpacked(options.source) as folder, tempfile.TemporaryDirectory() as temporary:
         source = _find_model(folder, options)
         model = _read_model(source, options, out.name, Path(temporary))
@@ -119,8 +117,7 @@ def import_nnunet(options: ImportOptions, out: Path) -> list[Path]:
 def _unpacked(source: Path) -> Iterator[Path]:
     """The folder, or the needed files of a zip in a temporary one."""
     if not is_archive(source):
-        if not source.is_dir():
-            raise AutosegError(f"{source}: no such folder or zip file")
+        raise_if(not source.is_dir(), AutosegError(f"{source}: no such folder or zip file"))
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -216,7 +213,7 @@ def _read_model(source: _Source, options: ImportOptions, name: str, temporary: P
     return _Model(plan, weights, postprocessing, fingerprint, card, configuration)
 
 
-def _check_known(plans: nnunet.Values, configuration: nnunet.Values, trainer: str) -> None:
+def _check_known(plans: Values, configuration: Values, trainer: str) -> None:
     """Raise an AutosegError for parts of nnU-Net that have no equal here."""
     if OTHER_NETWORKS.match(trainer):
         raise AutosegError(f"trainer {trainer} builds another network than the plans say")
@@ -259,9 +256,7 @@ def _postprocessing(source: _Source, folds: Sequence[str], plan: Plan) -> dict[s
     return {**header, "steps": steps, "learned_on": about}
 
 
-def _fingerprint(
-    source: _Source, plans: nnunet.Values, plan: Plan, is_ours: bool
-) -> dict[str, Any]:
+def _fingerprint(source: _Source, plans: Values, plan: Plan, is_ours: bool) -> dict[str, Any]:
     """Ours, or what nnU-Net's plans know of the training data: intensities, but no single cases."""
     if is_ours and (source.folder / FINGERPRINT).is_file():
         return source.json(FINGERPRINT)
@@ -272,14 +267,11 @@ def _fingerprint(
         with suppress(*INVALID):
             values = {ours: float(found[theirs]) for ours, theirs in nnunet.STATISTICS.items()}
         foreground.append(values if values and all(map(math.isfinite, values.values())) else None)
-    about: dict[str, Any] = {"format": FORMAT, "task": plan.task, "channels": list(plan.channels)}
-    about |= {key: labels_of(plan)[key] for key in ("labels", "ignore_label")}
-    return about | {"foreground": foreground, "cases": {}}
+    declared = (plan.task, plan.channels, plan.labels, plan.ignore_label)
+    return Fingerprint(*declared, foreground=tuple(foreground), cases={}).to_json()
 
 
-def _card(
-    source: _Source, plans: nnunet.Values, plan: Plan, states: nnunet.Values
-) -> dict[str, Any]:
+def _card(source: _Source, plans: Values, plan: Plan, states: Values) -> dict[str, Any]:
     """Where the model comes from."""
     first = next(iter(states.values()))
     versions = {"autoseg": __version__, "torch": torch.__version__}

@@ -26,11 +26,9 @@ if sys.platform != "win32":
 TIME_LIMIT_SECONDS = 900
 MEMORY_BYTES = 2**30  # besides the file's size
 MOST_TENSORS, MOST_AXES, LONGEST_TEXT = 20_000, 5, 200
-NUMPY_NAMES = (
-    *("numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar"),
-    *("numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct"),
-    "numpy._core.multiarray._reconstruct",
-)
+MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+NUMPY_NAMES = ["numpy.dtype", "numpy.ndarray", *(f"{each}.scalar" for each in MULTIARRAY)]
+NUMPY_NAMES += [f"{each}._reconstruct" for each in MULTIARRAY]
 COPIES = (".all_modules.", "decoder.encoder.")  # nnU-Net stores these weights twice
 KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -88,12 +86,9 @@ def limit_resources(file_bytes: int) -> None:
     """Limit memory, time, written files and processes, where the system can."""
     if sys.platform == "win32":
         return
-    limits = {
-        resource.RLIMIT_CPU: TIME_LIMIT_SECONDS,
-        resource.RLIMIT_FSIZE: MEMORY_BYTES + 2 * file_bytes,
-        resource.RLIMIT_NPROC: 0,
-        resource.RLIMIT_CORE: 0,
-    }
+    limits = dict.fromkeys((resource.RLIMIT_NPROC, resource.RLIMIT_CORE), 0)
+    limits[resource.RLIMIT_CPU] = TIME_LIMIT_SECONDS
+    limits[resource.RLIMIT_FSIZE] = MEMORY_BYTES + 2 * file_bytes
     if (statm := Path("/proc/self/statm")).exists():
         used = int(statm.read_text().split()[0]) * resource.getpagesize()
         limits[resource.RLIMIT_AS] = used + MEMORY_BYTES + 6 * file_bytes
@@ -155,12 +150,9 @@ def checked_state(found: Mapping[str, Any]) -> dict[str, Any]:
         if any(axis not in (0, 1, 2) or isinstance(axis, bool) for axis in axes):
             raise CheckpointError("has inference_allowed_mirroring_axes that are not axes")
     epochs = found.get("current_epoch")
-    return {
-        "trainer_name": trainer,
-        "configuration": configuration,
-        "mirror_axes": axes,
-        "epochs": epochs if type(epochs) is int and 0 < epochs < 10**6 else None,
-    }
+    is_count = type(epochs) is int and 0 < epochs < 10**6
+    state = {"trainer_name": trainer, "configuration": configuration, "mirror_axes": axes}
+    return state | {"epochs": epochs if is_count else None}
 
 
 def main() -> int:

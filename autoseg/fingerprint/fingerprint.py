@@ -3,8 +3,6 @@
 It is measured in one pass over the data set: each case is read once, checked and measured.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -103,7 +101,7 @@ class Fingerprint:
         """The number of cases with each orientation, such as `3 RAS, 1 LPS`."""
         return counted_codes(case.orientation for case in self.cases.values())
 
-    def turned_to(self, orientation: str | None) -> Fingerprint:
+    def turned_to(self, orientation: str | None) -> "Fingerprint":
         """The same with the axes of all cases in this orientation; None: as they are stored."""
         if orientation is None:
             return self
@@ -125,7 +123,7 @@ class Fingerprint:
         write_json(path, self.to_json())
 
     @staticmethod
-    def load(path: Path) -> Fingerprint:
+    def load(path: Path) -> "Fingerprint":
         """Read a file that was written by `save`.
 
         Raises:
@@ -134,7 +132,7 @@ class Fingerprint:
         return Fingerprint.parse(read_json(path), path)
 
     @staticmethod
-    def parse(values: Any, path: Path) -> Fingerprint:
+    def parse(values: Any, path: Path) -> "Fingerprint":
         """The same for the content of a file; `path` appears in messages."""
         found = values.get("format") if isinstance(values, dict) else None
         if found not in READABLE:

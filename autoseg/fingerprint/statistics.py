@@ -4,10 +4,8 @@ Most scans contain 16-bit integers. A histogram of these gives the same quantile
 sixth of the time.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from autoseg.common import arrays
 from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple
 from autoseg.dataset.checks import scale_of
+from autoseg.dataset.task import Labels
 from autoseg.image.geometry import Turn, orientation_of
 from autoseg.image.image import Image, body_of
 
@@ -46,7 +45,7 @@ class IntensityStatistics:
     max: float
 
     @staticmethod
-    def rounded(*figures: float) -> IntensityStatistics:
+    def rounded(*figures: float) -> "IntensityStatistics":
         """The statistics from unrounded figures, in the order of the fields."""
         return IntensityStatistics(*map(rounded, figures))
 
@@ -183,7 +182,7 @@ class LabelStatistics:
 
 
 def measure_labels(
-    label: LabelMap, labels: Mapping[str, Sequence[int]], spacing_mm: Sequence[float]
+    label: LabelMap, labels: Labels, spacing_mm: Sequence[float]
 ) -> dict[str, LabelStatistics]:
     """Measure every label except the background.
 
@@ -234,12 +233,12 @@ class CaseStatistics:
     spacing_mm: tuple[float, float, float]
     orientation: str
     shape_after_crop: Triple
-    channels: tuple[ChannelStatistics, ...]
+    channels: "tuple[ChannelStatistics, ...]"
     voxels: dict[int, int]
     labels: dict[str, LabelStatistics]
     content: str
 
-    def turned_to(self, orientation: str) -> CaseStatistics:
+    def turned_to(self, orientation: str) -> "CaseStatistics":
         """The same case with its axes in another orientation."""
         turn = Turn.between(self.orientation, orientation)
         sizes = ("shape", "spacing_mm", "shape_after_crop")
@@ -269,11 +268,7 @@ class ChannelStatistics:
 
 
 def measure(
-    image: Image,
-    label: LabelMap,
-    voxels: dict[int, int],
-    labels: Mapping[str, Sequence[int]],
-    ignore_label: int | None,
+    image: Image, label: LabelMap, voxels: dict[int, int], labels: Labels, ignore_label: int | None
 ) -> tuple[CaseStatistics, tuple[Quantiles, ...]]:
     """Measure one case.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoseg.common.arrays import Array
-from autoseg.common.errors import DataError
+from autoseg.common.errors import DataError, raise_if
 from autoseg.common.files import obstacle
 from autoseg.common.progress import counted, note
 from autoseg.image.dicom_series import TABLES, Series, Slice, check_stack, joined
@@ -139,8 +139,7 @@ def find_series(path: Path | Series) -> Series:
     if path.is_dir():
         contents = read_contents(dicom_files(path))
         found = contents.volumes or list(contents.series)
-        if len(found) != 1:
-            raise DataError(TEXT("several series", path=path, count=len(found)))
+        raise_if(len(found) != 1, DataError(TEXT("several series", path=path, count=len(found))))
         return found[0]
     contents = read_contents(dicom_files(path.parent))
     if not (names := [each for each in contents.series if path in each.files]):
@@ -196,8 +195,7 @@ def _read_header(file: Path) -> list[Slice] | Other:
     from autoseg.image.dicom_pixels import read_header  # pydicom is slow to import
 
     try:
-        if not is_dicom(file):
-            raise ValueError("it does not begin like one")
+        raise_if(not is_dicom(file), "it does not begin like one")
         header, length = read_header(file, [*TAGS, *TABLES["sequences"], *TABLES["names"]])
         return _other(file, header) or _slices(file, header, length)
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
@@ -227,11 +225,11 @@ def _other(file: Path, header: "Dataset") -> Other | None:
         return None
     if int(header.get("NumberOfFrames") or 1) > 1:
         reason = "a multi-frame object without positions" if is_scan else "a film of several frames"
-        return Other(file, reason, is_scan=is_scan, series=series)
-    if not all(header.get(name) for name in TABLES["position_tags"]):
+    elif all(header.get(name) for name in TABLES["position_tags"]):
+        return None
+    else:
         reason = "an image without a position in the patient"
-        return Other(file, reason, is_scan=is_scan, series=series)
-    return None
+    return Other(file, reason, is_scan=is_scan, series=series)
 
 
 def _kind(header: "Dataset") -> str:
@@ -250,8 +248,8 @@ def _slices(file: Path, header: "Dataset", length: int | None) -> list[Slice]:
     check_pixels(header, length)
     if not (groups := header.get("PerFrameFunctionalGroupsSequence")):
         return [_slice(file, header)]
-    if len(groups) != int(header.get("NumberOfFrames") or 1):
-        raise ValueError(f"{len(groups)} frames are described, but NumberOfFrames differs")
+    differs = len(groups) != int(header.get("NumberOfFrames") or 1)
+    raise_if(differs, f"{len(groups)} frames are described, but NumberOfFrames differs")
     return [_slice(file, frame_header(header, n), n) for n in range(len(groups))]
 
 
@@ -263,7 +261,6 @@ def _slice(file: Path, header: "Dataset", frame: int = 0) -> Slice:
     patient, name = (str(header.get(key) or "").strip() for key in TABLES["names"][:2])
     return Slice(
         file=file,
-        series=str(header.SeriesInstanceUID),
         number=None if number in (None, "") else int(number),
         size=(int(header.Columns), int(header.Rows)),
         spacing_mm=(column_mm, row_mm),
@@ -290,6 +287,5 @@ def _floats(values: Any, count: int) -> tuple[float, ...]:
     numbers = tuple(map(float, values))
     if odd := [number for number in numbers if not math.isfinite(number)]:
         raise ValueError(f"{odd[0]} is not a finite number")
-    if len(numbers) != count:
-        raise ValueError(f"{len(numbers)} numbers instead of {count}")
+    raise_if(len(numbers) != count, f"{len(numbers)} numbers instead of {count}")
     return numbers

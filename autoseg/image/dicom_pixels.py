@@ -20,7 +20,8 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import UID
 
 from autoseg.common.arrays import Array
-from autoseg.common.errors import DataError
+from autoseg.common.errors import DataError, raise_if
+from autoseg.common.progress import by_axis
 from autoseg.image.dicom_series import TABLES, Series, Slice
 from autoseg.image.formats import TEXT
 
@@ -39,8 +40,7 @@ def transfer_syntax(header: Dataset) -> UID:
     stated: UID | None = header.file_meta.get("TransferSyntaxUID")
     if stated:
         return stated
-    if len(header.file_meta):
-        raise ValueError("TransferSyntaxUID is missing")
+    raise_if(len(header.file_meta), "TransferSyntaxUID is missing")
     is_implicit, is_little = header.original_encoding
     if is_implicit:
         return uid.ImplicitVRLittleEndian
@@ -105,20 +105,19 @@ def check_pixels(header: Dataset, length: int | None) -> None:
     """
     columns, rows = int(header.Columns), int(header.Rows)
     frames = int(header.get("NumberOfFrames") or 1)
-    if min(columns, rows) < 2:
-        raise ValueError(f"{columns} x {rows} pixels are not an image")
+    raise_if(min(columns, rows) < 2, f"{columns} x {rows} pixels are not an image")
     allocated = int(header.BitsAllocated)
     stored = int(header.get("BitsStored") or allocated)
     highest = header.get("HighBit")
     if allocated not in BITS or not 1 <= stored <= allocated or highest not in (None, stored - 1):
         raise ValueError(TEXT("bits", stored=stored, allocated=allocated, highest=highest))
     if length is None:
-        if columns * rows > LARGEST_SLICE:
-            raise ValueError(f"{columns} x {rows} pixels are too many for a slice")
+        is_large = columns * rows > LARGEST_SLICE
+        raise_if(is_large, f"{columns} x {rows} pixels are too many for a slice")
         return
     needed = columns * rows * frames * allocated // 8
-    if length < needed:
-        raise ValueError(f"{length} bytes of pixels, but {columns} x {rows} pixels take {needed}")
+    text = f"{length} bytes of pixels, but {columns} x {rows} pixels take {needed}"
+    raise_if(length < needed, text)
 
 
 def read_pixels(series: Series) -> Array:
@@ -136,8 +135,7 @@ def read_pixels(series: Series) -> Array:
         try:
             frames, table = stored(each.file, each.has_table)
             frame = frames[each.frame]
-            if frame.shape != plane.shape:
-                raise ValueError(f"{frame.shape[1]} x {frame.shape[0]} pixels")
+            raise_if(frame.shape != plane.shape, by_axis(frame.shape[::-1]) + " pixels")
             if table is not None:
                 frame = np.asarray(apply_modality_lut(frame, table))
             elif each.scale != (1.0, 0.0):

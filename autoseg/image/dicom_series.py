@@ -211,9 +211,7 @@ def _inconsistent(series: Series) -> str | None:
     if len(stated := Counter(each.is_rescaled for each in series.slices)) > 1:
         return TEXT("scales", without=counted(stated[False], "slice"), all=len(series.slices))
     rotation = np.subtract([each.orientation for each in series.slices], series.first.orientation)
-    if np.abs(rotation).max() > ROTATION_TOLERANCE:
-        return TEXT("orientations")
-    return None
+    return TEXT("orientations") if np.abs(rotation).max() > ROTATION_TOLERANCE else None
 
 
 def _uneven(series: Series) -> str | None:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from autoseg.common.errors import DataError
+from autoseg.common.errors import DataError, raise_if
 from autoseg.common.files import obstacle, printable, read_json, texts_in
 from autoseg.common.progress import by_axis, note
 
@@ -77,10 +77,9 @@ def check_header(path: Path) -> None:
         DataError: a size or number is impossible, or the file is shorter than its header says.
     """
     ending = ending_of(path)
-    if ending in FREESURFER:
-        raise DataError(TEXT("FreeSurfer", path=path, stem=stem_of(path)))
-    if ending in LOSSY:
-        raise DataError(TEXT("lossy", path=path, stem=stem_of(path)))
+    if ending in (*FREESURFER, *LOSSY):
+        kind = "lossy" if ending in LOSSY else "FreeSurfer"
+        raise DataError(TEXT(kind, path=path, stem=stem_of(path)))
     if ending not in (".mha", ".mhd", *NRRD) or not path.is_file():
         return
     check = _check_nrrd if ending in NRRD else _check_metaimage
@@ -93,19 +92,19 @@ def check_header(path: Path) -> None:
 def _check_metaimage(path: Path) -> None:
     fields, bytes_after = _read_header(path, "=", last="ElementDataFile")
     _require(fields, "NDims", "DimSize", "ElementType", "ElementDataFile")
-    if fields.get("ObjectType", "Image") != "Image":
-        raise ValueError(f"ObjectType is {fields['ObjectType']}, not Image")
+    kind, voxel_type = fields.get("ObjectType", "Image"), fields["ElementType"]
+    raise_if(kind != "Image", f"ObjectType is {kind}, not Image")
     sizes = _sizes(fields, "NDims", "DimSize")
     for key in ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin"):
         _check_numbers(key, fields.get(key), len(sizes))
     if (matrix := next((fields[key] for key in METAIMAGE_AXES if key in fields), None)) is None:
         note(TEXT("no orientation", path=path, found="TransformMatrix is missing"))
     _check_numbers("TransformMatrix", matrix, len(sizes) ** 2)
-    if (voxel_bytes := TABLES["metaimage_bytes"].get(fields["ElementType"])) is None:
-        raise ValueError(f"ElementType {fields['ElementType']} is not a voxel type")
+    voxel_bytes = TABLES["metaimage_bytes"].get(voxel_type)
+    raise_if(voxel_bytes is None, f"ElementType {voxel_type} is not a voxel type")
     channels = fields.get("ElementNumberOfChannels", "1")
-    if not channels.isdecimal() or int(channels) < 1:
-        raise ValueError(f"ElementNumberOfChannels is {channels}")
+    is_count = channels.isdecimal() and int(channels) >= 1
+    raise_if(not is_count, f"ElementNumberOfChannels is {channels}")
     if fields["ElementDataFile"].upper() != "LOCAL":
         _check_data_file(path, fields["ElementDataFile"])
         return
@@ -120,9 +119,9 @@ def _check_nrrd(path: Path) -> None:
     sizes = _sizes(fields, "dimension", "sizes")
     if "space directions" in fields:
         vectors = re.findall(r"\([^)]*\)", fields["space directions"])
-        if len(vectors) < 3:
-            raise ValueError(f"space directions has {len(vectors)} spatial axes; a scan has 3")
-        _check_numbers("space directions", " ".join(vectors), 3 * len(vectors))
+        count = len(vectors)
+        raise_if(count < 3, f"space directions has {count} spatial axes; a scan has 3")
+        _check_numbers("space directions", " ".join(vectors), 3 * count)
     space, axes = (fields.get(key, "missing") for key in ("space", "space directions"))
     if space.lower() not in TABLES["nrrd_spaces"] or axes == "missing":
         found = f"space is {space}, space directions {axes}"
@@ -160,16 +159,15 @@ def _require(fields: Fields, *keys: str) -> None:
 
 def _sizes(fields: Fields, count_key: str, sizes_key: str) -> list[int]:
     dimensions = fields[count_key]
-    if not dimensions.isdecimal():
-        raise ValueError(f"{count_key} is {dimensions or 'empty'}")
-    if not 3 <= int(dimensions) <= 4:
-        raise ValueError(f"it has {dimensions} dimensions; a scan has 3 (or 4 with channels)")
+    raise_if(not dimensions.isdecimal(), f"{count_key} is {dimensions or 'empty'}")
+    text = f"it has {dimensions} dimensions; a scan has 3 (or 4 with channels)"
+    raise_if(not 3 <= int(dimensions) <= 4, text)
     words = fields[sizes_key].split()
-    if len(words) != int(dimensions) or not all(re.fullmatch(r"[+-]?\d+", word) for word in words):
-        raise ValueError(f"{sizes_key} does not hold {dimensions} integers")
+    valid = len(words) == int(dimensions) and all(re.fullmatch(r"[+-]?\d+", w) for w in words)
+    raise_if(not valid, f"{sizes_key} does not hold {dimensions} integers")
     sizes = [int(word) for word in words]
-    if min(sizes) < 1:
-        raise ValueError(f"{sizes_key} is {by_axis(sizes)}; each size must be at least 1")
+    text = f"{sizes_key} is {by_axis(sizes)}; each size must be at least 1"
+    raise_if(min(sizes) < 1, text)
     return sizes
 
 
@@ -181,21 +179,19 @@ def _check_numbers(key: str, text: str | None, count: int) -> None:
         numbers = [float(word) for word in NUMBER.findall(text)]
     except ValueError as error:
         raise ValueError(f"{key} holds {text!r}, not numbers") from error
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{key} holds NaN or infinity")
-    if len(numbers) < count:
-        raise ValueError(f"{key} holds {len(numbers)} numbers instead of {count}")
+    raise_if(not all(map(math.isfinite, numbers)), f"{key} holds NaN or infinity")
+    raise_if(len(numbers) < count, f"{key} holds {len(numbers)} numbers instead of {count}")
 
 
 def _check_data_file(path: Path, name: str) -> None:
     """Voxels may lie in a file beside the header, and nowhere else."""
-    if "/" in name or "\\" in name or name.startswith(".."):
-        raise ValueError(f"its data file is {name}; only a file beside the header is read")
+    is_elsewhere = "/" in name or "\\" in name or name.startswith("..")
+    raise_if(is_elsewhere, f"its data file is {name}; only a file beside the header is read")
     first = name.split()[0] if name.split() else ""
     if first != "LIST" and "%" not in first and (reason := obstacle(path.parent / name)):
         raise ValueError(f"its data file {reason}")
 
 
 def _check_length(claimed: int, found: int, packed: bool) -> None:
-    if claimed > found * (PACKED_AT_MOST if packed else 1):
-        raise ValueError(f"its header claims {claimed} bytes of voxels, but {found} follow it")
+    text = f"its header claims {claimed} bytes of voxels, but {found} follow it"
+    raise_if(claimed > found * (PACKED_AT_MOST if packed else 1), text)

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from autoseg.common.arrays import Array, Doubles, Triple
-from autoseg.common.errors import DataError
+from autoseg.common.errors import DataError, raise_if
 from autoseg.common.progress import by_axis, note
 from autoseg.image.formats import TEXT
 
@@ -29,6 +29,7 @@ GEOMETRY_TOLERANCE_MM = 1e-2
 PLAUSIBLE_SPACING_MM = (1e-6, 1e4)
 DIRECTION_TOLERANCE = 1e-3  # for products of direction vectors
 SAME_VOXEL = 0.05  # voxels by which equal grids may differ
+RESAMPLE_IT = "resample it onto that grid"
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Geometry:
         direction = tuple(np.asarray(axes, float).ravel().tolist())
         return Geometry((x, y, z), (dx, dy, dz), (left, back, up), direction)
 
-    def differences(
-        self, other: "Geometry", tolerance_mm: float = GEOMETRY_TOLERANCE_MM
-    ) -> list[str]:
+    def differences(self, other: Self, tolerance_mm: float = GEOMETRY_TOLERANCE_MM) -> list[str]:
         """Describe where two grids differ; an empty list if they are the same."""
         if self.size != other.size:
             return [f"size {by_axis(self.size)} against {by_axis(other.size)} voxels"]
@@ -97,11 +96,7 @@ class Geometry:
 
 
 def check_same_grid(
-    found: Geometry,
-    path: File,
-    expected: Geometry,
-    reference: File,
-    advice: str = "resample it onto that grid",
+    found: Geometry, path: File, expected: Geometry, reference: File, advice: str = RESAMPLE_IT
 ) -> None:
     """Check that two files lie on the same voxel grid; a difference below 5 % of a voxel is noted.
 
@@ -164,8 +159,7 @@ def check_code(code: str) -> str:
     Raises:
         DataError: it is not one of the 48 orientation codes.
     """
-    if code.upper() not in CODES:
-        raise DataError(TEXT("no code", code=code))
+    raise_if(code.upper() not in CODES, DataError(TEXT("no code", code=code)))
     return code.upper()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -299,8 +299,7 @@ PATIENT = "LPS"  # order of the patient's axes: left-right, front-back, foot-hea
 Lengths = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Appearance:
+class Appearance(NamedTuple):
     """The figures of one scan.
 
     Attributes:

@@ -18,7 +18,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from autoseg.common.arrays import Array
-from autoseg.common.errors import DataError, VoxelError
+from autoseg.common.errors import DataError, VoxelError, raise_if
 from autoseg.common.progress import by_axis, note
 from autoseg.image.formats import PACKED_AT_MOST, TABLES, TEXT, ending_of
 from autoseg.image.geometry import DIRECTION_TOLERANCE, Geometry, geometry_of
@@ -34,8 +34,7 @@ TYPES = {int(code): names for code, names in TABLES["nifti_types"].items()}
 LABEL_CODES = {np.dtype(np.uint8): 2, np.dtype(np.uint16): 512}  # type of a label map -> code
 CHUNK, PIECE = 1 << 24, 1 << 20
 PACKING = 2  # isal's level, 0 to 3: files half as large again as gzip's level 6, 20 times faster
-ISAL_ERROR = cast("type[Exception]", isal_zlib.error)
-PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, ISAL_ERROR)
+PACKING_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, cast("type[Exception]", isal_zlib.error))
 LONGEST = 1.001  # squared; its components are rounded
 
 NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr")  # .hdr: a header, whose voxels are in .img
@@ -123,30 +122,32 @@ def layout_of(path: Path) -> Layout:
     Raises:
         DataError: it is not a NIfTI-1 header, or it is damaged.
     """
+
+    def damaged_if(wrong: object, what: str) -> None:
+        raise_if(wrong, DataError(f"{path}: its header is damaged ({what}); copy it again"))
+
     header, order = _fields(path)
     count, *size = header["dim"].tolist()
-    if not 1 <= count <= 7 or min(size[:count]) < 1:
-        raise _damaged(path, f"sizes {count}: {tuple(size)}")
+    damaged_if(not 1 <= count <= 7 or min(size[:count]) < 1, f"sizes {count}: {tuple(size)}")
     code, bits = int(header["datatype"]), int(header["bitpix"])
-    if code not in BITS or bits not in (0, BITS[code]):
-        raise _damaged(path, f"voxels of type {code} with {bits} bits")
+    is_known = code in BITS and bits in (0, BITS[code])
+    damaged_if(not is_known, f"voxels of type {code} with {bits} bits")
     spacing = tuple(header["pixdim"].tolist()[1 : min(3, count) + 1])
-    if not all(math.isfinite(mm) and mm != 0 for mm in spacing):
-        raise _damaged(path, f"spacing {spacing}")
+    damaged_if(not all(math.isfinite(mm) and mm != 0 for mm in spacing), f"spacing {spacing}")
     start = float(header["vox_offset"])
-    if not math.isfinite(start) or start < 0:
-        raise _damaged(path, f"voxels start at byte {start}")
-    quaternion, matrix = header["quaternion"], header["sform"]
-    if header["qform_code"] > 0 and not np.isfinite(quaternion).all():
-        raise _damaged(path, f"quaternion {quaternion.tolist()}")
-    if header["qform_code"] > 0 and sum(part**2 for part in quaternion.tolist()[:3]) > LONGEST:
-        raise _damaged(path, f"quaternion {quaternion.tolist()[:3]}, longer than 1")
-    if header["sform_code"] > 0 and not np.isfinite(matrix).all():
-        raise _damaged(path, f"matrix {matrix.tolist()}")
+    damaged_if(not math.isfinite(start) or start < 0, f"voxels start at byte {start}")
+    if header["qform_code"] > 0:
+        quaternion = header["quaternion"].tolist()
+        damaged_if(not np.isfinite(quaternion).all(), f"quaternion {quaternion}")
+        is_long = sum(part**2 for part in quaternion[:3]) > LONGEST
+        damaged_if(is_long, f"quaternion {quaternion[:3]}, longer than 1")
+    matrix = header["sform"]
+    is_wrong = header["sform_code"] > 0 and not np.isfinite(matrix).all()
+    damaged_if(is_wrong, f"matrix {matrix.tolist()}")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     layout = Layout(0, 0, tuple(size[:count]), code, order, (slope, intercept))
-    if layout.is_scaled and not math.isfinite(intercept):
-        raise _damaged(path, f"scl_slope {slope:g}, scl_inter {intercept:g}")
+    is_wrong = layout.is_scaled and not math.isfinite(intercept)
+    damaged_if(is_wrong, f"scl_slope {slope:g}, scl_inter {intercept:g}")
     first = int(start) if ending_of(path) == ".hdr" else max(int(start), HEADER.itemsize)
     return layout._replace(start=first, end=first + math.prod(layout.size) * BITS[code] // 8)
 
@@ -170,10 +171,6 @@ def _fields(path: Path) -> tuple[np.void, str]:
         if fields["sizeof_hdr"] == HEADER.itemsize and ending_of(path) == ".hdr":
             raise DataError(TEXT("Analyze", path=path))
     raise DataError(f"{path}: not a NIfTI file, or its header is damaged; copy it again")
-
-
-def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: its header is damaged ({what}); copy it again")
 
 
 def unpacked(path: Path) -> BinaryIO:
@@ -309,8 +306,7 @@ def _voxels(path: Path, layout: Layout, size: Sequence[int]) -> Array:
             stream.read(1)  # at the end of the stream its checksum is verified
     except PACKING_ERRORS as error:
         raise damaged from error
-    if read < array.nbytes:
-        raise damaged
+    raise_if(read < array.nbytes, damaged)
     native = array.astype(dtype.newbyteorder(sys.byteorder), copy=False)
     return np.moveaxis(native.T, -1, 0) if native.ndim == 4 else native.T[np.newaxis]
 
@@ -378,6 +374,5 @@ def label_header(source: bytes, label: Array) -> bytes:
     header["dim"] = (3, *label.shape, 1, 1, 1, 1)
     header["datatype"], header["bitpix"] = LABEL_CODES[label.dtype], 8 * label.dtype.itemsize
     header["vox_offset"], header["scl_slope"], header["magic"] = VOXELS_AT, 1, b"n+1"
-    for name in GRID_FIELDS:
-        header[name] = given[name]
+    header[GRID_FIELDS] = given[GRID_FIELDS]
     return header.tobytes().ljust(VOXELS_AT, b"\0")

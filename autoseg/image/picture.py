@@ -48,6 +48,10 @@ class Panel(NamedTuple):
     caption: str = ""
 
 
+Rows = Sequence[Sequence[Panel]]
+Numbers = Mapping[str, int]  # of the classes that are shown
+
+
 def kinds_of(view: View) -> tuple[str, ...]:
     """What can be drawn of a case."""
     return ("image", "contours", "errors")[: 1 + len(view.maps)]
@@ -93,12 +97,11 @@ def _row_title(view: View, kind: str) -> str:
     return f"Image, window {low:.4g} to {high:.4g}{tissue}"
 
 
-def draw_rows(rows: Sequence[Sequence[Panel]], heads: Sequence[str], title: str = "") -> Figure:
+def draw_rows(rows: Rows, heads: Sequence[str], title: str = "") -> Figure:
     """Rows of panels, each with a heading; the panels of a row have the same scale."""
     scales = [_scale(row) for row in rows]
-    heights = [
-        s * max(p.plane.size_mm[1] for p in row) for s, row in zip(scales, rows, strict=True)
-    ]
+    tallest = [max(panel.plane.size_mm[1] for panel in row) for row in rows]
+    heights = [scale * mm for scale, mm in zip(scales, tallest, strict=True)]
     shown = _shown_classes(rows)
     above = textwrap.wrap(title, TITLE_CHARACTERS)
     marks, below = _legend(rows, shown)
@@ -137,7 +140,7 @@ def _write(figure: Figure, y: float, text: str, **style: Any) -> None:
     figure.text(EDGE / width, y / height, text, parse_math=False, **style)
 
 
-def _shown_classes(rows: Sequence[Sequence[Panel]]) -> dict[str, int]:
+def _shown_classes(rows: Rows) -> dict[str, int]:
     """The classes that are in a plane, and their numbers, from 1."""
     names: dict[str, None] = {}
     shown: set[str] = set()
@@ -148,9 +151,7 @@ def _shown_classes(rows: Sequence[Sequence[Panel]]) -> dict[str, int]:
     return {name: 1 + i for i, name in enumerate(names) if name in shown}
 
 
-def _legend(
-    rows: Sequence[Sequence[Panel]], shown: Mapping[str, int]
-) -> tuple[list[tuple[str, Any]], list[str]]:
+def _legend(rows: Rows, shown: Numbers) -> tuple[list[tuple[str, Any]], list[str]]:
     """Names and marks of classes and errors, and lines on classes that are not shown."""
     panels = [panel for row in rows for panel in row]
     colours = {name: of for panel in panels for name, of in panel.plane.view.colours.items()}
@@ -171,10 +172,7 @@ def _legend(
 
 
 def _draw_row(
-    figure: Figure,
-    row: Sequence[Panel],
-    place: tuple[float, float, float],
-    shown: Mapping[str, int],
+    figure: Figure, row: Sequence[Panel], place: tuple[float, float, float], shown: Numbers
 ) -> None:
     """Draw panels side by side, at (y, height) in inches, at a scale in inches per mm."""
     y, height, scale = place
@@ -190,7 +188,7 @@ def _draw_row(
         x += wide + GAP
 
 
-def _draw_panel(axes: Axes, panel: Panel, shown: Mapping[str, int]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, shown: Numbers) -> None:
     plane, view = panel.plane, panel.plane.view
     image = plane.cut(view.image)
     rows, columns = image.shape
@@ -213,7 +211,7 @@ def _draw_panel(axes: Axes, panel: Panel, shown: Mapping[str, int]) -> None:
     _letter(axes, (0.5, 0.015), bottom, ("center", "bottom"), **inside)
 
 
-def _draw_contours(axes: Axes, plane: Plane, shown: Mapping[str, int]) -> None:
+def _draw_contours(axes: Axes, plane: Plane, shown: Numbers) -> None:
     """The classes of each map as lines, and their numbers if there are many."""
     first = next(iter(plane.view.maps), "")
     rows, columns = plane.cut(plane.view.image).shape

@@ -1,7 +1,5 @@
 """One case prepared for display: in standard orientation, cropped to its classes, with a window."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple, members
+from autoseg.common.arrays import Array, Box, Doubles, LabelMap, Mask, Triple, bounding_box, members
 from autoseg.common.figures import Colours, colours_of, window_of
 from autoseg.image.geometry import LETTERS, Turn, check_same_grid, orientation_of
 from autoseg.image.image import read_image, read_label
@@ -97,7 +95,7 @@ class View:
             found |= members(label_map, values)
         return found
 
-    def crop(self, box: Box) -> View:
+    def crop(self, box: Box) -> "View":
         """The part of the case in a box, with the same window."""
         maps = {which: label_map[box] for which, label_map in self.maps.items()}
         return replace(self, image=self.image[box], maps=maps)
@@ -141,13 +139,11 @@ def make_view(
     view = View(exhibit, image, maps, tuple(spacing_mm), (0.0, 1.0))
     inside = view.foreground
     values = image[inside] if inside.any() else image.ravel(order="K")
+    around = bounding_box(inside)
     box = []
-    for axis in range(3):
-        hits = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
-        extent = hits[-1] - hits[0] + 1 if len(hits) else 0
-        margin = round(max(MARGIN_MM / spacing_mm[axis], MARGIN * extent))
-        ends = (max(0, hits[0] - margin), hits[-1] + margin + 1) if extent else (None, None)
-        box.append(slice(*ends))
+    for side, mm in zip(around, spacing_mm, strict=True) if around else ():
+        margin = round(max(MARGIN_MM / mm, MARGIN * (side.stop - side.start)))
+        box.append(slice(max(0, side.start - margin), side.stop + margin))
     cropped = view.crop(tuple(box))
     found = _ct_window(image, float(np.median(values)), exhibit.channel)
     window, tissue = found or (window_of(cropped.image), "")

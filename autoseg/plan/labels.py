@@ -12,23 +12,21 @@ SNOMED CT: for DICOM segmentation objects.
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, StringConstraints
 
 from autoseg.common.files import read_json
-from autoseg.plan.sections import LabelValue, Positive, Section, fault
+from autoseg.plan.sections import LabelValue, Positive, Section, fault_if
 
 ClassValues = Mapping[str, tuple[int, ...]]  # class name -> its label values
 
 
-@dataclass(frozen=True)
-class Classes:
+class Classes(NamedTuple):
     """What a plan's network learns to distinguish.
 
     Attributes:
@@ -72,31 +70,28 @@ def classes_of(labels: ClassValues, regions_class_order: Sequence[int] | None) -
 
 def check_labels(labels: ClassValues, ignore_label: int | None) -> None:
     """Raise a ValueError unless the first class is the background and no value is repeated."""
-    if not labels or 0 not in next(iter(labels.values())):
-        raise fault("no background")
-    if len(labels) < 2:
-        raise fault("only background")
+    fault_if(not labels or 0 not in next(iter(labels.values())), "no background")
+    fault_if(len(labels) < 2, "only background")
     for name, covered in labels.items():
-        if twice := sorted({value for value in covered if covered.count(value) > 1}):
-            raise fault("value twice", name=name, value=twice[0])
-    if ignore_label in values_of(labels):
-        raise fault("ignored", value=ignore_label)
+        twice = sorted({value for value in covered if covered.count(value) > 1})
+        fault_if(twice, "value twice", name=name, values=twice)
+    fault_if(ignore_label in values_of(labels), "ignored", value=ignore_label)
 
 
 def check_regions(labels: ClassValues, order: Sequence[int] | None) -> None:
     """Raise a ValueError unless overlapping labels have a suitable `regions_class_order`."""
     if order is None:
         for (first, values), (second, others) in combinations(labels.items(), 2):
-            if shared := set(values) & set(others):
-                raise fault("shared", one=first, other=second, value=min(shared))
+            shared = sorted(set(values) & set(others))
+            fault_if(shared, "shared", one=first, other=second, values=shared)
         return
-    if len(order) != len(labels) - 1:
-        raise fault("order", count=len(order), needed=len(labels) - 1)
-    if unknown := sorted(set(order) - (values_of(labels) - {0})):
-        raise fault("order, unknown", value=unknown[0])
+    needed = len(labels) - 1
+    fault_if(len(order) != needed, "order", count=len(order), needed=needed)
+    unknown = sorted(set(order) - (values_of(labels) - {0}))
+    fault_if(unknown, "order, unknown", values=unknown)
     background, *regions = labels.values()
-    if shared := {value for covered in regions for value in covered} & set(background):
-        raise fault("background shared", value=min(shared))
+    shared = sorted({value for covered in regions for value in covered} & set(background))
+    fault_if(shared, "background shared", values=shared)
 
 
 def check_mirrored(labels: ClassValues, pairs: Sequence[tuple[int, int]]) -> None:
@@ -105,15 +100,13 @@ def check_mirrored(labels: ClassValues, pairs: Sequence[tuple[int, int]]) -> Non
     known = {value for covered in foreground for value in covered}
     seen: set[int] = set()
     for value in (value for pair in pairs for value in pair):
-        if value not in known:
-            raise fault("mirrored, unknown", value=value)
-        if value in seen:
-            raise fault("mirrored twice", value=value)
+        fault_if(value not in known, "mirrored, unknown", value=value)
+        fault_if(value in seen, "mirrored twice", value=value)
         seen.add(value)
     sets = {frozenset(covered) for covered in labels.values()}
     for name, covered in labels.items():
-        if (exchanged := _exchanged(covered, pairs)) not in sets:
-            raise fault("mirrored, incomplete", name=name, values=sorted(exchanged))
+        exchanged = _exchanged(covered, pairs)
+        fault_if(exchanged not in sets, "mirrored, incomplete", name=name, values=sorted(exchanged))
 
 
 def _exchanged(values: Iterable[int], pairs: Sequence[tuple[int, int]]) -> frozenset[int]:
@@ -182,12 +175,12 @@ class Evaluation(Section):
     def check(self, labels: ClassValues) -> None:
         """Raise a ValueError if a label belongs to no class, or a name is used twice."""
         for key in ("tolerances", "merged", "colours"):
-            for value in (value for entry in getattr(self, key) for value in entry.labels):
-                if class_of(value, labels) is None:
-                    raise fault("no class", key=f"evaluation.{key}", value=value)
+            values = [value for entry in getattr(self, key) for value in entry.labels]
+            unknown = [value for value in values if class_of(value, labels) is None]
+            fault_if(unknown, "no class", key=f"evaluation.{key}", values=unknown)
         names = [*labels, *(entry.name for entry in self.merged)]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise fault("row twice", name=twice[0])
+        twice = sorted({name for name in names if names.count(name) > 1})
+        fault_if(twice, "row twice", names=twice)
 
     def tolerance_of(self, labels: ClassValues) -> dict[str, float]:
         """Class -> tolerance in mm."""
@@ -236,8 +229,7 @@ Scheme = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=r
 
 
 def _is_sct_number(code: tuple[str, str, str]) -> tuple[str, str, str]:
-    if code[1] == "SCT" and not code[0].isdecimal():
-        raise fault("code", code=code[0])
+    fault_if(code[1] == "SCT" and not code[0].isdecimal(), "code", code=code[0])
     return code
 
 
@@ -274,8 +266,8 @@ KNOWN = {word for text in (*ORGANS, *LESIONS, *SIDES, *SPELLINGS) for word in te
 def check_codes(declared: Codes, labels: ClassValues) -> None:
     """Raise a ValueError if codes are of no class besides the background, which is no segment."""
     classes = [name for name, values in labels.items() if 0 not in values]
-    if unknown := [name for name in declared if name not in classes]:
-        raise fault("codes", name=unknown[0], classes=", ".join(classes))
+    unknown = [name for name in declared if name not in classes]
+    fault_if(unknown, "codes", names=unknown, classes=", ".join(classes))
 
 
 def codes_of(labels: ClassValues, declared: Codes, task: str = "") -> dict[str, SegmentCode]:

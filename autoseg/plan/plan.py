@@ -22,12 +22,13 @@ from autoseg.common.progress import counted
 from autoseg.plan import augmentation as patches
 from autoseg.plan import labels, sections
 from autoseg.plan.labels import Classes, Evaluation, SegmentCode
-from autoseg.plan.sections import fault
+from autoseg.plan.sections import SINCE_0_2, fault_if
 
 FORMAT_VERSION = 1
 TABLE = Path(__file__).with_name("plan.html.j2")  # for notebooks
 CASCADE = "3d_cascade_fullres"
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class VolumeShare(sections.Section):
@@ -61,17 +62,15 @@ class Plan(sections.Section):
     name: str = Field("default", pattern=r"^\w[\w.-]*$")
     configuration: ConfigurationName = "3d_fullres"
     previous_stage: str | None = None
-    channels: Annotated[tuple[str, ...], Field(min_length=1)]
+    channels: Names
     labels: dict[str, Annotated[tuple[sections.LabelValue, ...], Field(min_length=1)]]
     ignore_label: sections.LabelValue | None = None
     regions_class_order: tuple[sections.LabelValue, ...] | None = None
     skipped_cases: tuple[str, ...] = ()
     shares: tuple[VolumeShare, ...] = ()
-    annotated: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
-        default_factory=dict, json_schema_extra=sections.SINCE_0_2
-    )
-    orientation: sections.Orientation | None = Field(None, json_schema_extra=sections.SINCE_0_2)
-    mirrored_labels: tuple[sections.Pair, ...] = Field((), json_schema_extra=sections.SINCE_0_2)
+    annotated: dict[str, Names] = Field(default_factory=dict, json_schema_extra=SINCE_0_2)
+    orientation: sections.Orientation | None = Field(None, json_schema_extra=SINCE_0_2)
+    mirrored_labels: tuple[sections.Pair, ...] = Field((), json_schema_extra=SINCE_0_2)
     target_spacing_mm: sections.Spacing
     preprocessing: tuple[sections.Step, ...]
     sampling: patches.Sampling
@@ -81,9 +80,7 @@ class Plan(sections.Section):
     splits: sections.Splits = sections.Splits()
     inference: sections.Inference
     evaluation: Evaluation = Evaluation()
-    codes: dict[str, SegmentCode] = Field(
-        default_factory=dict, json_schema_extra=sections.SINCE_0_2
-    )
+    codes: dict[str, SegmentCode] = Field(default_factory=dict, json_schema_extra=SINCE_0_2)
     measured: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Provenance] = Field(default_factory=dict)
 
@@ -99,54 +96,52 @@ class Plan(sections.Section):
     def _check_patch(self) -> None:
         patch, reduction = self.sampling.patch_size, self.network.reduction
         for axis, size, factor in zip("xyz", patch, reduction, strict=True):
-            if size % factor:
-                below = size // factor * factor
-                fitting = f"{below} or {below + factor}" if below else factor
-                raise fault("patch", size=size, axis=axis, factor=factor, fitting=fitting)
+            below = size // factor * factor
+            fitting = f"{below} or {below + factor}" if below else factor
+            sizes = {"size": size, "factor": factor, "fitting": fitting}
+            fault_if(size % factor, "patch", axis=axis, **sizes)
+        half = [size // 2 for size in patch]
         for axis, size, overlap in zip("xyz", patch, self.inference.overlap, strict=True):
-            if not 0 <= overlap < size:
-                half = [each // 2 for each in patch]
-                raise fault("overlap", overlap=overlap, axis=axis, most=size - 1, half=half)
-        if self.network.norm == "instance" and patch == reduction:
-            raise fault("instance norm")
-        if untrained := set(self.inference.mirror_axes) - self.mirrored_axes:
-            raise fault("mirror axes", axes=sorted(untrained))
+            limits = {"most": size - 1, "half": half}
+            fault_if(not 0 <= overlap < size, "overlap", overlap=overlap, axis=axis, **limits)
+        fault_if(self.network.norm == "instance" and patch == reduction, "instance norm")
+        untrained = sorted(set(self.inference.mirror_axes) - self.mirrored_axes)
+        fault_if(untrained, "mirror axes", axes=untrained)
 
     def _check_steps(self) -> None:
         order = [step.step for step in self.preprocessing]
-        if "resample" in order and "crop_to_nonzero" in order[order.index("resample") :]:
-            raise fault("crop")
+        after = order[order.index("resample") :] if "resample" in order else []
+        fault_if("crop_to_nonzero" in after, "crop")
+        count = len(self.channels)
         for index, step in enumerate(self.preprocessing):
-            channel = getattr(step, "channel", None)
-            if channel is not None and channel >= len(self.channels):
-                count = counted(len(self.channels), "channel")
-                raise fault("channel", index=index, channel=channel, count=count)
+            found = {"index": index, "channel": getattr(step, "channel", None)}
+            is_wrong = (found["channel"] or 0) >= count
+            fault_if(is_wrong, "channel", count=counted(count, "channel"), **found)
 
     def _check_labels(self) -> None:
         labels.check_labels(self.labels, self.ignore_label)
         labels.check_regions(self.labels, self.regions_class_order)
         labels.check_codes(self.codes, self.labels)
-        if self.regions_class_order and getattr(self.training.loss, "background", False):
-            raise fault("background of regions")
+        has_background = getattr(self.training.loss, "background", False)
+        fault_if(self.regions_class_order and has_background, "background of regions")
         labels.check_mirrored(self.labels, self.mirrored_labels)
         for case, names in self.annotated.items():
-            if strange := sorted(set(names) - set(self.classes.names[1:])):
-                raise fault("annotated", name=strange[0], case=case)
-        if self.mirrored_labels and self.orientation is None:
-            raise fault("mirrored, no orientation")
-        values = labels.values_of(self.labels)
+            strange = sorted(set(names) - set(self.classes.names[1:]))
+            fault_if(strange, "annotated", names=strange, case=case)
+        is_known = self.orientation is not None
+        fault_if(self.mirrored_labels and not is_known, "mirrored, no orientation")
         for share in self.shares:
-            if share.label in share.container:
-                raise fault("share", label=share.label)
-            if unknown := sorted({share.label, *share.container} - values):
-                raise fault("no class", key="shares", value=unknown[0])
+            fault_if(share.label in share.container, "share", label=share.label)
+            unknown = sorted({share.label, *share.container} - labels.values_of(self.labels))
+            fault_if(unknown, "no class", key="shares", values=unknown)
 
     def _check_stage(self) -> None:
-        if (self.configuration == CASCADE) != (self.previous_stage is not None):
-            raise fault("stage", found=self.previous_stage, configuration=self.configuration)
-        for index, entry in enumerate(self.augmentation if self.previous_stage is None else ()):
-            if isinstance(entry, patches.Previous):
-                raise fault("no stage", index=index, transform=entry.transform)
+        found, name = self.previous_stage, self.configuration
+        is_wrong = (name == CASCADE) != (found is not None)
+        fault_if(is_wrong, "stage", found=found, configuration=name)
+        for index, entry in enumerate(self.augmentation if found is None else ()):
+            is_wrong = isinstance(entry, patches.Previous)
+            fault_if(is_wrong, "no stage", index=index, transform=entry.transform)
 
     @property
     def mirrored_axes(self) -> set[int]:

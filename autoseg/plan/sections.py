@@ -24,20 +24,19 @@ FIELDS: dict[str, dict[str, dict[str, str]]] = read_json(Path(__file__).with_nam
 FAULTS = texts_in(Path(__file__).with_name("faults.json"))
 
 
-def fault(kind: str, **found: Any) -> ValueError:
-    """What is wrong with a plan: the error of this kind in `faults.json`."""
-    return ValueError(FAULTS(kind, **found))
+def fault_if(wrong: object, kind: str, **found: Any) -> None:
+    """Raise a ValueError with the text of this kind in `faults.json` if a plan is wrong."""
+    if wrong:
+        raise ValueError(FAULTS(kind, **found))
 
 
 def _is_ascending(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] > limits[1]:
-        raise fault("not ascending", limits=list(limits))
+    fault_if(limits[0] > limits[1], "not ascending", limits=list(limits))
     return limits
 
 
 def _reaches_one(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[1] < 1:
-        raise fault("below one", limits=list(limits))
+    fault_if(limits[1] < 1, "below one", limits=list(limits))
     return limits
 
 
@@ -47,8 +46,7 @@ def is_orientation(code: Any) -> bool:
 
 
 def _orientation(code: str) -> str:
-    if not is_orientation(code):
-        raise fault("orientation", code=code)
+    fault_if(not is_orientation(code), "orientation", code=code)
     return code
 
 
@@ -129,8 +127,7 @@ class Clip(Section):
 
     @model_validator(mode="after")
     def _is_open(self) -> Self:
-        if self.window[0] == self.window[1]:
-            raise fault("empty window", window=list(self.window))
+        fault_if(self.window[0] == self.window[1], "empty window", window=list(self.window))
         return self
 
 
@@ -212,17 +209,14 @@ class Network(Section):
     @model_validator(mode="after")
     def _stages_agree(self) -> Self:
         stages = len(self.features)
-        if stages < 2:
-            raise fault("one stage")
-        if stages > MOST_STAGES:
-            raise fault("many stages", stages=stages, most=MOST_STAGES)
+        fault_if(stages < 2, "one stage")
+        fault_if(stages > MOST_STAGES, "many stages", stages=stages, most=MOST_STAGES)
         for key in ("strides", "kernels", "blocks_encoder"):
-            if (count := len(getattr(self, key))) != stages:
-                raise fault("entries", key=key, count=count, stages=stages)
-        if (count := len(self.blocks_decoder)) != stages - 1:
-            raise fault("decoder", count=count, needed=stages - 1)
-        if self.strides[0] != (1, 1, 1):
-            raise fault("first stride")
+            count = len(getattr(self, key))
+            fault_if(count != stages, "entries", key=key, count=count, stages=stages)
+        count = len(self.blocks_decoder)
+        fault_if(count != stages - 1, "decoder", count=count, needed=stages - 1)
+        fault_if(self.strides[0] != (1, 1, 1), "first stride")
         return self
 
     @property
@@ -346,6 +340,8 @@ class Training(Section):
 
 # Cross-validation and prediction.
 
+Average = Literal["probabilities", "logits", "logits_float16"]
+
 
 class Splits(Section):
     """How the cases are split into folds (a `splits.json` of the user overrides it)."""
@@ -360,9 +356,7 @@ class Inference(Section):
     overlap: Triple
     tile_step: Annotated[float, Field(gt=0, le=1)] | None = Field(None, json_schema_extra=SINCE_0_2)
     weighting: Literal["gaussian", "uniform", "nnunet"] = "gaussian"
-    average: Literal["probabilities", "logits", "logits_float16"] = Field(
-        "probabilities", json_schema_extra=SINCE_0_2
-    )
+    average: Average = Field("probabilities", json_schema_extra=SINCE_0_2)
     slide_axis: Literal[0, 1, 2] | None = Field(None, json_schema_extra=SINCE_0_2)
     anisotropy: Positive | None = Field(None, json_schema_extra=SINCE_0_2)
     mirror_axes: Axes = ()
