@@ -1,9 +1,10 @@
 """Our own rule for a time budget: the width, patch, batch and schedule that fit it.
 
 The rule: measure a training step with half of the rules' feature maps; shrink the patch until
-`STEPS_FOR_THE_PATCH` steps fit, then the width until the steps suffice for it. If they fit at once,
-widen the network, then enlarge the batch, while enough steps remain. Short runs also get a recipe
-of their own (`short_recipe`).
+`STEPS_FOR_THE_PATCH` steps fit, then the width until the steps suffice for it. Where a smaller
+patch would show too little of a case, the grid becomes coarser instead, as long as the labels
+survive it. If the steps fit at once, widen the network, then enlarge the batch, while enough steps
+remain. Short runs also get a recipe of their own (`short_recipe`).
 """
 
 import re
@@ -16,14 +17,14 @@ import numpy as np
 
 from autoseg.common.errors import PlanError
 from autoseg.common.parallel import used_by_others
-from autoseg.common.progress import counted, in_words, say
+from autoseg.common.progress import by_axis, counted, in_words, say
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan.plan import Plan
-from autoseg.plan.sections import Size3
-from autoseg.planner.grid import pool_and_kernels, times
+from autoseg.plan.sections import Size3, Spacing
+from autoseg.planner.grid import Topology, pool_and_kernels, times
 from autoseg.planner.overrides import Layer, read_layer
 from autoseg.planner.rule_values import ANISOTROPY, PlanValues
-from autoseg.planner.rules import TEXT
+from autoseg.planner.rules import LOWRES_COVERAGE, TEXT
 
 SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
 AIM = 0.95  # share of the budget to plan; the run itself corrects errors of the measurement
@@ -36,7 +37,8 @@ SHRINKAGE, SMALLEST_SIDE = 0.7, 24  # of a patch, along each axis
 # (180), 24 x 32 x 48 0.703 (1650), in 4 minutes 28 x 40 x 56 0.604 (690), 24 x 28 x 40 0.681
 # (1920); sarcoma MR 80 x 80 x 40 0.122 (90), 56 x 56 x 28 0.404 (300), 40 x 40 x 24 0.321 (780),
 # 28 x 28 x 24 0.047 (1110).
-STEPS_FOR_THE_PATCH = 500
+STEPS_FOR_THE_PATCH = 1000
+LABELS_KEPT = 0.9  # Dice of the labels on a coarser grid, at least
 BUSY = 0.25  # of the cores, from which timings are distorted
 COARSE = (1e3, 1e3, 1e3)  # mm; placeholder for the spacing of axes that are not resampled
 # Share of the rules' feature maps, and the number of steps from which it outperforms the previous
@@ -55,29 +57,38 @@ PLENTY_OF_STEPS = 6_000  # with more steps, a larger batch is better
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per training step, predicted patch and preprocessed case on a device."""
+    """Seconds per training step, predicted patch and preprocessed case on a device.
+
+    `labels_kept` is the mean Dice of label maps that are brought to the plan's grid and back.
+    """
 
     step_seconds: float
     patch_seconds: float
     case_seconds: float
     device: str
+    labels_kept: float = 1.0
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a run does besides training: cases to preprocess and patches to predict."""
+    """What a run does besides training: cases to preprocess and patches to predict.
+
+    `case_voxels` is the size of a median case on the plan's grid.
+    """
 
     cases: int
     patches: int
+    case_voxels: float = inf
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a budget decides: feature maps as a share of the plan's, patch and batch size."""
+    """What a budget decides: feature maps as a share of the plan's, patch, batch size, spacing."""
 
     share: float
     patch_size: Size3
     batch_size: int
+    spacing_mm: Spacing
 
 
 def budget_layer(
@@ -141,6 +152,8 @@ class Trial:
     steps: int
     training_seconds: float
     least_seconds: float
+    labels_kept: float
+    case_voxels: float
     figures: PlanValues
 
 
@@ -151,27 +164,38 @@ def _try(
     spent = START_SECONDS + overhead.cases * timing.case_seconds
     spent += overhead.patches * timing.patch_seconds
     steps = max(0, int((AIM * seconds - spent) / timing.step_seconds))
-    features, sampling = chosen.network.features, chosen.sampling
+    features, sampling, grid = chosen.network.features, chosen.sampling, chosen.target_spacing_mm
     maps = f"{features[0]} to {features[-1]} feature maps"
     patches = f"{counted(sampling.batch_size, 'patch')} of {times(sampling.patch_size)}"
     time = f"{timing.step_seconds:.2f} s per step, time for {counted(steps, 'step')}"
-    say(f"{maps}, {patches}: {time}")
+    mm = by_axis("own" if each is None else f"{each:.3g}" for each in grid)
+    say(f"{maps}, {patches}, {mm} mm: {time}")
     figures: PlanValues = {"features": list(features), "patch_size": list(sampling.patch_size)}
+    figures |= {"target_spacing_mm": list(grid)}
     figures |= {"batch_size": sampling.batch_size, "steps": steps}
     for name, value in asdict(timing).items():
         figures[name] = float(f"{value:.3g}") if isinstance(value, float) else value
     least = (spent + FEWEST_STEPS * timing.step_seconds) / AIM
-    return Trial(steps, steps * timing.step_seconds, least, figures)
+    kept, voxels = timing.labels_kept, overhead.case_voxels
+    return Trial(steps, steps * timing.step_seconds, least, kept, voxels, figures)
 
 
 def _choose(plan: Plan, attempt: Callable[[Choice], Trial]) -> tuple[Choice, Trial]:
     """Apply the rule that the module describes; slow choices are measured only if they may win."""
-    index, sampling = LIKELY_WIDTH, plan.sampling
-    choice = Choice(WIDTHS[index][0], sampling.patch_size, min(2, sampling.batch_size))
-    trial = attempt(choice)
-    while trial.steps < STEPS_FOR_THE_PATCH and (smaller := _smaller(plan, choice.patch_size)):
-        choice = replace(choice, patch_size=smaller)
-        trial = attempt(choice)
+    origin = plan.provenance.get("target_spacing_mm")
+    by_rule = origin is not None and origin.source.startswith("rule")
+    index, sampling, spacing = LIKELY_WIDTH, plan.sampling, plan.target_spacing_mm
+    batch_size = min(2, sampling.batch_size)
+    choice = Choice(WIDTHS[index][0], sampling.patch_size, batch_size, spacing)
+    trial, to_coarsen = attempt(choice), plan.resamples and None not in spacing and by_rule
+    while trial.steps < STEPS_FOR_THE_PATCH and (smaller := _smaller(plan, choice)):
+        if to_coarsen and prod(smaller.patch_size) < LOWRES_COVERAGE * trial.case_voxels:
+            coarser = _coarser(plan, choice)
+            tried = attempt(coarser)
+            if to_coarsen := tried.labels_kept >= LABELS_KEPT:
+                choice, trial = coarser, tried
+                continue
+        choice, trial = smaller, attempt(smaller)
     while index > 0 and trial.steps < WIDTHS[index][1]:
         index -= 1
         choice = replace(choice, share=WIDTHS[index][0])
@@ -191,11 +215,29 @@ def _choose(plan: Plan, attempt: Callable[[Choice], Trial]) -> tuple[Choice, Tri
     return choice, trial
 
 
-def _smaller(plan: Plan, patch: Size3) -> Size3 | None:
+def _smaller(plan: Plan, choice: Choice) -> Choice | None:
     """A patch with about a third of the voxels that fits the strides; None if it is too small."""
-    shrunk = [max(min(size, SMALLEST_SIDE), round(SHRINKAGE * size)) for size in patch]
-    x, y, z = pool_and_kernels(plan.target_spacing_of(COARSE), shrunk).patch
-    return (x, y, z) if x * y * z < 0.9 * prod(patch) else None
+    sides = [max(min(size, SMALLEST_SIDE), round(SHRINKAGE * size)) for size in choice.patch_size]
+    x, y, z = _topology(plan, choice.spacing_mm, sides).patch
+    is_smaller = x * y * z < 0.9 * prod(choice.patch_size)
+    return replace(choice, patch_size=(x, y, z)) if is_smaller else None
+
+
+def _coarser(plan: Plan, choice: Choice) -> Choice:
+    """About the same patch in mm on a coarser grid: the fine axes are coarsened first."""
+    spacing, coarsest = np.array(choice.spacing_mm, float), max(mm or 0 for mm in choice.spacing_mm)
+    fine = spacing < 0.9 * coarsest
+    wider = np.minimum(spacing / SHRINKAGE, coarsest) if fine.any() else spacing / SHRINKAGE
+    mm = (float(wider[0]), float(wider[1]), float(wider[2]))
+    sides = np.array(choice.patch_size) * spacing / wider
+    x, y, z = _topology(plan, mm, np.maximum(1, np.rint(sides)).astype(int).tolist()).patch
+    return replace(choice, patch_size=(x, y, z), spacing_mm=mm)
+
+
+def _topology(plan: Plan, spacing_mm: Spacing, sides: Sequence[int]) -> Topology:
+    """The strides and kernels for a patch; axes that are not resampled count as coarse."""
+    found = plan.model_copy(update={"target_spacing_mm": spacing_mm})
+    return pool_and_kernels(found.target_spacing_of(COARSE), sides)
 
 
 def _network(plan: Plan, choice: Choice) -> PlanValues:
@@ -203,7 +245,7 @@ def _network(plan: Plan, choice: Choice) -> PlanValues:
     features = plan.network.features
     if choice.patch_size == plan.sampling.patch_size:
         return {"features": _narrowed(features, choice.share)}
-    topology = pool_and_kernels(plan.target_spacing_of(COARSE), choice.patch_size)
+    topology = _topology(plan, choice.spacing_mm, choice.patch_size)
     flat = np.array(choice.patch_size) == 1
     kernels = np.where(flat, 1, topology.kernels).tolist()
     stages = min(len(topology.strides), len(features))
@@ -231,6 +273,8 @@ def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) 
     if choice.patch_size != plan.sampling.patch_size:
         values["sampling"]["patch_size"] = list(choice.patch_size)
         values["inference"] = {"overlap": [size // 2 for size in choice.patch_size]}
+    if choice.spacing_mm != plan.target_spacing_mm:
+        values["target_spacing_mm"] = list(choice.spacing_mm)
     if seconds < SHORT:
         # The average covers about a twentieth of the steps, but at least a hundred.
         decay = 1 - 1 / min(1000, max(100, steps // 20))
@@ -267,7 +311,8 @@ def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:
     patch, overlap = plan.sampling.patch_size, plan.inference.overlap
     cases = (zip(shape, patch, overlap, strict=True) for shape in shapes.tolist())
     patches = sum(prod(ceil(max(0, n - p) / (p - o)) + 1 for n, p, o in each) for each in cases)
-    return Overhead(len(shapes), round(patches / plan.splits.folds))
+    voxels = float(np.median(shapes.prod(axis=1)))
+    return Overhead(len(shapes), round(patches / plan.splits.folds), voxels)
 
 
 def parse_seconds(text: str) -> float:

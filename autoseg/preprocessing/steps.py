@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -223,6 +224,24 @@ def to_classes(plan: Plan, label: LabelMap) -> ClassMap:
         table[plan.ignore_label] = IGNORED
     classes: ClassMap = table[label]
     return classes if plan.orientation is None else np.asfortranarray(classes)
+
+
+def labels_kept(plan: Plan, label: LabelMap, geometry: Geometry) -> float:
+    """The mean Dice of a label map (x, y, z) brought to the plan's grid and back; 1 without any."""
+    turn = Turn.of(geometry, plan.orientation)
+    classes, spacing = to_classes(plan, turn.array(label)), turn.geometry(geometry).spacing_mm
+    kept = classes
+    for step in plan.preprocessing:
+        if isinstance(step, Resample):
+            target = plan.target_spacing_of(spacing)
+            shape = resample.resampled_shape(classes.shape, spacing, target, step.rounding)
+            for size in (shape, classes.shape):
+                kept = resample.resample_label(kept, size, (1, 1, 1), step.label_ties)
+    parts = range(1, len(plan.classes.parts))
+    counts = [[np.count_nonzero(each == i) for each in (classes, kept)] for i in parts]
+    both = [np.count_nonzero((classes == i) & (kept == i)) for i in parts]
+    dice = [2 * same / sum(n) for same, n in zip(both, counts, strict=True) if n[0]]
+    return fmean(dice) if dice else 1.0
 
 
 def _any_nonzero(channels: tuple[Channel, ...]) -> Mask:

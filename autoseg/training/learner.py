@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.augmentation.on_device import finish
 from autoseg.common.progress import say
 from autoseg.dataset.task import Case
+from autoseg.image.image import read_label
 from autoseg.models import checkpoint
 from autoseg.networks.devices import (
     autocast,
@@ -33,6 +34,7 @@ from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd, Training
 from autoseg.planner.budget import Timing
 from autoseg.preprocessing.preprocess import preprocess_case
+from autoseg.preprocessing.steps import labels_kept
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group, share_batch_norm
 from autoseg.training.losses import build_loss
@@ -237,7 +239,7 @@ class Stopwatch:
 
     def __init__(self, cases: Sequence[Case], device: torch.device, workers: int) -> None:
         self.cases, self.device, self.workers = cases, device, workers
-        self.case_seconds = 0.0
+        self.prepared: dict[str, tuple[float, float]] = {}  # of plans with equal preprocessing
         self.folder = tempfile.TemporaryDirectory(prefix="autoseg-")
 
     def __enter__(self) -> Stopwatch:
@@ -248,7 +250,7 @@ class Stopwatch:
 
     def measure(self, plan: Plan) -> Timing:
         """Time a few training steps and predictions of a plan, with its own workers."""
-        store = self._prepared(plan)
+        store, case_seconds, labels_kept = self._prepared(plan)
         learner = Learner(plan, self.device)
         names = [case.name for case in self.cases]
         sampler = PatchSampler(store, names, plan.sampling, plan.training.steps_per_epoch)
@@ -268,17 +270,20 @@ class Stopwatch:
         float(learner.validate(batch)[0])
         predicted = (time.perf_counter() - started) / plan.sampling.batch_size
         step = median(times[min(WARM_UP_STEPS, len(times) - 1) :])
-        return Timing(step, predicted, self.case_seconds, describe(self.device))
+        return Timing(step, predicted, case_seconds, describe(self.device), labels_kept)
 
-    def _prepared(self, plan: Plan) -> CaseStore:
-        folder = Path(self.folder.name)
+    def _prepared(self, plan: Plan) -> tuple[CaseStore, float, float]:
+        """The cases, the seconds for one, and the Dice of the labels on the plan's grid."""
+        folder = Path(self.folder.name) / plan.preprocessing_id
         store = CaseStore(folder, plan.preprocessing_id, "set TMPDIR to another folder")
-        if not self.case_seconds:
+        if plan.preprocessing_id not in self.prepared:
             started = time.perf_counter()
             for case in self.cases:
                 preprocess_case(plan, store, case)
-            self.case_seconds = (time.perf_counter() - started) / len(self.cases)
-        return store
+            seconds = (time.perf_counter() - started) / len(self.cases)
+            kept = fmean(labels_kept(plan, *read_label(case.label)) for case in self.cases)
+            self.prepared[plan.preprocessing_id] = seconds, kept
+        return store, *self.prepared[plan.preprocessing_id]
 
 
 def is_settled(times: Sequence[float]) -> bool:

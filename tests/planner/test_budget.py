@@ -14,6 +14,7 @@ from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.planner.budget import (
     START_SECONDS,
+    STEPS_FOR_THE_PATCH,
     Overhead,
     Timing,
     budget_layer,
@@ -152,21 +153,84 @@ def test_nothing_is_measured_twice_and_everything_is_recorded() -> None:
     assert layer.values["measured"]["seconds"] == 600
 
 
+STAGES = {
+    "features": [32, 64, 128, 256],
+    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+    "kernels": [[3, 3, 3]] * 4,
+    "blocks_encoder": [2] * 4,
+    "blocks_decoder": [2] * 3,
+}
+OF_A_CASE = (160, 160, 60)  # voxels, of 1 x 1 x 3 mm
+
+
+def coarse_plan(kept: Callable[[float], float], *users: Layer, step_seconds: float = 2e-6) -> Plan:
+    """The plan for two minutes; `kept`: spacing along x -> Dice of the labels there."""
+    changes = {
+        "sampling": {"patch_size": [160, 160, 56], "batch_size": 2},
+        "inference": {"overlap": [80, 80, 28]},
+        "target_spacing_mm": [1.0, 1.0, 3.0],
+        "preprocessing": [{"step": "resample"}],
+        "network": RULES["network"] | STAGES,
+    }
+    rules = complete(merge(RULES, changes), "the rules")
+
+    def made(*layers: Layer) -> Plan:
+        evidence = {"target_spacing_mm": ("median voxel size", "")}
+        return stack(rules, evidence, [*layers, *users], "default")
+
+    def measure(plan: Plan) -> Timing:
+        voxels = math.prod(plan.sampling.patch_size)
+        along_x = plan.target_spacing_mm[0] or 0
+        return Timing(step_seconds * voxels, 1e-3, 1e-3, "fake", kept(along_x))
+
+    def overhead(plan: Plan) -> Overhead:
+        mm = plan.target_spacing_of((1.0, 1.0, 3.0))
+        return Overhead(4, 4, math.prod(OF_A_CASE) * 3 / math.prod(mm))
+
+    return made(budget_layer(120, made(), overhead, made, measure))
+
+
+def test_a_coarser_grid_shows_more_of_a_large_case() -> None:
+    plan = coarse_plan(lambda mm: 0.99)
+    x, y, z = plan.target_spacing_of((1.0, 1.0, 3.0))
+    assert x == y > 1
+    assert z >= 3
+    assert plan.training.steps >= STEPS_FOR_THE_PATCH
+    seen = math.prod(plan.sampling.patch_size) * x * y * z
+    assert seen > 0.2 * 3 * math.prod(OF_A_CASE)
+    tried = plan.measured["tried"]
+    assert [each["target_spacing_mm"][2] for each in tried if each["target_spacing_mm"][0] < 3] == [
+        3.0 for each in tried if each["target_spacing_mm"][0] < 3
+    ]  # the coarse axis waits
+    build_network(plan)
+
+
+def test_the_grid_stays_as_fine_as_the_labels_need() -> None:
+    plan = coarse_plan(lambda mm: 0.99 if mm < 1.5 else 0.8)
+    assert plan.target_spacing_mm[0] == pytest.approx(1 / 0.7)
+    assert coarse_plan(lambda mm: 0.99 if mm == 1 else 0.8).target_spacing_mm[0] == 1.0
+
+
+def test_a_spacing_that_was_asked_for_is_kept() -> None:
+    plan = coarse_plan(lambda mm: 0.99, Layer("overrides", {"target_spacing_mm": [1.0, 1.0, 3.0]}))
+    assert plan.target_spacing_mm == (1.0, 1.0, 3.0)
+    assert plan.sampling.patch_size < (80, 80, 56)
+
+
+def test_a_fast_device_needs_no_coarser_grid() -> None:
+    plan = coarse_plan(lambda mm: 0.99, step_seconds=1e-9)
+    assert plan.target_spacing_mm == (1.0, 1.0, 3.0)
+    assert plan.sampling.patch_size == (160, 160, 56)
+
+
 def test_too_small_a_budget() -> None:
     with pytest.raises(PlanError, match=r"\b30 s\b"):
         plan_for(30, 0.001, Overhead(cases=50, patches=0))
 
 
 def test_a_slow_device_gets_smaller_patches_that_fit_the_strides() -> None:
-    stages = {
-        "features": [32, 64, 128, 256],
-        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
-        "kernels": [[3, 3, 3]] * 4,
-        "blocks_encoder": [2] * 4,
-        "blocks_decoder": [2] * 3,
-    }
     changes = {"sampling": {"patch_size": [64, 112, 128]}, "inference": {"overlap": [32, 56, 64]}}
-    rules = complete(merge(RULES, changes | {"network": RULES["network"] | stages}), "the rules")
+    rules = complete(merge(RULES, changes | {"network": RULES["network"] | STAGES}), "the rules")
 
     def large(*layers: Layer) -> Plan:
         return stack(rules, {}, layers, "default")
@@ -205,7 +269,7 @@ def test_expected_patches_are_those_that_prediction_takes(
     data = fingerprint(shape=shape, spacing_mm=spacing, cases=6)
     resampled = [round(n * s) for n, s in zip(shape, spacing, strict=True)]
     one = count_tiles(resampled, plan.sampling.patch_size, plan.inference.overlap)
-    assert expected_overhead(data, plan) == Overhead(6, 2 * one)
+    assert expected_overhead(data, plan) == Overhead(6, 2 * one, math.prod(resampled))
 
 
 def test_slices_are_predicted_one_by_one() -> None:
@@ -219,7 +283,7 @@ def test_slices_are_predicted_one_by_one() -> None:
         splits={"folds": 2},
     )
     data = fingerprint(shape=(32, 32, 11), spacing_mm=(1.0, 1.0, 7.0), cases=4)
-    assert expected_overhead(data, plan) == Overhead(4, 2 * 11)
+    assert expected_overhead(data, plan) == Overhead(4, 2 * 11, 16 * 16 * 11)
 
 
 def test_the_short_recipe_is_for_short_runs() -> None:

@@ -19,6 +19,7 @@ from autoseg.preprocessing.steps import (
     IGNORED,
     Channel,
     Prepared,
+    labels_kept,
     prepare,
     resample_channel,
     to_classes,
@@ -344,3 +345,17 @@ def test_values_not_regions_are_resampled(ties: Ties) -> None:
     assert prepared.label is not None
     assert np.array_equal(prepared.label, resample_label(indices, shape, (1, 1, 1), ties))
     assert prepared.spacing_mm == (1.7, 1.4, 1.0)
+
+
+def test_labels_that_a_coarser_grid_keeps() -> None:
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[2:10, 4:12, 6:14] = 1  # every second voxel is enough
+    own_grid = grid((16, 16, 16), (1.0, 1.0, 1.0))
+    plan = steps({"step": "resample", "label_ties": "nearest"}, target_spacing_mm=[2, 2, 2])
+    assert labels_kept(plan, label, own_grid) > 0.85
+    thin = np.zeros_like(label)
+    thin[8, 8, :] = 1
+    assert labels_kept(plan, thin, own_grid) == 0
+    assert labels_kept(plan, np.zeros_like(label), own_grid) == 1
+    own = steps({"step": "resample"}, target_spacing_mm=[1, 1, 1])
+    assert labels_kept(own, thin, own_grid) == 1

@@ -15,10 +15,16 @@ def test_measures_real_cases_and_leaves_nothing_behind():
     with Stopwatch(cases, torch.device("cpu"), workers=0) as watch:
         first = watch.measure(plan)
         second = watch.measure(tiny_plan(preprocessing=[{"step": "z_score"}], task="Task002_Other"))
+        coarse = tiny_plan(
+            preprocessing=[{"step": "z_score"}, {"step": "resample"}], target_spacing_mm=[4, 4, 4]
+        )
+        third = watch.measure(coarse)
         folder = watch.folder.name
     for timing in (first, second):
         assert timing.step_seconds > 0
         assert timing.patch_seconds > 0
+    assert first.labels_kept == 1  # these plans do not resample
+    assert 0.5 < third.labels_kept < 0.9
     assert first.case_seconds == second.case_seconds > 0  # cases are prepared once
     assert not Path(folder).exists()
 
