@@ -26,6 +26,7 @@ from autoseg.planner.overrides import Layer, read_layer
 from autoseg.planner.rule_values import ANISOTROPY, PlanValues
 from autoseg.planner.rules import LOWRES_COVERAGE, TEXT
 
+FEW_CASES = 20  # up to so many need more variation
 SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
 AIM = 0.95  # share of the budget to plan; the run itself corrects errors of the measurement
 START_SECONDS = 8.0  # imports, start of the workers, slow first steps
@@ -289,14 +290,25 @@ def _layer(plan: Plan, choice: Choice, seconds: float, steps: int, epochs: int) 
     return Layer(f"time budget of {in_words(seconds)}", values)
 
 
-def short_recipe(plan: Plan, seconds: float) -> Layer | None:
+def short_recipe(plan: Plan, seconds: float, cases: int, mirror: bool) -> Layer | None:
     """The recipe that learns most in few steps, instead of the rules' recipe for long runs.
+
+    A network that sees few cases again and again learns them by heart. Then the rules' norm and
+    transforms stay, with more turns and scalings, and with elastic deformation. Sarcoma CT, five
+    cases, 3 mm, 600 steps, Dice on two unseen cases: the recipe for more cases 0.360, with these
+    transforms 0.510, with the rules' norm as well 0.606.
 
     On the Hippocampus set, 4 minutes on two cores, one run each: Dice 0.883, with mirroring 0.833,
     with instance normalisation 0.883 (in 1 minute 0.828, against 0.840 and 0.849 with batch
     normalisation). In 100 seconds on Hippocampus and 4 minutes on head and neck, one core: two of
     three patches centred on the foreground 0.879 and 0.701, the rules' sampling 0.875 and 0.681
     (another seed 0.876 and 0.683), nnU-Net's SGD 0.040 on the second.
+
+    Args:
+        plan: of the rules.
+        seconds: the time budget.
+        cases: their number.
+        mirror: whether patches may be mirrored, so that labels of sides stay right.
     """
     if seconds >= SHORT:
         return None
@@ -305,8 +317,16 @@ def short_recipe(plan: Plan, seconds: float) -> Layer | None:
     rotation = [[-20, 20] if not flat or size == min(patch) else [0, 0] for size in patch]
     path = Path(__file__).with_name("short_recipe.json5")
     recipe = read_layer(path, f"recipe for runs under {in_words(SHORT)}")
-    recipe.values["augmentation"][0]["rotation_degrees"] = rotation
-    return recipe
+    varied = recipe.values.pop("few_cases")
+    if cases > FEW_CASES:
+        recipe.values["augmentation"][0]["rotation_degrees"] = rotation
+        return recipe
+    del recipe.values["network"]
+    transforms = plan.model_dump(mode="json")["augmentation"]
+    kept = [each for each in transforms if mirror or each["transform"] != "mirror"]
+    recipe.values["augmentation"] = [kept[0] | varied, *kept[1:]]
+    source = f"{recipe.source} and up to {FEW_CASES} cases"
+    return replace(recipe, source=source, evidence=counted(cases, "case"))
 
 
 def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:

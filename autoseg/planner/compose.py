@@ -107,7 +107,8 @@ def compose(
         evidence["mirrored_labels"] = (rule_values.EXCHANGED_SIDES, names)
     lower = [*reference.layers] if reference else []
     if (seconds := options.seconds) is not None:
-        recipe = short_recipe(make_plan(values, "the rules"), seconds)
+        by_rules, cases = make_plan(values, "the rules"), len(fingerprint.cases)
+        recipe = short_recipe(by_rules, seconds, cases, mirror=bool(pairs) or not names)
         lower = lower if recipe is None else [recipe, *lower]
     users = _users_layers(options, values, lower)
 

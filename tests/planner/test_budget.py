@@ -13,6 +13,7 @@ from autoseg.common.errors import PlanError
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan
 from autoseg.planner.budget import (
+    FEW_CASES,
     START_SECONDS,
     STEPS_FOR_THE_PATCH,
     Overhead,
@@ -31,6 +32,7 @@ NETWORK = TINY["network"] | {"features": [32, 64]}
 SAMPLING = {"patch_size": [8, 8, 8], "batch_size": 8}
 RULES = complete(TINY | {"network": NETWORK, "sampling": SAMPLING}, "the rules")
 OVERHEAD = Overhead(cases=10, patches=50)
+MANY = FEW_CASES + 1
 
 
 def build(*layers: Layer) -> Plan:
@@ -301,8 +303,8 @@ def test_slices_are_predicted_one_by_one() -> None:
 
 
 def test_the_short_recipe_is_for_short_runs() -> None:
-    assert short_recipe(tiny_plan(), 12 * 3600) is None
-    layer = short_recipe(tiny_plan(), 60)
+    assert short_recipe(tiny_plan(), 12 * 3600, MANY, mirror=True) is None
+    layer = short_recipe(tiny_plan(), 60, MANY, mirror=True)
     assert layer is not None
     plan = stack(RULES, {}, [layer], "default")
     assert plan.training.optimizer.optimizer == "adam"
@@ -314,6 +316,24 @@ def test_flat_patches_are_rotated_in_their_plane_only() -> None:
     flat = tiny_plan(
         sampling={"patch_size": [16, 16, 4]}, inference={"overlap": [8, 8, 2]}, network=network
     )
-    layer = short_recipe(flat, 60)
+    layer = short_recipe(flat, 60, MANY, mirror=True)
     assert layer is not None
     assert layer.values["augmentation"][0]["rotation_degrees"] == [[0, 0], [0, 0], [-20, 20]]
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_few_cases_are_varied_more(mirror: bool) -> None:
+    transforms = [{"transform": "spatial"}, {"transform": "gamma"}, {"transform": "mirror"}]
+    rules = tiny_plan(augmentation=transforms, inference={"mirror_axes": [0, 1, 2]})
+    many, few = (short_recipe(rules, 60, count, mirror) for count in (MANY, FEW_CASES))
+    assert many is not None
+    assert few is not None
+    assert many.values["network"]["norm"] == "batch"
+    assert "network" not in few.values  # the rules' norm
+    assert few.values["training"] == many.values["training"]
+    spatial, *others = few.values["augmentation"]
+    assert spatial["elastic_probability"] > 0
+    assert [each["transform"] for each in others] == ["gamma"] + ["mirror"] * mirror
+    plan = stack(RULES, {}, [few], "default")
+    assert plan.inference.mirror_axes == ()
+    assert plan.provenance["augmentation"].evidence == "20 cases"

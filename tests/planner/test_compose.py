@@ -177,10 +177,10 @@ def test_the_users_values_override_the_budget(tmp_path: Path) -> None:
 
 
 def test_settings_of_list_entries_see_the_recipe_of_the_budget() -> None:
-    plan = timed("augmentation.3.gamma=[0.9,1.1]")
+    plan = timed("augmentation.6.gamma=[0.9,1.1]")
     transforms = [entry.transform for entry in plan.augmentation]
     assert transforms == [entry.transform for entry in timed().augmentation]
-    assert plan.augmentation[3].model_dump()["gamma"] == (0.9, 1.1)
+    assert plan.augmentation[6].model_dump()["gamma"] == (0.9, 1.1)
 
 
 def test_a_budget_that_leaves_no_time() -> None:
