@@ -26,7 +26,7 @@ from autoseg.planner.overrides import Layer, read_layer
 from autoseg.planner.rule_values import ANISOTROPY, PlanValues
 from autoseg.planner.rules import LOWRES_COVERAGE, TEXT
 
-FEW_CASES = 20  # up to so many need more variation
+FEW_CASES = 10  # up to so many need more variation; head and neck, 18 cases, loses by it
 SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
 AIM = 0.95  # share of the budget to plan; the run itself corrects errors of the measurement
 START_SECONDS = 8.0  # imports, start of the workers, slow first steps

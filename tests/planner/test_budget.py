@@ -336,4 +336,4 @@ def test_few_cases_are_varied_more(mirror: bool) -> None:
     assert [each["transform"] for each in others] == ["gamma"] + ["mirror"] * mirror
     plan = stack(RULES, {}, [few], "default")
     assert plan.inference.mirror_axes == ()
-    assert plan.provenance["augmentation"].evidence == "20 cases"
+    assert plan.provenance["augmentation"].evidence == f"{FEW_CASES} cases"
