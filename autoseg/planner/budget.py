@@ -39,7 +39,7 @@ SHRINKAGE, SMALLEST_SIDE = 0.7, 24  # of a patch, along each axis
 # (1920); sarcoma MR 80 x 80 x 40 0.122 (90), 56 x 56 x 28 0.404 (300), 40 x 40 x 24 0.321 (780),
 # 28 x 28 x 24 0.047 (1110).
 STEPS_FOR_THE_PATCH = 750
-LABELS_KEPT = 0.9  # Dice of the labels on a coarser grid, at least
+LABELS_KEPT = 0.95  # Dice of the labels on a coarser grid, at least
 BUSY = 0.25  # of the cores, from which timings are distorted
 COARSE = (1e3, 1e3, 1e3)  # mm; placeholder for the spacing of axes that are not resampled
 # Share of the rules' feature maps, and the number of steps from which it outperforms the previous
