@@ -322,9 +322,11 @@ def short_recipe(plan: Plan, seconds: float, cases: int, mirror: bool) -> Layer 
         recipe.values["augmentation"][0]["rotation_degrees"] = rotation
         return recipe
     del recipe.values["network"]
-    transforms = plan.model_dump(mode="json")["augmentation"]
-    kept = [each for each in transforms if mirror or each["transform"] != "mirror"]
-    recipe.values["augmentation"] = [kept[0] | varied, *kept[1:]]
+    spatial, *others = plan.model_dump(mode="json")["augmentation"]
+    kept = [each for each in others if each["transform"] != "mirror"]
+    if mirror and plan.left_right in plan.mirrored_axes:
+        kept.append({"transform": "mirror", "axes": [plan.left_right]})
+    recipe.values["augmentation"] = [spatial | varied, *kept]
     source = f"{recipe.source} and up to {FEW_CASES} cases"
     return replace(recipe, source=source, evidence=counted(cases, "case"))
 
