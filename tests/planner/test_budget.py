@@ -324,7 +324,8 @@ def test_flat_patches_are_rotated_in_their_plane_only() -> None:
 @pytest.mark.parametrize("mirror", [False, True])
 def test_few_cases_are_varied_more(mirror: bool) -> None:
     transforms = [{"transform": "spatial"}, {"transform": "gamma"}, {"transform": "mirror"}]
-    rules = tiny_plan(augmentation=transforms, inference={"mirror_axes": [0, 1, 2]})
+    changes = {"augmentation": transforms, "inference": {"mirror_axes": [0, 1, 2]}}
+    rules = tiny_plan(orientation="ARS", **changes)
     many, few = (short_recipe(rules, 60, count, mirror) for count in (MANY, FEW_CASES))
     assert many is not None
     assert few is not None
@@ -334,6 +335,10 @@ def test_few_cases_are_varied_more(mirror: bool) -> None:
     spatial, *others = few.values["augmentation"]
     assert spatial["elastic_probability"] > 0
     assert [each["transform"] for each in others] == ["gamma"] + ["mirror"] * mirror
+    assert [each["axes"] for each in others[1:]] == [[1]] * mirror  # from side to side
+    no_sides = short_recipe(tiny_plan(orientation=None, **changes), 60, FEW_CASES, mirror=True)
+    assert no_sides is not None
+    assert [each["transform"] for each in no_sides.values["augmentation"]] == ["spatial", "gamma"]
     plan = stack(RULES, {}, [few], "default")
     assert plan.inference.mirror_axes == ()
     assert plan.provenance["augmentation"].evidence == f"{FEW_CASES} cases"
