@@ -19,7 +19,6 @@ from autoseg.augmentation.loader import Batch, PatchSampler, Position, batches
 from autoseg.augmentation.on_device import finish
 from autoseg.common.progress import say
 from autoseg.dataset.task import Case
-from autoseg.image.image import read_label
 from autoseg.models import checkpoint
 from autoseg.networks.devices import (
     autocast,
@@ -33,8 +32,7 @@ from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd, Training
 from autoseg.planner.budget import Timing
-from autoseg.preprocessing.preprocess import preprocess_case
-from autoseg.preprocessing.steps import labels_kept
+from autoseg.preprocessing.preprocess import labels_of_case_kept, preprocess_case
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group, share_batch_norm
 from autoseg.training.losses import build_loss
@@ -281,7 +279,7 @@ class Stopwatch:
             for case in self.cases:
                 preprocess_case(plan, store, case)
             seconds = (time.perf_counter() - started) / len(self.cases)
-            kept = fmean(labels_kept(plan, *read_label(case.label)) for case in self.cases)
+            kept = fmean(labels_of_case_kept(plan, case) for case in self.cases)
             self.prepared[plan.preprocessing_id] = seconds, kept
         return store, *self.prepared[plan.preprocessing_id]
 

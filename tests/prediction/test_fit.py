@@ -333,7 +333,7 @@ def test_the_modality(channel: str, modality: str | None, fits: bool) -> None:
 def test_what_cannot_be_checked_is_said(tmp_path: Path, abdomen: Judge) -> None:
     assert "fingerprint.json" in Judge(CT_PLAN, None).not_checked
     assert abdomen.training is not None
-    cases = tuple(replace(case, bodies=((),)) for case in abdomen.training.cases)
+    cases = tuple(case._replace(bodies=((),)) for case in abdomen.training.cases)
     old = Judge(CT_PLAN, replace(abdomen.training, cases=cases))
     assert old.not_checked.startswith("histogram")
     assert old.differences(phantom(8)) == {}
