@@ -1,10 +1,10 @@
 """Our own rule for a time budget: the width, patch, batch and schedule that fit it.
 
 The rule: measure a training step with half of the rules' feature maps; shrink the patch until
-`STEPS_FOR_THE_PATCH` steps fit, then the width until the steps suffice for it. Where a smaller
-patch would show too little of a case, the grid becomes coarser instead, as long as the labels
-survive it. If the steps fit at once, widen the network, then enlarge the batch, while enough steps
-remain. Short runs also get a recipe of their own (`short_recipe`).
+`STEPS_FOR_THE_PATCH` steps fit, then the width until the steps suffice for it. Before a patch shows
+less of a case, the grid becomes coarser, as long as the labels survive it. If the steps fit at
+once, widen the network, then enlarge the batch, while enough steps remain. Short runs also get a
+recipe of their own (`short_recipe`).
 """
 
 import re
@@ -24,7 +24,7 @@ from autoseg.plan.sections import Size3, Spacing
 from autoseg.planner.grid import Topology, pool_and_kernels, times
 from autoseg.planner.overrides import Layer, read_layer
 from autoseg.planner.rule_values import ANISOTROPY, PlanValues
-from autoseg.planner.rules import LOWRES_COVERAGE, TEXT
+from autoseg.planner.rules import TEXT
 
 FEW_CASES = 10  # up to so many need more variation; head and neck, 18 cases, loses by it
 SHORT = 12 * 3600.0  # seconds; shorter runs get `short_recipe`
@@ -72,14 +72,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a run does besides training: cases to preprocess and patches to predict.
-
-    `case_voxels` is the size of a median case on the plan's grid.
-    """
+    """What a run does besides training: cases to preprocess and patches to predict."""
 
     cases: int
     patches: int
-    case_voxels: float = inf
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,6 @@ class Trial:
     training_seconds: float
     least_seconds: float
     labels_kept: float
-    case_voxels: float
     figures: PlanValues
 
 
@@ -183,8 +178,7 @@ def _try(
     for name, value in asdict(timing).items():
         figures[name] = float(f"{value:.3g}") if isinstance(value, float) else value
     least = (spent + FEWEST_STEPS * timing.step_seconds) / AIM
-    kept, voxels = timing.labels_kept, overhead.case_voxels
-    return Trial(steps, steps * timing.step_seconds, least, kept, voxels, figures)
+    return Trial(steps, steps * timing.step_seconds, least, timing.labels_kept, figures)
 
 
 def _choose(plan: Plan, attempt: Callable[..., Trial]) -> tuple[Choice, Trial]:
@@ -196,7 +190,7 @@ def _choose(plan: Plan, attempt: Callable[..., Trial]) -> tuple[Choice, Trial]:
     choice = Choice(WIDTHS[index][0], sampling.patch_size, batch_size, spacing)
     trial, to_coarsen = attempt(choice), plan.resamples and None not in spacing and by_rule
     while trial.steps < STEPS_FOR_THE_PATCH and (smaller := _smaller(plan, choice)):
-        if to_coarsen and prod(smaller.patch_size) < LOWRES_COVERAGE * trial.case_voxels:
+        if to_coarsen:
             coarser = _coarser(plan, choice)
             tried = attempt(coarser, trial.steps)
             if to_coarsen := tried.labels_kept >= LABELS_KEPT:
@@ -338,8 +332,7 @@ def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:
     patch, overlap = plan.sampling.patch_size, plan.inference.overlap
     cases = (zip(shape, patch, overlap, strict=True) for shape in shapes.tolist())
     patches = sum(prod(ceil(max(0, n - p) / (p - o)) + 1 for n, p, o in each) for each in cases)
-    voxels = float(np.median(shapes.prod(axis=1)))
-    return Overhead(len(shapes), round(patches / plan.splits.folds), voxels)
+    return Overhead(len(shapes), round(patches / plan.splits.folds))
 
 
 def parse_seconds(text: str) -> float:
