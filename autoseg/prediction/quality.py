@@ -32,6 +32,7 @@ from torch import Tensor
 
 from autoseg.common import arrays
 from autoseg.common.arrays import Doubles, Floats, LabelMap, Triple
+from autoseg.common.errors import AutosegError, raise_if
 from autoseg.common.files import dataclass_from_json
 from autoseg.image.geometry import Geometry, Turn, orientation_of
 from autoseg.image.image import PATIENT
@@ -377,7 +378,11 @@ def load_calibration(model: Model) -> Calibration | str:
     if found is None:
         return "not calibrated: autoseg_evaluate TASK learns it from the cross-validation"
     where = files.path(CALIBRATION)
-    known = dataclass_from_json(Calibration, found, where, "run autoseg_evaluate TASK again")
+    advice = "run autoseg_evaluate TASK again"
+    known = dataclass_from_json(Calibration, found, where, advice)
+    figures = [figure for of in known.classes.values() for figure in of.figures.items()]
+    is_sound = all(key in FIGURES and of.spread > 0 for key, of in figures) and known.limit > 0
+    raise_if(not is_sound, AutosegError(f"{where}: unknown figures or no spread; {advice}"))
     if known.plan_id != plan_id:
         return f"not calibrated: {where} is of plan {known.plan_id}, the model of {plan_id}"
     return known

@@ -27,6 +27,7 @@ from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.prediction.quality import (
     CERTAIN,
     CHECK,
+    DOUBT,
     FAILED,
     GOOD,
     KEY,
@@ -253,6 +254,13 @@ def test_calibrations_of_a_folder(tmp_path: Path) -> None:
     write_calibration(tmp_path, KEY, {"plan_id": 3})
     with pytest.raises(AutosegError, match=CALIBRATION):
         load_calibration(model)
+    name, of = next(iter(found.classes.items()))
+    usual = next(iter(of.figures.values()))
+    for figures in ({"other": usual}, {DOUBT: replace(usual, spread=0.0)}):
+        changed = replace(found, classes={name: replace(of, figures=figures)})
+        write_calibration(tmp_path, KEY, asdict(changed))
+        with pytest.raises(AutosegError, match=CALIBRATION):
+            load_calibration(model)
     write_calibration(tmp_path, KEY, None)
     assert list(read_calibration(FolderFiles(tmp_path))) == ["temperature"]
     write_json(tmp_path / CALIBRATION, [1])
