@@ -196,11 +196,11 @@ def _shape_of(
     along = [inside.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
     voxels = int(along[0].sum())
     found = {
-        "volume_ml": round(voxels * float(spacing.prod()) / 1000, 6),
+        "volume_ml": float(f"{voxels * spacing.prod() / 1000:.6g}"),  # of microscopes, too
         "components": arrays.connected_components(inside)[1],
     }
     for axis, counts, side, mm in zip(AXES, along, box, spacing, strict=True):
-        found[f"extent_{axis}_mm"] = round(len(counts) * mm, 4)
+        found[f"extent_{axis}_mm"] = float(f"{len(counts) * mm:.6g}")
         found[f"position_{axis}_mm"] = (side.start + counts @ np.arange(len(counts)) / voxels) * mm
     return found
 

@@ -349,3 +349,13 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
         model, FoundInputs(cases=inputs_of(scans)), out, options=Options(report=True)
     )  # all were there already
     assert (out / REPORT).read_text().count("data:image/webp;base64,") == 2
+
+
+def test_voxels_of_a_microscope_have_a_volume() -> None:
+    label = np.zeros((4, 4, 4), np.uint8)
+    label[1:3, 1:3, 1:3] = 1
+    tiny = replace(GRID, size=(4, 4, 4), spacing_mm=(4e-6, 4e-6, 4e-6))
+    found = evidence_of(label, tiny, PLAN.labels, Observer(PLAN.classes, 0, False, False))
+    shape = next(filter(None, found.values()))
+    assert shape["volume_ml"] == pytest.approx(8 * 4e-6**3 / 1000)
+    assert shape["extent_left_right_mm"] == pytest.approx(8e-6)
