@@ -128,6 +128,9 @@ def budget_layer(
         return tried[key]
 
     choice, trial = _choose(plan, attempt)
+    if choice.spacing_mm != plan.target_spacing_mm:
+        mm, rules = (by_axis(of, ".3g") for of in (choice.spacing_mm, plan.target_spacing_mm))
+        say(TEXT("coarser", mm=mm, rules=rules, kept=trial.labels_kept))
     if trial.steps < 1:
         least = in_words(trial.least_seconds)
         raise PlanError(TEXT("no time", budget=in_words(seconds), least=least))
@@ -320,8 +323,9 @@ def short_recipe(plan: Plan, seconds: float, cases: int, mirror: bool) -> Layer 
     if mirror and plan.left_right in plan.mirrored_axes:
         kept.append({"transform": "mirror", "axes": [plan.left_right]})
     recipe.values["augmentation"] = [spatial | varied, *kept]
-    source = f"{recipe.source} and up to {FEW_CASES} cases"
-    return replace(recipe, source=source, evidence=counted(cases, "case"))
+    source, evidence = f"{recipe.source} and up to {FEW_CASES} cases", counted(cases, "case")
+    say(TEXT("few cases", cases=evidence))
+    return replace(recipe, source=source, evidence=evidence)
 
 
 def expected_overhead(fingerprint: Fingerprint, plan: Plan) -> Overhead:

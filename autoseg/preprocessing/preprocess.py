@@ -21,7 +21,7 @@ from autoseg.plan.labels import annotated_part
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Resample
 from autoseg.preprocessing.resample import axis_orders, resample_label
-from autoseg.preprocessing.steps import Prepared, labels_kept, prepare, to_classes
+from autoseg.preprocessing.steps import Prepared, prepare, round_trip_dice, to_classes
 from autoseg.preprocessing.store import CaseStore, link_from_others
 
 
@@ -75,9 +75,9 @@ def preprocess_case(plan: Plan, store: CaseStore, case: Case) -> None:
         store.write(case.name, prepared, _source(plan, case), plan.classes.members)
 
 
-def labels_of_case_kept(plan: Plan, case: Case) -> float:
-    """The mean Dice of the labels of a case brought to the plan's grid and back."""
-    return labels_kept(plan, *read_label(case.label))
+def case_round_trip_dice(plan: Plan, case: Case) -> float:
+    """The mean Dice of the label map of a case brought to the plan's grid and back."""
+    return round_trip_dice(plan, *read_label(case.label))
 
 
 def _prepare(plan: Plan, case: Case) -> Prepared:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -226,7 +225,7 @@ def to_classes(plan: Plan, label: LabelMap) -> ClassMap:
     return classes if plan.orientation is None else np.asfortranarray(classes)
 
 
-def labels_kept(plan: Plan, label: LabelMap, geometry: Geometry) -> float:
+def round_trip_dice(plan: Plan, label: LabelMap, geometry: Geometry) -> float:
     """The mean Dice of a label map (x, y, z) brought to the plan's grid and back; 1 without any."""
     turn = Turn.of(geometry, plan.orientation)
     classes, spacing = to_classes(plan, turn.array(label)), turn.geometry(geometry).spacing_mm
@@ -237,11 +236,11 @@ def labels_kept(plan: Plan, label: LabelMap, geometry: Geometry) -> float:
             shape = resample.resampled_shape(classes.shape, spacing, target, step.rounding)
             for size in (shape, classes.shape):
                 kept = resample.resample_label(kept, size, (1, 1, 1), step.label_ties)
-    parts = range(1, len(plan.classes.parts))
-    counts = [[np.count_nonzero(each == i) for each in (classes, kept)] for i in parts]
-    both = [np.count_nonzero((classes == i) & (kept == i)) for i in parts]
-    dice = [2 * same / sum(n) for same, n in zip(both, counts, strict=True) if n[0]]
-    return fmean(dice) if dice else 1.0
+    length, shared = len(plan.classes.parts) - IGNORED, classes[classes == kept]
+    found = (arrays.count_values(each - IGNORED, length) for each in (classes, kept, shared))
+    one, other, both = (counts[1 - IGNORED :] for counts in found)  # without the background
+    known = one > 0
+    return float(np.mean(2 * both[known] / (one + other)[known])) if known.any() else 1.0
 
 
 def _any_nonzero(channels: tuple[Channel, ...]) -> Mask:

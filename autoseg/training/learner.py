@@ -32,7 +32,7 @@ from autoseg.networks.unet import build_network, with_masks
 from autoseg.plan.plan import Plan
 from autoseg.plan.sections import Adam, Sgd, Training
 from autoseg.planner.budget import Timing
-from autoseg.preprocessing.preprocess import labels_of_case_kept, preprocess_case
+from autoseg.preprocessing.preprocess import case_round_trip_dice, preprocess_case
 from autoseg.preprocessing.store import CaseStore
 from autoseg.training.distributed import ALONE, Group, share_batch_norm
 from autoseg.training.losses import build_loss
@@ -279,7 +279,7 @@ class Stopwatch:
             for case in self.cases:
                 preprocess_case(plan, store, case)
             seconds = (time.perf_counter() - started) / len(self.cases)
-            kept = fmean(labels_of_case_kept(plan, case) for case in self.cases)
+            kept = fmean(case_round_trip_dice(plan, case) for case in self.cases)
             self.prepared[plan.preprocessing_id] = seconds, kept
         return store, *self.prepared[plan.preprocessing_id]
 

@@ -19,9 +19,9 @@ from autoseg.preprocessing.steps import (
     IGNORED,
     Channel,
     Prepared,
-    labels_kept,
     prepare,
     resample_channel,
+    round_trip_dice,
     to_classes,
 )
 from tests.making import REGIONS, grid, tiny_plan
@@ -352,10 +352,10 @@ def test_labels_that_a_coarser_grid_keeps() -> None:
     label[2:10, 4:12, 6:14] = 1  # every second voxel is enough
     own_grid = grid((16, 16, 16), (1.0, 1.0, 1.0))
     plan = steps({"step": "resample", "label_ties": "nearest"}, target_spacing_mm=[2, 2, 2])
-    assert labels_kept(plan, label, own_grid) > 0.85
+    assert round_trip_dice(plan, label, own_grid) > 0.85
     thin = np.zeros_like(label)
     thin[8, 8, :] = 1
-    assert labels_kept(plan, thin, own_grid) == 0
-    assert labels_kept(plan, np.zeros_like(label), own_grid) == 1
+    assert round_trip_dice(plan, thin, own_grid) == 0
+    assert round_trip_dice(plan, np.zeros_like(label), own_grid) == 1
     own = steps({"step": "resample"}, target_spacing_mm=[1, 1, 1])
-    assert labels_kept(own, thin, own_grid) == 1
+    assert round_trip_dice(own, thin, own_grid) == 1
