@@ -158,6 +158,13 @@ class Study(Section):
         known = [path.parent.name for path in sorted(_folder().glob(f"*/{PAPER}{ENDING}"))]
         if self.paper not in (None, *known):
             raise ValueError(f"paper {self.paper!r} does not exist; choose from {known}")
+        printed = read_paper(self.paper)["items"] if self.paper else {}
+        for name, element in self.report.items():
+            if element == "related_work" and "published" not in printed.get(name, {}):
+                raise ValueError(
+                    f"report {name!r}: related_work shows published scores, and the study's paper "
+                    f"({self.paper or 'none'}) has none of this name; remove it or name the paper"
+                )
         return self
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, X, Y, Z voxels; stage s has features[s] feature map
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from autoseg.common.arrays import Triple
 from autoseg.plan.plan import Plan
@@ -49,6 +50,21 @@ class Convolution(nn.Conv3d):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float()).to(dtype)
         return super().forward(x)
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance normalisation that keeps the memory layout in training steps on a CPU.
+
+    torch's own copies an input with channels last to the other layout and back, forward and
+    backward: a tenth of a step. Over one sample, batch normalisation computes the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        is_last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        if not self.training or x.device.type != "cpu" or not is_last:
+            return super().forward(x)
+        values = (None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return torch.cat([functional.batch_norm(sample, *values) for sample in x.split(1)])
 
 
 class ConvBlock(nn.Sequential):
@@ -152,7 +168,7 @@ def _convolution(
 def _normalisation(plan: Network, features: int) -> nn.Module:
     if plan.norm == "batch":
         return nn.BatchNorm3d(features, plan.norm_epsilon, plan.norm_momentum)
-    return nn.InstanceNorm3d(features, plan.norm_epsilon, affine=True)
+    return InstanceNorm(features, plan.norm_epsilon, affine=True)
 
 
 def _activation(plan: Network) -> nn.Module:

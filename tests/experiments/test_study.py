@@ -129,6 +129,7 @@ def test_the_command_line_changes_slurm_settings() -> None:
         ({"report": {"table_1": "median"}}, ["report.table_1", "medians"]),
         ({"report": {"../table_1": "medians"}}, ["report"]),
         ({"paper": "mueller_2020"}, ["'mueller_2020'", "mueller_2021"]),
+        ({"report": {"table_9": "related_work"}}, ["table_9", "related_work"]),
     ],
 )
 def test_unknown_tables_and_papers_are_found_before_anything_runs(

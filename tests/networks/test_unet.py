@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.unet import Convolution, build_network, with_masks
+from autoseg.networks.unet import Convolution, InstanceNorm, build_network, with_masks
 from autoseg.planner.overrides import find_reference
 from autoseg.planner.patch_rule import parameter_count, training_memory
 from tests.making import CASCADE, REGIONS, count_parameters, tiny_plan
@@ -309,3 +309,18 @@ def test_a_part_that_is_nowhere_has_an_empty_mask() -> None:
     made = with_masks(torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 2, 2, 2), 4)
     assert made.shape[1] == 5
     assert not made.any()
+
+
+def test_instance_normalisation_equals_torch_and_keeps_channels_last() -> None:
+    layer = InstanceNorm(5, 1e-4, affine=True)
+    nn.init.uniform_(layer.weight)
+    nn.init.uniform_(layer.bias)
+    plain = nn.InstanceNorm3d(5, 1e-4, affine=True)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 5, 4, 6, 7).to(memory_format=torch.channels_last_3d)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last_3d)
+    for one, other in zip(
+        gradients(layer, x, torch.float32), gradients(plain, x, torch.float32), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(layer.eval()(x), plain.eval()(x))
