@@ -79,11 +79,12 @@ def value_boxes(label_map: LabelMap) -> dict[int, Box]:
     One pass over the labelled part, however many values there are.
     """
     around = bounding_box(label_map) or (slice(0, 1),) * 3
-    found = enumerate(find_objects(label_map[around].T), start=1)  # .T: the memory order of a file
-    start = [side.start for side in around]
+    part = label_map[around]
+    axes = np.argsort([-abs(step) for step in part.strides], kind="stable")  # as in memory
+    places = [*zip(np.argsort(axes), (side.start for side in around), strict=True)]
     return {
-        value: tuple(slice(o + s.start, o + s.stop) for o, s in zip(start, box[::-1], strict=True))
-        for value, box in found
+        value: tuple(slice(o + box[axis].start, o + box[axis].stop) for axis, o in places)
+        for value, box in enumerate(find_objects(part.transpose(axes)), start=1)
         if box
     }
 
@@ -105,6 +106,13 @@ def union_of_boxes(boxes: Iterable[Box | None]) -> Box | None:
         return None
     axes = zip(*nonempty, strict=True)
     return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in axes)
+
+
+def centre_of(mask: Mask, box: Box) -> NDArray[np.float64]:
+    """The mean index (x, y, z) of the voxels of a mask, which is a box of a volume."""
+    along = [mask.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    means = [counts @ np.arange(len(counts)) / counts.sum() for counts in along]
+    return np.add([side.start for side in box], means)
 
 
 def connected_components(mask: Mask) -> tuple[NDArray[np.integer[Any]], int]:

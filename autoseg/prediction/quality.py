@@ -192,16 +192,17 @@ def _shape_of(
 ) -> dict[str, float] | None:
     if box is None:
         return None
-    inside = np.ascontiguousarray(arrays.members(label[box], values))
-    along = [inside.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    voxels = int(along[0].sum())
+    inside = arrays.members(label[box], values)
     found = {
-        "volume_ml": float(f"{voxels * spacing.prod() / 1000:.6g}"),  # of microscopes, too
+        "volume_ml": float(
+            f"{np.count_nonzero(inside) * spacing.prod() / 1000:.6g}"
+        ),  # microscopes
         "components": arrays.connected_components(inside)[1],
     }
-    for axis, counts, side, mm in zip(AXES, along, box, spacing, strict=True):
-        found[f"extent_{axis}_mm"] = float(f"{len(counts) * mm:.6g}")
-        found[f"position_{axis}_mm"] = (side.start + counts @ np.arange(len(counts)) / voxels) * mm
+    centre = arrays.centre_of(inside, box) * spacing
+    for axis, voxels, mm, place in zip(AXES, inside.shape, spacing, centre, strict=True):
+        found[f"extent_{axis}_mm"] = float(f"{voxels * mm:.6g}")
+        found[f"position_{axis}_mm"] = place
     return found
 
 

@@ -106,6 +106,7 @@ class Learner:
         with autocast(self.device, self.dtype):
             outputs = self.forward(image)
         loss, dice = self.shared_loss(outputs, label, unannotated)
+        del outputs  # the gradients do not need them
         self.scaler.scale(loss).backward()
         return loss, dice
 

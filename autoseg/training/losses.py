@@ -7,6 +7,7 @@ true for outputs whose class was not annotated in the case of a sample, or None.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -149,7 +150,8 @@ class ClassComparison(nn.Module):
         reference = torch.zeros_like(log_probabilities).scatter_(1, index, counted)
         entropy = -(log_probabilities.gather(1, index) * counted).sum()
         mean = _mean(entropy, known.sum(), self.total)
-        return log_probabilities.exp() * counted, reference, mean
+        # Not `exp() * counted`: autograd would keep the factor beside the product.
+        return log_probabilities.masked_fill(~known[:, None], -math.inf).exp(), reference, mean
 
     def per_class(self, dice: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         """The Dice of all classes, background first, from that of the outputs."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from autoseg.common.arrays import centre_of, value_boxes
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.progress import counted, listed, say
 from autoseg.dataset import problems as listing
@@ -45,6 +46,29 @@ class Surveyed:
     task: Task
     fingerprint: Fingerprint
     skipped: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def mirrored_labels(self) -> dict[str, str] | None:
+        """The labels that the task declares to be mirror images; {} if the headers must be wrong.
+
+        They are wrong if labels that are named after the left and the right side lie apart along
+        another axis than that of the header: exchanging them would teach the network nonsense.
+        """
+        task = self.task
+        pairs, names = pairs_of({n: list(v) for n, v in task.labels.items()}, task.mirrored_labels)
+        apart = np.zeros(3)  # mm, towards left, back and head
+        for case in task.cases[:SIDED_CASES] if pairs else ():
+            label, grid = read_label(case.label)
+            to_mm, boxes = np.reshape(grid.direction, (3, 3)) * grid.spacing_mm, value_boxes(label)
+            for one, other in pairs:
+                if one in boxes and other in boxes:
+                    places = (centre_of(label[boxes[v]] == v, boxes[v]) for v in (one, other))
+                    apart += abs(to_mm @ np.subtract(*places))
+        if not apart.any() or apart.argmax() == 0:
+            return task.mirrored_labels
+        kind = "sides, exchanged" if task.mirrored_labels else "sides"
+        say(TEXT(kind, names=names, axis=("", "front-back", "head-foot")[apart.argmax()]))
+        return task.mirrored_labels or {}
 
 
 def survey_task(
@@ -118,7 +142,7 @@ def fitted(options: PlanOptions, surveyed: Surveyed) -> PlanOptions:
         regions_class_order=surveyed.task.regions_class_order,
         codes=surveyed.task.codes,
         annotated=_annotated(surveyed),
-        mirrored_labels=_sides(surveyed.task),
+        mirrored_labels=surveyed.mirrored_labels,
         skipped_cases=surveyed.skipped,
         patients=len(_patients(surveyed.task)),
     )
@@ -139,28 +163,6 @@ def _annotated(surveyed: Surveyed) -> dict[str, tuple[str, ...]]:
         for case, labels in known.items()
         if not set(names) <= set(labels)
     }
-
-
-def _sides(task: Task) -> dict[str, str] | None:
-    """The labels that the task declares to be mirror images; {} if the headers must be wrong.
-
-    They are wrong if labels that are named after the left and the right side lie apart along
-    another axis than that of the header: exchanging them would teach the network nonsense.
-    """
-    pairs, names = pairs_of({n: list(v) for n, v in task.labels.items()}, task.mirrored_labels)
-    apart = np.zeros(3)  # mm, towards left, back and head
-    for case in task.cases[:SIDED_CASES] if pairs else ():
-        label, grid = read_label(case.label)
-        to_mm = np.reshape(grid.direction, (3, 3)) * grid.spacing_mm
-        for pair in pairs:
-            one, other = (np.argwhere(label == value) for value in pair)
-            if len(one) and len(other):
-                apart += abs(to_mm @ (one.mean(axis=0) - other.mean(axis=0)))
-    if not apart.any() or apart.argmax() == 0:
-        return task.mirrored_labels
-    kind = "sides, exchanged" if task.mirrored_labels else "sides"
-    say(TEXT(kind, names=names, axis=("", "front-back", "head-foot")[apart.argmax()]))
-    return task.mirrored_labels or {}
 
 
 def _patients(task: Task) -> list[splits.Patient]:
