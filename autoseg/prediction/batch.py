@@ -334,8 +334,10 @@ class _Stages(NamedTuple):
         path = folder / first
         if self.options.quality:
             with case.timed("quality"):
-                evidence = evidence_of(label, geometry, plan.labels, observer)
-                case.assessed = assess(self.predictor.calibration, evidence, case.differs)
+                calibration, evidence = self.predictor.calibration, observer.figures()
+                if not isinstance(calibration, str):  # shapes tell nothing without the usual ones
+                    evidence = evidence_of(label, geometry, plan.labels, observer)
+                case.assessed = assess(calibration, evidence, case.differs)
         if file := self._path(case, output.UNCERTAINTY):
             output.write_uncertainty(file, observer.uncertainty, geometry)
         if png := self._path(case, PREVIEW):

@@ -36,6 +36,7 @@ from autoseg.prediction.quality import (
     Calibration,
     Evidence,
     Observer,
+    Scored,
     assess,
     calibrate,
     evidence_of,
@@ -283,8 +284,14 @@ def test_records_of_predictions(tmp_path: Path) -> None:
     none = read_json(tmp_path / "none" / RECORD)["cases"]["a"]
     assert none["quality"] is None
     assert "not calibrated" in none["assessment"]["why"][0]
-    assert 0 < none["assessment"]["evidence"]["organ"]["confidence"] < 1
-    known = [(none["assessment"]["evidence"], {"organ": 0.8, "tumour": 0.7})] * 10
+    sure = none["assessment"]["evidence"]
+    assert 0 < sure["organ"]["confidence"] < 1
+    assert "volume_ml" not in sure["organ"]  # without a calibration
+    observer = Observer(PLAN.classes, 0, False, False)
+    label_map, its_grid = read_label(tmp_path / "none" / "a.nii.gz")
+    shapes = evidence_of(label_map, its_grid, PLAN.labels, observer)
+    found = {name: shape and shape | sure[name] for name, shape in shapes.items()}
+    known: list[Scored] = [(found, {"organ": 0.8, "tumour": 0.7})] * 10
     model.calibration = calibrate(PLAN.id, known, NAMES)
     predict_cases(model, FoundInputs(cases=inputs_of(scans)), tmp_path / "out")
     case = read_json(tmp_path / "out" / RECORD)["cases"]["a"]
