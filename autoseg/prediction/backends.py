@@ -233,7 +233,8 @@ class _Tracer(fx.Tracer):
     """Traces into everything but layers, including layers derived from torch's."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv3d) or super().is_leaf_module(m, module_qualified_name)
+        layers = nn.Conv3d | nn.InstanceNorm3d
+        return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Translator(fx.Interpreter):
