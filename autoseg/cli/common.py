@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 TEXT = texts_in(Path(__file__).with_name("messages.json"))
 LONGEST_WORD, LONGEST_LINE = 5000, 20_000
 DONE, FAILED, BAD_INPUT = 0, 1, 2
-FEWER_COLLECTIONS = 50_000  # new objects between two of them; 700 by default
 CONTINUE = "finished work is kept; run the same command again to continue"
 
 
@@ -187,10 +186,7 @@ def run(
         how_to_continue: advice for a user who has interrupted the command.
     """
 
-    # Torch brings a million objects, which Python would search for cycles during the imports and at
-    # its end: together up to 1.5 s.
-    gc.set_threshold(FEWER_COLLECTIONS)
-    atexit.register(gc.freeze)
+    atexit.register(gc.freeze)  # Python's last search for cycles in all of torch takes 1 s
     tolerate_output()
     made = make_parser()
     made.prog = prog or made.prog
