@@ -393,7 +393,7 @@ def voxels_task(folder: Path, size: int) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, in two minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, in about eight minutes")
     parser.add_argument("--raw", type=Path, help="a raw task with scans for the classes")
     parser.add_argument("--results", type=Path, default=Path("bench_scale.jsonl"))
     parser.add_argument("--axis", nargs="+", metavar="NAME", help="only these, such as classes")
