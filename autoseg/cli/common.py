@@ -186,7 +186,7 @@ def run(
         how_to_continue: advice for a user who has interrupted the command.
     """
 
-    atexit.register(gc.freeze)  # Python's last search for cycles in all of torch takes 1 s
+    atexit.register(gc.freeze)  # no last garbage collection: 1 s with torch
     tolerate_output()
     made = make_parser()
     made.prog = prog or made.prog

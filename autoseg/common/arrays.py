@@ -109,7 +109,14 @@ def union_of_boxes(boxes: Iterable[Box | None]) -> Box | None:
 
 
 def centre_of(mask: Mask, box: Box) -> NDArray[np.float64]:
-    """The mean index (x, y, z) of the voxels of a mask, which is a box of a volume."""
+    """The centre of a mask in voxels of its volume (x, y, z).
+
+    Unlike `scipy.ndimage.center_of_mass` without float64 copies of the mask.
+
+    Args:
+        mask: not empty; cut from the volume.
+        box: where it was cut from.
+    """
     along = [mask.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
     means = [counts @ np.arange(len(counts)) / counts.sum() for counts in along]
     return np.add([side.start for side in box], means)

@@ -150,7 +150,7 @@ class Study(Section):
     slurm: SlurmSettings = SlurmSettings()
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _is_consistent(self) -> Self:
         for what in ("plans", "held_out"):
             names = [each.name for each in getattr(self, what)]
             if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -162,8 +162,8 @@ class Study(Section):
         for name, element in self.report.items():
             if element == "related_work" and "published" not in printed.get(name, {}):
                 raise ValueError(
-                    f"report {name!r}: related_work shows published scores, and the study's paper "
-                    f"({self.paper or 'none'}) has none of this name; remove it or name the paper"
+                    f"report {name!r}: related_work needs a table of published scores with this "
+                    f"name in the paper (here: {self.paper}); remove it or set `paper`"
                 )
         return self
 

@@ -335,7 +335,7 @@ class _Stages(NamedTuple):
         if self.options.quality:
             with case.timed("quality"):
                 calibration, evidence = self.predictor.calibration, observer.figures()
-                if not isinstance(calibration, str):  # shapes tell nothing without the usual ones
+                if not isinstance(calibration, str):  # it says which shapes are usual
                     evidence = evidence_of(label, geometry, plan.labels, observer)
                 case.assessed = assess(calibration, evidence, case.differs)
         if file := self._path(case, output.UNCERTAINTY):

@@ -14,6 +14,7 @@ from autoseg.augmentation.transforms import corrupt_previous
 from autoseg.common import arrays as module
 from autoseg.common.arrays import (
     bounding_box,
+    centre_of,
     connected_components,
     count_labels,
     count_values,
@@ -63,6 +64,18 @@ def test_boxes_of_values_are_those_of_single_masks(label: NDArray[np.int16]) -> 
     expected = {int(value): bounding_box(label == value) for value in np.unique(label) if value > 0}
     assert value_boxes(label) == expected
     assert value_boxes(np.asfortranarray(label)) == expected
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
+@given(label=arrays(np.uint8, shapes, elements=st.integers(0, 3)))
+def test_boxes_and_centres_equal_scipys(label: NDArray[np.uint8], axes: tuple[int, ...]) -> None:
+    turned = label.transpose(axes)[::-1]
+    expected = dict(enumerate(ndimage.find_objects(turned), start=1))
+    boxes = value_boxes(turned)
+    assert boxes == {value: box for value, box in expected.items() if box}
+    for value, box in boxes.items():
+        centre = ndimage.center_of_mass(turned == value)
+        assert centre_of(turned[box] == value, box) == pytest.approx(centre)
 
 
 def test_values_beyond_the_integer_type_are_nowhere() -> None:
