@@ -232,19 +232,24 @@ class TrainingMemory:
         return self.kept + round(TRANSIENT_SHARE * self.activations)
 
 
-def training_memory(plan: Plan, patch_size: Triple | None = None) -> TrainingMemory:
+def training_memory(
+    plan: Plan, patch_size: Triple | None = None, value_bytes: int | None = None
+) -> TrainingMemory:
     """Estimate the memory of a training step of a plan.
 
     Args:
-        plan: precision `auto` counts as float32, as the device may lack bfloat16.
+        plan: of any precision.
         patch_size: replaces that of the plan; a multiple of the network's strides.
+        value_bytes: of an activation, where the device is known. Without it precision `auto`
+            counts as float32, as the device may lack bfloat16.
     """
     patch = patch_size or plan.sampling.patch_size
     channels, classes = plan.input_channels, plan.classes.outputs
     optimizer = plan.training.optimizer
     states = 2 if isinstance(optimizer, sections.Adam) else int(optimizer.momentum > 0)
     weights = FLOAT * parameter_count(plan.network, channels, classes)
-    value_bytes = HALF if plan.training.precision in ("bfloat16", "float16") else FLOAT
+    if value_bytes is None:
+        value_bytes = HALF if plan.training.precision in ("bfloat16", "float16") else FLOAT
     per_patch = _activations(plan.network, channels, classes, patch, value_bytes)
     return TrainingMemory(
         parameters=weights + (weights // 2 if value_bytes == HALF else 0),  # autocast keeps copies

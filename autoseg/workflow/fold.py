@@ -20,6 +20,7 @@ from autoseg.evaluation.labels import ScoredClasses
 from autoseg.evaluation.scores import CaseScores, Summary
 from autoseg.models import folder as layout
 from autoseg.models.log import failures_of
+from autoseg.networks.devices import autocast_type
 from autoseg.networks.unet import build_network
 from autoseg.plan.plan import Plan, is_extension, load_plan
 from autoseg.planner.patch_rule import training_memory
@@ -154,7 +155,9 @@ def _read(job: FoldJob) -> tuple[Plan, Task]:
 
 def _check_resources(plan: Plan, job: FoldJob) -> None:
     """Raise an AutosegError before preprocessing starts; a lack of memory is told."""
-    needed, free = training_memory(plan).peak, free_memory()
+    dtype = autocast_type(job.device, plan.training.precision)
+    needed = training_memory(plan, value_bytes=dtype.itemsize).peak
+    free = free_memory()
     if job.device.type == "cpu" and needed > free:
         say(TEXT("memory", needed=needed / GB, free=free / GB))
     if job.tensorboard:

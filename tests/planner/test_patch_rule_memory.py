@@ -163,3 +163,10 @@ def test_the_peak_is_that_of_a_process(name: str, tmp_path: Path) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     expected = training_memory(plan)
     assert expected.kept - expected.parameters < int(done.stdout) < 1.25 * expected.peak
+
+
+def test_a_known_device_decides_what_auto_counts() -> None:
+    plan = make({}, training={"precision": "auto"})
+    half = make({}, training={"precision": "bfloat16"})
+    assert training_memory(plan, value_bytes=2) == training_memory(half)
+    assert training_memory(plan, value_bytes=4) == training_memory(plan)
