@@ -29,7 +29,7 @@ from autoseg.prediction import record as records
 from autoseg.prediction.fit import Differences, differs_from
 from autoseg.prediction.inputs import FoundInputs
 from autoseg.prediction.predictor import Predictor
-from autoseg.prediction.quality import assess, bounds_text, evidence_of, in_words
+from autoseg.prediction.quality import Calibration, assess, bounds_text, evidence_of, in_words
 from autoseg.prediction.studies import TEXT
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Options:
         save_probabilities: write them beside the label maps, see `prediction.output`.
         uncertainty: write the entropy of the mean probabilities beside the label maps.
         quality: assess each prediction, see `prediction.quality`.
+        shapes: measure the shapes of the classes also where no calibration compares them, so that
+            one can be learned.
         preview: draw each case, see `output.draw_preview`; for DICOM SEG also as a DICOM file.
         report: write a page on the folder, with the previews.
     """
@@ -57,6 +59,7 @@ class Options:
     save_probabilities: bool = False
     uncertainty: bool = False
     quality: bool = True
+    shapes: bool = False
     preview: bool = False
     report: bool = False
 
@@ -335,7 +338,7 @@ class _Stages(NamedTuple):
         if self.options.quality:
             with case.timed("quality"):
                 calibration, evidence = self.predictor.calibration, observer.figures()
-                if not isinstance(calibration, str):  # it says which shapes are usual
+                if self.options.shapes or isinstance(calibration, Calibration):
                     evidence = evidence_of(label, geometry, plan.labels, observer)
                 case.assessed = assess(calibration, evidence, case.differs)
         if file := self._path(case, output.UNCERTAINTY):

@@ -229,7 +229,8 @@ def predict_and_score(
         AutosegError, RunError: a case cannot be predicted or scored.
     """
     found = FoundInputs(cases=inputs, refused={**(refused or {})})
-    outcome = predict_cases(predictor, found, folder, Options(overwrite=overwrite), previous)
+    options = Options(overwrite=overwrite, shapes=True)
+    outcome = predict_cases(predictor, found, folder, options, previous)
     outcome.raise_failures()
     score = partial(_score, references=references, folder=folder, labels=labels)
     scores = tuple(in_parallel(score, list(inputs), processes, "evaluating"))

@@ -14,6 +14,7 @@ import pytest
 from autoseg.cli import evaluate, plan, predict, train
 from autoseg.evaluation.scores import Summary
 from autoseg.image.image import read_label
+from autoseg.models.folder import FolderFiles, read_calibration
 from autoseg.plan.plan import load_plan
 from tests.cli.making import TINY, copy_hippocampus, settings, write_phantom
 from tests.dataset.making import HIPPOCAMPUS
@@ -172,6 +173,24 @@ def test_the_cross_validation_is_gathered(
         rows = list(csv.reader(file))
     assert len(rows) > 2
     assert (folder / "report.html").is_file()
+
+
+def test_all_folds_calibrate_the_quality_of_predictions(trained: Trained, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(trained.root, root)
+    every = Trained(root, trained.cases)
+    assert every.train("fold", "1", "2") == 0
+    assert evaluate.main(["Task004", "--workspace", str(root)]) == 0
+    calibration = read_calibration(FolderFiles(every.fold.parent))["quality"]
+    assert calibration["cases"] == 6
+    assert set(calibration["classes"]) == {"Anterior", "Posterior"}
+    scan = HIPPOCAMPUS / "imagesTs" / "hippocampus_040.nii.gz"
+    assert predict.main(["-i", str(scan), "-o", str(tmp_path / "out"), *every.where]) == 0
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert record["cases"]["hippocampus_040"]["quality"] in ("good", "check", "failed")
+    for name, figures in record["cases"]["hippocampus_040"]["assessment"]["evidence"].items():
+        learned = calibration["classes"][name]["figures"]
+        assert not learned or figures is None or set(learned) <= set(figures)
 
 
 def test_the_papers_plan_on_a_phantom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
