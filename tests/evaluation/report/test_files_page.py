@@ -131,6 +131,21 @@ def test_the_paragraph_for_a_paper_cites_what_its_bibliography_has(tmp_path: Pat
     assert bibtex.count("{") == bibtex.count("}")
 
 
+@pytest.mark.parametrize(
+    ("spacing", "words"),
+    [
+        ([1.0, 1.5, 2.0], "resampled to 1.0 x 1.5 x 2.0 mm and"),
+        ([1.0, 1.5, None], "resampled to 1.0 x 1.5 mm in planes and"),
+        ([None, None, None], "Images were preprocessed"),
+    ],
+)
+def test_the_paragraph_for_a_paper_names_resampled_axes_only(
+    spacing: list[float | None], words: str
+) -> None:
+    validation = CrossValidation({0: three_cases()}, ())
+    assert words in methods_of(tiny_plan(target_spacing_mm=spacing), validation)
+
+
 def test_the_page_states_its_size(tmp_path: Path) -> None:
     text = written(tmp_path, simple(three_cases()))
     assert f"{len(text.encode()) / 1e6:.1f} MB" in text
