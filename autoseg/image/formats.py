@@ -20,7 +20,8 @@ TEXT = texts_in(Path(__file__).with_name("messages.json"))
 # 3D Slicer names its segmentations CASE.seg.nrrd; it comes before .nrrd, as the longer ending.
 PICTURES, LOSSY = (tuple(TABLES[key]) for key in ("pictures", "lossy"))  # of one plane; refused
 ENDINGS: tuple[str, ...] = (*TABLES["endings"], *PICTURES, *LOSSY)
-PREVIEW = ".preview.png"  # a figure of `prediction.output`, no scan
+PREVIEW, UNCERTAINTY = ".preview.png", ".uncertainty.nii.gz"
+NO_SCANS = (PREVIEW, UNCERTAINTY)  # written beside predictions
 NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
 FREESURFER = (".mgz", ".mgh")  # recognised, so that they are refused by name
 READABLE = tuple(ending for ending in ENDINGS if ending not in (*FREESURFER, *LOSSY))
@@ -44,7 +45,9 @@ def is_picture(path: Path) -> bool:
 
 def images_among(paths: Iterable[Path]) -> list[Path]:
     """The files with image endings; beside volumes, pictures are figures and not meant."""
-    found = [path for path in paths if ending_of(path) and not path.name.endswith(PREVIEW)]
+    found = [
+        path for path in paths if ending_of(path) and not path.name.endswith((PREVIEW, UNCERTAINTY))
+    ]
     return [path for path in found if not is_picture(path)] or found
 
 

@@ -20,7 +20,7 @@ from autoseg.common.files import check_guards, read_json, replacing
 from autoseg.common.parallel import overlap
 from autoseg.common.progress import Progress, noted, progress, say, shown
 from autoseg.image.dicom import modality_of
-from autoseg.image.formats import PREVIEW
+from autoseg.image.formats import PREVIEW, UNCERTAINTY
 from autoseg.image.geometry import Geometry, orientation_of
 from autoseg.image.image import read_image, read_label
 from autoseg.image.label_writer import write_label
@@ -174,7 +174,7 @@ def predict_cases(
     wanted = {
         output.ending(options.format): True,
         output.PROBABILITIES: options.save_probabilities,
-        output.UNCERTAINTY: options.uncertainty,
+        UNCERTAINTY: options.uncertainty,
         PREVIEW: draws,
         output.CAPTURE: draws and writer is not None,
     }
@@ -318,7 +318,7 @@ class _Stages(NamedTuple):
 
     def segment(self, case: _Case) -> None:
         save = self._path(case, output.PROBABILITIES)
-        maps = self._path(case, output.UNCERTAINTY) is not None
+        maps = self._path(case, UNCERTAINTY) is not None
         case.observer = self.predictor.observer(self.options.quality, maps)
         if self.predictor.reliability is not None:
             self.predictor.reliability.case = case.name
@@ -341,7 +341,7 @@ class _Stages(NamedTuple):
                 if self.options.shapes or isinstance(calibration, Calibration):
                     evidence = evidence_of(label, geometry, plan.labels, observer)
                 case.assessed = assess(calibration, evidence, case.differs)
-        if file := self._path(case, output.UNCERTAINTY):
+        if file := self._path(case, UNCERTAINTY):
             output.write_uncertainty(file, observer.uncertainty, geometry)
         if png := self._path(case, PREVIEW):
             with case.timed("preview"):

@@ -40,7 +40,7 @@ FORMATS = tuple(ENDINGS)  # to choose from
 ENDINGS |= {PICTURE: ".png"}  # of pictures, without asking
 PROBABILITIES = ".probabilities.b2nd"
 CAPTURE = ".preview.dcm"
-UNCERTAINTY, REPORT = ".uncertainty.nii.gz", "report.html"
+REPORT = "report.html"
 PAGE_PIXELS, PAGE_QUALITY = 720, 75  # of a picture in the report
 
 

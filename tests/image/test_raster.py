@@ -144,3 +144,4 @@ def test_beside_volumes_pictures_are_figures() -> None:
 
     assert names("a.nii.gz", "dice.png", "notes.txt") == ["a.nii.gz"]
     assert names("a.png", "a.preview.png", "notes.txt") == ["a.png"]
+    assert names("a.nii.gz", "a.uncertainty.nii.gz") == ["a.nii.gz"]

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from autoseg.common.errors import AutosegError
 from autoseg.common.files import read_json, write_json
+from autoseg.image.formats import UNCERTAINTY
 from autoseg.image.geometry import Geometry
 from autoseg.image.image import Image, read_label
 from autoseg.models.folder import CALIBRATION, FolderFiles, read_calibration, write_calibration
 from autoseg.prediction.batch import Options, predict_cases
 from autoseg.prediction.inputs import FoundInputs
-from autoseg.prediction.output import REPORT, UNCERTAINTY
+from autoseg.prediction.output import REPORT
 from autoseg.prediction.predictor import Ensemble, Predictor
 from autoseg.prediction.quality import (
     CERTAIN,
