@@ -24,7 +24,7 @@ from autoseg.models.folder import FINGERPRINT, SUMMARY, VALIDATION, fold_folder,
 from autoseg.plan.labels import class_of
 from autoseg.prediction import quality
 from autoseg.prediction.record import RECORD
-from autoseg.workflow.workspace import TEXT, Workspace, folders_in
+from autoseg.workflow.workspace import TEXT, Workspace, folders_in, matching
 
 CALIBRATION_ERROR = "Expected calibration error of saved probabilities"
 TRAIN_AGAIN = "plan and train again: trained folds have learned from the labels before"
@@ -228,7 +228,7 @@ def different_names(one: Path, other: Path) -> tuple[str, str]:
 
 
 def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
-    """The given plan, or the only one with a validated fold."""
+    """The given plan, also by the start of its name, or the only one with a validated fold."""
     models = workspace.models(task)
     found = []
     for plan in folders_in(models):
@@ -236,8 +236,11 @@ def _find_plan(workspace: Workspace, task: str, given: str | None) -> str:
             found.append(plan)
     if not found:
         raise AutosegError(f"{models} has no validated fold; run: autoseg_train {task} fold 0")
-    if given is not None and given not in found:
-        raise AutosegError(TEXT("not validated", plan=given, task=task, found=", ".join(found)))
+    if given is not None:
+        matches = matching(given, {*workspace.plans(task), *folders_in(models)})
+        given = matches[0] if len(matches) == 1 else given
+        if given not in found:
+            raise AutosegError(TEXT("not validated", plan=given, task=task, found=", ".join(found)))
     if given is None and len(found) > 1:
         raise AutosegError(f"{task} has the plans {', '.join(found)}; choose with --plan NAME")
     return given or found[0]

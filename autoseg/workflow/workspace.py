@@ -65,7 +65,7 @@ class Workspace:
             return _folder_at(task)
         raw = self.root / "raw"
         folders = self._raw_folders_elsewhere() | {name: raw / name for name in folders_in(raw)}
-        if not _matches(task, folders) and task and Path(task).is_dir():
+        if not matching(task, folders) and task and Path(task).is_dir():
             return _folder_at(task)
         folder = folders[_resolve(task, sorted(folders), "task", raw)]
         if not folder.is_dir():
@@ -188,7 +188,7 @@ def _folder_at(path: str) -> Path:
     return folder
 
 
-def _matches(given: str, names: Iterable[str]) -> list[str]:
+def matching(given: str, names: Iterable[str]) -> list[str]:
     """The exact name, else the names with this number (12 in Task012_Liver) or this prefix."""
     if given in names:
         return [given]
@@ -204,7 +204,7 @@ def _number(name: str) -> int | None:
 
 def _resolve(given: str, names: list[str], kind: str, folder: Path) -> str:
     """The only name that matches `given`."""
-    matches = _matches(given, names)
+    matches = matching(given, names)
     if len(matches) == 1:
         return matches[0]
     if matches:

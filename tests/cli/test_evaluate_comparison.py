@@ -40,6 +40,19 @@ def test_two_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Sensitivity" in text
 
 
+def test_the_start_of_a_plans_name_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for plan in ("big", "small", "small-2d"):
+        save_plan(tmp_path, plan, 2, 4, 6, 8)
+    arguments = ["Task001", "--workspace", str(tmp_path), "--compare"]
+    assert main([*arguments, "bi", "small"]) == 0
+    out = tmp_path / "models" / "Task001_X" / "big" / "cross_validation"
+    assert (out / "against_small.md").is_file()
+    assert main([*arguments, "big", "s"]) == 2
+    assert "'s' has no validated fold" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
