@@ -163,7 +163,7 @@ class Study(Section):
             if element == "related_work" and "published" not in printed.get(name, {}):
                 raise ValueError(
                     f"report {name!r}: related_work needs a table of published scores with this "
-                    f"name in the paper (here: {self.paper}); remove it or set `paper`"
+                    f"name in the paper ({self.paper or 'none'}); remove it or set `paper`"
                 )
         return self
 

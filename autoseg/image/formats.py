@@ -44,10 +44,8 @@ def is_picture(path: Path) -> bool:
 
 
 def images_among(paths: Iterable[Path]) -> list[Path]:
-    """The files with image endings; beside volumes, pictures are figures and not meant."""
-    found = [
-        path for path in paths if ending_of(path) and not path.name.endswith((PREVIEW, UNCERTAINTY))
-    ]
+    """The files with image endings, except `NO_SCANS` and, beside volumes, pictures (figures)."""
+    found = [path for path in paths if ending_of(path) and not path.name.endswith(NO_SCANS)]
     return [path for path in found if not is_picture(path)] or found
 
 

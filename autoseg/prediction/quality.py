@@ -338,6 +338,12 @@ def _scaled(key: str, value: float) -> float:
     return value if key == DOUBT or key.startswith("position") else math.log(value)
 
 
+def is_complete(evidence: Evidence, names: Sequence[str]) -> bool:
+    """Whether `calibrate` can learn from it: all figures of each class that was found."""
+    found = [evidence.get(name, {}) for name in names]
+    return bool(names) and all(of is None or FIGURES.keys() <= of.keys() for of in found)
+
+
 def calibrate(plan_id: str, cases: Sequence[Scored], names: Sequence[str]) -> Calibration:
     """Learn from the evidence and the Dice of each class in the cases of a cross-validation."""
     classes = {name: _calibrated([(of[name], dice[name]) for of, dice in cases]) for name in names}

@@ -266,19 +266,21 @@ def _learn(
 def _calibrate_quality(trained: files.Trained, validation: evaluate.CrossValidation) -> None:
     """Learn how sure predictions are, for `autoseg_predict`; says why if that is not possible."""
     cases, plan = [], trained.plan
+    names = [] if plan is None else list(plan.labels)[1:]
     for fold, summary in validation.folds.items():
         path = fold_folder(trained.folder, fold) / VALIDATION / RECORD
         record = read_json(path).get("cases", {}) if path.is_file() else {}
         for scores in summary.cases:
-            if found := record.get(scores.case, {}).get("assessment"):
+            evidence = record.get(scores.case, {}).get("assessment", {}).get("evidence", {})
+            if quality.is_complete(evidence, names):
                 dice = {name: scores.value(name, "Dice") for name in scores.classes}
-                cases.append((found["evidence"], dice))
+                cases.append((evidence, dice))
     total = len(validation.combined.cases)
     if plan is None or len(cases) < max(total, quality.FEWEST_CASES):
         write_calibration(trained.folder, quality.KEY, None)
         say(TEXT("not calibrated", found=len(cases), total=total, fewest=quality.FEWEST_CASES))
         return
-    found = quality.calibrate(plan.id, cases, list(plan.labels)[1:])
+    found = quality.calibrate(plan.id, cases, names)
     write_calibration(trained.folder, quality.KEY, asdict(found))
     bounded = sum(of.margin is not None for of in found.classes.values())
     about = f"bounds of Dice for {bounded} of {counted(len(found.classes), 'class')}"

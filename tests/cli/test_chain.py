@@ -184,6 +184,7 @@ def test_all_folds_calibrate_the_quality_of_predictions(trained: Trained, tmp_pa
     calibration = read_calibration(FolderFiles(every.fold.parent))["quality"]
     assert calibration["cases"] == 6
     assert set(calibration["classes"]) == {"Anterior", "Posterior"}
+    assert any(of["figures"] for of in calibration["classes"].values())
     scan = HIPPOCAMPUS / "imagesTs" / "hippocampus_040.nii.gz"
     assert predict.main(["-i", str(scan), "-o", str(tmp_path / "out"), *every.where]) == 0
     record = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))

@@ -41,6 +41,7 @@ from autoseg.prediction.quality import (
     assess,
     calibrate,
     evidence_of,
+    is_complete,
     load_calibration,
 )
 from autoseg.prediction.record import RECORD
@@ -179,6 +180,14 @@ def cases(count: int, seed: int = 0) -> list[tuple[Evidence, dict[str, float | N
 
 def calibrated(count: int, seed: int = 0) -> Calibration:
     return calibrate(PLAN.id, cases(count, seed), NAMES)
+
+
+def test_only_complete_evidence_is_learned_from() -> None:
+    whole = cases(1)[0][0]
+    assert is_complete(whole, NAMES)
+    assert not is_complete(whole, [])
+    assert not is_complete({"organ": whole["organ"]}, NAMES)
+    assert not is_complete(whole | {"organ": {DOUBT: 0.9}}, NAMES)  # without shapes
 
 
 @pytest.mark.parametrize(("count", "rank"), [(7, None), (8, None), (9, 9), (19, 18), (100, 91)])

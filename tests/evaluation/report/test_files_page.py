@@ -132,18 +132,19 @@ def test_the_paragraph_for_a_paper_cites_what_its_bibliography_has(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("spacing", "words"),
+    ("spacing", "steps", "words"),
     [
-        ([1.0, 1.5, 2.0], "resampled to 1.0 x 1.5 x 2.0 mm and"),
-        ([1.0, 1.5, None], "resampled to 1.0 x 1.5 mm in planes and"),
-        ([None, None, None], "Images were preprocessed"),
+        ([1.0, 1.5, 2.0], ["resample"], "resampled to 1.0 x 1.5 x 2.0 mm and"),
+        ([1.0, 1.5, None], ["resample"], "resampled to 1.0 x 1.5 mm in planes and"),
+        ([None, None, None], ["resample"], "Images were preprocessed"),
+        ([1.0, 1.5, 2.0], [], "Images were preprocessed"),
     ],
 )
 def test_the_paragraph_for_a_paper_names_resampled_axes_only(
-    spacing: list[float | None], words: str
+    spacing: list[float | None], steps: list[str], words: str
 ) -> None:
-    validation = CrossValidation({0: three_cases()}, ())
-    assert words in methods_of(tiny_plan(target_spacing_mm=spacing), validation)
+    plan = tiny_plan(target_spacing_mm=spacing, preprocessing=[{"step": step} for step in steps])
+    assert words in methods_of(plan, CrossValidation({0: three_cases()}, ()))
 
 
 def test_the_page_states_its_size(tmp_path: Path) -> None:
