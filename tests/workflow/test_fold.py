@@ -17,9 +17,11 @@ from autoseg.dataset.task import read_task
 from autoseg.image.image import read_label
 from autoseg.models.folder import FINGERPRINT, FolderFiles
 from autoseg.plan.plan import load_plan
+from autoseg.planner.patch_rule import training_memory
 from autoseg.prediction.model import training_set_of
 from autoseg.prediction.sliding_window import count_tiles
-from autoseg.workflow.fold import FoldJob, count_patches, run_fold
+from autoseg.workflow import fold as module
+from autoseg.workflow.fold import FoldJob, check_fold, count_patches, run_fold
 from autoseg.workflow.task_plan import find_split
 from autoseg.workflow.workspace import Workspace
 from tests.cli.making import TINY, settings, write_ct
@@ -51,6 +53,24 @@ def job(workspace: Workspace, fold: str = "0") -> FoldJob:
 
 def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_too_little_memory_for_the_precision_of_the_cpu(
+    dtype: torch.dtype,
+    warned: bool,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = job(workspace)
+    plan = load_plan(made.plan_folder / "plan.json")
+    half, whole = (training_memory(plan, value_bytes=size).peak for size in (2, 4))
+    monkeypatch.setattr(module, "free_memory", lambda: (half + whole) // 2)
+    monkeypatch.setattr(module, "autocast_type", lambda *_: dtype)
+    capsys.readouterr()
+    check_fold(made)
+    assert ("training step takes about" in capsys.readouterr().err) is warned
 
 
 def test_folders(workspace: Workspace) -> None:
