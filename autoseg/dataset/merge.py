@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.common.arrays import count_labels
 from autoseg.common.errors import AutosegError, DataError
 from autoseg.common.files import replacing_folder, write_json
 from autoseg.common.parallel import in_parallel
-from autoseg.dataset.declaration import DATASET_FILE, IGNORE
-from autoseg.dataset.problems import TEXT
+from autoseg.dataset.declaration import DATASET_FILE, IGNORE, declaration_of
+from autoseg.dataset.problems import TEXT, Problem
 from autoseg.dataset.task import LABELS, Case, Task
 from autoseg.image.image import read_label
 from autoseg.image.label_writer import write_label
@@ -35,7 +36,8 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
         a table: each label, its value, and its value in each of the tasks.
 
     Raises:
-        DataError: the tasks differ in their channels, or one has regions.
+        DataError: the tasks differ in their channels or mirrored labels, one has regions, or a
+            label map has values that its task does not declare.
         AutosegError: the folder exists, or cannot be written.
     """
     first = tasks[0]
@@ -63,7 +65,8 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
             old = [case.name for case in task.cases]
             new = {name: name if counts[name] == 1 else f"{task.name}_{name}" for name in old}
             maps = [(case, temporary / LABELS / f"{new[case.name]}.nii.gz") for case in task.cases]
-            in_parallel(partial(_write, table), maps, processes, f"label maps of {task.name}")
+            write = partial(_write, table, task.declared_values)
+            in_parallel(write, maps, processes, f"label maps of {task.name}")
             for case in task.cases:
                 name = new[case.name]
                 label = f"{LABELS}/{name}.nii.gz"
@@ -78,6 +81,8 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
         declared |= {"file_ending": ".nii.gz", "numTraining": len(listed)}
         declared["merged_from"] = [str(task.folder) for task in tasks]
         declared |= {"annotated": annotated, "groups": groups, "dataset": listed}
+        declared |= _of_labels(tasks)
+        declaration_of(declared, temporary / DATASET_FILE)
         write_json(temporary / DATASET_FILE, declared)
     head = ("label", "value", *(task.name for task in tasks))
     return [head, *((n, str(v), *(_value(task, n) for task in tasks)) for n, v in values.items())]
@@ -91,6 +96,20 @@ def _value(task: Task, name: str) -> str:
     return ", ".join(map(str, task.labels.get(name, ()))) or "not annotated"
 
 
-def _write(table: NDArray[np.uint16], pair: tuple[Case, Path]) -> None:
-    label, grid = read_label(pair[0].label)
+def _of_labels(tasks: Sequence[Task]) -> dict[str, Any]:
+    """What the tasks declare about single labels; of one label, the first task decides."""
+    codes: dict[str, Any] = {}
+    for task in tasks:
+        codes = {name: code.model_dump(mode="json") for name, code in task.codes.items()} | codes
+    sides = [task.mirrored_labels for task in tasks if task.mirrored_labels is not None]
+    pairs = {frozenset(pair): pair for mirrored in sides for pair in mirrored.items()}
+    return {"codes": codes} | ({"mirrored_labels": dict(pairs.values())} if sides else {})
+
+
+def _write(table: NDArray[np.uint16], declared: set[int], pair: tuple[Case, Path]) -> None:
+    path = pair[0].label
+    label, grid = read_label(path)
+    if strange := sorted(set(count_labels(label)) - declared):
+        problem = Problem.of("undeclared label", found=", ".join(map(str, strange)))
+        raise DataError(f"{path}: {problem.message}")
     write_label(pair[1], table[label], grid)

@@ -305,11 +305,14 @@ def learn_temperature(folder: Path, validation: CrossValidation) -> list[Row]:
     temperatures, key = postprocessing.TEMPERATURES, postprocessing.TEMPERATURE
     paths = [fold_folder(folder, k) / VALIDATION / postprocessing.RELIABILITY for k in folds]
     records = [read_json(path) for path in paths if path.is_file()]
-    if len(folds) < 2 or [plan.id] * len(folds) != [record["plan_id"] for record in records]:
-        write_calibration(folder, key, None)
-        raise DataError("not recorded by all folds with this plan, of which two are needed")
     names = list(plan.labels)[1:]  # a softmax has an output for the background, too
-    sums = np.array([record["sums"] for record in records])[:, :, -len(names) :]
+    are_all = [plan.id] * len(folds) == [record["plan_id"] for record in records]
+    each = [np.array(record["sums"])[:, -len(names) :] for record in records if are_all]
+    sums = np.array([of for of in each if of.any()])  # partly annotated cases are left out
+    if len(sums) < 2:
+        write_calibration(folder, key, None)
+        lacking = "of fully annotated cases" if are_all else "by all folds"
+        raise DataError(f"not recorded {lacking} with this plan; two such folds are needed")
     total = sums.sum(axis=0)
     before = _calibration_errors(total[temperatures.index(1.0)])
     after = _calibration_errors(np.sum([of[_best(total - of)] for of in sums], axis=0))

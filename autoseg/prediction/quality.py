@@ -345,8 +345,9 @@ def is_complete(evidence: Evidence, names: Sequence[str]) -> bool:
 
 
 def calibrate(plan_id: str, cases: Sequence[Scored], names: Sequence[str]) -> Calibration:
-    """Learn from the evidence and the Dice of each class in the cases of a cross-validation."""
-    classes = {name: _calibrated([(of[name], dice[name]) for of, dice in cases]) for name in names}
+    """Learn from the evidence and the Dice of each annotated class in cross-validated cases."""
+    figures = {name: [(of[name], dice.get(name)) for of, dice in cases] for name in names}
+    classes = {name: _calibrated(of) for name, of in figures.items()}
     found = Calibration(plan_id, len(cases), LEVEL, 1.0, classes)
     sums = sorted(_combined(found.unusual(evidence)) for evidence, _ in cases)
     limit = _conformal(sums, USUAL) or sums[-1] * (1 + margin_of(len(sums)))

@@ -96,3 +96,39 @@ def test_tasks_that_cannot_be_merged(tmp_path: Path) -> None:
     with pytest.raises(AutosegError, match="exists"):
         merge_tasks([read_task(one), read_task(one)], one, processes=1)
     assert not (tmp_path / "C").exists()
+
+
+def test_merged_tasks_keep_what_was_declared_of_labels(tmp_path: Path) -> None:
+    one, other = two_tasks(tmp_path)
+    liver, tumour = (
+        {"type": [code, "SCT", name], "category": ["85756007", "SCT", "Tissue"]}
+        for code, name in (("10200004", "Liver"), ("108369006", "Neoplasm"))
+    )
+    for task, fields in (
+        (one, {"mirrored_labels": {"liver": "spleen"}, "codes": {"liver": liver}}),
+        (other, {"codes": {"liver": tumour, "tumour": tumour}}),
+    ):
+        declare(task, json.loads((task / "dataset.json").read_text()) | fields)
+    merge_tasks([read_task(one), read_task(other)], tmp_path / "C", processes=1)
+    merged = read_task(tmp_path / "C")
+    assert merged.mirrored_labels == {"liver": "spleen"}
+    found = {name: code.type[0] for name, code in merged.codes.items()}
+    assert found == {"liver": "10200004", "tumour": "108369006"}
+    pairs = {"mirrored_labels": {"spleen": "tumour"}}
+    third = declare(
+        tmp_path / "D", V2 | {"labels": {"background": 0, "spleen": 1, "tumour": 2}} | pairs
+    )
+    write_case(third, "z", np.zeros((4, 5, 6), np.float32), np.ones((4, 5, 6), np.uint8))
+    with pytest.raises(DataError, match="mirrored_labels"):
+        merge_tasks([read_task(one), read_task(third)], tmp_path / "E", processes=1)
+    assert not (tmp_path / "E").exists()
+
+
+@pytest.mark.parametrize("value", [2, 9])
+def test_values_that_a_task_does_not_declare_are_not_merged(tmp_path: Path, value: int) -> None:
+    one, other = two_tasks(tmp_path)
+    label = np.full((4, 5, 6), value, np.uint8)
+    write_case(other, "w", np.zeros((4, 5, 6), np.float32), label)
+    with pytest.raises(DataError, match=rf"w\.nii\.gz: undeclared labels: {value}"):
+        merge_tasks([read_task(one), read_task(other)], tmp_path / "C", processes=1)
+    assert not (tmp_path / "C").exists()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from autoseg.augmentation.loader import PatchSampler, Position, batches
+from autoseg.cli.evaluate import main as evaluate_task
 from autoseg.cli.plan import main as plan_task
 from autoseg.cli.train import main as train_task
 from autoseg.fingerprint import Fingerprint
@@ -21,10 +22,19 @@ from tests.making import store_case, tiny_plan
 LABELS = {"background": 0, "left lung": 1, "right lung": 2}
 
 
-def write_task(folder: Path, **fields: Any) -> None:
+SMALL = (
+    *("training.epochs=1", "training.steps_per_epoch=2", "network.features=[4,8]"),
+    *("network.blocks_encoder=[1,1]", "network.blocks_decoder=[1]"),
+    *("network.strides=[[1,1,1],[2,2,2]]", "network.kernels=[[3,3,3],[3,3,3]]"),
+    *("sampling.patch_size=[16,16,16]", "splits.folds=2"),
+)
+SETTINGS = [word for value in SMALL for word in ("--set", value)]
+
+
+def write_task(folder: Path, cases: str = "abcdef", **fields: Any) -> None:
     rng = np.random.default_rng(0)
     declare(folder, V2 | {"labels": LABELS} | fields)
-    for case in "abcdef":
+    for case in cases:
         label = np.zeros((16, 16, 16), np.uint8)
         label[2:6, 4:12, 4:12] = 1
         label[10:14, 4:12, 4:12] = 2
@@ -35,13 +45,8 @@ def write_task(folder: Path, **fields: Any) -> None:
 def test_other_classes_are_left_out_of_training_and_scores(tmp_path: Path) -> None:
     declared = {"a": ["left lung"], "b": ["right lung"]}
     write_task(tmp_path / "raw" / "Task001_Lungs", annotated=declared)
-    small = ["training.epochs=1", "training.steps_per_epoch=2", "network.features=[4,8]"]
-    small += ["network.blocks_encoder=[1,1]", "network.blocks_decoder=[1]"]
-    small += ["network.strides=[[1,1,1],[2,2,2]]", "network.kernels=[[3,3,3],[3,3,3]]"]
-    small += ["sampling.patch_size=[16,16,16]", "splits.folds=2"]
-    words = [word for value in small for word in ("--set", value)]
     place = ["--workspace", str(tmp_path), "--processes", "1"]
-    assert plan_task(["Task001_Lungs", *words, *place]) == 0
+    assert plan_task(["Task001_Lungs", *SETTINGS, *place]) == 0
     folder = tmp_path / "preprocessed" / "Task001_Lungs" / "default"
     plan = load_plan(folder / "plan.json")
     assert plan.annotated == {"a": ("left lung",), "b": ("right lung",)}
@@ -109,3 +114,21 @@ def test_one_task_of_two_is_planned(tmp_path: Path, capsys: pytest.CaptureFixtur
         f"{t}_{c}" for t in ("Task001_Lungs", "Task002_Left") for c in "abcdef"
     }
     assert plan_task([*words, "--merge", "Task003_Both"]) == 2  # it exists
+
+
+def test_a_task_without_any_fully_annotated_case_is_evaluated(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    write_task(raw / "Task001_Left", "abc", labels={"background": 0, "left lung": 1, "right": 2})
+    write_task(raw / "Task002_Right", "def", labels={"background": 0, "left": 1, "right lung": 2})
+    place = ["--workspace", str(tmp_path), "--processes", "1"]
+    assert plan_task(["1", "2", "--merge", "Task003_Both", *SETTINGS, *place]) == 0
+    assert train_task(["3", "0", "1", *place, "--device", "cpu"]) == 0
+    assert evaluate_task(["3", *place]) == 0
+    model = tmp_path / "models" / "Task003_Both" / "default"
+    assert (model / "cross_validation" / "report.html").is_file()
+    # Postprocessing and temperature need cases with all labels.
+    assert not (model / "postprocessing.json").exists()
+    calibration = model / "calibration.json"
+    assert "temperature" not in (
+        json.loads(calibration.read_text()) if calibration.is_file() else {}
+    )
