@@ -42,6 +42,7 @@ from autoseg.plan.labels import Classes, ClassValues
 from autoseg.prediction.fit import Differences, margin_of
 from autoseg.prediction.model import Model
 from autoseg.prediction.native_grid import Save
+from autoseg.prediction.studies import TEXT
 
 MOST_REASONS, MOST_ROWS = 4, 40  # of a case, of the table
 # Only some voxels of a patch are observed: all would cost 30 % of a small network's time.
@@ -55,6 +56,7 @@ FAILED_FROM = 2.0  # suspicion
 FEWEST_CASES = 5  # to calibrate
 SMALLEST_LIMIT = 4.0  # spreads; closer figures are usual in any case
 ABSENT = 20.0  # spreads, for a class that no case lacks
+WEAK = 0.5  # median Dice in the cross-validation, below which a good prediction is not good
 
 DOUBT = "confidence"
 QUARTILES, IQR_OF_NORMAL = (0.25, 0.5, 0.75), 1.349
@@ -321,6 +323,9 @@ def in_words(predicted: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"and {len(known) - MOST_ROWS} less suspicious ones, see predictions.json"
     if counts := Counter(quality for quality, *_ in known):
         yield "quality: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+    usual = {name: dice for *_, of in known for name, dice in of["usual_dice"].items()}
+    if weak := [name for name, dice in usual.items() if dice is not None and dice < WEAK]:
+        yield TEXT("weak model", names=", ".join(weak), limit=WEAK)
     for why in dict.fromkeys(of["why"][0] for quality, _, of in rated if quality is None):
         yield f"quality: {why}"
 

@@ -41,6 +41,7 @@ from autoseg.prediction.quality import (
     assess,
     calibrate,
     evidence_of,
+    in_words,
     is_complete,
     load_calibration,
 )
@@ -376,3 +377,14 @@ def test_voxels_of_a_microscope_have_a_volume() -> None:
     shape = next(filter(None, found.values()))
     assert shape["volume_ml"] == pytest.approx(8 * 4e-6**3 / 1000)
     assert shape["extent_left_right_mm"] == pytest.approx(8e-6)
+
+
+def test_a_model_that_was_weak_in_its_cross_validation_is_named() -> None:
+    def lines(*dice: float | None) -> list[str]:
+        about = {"suspicion": 0.1, "why": [], "usual_dice": dict(zip("abc", dice, strict=False))}
+        return list(in_words({"case": {"quality": "good", "assessment": about}}))
+
+    assert len(lines(0.5, None, 0.9)) == 2
+    *others, last = lines(0.49, 0.9, 0.1)
+    assert others == lines(0.5)
+    assert "a, c" in last
