@@ -271,14 +271,14 @@ def model_folder(arguments: argparse.Namespace, model: Path | None, plan: str | 
     if not trained:
         raise errors.AutosegError(TEXT("no model", folder=workspace.root / "models"))
     task = workspace.find_task_name(arguments.task) if arguments.task else None
-    of_task = [pair for pair in trained if task in (None, pair[0])]
-    matches = [pair for pair in of_task if plan in (None, "", pair[1])]
+    matches = workspace.trained(task, plan or "")
     if len(matches) == 1:
         return workspace.models(*matches[0])
     if not matches:
         given = {"-t": arguments.task, "-p": plan}
         options = " ".join(f"{option} {name}" for option, name in given.items() if name)
-        known = _listed(trained) + nearest(plan or "", [name for _, name in of_task])
+        names = [name for _, name in workspace.trained(task)]
+        known = _listed(trained) + nearest(plan or "", names)
         raise errors.AutosegError(f"no trained model matches {options}; available: {known}")
     raise errors.AutosegError(f"several models are trained; choose one: {_listed(matches)}")
 

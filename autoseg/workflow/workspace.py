@@ -149,8 +149,17 @@ class Workspace:
                 found[plan] = str(error)
         return found
 
-    def trained(self) -> list[tuple[str, str]]:
-        """(task, plan) of every model that has a finished fold."""
+    def trained(self, task: str | None = None, plan: str = "") -> list[tuple[str, str]]:
+        """(task, plan) of every model that has a finished fold.
+
+        Args:
+            task: only of this task.
+            plan: only with this name, or else names that start so.
+        """
+        if task or plan:
+            models = [model for model in self.trained() if task in (None, model[0])]
+            wanted = matching(plan, {name for _, name in models}) if plan else None
+            return [model for model in models if wanted is None or model[1] in wanted]
         found = []
         for task in folders_in(self.root / "models"):
             for plan in folders_in(self.models(task)):

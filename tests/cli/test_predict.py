@@ -62,6 +62,9 @@ def test_the_only_model_is_used_and_its_damage_is_an_error(
     pretend_trained(workspace, "Task002_B", "default")
     assert "Task002_B/default/fold_0" in error_of(capsys, "-t", "Task002")
     assert "Task001_A/default/fold_0" in error_of(capsys, "-m", str(folder))
+    pretend_trained(workspace, "Task001_A", "default-2d")
+    assert "Task001_A/default/fold_0" in error_of(capsys, "-t", "1", "-p", "default")
+    assert "Task001_A/default-2d/fold_0" in error_of(capsys, "-t", "1", "-p", "default-")
 
 
 def test_missing_folds(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
