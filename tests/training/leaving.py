@@ -30,12 +30,14 @@ def main(end: str) -> None:
     if end == "silent":
         distributed.TIMEOUT = timedelta(seconds=8)  # a busy machine needs some to join
     held: list[weakref.ref[Any]] = []
+    told = ""
     try:
         with joined("cpu") as (group, _):
             _learn(group, end, held)
     except Stopped as stop:
-        print(f"{stop}; ", end="")
-    print(f"left of {len(held)}: {sum(each() is not None for each in held)}")
+        told = f"{stop}; "
+    left = sum(each() is not None for each in held)
+    sys.stdout.write(f"{told}left of {len(held)}: {left}\n")  # at once: two processes write
 
 
 def _learn(group: Group, end: str, held: list[weakref.ref[Any]]) -> None:
