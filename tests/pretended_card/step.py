@@ -133,7 +133,8 @@ def small_step(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def whole_run(folder: Path, **changes: Any) -> dict[str, Any]:
     """Training with validation and checkpoints, extended by `resume`: its epochs and files."""
-    training = {"epochs": 2, "steps_per_epoch": 2, "average_decay": 0.99} | changes
+    training = {"epochs": 2, "steps_per_epoch": 2, "validation_steps": 2, "average_decay": 0.99}
+    training |= changes
     plan = tiny_plan(training=training)
     longer = tiny_plan(training=training | {"epochs": 3})
     store = tiny_store(folder / "cases", plan)
