@@ -348,7 +348,7 @@ def axes_of(arguments: argparse.Namespace) -> list[Axis]:
     large = {"sampling.patch_size": json.dumps(LARGE_PATCH)}
     if arguments.quick:
         return [
-            Axis("cases", (6, 30, 60), partial(cases_task, shape=tiny)),
+            Axis("cases", (60, 120, 240), partial(cases_task, shape=tiny)),
             Axis("classes", (2, 10, 20), partial(classes_task, raw=arguments.raw, cases=2)),
             Axis("voxels", (64**3, 96**3, 128**3), voxels_task, settings=large),
         ]
