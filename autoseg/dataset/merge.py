@@ -36,8 +36,8 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
         a table: each label, its value, and its value in each of the tasks.
 
     Raises:
-        DataError: the tasks differ in their channels or mirrored labels, one has regions, or a
-            label map has values that its task does not declare.
+        DataError: the tasks differ in their channels, codes or mirrored labels, one has regions,
+            or a label map has values that its task does not declare.
         AutosegError: the folder exists, or cannot be written.
     """
     first = tasks[0]
@@ -82,7 +82,7 @@ def merge_tasks(tasks: Sequence[Task], folder: Path, processes: int) -> list[tup
         declared["merged_from"] = [str(task.folder) for task in tasks]
         declared |= {"annotated": annotated, "groups": groups, "dataset": listed}
         declared |= _of_labels(tasks)
-        declaration_of(declared, temporary / DATASET_FILE)
+        declaration_of(declared, folder / DATASET_FILE)
         write_json(temporary / DATASET_FILE, declared)
     head = ("label", "value", *(task.name for task in tasks))
     return [head, *((n, str(v), *(_value(task, n) for task in tasks)) for n, v in values.items())]
@@ -97,10 +97,13 @@ def _value(task: Task, name: str) -> str:
 
 
 def _of_labels(tasks: Sequence[Task]) -> dict[str, Any]:
-    """What the tasks declare about single labels; of one label, the first task decides."""
+    """What the tasks declare about single labels."""
     codes: dict[str, Any] = {}
     for task in tasks:
-        codes = {name: code.model_dump(mode="json") for name, code in task.codes.items()} | codes
+        for name, code in task.codes.items():
+            own = code.model_dump(mode="json")
+            if codes.setdefault(name, own) != own:
+                raise DataError(f"{task.path}: other codes of {name!r} than before; use the same")
     sides = [task.mirrored_labels for task in tasks if task.mirrored_labels is not None]
     pairs = {frozenset(pair): pair for mirrored in sides for pair in mirrored.items()}
     return {"codes": codes} | ({"mirrored_labels": dict(pairs.values())} if sides else {})

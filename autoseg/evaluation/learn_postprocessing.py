@@ -308,7 +308,9 @@ def learn_temperature(folder: Path, validation: CrossValidation) -> list[Row]:
     names = list(plan.labels)[1:]  # a softmax has an output for the background, too
     are_all = [plan.id] * len(folds) == [record["plan_id"] for record in records]
     each = [np.array(record["sums"])[:, -len(names) :] for record in records if are_all]
-    sums = np.array([of for of in each if of.any()])  # partly annotated cases are left out
+    # A fold of partly annotated cases has recorded no voxels.
+    known = {fold: of for fold, of in zip(folds, each, strict=False) if of.any()}
+    sums = np.array(list(known.values()))
     if len(sums) < 2:
         write_calibration(folder, key, None)
         lacking = "of fully annotated cases" if are_all else "by all folds"
@@ -318,7 +320,7 @@ def learn_temperature(folder: Path, validation: CrossValidation) -> list[Row]:
     after = _calibration_errors(np.sum([of[_best(total - of)] for of in sums], axis=0))
     value = temperatures[_best(total)] if after.mean() < before.mean() else 1.0
     errors = dict(zip(names, zip(before.tolist(), after.tolist(), strict=True), strict=True))
-    found = {"plan_id": plan.id, "value": value, "folds": folds, "ece_before_after": errors}
+    found = {"plan_id": plan.id, "value": value, "folds": list(known), "ece_before_after": errors}
     write_calibration(folder, key, found)
     head = ("class", "temperature 1", f"learned on the other folds ({value:.3g} on all)")
     return [head, *((name, *map(number, both)) for name, both in errors.items())]

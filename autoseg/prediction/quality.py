@@ -56,7 +56,7 @@ FAILED_FROM = 2.0  # suspicion
 FEWEST_CASES = 5  # to calibrate
 SMALLEST_LIMIT = 4.0  # spreads; closer figures are usual in any case
 ABSENT = 20.0  # spreads, for a class that no case lacks
-WEAK = 0.5  # median Dice in the cross-validation, below which a good prediction is not good
+WEAK = 0.5  # a class with a lower median Dice in the cross-validation is named in a warning
 
 DOUBT = "confidence"
 QUARTILES, IQR_OF_NORMAL = (0.25, 0.5, 0.75), 1.349

@@ -106,7 +106,7 @@ def test_merged_tasks_keep_what_was_declared_of_labels(tmp_path: Path) -> None:
     )
     for task, fields in (
         (one, {"mirrored_labels": {"liver": "spleen"}, "codes": {"liver": liver}}),
-        (other, {"codes": {"liver": tumour, "tumour": tumour}}),
+        (other, {"codes": {"liver": liver, "tumour": tumour}}),
     ):
         declare(task, json.loads((task / "dataset.json").read_text()) | fields)
     merge_tasks([read_task(one), read_task(other)], tmp_path / "C", processes=1)
@@ -114,6 +114,10 @@ def test_merged_tasks_keep_what_was_declared_of_labels(tmp_path: Path) -> None:
     assert merged.mirrored_labels == {"liver": "spleen"}
     found = {name: code.type[0] for name, code in merged.codes.items()}
     assert found == {"liver": "10200004", "tumour": "108369006"}
+    fields = json.loads((other / "dataset.json").read_text())
+    declare(other, fields | {"codes": {"liver": tumour}})
+    with pytest.raises(DataError, match="codes of 'liver'"):
+        merge_tasks([read_task(one), read_task(other)], tmp_path / "E", processes=1)
     pairs = {"mirrored_labels": {"spleen": "tumour"}}
     third = declare(
         tmp_path / "D", V2 | {"labels": {"background": 0, "spleen": 1, "tumour": 2}} | pairs
