@@ -91,6 +91,15 @@ def files_of(folder: Path) -> dict[str, Path]:
     return {path.name.removesuffix(".nii.gz"): path for path in sorted(folder.glob("*.nii.gz"))}
 
 
+def images_of(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of each case, one or one for each channel: those of case_1 are not of case_12."""
+    endings = (".nii.gz", "_[0-9][0-9][0-9][0-9].nii.gz")
+    return {
+        case: [path for end in endings for path in sorted(folder.glob(case + end))]
+        for case in cases
+    }
+
+
 def run(folder: Path, *words: object) -> None:
     """Run a command of autoseg as a user would; its output goes to `log.txt`."""
     command = [sys.executable, "-m", f"autoseg.cli.{words[0]}", *map(str, words[1:])]
@@ -117,7 +126,7 @@ def measure(job: Job, data: Path, plan_options: Sequence[str], folder: Path) -> 
             {"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"}
             for case in training
         ]
-    images = {case: sorted((source / "imagesTr").glob(f"{case}*.nii.gz")) for case in labels}
+    images = images_of(source / "imagesTr", list(labels))
     for case, places in [(c, (task / "imagesTr", task / "labelsTr")) for c in training] + [
         (c, (folder / "images", folder / "labels")) for c in unseen
     ]:
