@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from autoseg.augmentation.on_device import postpone
-from autoseg.augmentation.spatial import Border
+from autoseg.augmentation.spatial import Border, Rng, random_box
 from autoseg.augmentation.transforms import Augmenter, Sides
 from autoseg.common.arrays import Array, ClassMap, Floats, Triple
 from autoseg.common.errors import ENDING, AutosegError, RunError, signal_handled
@@ -42,6 +42,7 @@ from autoseg.preprocessing.store import CaseStore, StoredArray, StoredCase
 
 OPEN_BYTES = 128 << 20  # of open cases in one process
 CASE_BYTES = 1 << 20  # of an open case without the voxels of its classes
+Patch = tuple[Floats, ClassMap]
 
 
 @dataclass(frozen=True)
@@ -78,20 +79,33 @@ class PatchSampler:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # open files cannot be sent to a worker process
 
-    def draw(
-        self, at: Position, size: Triple, border: Border = "constant"
-    ) -> tuple[Floats, ClassMap]:
+    def draw(self, at: Position, size: Triple, border: Border = "constant") -> Patch:
         """Return the patch at a position, with `size` voxels.
 
         Beyond the case it is padded with zeros, or with the nearest voxel of the case if `border`
-        is "nearest".
+        is "nearest". With the plan's `mix_probability`, a box of it comes from another case.
 
         Returns:
             image (channel, *size) and label (*size); for a cascade label (2, *size), where the
             second one is the segmentation of the previous stage.
         """
-        rng = at.rng()
-        case = self._case(at)
+        rng, names = at.rng(), self.names_at(at)
+        (image, label), *others = (self._patch(name, at, rng, size, border) for name in names)
+        for other_image, other_label in others:
+            x, y, z = random_box(size, rng)
+            image[..., x, y, z] = other_image[..., x, y, z]
+            label[..., x, y, z] = other_label[..., x, y, z]
+        return image, label
+
+    def names_at(self, at: Position) -> list[str]:
+        """Return the case of the patch at a position, and the case that a box of it comes from."""
+        name, share = self.name_at(at), self.sampling.mix_probability
+        if not share or (rng := at.rng().spawn(2)[1]).random() >= share:  # the augmentation has [0]
+            return [name]
+        return [name, rng.choice([case for case in self.cases if case != name] or [name])]
+
+    def _patch(self, name: str, at: Position, rng: Rng, size: Triple, border: Border) -> Patch:
+        case = self._case(name)
         centre = self._centre(case, at, rng)
         box = [[c - s // 2, c - s // 2 + s] for c, s in zip(centre, size, strict=True)]
         image, label = _cut(case.image, box, border), _cut(case.label, box, border)
@@ -106,9 +120,8 @@ class PatchSampler:
         key = (at.seed, at.fold, round_)
         return self.cases[int(_permutation(key, len(self.cases))[index])]
 
-    def _case(self, at: Position) -> StoredCase:
-        """Return the open case; those used longest ago are closed beyond `OPEN_BYTES`."""
-        name = self.name_at(at)
+    def _case(self, name: str) -> StoredCase:
+        """Return an open case; those used longest ago are closed beyond `OPEN_BYTES`."""
         case = self._open.pop(name, None) or self.store.open(name)
         self._open[name] = case  # last, as the one used most recently
         while len(self._open) > 1 and sum(map(_bytes_of, self._open.values())) > OPEN_BYTES:

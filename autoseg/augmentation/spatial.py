@@ -21,6 +21,7 @@ from autoseg.common.arrays import Array, Doubles, Floats, Triple
 from autoseg.plan.augmentation import Spatial
 
 CELLS_PER_SIGMA = 3
+MIXED_SHARE = (0.25, 0.75)  # of a side of the patch, in a box from another case
 Border = Literal["constant", "nearest"]
 Rng = np.random.Generator
 
@@ -265,3 +266,13 @@ def smoothing_operator(size: int, sigma: float) -> Floats:
 
 def _gaussian(distance: Doubles, sigma: float) -> Doubles:
     return np.asarray(np.exp(-0.5 * (distance / sigma) ** 2))
+
+
+def random_box(size: Triple, rng: Rng) -> list[slice]:
+    """Draw a box of a patch, with a quarter to three quarters of it along each axis, at least 1.
+
+    For CutMix (Yun et al., ICCV 2019), here with the labels of the voxels.
+    """
+    sides = [max(1, round(n * rng.uniform(*MIXED_SHARE))) for n in size]
+    starts = [int(rng.integers(0, n - side + 1)) for n, side in zip(size, sides, strict=True)]
+    return [slice(start, start + side) for start, side in zip(starts, sides, strict=True)]

@@ -17,6 +17,7 @@ class Sampling(sections.Section):
     batch_size: sections.Count
     foreground_share: sections.Share = 0.33
     foreground_mode: Literal["last", "chance"] = "last"
+    mix_probability: sections.Share = Field(0.0, json_schema_extra=sections.SINCE_0_2)
 
 
 Turns = tuple[sections.Range, sections.Range, sections.Range]  # about x, y, z

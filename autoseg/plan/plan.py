@@ -128,6 +128,8 @@ class Plan(sections.Section):
         for case, names in self.annotated.items():
             strange = sorted(set(names) - set(self.classes.names[1:]))
             fault_if(strange, "annotated", names=strange, case=case)
+        mixed = self.sampling.mix_probability
+        fault_if(self.annotated and mixed, "mixed", share=mixed)
         is_known = self.orientation is not None
         fault_if(self.mirrored_labels and not is_known, "mirrored, no orientation")
         for share in self.shares:

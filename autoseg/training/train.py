@@ -49,7 +49,8 @@ def train(plan: Plan, store: CaseStore, split: Split, run: Run) -> State:
     state, so_far = begin(plan, learner, run)  # a new run, or the step at which a run stopped
     sampler = PatchSampler(store, split.train, plan.sampling, steps)
     checks = training.validation_steps if split.validation and group.leads else 0
-    validation = PatchSampler(store, split.validation, plan.sampling, checks)
+    unmixed = plan.sampling.model_copy(update={"mix_probability": 0.0})
+    validation = PatchSampler(store, split.validation, unmixed, checks)
     first = Position(training.seed, run.fold, state.done, so_far.steps, 0)
     samples = group.places(plan.sampling.batch_size)  # B of them, this process's share of a batch
     workers = 0 if state.is_finished(training) else run.workers  # a finished run needs no batch
@@ -167,7 +168,7 @@ def check_finite(
         return
     batch = int(bad[0])
     at = [Position(plan.training.seed, run.fold, state.done, batch, place) for place in samples]
-    names = ", ".join(dict.fromkeys(map(sampler.name_at, at)))
+    names = ", ".join(dict.fromkeys(name for one in at for name in sampler.names_at(one)))
     raise RunError(
         f"the loss became NaN or infinite in epoch {state.done + 1}, batch {batch + 1} ({names}); "
         "lower training.optimizer.learning_rate, or look for implausible intensities in these cases"

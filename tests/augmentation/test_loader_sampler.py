@@ -98,6 +98,43 @@ def test_folds_and_epochs_differ(tmp_path):
     assert len(set(drawn)) > len(drawn) // 2  # a few may agree by chance
 
 
+def test_a_box_of_a_mixed_patch_comes_from_another_case_with_its_labels(tmp_path):
+    size = (16, 12, 8)
+    cases = {f"c{i}": (np.full(size, i), np.full(size, i)) for i in range(3)}
+    sampler = sampler_of(tmp_path, cases, patch_size=size, batch_size=2, mix_probability=1.0)
+    pairs, corners = set(), set()
+    for at in positions(sampler, epochs=20):
+        image, label = sampler.draw(at, size)
+        assert np.array_equal(image[0], label)
+        own = int(sampler.name_at(at)[1:])
+        (other,) = set(np.unique(label)) - {own}
+        inside = np.argwhere(label == other)
+        low, high = inside.min(0), inside.max(0) + 1
+        assert len(inside) == np.prod(high - low)  # a box
+        assert all(n // 4 <= side <= 3 * n // 4 for n, side in zip(size, high - low, strict=True))
+        pairs.add((own, int(other)))
+        corners.add(tuple(low))
+    assert len(pairs) == 6
+    assert len(corners) > 60
+
+
+def test_patches_are_mixed_with_the_probability_of_the_plan(tmp_path):
+    size, share = (4, 4, 4), 0.3
+    options = {"patch_size": size, "batch_size": 5, "mix_probability": share}
+    sampler = sampler_of(tmp_path, numbered(4), steps=20, **options)
+    mixed = [len(np.unique(sampler.draw(at, size)[0])) > 1 for at in positions(sampler, epochs=10)]
+    assert np.mean(mixed) == pytest.approx(share, abs=0.05)
+    assert len(set(mixed)) == 2
+
+
+def test_a_single_case_is_mixed_with_itself(tmp_path):
+    cases = {"a": (np.arange(512.0).reshape(8, 8, 8), np.ones((8, 8, 8)))}
+    sampler = sampler_of(tmp_path, cases, patch_size=(4, 4, 4), batch_size=2, mix_probability=1.0)
+    images = [sampler.draw(at, (4, 4, 4))[0] for at in positions(sampler, epochs=5)]
+    assert all(image.shape == (1, 4, 4, 4) for image in images)
+    assert any(np.any(np.diff(image[0], axis=2) != 1) for image in images)
+
+
 axes = st.tuples(st.integers(1, 9), st.integers(0, 12), st.integers(0, 100))
 
 

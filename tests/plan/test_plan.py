@@ -195,3 +195,10 @@ def test_compiling_by_default_keeps_the_ids_of_plans_without() -> None:
     ids = {wish: tiny_plan(training={"compile": wish}).id for wish in ("auto", False, True)}
     assert ids["auto"] == ids[False] != ids[True]
     assert tiny_plan().model_dump(mode="json")["training"]["compile"] == "auto"
+
+
+def test_patches_of_partly_annotated_cases_are_not_mixed() -> None:
+    annotated = {"a": ["organ"]}
+    assert tiny_plan(annotated=annotated, sampling={"mix_probability": 0}).annotated
+    with pytest.raises(PlanError, match=r"mix_probability is 0\.5"):
+        tiny_plan(annotated=annotated, sampling={"mix_probability": 0.5})

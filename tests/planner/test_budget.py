@@ -315,6 +315,13 @@ def test_flat_patches_are_rotated_in_their_plane_only() -> None:
     assert layer.values["augmentation"][0]["rotation_degrees"] == [[0, 0], [0, 0], [-20, 20]]
 
 
+def test_partly_annotated_cases_are_not_mixed() -> None:
+    rules = tiny_plan(annotated={"a": ["organ"]}, augmentation=[{"transform": "spatial"}])
+    layer = short_recipe(rules, 60, FEW_CASES, mirror=True)
+    assert layer is not None
+    assert "mix_probability" not in layer.values["sampling"]
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 def test_few_cases_are_varied_more(mirror: bool) -> None:
     transforms = [{"transform": "spatial"}, {"transform": "gamma"}, {"transform": "mirror"}]
@@ -328,6 +335,8 @@ def test_few_cases_are_varied_more(mirror: bool) -> None:
     assert few.values["training"] == many.values["training"]
     spatial, *others = few.values["augmentation"]
     assert spatial["elastic_probability"] > 0
+    assert few.values["sampling"]["mix_probability"] > 0
+    assert "mix_probability" not in many.values["sampling"]
     assert [each["transform"] for each in others] == ["gamma"] + ["mirror"] * mirror
     assert [each["axes"] for each in others[1:]] == [[1]] * mirror  # from side to side
     no_sides = short_recipe(tiny_plan(orientation=None, **changes), 60, FEW_CASES, mirror=True)

@@ -138,6 +138,8 @@ def test_schedule(plan: Plan) -> None:
 
 def test_folds_inference_and_the_share_of_the_infection(plan: Plan) -> None:
     assert plan.splits.folds == 5
+    assert plan.sampling.mix_probability == 0
+    assert plan.provenance["sampling.mix_probability"].source.startswith("reference plan")
     assert plan.inference.overlap == (80, 80, 40)
     assert (plan.inference.weighting, plan.inference.mirror_axes) == ("uniform", ())
     assert [share.model_dump() for share in plan.shares] == [{"label": 3, "container": (1, 2)}]

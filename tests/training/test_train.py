@@ -108,6 +108,19 @@ def test_validation_patches_stay_the_same_unless_augmented(tmp_path):
     assert losses[True][0] != losses[True][1]
 
 
+def test_validation_patches_are_not_mixed(tmp_path):
+    losses = {}
+    for share in (0.0, 1.0):
+        still = {"optimizer": "sgd", "learning_rate": 1e-30, "weight_decay": 0.0}
+        plan = training_plan(norm="instance", optimizer=still, epochs=1)
+        sampling = plan.sampling.model_copy(update={"mix_probability": share})
+        plan = plan.model_copy(update={"sampling": sampling})
+        (epoch,) = start(plan, store_of(tmp_path, plan), tmp_path / str(share)).history
+        losses[share] = epoch
+    assert losses[0.0].training_loss != losses[1.0].training_loss
+    assert losses[0.0].validation_loss == losses[1.0].validation_loss is not None
+
+
 def spoil(store, name, value=np.inf):
     label = np.ones((12, 12, 12), np.int16)
     store_case(store, name, np.full((1, 12, 12, 12), value), label)
