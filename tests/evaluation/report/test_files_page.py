@@ -147,6 +147,17 @@ def test_the_paragraph_for_a_paper_names_resampled_axes_only(
     assert words in methods_of(plan, CrossValidation({0: three_cases()}, ()))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_paragraph_for_a_paper_names_and_cites_mixing(tmp_path: Path, share: float) -> None:
+    plan = tiny_plan(sampling={"mix_probability": share})
+    methods = methods_of(plan, CrossValidation({0: three_cases()}, ()))
+    assert ("In 50 % of the patches" in methods) == (share > 0)
+    written(tmp_path, replace(simple(three_cases()), methods=methods))
+    bibtex = (tmp_path / "references.bib").read_text(encoding="utf-8")
+    assert ("yun2019cutmix" in bibtex) == (share > 0)
+    assert bibtex.count("{") == bibtex.count("}")
+
+
 def test_the_page_states_its_size(tmp_path: Path) -> None:
     text = written(tmp_path, simple(three_cases()))
     assert f"{len(text.encode()) / 1e6:.1f} MB" in text
