@@ -320,14 +320,16 @@ def short_recipe(plan: Plan, seconds: float, cases: int, mirror: bool) -> Layer 
         return recipe
     del recipe.values["network"]
     spatial, *others = plan.model_dump(mode="json")["augmentation"]
-    if not plan.annotated:  # boxes of two cases have one set of annotated classes
+    kind = "few cases"
+    if not plan.annotated:  # a patch has one set of annotated classes
+        kind = "few cases, mixed"
         recipe.values["sampling"]["mix_probability"] = varied["mix_probability"]
     kept = [each for each in others if each["transform"] != "mirror"]
     if mirror and plan.left_right in plan.mirrored_axes:
         kept.append({"transform": "mirror", "axes": [plan.left_right]})
     recipe.values["augmentation"] = [spatial | varied["spatial"], *kept]
     source, evidence = f"{recipe.source} and up to {FEW_CASES} cases", counted(cases, "case")
-    say(TEXT("few cases", cases=evidence))
+    say(TEXT(kind, cases=evidence))
     return replace(recipe, source=source, evidence=evidence)
 
 
