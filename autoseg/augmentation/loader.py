@@ -98,11 +98,11 @@ class PatchSampler:
         return image, label
 
     def names_at(self, at: Position) -> list[str]:
-        """Return the case of the patch at a position, and the case that a box of it comes from."""
+        """Return the case of the patch at a position and, if it is mixed, that of its box."""
         name, share = self.name_at(at), self.sampling.mix_probability
-        if not share or (rng := at.rng().spawn(2)[1]).random() >= share:  # the augmentation has [0]
-            return [name]
-        return [name, rng.choice([case for case in self.cases if case != name] or [name])]
+        rng = at.rng().spawn(2)[1]  # the first is for the transforms
+        others = [case for case in self.cases if case != name] if rng.random() < share else []
+        return [name, *rng.permutation(others)[:1]]
 
     def _patch(self, name: str, at: Position, rng: Rng, size: Triple, border: Border) -> Patch:
         case = self._case(name)
